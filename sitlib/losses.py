@@ -1,0 +1,42 @@
+"""What a reconstruction is judged by in training: one sum in pixel space, after the inverse DWT (SIT, arXiv 2412.09607, section 4)."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sitlib.config import TokenizerLossConfig
+from sitlib.perceptual import load_lpips
+from sitlib.tokenizer import TokenizerOutput
+
+
+@dataclass
+class LossTerms:
+    """The weighted sum and its unweighted parts, all scalars."""
+
+    total: Tensor
+    parts: dict[str, Tensor]  # name -> value before its weight, detached
+
+
+class TokenizerLoss(nn.Module):
+    """1.0 L2 + 0.1 LPIPS + 0.25 commitment (+ codebook), the weights being those of `config`.
+
+    L2 is the mean squared error in [-1, 1]. LPIPS (arXiv 1801.03924) compares features of a frozen network.
+    """
+
+    def __init__(self, config: TokenizerLossConfig, weights: str = "weights"):
+        super().__init__()
+        self.config = config
+        self.perceptual = load_lpips(config.lpips_net, weights) if config.lpips else None
+
+    def forward(self, output: TokenizerOutput, images: Tensor) -> LossTerms:
+        """Loss of one pass over images [B, 3, H, W] in [0, 1]."""
+        parts = {
+            "l2": 4 * F.mse_loss(output.reconstruction, images),  # [0, 1] -> [-1, 1] doubles differences
+            "commitment": output.commitment_loss,
+            "codebook": output.codebook_loss,
+        }
+        if self.perceptual is not None:
+            parts["lpips"] = self.perceptual(output.reconstruction, images).mean()
+        total = sum(getattr(self.config, name) * value for name, value in parts.items())
+        return LossTerms(total, {name: value.detach() for name, value in parts.items()})

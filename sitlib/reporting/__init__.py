@@ -1,0 +1,1 @@
+"""From notebooks to reports: canonical sources, runner, figures, tables, headline, front page."""

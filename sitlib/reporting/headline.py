@@ -1,0 +1,203 @@
+"""The headline: every run's metrics gathered into one file, with what they were measured on.
+
+    python -m sitlib.reporting.headline --output metrics/headline.json
+
+Reads `metrics/tokenizer/<variant>-seed<k>.json`, `metrics/generation/<variant>-seed<k>.json` and
+`metrics/seconds/*.json`. A value is `{"mean", "std", "seeds"}`: mean and sample standard deviation (null for
+one seed) over the seeds of a variant.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from sitlib.paths import ROOT, resolve
+
+TOKENIZER_METRICS = ("psnr", "lpips_alex", "lpips_vgg", "usage")
+GENERATION_METRICS = ("fd_lite0", "kid", "nats_per_token")
+PACKAGES = ("torch", "torchvision", "numpy", "pywavelets", "lpips", "torchmetrics", "accelerate", "dvc")
+RUN_FILE = re.compile(r"(?P<variant>.+)-seed(?P<seed>\d+)\.json")
+
+
+class HeadlineError(RuntimeError):
+    """Metrics that cannot be gathered; the message says which file and what to do."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Content of a metrics file. Raises HeadlineError if it is not a JSON object."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise HeadlineError(f"{path} is not JSON ({error}); delete it and run dvc repro.") from error
+    if not isinstance(values, dict):
+        raise HeadlineError(f"{path} holds no JSON object; delete it and run dvc repro.")
+    return values
+
+
+def spread(values: Sequence[float]) -> dict[str, float | int | None]:
+    """Mean and sample standard deviation over seeds; None if a value is not finite, std also for one seed."""
+    finite = all(math.isfinite(value) for value in values)
+    return {
+        "mean": _rounded(statistics.fmean(values)) if finite else None,
+        "std": _rounded(statistics.stdev(values)) if finite and len(values) > 1 else None,
+        "seeds": len(values),
+    }
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
+def runs_of(folder: Path, listed: set[tuple[str, int]] | None) -> dict[str, list[dict[str, Any]]]:
+    """Variant -> the metrics of its seeds; a run that is not `listed` is left out, and a line says so."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*.json")):
+        match = RUN_FILE.fullmatch(path.name)
+        if match is None:
+            continue
+        if listed is not None and (match["variant"], int(match["seed"])) not in listed:
+            print(f"Left out of the headline: {folder.name}/{path.name}, which params.yaml no longer lists.")
+            continue
+        runs.setdefault(match["variant"], []).append(read_json(path))
+    return runs
+
+
+def summary(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], metrics: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Variant -> metric -> `spread` over the runs that have it; a metric that no run has is absent."""
+    table = {}
+    for variant, records in runs.items():
+        found = {name: [record[name] for record in records if name in record] for name in metrics}
+        # null in a metrics file stands for a value that was not finite
+        table[variant] = {
+            name: spread([math.nan if value is None else value for value in values])
+            for name, values in found.items()
+            if values
+        }
+    return table
+
+
+def protocol(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """How the runs were judged: an entry that all share as it is, one that differs as `{variant: value}`."""
+    found: dict[str, dict[str, Any]] = {}
+    for variant, records in runs.items():
+        for key, value in records[0].get("protocol", {}).items():
+            found.setdefault(key, {})[variant] = value
+    merged = {}
+    for key, values in found.items():
+        first = next(iter(values.values()))
+        same = len(values) == len(runs) and all(value == first for value in values.values())
+        merged[key] = first if same else values
+    return merged
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, logical cores this process may use, memory in GiB and GPU (null without one)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = None
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        memory = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": _cpu_name(), "logical_cores": cores, "memory_gib": memory, "gpu": gpu}
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        match = re.search(r"^model name\s*:\s*(.+)$", info.read_text(errors="replace"), re.MULTILINE)
+        if match:
+            return " ".join(match[1].split())
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def revision(root: Path = ROOT) -> str:
+    """Commit that was run, with "-dirty" where tracked sources differ from it; "unknown" without git.
+
+    What the pipeline itself writes (metrics, reports, dvc.lock) does not count as a difference.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "--short=12", "HEAD")
+        written = [f":(exclude){name}" for name in ("metrics", "reports", "dvc.lock")]
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *written)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{commit}-dirty" if changed else commit
+
+
+def _listed(names: Sequence[str] | None, seeds: Sequence[int] | None) -> set[tuple[str, int]] | None:
+    return None if names is None or seeds is None else {(name, seed) for name in names for seed in seeds}
+
+
+def gather(root: Path = ROOT) -> dict[str, Any]:
+    """The headline of the project at `root`. Raises HeadlineError if there is nothing to gather."""
+    metrics = root / "metrics"
+    parameters = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    generators = parameters.get("generators")
+    generators = None if generators is None else [f"ar_{name}" for name in generators]
+    trained = _listed(parameters.get("tokenizers"), parameters.get("seeds"))
+    tokenizers = runs_of(metrics / "tokenizer", trained)
+    generation = runs_of(metrics / "generation", _listed(generators, parameters.get("generator_seeds")))
+    if not tokenizers and not generation:
+        raise HeadlineError(f"No metrics in {metrics}: run dvc repro.")
+    seconds = [read_json(path) for path in sorted((metrics / "seconds").glob("*.json"))]
+    return {
+        "profile": parameters["profile"],
+        "revision": revision(root),
+        "hardware": hardware(),
+        "versions": versions(),
+        "seconds": {record["stage"]: record["seconds"] for record in seconds},
+        "tokenizer": summary(tokenizers, TOKENIZER_METRICS),
+        "generation": {"class": summary(generation, GENERATION_METRICS)},
+        "protocol": {"tokenizer": protocol(tokenizers), "generation": protocol(generation)},
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    about = __doc__.split("\n")[0]
+    parser = argparse.ArgumentParser("python -m sitlib.reporting.headline", description=about)
+    parser.add_argument("--output", required=True, help="JSON file to write")
+    options = parser.parse_args(arguments)
+    try:
+        headline = gather()
+    except HeadlineError as error:
+        print(error, file=sys.stderr)
+        return 1
+    output = resolve(options.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(headline, indent=2, ensure_ascii=False, allow_nan=False)
+    output.write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

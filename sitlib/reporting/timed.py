@@ -1,0 +1,30 @@
+"""Runs a command of a pipeline stage and records how long it took: `python -m sitlib.reporting.timed`."""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+
+from sitlib.paths import resolve
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m sitlib.reporting.timed", description=__doc__)
+    parser.add_argument("--stage", required=True, help="name of the stage")
+    parser.add_argument("--seconds", required=True, help="JSON file for the wall time")
+    parser.add_argument("module", help="module to run, as in python -m")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    options = parser.parse_args()
+    began = time.perf_counter()
+    status = subprocess.run([sys.executable, "-m", options.module, *options.arguments]).returncode
+    if status:
+        sys.exit(status)
+    record = {"stage": options.stage, "seconds": round(time.perf_counter() - began, 1)}
+    path = resolve(options.seconds)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

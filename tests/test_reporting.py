@@ -1,0 +1,592 @@
+"""Canonical notebooks, the runner, figures and tables, the headline and the front page."""
+
+import base64
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
+
+from sitlib.paths import ROOT
+from sitlib.reporting import canonical, executed, headline, names, page, plots, runner, site, tables
+
+# ---------------------------------------------------------------- canonical notebooks
+
+
+@pytest.fixture
+def saved_in_lab() -> nbformat.NotebookNode:
+    """A notebook as JupyterLab leaves it: outputs, counts, metadata, random ids, an empty cell at the end."""
+    cells = [
+        new_markdown_cell("# Title é", attachments={"a.png": {"image/png": "aGk="}}),
+        new_code_cell("x = 1\nx", execution_count=7, metadata={"tags": ["parameters"], "collapsed": True}),
+        new_code_cell("", metadata={"trusted": True}),
+    ]
+    cells[1].outputs = [new_output("execute_result", {"text/plain": "1"}, execution_count=7)]
+    kernel = {"name": "my-env", "display_name": "Mine", "language": "python"}
+    return new_notebook(cells=cells, metadata={"kernelspec": kernel, "widgets": {"state": {}}})
+
+
+def test_canonical_keeps_code_text_tags_and_attachments_only(saved_in_lab):
+    text = canonical.canonical(nbformat.writes(saved_in_lab), "x.ipynb")
+    kept = json.loads(text)
+    assert [cell["id"] for cell in kept["cells"]] == ["cell-01", "cell-02"]
+    assert kept["metadata"] == {"kernelspec": canonical.KERNELSPEC}
+    assert kept["cells"][0]["attachments"] == {"a.png": {"image/png": "aGk="}}
+    code = kept["cells"][1]
+    assert code["metadata"] == {"tags": ["parameters"]}
+    assert (code["outputs"], code["execution_count"], code["source"]) == ([], None, ["x = 1\n", "x"])
+    assert text.endswith("}\n") and "é" in text
+    nbformat.validate(nbformat.reads(text, as_version=4))
+
+
+def test_canonical_is_idempotent_and_blind_to_what_jupyterlab_changes(saved_in_lab):
+    text = canonical.canonical(nbformat.writes(saved_in_lab), "x.ipynb")
+    assert canonical.canonical(text, "x.ipynb") == text
+    rerun = nbformat.reads(text, as_version=4)
+    rerun.cells[1].update(execution_count=1, outputs=[new_output("stream", text="hello")])
+    rerun.cells.append(new_code_cell("\n"))
+    rerun.metadata.language_info = {"name": "python", "version": "3.12.1"}
+    assert canonical.canonical(nbformat.writes(rerun), "x.ipynb") == text
+    rerun.cells[1].source = "x = 2"
+    assert canonical.canonical(nbformat.writes(rerun), "x.ipynb") != text
+
+
+def test_canonical_command_checks_writes_and_copies(saved_in_lab, tmp_path, capsys):
+    folder, copies = tmp_path / "notebooks", tmp_path / "build"
+    (folder / ".ipynb_checkpoints").mkdir(parents=True)
+    (folder / ".ipynb_checkpoints" / "01_x-checkpoint.ipynb").write_text("{broken")
+    copies.mkdir()
+    (copies / "00_gone.ipynb").write_text("{}")
+    nbformat.write(saved_in_lab, folder / "01_x.ipynb")
+    assert canonical.main([str(folder), "--check"]) == 1
+    said = capsys.readouterr().err
+    assert "01_x.ipynb is not canonical" in said and "--write" in said
+    assert canonical.main([str(folder), "--output", str(copies)]) == 0
+    assert canonical.main([str(folder), "--write"]) == 0
+    assert canonical.main([str(folder), "--check"]) == 0
+    assert (copies / "01_x.ipynb").read_text() == (folder / "01_x.ipynb").read_text()
+    assert [path.name for path in copies.iterdir()] == ["01_x.ipynb"]
+
+
+@pytest.mark.parametrize("content", [b"{broken", b"[]", b'{"cells": 3}', b"\xff\xfe", b""])
+def test_a_file_that_is_no_notebook_is_named(content, tmp_path, capsys):
+    (tmp_path / "07_bad.ipynb").write_bytes(content)
+    assert canonical.main([str(tmp_path), "--check"]) == 1
+    said = capsys.readouterr().err
+    assert "07_bad.ipynb is not a readable notebook" in said and "Traceback" not in said
+
+
+def test_an_empty_folder_of_notebooks_is_an_error(tmp_path, capsys):
+    assert canonical.main([str(tmp_path), "--check"]) == 1
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_the_notebooks_of_the_project_are_canonical():
+    assert canonical.not_canonical(ROOT / "notebooks") == []
+
+
+# ---------------------------------------------------------------- the runner
+
+DEMO = [
+    new_markdown_cell(
+        "# Demo of a run\n\nEnergy $E_s = \\sum_i c_i^2$ and [a paper](https://arxiv.org/abs/1).\n\n$$a^2$$"
+    ),
+    new_code_cell("variant: str = 'none'\nsteps = 1", metadata={"tags": ["parameters"]}),
+    new_code_cell(
+        "import os, sys, warnings\nfrom tqdm import tqdm\nfrom sitlib.reporting import plots\n"
+        "for i in tqdm(range(steps)): pass\nprint('step 1 of 2, ETA 00:01')\nprint('50\\r100')\n"
+        "print('where', os.getcwd(), sys.executable)\nprint(variant, type(steps).__name__)\nwarnings.warn('careful')"
+    ),
+    new_code_cell(
+        "import matplotlib.pyplot as plt\nplots.style()\nfig, axis = plt.subplots()\naxis.plot([1, 3, 2])\n"
+        "plots.show(fig, 'A line that \"rises\" & falls')"
+    ),
+    new_code_cell("plots.table([{'model': 'SIT-4', 'PSNR': 23.456}], 'Scores')\nobject()"),
+]
+FAILING = [
+    new_code_cell("print('so far', end='')"),
+    new_markdown_cell("text"),
+    new_code_cell("raise ValueError('no\\nluck')"),
+]
+
+
+def run_notebook(cells: list, folder: Path, name: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Run the command in a process of its own, as a stage of the pipeline does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    nbformat.write(
+        new_notebook(cells=cells, metadata={"kernelspec": canonical.KERNELSPEC}), folder / f"{name}.ipynb"
+    )
+    command = [sys.executable, "-m", "sitlib.reporting.runner", str(folder / f"{name}.ipynb")]
+    command += ["--output", str(folder / "reports" / f"{name}-run"), "--stage", "demo stage", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    folder = tmp_path_factory.mktemp("demo folder")
+    seconds = str(folder / "metrics" / "seconds.json")
+    return folder, run_notebook(
+        DEMO, folder, "01_demo", "-p", "variant", "sit4", "-p", "steps", "3", "--seconds", seconds
+    )
+
+
+def output_text(notebook: nbformat.NotebookNode) -> str:
+    return "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+
+
+def test_a_run_prints_live_and_writes_report_and_time(demo):
+    folder, done = demo
+    assert done.returncode == 0, done.stderr
+    assert "sit4 int\n" in done.stdout and "ETA 00:01" in done.stdout and "3/3" in done.stderr
+    assert sorted(path.name for path in (folder / "reports").iterdir()) == [
+        "01_demo-run.html",
+        "01_demo-run.ipynb",
+        "failed",
+    ]
+    assert not list((folder / "reports" / "failed").iterdir())
+    record = json.loads((folder / "metrics" / "seconds.json").read_text())
+    assert record["stage"] == "demo stage" and 0 < record["seconds"] < 100
+
+
+def test_a_run_uses_this_interpreter_and_the_project_root(demo):
+    _, done = demo
+    assert f"where {ROOT} {sys.executable}" in done.stdout
+
+
+def test_the_executed_notebook_holds_results_only(demo):
+    folder, _ = demo
+    notebook = nbformat.read(folder / "reports" / "01_demo-run.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    text = output_text(notebook)
+    assert "sit4 int" in text and "100\n" in text and "<cell>:9: UserWarning: careful" in text
+    for noise in ("ETA", "it/s", "\r", "50", str(ROOT)):
+        assert noise not in text
+    assert [cell.id for cell in notebook.cells] == [f"cell-{i:02d}" for i in range(1, 7)]
+    assert all(set(cell.metadata) <= {"tags"} for cell in notebook.cells)
+    assert notebook.cells[-1].outputs[-1].data["text/plain"] == "<object at 0x…>"
+
+
+class Page(HTMLParser):
+    """What a browser would fetch for a page, and the text alternatives of its images."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.fetched, self.alternatives, self.tags = [], [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.tags.append(tag)
+        if tag == "img":
+            self.alternatives.append(values.get("alt"))
+        if tag != "a":
+            self.fetched += [values[key] for key in ("src", "href", "srcset", "data") if key in values]
+
+
+def fetched(html: str) -> list[str]:
+    return [url for url in Page(html).fetched if not url.startswith("data:")] + re.findall(
+        r"@import|url\(\s*['\"]?http", html
+    )
+
+
+def test_the_html_report_is_readable_offline(demo):
+    folder, _ = demo
+    html = (folder / "reports" / "01_demo-run.html").read_text()
+    parsed = Page(html)
+    assert fetched(html) == []
+    assert parsed.alternatives == ['A line that "rises" & falls']
+    assert (
+        "math" in parsed.tags
+        and "script" not in parsed.tags
+        and "$" not in re.sub(r"<style>.*?</style>", "", html, flags=re.S)
+    )
+    assert "<title>Demo of a run (demo stage)</title>" in html and 'href="index.html"' in html
+    assert "23.456" in html and "Parameters of this run" in html
+
+
+def test_equal_results_give_equal_bytes(demo):
+    folder, _ = demo
+    first = {path.name: path.read_bytes() for path in (folder / "reports").glob("01_demo*")}
+    again = run_notebook(DEMO, folder, "01_demo", "-p", "variant", "sit4", "-p", "steps", "3")
+    assert again.returncode == 0
+    assert {path.name: path.read_bytes() for path in (folder / "reports").glob("01_demo*")} == first
+
+
+def test_a_failing_cell_ends_in_two_lines_and_leaves_old_reports_alone(tmp_path):
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "02_bad-run.html").write_text("old")
+    done = run_notebook(FAILING, tmp_path, "02_bad", "--seconds", str(tmp_path / "seconds.json"))
+    partial = tmp_path / "reports" / "failed" / "02_bad-run.ipynb"
+    assert done.returncode == 1
+    assert done.stdout == "so far\n"
+    assert done.stderr.splitlines() == [
+        "02_bad failed in cell 2: ValueError: no luck",
+        f"The partial notebook is at {partial}",
+    ]
+    assert "so far" in output_text(nbformat.read(partial, as_version=4))
+    assert (tmp_path / "reports" / "02_bad-run.html").read_text() == "old"
+    assert not (tmp_path / "seconds.json").exists()
+
+
+def test_a_dead_kernel_ends_in_two_lines(tmp_path):
+    cells = [new_code_cell("x = 1"), new_code_cell("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")]
+    done = run_notebook(cells, tmp_path, "03_dead")
+    assert done.returncode == 1
+    first, second = done.stderr.splitlines()
+    assert first == "03_dead failed in cell 2: the kernel died, often because memory ran out"
+    assert (tmp_path / "reports" / "failed" / "03_dead-run.ipynb").exists() and "03_dead-run.ipynb" in second
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_takes_its_kernel_along(number, status, tmp_path):
+    source = f"import os, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\nprint('up')\ntime.sleep(60)"
+    nbformat.write(new_notebook(cells=[new_code_cell(source)]), tmp_path / "04_long.ipynb")
+    command = [sys.executable, "-m", "sitlib.reporting.runner", str(tmp_path / "04_long.ipynb")]
+    command += ["--output", str(tmp_path / "reports" / "04_long"), "--stage", "long"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert "Traceback" not in said or "IPKernelApp" in said  # the kernel may complain, the runner does not
+    kernel = int((tmp_path / "pid").read_text())
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and alive(kernel):
+        time.sleep(0.1)
+    assert not alive(kernel)
+    assert not list((tmp_path / "reports").glob("*.*"))
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_mistakes_on_the_command_line_are_sentences(tmp_path, capsys):
+    path = tmp_path / "05_x.ipynb"
+    nbformat.write(new_notebook(cells=DEMO[:2]), path)
+    options = ["--output", str(tmp_path / "out"), "--stage", "s"]
+    for extra, sentence in [
+        (["-p", "colour", "1"], "05_x has no parameter colour; its parameters cell defines: variant, steps."),
+        (["-p", "steps", "[1"], "'[1' is not a YAML value: quote it."),
+    ]:
+        assert runner.main([str(path), *options, *extra]) == 1
+        assert capsys.readouterr().err == sentence + "\n"
+    assert runner.main([str(tmp_path / "06_none.ipynb"), *options]) == 1
+    assert "There is no notebook" in capsys.readouterr().err
+    path.write_text("{broken")
+    assert runner.main([str(path), *options]) == 1
+    assert "is not a readable notebook" in capsys.readouterr().err
+
+
+def test_parameters_are_typed_as_in_yaml():
+    values = {
+        "3": 3,
+        "0.5": 0.5,
+        "1e-4": 1e-4,
+        "sit4": "sit4",
+        "[1, a]": [1, "a"],
+        "null": None,
+        "true": True,
+    }
+    assert {text: runner.parameter(text) for text in values} == values
+    assert isinstance(runner.parameter("1e3"), float)
+
+
+def test_a_report_is_replaced_as_a_whole(tmp_path):
+    target = tmp_path / "deep" / "report.html"
+    runner.write(target, "first")
+    with pytest.raises(UnicodeEncodeError):
+        runner.write(target, "half \ud800")
+    assert target.read_text() == "first" and [path.name for path in target.parent.iterdir()] == [
+        "report.html"
+    ]
+
+
+# ---------------------------------------------------------------- executed notebooks and the page
+
+
+def test_progress_lines_go_and_results_stay():
+    text = "epoch 1\r 10%|#  | 1/10 [00:01<00:09, 1.0it/s]\nloss 0.5\n37it [00:01, 30it/s]\nstep 5/9 ETA 0:12\r\ndone\r\n"
+    assert executed.without_progress(text) == "loss 0.5\ndone\n"
+    assert executed.without_progress("50 %|x\nBETA 3\n\n") == "50 %|x\nBETA 3\n\n"
+
+
+def test_small_png_keeps_photographs_exact_and_drawings_close(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    assert np.array_equal(pixels(executed.smaller_png(encoded(noise))), noise)
+    fig, axis = plt.subplots(dpi=100)
+    for phase in range(8):
+        axis.plot(np.sin(np.arange(200) / 20 + phase), color=plots.colour(f"series {phase}"), alpha=0.7)
+    drawing = plots.png(fig)
+    plt.close(fig)
+    smaller = executed.smaller_png(drawing)
+    assert len(smaller) < 0.7 * len(drawing)
+    assert np.abs(pixels(smaller).astype(int) - pixels(drawing)).mean() < 0.5
+    clear = np.zeros((8, 8, 4), dtype=np.uint8)
+    assert executed.smaller_png(encoded(clear)) == encoded(clear)
+
+
+def encoded(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def test_widget_outputs_are_dropped():
+    data = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "  0%|"}
+    notebook = new_notebook(cells=[new_code_cell("x", outputs=[new_output("display_data", data)])])
+    executed.clean(notebook)
+    assert notebook.cells[0].outputs == []
+
+
+def test_formulas_become_mathml_and_unknown_ones_stay():
+    assert "<msup>" in page.formula("a^2", "inline") and 'display="block"' in page.formula("x", "block")
+    assert "<code>" in page.formula(r"\frac{", "inline")
+
+
+# ---------------------------------------------------------------- figures and tables
+
+
+def test_models_keep_their_colour_and_name():
+    assert (
+        plots.colour("sit4")
+        == plots.colour("sit4-seed1")
+        == plots.colour("ar_sit4-0")
+        != plots.colour("vit_vqgan")
+    )
+    assert plots.colour("anything else") == plots.colour("anything else") in plots.SPARE
+    expected = {
+        "sit4": "SIT-4",
+        "vit_vqgan": "ViT-VQGAN",
+        "ar_sit5-seed1": "AR-SIT-5, seed 1",
+        "ar_vit_vqgan": "AR-ViT-VQGAN",
+        "sit_scd4": "SIT-scd4",
+        "top_k": "top k",
+    }
+    assert {name: names.label(name) for name in expected} == expected
+
+
+def test_show_attaches_the_alternative_and_closes(monkeypatch):
+    shown = []
+    monkeypatch.setattr(plots, "display", lambda data, raw, metadata: shown.append((data, metadata)))
+    fig, _ = plt.subplots()
+    with pytest.raises(ValueError, match="what the figure shows"):
+        plots.show(fig, "  ")
+    plots.show(fig, "One\n  line")
+    ((data, metadata),) = shown
+    assert metadata == {"image/png": {"alt": "One line"}} and data["text/plain"] == "One line"
+    assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
+    assert not plt.fignum_exists(fig.number)
+
+
+@pytest.mark.parametrize("rows", [None, ["original", "decoded from codes"]])
+def test_image_grid_draws_pixels_as_exact_squares(rows):
+    images = np.random.default_rng(0).random((4, 3, 16, 16)).astype(np.float32)
+    fig = plots.image_grid(images, titles=["a", "b"] if rows else list("abcd"), row_labels=rows, scale=3)
+    drawn = pixels(plots.png(fig))
+    plt.close(fig)
+    for image in images:
+        tile = (image.transpose(1, 2, 0) * 255 + 0.5).astype(np.uint8).repeat(3, axis=0).repeat(3, axis=1)
+        windows = np.lib.stride_tricks.sliding_window_view(drawn, tile.shape)[:, :, 0]
+        assert (windows == tile).all(axis=(2, 3, 4)).sum() == 1
+
+
+def test_image_grid_of_64_px_images_fills_a_page_and_no_more():
+    fig = plots.image_grid(np.zeros((16, 1, 64, 64)), row_labels=["original", "ViT-VQGAN"])
+    width, height = fig.get_size_inches() * fig.dpi
+    plt.close(fig)
+    assert 8 * 128 < width <= plots.PAGE_WIDTH and height > 2 * 128
+
+
+def test_image_grid_says_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"not \[1, 2, 8, 8\]"):
+        plots.image_grid(np.zeros((2, 8, 8)))
+    with pytest.raises(ValueError, match="3 titles"):
+        plots.image_grid(np.zeros((4, 3, 8, 8)), titles=list("abc"), columns=2)
+    with pytest.raises(ValueError, match="3 row labels for 4 images in 2 columns, 2 rows"):
+        plots.image_grid(np.zeros((4, 3, 8, 8)), row_labels=list("abc"), columns=2)
+
+
+def test_smoothing_keeps_lines_and_means():
+    line = np.arange(50.0)
+    assert np.allclose(plots.smoothed(line, 5)[2:-2], line[2:-2])
+    assert np.allclose(plots.smoothed(np.full(30, 2.5), 9), 2.5)
+    assert np.array_equal(plots.smoothed(line, 1), line)
+
+
+def test_curves_one_panel_a_column_and_one_legend_entry_a_run():
+    runs = {
+        f"sit4-seed{seed}": {"step": range(40), "loss": np.arange(40.0), "psnr": [np.nan] * 20 + [20.0] * 20}
+        for seed in (0, 1)
+    }
+    fig = plots.curves(runs, {"loss": "loss", "psnr": "PSNR, dB"})
+    assert [axis.get_ylabel() for axis in fig.axes] == ["loss", "PSNR, dB"]
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["SIT-4, seed 0", "SIT-4, seed 1"]
+    plt.close(fig)
+    with pytest.raises(ValueError, match="sit4-seed0 lack 'lpips'"):
+        plots.curves(runs, ["lpips"])
+    plt.close("all")
+
+
+def test_tables_format_values_and_mark_the_best():
+    rows = [
+        {"model": "a<b", "PSNR": {"mean": 23.456, "std": 0.12, "seeds": 2}, "n": 12345},
+        {"model": "c", "PSNR": {"mean": 24.0, "std": None, "seeds": 1}, "n": None},
+        {"model": "d", "PSNR": float("nan")},
+    ]
+    html = tables.html_table(rows, "Scores & more", digits={"PSNR": 2}, best={"PSNR": "max"})
+    assert "<caption>Scores &amp; more</caption>" in html and "a&lt;b" in html
+    assert "<td>23.46 ± 0.12</td>" in html and "<td><strong>24.00</strong></td>" in html and "n/a" in html
+    text = tables.text_table(rows, "Scores", digits={"PSNR": 2}, best={"PSNR": "max"})
+    assert "24.00*" in text and len(text.splitlines()) == 5
+    with pytest.raises(ValueError, match="LPIPS"):
+        tables.html_table(rows, "x", best={"LPIPS": "min"})
+
+
+# ---------------------------------------------------------------- headline and front page
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    """Metrics of two tokenizers (two seeds), one autoregressive model (one seed), and a run that is no longer listed."""
+    files = {
+        "tokenizer/sit4-seed0": {"psnr": 23.0, "lpips_alex": 0.2, "lpips_vgg": 0.3, "usage": 99.0},
+        "tokenizer/sit4-seed1": {"psnr": 24.0, "lpips_alex": 0.18, "lpips_vgg": 0.3, "usage": 97.0},
+        "tokenizer/vit_vqgan-seed0": {"psnr": 22.0, "lpips_alex": 0.25, "lpips_vgg": None, "usage": 99.0},
+        "tokenizer/vit_vqgan-seed1": {"psnr": 22.2, "lpips_alex": 0.25, "lpips_vgg": 0.4, "usage": 99.0},
+        "tokenizer/sit9-seed0": {"psnr": 99.0},
+        "generation/ar_sit4-seed0": {"fd_lite0": 120.5, "kid": 0.0123, "nats_per_token": 4.5},
+    }
+    for name, values in files.items():
+        protocol = {"views": "400 crops", "seed": 0} if name.startswith("tokenizer") else {"samples": 512}
+        write_json(
+            tmp_path / "metrics" / f"{name}.json",
+            {**values, "protocol": protocol, "codebooks": {"detail": {}}},
+        )
+    for stage, seconds in {"weights": 30.5, "train sit4": 150.0}.items():
+        write_json(tmp_path / "metrics" / "seconds" / f"{stage}.json", {"stage": stage, "seconds": seconds})
+    (tmp_path / "params.yaml").write_text(
+        "profile: quick\ntokenizers: [vit_vqgan, sit4]\nseeds: [0, 1]\ngenerators: [sit4]\ngenerator_seeds: [0]\n"
+    )
+    return tmp_path
+
+
+def write_json(path: Path, values: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values))
+
+
+def test_headline_gathers_every_listed_run(project, capsys):
+    found = headline.gather(project)
+    assert found["profile"] == "quick" and found["revision"] == "unknown"
+    assert list(found["tokenizer"]) == ["sit4", "vit_vqgan"]
+    assert "tokenizer/sit9-seed0.json" in capsys.readouterr().out
+    sit4 = found["tokenizer"]["sit4"]
+    assert list(sit4) == ["psnr", "lpips_alex", "lpips_vgg", "usage"]
+    assert sit4["psnr"] == {"mean": 23.5, "std": pytest.approx(0.707107), "seeds": 2}
+    assert found["tokenizer"]["vit_vqgan"]["lpips_vgg"] == {"mean": None, "std": None, "seeds": 2}
+    assert found["generation"]["class"]["ar_sit4"]["kid"] == {"mean": 0.0123, "std": None, "seeds": 1}
+    assert found["seconds"] == {"train sit4": 150.0, "weights": 30.5}
+    assert found["protocol"]["tokenizer"] == {"views": "400 crops", "seed": 0}
+    assert found["hardware"]["logical_cores"] >= 1 and found["hardware"]["cpu"]
+    assert found["versions"]["torch"] and found["versions"]["python"].startswith("3.")
+    json.dumps(found, allow_nan=False)
+
+
+def test_headline_shows_where_protocols_differ(project):
+    path = project / "metrics" / "tokenizer" / "sit4-seed0.json"
+    write_json(path, json.loads(path.read_text()) | {"protocol": {"views": "100 crops", "seed": 0}})
+    views = headline.gather(project)["protocol"]["tokenizer"]["views"]
+    assert views == {"sit4": "100 crops", "vit_vqgan": "400 crops"}
+
+
+def test_headline_without_metrics_or_with_broken_ones_is_a_sentence(project):
+    (project / "metrics" / "tokenizer" / "sit4-seed1.json").write_text("{")
+    with pytest.raises(headline.HeadlineError, match=r"sit4-seed1\.json is not JSON"):
+        headline.gather(project)
+    for path in (project / "metrics").glob("*/*-seed*.json"):
+        path.unlink()
+    with pytest.raises(headline.HeadlineError, match="run dvc repro"):
+        headline.gather(project)
+
+
+def test_revision_is_dirty_only_for_tracked_sources(tmp_path):
+    def git(*arguments):
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+
+    git("init", "-q")
+    assert headline.revision(tmp_path) == "unknown"
+    for name in ("code.py", "metrics/a.json", "dvc.lock"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    clean = headline.revision(tmp_path)
+    assert re.fullmatch("[0-9a-f]{12}", clean)
+    for name in ("metrics/a.json", "dvc.lock", "new.txt"):
+        (tmp_path / name).write_text("2")
+    assert headline.revision(tmp_path) == clean
+    (tmp_path / "code.py").write_text("2")
+    assert headline.revision(tmp_path) == f"{clean}-dirty"
+
+
+def test_front_page_shows_the_headline_and_links_every_report(project, demo):
+    reports = project / "reports"
+    reports.mkdir()
+    notebook = nbformat.read(demo[0] / "reports" / "01_demo-run.ipynb", as_version=4)
+    for file, name in [
+        ("01_demo", "01_demo"),
+        ("02_train-sit4-seed0", "02_train"),
+        ("02_train-vit_vqgan-seed0", "02_train"),
+    ]:
+        (reports / f"{file}.html").write_text(page.notebook_page(notebook, name, "stage & more"))
+    write_json(project / "metrics" / "headline.json", headline.gather(project))
+    source, output = str(project / "metrics" / "headline.json"), str(reports / "index.html")
+    assert site.main(["--output", output, "--headline", source]) == 0
+    first = Path(output).read_text()
+    assert site.main(["--output", output, "--headline", source]) == 0
+    assert Path(output).read_text() == first
+    assert fetched(first) == [] and "prefers-color-scheme: dark" in first and "width=device-width" in first
+    assert "<strong>23.50 ± 0.71</strong>" in first and "120.5" in first and "3 min 0 s" in first
+    links = re.findall(r'href="([^"]+\.html)">([^<]+)<', first)
+    assert links == [
+        ("01_demo.html", "01 Demo of a run"),
+        ("02_train-sit4-seed0.html", "SIT-4, seed 0"),
+        ("02_train-vit_vqgan-seed0.html", "ViT-VQGAN, seed 0"),
+    ]
+
+
+def test_front_page_without_headline_is_a_sentence(tmp_path, capsys):
+    assert (
+        site.main(["--output", str(tmp_path / "index.html"), "--headline", str(tmp_path / "none.json")]) == 1
+    )
+    assert "run dvc repro" in capsys.readouterr().err
+    assert not (tmp_path / "index.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (725, "12 min 5 s"), (7380, "2 h 3 min")]
+)
+def test_durations_are_readable(seconds, text):
+    assert site.duration(seconds) == text
