@@ -32,7 +32,7 @@ lab: .venv/installed ## open JupyterLab on the notebooks
 lint: .venv/installed ## check style and find mistakes
 	python -m ruff check .
 
-clean: ## remove the environment, models, codes and intermediate files (reports, metrics and the cache of stages stay)
+clean: ## remove the environment, models, codes and intermediate files (results and DVC's cache stay)
 	rm -rf .venv build models codes samples scratch weights .ckpt reports/failed .pytest_cache .ruff_cache .hypothesis *.egg-info
 
 .venv/installed: pyproject.toml

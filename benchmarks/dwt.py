@@ -3,13 +3,15 @@
     python benchmarks/dwt.py [--wavelet haar] [--size 256] [--batch 16] [--levels 3] [--repeats 40]
 
 First checks that the results agree, then calls every candidate once per round (so that whatever else the
-machine does slows all of them alike) and prints medians. A ratio is a median divided by that of sitlib.
+machine does slows all of them) and prints medians. A ratio is a median divided by that of sitlib. Read them on
+an idle machine: threads that must wait for one another suffer most from a busy core, and PyWavelets uses one.
 
 ptwt pads where PyWavelets periodises: for Haar that adds nothing and the coefficients are the same; for
 longer filters it computes more coefficients than there are pixels, so only its reconstruction is compared.
 """
 
 import argparse
+import os
 import platform
 import statistics
 import sys
@@ -114,6 +116,8 @@ def main() -> None:
         f"{options.wavelet}, {options.levels} levels of {shape} float32, {torch.get_num_threads()} threads,"
     )
     print(f"torch {torch.__version__}, PyWavelets {pywt.__version__}, Python {platform.python_version()}")
+    if hasattr(os, "getloadavg"):
+        print(f"{os.cpu_count()} cores, of which {os.getloadavg()[0]:.1f} were busy in the last minute")
     with torch.inference_mode():
         calls = candidates(images, options.wavelet, options.levels)
         check(images, options.wavelet, options.levels, calls)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy import stats
+from scipy.special import logsumexp
 from torch import Tensor
 
 from sitlib.geometry import SpectralGeometry
@@ -88,7 +89,7 @@ def scale_names(levels: int) -> list[str]:
 def scale_statistics(
     images: Tensor, wavelet: str = "haar", levels: int = 3, bins: int = 101
 ) -> list[ScaleStatistics]:
-    """Energy and distribution of the coefficients of each scale, coarsest first, pooled over images and channels.
+    """Energy and distribution of coefficients by scale, coarsest first, pooled over images and channels.
 
     Energies are about each image's own mean colour: brightness alone would put almost all of it into the
     approximation. The distributions are those of the coefficients themselves.
@@ -131,8 +132,7 @@ def fit_distributions(values: np.ndarray, bins: int = 101) -> DistributionFit:
         low, high = values.min(), values.max()
     counts, edges = np.histogram(values, bins=bins, range=(low, high))
     models = stats.norm(mean, std), stats.laplace(median, mean_deviation)
-    costs = [-model.logpdf(values).mean() / math.log(2) for model in models]
-    divergences = [stats.entropy(counts, np.diff(model.cdf(edges)), base=2) for model in models]
+    divergences = [_divergence(counts, model.logpdf((edges[1:] + edges[:-1]) / 2)) for model in models]
     return DistributionFit(
         mean=float(mean),
         std=float(std),
@@ -140,13 +140,25 @@ def fit_distributions(values: np.ndarray, bins: int = 101) -> DistributionFit:
         mean_deviation=float(mean_deviation),
         kurtosis=float(stats.kurtosis(values, fisher=False)),
         zeros=float(np.mean(np.abs(values) < 1e-9)),
-        gaussian_bits=float(costs[0]),
-        laplace_bits=float(costs[1]),
+        # At the maximum of the likelihood the mean cost has the form of the model's own entropy.
+        gaussian_bits=math.log2(2 * math.pi * math.e * std**2) / 2,
+        laplace_bits=math.log2(2 * math.e * mean_deviation),
         gaussian_divergence=float(divergences[0]),
         laplace_divergence=float(divergences[1]),
         edges=edges,
         density=counts / (counts.sum() * np.diff(edges)),
     )
+
+
+def _divergence(counts: np.ndarray, log_model: np.ndarray) -> float:
+    """Kullback-Leibler divergence in bits from a histogram to a model given by log densities of its bins.
+
+    In logarithms, because far out a Gaussian's probability is less than the smallest double.
+    """
+    seen = counts > 0
+    log_found = np.log(counts[seen] / counts.sum())
+    log_model = log_model - logsumexp(log_model)
+    return np.exp(log_found) @ (log_found - log_model[seen]) / math.log(2)
 
 
 def radial_power_spectrum(images: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -221,7 +233,6 @@ def psnr_of_kept(
     Returns:
         [len(fractions)], mean over the images of the PSNR of each.
     """
-    images = images.double()
     mean = images.mean(dim=(2, 3), keepdim=True)
     centred = images - mean  # the mean colour is free: three values an image
     scales = [centred] if wavelet is None else orthonormal_coefficients(centred, wavelet, levels)

@@ -49,10 +49,14 @@ class AutoregressiveModel(nn.Module):
         self.no_class = len(config.classes)
         num_vocabularies = min(2, config.num_scales)
         self.class_embedding = nn.Embedding(len(config.classes) + 1, shape.width)
-        self.code_embedding = nn.ModuleList(nn.Embedding(config.num_codes, shape.width) for _ in range(num_vocabularies))
+        self.code_embedding = nn.ModuleList(
+            nn.Embedding(config.num_codes, shape.width) for _ in range(num_vocabularies)
+        )
         self.scale_embedding = nn.Embedding(config.num_scales, shape.width)
         self.position_embedding = nn.Embedding(config.tokens_per_scale, shape.width)
-        self.transformer = Transformer(shape.layers, shape.width, shape.heads, shape.mlp_ratio, dropout=shape.dropout)
+        self.transformer = Transformer(
+            shape.layers, shape.width, shape.heads, shape.mlp_ratio, dropout=shape.dropout
+        )
         self.heads = nn.ModuleList(nn.Linear(shape.width, config.num_codes) for _ in range(num_vocabularies))
         for module in self.modules():
             if isinstance(module, nn.Embedding):
@@ -80,7 +84,11 @@ class AutoregressiveModel(nn.Module):
     def nats_per_token(self, codes: Tensor, labels: Tensor) -> Tensor:
         """Negative log-likelihood [S] by scale, in nats, a mean over batch and positions."""
         logits = self(codes, labels)
-        return F.cross_entropy(logits.flatten(0, 2), codes.flatten(), reduction="none").view(codes.shape).mean(dim=(0, 2))
+        return (
+            F.cross_entropy(logits.flatten(0, 2), codes.flatten(), reduction="none")
+            .view(codes.shape)
+            .mean(dim=(0, 2))
+        )
 
     def next_logits(self, x_BTC: Tensor, cache: KeyValueCache) -> Tensor:
         """Logits [B, K] of the code after the last embedded position, using and extending the cache."""
@@ -99,7 +107,11 @@ class AutoregressiveModel(nn.Module):
         parts = [self.code_embedding[0](codes_BT[:, :boundary])]
         if boundary < codes_BT.shape[1]:
             parts.append(self.code_embedding[1](codes_BT[:, boundary:]))
-        return torch.cat(parts, dim=1) + self.scale_embedding(position // n) + self.position_embedding(position % n)
+        return (
+            torch.cat(parts, dim=1)
+            + self.scale_embedding(position // n)
+            + self.position_embedding(position % n)
+        )
 
     def _vocabulary(self, position: int) -> int:
         """Which vocabulary the code at `position` comes from: 0 for the approximation, 1 for details."""

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from sitlib.config import ConfigError, from_dict, to_dict
 from sitlib.paths import resolve
@@ -15,19 +15,45 @@ from sitlib.paths import resolve
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def save_model(path: str | Path, model: nn.Module, config: Any, about: dict[str, str]) -> None:
-    """Writes `model` to `path`, whole or not at all: the file appears under its name only when it is complete.
+def write_tensors(path: str | Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Writes tensors to a safetensors file, whole or not at all: it appears under its name only when it is complete.
 
     Args:
-        config: the dataclass from which the model is built again.
-        about: further text for the metadata (data set, steps, seed, ...).
+        about: plain values for the file's metadata. They are one JSON text, because safetensors keeps no order between entries and
+            equal content should be equal bytes.
     """
     path = resolve(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"class": type(model).__name__, "config": json.dumps(to_dict(config)), **about}
     partial = path.with_name(path.name + ".partial")
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, partial, metadata)
+    metadata = {"about": json.dumps(about, sort_keys=True)}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
     os.replace(partial, path)
+
+
+def read_about(path: str | Path) -> dict[str, Any]:
+    """What a file of `write_tensors` says of itself; empty where there is no such file or it says nothing."""
+    path = resolve(path)
+    if not path.exists():
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {}).get("about", "{}"))
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path.name} is not a complete safetensors file ({error}): make it again."
+        ) from None
+
+
+def save_model(path: str | Path, model: nn.Module, config: Any, about: dict[str, Any]) -> None:
+    """Writes weights and configuration of `model`.
+
+    Args:
+        config: the dataclass from which the model is built again.
+        about: further plain values for the metadata, such as the name of the run.
+    """
+    write_tensors(
+        path, model.state_dict(), {"class": type(model).__name__, "config": to_dict(config), **about}
+    )
 
 
 def load_model(path: str | Path, model_class: type[Model], config_class: type) -> Model:
@@ -39,20 +65,19 @@ def load_model(path: str | Path, model_class: type[Model], config_class: type) -
     """
     path = resolve(path)
     if not path.exists():
-        raise FileNotFoundError(f"There is no checkpoint {path.name} in {path.parent}: train it first (make repro).")
+        raise FileNotFoundError(
+            f"There is no checkpoint {path.name} in {path.parent}: train it first (make repro)."
+        )
+    about = read_about(path)
+    if about.get("class") != model_class.__name__:
+        found = about.get("class", "no class at all")
+        raise ValueError(
+            f"{path.name} names {found} in its metadata, not {model_class.__name__}: another file is needed."
+        )
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
-    except SafetensorError as error:
-        raise ValueError(f"{path.name} is not a complete safetensors file ({error}): train it again or fetch it again.") from None
-    if metadata.get("class") != model_class.__name__:
-        found = metadata.get("class", "no class at all")
-        raise ValueError(f"{path.name} names {found} in its metadata, not {model_class.__name__}: another file is needed.")
-    try:
-        config = from_dict(config_class, json.loads(metadata["config"]), where=path.name)
+        config = from_dict(config_class, about["config"], where=path.name)
     except ConfigError as error:
         raise ValueError(f"{path.name} was written by another version of sitlib: {error}") from None
     model = model_class(config)
-    model.load_state_dict(state)
+    model.load_state_dict(load_file(path))
     return model.eval()

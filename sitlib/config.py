@@ -89,7 +89,10 @@ class TokenizerConfig(_Strict):
         )
         for part in ("encoder", "decoder"):
             width, heads = getattr(self, f"{part}_width"), getattr(self, f"{part}_heads")
-            _require(heads > 0 and width % heads == 0, f"{part}_width {width} must be a multiple of {part}_heads {heads}")
+            _require(
+                heads > 0 and width % heads == 0,
+                f"{part}_width {width} must be a multiple of {part}_heads {heads}",
+            )
         _require(self.num_codebooks in (1, 2), f"num_codebooks must be 1 or 2, it is {self.num_codebooks}")
 
     @property
@@ -120,7 +123,10 @@ class OptimiserConfig(_Strict):
     def __post_init__(self):
         for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
             _require(getattr(self, name) > 0, f"{name} must be at least 1, it is {getattr(self, name)}")
-        _require(0 <= self.warmup_steps <= self.steps, f"warmup_steps {self.warmup_steps} must lie in 0 ... steps = {self.steps}")
+        _require(
+            0 <= self.warmup_steps <= self.steps,
+            f"warmup_steps {self.warmup_steps} must lie in 0 ... steps = {self.steps}",
+        )
         _require(
             0 <= self.final_learning_rate <= self.learning_rate,
             f"final_learning_rate {self.final_learning_rate} must lie in 0 ... learning_rate = {self.learning_rate}",
@@ -137,7 +143,9 @@ class TokenizerLossConfig(_Strict):
     lpips_net: Literal["alex", "vgg"]
     commitment: float  # beta: pulls encoder outputs to their codes
     codebook: float  # pulls codes to the encoder outputs that chose them
-    restart_after: int  # steps without use after which a code is moved onto a current encoder output; 0 = never
+    restart_after: (
+        int  # steps without use after which a code is moved onto a current encoder output; 0 = never
+    )
 
     def __post_init__(self):
         for name in ("l2", "lpips", "commitment", "codebook", "restart_after"):
@@ -178,7 +186,10 @@ class AutoregressiveConfig(_Strict):
 
     def __post_init__(self):
         _require(self.layers > 0, f"layers must be at least 1, it is {self.layers}")
-        _require(self.heads > 0 and self.width % self.heads == 0, f"width {self.width} must be a multiple of heads {self.heads}")
+        _require(
+            self.heads > 0 and self.width % self.heads == 0,
+            f"width {self.width} must be a multiple of heads {self.heads}",
+        )
         for name in ("dropout", "class_dropout"):
             _require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), it is {getattr(self, name)}")
 
@@ -192,7 +203,10 @@ class CodesConfig(_Strict):
     seed: int
 
     def __post_init__(self):
-        _require(self.views_per_image > 0 and self.held_out_views > 0, "views_per_image and held_out_views must be at least 1")
+        _require(
+            self.views_per_image > 0 and self.held_out_views > 0,
+            "views_per_image and held_out_views must be at least 1",
+        )
 
 
 @dataclass(frozen=True)
@@ -207,7 +221,9 @@ class SamplingConfig(_Strict):
     seed: int
 
     def __post_init__(self):
-        _require(self.temperature > 0, f"temperature must be positive, it is {self.temperature}; top_k 1 is greedy")
+        _require(
+            self.temperature > 0, f"temperature must be positive, it is {self.temperature}; top_k 1 is greedy"
+        )
         _require(self.top_k >= 0, f"top_k must be 0 (off) or more, it is {self.top_k}")
         _require(0 < self.top_p <= 1, f"top_p must lie in (0, 1], it is {self.top_p}")
         _require(self.batch_size > 0, f"batch_size must be at least 1, it is {self.batch_size}")
@@ -224,7 +240,10 @@ class GenerationEvaluationConfig(_Strict):
 
     def __post_init__(self):
         smallest = min(self.samples, self.reference_views)
-        _require(2 <= self.kid_subset_size <= smallest, f"kid_subset_size must lie in 2 ... {smallest}, it is {self.kid_subset_size}")
+        _require(
+            2 <= self.kid_subset_size <= smallest,
+            f"kid_subset_size must lie in 2 ... {smallest}, it is {self.kid_subset_size}",
+        )
 
 
 @dataclass(frozen=True)
@@ -275,7 +294,9 @@ def load_profile(name: str | Path = "quick") -> Profile:
     path = resolve(name if str(name).endswith((".yaml", ".yml")) else f"profiles/{name}.yaml")
     if not path.exists():
         known = sorted(p.stem for p in path.parent.glob("*.yaml"))
-        raise ConfigError(f"There is no profile {str(name)!r}: choose one of {', '.join(known) or '(none found)'}.")
+        raise ConfigError(
+            f"There is no profile {str(name)!r}: choose one of {', '.join(known) or '(none found)'}."
+        )
     with path.open() as file:
         return from_dict(Profile, yaml.safe_load(file), where=path.name)
 
@@ -287,7 +308,9 @@ def from_dict(cls: type, values: dict[str, Any], where: str = "configuration") -
         ConfigError: one line for every key that is wrong, with the nearest known key where one was misspelt.
     """
     try:
-        return TypeAdapter(cls).validate_json(json.dumps(values))  # strict about types, yet takes mappings for classes
+        return TypeAdapter(cls).validate_json(
+            json.dumps(values)
+        )  # strict about types, yet takes mappings for classes
     except ValidationError as error:
         raise ConfigError("\n".join(_sentence(cls, problem, where) for problem in error.errors())) from None
 
@@ -310,7 +333,9 @@ def _merge(cls: type, common: dict, variants: dict[str, dict], variant: str, sec
 
 def _known(name: str, known: dict[str, Any], what: str) -> None:
     if name not in known:
-        raise ConfigError(f"{what}: {name!r} is not known; the profile has {', '.join(known)}{_nearest(name, known)}.")
+        raise ConfigError(
+            f"{what}: {name!r} is not known; the profile has {', '.join(known)}{_nearest(name, known)}."
+        )
 
 
 def _nearest(name: str, known) -> str:

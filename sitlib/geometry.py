@@ -93,12 +93,16 @@ class SpectralGeometry:
         for scale, x_BNV in zip(self.scales, values, strict=False):
             patch, side = self.patch_size(scale), self.scale_size(scale)
             x = x_BNV.reshape(-1, self.grid, self.grid, self.scale_channels(scale), patch, patch)
-            coefficients.append(x.permute(0, 3, 1, 4, 2, 5).reshape(-1, self.scale_channels(scale), side, side))
+            coefficients.append(
+                x.permute(0, 3, 1, 4, 2, 5).reshape(-1, self.scale_channels(scale), side, side)
+            )
         return coefficients
 
 
 def band_statistics(coefficients: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Mean and standard deviation of every channel of every scale, over batch and space: two lists of [C_s, 1, 1]."""
     means = [x.mean(dim=(0, 2, 3), keepdim=True)[0] for x in coefficients]
-    deviations = [x.std(dim=(0, 2, 3), keepdim=True)[0].clamp_min(torch.finfo(x.dtype).eps) for x in coefficients]
+    deviations = [
+        x.std(dim=(0, 2, 3), keepdim=True)[0].clamp_min(torch.finfo(x.dtype).eps) for x in coefficients
+    ]
     return means, deviations

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio
 from torchmetrics.image.kid import KernelInceptionDistance
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from sitlib.lite0 import NUM_FEATURES, Lite0, load_lite0
 from sitlib.perceptual import load_lpips
@@ -68,9 +68,7 @@ def evaluate_reconstructions(
     values = {"psnr": psnr_per_image(reconstructions, images)}
     for net in lpips_nets:
         network = load_lpips(net, folder).to(device)
-        starts = tqdm(
-            range(0, len(images), batch_size), desc=f"LPIPS-{net}", disable=not progress, leave=False
-        )
+        starts = batch_starts(len(images), batch_size, f"LPIPS-{net}", progress)
         with torch.inference_mode():
             distances = [
                 network(
@@ -184,7 +182,7 @@ def lite0_features(
     if lite0 is None:
         lite0 = load_lite0(folder).to(default_device())
     device = lite0.classifier.weight.device
-    starts = tqdm(range(0, len(images), batch_size), desc="Lite0 features", disable=not progress, leave=False)
+    starts = batch_starts(len(images), batch_size, "Lite0 features", progress)
     return torch.cat(
         [lite0.features(images[i : i + batch_size].to(device).clamp(0, 1)).cpu() for i in starts]
     )
@@ -337,6 +335,13 @@ def split_distance(features: Tensor, *, seed: int = 0) -> float:
 
 
 # ----------------------------------------------------------------------------------------------------- checks
+
+
+def batch_starts(count: int, batch_size: int, title: str, progress: bool) -> tqdm:
+    """First index of each batch of `count` images, under a progress bar if `progress`."""
+    return tqdm(
+        range(0, count, batch_size), title, unit="batch", mininterval=5.0, ncols=110, disable=not progress
+    )
 
 
 def default_device() -> torch.device:

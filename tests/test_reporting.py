@@ -107,7 +107,8 @@ DEMO = [
     new_code_cell(
         "import os, sys, warnings\nfrom tqdm import tqdm\nfrom sitlib.reporting import plots\n"
         "for i in tqdm(range(steps)): pass\nprint('step 1 of 2, ETA 00:01')\nprint('50\\r100')\n"
-        "print('where', os.getcwd(), sys.executable)\nprint(variant, type(steps).__name__)\nwarnings.warn('careful')"
+        "print('where', os.getcwd(), sys.executable)\nprint(variant, type(steps).__name__)\n"
+        "warnings.warn('careful')"
     ),
     new_code_cell(
         "import matplotlib.pyplot as plt\nplots.style()\nfig, axis = plt.subplots()\naxis.plot([1, 3, 2])\n"
@@ -173,6 +174,7 @@ def test_the_executed_notebook_holds_results_only(demo):
     assert "sit4 int" in text and "100\n" in text and "<cell>:9: UserWarning: careful" in text
     for noise in ("ETA", "it/s", "\r", "50", str(ROOT)):
         assert noise not in text
+    assert "where . " in text
     assert [cell.id for cell in notebook.cells] == [f"cell-{i:02d}" for i in range(1, 7)]
     assert all(set(cell.metadata) <= {"tags"} for cell in notebook.cells)
     assert notebook.cells[-1].outputs[-1].data["text/plain"] == "<object at 0x…>"
@@ -251,7 +253,8 @@ def test_a_dead_kernel_ends_in_two_lines(tmp_path):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_takes_its_kernel_along(number, status, tmp_path):
-    source = f"import os, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\nprint('up')\ntime.sleep(60)"
+    pid = str(tmp_path / "pid")
+    source = f"import os, time\nopen({pid!r}, 'w').write(str(os.getpid()))\nprint('up')\ntime.sleep(60)"
     nbformat.write(new_notebook(cells=[new_code_cell(source)]), tmp_path / "04_long.ipynb")
     command = [sys.executable, "-m", "sitlib.reporting.runner", str(tmp_path / "04_long.ipynb")]
     command += ["--output", str(tmp_path / "reports" / "04_long"), "--stage", "long"]
@@ -261,7 +264,7 @@ def test_a_stopped_run_takes_its_kernel_along(number, status, tmp_path):
     _, said = process.communicate(timeout=30)
     assert process.returncode == status
     assert "Traceback" not in said or "IPKernelApp" in said  # the kernel may complain, the runner does not
-    kernel = int((tmp_path / "pid").read_text())
+    kernel = int(Path(pid).read_text())
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline and alive(kernel):
         time.sleep(0.1)
@@ -322,8 +325,8 @@ def test_a_report_is_replaced_as_a_whole(tmp_path):
 
 
 def test_progress_lines_go_and_results_stay():
-    text = "epoch 1\r 10%|#  | 1/10 [00:01<00:09, 1.0it/s]\nloss 0.5\n37it [00:01, 30it/s]\nstep 5/9 ETA 0:12\r\ndone\r\n"
-    assert executed.without_progress(text) == "loss 0.5\ndone\n"
+    bars = "epoch 1\r 10%|#  | 1/10 [00:01<00:09, 1.0it/s]\n37it [00:01, 30it/s]\nstep 5/9 ETA 0:12\r\n"
+    assert executed.without_progress(f"loss 0.5\n{bars}done\r\n") == "loss 0.5\ndone\n"
     assert executed.without_progress("50 %|x\nBETA 3\n\n") == "50 %|x\nBETA 3\n\n"
 
 
@@ -468,7 +471,7 @@ def test_tables_format_values_and_mark_the_best():
 
 @pytest.fixture
 def project(tmp_path) -> Path:
-    """Metrics of two tokenizers (two seeds), one autoregressive model (one seed), and a run that is no longer listed."""
+    """Metrics of two tokenizers (two seeds), a generator (one seed), and a run that is no longer listed."""
     files = {
         "tokenizer/sit4-seed0": {"psnr": 23.0, "lpips_alex": 0.2, "lpips_vgg": 0.3, "usage": 99.0},
         "tokenizer/sit4-seed1": {"psnr": 24.0, "lpips_alex": 0.18, "lpips_vgg": 0.3, "usage": 97.0},
@@ -486,7 +489,8 @@ def project(tmp_path) -> Path:
     for stage, seconds in {"weights": 30.5, "train sit4": 150.0}.items():
         write_json(tmp_path / "metrics" / "seconds" / f"{stage}.json", {"stage": stage, "seconds": seconds})
     (tmp_path / "params.yaml").write_text(
-        "profile: quick\ntokenizers: [vit_vqgan, sit4]\nseeds: [0, 1]\ngenerators: [sit4]\ngenerator_seeds: [0]\n"
+        "profile: quick\ntokenizers: [vit_vqgan, sit4]\nseeds: [0, 1]\n"
+        "generators: [sit4]\ngenerator_seeds: [0]\n"
     )
     return tmp_path
 
@@ -499,7 +503,7 @@ def write_json(path: Path, values: dict) -> None:
 def test_headline_gathers_every_listed_run(project, capsys):
     found = headline.gather(project)
     assert found["profile"] == "quick" and found["revision"] == "unknown"
-    assert list(found["tokenizer"]) == ["sit4", "vit_vqgan"]
+    assert list(found["tokenizer"]) == ["vit_vqgan", "sit4"]
     assert "tokenizer/sit9-seed0.json" in capsys.readouterr().out
     sit4 = found["tokenizer"]["sit4"]
     assert list(sit4) == ["psnr", "lpips_alex", "lpips_vgg", "usage"]

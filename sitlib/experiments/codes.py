@@ -1,18 +1,17 @@
 """Extracting codes once with a frozen tokenizer: `python -m sitlib.experiments.codes`. Training on codes then touches no pixels."""
 
 import argparse
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from sitlib.checkpoint import read_about, write_tensors
 from sitlib.config import Profile, digest, load_profile
 from sitlib.data import held_out_views, open_images, training_views
-from sitlib.experiments.runs import CodesRun, run_of
+from sitlib.experiments.runs import CodesRun
 from sitlib.experiments.tokenizers import trained_tokenizer
 from sitlib.paths import resolve
 
@@ -51,13 +50,14 @@ def extract_codes(profile: Profile, tokenizer: str, seed: int, output: str | Pat
         codes += [encode(views), encode(views.flip(-1))]
         labels += [view_labels, view_labels]
     held_out, held_out_labels, _ = held_out_wide(profile, settings.held_out_views)
-    result = Codes(torch.cat(codes), torch.cat(labels), encode(held_out), held_out_labels, photographs.class_names)
+    result = Codes(
+        torch.cat(codes), torch.cat(labels), encode(held_out), held_out_labels, photographs.class_names
+    )
 
-    path = resolve(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {field.name: getattr(result, field.name) for field in fields(Codes) if field.type is Tensor}
-    about = {"run": digest(CodesRun.of(profile, tokenizer, seed)), "classes": json.dumps(result.classes)}
-    save_file(tensors, path, about)
+    write_tensors(
+        output, tensors, {"run": digest(CodesRun.of(profile, tokenizer, seed)), "classes": result.classes}
+    )
     return result
 
 
@@ -66,10 +66,9 @@ def load_codes(profile: Profile, tokenizer: str, seed: int) -> Codes:
     run = digest(CodesRun.of(profile, tokenizer, seed))
     own = resolve(f"scratch/codes/{tokenizer}-seed{seed}/{run}.safetensors")
     for path in (resolve(f"codes/{tokenizer}-seed{seed}.safetensors"), own):
-        if run_of(path) == run:
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
-                return Codes(**tensors, classes=json.loads(file.metadata()["classes"]))
+        about = read_about(path)
+        if about.get("run") == run:
+            return Codes(**load_file(path), classes=about["classes"])
     return extract_codes(profile, tokenizer, seed, own)
 
 
@@ -80,8 +79,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--output", required=True, help="safetensors file to write")
     arguments = parser.parse_args()
-    codes = extract_codes(load_profile(arguments.profile), arguments.tokenizer, arguments.seed, arguments.output)
-    print(f"{len(codes.train)} training and {len(codes.held_out)} held-out code maps, {list(codes.train.shape[1:])} each")
+    codes = extract_codes(
+        load_profile(arguments.profile), arguments.tokenizer, arguments.seed, arguments.output
+    )
+    print(
+        f"{len(codes.train)} training and {len(codes.held_out)} held-out code maps, {list(codes.train.shape[1:])} each"
+    )
 
 
 if __name__ == "__main__":

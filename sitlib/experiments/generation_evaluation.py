@@ -5,18 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sitlib.autoregressive import AutoregressiveModel
+from sitlib.checkpoint import read_about, write_tensors
 from sitlib.config import Profile, digest, load_profile
 from sitlib.data import open_images, training_views
 from sitlib.experiments.codes import Codes, held_out_wide, load_codes
 from sitlib.experiments.generators import trained_generator
-from sitlib.experiments.runs import AutoregressiveRun, run_of, write_metrics
+from sitlib.experiments.runs import AutoregressiveRun, write_metrics
 from sitlib.experiments.tokenizers import trained_tokenizer
-from sitlib.metrics import generation_metrics, lite0_features
 from sitlib.lite0 import load_lite0
+from sitlib.metrics import generation_metrics, lite0_features
 from sitlib.paths import resolve
 from sitlib.sampling import generate
 from sitlib.tokenizer import SpectralTokenizer
@@ -29,14 +30,19 @@ def real_features(profile: Profile) -> dict[str, Tensor]:
     photographs = open_images(data.source, "train").labelled()
     train, _ = training_views(photographs, 0, settings.reference_views, data.size, settings.seed, kind="wide")
     lite0 = load_lite0()
-    return {name: lite0_features(images, lite0, progress=True) for name, images in (("held_out", held_out), ("train", train))}
+    return {
+        name: lite0_features(images, lite0, progress=True)
+        for name, images in (("held_out", held_out), ("train", train))
+    }
 
 
 def held_out_nats(model: AutoregressiveModel, codes: Codes) -> dict[str, Any]:
     """Nats per token of held-out views given their classes: a mean, and one for every scale."""
     with torch.no_grad():
         batches = zip(codes.held_out.split(64), codes.held_out_labels.split(64), strict=True)
-        by_scale = sum(model.nats_per_token(*batch) * len(batch[0]) for batch in batches) / len(codes.held_out)
+        by_scale = sum(model.nats_per_token(*batch) * len(batch[0]) for batch in batches) / len(
+            codes.held_out
+        )
     return {"nats_per_token": float(by_scale.mean()), "nats_by_scale": by_scale.tolist()}
 
 
@@ -69,7 +75,12 @@ def evaluate_generator(
 
     def distances(images: Tensor) -> dict[str, Any]:
         return generation_metrics(
-            images, real["held_out"], lite0=lite0, kid_subset_size=settings.kid_subset_size, seed=settings.seed, progress=True
+            images,
+            real["held_out"],
+            lite0=lite0,
+            kid_subset_size=settings.kid_subset_size,
+            seed=settings.seed,
+            progress=True,
         )
 
     def decode(codes: Tensor) -> Tensor:
@@ -83,7 +94,9 @@ def evaluate_generator(
     held_out, _, _ = held_out_wide(profile, settings.reference_views)
     bounds = {"reconstruction": tokenizer.reconstruct(held_out), "real": real["train"]}
     for name, images in bounds.items():
-        scores[name] = {metric: value for metric, value in distances(images).items() if metric in ("fd_lite0", "kid")}
+        scores[name] = {
+            metric: value for metric, value in distances(images).items() if metric in ("fd_lite0", "kid")
+        }
     return {**scores, **held_out_nats(model, codes), "parameters": sum(p.numel() for p in model.parameters())}
 
 
@@ -95,8 +108,9 @@ def load_samples(profile: Profile, variant: str, seed: int) -> tuple[Tensor, Ten
     model = trained_generator(profile, variant, seed).model
     tokenizer = trained_tokenizer(profile, model.config.shape.tokenizer, seed).model
     path = _samples_path(variant, seed)
-    if run_of(path) == _samples_run(profile, variant, seed):
-        codes, labels = load_file(path).values()
+    if read_about(path).get("run") == _samples_run(profile, variant, seed):
+        tensors = load_file(path)
+        codes, labels = tensors["codes"], tensors["labels"]
     else:
         codes, labels = draw_samples(model, profile)
     return torch.cat([tokenizer.decode(batch) for batch in codes.split(64)]), labels, model.config.classes
@@ -112,7 +126,9 @@ def _samples_run(profile: Profile, variant: str, seed: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m sitlib.experiments.generation_evaluation", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m sitlib.experiments.generation_evaluation", description=__doc__
+    )
     parser.add_argument("--profile", required=True)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("real", help="features of real views -> samples/real.safetensors")
@@ -121,15 +137,18 @@ def main() -> None:
     judged.add_argument("--seed", type=int, required=True)
     arguments = parser.parse_args()
     profile, real = load_profile(arguments.profile), resolve("samples/real.safetensors")
-    real.parent.mkdir(exist_ok=True)
     if arguments.command == "real":
-        save_file(real_features(profile), real)
+        write_tensors(real, real_features(profile), {})
         return
     variant, seed = arguments.variant, arguments.seed
     model = trained_generator(profile, variant, seed).model
     tokenizer = model.config.shape.tokenizer
     sampled, labels = draw_samples(model, profile)
-    save_file({"codes": sampled, "labels": labels}, _samples_path(variant, seed), {"run": _samples_run(profile, variant, seed)})
+    write_tensors(
+        _samples_path(variant, seed),
+        {"codes": sampled, "labels": labels},
+        {"run": _samples_run(profile, variant, seed)},
+    )
     scores = evaluate_generator(
         model,
         trained_tokenizer(profile, tokenizer, seed).model,

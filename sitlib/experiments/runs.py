@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import safe_open
 from torch import nn
 
+from sitlib.checkpoint import read_about
 from sitlib.config import (
     AutoregressiveConfig,
     CodesConfig,
@@ -104,7 +104,7 @@ def trained(
     shared, own = _pipeline_files(kind, variant, run.seed), _own_files(kind, variant, run.seed, key)
     if not pipeline:
         for files in (shared, own):
-            if run_of(files.model) == key and files.curve.exists():
+            if read_about(files.model).get("run") == key and files.curve.exists():
                 return files.load(model_class)
     files = shared if pipeline else own
     checkpoints = _checkpoint_folder(run)
@@ -126,21 +126,14 @@ class _Files:
 
 def _pipeline_files(kind: str, variant: str, seed: int) -> _Files:
     return _Files(
-        resolve(f"models/{kind}/{variant}-seed{seed}/model.safetensors"), resolve(f"metrics/curves/{kind}/{variant}-seed{seed}.csv")
+        resolve(f"models/{kind}/{variant}-seed{seed}/model.safetensors"),
+        resolve(f"metrics/curves/{kind}/{variant}-seed{seed}.csv"),
     )
 
 
 def _own_files(kind: str, variant: str, seed: int, key: str) -> _Files:
     folder = resolve(f"scratch/{kind}/{variant}-seed{seed}-{key}")
     return _Files(folder / "model.safetensors", folder / "curve.csv")
-
-
-def run_of(path: Path) -> str | None:
-    """The digest of the run that wrote a safetensors file, or None where there is no such file."""
-    if not path.exists():
-        return None
-    with safe_open(path, framework="pt") as file:
-        return (file.metadata() or {}).get("run")
 
 
 def best_device() -> torch.device:
@@ -170,7 +163,11 @@ def _checkpoint_folder(run: TokenizerRun | AutoregressiveRun) -> Path:
     run that would not have made it."""
     data = (run.codes.tokenizer if isinstance(run, AutoregressiveRun) else run).data
     source = resolve(data.source)
-    files = [[str(path.relative_to(source)), path.stat().st_size] for path in sorted(source.rglob("*")) if path.is_file()]
+    files = [
+        [str(path.relative_to(source)), path.stat().st_size]
+        for path in sorted(source.rglob("*"))
+        if path.is_file()
+    ]
     packages = [ROOT / "sitlib", ROOT / "sitlib" / "data", ROOT / "sitlib" / "experiments"]
     code = b"".join(path.read_bytes() for package in packages for path in sorted(package.glob("*.py")))
     return resolve(".ckpt") / digest(run, files, hashlib.sha256(code).hexdigest())

@@ -28,11 +28,18 @@ def evaluate_tokenizer(tokenizer: SpectralTokenizer, profile: Profile) -> dict[s
     }
     statistics = codebook_statistics(codes, tokenizer.config.num_codes)
     usage = min(book["usage"] for book in statistics["codebooks"].values())
-    return {**scores, "usage": usage, **statistics, "parameters": sum(p.numel() for p in tokenizer.parameters())}
+    return {
+        **scores,
+        "usage": usage,
+        **statistics,
+        "parameters": sum(p.numel() for p in tokenizer.parameters()),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m sitlib.experiments.tokenizer_evaluation", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m sitlib.experiments.tokenizer_evaluation", description=__doc__
+    )
     parser.add_argument("--profile", required=True)
     parser.add_argument("--variant", required=True)
     parser.add_argument("--seed", type=int, required=True)

@@ -17,7 +17,9 @@ def trained_tokenizer(profile: Profile, variant: str, seed: int, pipeline: bool 
     """The tokenizer `variant` of a profile, trained with `seed` now or earlier; `pipeline` as for `runs.trained`."""
     run = TokenizerRun.of(profile, variant, seed)
     title = f"{variant}, seed {seed}"
-    return trained(run, "tokenizer", variant, SpectralTokenizer, lambda folder: _train(run, folder, title), pipeline)
+    return trained(
+        run, "tokenizer", variant, SpectralTokenizer, lambda folder: _train(run, folder, title), pipeline
+    )
 
 
 def held_out_crops(profile: Profile) -> tuple[Tensor, list[str]]:
@@ -58,7 +60,10 @@ def _train(run: TokenizerRun, checkpoints: Path, title: str) -> tuple[SpectralTo
         for codebook, moved in zip(tokenizer.codebooks, restarted, strict=True):
             for moment in ("exp_avg", "exp_avg_sq"):  # a code that was moved has no history
                 optimiser.state[codebook.weight][moment][moved] = 0.0
-        return {"restarted": float(sum(len(moved) for moved in restarted)), **_perplexity(tokenizer, output.codes)}
+        return {
+            "restarted": float(sum(len(moved) for moved in restarted)),
+            **_perplexity(tokenizer, output.codes),
+        }
 
     curve = train(
         [Phase(tokenizer, loss, after_update)],
@@ -73,6 +78,10 @@ def _train(run: TokenizerRun, checkpoints: Path, title: str) -> tuple[SpectralTo
 
 def _perplexity(tokenizer: SpectralTokenizer, codes: Tensor) -> Row:
     """Perplexity of each codebook over a batch of codes [B, S, N]: the number of codes in even use."""
-    parts = {"approximation": codes[:, :1], "details": codes[:, 1:]} if len(tokenizer.codebooks) == 2 else {"pixels": codes}
+    parts = (
+        {"approximation": codes[:, :1], "details": codes[:, 1:]}
+        if len(tokenizer.codebooks) == 2
+        else {"pixels": codes}
+    )
     shares = {name: torch.bincount(part.flatten()) / part.numel() for name, part in parts.items()}
     return {f"perplexity_{name}": torch.special.entr(share).sum().exp() for name, share in shares.items()}

@@ -62,8 +62,9 @@ def without_progress(text: str) -> str:
 def stable_text(text: str) -> str:
     """`text` without memory addresses and without the paths of the machine that ran it."""
     text = KERNEL_FILE.sub("<cell>", ADDRESS.sub("0x…", text))
-    for prefix in (ROOT, Path(sys.prefix), Path.home()):
-        text = text.replace(f"{prefix}/", "~/" if prefix == Path.home() else "")
+    for folder, name in ((ROOT, "."), (Path(sys.prefix), "<python>"), (Path.home(), "~")):
+        if folder != Path(folder.anchor):
+            text = re.sub(re.escape(str(folder)) + r"(?![\w.-])", name, text)
     return text
 
 

@@ -61,9 +61,9 @@ def _rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def runs_of(folder: Path, listed: set[tuple[str, int]] | None) -> dict[str, list[dict[str, Any]]]:
-    """Variant -> the metrics of its seeds; a run that is not `listed` is left out, and a line says so."""
-    runs: dict[str, list[dict[str, Any]]] = {}
+def runs_of(folder: Path, listed: Sequence[tuple[str, int]] | None) -> dict[str, list[dict[str, Any]]]:
+    """Variant -> metrics of its seeds, in the order of `listed`; of others that are left out a line tells."""
+    runs: dict[str, list[dict[str, Any]]] = {variant: [] for variant, _ in listed or ()}
     for path in sorted(folder.glob("*.json")):
         match = RUN_FILE.fullmatch(path.name)
         if match is None:
@@ -72,7 +72,7 @@ def runs_of(folder: Path, listed: set[tuple[str, int]] | None) -> dict[str, list
             print(f"Left out of the headline: {folder.name}/{path.name}, which params.yaml no longer lists.")
             continue
         runs.setdefault(match["variant"], []).append(read_json(path))
-    return runs
+    return {variant: records for variant, records in runs.items() if records}
 
 
 def summary(
@@ -154,8 +154,8 @@ def revision(root: Path = ROOT) -> str:
     return f"{commit}-dirty" if changed else commit
 
 
-def _listed(names: Sequence[str] | None, seeds: Sequence[int] | None) -> set[tuple[str, int]] | None:
-    return None if names is None or seeds is None else {(name, seed) for name in names for seed in seeds}
+def _listed(names: Sequence[str] | None, seeds: Sequence[int] | None) -> list[tuple[str, int]] | None:
+    return None if names is None or seeds is None else [(name, seed) for name in names for seed in seeds]
 
 
 def gather(root: Path = ROOT) -> dict[str, Any]:

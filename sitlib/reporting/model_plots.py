@@ -52,7 +52,11 @@ def codebook_map(tokenizer: SpectralTokenizer, images: Tensor) -> Figure:
         shown = points[:: max(1, len(points) // 1500)]
         axis.plot(*shown.T, ".", color="0.6", markersize=2.5, label="encoder outputs")
         axis.plot(*stars.T, "*", color=colour(name), markersize=5, markeredgewidth=0, label="codes")
-        axis.set(title=f"{name}: mean distance to the code {distance:.2f}", xlabel="first direction", ylabel="second direction")
+        axis.set(
+            title=f"{name}: mean distance to the code {distance:.2f}",
+            xlabel="first direction",
+            ylabel="second direction",
+        )
         axis.set_aspect("equal", adjustable="datalim")
         axis.legend(loc="upper right")
     return fig
@@ -60,7 +64,9 @@ def codebook_map(tokenizer: SpectralTokenizer, images: Tensor) -> Figure:
 
 def scores_by_seed(scores: Mapping[str, Sequence[Mapping[str, float]]], metrics: Mapping[str, str]) -> Figure:
     """One panel for each metric, one row of points for each model, a point for each seed and a bar at their mean."""
-    fig, axes = plt.subplots(1, len(metrics), figsize=(3.7 * len(metrics), 0.42 * len(scores) + 1.2), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(
+        1, len(metrics), figsize=(3.7 * len(metrics), 0.42 * len(scores) + 1.2), sharey=True, squeeze=False
+    )
     names = list(scores)
     for axis, (metric, title) in zip(axes[0], metrics.items(), strict=True):
         for row, name in enumerate(names):
@@ -83,6 +89,10 @@ def nats_by_scale(models: Mapping[str, Sequence[float]], uniform: float) -> Figu
         else:
             axis.plot(range(1, len(values) + 1), values, "o-", color=colour(name), label=label(name))
     axis.axhline(uniform, color="0.5", linestyle=":", label="uniform guess")
-    axis.set(xlabel="scale (1 = approximation, then details, coarse to fine)", ylabel="nats per token", xticks=range(1, longest + 1))
+    axis.set(
+        xlabel="scale (1 = approximation, then details, coarse to fine)",
+        ylabel="nats per token",
+        xticks=range(1, longest + 1),
+    )
     axis.legend()
     return fig

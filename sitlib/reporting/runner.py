@@ -19,7 +19,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -33,6 +34,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets import default
+from traitlets.config import Config
 
 from sitlib.paths import ROOT, resolve
 from sitlib.reporting.canonical import UNREADABLE
@@ -56,9 +58,15 @@ class _KernelManager(AsyncKernelManager):
     def _this_python(self) -> KernelSpecManager:
         return _ThisPython(parent=self)
 
-    @default("transport_encryption")
-    def _where_the_kernel_can(self) -> str:
-        return "auto"  # the kernel warns at every start where it is off
+
+@contextmanager
+def _kernel_connection() -> Iterator[Config]:
+    """Sockets in a folder of this run: of two kernels that start at once, one can take the other's port."""
+    if os.name != "posix":
+        yield Config(KernelManager={"transport_encryption": "auto"})
+        return
+    with tempfile.TemporaryDirectory(prefix="kernel-", ignore_cleanup_errors=True) as folder:
+        yield Config(KernelManager={"transport": "ipc", "ip": str(Path(folder, "socket"))})
 
 
 @dataclass
@@ -135,19 +143,21 @@ def run(
     out, err = _Terminal(sys.stdout), _Terminal(sys.stderr)
     kept = f"The partial notebook is at {shown(partial)}"
     try:
-        notebook = papermill.execute_notebook(
-            path,
-            partial,
-            parameters=dict(parameters),
-            kernel_name="python3",
-            kernel_manager_class=_KernelManager,
-            cwd=ROOT,
-            progress_bar=False,
-            log_output=False,
-            stdout_file=out,
-            stderr_file=err,
-            coalesce_streams=True,
-        )
+        with _kernel_connection() as config:
+            notebook = papermill.execute_notebook(
+                path,
+                partial,
+                parameters=dict(parameters),
+                kernel_name="python3",
+                kernel_manager_class=_KernelManager,
+                config=config,
+                cwd=ROOT,
+                progress_bar=False,
+                log_output=False,
+                stdout_file=out,
+                stderr_file=err,
+                coalesce_streams=True,
+            )
     except PapermillExecutionError as error:
         what = " ".join(f"{error.ename}: {error.evalue}".split())[:500]
         raise RunError(f"{path.stem} failed in cell {error.exec_count}: {what}\n{kept}") from error

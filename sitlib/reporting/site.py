@@ -28,8 +28,8 @@ SOURCE = '<a href="https://arxiv.org/abs/2412.09607">Spectral Image Tokenizer</a
 # key in the headline -> (column, decimals, which is better)
 TOKENIZER_COLUMNS = {
     "psnr": ("PSNR, dB ↑", 2, "max"),
-    "lpips_alex": ("LPIPS-Alex ↓", 4, "min"),
-    "lpips_vgg": ("LPIPS-VGG ↓", 4, "min"),
+    "lpips_alex": ("LPIPS-Alex ↓", 3, "min"),
+    "lpips_vgg": ("LPIPS-VGG ↓", 3, "min"),
     "usage": ("codes used, % ↑", 1, "max"),
 }
 GENERATION_COLUMNS = {

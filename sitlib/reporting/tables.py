@@ -57,7 +57,7 @@ def _cells(
     winners = {}
     for name, direction in best.items():
         numbers = [number for row in rows if (number := _comparable(row.get(name))) is not None]
-        if len(numbers) > 1:
+        if len(set(numbers)) > 1:
             winners[name] = (min if direction == "min" else max)(numbers)
     body = []
     for row in rows:

@@ -1,0 +1,169 @@
+"""The lists of packages are honest, and the commands that a newcomer types work."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from sitlib.paths import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+IMPORTED_AS = {
+    "pywavelets": "pywt",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "ipython": "IPython",
+    "scikit-image": "skimage",
+    "scikit-learn": "sklearn",
+    "jupyter-client": "jupyter_client",
+}
+
+
+def packages(requirements: list[str]) -> set[str]:
+    """Import names of a list of requirements."""
+    found = {re.match(r"[\w.-]+", requirement)[0].lower() for requirement in requirements}
+    return {IMPORTED_AS.get(name, name.replace("-", "_")) for name in found}
+
+
+def imports(folder: Path) -> set[str]:
+    """Top-level names of other people's packages that the Python files below `folder` import."""
+    found = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(node.module.split(".")[0])
+    own = {path.stem for path in folder.glob("*.py")}  # scripts and tests import their neighbours
+    return found - set(sys.stdlib_module_names) - own - {"sitlib"}
+
+
+CORE = packages(PROJECT["dependencies"])
+EXTRAS = {name: packages(listed) for name, listed in PROJECT["optional-dependencies"].items()}
+
+
+def test_every_core_dependency_is_imported_by_the_package():
+    # lpips imports torchvision; it is listed to hold it at the release that fits torch.
+    assert CORE - imports(ROOT / "sitlib") == {"torchvision"}
+
+
+def test_what_the_package_imports_is_listed_and_reporting_alone_needs_the_lab():
+    assert imports(ROOT / "sitlib") - CORE - EXTRAS["lab"] == set()
+    outside = set()
+    for path in (ROOT / "sitlib").iterdir():
+        if path.is_dir() and path.name not in ("reporting", "__pycache__"):
+            outside |= imports(path)
+    assert outside - CORE == set()
+
+
+def test_scripts_tests_and_benchmarks_import_what_their_extras_list():
+    assert imports(ROOT / "scripts") - CORE - EXTRAS["data"] == set()
+    others = imports(ROOT / "tests") | imports(ROOT / "benchmarks")
+    assert others - CORE - EXTRAS["lab"] - EXTRAS["test"] == set()
+
+
+def test_conda_gives_python_and_pip_and_pyproject_the_rest():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python, pip, rest = environment["dependencies"]
+    assert python == f"python{PROJECT['requires-python']}"
+    assert pip == "pip"
+    assert rest == {"pip": ["-e .[lab,test]"]}
+    assert {"lab", "test"} <= set(EXTRAS)
+
+
+def test_the_installed_packages_satisfy_the_list():
+    optional = PROJECT["optional-dependencies"]
+    listed = PROJECT["dependencies"] + optional["lab"] + optional["test"]
+    requirements = [Requirement(item) for item in listed]
+    assert [str(each) for each in requirements if version(each.name) not in each.specifier] == []
+
+
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def folder_with_space(tmp_path) -> Path:
+    """A copy of what `make` reads, in a folder whose name has a space."""
+    folder = tmp_path / "my project"
+    folder.mkdir()
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def script(path: Path, body: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_make_alone_lists_its_targets():
+    done = make(ROOT)
+    assert done.returncode == 0
+    assert re.findall(r"make (\w+) ", done.stdout) == ["help", "repro", "test", "lab", "lint", "clean"]
+
+
+def test_make_says_when_python_is_too_old(folder_with_space):
+    old = script(folder_with_space / "old python", "exit 1")
+    done = make(folder_with_space, "repro", f"PYTHON={old}")
+    assert done.returncode != 0
+    assert f"{old} is not Python 3.11 or newer" in done.stderr
+    assert not (folder_with_space / ".venv").exists()
+
+
+def test_make_installs_once_and_then_runs_dvc_with_the_project_python(folder_with_space):
+    log = folder_with_space / "log"
+    fake = script(
+        folder_with_space / "fake python",
+        'echo "$@" >> log\nif [ "$1 $2" = "-m venv" ]; then mkdir -p .venv/bin; cp "$0" .venv/bin/python; fi',
+    )
+    for _ in range(2):
+        done = make(folder_with_space, "repro", f"PYTHON={fake}")
+        assert done.returncode == 0, done.stderr
+    said = log.read_text()
+    assert said.count("-m venv") == 1 and said.count("pip install") == 1 and said.count("-m dvc repro") == 2
+    assert "-e .[lab,test]" in said
+
+
+def test_make_forgets_a_failed_installation(folder_with_space):
+    install = '*"pip install"*) exit 1;;'
+    create = '*"-m venv"*) mkdir -p .venv/bin; cp "$0" .venv/bin/python;;'
+    fake = script(folder_with_space / "fake", f'case "$*" in {install} {create} esac')
+    done = make(folder_with_space, "test", f"PYTHON={fake}")
+    assert done.returncode != 0 and not (folder_with_space / ".venv" / "installed").exists()
+
+
+def ignored(tool: list[str], names: list[str]) -> set[str]:
+    done = subprocess.run([*tool, *names], cwd=ROOT, capture_output=True, text=True)
+    return {line.strip().strip('"') for line in done.stdout.splitlines()}
+
+
+INTERMEDIATE = [".venv/x", "weights/a", "models/a", "codes/a", "build/a", ".ckpt/a", "reports/failed/a.ipynb"]
+KEPT = [
+    "metrics/headline.json",
+    "reports/index.html",
+    "reports/01.ipynb",
+    "data/landscapes/a.tar",
+    "dvc.lock",
+]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_git_keeps_results_and_ignores_what_can_be_made_again():
+    assert ignored(["git", "check-ignore", "--no-index"], INTERMEDIATE + KEPT) == set(INTERMEDIATE)
+
+
+def test_dvc_sees_no_cache_folders():
+    hidden = ["sitlib/__pycache__/a.pyc", "notebooks/.ipynb_checkpoints/a.ipynb", ".ckpt/a", ".venv/a"]
+    seen = ["sitlib/wavelets.py", "notebooks/01_x.ipynb", "models/a", "build/notebooks/a.ipynb"]
+    assert ignored([sys.executable, "-m", "dvc", "check-ignore"], hidden + seen) == set(hidden)

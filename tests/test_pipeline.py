@@ -1,0 +1,289 @@
+"""The pipeline: its dependency lists are true, its notebooks canonical, and all of it runs at the smallest profile."""
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+import yaml
+
+from sitlib.config import load_profile
+from sitlib.paths import ROOT
+from sitlib.reporting.canonical import main as canonical
+
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+# -- what a stage depends on -----------------------------------------------------------------------------------------------------------
+
+
+def imported(source: str) -> set[str]:
+    """Modules of sitlib that Python source imports, as files relative to the root."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    files = set()
+    for name in names:
+        path = name.replace(".", "/")
+        files |= {
+            file
+            for file in (f"{path}.py", f"{path}/__init__.py")
+            if name.startswith("sitlib") and (ROOT / file).exists()
+        }
+    return files
+
+
+def closure(files: set[str]) -> set[str]:
+    """`files` and everything of sitlib that they import, directly or not."""
+    found, queue = set(), list(files)
+    while queue:
+        if (file := queue.pop()) not in found:
+            found.add(file)
+            queue += imported((ROOT / file).read_text())
+    return found
+
+
+def code_of(stage: dict) -> set[str]:
+    """The modules that a stage's command runs: those a notebook imports, or the module after `timed`."""
+    command = " ".join(stage["cmd"]) if isinstance(stage["cmd"], list) else stage["cmd"]
+    notebook = next((word for word in command.split() if word.endswith(".ipynb")), None)
+    if notebook:
+        cells = nbformat.read(ROOT / notebook.replace("build/", ""), as_version=4).cells
+        return set().union(*(imported(cell.source) for cell in cells if cell.cell_type == "code"))
+    modules = [
+        word for word in command.split() if word.startswith("sitlib.") and word != "sitlib.reporting.timed"
+    ]
+    return {f"{modules[0].replace('.', '/')}.py"} if modules else set()
+
+
+# What a stage need not list: packages without content, plain helpers whose behaviour is fixed, and for stages that only read a finished
+# model, the code that trained it: the model itself is among their dependencies.
+ALWAYS = {
+    "sitlib/__init__.py",
+    "sitlib/paths.py",
+    "sitlib/experiments/__init__.py",
+    "sitlib/reporting/__init__.py",
+}
+READS_MODELS = {
+    "evaluate_tokenizer",
+    "extract_codes",
+    "train_autoregressive",
+    "real_features",
+    "evaluate_autoregressive",
+    "tokenizer_results",
+    "generation_results",
+}
+
+
+@pytest.mark.parametrize("name", [name for name in STAGES if name not in ("notebooks", "report")])
+def test_a_stage_lists_the_modules_that_it_runs(name):
+    stage = STAGES[name].get("do", STAGES[name])
+    needed = code_of(stage) if name in READS_MODELS else closure(code_of(stage))
+    if name.startswith("train"):  # restyling a figure must not train again
+        needed = {file for file in needed if not file.startswith("sitlib/reporting/")}
+    listed = [dep for dep in stage["deps"] if dep.startswith("sitlib")]
+    missing = {
+        file
+        for file in needed - ALWAYS
+        if not any(file == dep or file.startswith(dep + "/") for dep in listed)
+    }
+    if name in READS_MODELS:
+        training = closure({"sitlib/experiments/generators.py"}) | closure(
+            {"sitlib/experiments/tokenizers.py"}
+        )
+        missing -= training
+    assert not missing, f"add to deps of {name}: {sorted(missing)}"
+    for dep in stage["deps"]:
+        if "$" not in dep and dep.startswith(("sitlib", "data")):
+            assert (ROOT / dep).exists(), f"{name} depends on {dep}, which does not exist"
+
+
+def test_training_stages_do_not_depend_on_reporting():
+    for name, stage in STAGES.items():
+        if name.startswith("train"):
+            assert not any("reporting" in dep for dep in stage["deps"])
+
+
+def test_imports_run_one_way():
+    layers = [
+        "wavelets",
+        "geometry",
+        "transformer",
+        "quantizer",
+        "tokenizer",
+        "losses",
+        "training",
+        "experiments",
+        "reporting",
+    ]
+    models = {
+        f"sitlib/{name}.py"
+        for name in ("wavelets", "geometry", "transformer", "quantizer", "tokenizer", "autoregressive")
+    }
+    for file in models:
+        above = {
+            f
+            for f in closure({file})
+            if any(f"/{layer}" in f for layer in layers[layers.index("losses") :]) or "/data/" in f
+        }
+        assert not above, f"{file} imports {above}"
+    for file in [str(path.relative_to(ROOT)) for path in (ROOT / "sitlib/experiments").glob("*.py")]:
+        assert not any(f.startswith("sitlib/reporting") for f in closure({file})), file
+
+
+# -- notebooks -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_notebooks_are_canonical(capsys):
+    assert canonical([str(ROOT / "notebooks"), "--check"]) == 0, capsys.readouterr()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_hold_no_classes_and_start_with_a_claim(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert cells[0].cell_type == "markdown" and "**Claim.**" in cells[0].source
+    assert "parameters" in cells[1].metadata.get("tags", [])
+    trees = [ast.parse(cell.source) for cell in cells if cell.cell_type == "code"]
+    assert not any(isinstance(node, ast.ClassDef) for tree in trees for node in ast.walk(tree))
+    assert not any(len(cell.source.splitlines()) > 40 for cell in cells if cell.cell_type == "code")
+
+
+# -- the whole, at the smallest profile ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory):
+    """A copy of the project's files, with the smoke profile and few variants chosen in params.yaml, as a user would."""
+    folder = tmp_path_factory.mktemp("pipeline") / "a clone"
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    made_by_runs = ("metrics/", "reports/", "dvc.lock")
+    for name in listed:
+        if not name.startswith(made_by_runs) and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    parameters = yaml.safe_load((folder / "params.yaml").read_text())
+    parameters |= {
+        "profile": "smoke",
+        "tokenizers": ["vit_vqgan", "sit4"],
+        "seeds": [0],
+        "generators": ["sit4"],
+        "generator_seeds": [0],
+    }
+    (folder / "params.yaml").write_text(yaml.safe_dump(parameters))
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for command in (["git", "init", "-q"], ["git", "add", "-A"], [*git, "commit", "-qm", "start"]):
+        subprocess.run(command, cwd=folder, check=True)
+    return folder
+
+
+def dvc(workspace, *arguments, **options):
+    """Runs dvc in the copy, whose own `sitlib` comes first."""
+    environment = {
+        **os.environ,
+        "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(workspace),
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=workspace,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        **options,
+    )
+
+
+@pytest.fixture(scope="session")
+def finished(workspace):
+    result = dvc(workspace, "repro")
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    return workspace
+
+
+@pytest.mark.slow
+def test_the_pipeline_runs_end_to_end(finished):
+    headline = json.loads((finished / "metrics/headline.json").read_text())
+    assert headline["profile"] == "smoke" and headline["hardware"]
+    assert set(headline["tokenizer"]) == {"vit_vqgan", "sit4"}
+    for scores in headline["tokenizer"].values():
+        assert {"psnr", "lpips_alex", "lpips_vgg", "usage"} <= set(scores)
+        assert 5 < scores["psnr"]["mean"] < 40 and 0 < scores["lpips_alex"]["mean"] < 1.5
+    scores = headline["generation"]["class"]["ar_sit4"]
+    assert scores["fd_lite0"]["mean"] > 0 and scores["nats_per_token"]["mean"] > 0
+    assert {"weights", "wavelet_analysis", "tokenizer_results", "generation_results"} <= set(
+        headline["seconds"]
+    )
+    for stem in (
+        "01_wavelet_analysis",
+        "02a_tokenizer_training-sit4-seed0",
+        "02b_tokenizer_results",
+        "03b_generation_results",
+    ):
+        notebook = nbformat.read(finished / f"reports/{stem}.ipynb", as_version=4)
+        figures = [
+            o
+            for c in notebook.cells
+            if c.cell_type == "code"
+            for o in c.outputs
+            if "image/png" in o.get("data", {})
+        ]
+        assert figures and all(o.metadata["image/png"]["alt"] for o in figures)
+        assert stem in (finished / "reports/index.html").read_text()
+    assert not list((finished / ".ckpt").glob("*"))
+
+
+@pytest.mark.slow
+def test_nothing_to_do_is_quick_and_opening_a_notebook_trains_nothing(finished):
+    began = time.monotonic()
+    again = dvc(finished, "repro")
+    assert "Running stage" not in again.stdout and "up to date" in again.stdout
+    assert time.monotonic() - began < 20  # about 1.5 s on a quiet machine: far below any stage
+    path = finished / "notebooks/02a_tokenizer_training.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:  # what JupyterLab leaves behind after running and saving
+        cell.id = f"changed-{cell.id}"[:20]
+        if cell.cell_type == "code":
+            cell.execution_count = 7
+            cell.outputs = [nbformat.v4.new_output("stream", text="hello")]
+    notebook.metadata["widgets"] = {}
+    nbformat.write(notebook, path)
+    plan = dvc(finished, "repro", "--dry")
+    assert "Running stage 'notebooks'" in plan.stdout
+    opened = dvc(finished, "repro")
+    assert opened.stdout.count("Running stage") == 1, opened.stdout
+    code = next(
+        cell for cell in notebook.cells if cell.cell_type == "code" and "trained_tokenizer(" in cell.source
+    )
+    code.source += "\nprint('changed')"
+    nbformat.write(notebook, path)
+    dvc(finished, "repro", "notebooks")
+    changed = dvc(finished, "status").stdout
+    assert "train_tokenizer@sit4-0" in changed and "train_tokenizer@vit_vqgan-0" in changed
+
+
+@pytest.mark.slow
+def test_changing_one_variant_retrains_only_that_one(finished):
+    path = finished / "profiles/smoke.yaml"
+    before = path.read_text()
+    path.write_text(before.replace("sit4: {levels: 3, grid: 4}", "sit4: {levels: 3, grid: 4, code_dim: 8}"))
+    changed = dvc(finished, "status").stdout
+    path.write_text(before)
+    assert "train_tokenizer@sit4-0" in changed and "train_tokenizer@vit_vqgan-0" not in changed
+    load_profile("smoke")  # the project's own profile is still valid

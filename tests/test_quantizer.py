@@ -1,0 +1,83 @@
+"""The codebook against brute force in float64, and the gradients that the paper's losses must give."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sitlib.quantizer import Codebook
+
+
+def nearest_by_distance(z, codes):
+    """Index of the code with the smallest Euclidean distance after normalising both."""
+    z, codes = F.normalize(z.double(), dim=-1), F.normalize(codes.double(), dim=-1)
+    return torch.cdist(z, codes).argmin(-1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40), st.integers(2, 12), st.integers(0, 10_000))
+def test_lookup_finds_the_nearest_code(num_codes, dim, seed):
+    torch.manual_seed(seed)
+    book, z = Codebook(num_codes, dim).double(), torch.randn(50, dim, dtype=torch.float64)
+    out = book(z)
+    assert torch.equal(out.codes, nearest_by_distance(z, book.weight.detach()))
+    torch.testing.assert_close(out.vectors, F.normalize(book.weight, dim=-1)[out.codes])
+    torch.testing.assert_close(out.vectors.norm(dim=-1), torch.ones(50, dtype=torch.float64))
+
+
+def test_gradients_pass_straight_through_and_each_loss_moves_its_side_only():
+    torch.manual_seed(0)
+    book, z = Codebook(16, 4), torch.randn(8, 4, requires_grad=True)
+    out = book(z)
+    direction = torch.randn(8, 4)
+    through = torch.autograd.grad((out.vectors * direction).sum(), z, retain_graph=True)[0]
+    expected = torch.autograd.grad((F.normalize(z, dim=-1) * direction).sum(), z)[0]
+    torch.testing.assert_close(through, expected)
+    grads = torch.autograd.grad(
+        out.commitment_loss.sum(), (z, book.weight), retain_graph=True, allow_unused=True
+    )
+    assert grads[0].abs().sum() > 0 and grads[1] is None
+    grads = torch.autograd.grad(out.codebook_loss.sum(), (z, book.weight), allow_unused=True)
+    assert grads[0] is None and grads[1].abs().sum() > 0
+
+
+def test_kmeans_start_finds_separate_clusters():
+    torch.manual_seed(0)
+    centres = F.normalize(torch.randn(6, 8), dim=-1)
+    z = (centres[:, None] + 0.02 * torch.randn(6, 200, 8)).flatten(0, 1)
+    book = Codebook(24, 8)
+    book.initialise(z)
+    similarity = centres @ F.normalize(book.weight.detach(), dim=-1).T
+    assert (similarity.max(dim=1).values > 0.99).all()
+    assert (similarity.max(dim=0).values > 0.99).all()
+
+
+def test_kmeans_lowers_the_quantization_error_of_a_random_codebook():
+    torch.manual_seed(0)
+    z, book = torch.randn(4000, 8), Codebook(64, 8)
+    before = book(z).commitment_loss.mean()
+    book.initialise(z)
+    assert (
+        book(z).commitment_loss.mean() < 0.85 * before
+    )  # uniform on the sphere: the hardest case for any codebook
+
+
+def test_kmeans_needs_enough_vectors():
+    with pytest.raises(ValueError, match="at least 16 vectors"):
+        Codebook(16, 4).initialise(torch.randn(10, 4))
+
+
+def test_dead_codes_restart_on_outputs_and_live_ones_stay():
+    torch.manual_seed(0)
+    book, z = Codebook(32, 4), torch.randn(5, 4)
+    used = book(z).codes.unique()
+    before = book.weight.detach().clone()
+    for step in range(3):
+        moved = book.restart_dead(z, book(z).codes, after=3)
+        assert len(moved) == (0 if step < 2 else 32 - len(used))
+    assert not set(moved.tolist()) & set(used.tolist())
+    assert torch.equal(book.weight[used], before[used])
+    closest = (F.normalize(z, dim=-1) @ book.weight[moved].T).max(dim=0).values
+    torch.testing.assert_close(closest, torch.ones(len(moved)))
+    assert len(book.restart_dead(z, book(z).codes, after=0)) == 0
