@@ -3,7 +3,7 @@
     python benchmarks/dwt.py [--wavelet haar] [--size 256] [--batch 16] [--levels 3] [--repeats 40]
 
 First checks that the results agree, then calls every candidate once per round (so that whatever else the
-machine does slows all of them) and prints medians. A ratio is a median divided by that of sitlib. Read them on
+machine does slows all of them) and prints medians. A ratio is a median divided by that of sitlib. Run it on
 an idle machine: threads that must wait for one another suffer most from a busy core, and PyWavelets uses one.
 
 ptwt pads where PyWavelets periodises: for Haar that adds nothing and the coefficients are the same; for

@@ -4,11 +4,9 @@ Coefficients have the scaling of an orthonormal transform (`orthonormal_gains`),
 and the energies of the scales add up. Images are float [B, C, H, W] in [0, 1].
 """
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +15,6 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from sitlib.geometry import SpectralGeometry
-from sitlib.paths import resolve
 from sitlib.wavelets import dwt2, idwt2, orthonormal_gains
 
 
@@ -293,16 +290,3 @@ def summary(statistics: Sequence[ScaleStatistics], law: PowerLaw) -> dict:
         for one in statistics
     }
     return {"spectrum_exponent": law.exponent, "spectrum_r_squared": law.r_squared, "scales": scales}
-
-
-def write_metrics(path: str | Path, summaries: Mapping[str, dict]) -> None:
-    """Write summaries, {name of the data: summary}, as JSON with six significant digits."""
-    path = resolve(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_rounded(summaries), indent=2) + "\n", encoding="utf-8")
-
-
-def _rounded(value):
-    if isinstance(value, Mapping):
-        return {key: _rounded(inner) for key, inner in value.items()}
-    return float(f"{value:.6g}") if isinstance(value, float) else value

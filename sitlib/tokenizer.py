@@ -18,6 +18,8 @@ from sitlib.quantizer import Codebook, Quantized
 from sitlib.transformer import SequenceLayout, Transformer
 from sitlib.wavelets import dwt2, idwt2
 
+POSITION_SCALE = 0.3  # deviation of position embeddings at the start, beside features of deviation 1
+
 
 @dataclass
 class TokenizerOutput:
@@ -50,7 +52,7 @@ class SpectralTokenizer(nn.Module):
         width = config.encoder_width
         self.encoder_layout = SequenceLayout(num_scales, num_tokens, config.encoder_attention)
         self.embed = nn.ModuleList(nn.Linear(v, width) for v in values)
-        self.encoder_position = nn.Parameter(torch.randn(num_scales * num_tokens, width) * 0.02)
+        self.encoder_position = nn.Parameter(torch.randn(num_scales * num_tokens, width) * POSITION_SCALE)
         self.encoder = Transformer(
             config.encoder_layers, width, config.encoder_heads, config.mlp_ratio, num_types
         )
@@ -63,11 +65,17 @@ class SpectralTokenizer(nn.Module):
         width = config.decoder_width
         self.decoder_layout = SequenceLayout(num_scales, num_tokens, config.decoder_attention)
         self.from_code = nn.ModuleList(nn.Linear(config.code_dim, width) for _ in range(num_codebooks))
-        self.decoder_position = nn.Parameter(torch.randn(num_scales * num_tokens, width) * 0.02)
+        self.decoder_position = nn.Parameter(torch.randn(num_scales * num_tokens, width) * POSITION_SCALE)
         self.decoder = Transformer(
             config.decoder_layers, width, config.decoder_heads, config.mlp_ratio, num_types
         )
         self.to_values = nn.ModuleList(_head(width, width, v) for v in values)
+
+        for linear in (
+            *self.embed,
+            *self.from_code,
+        ):  # normalised values and unit vectors both become features of deviation 1
+            nn.init.normal_(linear.weight, std=1.0 if linear in self.from_code else linear.in_features**-0.5)
 
         for scale in geometry.scales:  # mean and deviation of every band, measured on the training set
             shape = (geometry.scale_channels(scale), 1, 1)
@@ -174,7 +182,13 @@ class SpectralTokenizer(nn.Module):
 
     @torch.no_grad()
     def initialise_codebooks(self, images: Tensor) -> None:
-        """k-means start of every codebook on the encoder outputs of training images [B, 3, H, W]."""
+        """Spreads the latents of training images [B, 3, H, W] over the sphere, then starts every codebook at their k-means centres.
+
+        At the start the latents of photographs vary in hardly more than one direction (brightness), and a codebook that begins there
+        learns the others slowly. So the last layer before the lookup is first changed to whiten the latents: mean 0, covariance I.
+        """
+        for head, z in zip(self.to_code, self._split(self.latents(images)), strict=True):
+            _whiten(head[-1], z.flatten(0, 2))
         for codebook, z in zip(self.codebooks, self._split(self.latents(images)), strict=True):
             codebook.initialise(z.flatten(0, 2))
 
@@ -215,3 +229,15 @@ class SpectralTokenizer(nn.Module):
 def _head(width: int, hidden: int, out: int) -> nn.Sequential:
     """ViT-VQGAN's head after a transformer: two layers with tanh between (arXiv 2110.04627, section 3.1)."""
     return nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, out))
+
+
+def _whiten(linear: nn.Linear, outputs: Tensor) -> None:
+    """Changes a layer so that these of its outputs [M, D] would have had mean 0 and covariance I (symmetric whitening)."""
+    mean = outputs.mean(0)
+    variance, axes = torch.linalg.eigh(torch.cov(outputs.T))
+    variance = variance.clamp_min(
+        1e-4 * variance[-1]
+    )  # directions that are as good as empty are not blown up
+    whitening = axes @ torch.diag(variance.rsqrt()) @ axes.T
+    linear.bias.copy_(whitening @ (linear.bias - mean))
+    linear.weight.copy_(whitening @ linear.weight)

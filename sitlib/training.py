@@ -4,7 +4,6 @@ What is trained is a list of phases, each a set of parameters, its optimiser and
 discriminator is a second one. Accelerate supplies device, precision and exact checkpoints (weights, optimiser, scheduler, random state).
 """
 
-import csv
 import json
 import os
 import shutil
@@ -24,8 +23,7 @@ from tqdm import tqdm
 from sitlib.config import OptimiserConfig
 from sitlib.data import prefetch
 from sitlib.paths import resolve
-
-Row = dict[str, float]
+from sitlib.results import Row
 
 
 @dataclass
@@ -164,23 +162,6 @@ def train(
 def forget_checkpoints(folder: str | Path) -> None:
     """Removes the resumable states of a finished run."""
     shutil.rmtree(resolve(folder), ignore_errors=True)
-
-
-def write_curve(path: str | Path, rows: list[Row]) -> None:
-    """Writes a training curve as CSV, six significant digits."""
-    path = resolve(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in rows)
-
-
-def read_curve(path: str | Path) -> dict[str, list[float]]:
-    """A training curve as columns."""
-    with resolve(path).open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {name: [float(row[name]) for row in rows] for name in rows[0]}
 
 
 class _Checkpoints:

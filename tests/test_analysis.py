@@ -18,9 +18,9 @@ from sitlib.analysis import (
     scale_statistics,
     summary,
     token_budget,
-    write_metrics,
 )
 from sitlib.geometry import SpectralGeometry
+from sitlib.results import write_metrics
 
 RANDOM = np.random.default_rng(0)
 

@@ -151,12 +151,20 @@ def test_any_wavelet(wavelet):
     torch.testing.assert_close(tokenizer.images(tokenizer.token_values(images)), images, atol=1e-5, rtol=0)
 
 
-def test_codes_start_where_the_data_is():
-    tokenizer, images = tokenizer_of("sit4"), photographs(64)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_codes_start_where_the_data_is_and_the_data_is_spread_out(variant):
+    tokenizer, images = tokenizer_of(variant), photographs(64)
     tokenizer.measure_normalisation(images)
-    before = tokenizer(images).commitment_loss
     tokenizer.initialise_codebooks(images)
-    assert tokenizer(images).commitment_loss < 0.5 * before
+    latents = tokenizer.latents(images)
+    for codebook, z in zip(tokenizer.codebooks, tokenizer._split(latents), strict=True):
+        z = z.flatten(0, 2)
+        assert z.mean(0).abs().max() < 1e-3
+        assert torch.linalg.eigvalsh(torch.cov(z.T))[-1] < 1.01  # no direction dominates
+        error = codebook(z).commitment_loss.mean()
+        with torch.no_grad():
+            codebook.weight.normal_()
+        assert error < 0.9 * codebook(z).commitment_loss.mean()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from torch import nn
 from sitlib.config import load_profile
 from sitlib.experiments import runs
 from sitlib.experiments.tokenizers import trained_tokenizer
-from sitlib.training import Phase, learning_rate_factor, make_optimiser, read_curve, seed_everything, train
+from sitlib.results import read_curve
+from sitlib.training import Phase, learning_rate_factor, make_optimiser, seed_everything, train
 
 OPTIMISER = replace(
     load_profile("smoke").tokenizer.optimiser, steps=10, warmup_steps=4, checkpoint_every=3, log_every=1

@@ -14,11 +14,12 @@ from sitlib.config import Profile, digest, load_profile
 from sitlib.data import open_images, training_views
 from sitlib.experiments.codes import Codes, held_out_wide, load_codes
 from sitlib.experiments.generators import trained_generator
-from sitlib.experiments.runs import AutoregressiveRun, write_metrics
+from sitlib.experiments.runs import AutoregressiveRun
 from sitlib.experiments.tokenizers import trained_tokenizer
 from sitlib.lite0 import load_lite0
 from sitlib.metrics import generation_metrics, lite0_features
 from sitlib.paths import resolve
+from sitlib.results import write_metrics
 from sitlib.sampling import generate
 from sitlib.tokenizer import SpectralTokenizer
 

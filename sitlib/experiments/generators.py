@@ -11,7 +11,8 @@ from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig
 from sitlib.config import Profile
 from sitlib.experiments.codes import Codes, load_codes
 from sitlib.experiments.runs import AutoregressiveRun, Trained, trained
-from sitlib.training import Phase, Row, seed_everything, train
+from sitlib.results import Row
+from sitlib.training import Phase, seed_everything, train
 
 
 def trained_generator(profile: Profile, variant: str, seed: int, pipeline: bool = False) -> Trained:

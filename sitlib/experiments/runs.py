@@ -6,7 +6,6 @@ exploring never touches what the pipeline has made.
 """
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,8 @@ from sitlib.config import (
     digest,
 )
 from sitlib.paths import ROOT, resolve
-from sitlib.training import Row, forget_checkpoints, read_curve, write_curve
+from sitlib.results import Row, read_curve, write_curve
+from sitlib.training import forget_checkpoints
 
 
 @dataclass(frozen=True)
@@ -146,18 +146,6 @@ def pipeline_parameters() -> dict[str, Any]:
     return yaml.safe_load(resolve("params.yaml").read_text())
 
 
-def write_metrics(path: str | Path, values: dict[str, Any]) -> None:
-    """Writes metrics as JSON, six significant digits."""
-    path = resolve(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_rounded(values), indent=2) + "\n")
-
-
-def read_metrics(path: str | Path) -> dict[str, Any]:
-    """Metrics that `write_metrics` wrote."""
-    return json.loads(resolve(path).read_text())
-
-
 def _checkpoint_folder(run: TokenizerRun | AutoregressiveRun) -> Path:
     """Where a run keeps its resumable states: named by its configuration, its images and the code, so that none is ever resumed by a
     run that would not have made it."""
@@ -171,11 +159,3 @@ def _checkpoint_folder(run: TokenizerRun | AutoregressiveRun) -> Path:
     packages = [ROOT / "sitlib", ROOT / "sitlib" / "data", ROOT / "sitlib" / "experiments"]
     code = b"".join(path.read_bytes() for package in packages for path in sorted(package.glob("*.py")))
     return resolve(".ckpt") / digest(run, files, hashlib.sha256(code).hexdigest())
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_rounded(item) for item in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from sitlib.config import Profile, load_profile
-from sitlib.experiments.runs import write_metrics
 from sitlib.experiments.tokenizers import held_out_crops, trained_tokenizer
 from sitlib.metrics import codebook_statistics, evaluate_reconstructions
+from sitlib.results import write_metrics
 from sitlib.tokenizer import SpectralTokenizer
 
 

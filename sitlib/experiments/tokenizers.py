@@ -9,8 +9,9 @@ from sitlib.config import Profile
 from sitlib.data import held_out_views, open_images, training_views
 from sitlib.experiments.runs import TokenizerRun, Trained, best_device, trained
 from sitlib.losses import TokenizerLoss
+from sitlib.results import Row
 from sitlib.tokenizer import SpectralTokenizer, TokenizerOutput
-from sitlib.training import Phase, Row, seed_everything, train
+from sitlib.training import Phase, seed_everything, train
 
 
 def trained_tokenizer(profile: Profile, variant: str, seed: int, pipeline: bool = False) -> Trained:

@@ -1,12 +1,11 @@
 """Runs a command of a pipeline stage and records how long it took: `python -m sitlib.reporting.timed`."""
 
 import argparse
-import json
 import subprocess
 import sys
 import time
 
-from sitlib.paths import resolve
+from sitlib.results import write_metrics
 
 
 def main() -> None:
@@ -21,9 +20,7 @@ def main() -> None:
     if status:
         sys.exit(status)
     record = {"stage": options.stage, "seconds": round(time.perf_counter() - began, 1)}
-    path = resolve(options.seconds)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    write_metrics(options.seconds, record)
 
 
 if __name__ == "__main__":
