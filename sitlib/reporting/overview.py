@@ -42,7 +42,7 @@ def overview(tokenizer: SpectralTokenizer, image: Tensor, name: str) -> Figure:
         "codes": None,
         "reconstruction": tokenizer.decode(codes[None])[0],
     }
-    fig, axes = plt.subplots(1, 4, figsize=(11.5, 3.5), width_ratios=[1, 1, 1.15, 1])
+    fig, axes = plt.subplots(1, 4, figsize=(11.5, 3.5), width_ratios=[1, 1, 1, 1])
     for axis, (title, picture) in zip(axes, steps.items(), strict=True):
         axis.set_title(title)
         axis.axis("off")
@@ -71,7 +71,7 @@ def _draw_patches(axis, geometry) -> None:
         corners = [(0, 0)] if scale == 1 else [(side, 0), (0, side), (side, side)]
         for x, y in corners:
             for k in range(geometry.grid + 1):
-                style_of_line = {"color": "#E69F00", "linewidth": 1.4 if k in (0, geometry.grid) else 0.45}
+                style_of_line = {"color": "#E69F00", "linewidth": 1.2 if k in (0, geometry.grid) else 0.3}
                 axis.plot([x - 0.5, x + side - 0.5], [y + k * patch - 0.5] * 2, **style_of_line)
                 axis.plot([x + k * patch - 0.5] * 2, [y - 0.5, y + side - 0.5], **style_of_line)
 
@@ -81,7 +81,7 @@ def _draw_codes(axis, codes: Tensor, grid: int, num_codes: int) -> None:
     columns = 2
     for index, scale_codes in enumerate(codes):
         row, column = divmod(index, columns)
-        left, top = column * (grid + 1), row * (grid + 1.6)
+        left, top = column * (grid + 1), row * (grid + 1) + 0.5
         for k, code in enumerate(scale_codes.tolist()):
             y, x = divmod(k, grid)
             cell = plt.Rectangle(
@@ -97,9 +97,9 @@ def _draw_codes(axis, codes: Tensor, grid: int, num_codes: int) -> None:
                 fontsize=5,
                 color="white" if code < 0.7 * num_codes else "black",
             )
-        axis.text(left, top - 0.15, f"scale {index + 1}", fontsize=8, va="bottom")
-    rows = -(-len(codes) // columns)
-    axis.set(xlim=(0, columns * (grid + 1)), ylim=(rows * (grid + 1.6), -0.8), aspect="equal")
+        axis.text(left, top - 0.1, f"scale {index + 1}", fontsize=8, va="bottom")
+    side = max(columns, -(-len(codes) // columns)) * (grid + 1)
+    axis.set(xlim=(0, side), ylim=(side, 0), aspect="equal")
 
 
 def main() -> None:

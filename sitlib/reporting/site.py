@@ -4,6 +4,7 @@ The headline as tables, what it was measured on, and a link to every report besi
 """
 
 import argparse
+import base64
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,11 @@ number of discrete codes, so that an autoregressive model can write an image fro
 details. The workbook trains such tokenizers beside the usual one on patches of pixels (ViT-VQGAN), trains a
 model over the codes of each, and reports what came out."""
 SOURCE = '<a href="https://arxiv.org/abs/2412.09607">Spectral Image Tokenizer</a> (Esteves et al., 2024)'
+
+OVERVIEW_ALT = (
+    "A photograph, its wavelet pyramid cut into the same number of patches at every scale, the codes of each scale "
+    "as coloured cells, and the reconstruction from the codes."
+)
 
 # key in the headline -> (column, decimals, which is better)
 TOKENIZER_COLUMNS = {
@@ -133,9 +139,8 @@ def _links(reports: Sequence[Report]) -> str:
     for report in reports:
         groups.setdefault(report.notebook, []).append(report)
     parts = []
-    for notebook, runs in groups.items():
-        number = re.match(r"\d+[a-z]?", notebook)
-        title = f"{number[0] if number else ''} {runs[0].title}".strip()
+    for runs in groups.values():
+        title = runs[0].title
         if len(runs) == 1:
             parts.append(f'<li><a href="{escape(runs[0].file)}">{escape(title)}</a></li>')
         else:
@@ -146,10 +151,13 @@ def _links(reports: Sequence[Report]) -> str:
     return '<ul class="reports">\n' + "\n".join(parts) + "\n</ul>"
 
 
-def front_page(headline: Mapping[str, Any], reports: Sequence[Report]) -> str:
-    """The whole page as HTML."""
+def front_page(headline: Mapping[str, Any], reports: Sequence[Report], overview: bytes | None = None) -> str:
+    """The whole page as HTML; `overview` is the PNG that `sitlib.reporting.overview` draws."""
     protocol = headline["protocol"]
     parts = [f"<h1>{TITLE}</h1>", f"<p>{ABOUT} After {SOURCE}.</p>"]
+    if overview is not None:
+        picture = base64.b64encode(overview).decode("ascii")
+        parts.append(f'<p><img src="data:image/png;base64,{picture}" alt="{OVERVIEW_ALT}"></p>')
     if tokenizers := headline["tokenizer"]:
         caption = "Tokenizers on held-out photographs"
         table = metrics_table(tokenizers, TOKENIZER_COLUMNS, caption, protocol["tokenizer"])
@@ -178,7 +186,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(front_page(headline, find_reports(output.parent)), encoding="utf-8")
+    overview = output.with_name("overview.png")
+    picture = overview.read_bytes() if overview.exists() else None
+    output.write_text(front_page(headline, find_reports(output.parent), picture), encoding="utf-8")
     return 0
 
 
