@@ -72,6 +72,9 @@ class TokenizerConfig(_Strict):
     decoder_attention: Attention  # scale_causal: SCD
     mlp_ratio: float  # width of a block's MLP / width of the block
     typed_parameters: bool  # ADTransformer: own q, k, v, norms and MLP for approximation and detail tokens
+    scale_mixing: (
+        bool  # one linear map across the scales of a place before each transformer; false: as in the paper
+    )
     num_codebooks: int  # 2: one for approximation codes, one for detail codes; 1: shared
     num_codes: int  # codes in each codebook
     code_dim: int  # dimension of the l2-normalised lookup space

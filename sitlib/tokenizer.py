@@ -5,6 +5,7 @@ replaced by a code of its codebook (approximation or details), a second transfor
 ViT-VQGAN (arXiv 2110.04627) is the case of zero levels: no DWT, one scale, pixel patches.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +16,8 @@ from sitlib.checkpoint import load_model, save_model
 from sitlib.config import TokenizerConfig
 from sitlib.geometry import SpectralGeometry, band_statistics
 from sitlib.quantizer import Codebook, Quantized
-from sitlib.transformer import SequenceLayout, Transformer
+from sitlib.transformer import ScaleMixing, SequenceLayout, Transformer
 from sitlib.wavelets import dwt2, idwt2
-
-POSITION_SCALE = 0.3  # deviation of position embeddings at the start, beside features of deviation 1
 
 
 @dataclass
@@ -52,7 +51,8 @@ class SpectralTokenizer(nn.Module):
         width = config.encoder_width
         self.encoder_layout = SequenceLayout(num_scales, num_tokens, config.encoder_attention)
         self.embed = nn.ModuleList(nn.Linear(v, width) for v in values)
-        self.encoder_position = nn.Parameter(torch.randn(num_scales * num_tokens, width) * POSITION_SCALE)
+        self.encoder_position = nn.Parameter(_initial_positions(num_scales, config.grid, width))
+        self.encoder_mixing = _mixing(config, width, config.encoder_attention)
         self.encoder = Transformer(
             config.encoder_layers, width, config.encoder_heads, config.mlp_ratio, num_types
         )
@@ -65,7 +65,8 @@ class SpectralTokenizer(nn.Module):
         width = config.decoder_width
         self.decoder_layout = SequenceLayout(num_scales, num_tokens, config.decoder_attention)
         self.from_code = nn.ModuleList(nn.Linear(config.code_dim, width) for _ in range(num_codebooks))
-        self.decoder_position = nn.Parameter(torch.randn(num_scales * num_tokens, width) * POSITION_SCALE)
+        self.decoder_position = nn.Parameter(_initial_positions(num_scales, config.grid, width))
+        self.decoder_mixing = _mixing(config, width, config.decoder_attention)
         self.decoder = Transformer(
             config.decoder_layers, width, config.decoder_heads, config.mlp_ratio, num_types
         )
@@ -121,11 +122,8 @@ class SpectralTokenizer(nn.Module):
     def latents(self, images: Tensor) -> Tensor:
         """Encoder outputs [B, S, N, D] in the lookup space, before normalisation and quantization."""
         values = self.token_values(images)
-        x_BTC = (
-            torch.cat([embed(v) for embed, v in zip(self.embed, values, strict=True)], dim=1)
-            + self.encoder_position
-        )
-        x_BTC = self.encoder(x_BTC, self.encoder_layout)
+        x_BTC = torch.cat([embed(v) for embed, v in zip(self.embed, values, strict=True)], dim=1)
+        x_BTC = self.encoder(self.encoder_mixing(x_BTC) + self.encoder_position, self.encoder_layout)
         x_BSNC = x_BTC.unflatten(1, (self.geometry.num_scales, self.geometry.tokens_per_scale))
         return self._per_codebook(self.to_code, x_BSNC)
 
@@ -138,8 +136,9 @@ class SpectralTokenizer(nn.Module):
 
     def decode_vectors(self, vectors: Tensor) -> Tensor:
         """Code vectors [B, S, N, D] -> images [B, 3, H, W], not clamped."""
-        x_BTC = self._per_codebook(self.from_code, vectors).flatten(1, 2) + self.decoder_position
-        x_BSNC = self.decoder(x_BTC, self.decoder_layout).unflatten(1, vectors.shape[1:3])
+        x_BTC = self.decoder_mixing(self._per_codebook(self.from_code, vectors).flatten(1, 2))
+        x_BTC = self.decoder(x_BTC + self.decoder_position, self.decoder_layout)
+        x_BSNC = x_BTC.unflatten(1, vectors.shape[1:3])
         return self.images([head(x_BSNC[:, s]) for s, head in enumerate(self.to_values)])
 
     def forward(self, images: Tensor) -> TokenizerOutput:
@@ -229,6 +228,25 @@ class SpectralTokenizer(nn.Module):
 def _head(width: int, hidden: int, out: int) -> nn.Sequential:
     """ViT-VQGAN's head after a transformer: two layers with tanh between (arXiv 2110.04627, section 3.1)."""
     return nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, out))
+
+
+def _mixing(config: TokenizerConfig, width: int, attention: str) -> nn.Module:
+    if not config.scale_mixing or config.num_scales == 1:
+        return nn.Identity()
+    return ScaleMixing(config.num_scales, width, causal=attention == "scale_causal")
+
+
+def _initial_positions(num_scales: int, grid: int, width: int) -> Tensor:
+    """Where the learned absolute positions [S N, C] start: a sine-cosine code of the place, the same for every scale, plus a random
+    vector of the scale; so that tokens of one place resemble each other from the first step on."""
+    frequency = torch.pi / grid * 2 ** torch.linspace(0, math.log2(grid), -(-width // 4))
+    y, x = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
+    angles = [place.flatten()[:, None] * frequency for place in (y, x)]
+    place_NC = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)[
+        :, :width
+    ]
+    scale_SC = torch.randn(num_scales, width)
+    return 0.5 * (scale_SC[:, None] + place_NC).flatten(0, 1)
 
 
 def _whiten(linear: nn.Linear, outputs: Tensor) -> None:

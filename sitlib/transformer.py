@@ -137,6 +137,31 @@ class Block(nn.Module):
         return x_BTC + F.dropout(per_type(mlp, x_BTC), self.dropout, self.training)
 
 
+class ScaleMixing(nn.Module):
+    """One linear map across the scales of every place: x[s, n] += sum over s' of W[s, s'] x[s', n].
+
+    Not in the paper. Attention has to discover which tokens show the same place at different scales; this hands it the answer. It is
+    what lets detail tokens carry what the codes of the approximation cannot, within a few hundred steps. Where attention is scale-causal,
+    so is the map: W[s, s'] = 0 for s' > s.
+    """
+
+    def __init__(self, num_scales: int, width: int, causal: bool):
+        super().__init__()
+        self.weight = nn.Parameter(
+            torch.randn(num_scales, width, num_scales, width) * 0.7 * (num_scales * width) ** -0.5
+        )
+        mask = torch.ones(num_scales, num_scales)
+        self.register_buffer("mask", (mask.tril() if causal else mask)[:, None, :, None], persistent=False)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """[B, S N, C] -> [B, S N, C]."""
+        num_scales, width = self.weight.shape[:2]
+        x_BNSC = x_BTC.unflatten(1, (num_scales, -1)).transpose(1, 2)
+        weight = (self.weight * self.mask).view(num_scales * width, num_scales * width)
+        mixed = F.linear(x_BNSC.flatten(2), weight).unflatten(2, (num_scales, width))
+        return x_BTC + mixed.transpose(1, 2).flatten(1, 2)
+
+
 class Transformer(nn.Module):
     """A stack of blocks and a final norm.
 
@@ -159,9 +184,14 @@ class Transformer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
                 nn.init.zeros_(module.bias)
-        # Residual branches start small, so that depth does not change the scale of the sum (GPT-2's rule).
         with torch.no_grad():
             for block in self.blocks:
+                for linear in (
+                    block.qkv
+                ):  # keys start like queries: attention begins with tokens that are alike (arXiv 2305.09828)
+                    query, key, _ = linear.weight.chunk(3)
+                    key.add_(query).mul_(0.5**0.5)
+                # Residual branches start small, so that depth does not change the scale of the sum (GPT-2's rule).
                 for linear in (block.attention_out, *block.mlp_out):
                     linear.weight /= (2 * num_layers) ** 0.5
 

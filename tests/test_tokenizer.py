@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sitlib.config import load_profile
 from sitlib.geometry import SpectralGeometry
 from sitlib.tokenizer import SpectralTokenizer
+from sitlib.transformer import ScaleMixing
 from sitlib.wavelets import dwt2
 
 SMOKE = load_profile("smoke")
@@ -118,6 +119,15 @@ def test_the_two_codebooks_are_disjoint():
     assert torch.equal(tokenizer.encode(images)[:, 1:], codes[:, 1:])
     assert not torch.equal(tokenizer.encode(images)[:, 0], codes[:, 0])
     assert not torch.allclose(tokenizer.decode(codes), before.clamp(0, 1))
+
+
+def test_scale_mixing_is_one_map_across_the_scales_of_a_place():
+    mixing, x = ScaleMixing(3, 8, causal=False), torch.randn(2, 3 * 5, 8)
+    x_BSNC = x.view(2, 3, 5, 8)
+    expected = x_BSNC + torch.einsum("scid,bind->bsnc", mixing.weight, x_BSNC)
+    torch.testing.assert_close(mixing(x), expected.flatten(1, 2))
+    assert isinstance(tokenizer_of("vit_vqgan").encoder_mixing, torch.nn.Identity)
+    assert isinstance(tokenizer_of("sit4_plain").encoder_mixing, torch.nn.Identity)
 
 
 def test_one_codebook_serves_all_scales():

@@ -16,7 +16,7 @@ from sitlib.transformer import SequenceLayout, attend
 
 def attention_patterns(layouts: Mapping[str, SequenceLayout]) -> Figure:
     """Who attends to whom, one panel for each titled layout; read off `attend` itself with keys that are all alike."""
-    fig, axes = plt.subplots(1, len(layouts), figsize=(3.1 * len(layouts), 3.3))
+    fig, axes = plt.subplots(1, len(layouts), figsize=(3.1 * len(layouts), 3.9))
     for axis, (title, layout) in zip(np.atleast_1d(axes), layouts.items(), strict=True):
         length = layout.num_scales * layout.tokens_per_scale
         zeros, ones_at = torch.zeros(1, 1, length, length), torch.eye(length)[None, None]
