@@ -368,3 +368,14 @@ class TestLite0:
             broken = photo_views[:4].clone()
             broken[1:3, 0, 5, 5] = float("nan")
             generation_metrics(broken, photo_views, lite0=lite0)
+
+
+def test_the_error_budget_adds_up_to_the_error_and_finds_its_scale():
+    from sitlib.experiments.tokenizer_evaluation import error_by_scale
+
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    noisy = images + 0.1 * torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    budget = error_by_scale(images, noisy)
+    assert sum(budget) == pytest.approx(4 * float((images - noisy).square().mean()), rel=1e-5)
+    darker = error_by_scale(images, images - 0.1)  # a constant error is one of the approximation
+    assert darker[0] == pytest.approx(4 * 0.01, rel=1e-4) and sum(darker[1:]) < 1e-8

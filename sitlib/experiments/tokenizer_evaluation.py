@@ -4,12 +4,27 @@ import argparse
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sitlib.config import Profile, load_profile
 from sitlib.experiments.tokenizers import held_out_crops, trained_tokenizer
 from sitlib.metrics import codebook_statistics, evaluate_reconstructions
 from sitlib.results import write_metrics
 from sitlib.tokenizer import SpectralTokenizer
+from sitlib.wavelets import dwt2, orthonormal_gains
+
+ERROR_LEVELS = 3  # scales of the error budget: those of SIT-4, for every model
+
+
+def error_by_scale(images: Tensor, reconstructions: Tensor, levels: int = ERROR_LEVELS) -> list[float]:
+    """Mean squared error in [-1, 1], shared out among the scales of a Haar transform, coarsest first; their sum is the whole error."""
+    coefficients = dwt2(
+        2 * (images - reconstructions), "haar", levels
+    )  # differences double from [0, 1] to [-1, 1]
+    gains = orthonormal_gains(levels)
+    return [
+        float((gain * x).square().sum() / images.numel()) for gain, x in zip(gains, coefficients, strict=True)
+    ]
 
 
 def evaluate_tokenizer(tokenizer: SpectralTokenizer, profile: Profile) -> dict[str, Any]:
@@ -27,6 +42,7 @@ def evaluate_tokenizer(tokenizer: SpectralTokenizer, profile: Profile) -> dict[s
         "seed": profile.tokenizer.evaluation.seed,
     }
     statistics = codebook_statistics(codes, tokenizer.config.num_codes)
+    scores["error_by_scale"] = error_by_scale(images, reconstructions)
     usage = min(book["usage"] for book in statistics["codebooks"].values())
     return {
         **scores,

@@ -79,6 +79,32 @@ def scores_by_seed(scores: Mapping[str, Sequence[Mapping[str, float]]], metrics:
     return fig
 
 
+def error_budget(errors: Mapping[str, Sequence[float]]) -> Figure:
+    """Squared error of every model, a bar each, shared out among scales, coarsest first."""
+    fig, axis = plt.subplots(figsize=(7.6, 0.45 * len(errors) + 1.5))
+    names, scales = list(errors), len(next(iter(errors.values())))
+    shades = plt.cm.cividis(np.linspace(0.05, 0.95, scales))
+    left = np.zeros(len(names))
+    for scale, shade in enumerate(shades):
+        widths = np.array([errors[name][scale] for name in names])
+        title = "approximation" if scale == 0 else f"details {scales - scale}"
+        bars = axis.barh(range(len(names)), widths, left=left, color=shade, label=title)
+        axis.bar_label(
+            bars,
+            [f"{1000 * w:.1f}" for w in widths],
+            label_type="center",
+            fontsize=8,
+            color="white" if scale < 2 else "black",
+        )
+        left += widths
+    axis.set(yticks=range(len(names)), xlabel="mean squared error in [-1, 1] (labels: times 1000)")
+    axis.set_yticklabels([label(name) for name in names])
+    axis.invert_yaxis()
+    axis.grid(axis="y", visible=False)
+    fig.legend(loc="outside upper center", ncols=scales)
+    return fig
+
+
 def nats_by_scale(models: Mapping[str, Sequence[float]], uniform: float) -> Figure:
     """Held-out nats per token of every scale beside those of a uniform guess."""
     fig, axis = plt.subplots(figsize=(6.4, 3.2))
