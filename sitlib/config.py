@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import pywt
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -96,6 +97,10 @@ class TokenizerConfig(_Strict):
                 heads > 0 and width % heads == 0,
                 f"{part}_width {width} must be a multiple of {part}_heads {heads}",
             )
+        known = pywt.wavelist(kind="discrete")
+        _require(
+            self.wavelet in known, f"wavelet {self.wavelet!r} is not known{_nearest(self.wavelet, known)}"
+        )
         _require(self.num_codebooks in (1, 2), f"num_codebooks must be 1 or 2, it is {self.num_codebooks}")
 
     @property
@@ -134,6 +139,13 @@ class OptimiserConfig(_Strict):
             0 <= self.final_learning_rate <= self.learning_rate,
             f"final_learning_rate {self.final_learning_rate} must lie in 0 ... learning_rate = {self.learning_rate}",
         )
+        _require(
+            self.checkpoint_every % self.log_every == 0,
+            f"checkpoint_every {self.checkpoint_every} must be a multiple of log_every {self.log_every}",
+        )
+        _require(self.learning_rate > 0, f"learning_rate must be positive, it is {self.learning_rate}")
+        for name in ("beta1", "beta2"):
+            _require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), it is {getattr(self, name)}")
         _require(self.clip_norm > 0, f"clip_norm must be positive, it is {self.clip_norm}")
 
 
@@ -163,6 +175,7 @@ class TokenizerEvaluationConfig(_Strict):
     seed: int  # of the views, the same for every model
 
     def __post_init__(self):
+        _require(self.seed >= 0, f"seed must not be negative, it is {self.seed}")
         _require(self.views >= 2, f"views must be at least 2 for a standard error, it is {self.views}")
 
 
@@ -189,6 +202,7 @@ class AutoregressiveConfig(_Strict):
 
     def __post_init__(self):
         _require(self.layers > 0, f"layers must be at least 1, it is {self.layers}")
+        _require(self.mlp_ratio > 0, f"mlp_ratio must be positive, it is {self.mlp_ratio}")
         _require(
             self.heads > 0 and self.width % self.heads == 0,
             f"width {self.width} must be a multiple of heads {self.heads}",
@@ -274,6 +288,17 @@ class Profile(_Strict):
                 config.size == self.data.size,
                 f"tokenizer.{variant} is built for {config.size} px but data.size is {self.data.size}: make them equal",
             )
+            vectors = self.data.normalisation_views * config.tokens_per_scale
+            _require(
+                config.num_codes <= vectors,
+                f"tokenizer.{variant} has {config.num_codes} codes but k-means starts from {vectors} vectors: "
+                "raise data.normalisation_views or lower num_codes",
+            )
+        smallest = {"alex": 31, "vgg": 16}[self.tokenizer.loss.lpips_net]
+        _require(
+            not self.tokenizer.loss.lpips or self.data.size >= smallest,
+            f"LPIPS-{self.tokenizer.loss.lpips_net} needs at least {smallest} px but data.size is {self.data.size}",
+        )
         for variant in self.autoregressive.variants:
             config = self.autoregressive_variant(variant)
             _known(config.tokenizer, self.tokenizer.variants, f"autoregressive.variants.{variant}.tokenizer")
@@ -300,8 +325,11 @@ def load_profile(name: str | Path = "quick") -> Profile:
         raise ConfigError(
             f"There is no profile {str(name)!r}: choose one of {', '.join(known) or '(none found)'}."
         )
-    with path.open() as file:
-        return from_dict(Profile, yaml.safe_load(file), where=path.name)
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}.") from None
+    return from_dict(Profile, values, where=path.name)
 
 
 def from_dict(cls: type, values: dict[str, Any], where: str = "configuration") -> Any:

@@ -99,7 +99,10 @@ def draw(probabilities_BK: Tensor, uniform_B: Tensor) -> Tensor:
     cumulative = probabilities_BK.cumsum(-1)
     target = uniform_B[:, None] * cumulative[:, -1:]
     chosen = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
-    return chosen.clamp_max(probabilities_BK.shape[-1] - 1)
+    last = (cumulative < cumulative[:, -1:]).sum(
+        -1
+    )  # rounding must not lead beyond the last code that is possible
+    return torch.minimum(chosen, last)
 
 
 def _random_numbers(seed: int, sample: int, count: int) -> Tensor:

@@ -128,11 +128,12 @@ class SpectralTokenizer(nn.Module):
         return self._per_codebook(self.to_code, x_BSNC)
 
     def quantize(self, latents: Tensor) -> Quantized:
-        """Looks [B, S, N, D] up in the codebook of each scale."""
-        parts = [codebook(z) for codebook, z in zip(self.codebooks, self._split(latents), strict=True)]
-        return Quantized(
-            *(torch.cat([getattr(p, name) for p in parts], dim=1) for name in Quantized.__dataclass_fields__)
-        )
+        """Looks [B, S, N, D] up in the codebook of each scale, in float32 whatever the precision around it: near codes differ by little."""
+        with torch.autocast(latents.device.type, enabled=False):
+            pairs = zip(self.codebooks, self._split(latents.float()), strict=True)
+            parts = [codebook(z) for codebook, z in pairs]
+        names = Quantized.__dataclass_fields__
+        return Quantized(*(torch.cat([getattr(part, name) for part in parts], dim=1) for name in names))
 
     def decode_vectors(self, vectors: Tensor) -> Tensor:
         """Code vectors [B, S, N, D] -> images [B, 3, H, W], not clamped."""
@@ -150,7 +151,7 @@ class SpectralTokenizer(nn.Module):
             codes=quantized.codes,
             commitment_loss=quantized.commitment_loss.mean(),
             codebook_loss=quantized.codebook_loss.mean(),
-            latents=latents.detach(),
+            latents=latents.detach().float(),
         )
 
     @torch.no_grad()

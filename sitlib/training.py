@@ -99,7 +99,8 @@ def train(
     Raises:
         FloatingPointError: a loss is not finite; the last good checkpoint stays.
     """
-    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+    on_gpu = torch.cuda.is_available()
+    accelerator = Accelerator(mixed_precision="bf16" if on_gpu else "no", cpu=not on_gpu)
     optimisers = [make_optimiser(phase.module, config) for phase in phases]
     schedulers = [
         LambdaLR(optimiser, lambda step: learning_rate_factor(step, config)) for optimiser in optimisers

@@ -140,8 +140,8 @@ class Block(nn.Module):
 class ScaleMixing(nn.Module):
     """One linear map across the scales of every place: x[s, n] += sum over s' of W[s, s'] x[s', n].
 
-    Not in the paper. Attention has to discover which tokens show the same place at different scales; this hands it the answer. It is
-    what lets detail tokens carry what the codes of the approximation cannot, within a few hundred steps. Where attention is scale-causal,
+    Not in the paper. Attention has to discover which tokens show the same place at different scales; this hands it the answer, so
+    that in a short run detail tokens can also carry what the codes of the approximation cannot. Where attention is scale-causal,
     so is the map: W[s, s'] = 0 for s' > s.
     """
 

@@ -317,6 +317,12 @@ def load_weights(name: str, folder: str | Path = "weights") -> dict[str, torch.T
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
 
 
+def ensure_weights(folder: str | Path = "weights") -> None:
+    """Fetches the weights unless they are there: what a notebook does that runs without the pipeline."""
+    if not all((resolve(folder) / file.name).is_file() for file in FILES):
+        fetch_weights(folder)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sitlib.weights", description=__doc__.splitlines()[0])
     parser.add_argument(

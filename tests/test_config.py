@@ -16,7 +16,7 @@ def plain(name="quick"):
 
 
 def keys(value, prefix=""):
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or prefix.endswith(".variants"):  # a profile may have variants of its own
         return {prefix}
     return set().union(*(keys(item, f"{prefix}.{name}") for name, item in value.items()))
 
@@ -65,6 +65,10 @@ def change(path, value):
         ("tokenizer.common.encoder_heads", 3, "must be a multiple of encoder_heads 3"),
         ("tokenizer.common.encoder_attention", "causal", "'full' or 'scale_causal'"),
         ("tokenizer.loss.lpips_net", "squeeze", "'alex' or 'vgg'"),
+        ("tokenizer.common.wavelet", "harr", "did you mean 'haar'"),
+        ("tokenizer.common.num_codes", 100_000, "raise data.normalisation_views or lower num_codes"),
+        ("tokenizer.optimiser.checkpoint_every", 30, "must be a multiple of log_every"),
+        ("tokenizer.optimiser.beta1", 2.0, "beta1 must lie in"),
         ("autoregressive.variants.ar_sit4.tokenizer", "sit44", "did you mean 'sit4'"),
         ("autoregressive.evaluation.kid_subset_size", 100_000, "kid_subset_size must lie in"),
         ("autoregressive.sampling.temperature", 0.0, "temperature must be positive"),

@@ -575,7 +575,7 @@ def test_front_page_shows_the_headline_and_links_every_report(project, demo):
     assert "<strong>23.50 ± 0.71</strong>" in first and "120.5" in first and "3 min 0 s" in first
     links = re.findall(r'href="([^"]+\.html)">([^<]+)<', first)
     assert links == [
-        ("01_demo.html", "01 Demo of a run"),
+        ("01_demo.html", "Demo of a run"),
         ("02_train-sit4-seed0.html", "SIT-4, seed 0"),
         ("02_train-vit_vqgan-seed0.html", "ViT-VQGAN, seed 0"),
     ]

@@ -110,6 +110,17 @@ def test_shapes_and_ranges(variant):
     assert all(p.grad is not None for name, p in tokenizer.named_parameters() if "codebooks" not in name)
 
 
+def test_in_mixed_precision_the_lookup_stays_exact_and_dead_codes_restart():
+    tokenizer, images = tokenizer_of("sit4"), photographs()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = tokenizer(images)
+        vectors = tokenizer.quantize(output.latents).vectors
+    assert output.latents.dtype == vectors.dtype == torch.float32
+    assert torch.equal(tokenizer.quantize(output.latents).codes, output.codes)
+    moved = tokenizer.restart_dead_codes(output, after=1)
+    assert all(len(codes) > 0 for codes in moved)
+
+
 def test_the_two_codebooks_are_disjoint():
     tokenizer, images = tokenizer_of("sit4"), photographs()
     codes = tokenizer.encode(images)

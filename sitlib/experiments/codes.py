@@ -7,13 +7,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from tqdm import tqdm
 
 from sitlib.checkpoint import read_about, write_tensors
 from sitlib.config import Profile, digest, load_profile
 from sitlib.data import held_out_views, open_images, training_views
-from sitlib.experiments.runs import CodesRun
+from sitlib.experiments.runs import CodesRun, command
 from sitlib.experiments.tokenizers import trained_tokenizer
 from sitlib.paths import resolve
+
+BATCH = 64  # views at a time
 
 
 @dataclass
@@ -40,15 +43,20 @@ def extract_codes(profile: Profile, tokenizer: str, seed: int, output: str | Pat
     photographs = open_images(data.source, "train").labelled()
 
     def encode(images: Tensor) -> Tensor:
-        return torch.cat([model.encode(batch) for batch in images.split(64)])
+        return torch.cat([model.encode(batch) for batch in images.split(BATCH)])
 
     codes, labels = [], []
-    for turn in range(settings.views_per_image):  # a turn visits every photograph once
+    total = settings.views_per_image * len(
+        photographs
+    )  # whole epochs: every photograph as often as any other
+    title = f"codes of {tokenizer}, seed {seed}"
+    for step in tqdm(range(-(-total // BATCH)), title, unit="batch", mininterval=5.0, ncols=110):
         views, view_labels = training_views(
-            photographs, turn, len(photographs), data.size, settings.seed, kind="wide", flip=False
+            photographs, step, BATCH, data.size, settings.seed, kind="wide", flip=False
         )
-        codes += [encode(views), encode(views.flip(-1))]
-        labels += [view_labels, view_labels]
+        count = min(BATCH, total - step * BATCH)
+        codes += [encode(views[:count]), encode(views[:count].flip(-1))]
+        labels += [view_labels[:count]] * 2
     held_out, held_out_labels, _ = held_out_wide(profile, settings.held_out_views)
     result = Codes(
         torch.cat(codes), torch.cat(labels), encode(held_out), held_out_labels, photographs.class_names
@@ -88,4 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -14,14 +14,15 @@ from sitlib.config import Profile, digest, load_profile
 from sitlib.data import open_images, training_views
 from sitlib.experiments.codes import Codes, held_out_wide, load_codes
 from sitlib.experiments.generators import trained_generator
-from sitlib.experiments.runs import AutoregressiveRun
+from sitlib.experiments.runs import AutoregressiveRun, command
 from sitlib.experiments.tokenizers import trained_tokenizer
 from sitlib.lite0 import load_lite0
 from sitlib.metrics import generation_metrics, lite0_features
 from sitlib.paths import resolve
-from sitlib.results import write_metrics
+from sitlib.results import read_metrics, write_metrics
 from sitlib.sampling import generate
 from sitlib.tokenizer import SpectralTokenizer
+from sitlib.weights import ensure_weights
 
 
 def real_features(profile: Profile) -> dict[str, Tensor]:
@@ -101,6 +102,26 @@ def evaluate_generator(
     return {**scores, **held_out_nats(model, codes), "parameters": sum(p.numel() for p in model.parameters())}
 
 
+def generator_scores(profile: Profile, variant: str, seed: int) -> dict[str, Any]:
+    """The pipeline's scores of this very run, or else scores that are measured now."""
+    path = f"metrics/generation/{variant}-seed{seed}.json"
+    if resolve(path).exists() and (scores := read_metrics(path)).get("run") == _samples_run(
+        profile, variant, seed
+    ):
+        return scores
+    ensure_weights()
+    model = trained_generator(profile, variant, seed).model
+    name = model.config.shape.tokenizer
+    return evaluate_generator(
+        model,
+        trained_tokenizer(profile, name, seed).model,
+        load_codes(profile, name, seed),
+        draw_samples(model, profile)[0],
+        real_features(profile),
+        profile,
+    )
+
+
 def load_samples(profile: Profile, variant: str, seed: int) -> tuple[Tensor, Tensor, list[str]]:
     """Images [M, 3, H, W] sampled by a variant, their class ids [M] and the names of the classes.
 
@@ -158,8 +179,9 @@ def main() -> None:
         load_file(real),
         profile,
     )
-    write_metrics(f"metrics/generation/{variant}-seed{seed}.json", scores)
+    run = {"run": _samples_run(profile, variant, seed)}
+    write_metrics(f"metrics/generation/{variant}-seed{seed}.json", {**run, **scores})
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -6,6 +6,7 @@ exploring never touches what the pipeline has made.
 """
 
 import hashlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,15 +148,19 @@ def pipeline_parameters() -> dict[str, Any]:
 
 
 def _checkpoint_folder(run: TokenizerRun | AutoregressiveRun) -> Path:
-    """Where a run keeps its resumable states: named by its configuration, its images and the code, so that none is ever resumed by a
-    run that would not have made it."""
-    data = (run.codes.tokenizer if isinstance(run, AutoregressiveRun) else run).data
-    source = resolve(data.source)
-    files = [
-        [str(path.relative_to(source)), path.stat().st_size]
-        for path in sorted(source.rglob("*"))
-        if path.is_file()
-    ]
+    """Where a run keeps its resumable states: named by its configuration, its images (path, size and time of their files) and the code."""
+    source = resolve((run.codes.tokenizer if isinstance(run, AutoregressiveRun) else run).data.source)
+    found = source.rglob("*") if source.is_dir() else source.parent.glob(source.name)
+    stats = [(str(path), path.stat()) for path in sorted(found) if path.is_file()]
+    files = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
     packages = [ROOT / "sitlib", ROOT / "sitlib" / "data", ROOT / "sitlib" / "experiments"]
     code = b"".join(path.read_bytes() for package in packages for path in sorted(package.glob("*.py")))
     return resolve(".ckpt") / digest(run, files, hashlib.sha256(code).hexdigest())
+
+
+def command(main: Callable[[], None]) -> None:
+    """Runs the `main` of a module; what is wrong with its input ends in one sentence on the terminal and exit code 1."""
+    try:
+        main()
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(str(error))

@@ -6,12 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sitlib.config import Profile, load_profile
+from sitlib.config import Profile, digest, load_profile
+from sitlib.experiments.runs import TokenizerRun, command
 from sitlib.experiments.tokenizers import held_out_crops, trained_tokenizer
 from sitlib.metrics import codebook_statistics, evaluate_reconstructions
-from sitlib.results import write_metrics
+from sitlib.paths import resolve
+from sitlib.results import read_metrics, write_metrics
 from sitlib.tokenizer import SpectralTokenizer
 from sitlib.wavelets import dwt2, orthonormal_gains
+from sitlib.weights import ensure_weights
 
 ERROR_LEVELS = 3  # scales of the error budget: those of SIT-4, for every model
 
@@ -36,6 +39,7 @@ def evaluate_tokenizer(tokenizer: SpectralTokenizer, profile: Profile) -> dict[s
     codes = torch.cat([tokenizer.encode(batch) for batch in images.split(64)])
     reconstructions = torch.cat([tokenizer.decode(batch) for batch in codes.split(64)])
     scores = evaluate_reconstructions(images, reconstructions, progress=True)
+    del scores["standard_error"]  # of independent images; these crops share photographs
     scores["protocol"] |= {
         "views": f"random crops of {len(set(keys))} held-out photographs",
         "source": profile.data.source,
@@ -52,6 +56,19 @@ def evaluate_tokenizer(tokenizer: SpectralTokenizer, profile: Profile) -> dict[s
     }
 
 
+def tokenizer_scores(profile: Profile, variant: str, seed: int) -> dict[str, Any]:
+    """The pipeline's scores of this very run, or else scores that are measured now."""
+    path, run = f"metrics/tokenizer/{variant}-seed{seed}.json", _run(profile, variant, seed)
+    if resolve(path).exists() and (scores := read_metrics(path)).get("run") == run:
+        return scores
+    ensure_weights()
+    return evaluate_tokenizer(trained_tokenizer(profile, variant, seed).model, profile)
+
+
+def _run(profile: Profile, variant: str, seed: int) -> str:
+    return digest(TokenizerRun.of(profile, variant, seed), profile.tokenizer.evaluation)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m sitlib.experiments.tokenizer_evaluation", description=__doc__
@@ -63,8 +80,9 @@ def main() -> None:
     arguments = parser.parse_args()
     profile = load_profile(arguments.profile)
     tokenizer = trained_tokenizer(profile, arguments.variant, arguments.seed).model
-    write_metrics(arguments.output, evaluate_tokenizer(tokenizer, profile))
+    run = {"run": _run(profile, arguments.variant, arguments.seed)}
+    write_metrics(arguments.output, {**run, **evaluate_tokenizer(tokenizer, profile)})
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -12,6 +12,7 @@ from sitlib.losses import TokenizerLoss
 from sitlib.results import Row
 from sitlib.tokenizer import SpectralTokenizer, TokenizerOutput
 from sitlib.training import Phase, seed_everything, train
+from sitlib.weights import ensure_weights
 
 
 def trained_tokenizer(profile: Profile, variant: str, seed: int, pipeline: bool = False) -> Trained:
@@ -35,6 +36,7 @@ def _train(run: TokenizerRun, checkpoints: Path, title: str) -> tuple[SpectralTo
     seed_everything(run.seed)
     images, device = open_images(run.data.source, "train"), best_device()
     tokenizer = SpectralTokenizer(run.model)
+    ensure_weights()
     loss_terms = TokenizerLoss(run.loss).to(device)
     output: TokenizerOutput | None = None
 

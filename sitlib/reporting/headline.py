@@ -158,6 +158,11 @@ def _listed(names: Sequence[str] | None, seeds: Sequence[int] | None) -> list[tu
     return None if names is None or seeds is None else [(name, seed) for name in names for seed in seeds]
 
 
+def _is_listed(stage: str, runs: Sequence[str]) -> bool:
+    """Whether a stage is one of no variant, or of a variant that params.yaml lists (or if it lists none)."""
+    return "@" not in stage or not runs or stage.split("@")[1] in runs
+
+
 def gather(root: Path = ROOT) -> dict[str, Any]:
     """The headline of the project at `root`. Raises HeadlineError if there is nothing to gather."""
     metrics = root / "metrics"
@@ -166,16 +171,18 @@ def gather(root: Path = ROOT) -> dict[str, Any]:
     generators = None if generators is None else [f"ar_{name}" for name in generators]
     trained = _listed(parameters.get("tokenizers"), parameters.get("seeds"))
     tokenizers = runs_of(metrics / "tokenizer", trained)
-    generation = runs_of(metrics / "generation", _listed(generators, parameters.get("generator_seeds")))
+    sampled = _listed(generators, parameters.get("generator_seeds"))
+    generation = runs_of(metrics / "generation", sampled)
     if not tokenizers and not generation:
         raise HeadlineError(f"No metrics in {metrics}: run dvc repro.")
+    runs = [f"{name}-{seed}" for name, seed in (trained or []) + (sampled or [])]
     seconds = [read_json(path) for path in sorted((metrics / "seconds").glob("*.json"))]
     return {
         "profile": parameters["profile"],
         "revision": revision(root),
         "hardware": hardware(),
         "versions": versions(),
-        "seconds": {record["stage"]: record["seconds"] for record in seconds},
+        "seconds": {r["stage"]: r["seconds"] for r in seconds if _is_listed(r["stage"], runs)},
         "tokenizer": summary(tokenizers, TOKENIZER_METRICS),
         "generation": {"class": summary(generation, GENERATION_METRICS)},
         "protocol": {"tokenizer": protocol(tokenizers), "generation": protocol(generation)},
