@@ -4,7 +4,6 @@ The headline as tables, what it was measured on, and a link to every report besi
 """
 
 import argparse
-import base64
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -151,13 +150,12 @@ def _links(reports: Sequence[Report]) -> str:
     return '<ul class="reports">\n' + "\n".join(parts) + "\n</ul>"
 
 
-def front_page(headline: Mapping[str, Any], reports: Sequence[Report], overview: bytes | None = None) -> str:
-    """The whole page as HTML; `overview` is the PNG that `sitlib.reporting.overview` draws."""
+def front_page(headline: Mapping[str, Any], reports: Sequence[Report], overview: str | None = None) -> str:
+    """The whole page as HTML; `overview` is the file, beside it, that `sitlib.reporting.overview` draws."""
     protocol = headline["protocol"]
     parts = [f"<h1>{TITLE}</h1>", f"<p>{ABOUT} After {SOURCE}.</p>"]
     if overview is not None:
-        picture = base64.b64encode(overview).decode("ascii")
-        parts.append(f'<p><img src="data:image/png;base64,{picture}" alt="{OVERVIEW_ALT}"></p>')
+        parts.append(f'<p><img src="{escape(overview)}" alt="{OVERVIEW_ALT}"></p>')
     if tokenizers := headline["tokenizer"]:
         caption = "Tokenizers on held-out photographs"
         table = metrics_table(tokenizers, TOKENIZER_COLUMNS, caption, protocol["tokenizer"])
@@ -186,8 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     output.parent.mkdir(parents=True, exist_ok=True)
-    overview = output.with_name("overview.png")
-    picture = overview.read_bytes() if overview.exists() else None
+    picture = "overview.png" if output.with_name("overview.png").exists() else None
     output.write_text(front_page(headline, find_reports(output.parent), picture), encoding="utf-8")
     return 0
 
