@@ -12,7 +12,6 @@ import nbformat
 import pytest
 import yaml
 
-from sitlib.config import load_profile
 from sitlib.paths import ROOT
 from sitlib.reporting.canonical import main as canonical
 
@@ -280,4 +279,3 @@ def test_changing_one_variant_retrains_only_that_one(finished):
     changed = dvc(finished, "status").stdout
     path.write_text(before)
     assert "train_tokenizer@sit4-0" in changed and "train_tokenizer@vit_vqgan-0" not in changed
-    load_profile("smoke")  # the project's own profile is still valid
