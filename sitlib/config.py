@@ -19,6 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from sitlib.paths import resolve
 
 Attention = Literal["full", "scale_causal"]
+Kind = Literal["crops", "wide"]
 
 
 class ConfigError(ValueError):
@@ -79,6 +80,9 @@ class TokenizerConfig(_Strict):
     num_codebooks: int  # 2: one for approximation codes, one for detail codes; 1: shared
     num_codes: int  # codes in each codebook
     code_dim: int  # dimension of the l2-normalised lookup space
+    code_learning: Literal["gradient", "ema"]  # codes follow the codebook loss, or moving averages of what chose them
+    code_decay: float  # of these moving averages
+    code_gradient: Literal["straight_through", "rotation"]  # how gradients pass the lookup backwards
 
     def __post_init__(self):
         for name in ("size", "grid", "encoder_layers", "decoder_layers", "num_codes", "code_dim"):
@@ -102,6 +106,7 @@ class TokenizerConfig(_Strict):
             self.wavelet in known, f"wavelet {self.wavelet!r} is not known{_nearest(self.wavelet, known)}"
         )
         _require(self.num_codebooks in (1, 2), f"num_codebooks must be 1 or 2, it is {self.num_codebooks}")
+        _require(0 < self.code_decay < 1, f"code_decay must lie in (0, 1), it is {self.code_decay}")
 
     @property
     def num_scales(self) -> int:
@@ -125,6 +130,7 @@ class OptimiserConfig(_Strict):
     beta2: float
     weight_decay: float
     clip_norm: float
+    ema_decay: float  # of the moving average of the weights, which is what is kept in the end; 0 keeps the last weights
     log_every: int  # steps between rows of the training curve
     checkpoint_every: int  # steps between resumable checkpoints
 
@@ -147,6 +153,7 @@ class OptimiserConfig(_Strict):
         for name in ("beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), it is {getattr(self, name)}")
         _require(self.clip_norm > 0, f"clip_norm must be positive, it is {self.clip_norm}")
+        _require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), it is {self.ema_decay}")
 
 
 @dataclass(frozen=True)
@@ -168,22 +175,69 @@ class TokenizerLossConfig(_Strict):
 
 
 @dataclass(frozen=True)
-class TokenizerEvaluationConfig(_Strict):
-    """Held-out views on which a tokenizer is judged."""
+class AdversarialConfig(_Strict):
+    """The adversarial term: a discriminator that learns beside the tokenizer, and when it may speak (SIT section 4)."""
 
+    weight: float  # of the term in the tokenizer's loss, at the end of the ramp; 0 = no discriminator
+    start: int  # step at which the discriminator begins to learn
+    warmup: int  # steps for which it learns alone
+    ramp: int  # steps over which the weight then grows from 0
+    channels: int  # of the discriminator at full size; they double with every halving, up to 8 times
+    learning_rate: float
+    r1: float  # weight of the penalty on the gradient at real images (gamma / 2); 0 = off
+    r1_every: int  # steps between penalties, each weighted with this number
+
+    def __post_init__(self):
+        for name in ("weight", "start", "warmup", "ramp", "r1"):
+            _require(getattr(self, name) >= 0, f"{name} must not be negative, it is {getattr(self, name)}")
+        for name in ("channels", "r1_every"):
+            _require(getattr(self, name) > 0, f"{name} must be at least 1, it is {getattr(self, name)}")
+        _require(self.learning_rate > 0, f"learning_rate must be positive, it is {self.learning_rate}")
+
+
+@dataclass(frozen=True)
+class TokenizerTraining(_Strict):
+    """How a variant is trained; `codes_from` names the variant whose encoder and codebooks it takes over, frozen."""
+
+    loss: TokenizerLossConfig
+    adversarial: AdversarialConfig
+    optimiser: OptimiserConfig
+    codes_from: str | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationSet(_Strict):
+    """Held-out views of one kind of images."""
+
+    source: str  # as data.source; its test split
     views: int
+    kind: Kind  # multi-scale crops, or wide views of whole images
+
+    def __post_init__(self):
+        _require(self.views >= 2, f"views must be at least 2 for a standard error, it is {self.views}")
+
+
+@dataclass(frozen=True)
+class TokenizerEvaluationConfig(_Strict):
+    """Held-out views on which a tokenizer is judged; the first set is the one that tables call held-out."""
+
+    sets: dict[str, EvaluationSet]
     seed: int  # of the views, the same for every model
+    inception: bool  # also the standard FID and IS, whose network is downloaded (extra "inception")
 
     def __post_init__(self):
         _require(self.seed >= 0, f"seed must not be negative, it is {self.seed}")
-        _require(self.views >= 2, f"views must be at least 2 for a standard error, it is {self.views}")
+        _require(len(self.sets) > 0, "sets must name at least one set of images")
 
 
 @dataclass(frozen=True)
 class TokenizerSection(_Strict):
     common: dict[str, Any]  # keys of TokenizerConfig that every variant shares
-    variants: dict[str, dict[str, Any]]  # the keys in which each differs
+    # The keys in which each variant differs; under `loss`, `adversarial` and `optimiser` those of its training, and with
+    # `codes_from` the variant whose encoder and codebooks it takes over.
+    variants: dict[str, dict[str, Any]]
     loss: TokenizerLossConfig
+    adversarial: AdversarialConfig
     optimiser: OptimiserConfig
     evaluation: TokenizerEvaluationConfig
 
@@ -283,29 +337,61 @@ class Profile(_Strict):
 
     def __post_init__(self):
         for variant in self.tokenizer.variants:
-            config = self.tokenizer_variant(variant)
-            _require(
-                config.size == self.data.size,
-                f"tokenizer.{variant} is built for {config.size} px but data.size is {self.data.size}: make them equal",
-            )
+            config, training = self.tokenizer_variant(variant), self.tokenizer_training(variant)
             vectors = self.data.normalisation_views * config.tokens_per_scale
             _require(
                 config.num_codes <= vectors,
                 f"tokenizer.{variant} has {config.num_codes} codes but k-means starts from {vectors} vectors: "
                 "raise data.normalisation_views or lower num_codes",
             )
-        smallest = {"alex": 31, "vgg": 16}[self.tokenizer.loss.lpips_net]
-        _require(
-            not self.tokenizer.loss.lpips or self.data.size >= smallest,
-            f"LPIPS-{self.tokenizer.loss.lpips_net} needs at least {smallest} px but data.size is {self.data.size}",
-        )
+            smallest = {"alex": 31, "vgg": 16}[training.loss.lpips_net]
+            _require(
+                not training.loss.lpips or config.size >= smallest,
+                f"LPIPS-{training.loss.lpips_net} needs at least {smallest} px but tokenizer.{variant} has size {config.size}",
+            )
         for variant in self.autoregressive.variants:
-            config = self.autoregressive_variant(variant)
-            _known(config.tokenizer, self.tokenizer.variants, f"autoregressive.variants.{variant}.tokenizer")
+            name = self.autoregressive_variant(variant).tokenizer
+            _known(name, self.tokenizer.variants, f"autoregressive.variants.{variant}.tokenizer")
+            size = self.tokenizer_variant(name).size
+            _require(
+                size == self.data.size,
+                f"autoregressive.{variant} needs a tokenizer of data.size {self.data.size} px, {name} is built for {size} px",
+            )
 
     def tokenizer_variant(self, variant: str) -> TokenizerConfig:
-        """`tokenizer.common` with the keys of `tokenizer.variants.<variant>` laid over it."""
-        return _merge(TokenizerConfig, self.tokenizer.common, self.tokenizer.variants, variant, "tokenizer")
+        """`tokenizer.common` with the keys of `tokenizer.variants.<variant>` laid over it.
+
+        A variant with `codes_from` starts from that variant's keys instead, and may change those of its decoder only.
+        """
+        section = self.tokenizer
+        _known(variant, section.variants, "tokenizer variant")
+        own = {key: value for key, value in section.variants[variant].items() if key not in _TRAINING_KEYS}
+        where = f"tokenizer.variants.{variant}"
+        base = section.variants[variant].get("codes_from")
+        if base is None:
+            return from_dict(TokenizerConfig, {**section.common, **own}, where=where)
+        _known(base, section.variants, f"{where}.codes_from")
+        if "codes_from" in section.variants[base]:
+            raise ConfigError(f"{where}.codes_from: {base} has codes of another variant itself; name that one.")
+        config = from_dict(TokenizerConfig, {**to_dict(self.tokenizer_variant(base)), **own}, where=where)
+        changed = [key for key in own if not key.startswith("decoder_")]
+        if changed:
+            raise ConfigError(
+                f"{where}: {', '.join(changed)} cannot differ from {base}, whose codes it takes over: only decoder_* can."
+            )
+        return config
+
+    def tokenizer_training(self, variant: str) -> TokenizerTraining:
+        """Loss, adversarial term and optimiser of the section with the variant's own keys laid over them."""
+        section = self.tokenizer
+        _known(variant, section.variants, "tokenizer variant")
+        own = section.variants[variant]
+        parts = {
+            name: {**to_dict(getattr(section, name)), **own.get(name, {})}
+            for name in ("loss", "adversarial", "optimiser")
+        }
+        where = f"tokenizer.variants.{variant}"
+        return from_dict(TokenizerTraining, {**parts, "codes_from": own.get("codes_from")}, where=where)
 
     def autoregressive_variant(self, variant: str) -> AutoregressiveConfig:
         """`autoregressive.common` with the keys of `autoregressive.variants.<variant>` laid over it."""
@@ -355,6 +441,9 @@ def digest(*parts: Any) -> str:
     """16 hexadecimal digits that name a combination of configurations and plain values; equal parts give equal digests."""
     plain = [to_dict(part) if dataclasses.is_dataclass(part) else part for part in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+_TRAINING_KEYS = ("loss", "adversarial", "optimiser", "codes_from")
 
 
 def _merge(cls: type, common: dict, variants: dict[str, dict], variant: str, section: str) -> Any:
