@@ -80,7 +80,9 @@ class TokenizerConfig(_Strict):
     num_codebooks: int  # 2: one for approximation codes, one for detail codes; 1: shared
     num_codes: int  # codes in each codebook
     code_dim: int  # dimension of the l2-normalised lookup space
-    code_learning: Literal["gradient", "ema"]  # codes follow the codebook loss, or moving averages of what chose them
+    code_learning: Literal[
+        "gradient", "ema"
+    ]  # codes follow the codebook loss, or moving averages of what chose them
     code_decay: float  # of these moving averages
     code_gradient: Literal["straight_through", "rotation"]  # how gradients pass the lookup backwards
 
@@ -372,7 +374,9 @@ class Profile(_Strict):
             return from_dict(TokenizerConfig, {**section.common, **own}, where=where)
         _known(base, section.variants, f"{where}.codes_from")
         if "codes_from" in section.variants[base]:
-            raise ConfigError(f"{where}.codes_from: {base} has codes of another variant itself; name that one.")
+            raise ConfigError(
+                f"{where}.codes_from: {base} has codes of another variant itself; name that one."
+            )
         config = from_dict(TokenizerConfig, {**to_dict(self.tokenizer_variant(base)), **own}, where=where)
         changed = [key for key in own if not key.startswith("decoder_")]
         if changed:

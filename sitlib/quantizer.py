@@ -1,11 +1,13 @@
 """One codebook with an l2-normalised, low-dimensional lookup (ViT-VQGAN, arXiv 2110.04627, section 3.2).
 
 Encoder outputs and codes both live on the unit sphere of a few dimensions, where the nearest code is the one with the largest dot
-product. Codes are learned by gradient; they start at k-means centres and dead ones restart at current encoder outputs (SoundStream,
-arXiv 2107.03312). Knows nothing of scales.
+product. Codes follow the gradient, as in ViT-VQGAN, or moving averages of the outputs that chose them (VQ-VAE-2, arXiv 1906.00446).
+Gradients pass the lookup straight through, or are rotated with the vector (arXiv 2410.06424). Codes start at k-means centres, and dead
+ones restart at current encoder outputs (SoundStream, arXiv 2107.03312). Knows nothing of scales.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,12 +30,26 @@ class Codebook(nn.Module):
     Args:
         num_codes: size of the vocabulary.
         dim: dimension of the lookup space (8 to 32 keeps all codes in use).
+        learning: "gradient" of the codebook loss, or "ema": `follow` moves codes to the mean of the outputs that choose them.
+        decay: of these moving averages.
+        gradient: "straight_through" copies the gradient of the code to the output; "rotation" turns it by the angle between them.
     """
 
-    def __init__(self, num_codes: int, dim: int):
+    def __init__(
+        self,
+        num_codes: int,
+        dim: int,
+        learning: Literal["gradient", "ema"] = "gradient",
+        decay: float = 0.99,
+        gradient: Literal["straight_through", "rotation"] = "straight_through",
+    ):
         super().__init__()
-        self.weight = nn.Parameter(F.normalize(torch.randn(num_codes, dim), dim=-1))
+        self.learning, self.decay, self.gradient = learning, decay, gradient
+        weight = F.normalize(torch.randn(num_codes, dim), dim=-1)
+        self.weight = nn.Parameter(weight, requires_grad=learning == "gradient")
         self.register_buffer("steps_unused", torch.zeros(num_codes, dtype=torch.int64))
+        if learning == "ema":  # as if every code had been chosen once, by an output like itself
+            self.register_buffer("chosen_sum", weight.clone())
 
     @property
     def num_codes(self) -> int:
@@ -45,7 +61,9 @@ class Codebook(nn.Module):
         codes = self.nearest(z)
         chosen = self.lookup(codes)
         return Quantized(
-            vectors=z + (chosen - z).detach(),
+            vectors=_rotated(z, chosen.detach())
+            if self.gradient == "rotation"
+            else z + (chosen - z).detach(),
             codes=codes,
             commitment_loss=(z - chosen.detach()).square().mean(-1),
             codebook_loss=(z.detach() - chosen).square().mean(-1),
@@ -83,8 +101,18 @@ class Codebook(nn.Module):
             empty = torch.bincount(owner, minlength=self.num_codes) == 0
             sums[empty] = z[torch.randint(len(z), (int(empty.sum()),), device=z.device)]
             centres = F.normalize(sums, dim=-1)
-        self.weight.copy_(centres)
-        self.steps_unused.zero_()
+        self._place(slice(None), centres)
+
+    @torch.no_grad()
+    def follow(self, z: Tensor, codes: Tensor) -> None:
+        """With learning "ema": moves every code towards the mean of the outputs `z` [..., D] that chose it as `codes` [...]."""
+        if self.learning != "ema":
+            return
+        z, codes = F.normalize(z.reshape(-1, z.shape[-1]), dim=-1), codes.reshape(-1)
+        sums = torch.zeros_like(self.chosen_sum).index_add_(0, codes, z)
+        chosen = codes.unique()  # the others stay: a sum that only decays would vanish
+        self.chosen_sum[chosen] = self.chosen_sum[chosen].lerp(sums[chosen], 1 - self.decay)
+        self.weight[chosen] = F.normalize(self.chosen_sum[chosen], dim=-1)
 
     @torch.no_grad()
     def restart_dead(self, z: Tensor, codes: Tensor, after: int) -> Tensor:
@@ -98,6 +126,20 @@ class Codebook(nn.Module):
         dead = (self.steps_unused >= after).nonzero(as_tuple=True)[0] if after else codes.new_empty(0)
         if len(dead):
             z = F.normalize(z.reshape(-1, z.shape[-1]), dim=-1)
-            self.weight[dead] = z[torch.randint(len(z), (len(dead),), device=z.device)]
-            self.steps_unused[dead] = 0
+            self._place(dead, z[torch.randint(len(z), (len(dead),), device=z.device)])
         return dead
+
+    def _place(self, codes: Tensor | slice, vectors: Tensor) -> None:
+        """Puts `codes` at unit vectors, without a history."""
+        self.weight[codes] = vectors
+        self.steps_unused[codes] = 0
+        if self.learning == "ema":
+            self.chosen_sum[codes] = vectors
+
+
+def _rotated(z: Tensor, chosen: Tensor) -> Tensor:
+    """`chosen` as the constant rotation of z that takes one unit vector [..., D] to the other: the gradient is turned with it."""
+    start = z.detach()
+    between = F.normalize(start + chosen, dim=-1)
+    mirrored = z - 2 * (z * between).sum(-1, keepdim=True) * between
+    return mirrored + 2 * (z * start).sum(-1, keepdim=True) * chosen

@@ -23,11 +23,12 @@ def read_metrics(path: str | Path) -> dict[str, Any]:
 
 
 def write_curve(path: str | Path, rows: list[Row]) -> None:
-    """Writes a training curve as CSV, six significant digits."""
+    """Writes a training curve as CSV, six significant digits; a value that a row lacks is "nan"."""
     path = resolve(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        writer = csv.DictWriter(file, names, restval="nan", lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in rows)
 

@@ -5,7 +5,6 @@ replaced by a code of its codebook (approximation or details), a second transfor
 ViT-VQGAN (arXiv 2110.04627) is the case of zero levels: no DWT, one scale, pixel patches.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from sitlib.checkpoint import load_model, save_model
 from sitlib.config import TokenizerConfig
 from sitlib.geometry import SpectralGeometry, band_statistics
 from sitlib.quantizer import Codebook, Quantized
-from sitlib.transformer import ScaleMixing, SequenceLayout, Transformer
+from sitlib.scales import ScaleTransformer
+from sitlib.squares import cut_codes, cut_images, join_codes, join_images
 from sitlib.wavelets import dwt2, idwt2
 
 
@@ -44,65 +44,88 @@ class SpectralTokenizer(nn.Module):
         super().__init__()
         self.config = config
         self.geometry = geometry = SpectralGeometry(config.size, config.levels, config.grid)
-        num_types = 2 if config.typed_parameters and config.levels > 0 else 1
-        num_scales, num_tokens = geometry.num_scales, geometry.tokens_per_scale
+        num_codebooks = min(config.num_codebooks, geometry.num_scales)
         values = [geometry.values_per_token(scale) for scale in geometry.scales]
 
         width = config.encoder_width
-        self.encoder_layout = SequenceLayout(num_scales, num_tokens, config.encoder_attention)
         self.embed = nn.ModuleList(nn.Linear(v, width) for v in values)
-        self.encoder_position = nn.Parameter(_initial_positions(num_scales, config.grid, width))
-        self.encoder_mixing = _mixing(config, width, config.encoder_attention)
-        self.encoder = Transformer(
-            config.encoder_layers, width, config.encoder_heads, config.mlp_ratio, num_types
-        )
-        num_codebooks = min(config.num_codebooks, num_scales)
-        self.to_code = nn.ModuleList(_head(width, width, config.code_dim) for _ in range(num_codebooks))
+        self.encoder = _transformer(config, "encoder")
+        self.to_code = nn.ModuleList(_head(width, config.code_dim) for _ in range(num_codebooks))
+        learning = (config.code_learning, config.code_decay, config.code_gradient)
         self.codebooks = nn.ModuleList(
-            Codebook(config.num_codes, config.code_dim) for _ in range(num_codebooks)
+            Codebook(config.num_codes, config.code_dim, *learning) for _ in range(num_codebooks)
         )
-
-        width = config.decoder_width
-        self.decoder_layout = SequenceLayout(num_scales, num_tokens, config.decoder_attention)
-        self.from_code = nn.ModuleList(nn.Linear(config.code_dim, width) for _ in range(num_codebooks))
-        self.decoder_position = nn.Parameter(_initial_positions(num_scales, config.grid, width))
-        self.decoder_mixing = _mixing(config, width, config.decoder_attention)
-        self.decoder = Transformer(
-            config.decoder_layers, width, config.decoder_heads, config.mlp_ratio, num_types
+        self.from_code = nn.ModuleList(
+            nn.Linear(config.code_dim, config.decoder_width) for _ in range(num_codebooks)
         )
-        self.to_values = nn.ModuleList(_head(width, width, v) for v in values)
+        self.decoder = _transformer(config, "decoder")
+        self.to_values = nn.ModuleList(_head(config.decoder_width, v) for v in values)
 
-        for linear in (
-            *self.embed,
-            *self.from_code,
-        ):  # normalised values and unit vectors both become features of deviation 1
-            nn.init.normal_(linear.weight, std=1.0 if linear in self.from_code else linear.in_features**-0.5)
+        # Normalised values and unit vectors both become features of deviation 1.
+        for linear in self.embed:
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+        for linear in self.from_code:
+            nn.init.normal_(linear.weight)
 
         for scale in geometry.scales:  # mean and deviation of every band, measured on the training set
             shape = (geometry.scale_channels(scale), 1, 1)
             self.register_buffer(f"mean_{scale}", torch.zeros(shape))
             self.register_buffer(f"deviation_{scale}", torch.ones(shape))
+        self.codes_are_frozen = False  # see `take_codes_of`
+
+    # -- sizes ---------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def sizes(self) -> list[int]:
+        """Sides in px of the square images that `encode` takes, ascending; the last is the size it was trained at.
+
+        A scale-causal encoder takes smaller images too: they have fewer scales, of the same number of tokens.
+        """
+        smallest = self.config.levels if self.config.encoder_attention == "full" else 0
+        return [self._unit(levels + 1) for levels in range(smallest, self.config.levels + 1)]
+
+    def num_scales(self, height: int, width: int) -> int:
+        """How many scales an image of `height` x `width` px is encoded to: as many as its sides permit.
+
+        Raises:
+            ValueError: sides that are no multiples of any of `sizes`.
+        """
+        for scales in range(self.geometry.num_scales, self.geometry.num_scales - len(self.sizes), -1):
+            if height > 0 and width > 0 and height % self._unit(scales) == width % self._unit(scales) == 0:
+                return scales
+        accepted = " or ".join(map(str, self.sizes))
+        raise ValueError(
+            f"this tokenizer takes images whose sides are multiples of {accepted} px; an image of {height} x {width} px has to be "
+            f"resized, or padded with sitlib.squares.pad(images, {self.sizes[-1]})."
+        )
+
+    def _unit(self, num_scales: int) -> int:
+        """Side in px of the square that the grid of tokens of the first `num_scales` scales covers."""
+        return self.config.size >> (self.geometry.num_scales - num_scales)
 
     # -- coefficients and tokens ---------------------------------------------------------------------------------------------------
 
     def token_values(self, images: Tensor) -> list[Tensor]:
-        """Images [B, 3, H, W] in [0, 1] -> normalised token values, [B, N, V_s] for every scale.
+        """Square images [B, 3, H, H] in [0, 1], H of `sizes` -> normalised token values, [B, N, V_s] for every scale they have.
 
         Raises:
-            ValueError: images of another shape than the tokenizer's.
+            ValueError: images of another shape.
         """
-        size = self.config.size
-        if images.ndim != 4 or images.shape[1:] != (3, size, size):
+        _check_images(images)
+        if images.shape[2] != images.shape[3] or images.shape[2] not in self.sizes:
+            accepted = " or ".join(map(str, self.sizes))
             raise ValueError(
-                f"this tokenizer takes images [B, 3, {size}, {size}], it was given {list(images.shape)}."
+                f"token values are of squares of {accepted} px, not of {tuple(images.shape[2:])}."
             )
-        coefficients = dwt2(images, self.config.wavelet, self.config.levels)
-        return self.geometry.tokens(
+        levels = self.num_scales(*images.shape[2:]) - 1
+        coefficients = dwt2(images, self.config.wavelet, levels)
+        geometry = SpectralGeometry(images.shape[2], levels, self.config.grid)
+        return geometry.tokens(
             [(x - self._mean(s)) / self._deviation(s) for s, x in enumerate(coefficients, 1)]
         )
 
     def images(self, values: list[Tensor]) -> Tensor:
-        """Inverse of `token_values`."""
+        """Inverse of `token_values`; the first k scales give an image of 1 / 2^(S - k) of the full size."""
         coefficients = self.geometry.coefficients(values)
         return idwt2(
             [x * self._deviation(s) + self._mean(s) for s, x in enumerate(coefficients, 1)],
@@ -120,12 +143,11 @@ class SpectralTokenizer(nn.Module):
     # -- codes ---------------------------------------------------------------------------------------------------------------------
 
     def latents(self, images: Tensor) -> Tensor:
-        """Encoder outputs [B, S, N, D] in the lookup space, before normalisation and quantization."""
+        """Encoder outputs [B, k, N, D] in the lookup space, before normalisation and quantization, of square images with k scales."""
         values = self.token_values(images)
-        x_BTC = torch.cat([embed(v) for embed, v in zip(self.embed, values, strict=True)], dim=1)
-        x_BTC = self.encoder(self.encoder_mixing(x_BTC) + self.encoder_position, self.encoder_layout)
-        x_BSNC = x_BTC.unflatten(1, (self.geometry.num_scales, self.geometry.tokens_per_scale))
-        return self._per_codebook(self.to_code, x_BSNC)
+        x_BTC = torch.cat([embed(v) for embed, v in zip(self.embed, values, strict=False)], dim=1)
+        x_BTC = self.encoder(x_BTC)
+        return self._per_codebook(self.to_code, x_BTC.unflatten(1, (len(values), -1)))
 
     def quantize(self, latents: Tensor) -> Quantized:
         """Looks [B, S, N, D] up in the codebook of each scale, in float32 whatever the precision around it: near codes differ by little."""
@@ -136,16 +158,16 @@ class SpectralTokenizer(nn.Module):
         return Quantized(*(torch.cat([getattr(part, name) for part in parts], dim=1) for name in names))
 
     def decode_vectors(self, vectors: Tensor) -> Tensor:
-        """Code vectors [B, S, N, D] -> images [B, 3, H, W], not clamped."""
-        x_BTC = self.decoder_mixing(self._per_codebook(self.from_code, vectors).flatten(1, 2))
-        x_BTC = self.decoder(x_BTC + self.decoder_position, self.decoder_layout)
-        x_BSNC = x_BTC.unflatten(1, vectors.shape[1:3])
-        return self.images([head(x_BSNC[:, s]) for s, head in enumerate(self.to_values)])
+        """Code vectors [B, k, N, D] of the first k scales of squares -> images [B, 3, H, H], not clamped."""
+        x_BTC = self.decoder(self._per_codebook(self.from_code, vectors).flatten(1, 2))
+        x_SBNC = x_BTC.unflatten(1, vectors.shape[1:3]).unbind(1)
+        return self.images([head(x_BNC) for head, x_BNC in zip(self.to_values, x_SBNC, strict=False)])
 
     def forward(self, images: Tensor) -> TokenizerOutput:
-        """One differentiable pass over images [B, 3, H, W] in [0, 1]."""
-        latents = self.latents(images)
-        quantized = self.quantize(latents)
+        """One differentiable pass over square images [B, 3, H, H] in [0, 1]."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.codes_are_frozen):
+            latents = self.latents(images)
+            quantized = self.quantize(latents)
         return TokenizerOutput(
             reconstruction=self.decode_vectors(quantized.vectors),
             codes=quantized.codes,
@@ -156,29 +178,51 @@ class SpectralTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] -> codes [B, S, N] int64, coarsest scale first, row-major inside a scale."""
-        return self.quantize(self.latents(images)).codes
+        """Images [B, 3, H, W] in [0, 1] -> codes [B, k, N] int64, coarsest scale first, row-major inside a scale.
 
-    @torch.no_grad()
-    def decode(self, codes: Tensor) -> Tensor:
-        """Codes [B, S, N] -> images [B, 3, H, W] in [0, 1].
+        Sides are multiples of one of `sizes`; an image larger than the largest is encoded in squares of that size, independently, and
+        has N = (H / side) (W / side) grid^2 codes in each scale, row-major over the whole image. k is `num_scales(H, W)`.
 
         Raises:
-            ValueError: a shape or a code that this tokenizer cannot have produced.
+            ValueError: images of another shape, values far outside [0, 1] or not finite, or a size that is not accepted; the message says
+                which are.
         """
-        shape = (self.geometry.num_scales, self.geometry.tokens_per_scale)
-        if codes.ndim != 3 or codes.shape[1:] != shape:
-            raise ValueError(f"codes must be [B, {shape[0]}, {shape[1]}], they are {list(codes.shape)}.")
-        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.config.num_codes:
-            raise ValueError(
-                f"codes must lie in 0 ... {self.config.num_codes - 1}, they span {codes.min()} ... {codes.max()}."
-            )
-        vectors = [book.lookup(part) for book, part in zip(self.codebooks, self._split(codes), strict=True)]
-        return self.decode_vectors(torch.cat(vectors, dim=1)).clamp(0, 1)
+        _check_images(images)
+        low, high = images.aminmax() if images.numel() else (0.0, 1.0)
+        if not -0.5 <= float(low) <= float(high) <= 1.5:  # also where one of them is not a number
+            raise ValueError(f"images must lie in [0, 1], these span {float(low):.3g} ... {float(high):.3g}.")
+        side = self._unit(self.num_scales(*images.shape[2:]))
+        squares, (rows, columns) = cut_images(images, side)
+        codes = self.quantize(self.latents(squares)).codes
+        return join_codes(codes, rows, columns, self.config.grid)
 
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """What is left of images [B, 3, H, W] after encoding and decoding."""
-        return self.decode(self.encode(images))
+    @torch.no_grad()
+    def decode(
+        self, codes: Tensor, scales: int | None = None, token_grid: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Codes [B, k, N] of the first k scales -> images [B, 3, H, W] in [0, 1].
+
+        Args:
+            codes: as `encode` returns them.
+            scales: how many of their scales to use, all by default: the image then has 1 / 2^(S - scales) of the full size. Fewer than
+                the model's S need a scale-causal decoder, in which a scale knows nothing of finer ones.
+            token_grid: rows and columns of tokens, for codes of images that are not square.
+
+        Raises:
+            ValueError: a shape, a number of scales or a code that this tokenizer cannot have produced.
+        """
+        codes, (rows, columns) = cut_codes(self._checked(codes, scales), self.config.grid, token_grid)
+        vectors = [book.lookup(part) for book, part in zip(self.codebooks, self._split(codes), strict=True)]
+        squares = self.decode_vectors(torch.cat(vectors, dim=1))
+        return join_images(squares, rows, columns).clamp(0, 1)
+
+    def reconstruct(self, images: Tensor, scales: int | None = None) -> Tensor:
+        """What is left of images [B, 3, H, W] after encoding and decoding, from the first `scales` scales only if these are given."""
+        codes = self.encode(images)
+        patch = (
+            self._unit(codes.shape[1]) // self.config.grid
+        )  # px of the image that a token stands for, along a side
+        return self.decode(codes, scales, (images.shape[2] // patch, images.shape[3] // patch))
 
     @torch.no_grad()
     def initialise_codebooks(self, images: Tensor) -> None:
@@ -192,10 +236,38 @@ class SpectralTokenizer(nn.Module):
         for codebook, z in zip(self.codebooks, self._split(self.latents(images)), strict=True):
             codebook.initialise(z.flatten(0, 2))
 
-    def restart_dead_codes(self, output: TokenizerOutput, after: int) -> list[Tensor]:
-        """Moves codes unused for `after` steps onto latents of this batch; their indices, one tensor a codebook."""
+    def update_codebooks(self, output: TokenizerOutput, restart_after: int) -> list[Tensor]:
+        """What codebooks do after a training step besides following the gradient.
+
+        Codes that learn by moving averages follow the latents that chose them; codes unused for `restart_after` steps move onto latents
+        of this batch (0: never).
+
+        Returns:
+            The indices of the codes that were moved, one tensor a codebook.
+        """
+        moved = []
         parts = zip(self.codebooks, self._split(output.latents), self._split(output.codes), strict=True)
-        return [codebook.restart_dead(z.flatten(0, 2), codes, after) for codebook, z, codes in parts]
+        for codebook, z, codes in parts:
+            codebook.follow(z, codes)
+            moved.append(codebook.restart_dead(z, codes, restart_after))
+        return moved
+
+    def take_codes_of(self, other: "SpectralTokenizer") -> None:
+        """Takes over normalisation, encoder and codebooks of another tokenizer and freezes them: only the decoder is left to learn.
+
+        Raises:
+            ValueError: the other tokenizer has another geometry, encoder or codebooks.
+        """
+        state = {name: value for name, value in other.state_dict().items() if not _of_decoder(name)}
+        try:
+            missing, unexpected = self.load_state_dict(state, strict=False)
+        except RuntimeError as error:
+            raise ValueError(f"these codes cannot be taken over: {error}") from None
+        if unexpected or not all(map(_of_decoder, missing)):
+            raise ValueError(f"these codes cannot be taken over: {unexpected or missing} differ.")
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(_of_decoder(name))
+        self.codes_are_frozen = True
 
     # -- files ---------------------------------------------------------------------------------------------------------------------
 
@@ -209,6 +281,30 @@ class SpectralTokenizer(nn.Module):
         return load_model(path, cls, TokenizerConfig)
 
     # -- scales and their codebooks ------------------------------------------------------------------------------------------------
+
+    def _checked(self, codes: Tensor, scales: int | None) -> Tensor:
+        """The first `scales` scales of codes [B, k, N], or all of them; refuses what `decode` cannot take."""
+        if codes.ndim != 3 or codes.is_floating_point() or codes.shape[2] % self.geometry.tokens_per_scale:
+            raise ValueError(
+                f"codes must be integers [B, k, N] with N a multiple of {self.geometry.tokens_per_scale}, "
+                f"they are {codes.dtype} {list(codes.shape)}."
+            )
+        available, num_scales = codes.shape[1], self.geometry.num_scales
+        scales = available if scales is None else scales
+        if not 1 <= scales <= min(available, num_scales):
+            raise ValueError(
+                f"scales must lie in 1 ... {min(available, num_scales)}, the number of scales of these codes, it is {scales}."
+            )
+        if scales < num_scales and self.config.decoder_attention == "full":
+            raise ValueError(
+                f"{scales} of {num_scales} scales cannot be decoded alone: this decoder attends to all of them. Give all scales, or train "
+                "with decoder_attention: scale_causal."
+            )
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.config.num_codes:
+            raise ValueError(
+                f"codes must lie in 0 ... {self.config.num_codes - 1}, they span {codes.min()} ... {codes.max()}."
+            )
+        return codes[:, :scales]
 
     def _split(self, x_BS: Tensor) -> tuple[Tensor, ...]:
         """[B, S, ...] -> the scales of each codebook: the first, then the others; all of them where there is one codebook."""
@@ -226,28 +322,17 @@ class SpectralTokenizer(nn.Module):
         return self.get_buffer(f"deviation_{scale}")
 
 
-def _head(width: int, hidden: int, out: int) -> nn.Sequential:
+def _transformer(config: TokenizerConfig, part: str) -> ScaleTransformer:
+    shape = [getattr(config, f"{part}_{name}") for name in ("attention", "layers", "width", "heads")]
+    num_types = 2 if config.typed_parameters and config.levels > 0 else 1
+    return ScaleTransformer(
+        config.num_scales, config.grid, *shape, config.mlp_ratio, num_types, config.scale_mixing
+    )
+
+
+def _head(width: int, out: int) -> nn.Sequential:
     """ViT-VQGAN's head after a transformer: two layers with tanh between (arXiv 2110.04627, section 3.1)."""
-    return nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, out))
-
-
-def _mixing(config: TokenizerConfig, width: int, attention: str) -> nn.Module:
-    if not config.scale_mixing or config.num_scales == 1:
-        return nn.Identity()
-    return ScaleMixing(config.num_scales, width, causal=attention == "scale_causal")
-
-
-def _initial_positions(num_scales: int, grid: int, width: int) -> Tensor:
-    """Where the learned absolute positions [S N, C] start: a sine-cosine code of the place, the same for every scale, plus a random
-    vector of the scale; so that tokens of one place resemble each other from the first step on."""
-    frequency = torch.pi / grid * 2 ** torch.linspace(0, math.log2(grid), -(-width // 4))
-    y, x = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
-    angles = [place.flatten()[:, None] * frequency for place in (y, x)]
-    place_NC = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)[
-        :, :width
-    ]
-    scale_SC = torch.randn(num_scales, width)
-    return 0.5 * (scale_SC[:, None] + place_NC).flatten(0, 1)
+    return nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, out))
 
 
 def _whiten(linear: nn.Linear, outputs: Tensor) -> None:
@@ -260,3 +345,15 @@ def _whiten(linear: nn.Linear, outputs: Tensor) -> None:
     whitening = axes @ torch.diag(variance.rsqrt()) @ axes.T
     linear.bias.copy_(whitening @ (linear.bias - mean))
     linear.weight.copy_(whitening @ linear.weight)
+
+
+def _of_decoder(name: str) -> bool:
+    """Whether a parameter or buffer belongs to the decoder rather than to what determines codes."""
+    return name.split(".")[0] in ("from_code", "decoder", "to_values")
+
+
+def _check_images(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise ValueError(
+            f"images must be floating point [B, 3, H, W] in [0, 1], they are {images.dtype} {list(images.shape)}."
+        )

@@ -1,6 +1,6 @@
 """The training loop: one for tokenizers and autoregressive models, resumable to the bit.
 
-What is trained is a list of phases, each a set of parameters, its optimiser and a loss of a batch. A tokenizer has one phase, and a
+What is trained is a list of phases, each a set of parameters, its optimiser and a loss of a batch. A tokenizer has one phase, and its
 discriminator is a second one. Accelerate supplies device, precision and exact checkpoints (weights, optimiser, scheduler, random state).
 """
 
@@ -10,14 +10,16 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from sitlib.config import OptimiserConfig
@@ -32,13 +34,17 @@ class Phase:
 
     Attributes:
         module: whose parameters are updated.
-        loss: (module, batch, step) -> scalar to minimise, and values to log.
+        loss: (module, batch, step) -> scalar to minimise, and values to log; None where the phase rests in this step.
         after_update: called with the optimiser after it has stepped (codebooks restart dead codes there).
+        at_log: called before each row of the training curve is written; values of all steps since the last row.
+        optimiser: its own settings, where they differ from those of the run.
     """
 
     module: nn.Module
-    loss: Callable[[nn.Module, Any, int], tuple[Tensor, Row]]
+    loss: Callable[[nn.Module, Any, int], tuple[Tensor, Row] | None]
     after_update: Callable[[torch.optim.Optimizer], Row] | None = None
+    at_log: Callable[[], Row] | None = None
+    optimiser: OptimiserConfig | None = None
 
 
 def learning_rate_factor(step: int, config: OptimiserConfig) -> float:
@@ -99,15 +105,18 @@ def train(
     Raises:
         FloatingPointError: a loss is not finite; the last good checkpoint stays.
     """
-    on_gpu = torch.cuda.is_available()
-    accelerator = Accelerator(mixed_precision="bf16" if on_gpu else "no", cpu=not on_gpu)
-    optimisers = [make_optimiser(phase.module, config) for phase in phases]
+    accelerator = Accelerator(mixed_precision=precision(), cpu=not torch.cuda.is_available())
+    settings = [phase.optimiser or config for phase in phases]
+    optimisers = [make_optimiser(phase.module, own) for phase, own in zip(phases, settings, strict=True)]
     schedulers = [
-        LambdaLR(optimiser, lambda step: learning_rate_factor(step, config)) for optimiser in optimisers
+        LambdaLR(optimiser, partial(learning_rate_factor, config=own))
+        for optimiser, own in zip(optimisers, settings, strict=True)
     ]
     modules = [accelerator.prepare_model(phase.module.train()) for phase in phases]
     optimisers = [accelerator.prepare_optimizer(optimiser) for optimiser in optimisers]
     schedulers = [accelerator.prepare_scheduler(scheduler) for scheduler in schedulers]
+    averages = [_average(phase.module, own) for phase, own in zip(phases, settings, strict=True)]
+    accelerator.register_for_checkpointing(*filter(None, averages))
 
     store = _Checkpoints(resolve(checkpoints), accelerator)
     first_step, rows = store.load()
@@ -127,21 +136,28 @@ def train(
     for step, batch in prefetch(batch_at, first_step, config.steps):
         batch = _to(batch, accelerator.device)
         logged: Row = {}
-        for phase, module, optimiser, scheduler in zip(phases, modules, optimisers, schedulers, strict=True):
+        for index, phase in enumerate(phases):
             with accelerator.autocast():
-                loss, values = phase.loss(module, batch, step)
-            optimiser.zero_grad()
+                result = phase.loss(modules[index], batch, step)
+            if result is None:
+                continue
+            loss, values = result
+            optimisers[index].zero_grad()
             accelerator.backward(loss)
-            norm = accelerator.clip_grad_norm_(module.parameters(), config.clip_norm)
-            logged |= {"loss": loss.detach(), **values, "gradient_norm": norm}
-            optimiser.step()
-            scheduler.step()
+            norm = accelerator.clip_grad_norm_(modules[index].parameters(), settings[index].clip_norm)
+            optimisers[index].step()
+            schedulers[index].step()
             if phase.after_update is not None:
-                logged |= phase.after_update(optimiser)
+                values = {**values, **phase.after_update(optimisers[index])}
+            if averages[index] is not None:
+                averages[index].update_parameters(phase.module)
+            logged |= {"loss": loss.detach(), **values, "gradient_norm": norm} if index == 0 else values
         pending.append(logged)
         done = step + 1
         if done % config.log_every == 0 or done == config.steps:
-            means = {name: sum(float(row[name]) for row in pending) / len(pending) for name in pending[0]}
+            means = _means(pending)
+            for phase in phases:
+                means |= phase.at_log() if phase.at_log is not None else {}
             pending = []
             if not torch.isfinite(torch.tensor(means["loss"])):
                 raise FloatingPointError(
@@ -150,14 +166,37 @@ def train(
             rate = config.learning_rate * learning_rate_factor(step, config)
             seconds = elapsed + time.perf_counter() - began
             rows.append({"step": done, "learning_rate": rate, "seconds": round(seconds, 1), **means})
-            bar.set_postfix(
-                {name: f"{means[name]:.3f}" for name in ("loss", *list(values)[:1])}, refresh=False
-            )
+            bar.set_postfix({name: f"{means[name]:.3f}" for name in list(means)[:2]}, refresh=False)
         if done % config.checkpoint_every == 0 and done < config.steps and not pending:
             store.save(done, rows)
         bar.update()
     bar.close()
+    for phase, average in zip(phases, averages, strict=True):
+        if average is not None:  # what is kept is the average
+            for parameter, mean in zip(phase.module.parameters(), average.parameters(), strict=True):
+                parameter.data.copy_(mean)
     return rows
+
+
+def precision() -> Literal["no", "fp16", "bf16"]:
+    """Mixed precision by device: bf16 on GPUs that have it, fp16 with loss scaling on older ones, none on a CPU."""
+    if not torch.cuda.is_available():
+        return "no"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def _average(module: nn.Module, config: OptimiserConfig) -> AveragedModel | None:
+    """The exponential moving average of a module's parameters, if the configuration asks for one."""
+    if not config.ema_decay:
+        return None
+    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+
+
+def _means(rows: list[Row]) -> Row:
+    """Mean of every value over the rows that have it, in the order of first appearance."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [float(row[name]) for row in rows if name in row] for name in names}
+    return {name: sum(values) / len(values) for name, values in columns.items()}
 
 
 def forget_checkpoints(folder: str | Path) -> None:

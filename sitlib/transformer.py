@@ -137,31 +137,6 @@ class Block(nn.Module):
         return x_BTC + F.dropout(per_type(mlp, x_BTC), self.dropout, self.training)
 
 
-class ScaleMixing(nn.Module):
-    """One linear map across the scales of every place: x[s, n] += sum over s' of W[s, s'] x[s', n].
-
-    Not in the paper. Attention has to discover which tokens show the same place at different scales; this hands it the answer, so
-    that in a short run detail tokens can also carry what the codes of the approximation cannot. Where attention is scale-causal,
-    so is the map: W[s, s'] = 0 for s' > s.
-    """
-
-    def __init__(self, num_scales: int, width: int, causal: bool):
-        super().__init__()
-        self.weight = nn.Parameter(
-            torch.randn(num_scales, width, num_scales, width) * 0.7 * (num_scales * width) ** -0.5
-        )
-        mask = torch.ones(num_scales, num_scales)
-        self.register_buffer("mask", (mask.tril() if causal else mask)[:, None, :, None], persistent=False)
-
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        """[B, S N, C] -> [B, S N, C]."""
-        num_scales, width = self.weight.shape[:2]
-        x_BNSC = x_BTC.unflatten(1, (num_scales, -1)).transpose(1, 2)
-        weight = (self.weight * self.mask).view(num_scales * width, num_scales * width)
-        mixed = F.linear(x_BNSC.flatten(2), weight).unflatten(2, (num_scales, width))
-        return x_BTC + mixed.transpose(1, 2).flatten(1, 2)
-
-
 class Transformer(nn.Module):
     """A stack of blocks and a final norm.
 

@@ -81,3 +81,54 @@ def test_dead_codes_restart_on_outputs_and_live_ones_stay():
     closest = (F.normalize(z, dim=-1) @ book.weight[moved].T).max(dim=0).values
     torch.testing.assert_close(closest, torch.ones(len(moved)))
     assert len(book.restart_dead(z, book(z).codes, after=0)) == 0
+
+
+def test_rotation_turns_the_gradient_by_the_angle_between_output_and_code():
+    torch.manual_seed(0)
+    book = Codebook(8, 3, gradient="rotation").double()
+    z = F.normalize(torch.randn(5, 3, dtype=torch.float64), dim=-1).requires_grad_()
+    out = book(z)
+    chosen = book.lookup(out.codes).detach()
+    torch.testing.assert_close(out.vectors, chosen)
+    for i in range(5):  # Rodrigues' rotation that takes z to its code, an independent formula
+        axis = torch.linalg.cross(z[i].detach(), chosen[i])
+        x, y, w = axis
+        skew = torch.tensor([[0, -w, y], [w, 0, -x], [-y, x, 0]], dtype=torch.float64)
+        rotation = torch.eye(3, dtype=torch.float64) + skew + skew @ skew / (1 + z[i].detach() @ chosen[i])
+        direction = torch.randn(3, dtype=torch.float64)
+        grad = torch.autograd.grad(out.vectors[i] @ direction, z, retain_graph=True)[0][i]
+        tangent = (
+            rotation.T @ direction
+        )  # z is normalised first: only what is tangent to the sphere comes through
+        torch.testing.assert_close(grad, tangent - (tangent @ z[i].detach()) * z[i].detach())
+
+
+def test_moving_averages_follow_the_outputs_that_chose_a_code():
+    torch.manual_seed(0)
+    book = Codebook(6, 4, learning="ema", decay=0.9)
+    assert not book.weight.requires_grad
+    start, z = book.weight.detach().clone(), torch.randn(40, 4)
+    unit = F.normalize(z, dim=-1)
+    codes, sums = book(z).codes, start.clone()
+    book.follow(z, codes)
+    for code in range(6):  # one code after the other, in plain words
+        mine = unit[codes == code]
+        if len(mine):
+            sums[code] = 0.9 * sums[code] + 0.1 * mine.sum(0)
+    torch.testing.assert_close(book.weight, F.normalize(sums, dim=-1))
+    before = book(z).commitment_loss.mean()
+    for _ in range(30):
+        book.follow(z, book(z).codes)
+    assert book(z).commitment_loss.mean() < before
+    unchosen = sorted(set(range(6)) - set(codes.tolist()))
+    assert torch.isfinite(book.weight).all() and torch.equal(book.weight[unchosen], start[unchosen])
+
+
+def test_a_code_that_restarts_has_no_history():
+    torch.manual_seed(0)
+    book, z = Codebook(32, 4, learning="ema"), torch.randn(5, 4)
+    codes = book(z).codes
+    book.follow(z, codes)
+    moved = book.restart_dead(z, codes, after=1)
+    assert len(moved) > 0
+    torch.testing.assert_close(book.chosen_sum[moved], book.weight[moved])

@@ -1,6 +1,7 @@
 """Geometry, the two codebooks, and what may depend on what."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -8,13 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sitlib.config import load_profile
+from sitlib.data import held_out_views, open_images
 from sitlib.geometry import SpectralGeometry
+from sitlib.scales import ScaleMixing, ScaleTransformer
+from sitlib.squares import pad, unpad
 from sitlib.tokenizer import SpectralTokenizer
-from sitlib.transformer import ScaleMixing
 from sitlib.wavelets import dwt2
 
 SMOKE = load_profile("smoke")
-VARIANTS = list(SMOKE.tokenizer.variants)
+VARIANTS = [name for name in SMOKE.tokenizer.variants if SMOKE.tokenizer_variant(name).size == 64]
 
 
 def tokenizer_of(variant, **changes):
@@ -106,8 +109,8 @@ def test_shapes_and_ranges(variant):
     output = tokenizer(images)
     assert torch.equal(output.codes, codes)
     torch.testing.assert_close(output.reconstruction.clamp(0, 1), decoded, atol=1e-5, rtol=0)
-    output.reconstruction.sum().backward()
-    assert all(p.grad is not None for name, p in tokenizer.named_parameters() if "codebooks" not in name)
+    (output.reconstruction.sum() + output.codebook_loss).backward()
+    assert all(p.grad is not None for p in tokenizer.parameters())
 
 
 def test_in_mixed_precision_the_lookup_stays_exact_and_dead_codes_restart():
@@ -117,7 +120,7 @@ def test_in_mixed_precision_the_lookup_stays_exact_and_dead_codes_restart():
         vectors = tokenizer.quantize(output.latents).vectors
     assert output.latents.dtype == vectors.dtype == torch.float32
     assert torch.equal(tokenizer.quantize(output.latents).codes, output.codes)
-    moved = tokenizer.restart_dead_codes(output, after=1)
+    moved = tokenizer.update_codebooks(output, restart_after=1)
     assert all(len(codes) > 0 for codes in moved)
 
 
@@ -136,9 +139,20 @@ def test_scale_mixing_is_one_map_across_the_scales_of_a_place():
     mixing, x = ScaleMixing(3, 8, causal=False), torch.randn(2, 3 * 5, 8)
     x_BSNC = x.view(2, 3, 5, 8)
     expected = x_BSNC + torch.einsum("scid,bind->bsnc", mixing.weight, x_BSNC)
-    torch.testing.assert_close(mixing(x), expected.flatten(1, 2))
-    assert isinstance(tokenizer_of("vit_vqgan").encoder_mixing, torch.nn.Identity)
-    assert isinstance(tokenizer_of("sit4_plain").encoder_mixing, torch.nn.Identity)
+    torch.testing.assert_close(mixing(x, 3), expected.flatten(1, 2))
+    assert tokenizer_of("vit_vqgan").encoder.mixing is None
+    assert tokenizer_of("sit4_plain").encoder.mixing is None
+
+
+@pytest.mark.parametrize("mixes", [True, False])
+def test_a_scale_causal_transformer_gives_the_first_scales_what_it_gives_them_among_all(mixes):
+    torch.manual_seed(0)
+    model = ScaleTransformer(4, 2, "scale_causal", 2, 16, 2, 4.0, num_types=2, mixes=mixes).double()
+    x_BTC = torch.randn(3, 16, 16, dtype=torch.float64)
+    for scales in (1, 2, 3):
+        torch.testing.assert_close(model(x_BTC[:, : 4 * scales]), model(x_BTC)[:, : 4 * scales])
+    full = ScaleTransformer(4, 2, "full", 2, 16, 2, 4.0, num_types=2, mixes=mixes).double()
+    assert not torch.allclose(full(x_BTC)[:, :4], full(torch.cat([x_BTC[:, :4], -x_BTC[:, 4:]], 1))[:, :4])
 
 
 def test_one_codebook_serves_all_scales():
@@ -146,15 +160,130 @@ def test_one_codebook_serves_all_scales():
     assert len(tokenizer.codebooks) == 1 and tokenizer.reconstruct(photographs()).shape == (4, 3, 64, 64)
 
 
-def test_scale_causal_encoder_codes_of_a_coarse_scale_ignore_finer_detail():
-    tokenizer, images = tokenizer_of("sit4", encoder_attention="scale_causal"), photographs()
+# -- many sizes from one model ---------------------------------------------------------------------------------------------------------
+
+BOTH = {"encoder_attention": "scale_causal", "decoder_attention": "scale_causal"}
+
+
+@cache
+def real_photographs():
+    """Held-out photographs at 64 px."""
+    source = open_images("data/landscapes", "test")
+    return held_out_views(source, 12, 64, seed=3, kind="wide")[0]
+
+
+def started(variant, **changes):
+    """A tokenizer whose normalisation and codebooks are those of photographs: its codes are many, not a few."""
+    tokenizer, images = tokenizer_of(variant, **changes), real_photographs()
+    tokenizer.measure_normalisation(images)
+    tokenizer.initialise_codebooks(images)
+    return tokenizer, images
+
+
+@pytest.mark.parametrize("variant", ["sit4", "sit5", "sit4_plain"])
+def test_codes_of_a_downsampled_photograph_are_the_first_scales_of_the_whole(variant):
+    tokenizer, images = started(variant, encoder_attention="scale_causal")
+    codes = tokenizer.encode(images)
+    assert tokenizer.sizes == [64 >> halvings for halvings in range(tokenizer.config.levels, -1, -1)]
+    assert len(codes.unique()) > 30
+    for scales, size in enumerate(tokenizer.sizes, 1):
+        small = torch.nn.functional.avg_pool2d(images, 64 // size)
+        assert torch.equal(tokenizer.encode(small), codes[:, :scales]), size
+
+
+def test_with_another_wavelet_or_full_attention_they_are_not():
+    images = real_photographs()
+    other, _ = started("sit4", encoder_attention="scale_causal", wavelet="bior4.4")
     small = torch.nn.functional.avg_pool2d(images, 2)
-    blurred = torch.nn.functional.interpolate(
-        small, scale_factor=2, mode="nearest"
-    )  # the same but for the finest scale
-    assert torch.equal(tokenizer.encode(blurred)[:, :3], tokenizer.encode(images)[:, :3])
+    assert not torch.equal(other.encode(small), other.encode(images)[:, :3])
     full = tokenizer_of("sit4")
-    assert not torch.equal(full.latents(blurred)[:, :3], full.latents(images)[:, :3])
+    assert full.sizes == [64]
+    with pytest.raises(ValueError, match="multiples of 64 px; an image of 32 x 32 px"):
+        full.encode(small)
+
+
+def test_any_first_scales_can_be_decoded_and_ignore_the_others():
+    tokenizer, images = started("sit5", **BOTH)
+    codes = tokenizer.encode(images)
+    for scales, size in enumerate(tokenizer.sizes, 1):
+        decoded = tokenizer.decode(codes, scales=scales)
+        assert decoded.shape == (12, 3, size, size)
+        assert torch.equal(decoded, tokenizer.decode(codes[:, :scales]))
+        small = torch.nn.functional.avg_pool2d(images, 64 // size)
+        torch.testing.assert_close(tokenizer.reconstruct(small), decoded, atol=1e-4, rtol=0)
+        # The whole image holds the smaller one: its Haar approximation, before anything is clamped.
+        vectors = tokenizer.quantize(tokenizer.latents(images)).vectors
+        whole = torch.nn.functional.avg_pool2d(tokenizer.decode_vectors(vectors), 64 // size)
+        torch.testing.assert_close(tokenizer.decode_vectors(vectors[:, :scales]), whole, atol=1e-4, rtol=0)
+
+
+def test_a_full_decoder_refuses_the_first_scales_alone():
+    tokenizer, images = started("sit4", encoder_attention="scale_causal")
+    with pytest.raises(
+        ValueError, match="2 of 4 scales cannot be decoded alone.*decoder_attention: scale_causal"
+    ):
+        tokenizer.decode(tokenizer.encode(images), scales=2)
+    with pytest.raises(ValueError, match="scales must lie in 1 ... 4"):
+        tokenizer.decode(tokenizer.encode(images), scales=5)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "scales"), [(64, 128, 5), (128, 64, 5), (96, 32, 4), (24, 40, 2), (4, 12, 1)]
+)
+def test_images_of_any_shape_are_encoded_square_by_square(height, width, scales):
+    tokenizer, photographs = started("sit5", **BOTH)
+    image = torch.nn.functional.interpolate(photographs[:2], (height, width), mode="area")
+    side = 4 << (scales - 1)
+    codes = tokenizer.encode(image)
+    assert codes.shape == (2, scales, 16 * (height // side) * (width // side))
+    by_square = [
+        torch.cat([tokenizer.reconstruct(square) for square in row.split(side, 3)], 3)
+        for row in image.split(side, 2)
+    ]
+    torch.testing.assert_close(tokenizer.reconstruct(image), torch.cat(by_square, 2), atol=1e-5, rtol=0)
+    # Codes are one grid over the whole image: the top left square's are its top left corner.
+    grid = codes.unflatten(2, (4 * (height // side), 4 * (width // side)))
+    assert torch.equal(grid[:, :, :4, :4].flatten(2), tokenizer.encode(image[:, :, :side, :side]))
+
+
+def test_a_shape_has_to_be_named_where_it_is_not_square():
+    tokenizer, images = started("sit4")
+    codes = tokenizer.encode(torch.cat([images, images], 3))
+    with pytest.raises(ValueError, match="not of a square image"):
+        tokenizer.decode(codes)
+    with pytest.raises(ValueError, match="token_grid 2 x 16 does not fit"):
+        tokenizer.decode(codes, token_grid=(2, 16))
+    assert tokenizer.decode(codes, token_grid=(4, 8)).shape == (12, 3, 64, 128)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 17))
+def test_padding_is_undone(height, width, multiple):
+    images = torch.rand(1, 3, height, width)
+    padded, size = pad(images, multiple)
+    assert padded.shape[2] % multiple == padded.shape[3] % multiple == 0
+    assert padded.shape[2] - height < multiple and padded.shape[3] - width < multiple
+    assert torch.equal(unpad(padded, size), images)
+    assert torch.equal(padded[:, :, -1, -1], images[:, :, -1, -1])
+
+
+# -- second decoders -------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_decoder_keeps_every_code_and_only_itself_learns():
+    base, images = started("sit5", **BOTH)
+    second = SpectralTokenizer(SMOKE.tokenizer_variant("sit5_sc_second"))
+    second.take_codes_of(base)
+    assert torch.equal(second.encode(images), base.encode(images))
+    output = second.train()(images)
+    output.reconstruction.sum().backward()
+    learning = {name.split(".")[0] for name, p in second.named_parameters() if p.grad is not None}
+    assert (
+        learning
+        == {"from_code", "decoder", "to_values"}
+        == {name.split(".")[0] for name, p in second.named_parameters() if p.requires_grad}
+    )
+    with pytest.raises(ValueError, match="cannot be taken over"):
+        tokenizer_of("sit4").take_codes_of(base)
 
 
 def test_adtransformer_has_more_parameters_but_the_baseline_has_one_type():
@@ -163,7 +292,7 @@ def test_adtransformer_has_more_parameters_but_the_baseline_has_one_type():
         for typed in (True, False)
     }
     assert sizes[True] > sizes[False]
-    assert len(tokenizer_of("vit_vqgan").encoder.blocks[0].qkv) == 1
+    assert len(tokenizer_of("vit_vqgan").encoder.transformer.blocks[0].qkv) == 1
 
 
 @pytest.mark.parametrize("wavelet", ["haar", "db2", "bior2.2", "bior4.4"])
@@ -191,9 +320,15 @@ def test_codes_start_where_the_data_is_and_the_data_is_spread_out(variant):
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda t: t.encode(torch.rand(1, 3, 32, 32)), r"takes images \[B, 3, 64, 64\]"),
-        (lambda t: t.encode(torch.rand(3, 64, 64)), r"takes images \[B, 3, 64, 64\]"),
-        (lambda t: t.decode(torch.zeros(1, 3, 16, dtype=torch.int64)), r"codes must be \[B, 4, 16\]"),
+        (
+            lambda t: t.encode(torch.rand(1, 3, 70, 64)),
+            r"multiples of 64 px; an image of 70 x 64 px.*pad\(images, 64\)",
+        ),
+        (lambda t: t.encode(torch.rand(3, 64, 64)), r"floating point \[B, 3, H, W\]"),
+        (lambda t: t.encode(torch.rand(1, 3, 64, 64) * 255), r"must lie in \[0, 1\], these span"),
+        (lambda t: t.encode(torch.full((1, 3, 64, 64), float("nan"))), r"must lie in \[0, 1\]"),
+        (lambda t: t.decode(torch.zeros(1, 4, 15, dtype=torch.int64)), r"N a multiple of 16"),
+        (lambda t: t.decode(torch.zeros(1, 4, 16)), r"codes must be integers"),
         (lambda t: t.decode(torch.full((1, 4, 16), 64)), r"must lie in 0 ... 63"),
     ],
 )

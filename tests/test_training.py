@@ -1,13 +1,16 @@
 """The loop: schedule, a killed run resumed to the bit, refusals."""
 
+import math
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from sitlib.config import load_profile
-from sitlib.experiments import runs
+from sitlib.config import digest, load_profile
+from sitlib.experiments import runs, tokenizers
+from sitlib.experiments.runs import TokenizerRun
 from sitlib.experiments.tokenizers import trained_tokenizer
 from sitlib.results import read_curve
 from sitlib.training import Phase, learning_rate_factor, make_optimiser, seed_everything, train
@@ -32,7 +35,7 @@ def test_weight_decay_spares_vectors_positions_and_codebooks():
     assert len(exempt["params"]) == 3 and exempt["weight_decay"] == 0
 
 
-def fit(folder, stop_at=None, steps=10):
+def fit(folder, stop_at=None, steps=10, **changes):
     """Trains a small network with dropout; `stop_at` raises in the middle of that step, as a kill would."""
     seed_everything(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 4))
@@ -46,17 +49,20 @@ def fit(folder, stop_at=None, steps=10):
         value = (module(batch) - batch).square().mean()
         return value, {"l2": value.detach()}
 
-    rows = train([Phase(model, loss)], batch_at, replace(OPTIMISER, steps=steps), checkpoints=folder)
+    rows = train(
+        [Phase(model, loss)], batch_at, replace(OPTIMISER, steps=steps, **changes), checkpoints=folder
+    )
     return [p.detach().clone() for p in model.parameters()], rows
 
 
-def test_a_killed_run_ends_as_if_it_had_not_been_killed(tmp_path):
-    whole, rows = fit(tmp_path / "whole")
+@pytest.mark.parametrize("ema_decay", [0.0, 0.8])
+def test_a_killed_run_ends_as_if_it_had_not_been_killed(tmp_path, ema_decay):
+    whole, rows = fit(tmp_path / "whole", ema_decay=ema_decay)
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "killed", stop_at=8)
+        fit(tmp_path / "killed", stop_at=8, ema_decay=ema_decay)
     assert [path.name for path in (tmp_path / "killed").iterdir()] == ["step-00000006"]
     (tmp_path / "killed" / "partial").mkdir()  # a checkpoint that was being written when the run was killed
-    resumed, resumed_rows = fit(tmp_path / "killed")
+    resumed, resumed_rows = fit(tmp_path / "killed", ema_decay=ema_decay)
     assert all(torch.equal(one, other) for one, other in zip(resumed, whole, strict=True))
     drop = {"seconds"}
     assert [{k: v for k, v in row.items() if k not in drop} for row in resumed_rows] == [
@@ -85,6 +91,72 @@ def test_two_phases_train_two_modules(tmp_path):
     assert all(not torch.equal(m.weight, start) for m, start in zip(models, starts, strict=True))
 
 
+def test_a_phase_may_rest_and_has_settings_of_its_own(tmp_path):
+    models = [nn.Linear(2, 2), nn.Linear(2, 2)]
+    start = models[1].weight.detach().clone()
+    awake = []
+
+    def second(module, batch, step):
+        if step < 6:
+            assert torch.equal(module.weight, start)
+            return None
+        awake.append(step)
+        value = module(batch).square().mean()
+        return value, {"second": value.detach()}
+
+    phases = [
+        Phase(models[0], lambda module, batch, step: (module(batch).square().mean(), {})),
+        Phase(
+            models[1],
+            second,
+            optimiser=replace(OPTIMISER, learning_rate=0.0125, warmup_steps=0, weight_decay=0.0),
+        ),
+    ]
+    rows = train(phases, lambda step: torch.ones(4, 2), OPTIMISER, checkpoints=tmp_path)
+    assert awake == [6, 7, 8, 9]
+    assert "second" not in rows[5] and "second" in rows[6]
+    # Adam's first step moves every weight by the learning rate: its own, not that of the run.
+    assert (models[1].weight - start).abs().max() > 0.0125
+
+
+def test_values_at_log_stand_in_the_row_of_their_steps(tmp_path):
+    seen = []
+
+    def at_log():
+        count = float(len(seen))
+        seen.clear()
+        return {"steps_since": count}
+
+    model = nn.Linear(2, 2)
+    phase = Phase(model, lambda module, batch, step: (module(batch).square().mean(), {}), at_log=at_log)
+    phase.after_update = lambda optimiser: seen.append(1) or {}
+    rows = train(
+        [phase], lambda step: torch.ones(1, 2), replace(OPTIMISER, log_every=3), checkpoints=tmp_path
+    )
+    assert [row["steps_since"] for row in rows] == [3, 3, 3, 1]
+
+
+def test_the_moving_average_of_the_weights_is_what_is_kept(tmp_path):
+    history = []
+
+    def fit_average(decay, folder):
+        history.clear()
+        torch.manual_seed(0)
+        model = nn.Linear(3, 3)
+        phase = Phase(model, lambda module, batch, step: (module(batch).square().mean(), {}))
+        phase.after_update = lambda optimiser: history.append(model.weight.detach().clone()) or {}
+        train([phase], lambda step: torch.ones(4, 3), replace(OPTIMISER, ema_decay=decay), checkpoints=folder)
+        return model.weight.detach()
+
+    kept = fit_average(0.5, tmp_path / "a")
+    average = history[0]
+    for weight in history[1:]:
+        average = 0.5 * average + 0.5 * weight
+    torch.testing.assert_close(kept, average)
+    assert not torch.equal(kept, history[-1])
+    assert torch.equal(fit_average(0.0, tmp_path / "b"), history[-1])
+
+
 # -- runs ------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -107,7 +179,19 @@ def elsewhere(tmp_path, monkeypatch):
 def without_lpips():
     profile = load_profile("smoke")
     section = profile.tokenizer
-    return replace(profile, tokenizer=replace(section, loss=replace(section.loss, lpips=0.0)))
+    variants = section.variants | {"sit4_gan": GAN}
+    return replace(
+        profile, tokenizer=replace(section, variants=variants, loss=replace(section.loss, lpips=0.0))
+    )
+
+
+NO_GENERATORS = replace(load_profile("smoke").autoregressive, variants={})
+GAN = {
+    "levels": 3,
+    "grid": 4,
+    "adversarial": {"weight": 0.1, "r1": 1.0, "r1_every": 2},
+    "optimiser": {"ema_decay": 0.9},
+}
 
 
 def test_a_run_of_ones_own_goes_to_scratch_and_is_found_again(elsewhere, monkeypatch):
@@ -151,3 +235,95 @@ def test_same_seed_same_result_and_a_killed_tokenizer_resumes_to_the_bit(elsewhe
     resumed = trained_tokenizer(profile, "sit4", 0, pipeline=True).model
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+# -- whole tokenizers ------------------------------------------------------------------------------------------------------------------
+
+
+def weights_of(model):
+    return torch.cat([p.detach().flatten() for p in model.state_dict().values() if p.is_floating_point()])
+
+
+@pytest.mark.parametrize("variant", ["sit4", "sit4_gan", "sit5_sc_second"])
+def test_a_killed_tokenizer_training_ends_with_the_same_weights(elsewhere, monkeypatch, variant):
+    profile = without_lpips()
+    whole = trained_tokenizer(profile, variant, 0)
+    shutil.rmtree(
+        elsewhere
+        / "scratch"
+        / "tokenizer"
+        / f"{variant}-seed0-{digest(TokenizerRun.of(profile, variant, 0))}"
+    )
+    real, calls = tokenizers.training_views, []
+
+    def killed(*arguments, **options):
+        calls.append(arguments[1])
+        if calls.count(7) == 1 and arguments[1] == 7:  # the prefetched batch of step 7, once
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(tokenizers, "training_views", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trained_tokenizer(profile, variant, 0)
+    assert list((elsewhere / ".ckpt").glob("*/step-*"))
+    again = trained_tokenizer(profile, variant, 0)
+    assert torch.equal(weights_of(again.model), weights_of(whole.model))
+    strip = lambda curve: {k: v for k, v in curve.items() if k != "seconds"}  # noqa: E731
+    assert str(strip(again.curve)) == str(strip(whole.curve))  # as text: "nan" equals itself
+
+
+def test_every_row_of_the_curve_tells_how_codebooks_are_used(elsewhere):
+    curve = trained_tokenizer(without_lpips(), "sit4", 0).curve
+    for name in ("approximation", "details", *(f"scale_{scale}" for scale in (1, 2, 3, 4))):
+        assert all(0 < value <= 100 for value in curve[f"usage_{name}"])
+        assert all(1 <= value <= 64 for value in curve[f"perplexity_{name}"])
+
+
+def test_a_second_decoder_is_trained_on_the_codes_of_the_first(elsewhere):
+    profile = without_lpips()
+    second = trained_tokenizer(profile, "sit5_sc_second", 0).model
+    base = trained_tokenizer(profile, "sit5_sc", 0).model
+    images = torch.rand(4, 3, 64, 64)
+    assert torch.equal(second.encode(images), base.encode(images))
+    assert second.config.decoder_layers == 2 and not torch.allclose(
+        second.reconstruct(images), base.reconstruct(images)
+    )
+
+
+def psnr_across_the_switch(monkeypatch, **adversarial):
+    """Training PSNR before the discriminator speaks, and of every pass over the same four batches after that."""
+    real = tokenizers.training_views
+    monkeypatch.setattr(
+        tokenizers,
+        "training_views",
+        lambda images, step, *rest, **options: real(images, step % 4, *rest, **options),
+    )
+    optimiser = {
+        "steps": 120,
+        "log_every": 4,
+        "checkpoint_every": 120,
+        "learning_rate": 2e-3,
+        "final_learning_rate": 1e-3,
+    }
+    variant = {"levels": 3, "grid": 4, "optimiser": optimiser, "adversarial": adversarial}
+    profile = without_lpips()
+    profile = replace(
+        profile, tokenizer=replace(profile.tokenizer, variants={"gan": variant}), autoregressive=NO_GENERATORS
+    )
+    curve = trained_tokenizer(profile, "gan", 0).curve
+    psnr = [10 * math.log10(4 / error) for error in curve["l2"]]  # peak 2, for errors in [-1, 1]
+    speaks = next(
+        i for i, step in enumerate(curve["step"]) if step > adversarial["start"] + adversarial["warmup"]
+    )
+    assert not math.isnan(curve["adversarial"][-1]) and math.isnan(curve["adversarial"][speaks - 1])
+    return psnr[speaks - 1], psnr[speaks:]
+
+
+def test_switching_the_adversarial_term_on_does_not_ruin_a_reconstruction(elsewhere, monkeypatch):
+    before, after = psnr_across_the_switch(monkeypatch, weight=0.1, start=40, warmup=20, ramp=30)
+    assert min(after) > before - 0.5
+
+
+def test_without_warm_up_and_ramp_a_heavy_adversarial_term_does(elsewhere, monkeypatch):
+    before, after = psnr_across_the_switch(monkeypatch, weight=2.0, start=60, warmup=0, ramp=0)
+    assert min(after) < before - 0.5

@@ -1,5 +1,6 @@
 """Random access to the images of a split: records, labels, a bounded cache of decoded images."""
 
+import hashlib
 import os
 import warnings
 from collections import OrderedDict
@@ -157,6 +158,18 @@ class ImageSource:
                 stacklevel=2,
             )
 
+    def split_off(self, share: float) -> tuple["ImageSource", "ImageSource"]:
+        """Most of the images, and about `share` of them for validation, chosen by a hash of each image's key.
+
+        Raises:
+            DataError: one of the two would be empty.
+        """
+        values = [int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 16**8 for key in self.keys]
+        chosen = np.array(values) < share
+        if chosen.all() or not chosen.any():
+            raise DataError(f"{share:.0%} of the {len(self)} images of {self.where} cannot be split off.")
+        return self._where(~chosen), self._where(chosen)
+
     def labelled(self) -> "ImageSource":
         """The images that have a class.
 
@@ -169,7 +182,11 @@ class ImageSource:
                 f"None of the {len(self)} images of {self.where} has a class: give shards with a 'class' in "
                 "their JSON records or .cls files, or images in folders named by class."
             )
-        return ImageSource(self._store, self._rows[mask], self.labels[mask], self.class_names, self.where)
+        return self._where(mask)
+
+    def _where(self, mask: np.ndarray) -> "ImageSource":
+        labels = self.labels[torch.from_numpy(mask)]
+        return ImageSource(self._store, self._rows[mask], labels, self.class_names, self.where)
 
 
 def open_images(

@@ -8,7 +8,7 @@ exploring never touches what the pipeline has made.
 import hashlib
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from sitlib.config import (
     OptimiserConfig,
     Profile,
     TokenizerConfig,
-    TokenizerLossConfig,
+    TokenizerTraining,
     digest,
 )
 from sitlib.paths import ROOT, resolve
@@ -36,16 +36,17 @@ from sitlib.training import forget_checkpoints
 class TokenizerRun:
     """Everything that determines a trained tokenizer."""
 
-    data: DataConfig
+    data: DataConfig  # with the size of the model
     model: TokenizerConfig
-    loss: TokenizerLossConfig
-    optimiser: OptimiserConfig
+    training: TokenizerTraining
+    codes: "TokenizerRun | None"  # the run whose encoder and codebooks it takes over, if it does
     seed: int
 
     @classmethod
     def of(cls, profile: Profile, variant: str, seed: int) -> "TokenizerRun":
-        section = profile.tokenizer
-        return cls(profile.data, profile.tokenizer_variant(variant), section.loss, section.optimiser, seed)
+        model, training = profile.tokenizer_variant(variant), profile.tokenizer_training(variant)
+        codes = cls.of(profile, training.codes_from, seed) if training.codes_from else None
+        return cls(replace(profile.data, size=model.size), model, training, codes, seed)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,25 @@
 """Training a tokenizer variant of a profile."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from sitlib.config import Profile
-from sitlib.data import held_out_views, open_images, training_views
+from sitlib.data import ImageSource, open_images, training_views
+from sitlib.discriminator import (
+    Discriminator,
+    adversarial_weight,
+    discriminator_learns,
+    discriminator_loss,
+    generator_loss,
+    gradient_penalty,
+)
 from sitlib.experiments.runs import TokenizerRun, Trained, best_device, trained
 from sitlib.losses import TokenizerLoss
+from sitlib.metrics import codebook_statistics
 from sitlib.results import Row
 from sitlib.tokenizer import SpectralTokenizer, TokenizerOutput
 from sitlib.training import Phase, seed_everything, train
@@ -16,62 +27,58 @@ from sitlib.weights import ensure_weights
 
 
 def trained_tokenizer(profile: Profile, variant: str, seed: int, pipeline: bool = False) -> Trained:
-    """The tokenizer `variant` of a profile, trained with `seed` now or earlier; `pipeline` as for `runs.trained`."""
+    """The tokenizer `variant` of a profile, trained with `seed` now or earlier; `pipeline` as for `runs.trained`.
+
+    A variant with `codes_from` needs that variant's tokenizer of the same seed, which is found or trained in the same way.
+    """
     run = TokenizerRun.of(profile, variant, seed)
     title = f"{variant}, seed {seed}"
-    return trained(
-        run, "tokenizer", variant, SpectralTokenizer, lambda folder: _train(run, folder, title), pipeline
-    )
+
+    def train_now(checkpoints: Path) -> tuple[SpectralTokenizer, list[Row]]:
+        images = open_images(run.data.source, "train")
+        base = run.training.codes_from
+        codes = trained_tokenizer(profile, base, seed).model if base else None
+        return train_tokenizer(run, images, checkpoints, title, codes)
+
+    return trained(run, "tokenizer", variant, SpectralTokenizer, train_now, pipeline)
 
 
-def held_out_crops(profile: Profile) -> tuple[Tensor, list[str]]:
-    """The evaluation crops [V, 3, H, W] of a profile, the same for every tokenizer, and the keys of their photographs."""
-    settings = profile.tokenizer.evaluation
-    source = open_images(profile.data.source, "test")
-    images, _, keys = held_out_views(source, settings.views, profile.data.size, settings.seed, kind="crops")
-    return images, keys
+def train_tokenizer(
+    run: TokenizerRun,
+    images: ImageSource,
+    checkpoints: Path,
+    title: str,
+    codes: SpectralTokenizer | None = None,
+) -> tuple[SpectralTokenizer, list[Row]]:
+    """Trains a run on `images`, resumable from the folder `checkpoints`; the tokenizer and its training curve.
 
-
-def _train(run: TokenizerRun, checkpoints: Path, title: str) -> tuple[SpectralTokenizer, list[Row]]:
+    Args:
+        codes: the tokenizer whose encoder and codebooks are taken over, where the run has one.
+    """
     seed_everything(run.seed)
-    images, device = open_images(run.data.source, "train"), best_device()
+    data, device = run.data, best_device()
     tokenizer = SpectralTokenizer(run.model)
-    ensure_weights()
-    loss_terms = TokenizerLoss(run.loss).to(device)
-    output: TokenizerOutput | None = None
+    if codes is not None:
+        tokenizer.take_codes_of(codes)
 
     def views(step: int, count: int) -> Tensor:
-        data = run.data
         return training_views(
             images, step, count, data.size, run.seed, kind="crops", min_crop=data.min_crop, flip=data.flip
         )[0]
 
     def start() -> None:
         """Normalisation and k-means need the training images, and more of them than one batch."""
-        sample = views(0, run.data.normalisation_views).to(device)
-        tokenizer.measure_normalisation(sample)
-        tokenizer.initialise_codebooks(sample)
+        if codes is None:
+            sample = views(0, data.normalisation_views).to(device)
+            tokenizer.measure_normalisation(sample)
+            tokenizer.initialise_codebooks(sample)
 
-    def loss(model: nn.Module, batch: Tensor, step: int) -> tuple[Tensor, Row]:
-        nonlocal output
-        output = model(batch)
-        terms = loss_terms(output, batch)
-        return terms.total, terms.parts
-
-    def after_update(optimiser: torch.optim.Optimizer) -> Row:
-        restarted = tokenizer.restart_dead_codes(output, run.loss.restart_after)
-        for codebook, moved in zip(tokenizer.codebooks, restarted, strict=True):
-            for moment in ("exp_avg", "exp_avg_sq"):  # a code that was moved has no history
-                optimiser.state[codebook.weight][moment][moved] = 0.0
-        return {
-            "restarted": float(sum(len(moved) for moved in restarted)),
-            **_perplexity(tokenizer, output.codes),
-        }
-
+    phases = _phases(run, tokenizer, device)
+    optimiser = run.training.optimiser
     curve = train(
-        [Phase(tokenizer, loss, after_update)],
-        lambda step: views(step, run.optimiser.batch_size),
-        run.optimiser,
+        phases,
+        lambda step: views(step, optimiser.batch_size),
+        optimiser,
         checkpoints=checkpoints,
         start=start,
         title=title,
@@ -79,12 +86,91 @@ def _train(run: TokenizerRun, checkpoints: Path, title: str) -> tuple[SpectralTo
     return tokenizer, curve
 
 
-def _perplexity(tokenizer: SpectralTokenizer, codes: Tensor) -> Row:
-    """Perplexity of each codebook over a batch of codes [B, S, N]: the number of codes in even use."""
-    parts = (
-        {"approximation": codes[:, :1], "details": codes[:, 1:]}
-        if len(tokenizer.codebooks) == 2
-        else {"pixels": codes}
+def _phases(run: TokenizerRun, tokenizer: SpectralTokenizer, device: torch.device) -> list[Phase]:
+    """The tokenizer's update and, with an adversarial term, the discriminator's."""
+    training, adversarial = run.training, run.training.adversarial
+    if training.loss.lpips:
+        ensure_weights()
+    loss_terms = TokenizerLoss(training.loss).to(device)
+    discriminator = Discriminator(run.data.size, adversarial.channels) if adversarial.weight else None
+    output: TokenizerOutput | None = None
+    seen: list[Tensor] = []  # codes since the last row of the training curve
+
+    def loss(model: nn.Module, batch: Tensor, step: int) -> tuple[Tensor, Row]:
+        nonlocal output
+        output = model(batch)
+        terms = loss_terms(output, batch)
+        total, parts = terms.total, terms.parts
+        weight = adversarial_weight(step, adversarial)
+        if weight > 0:
+            discriminator.requires_grad_(False)
+            fooled = generator_loss(discriminator(output.reconstruction))
+            total, parts = total + weight * fooled, {**parts, "adversarial": fooled.detach()}
+        return total, parts
+
+    def after_update(optimiser: torch.optim.Optimizer) -> Row:
+        seen.append(output.codes)
+        if tokenizer.codes_are_frozen:
+            return {}
+        moved = tokenizer.update_codebooks(output, training.loss.restart_after)
+        for codebook, codes in zip(tokenizer.codebooks, moved, strict=True):
+            for moment in ("exp_avg", "exp_avg_sq"):  # a code that was moved has no history
+                if codebook.weight in optimiser.state:
+                    optimiser.state[codebook.weight][moment][codes] = 0.0
+        return {"restarted": float(sum(len(codes) for codes in moved))}
+
+    def at_log() -> Row:
+        codes = torch.cat(seen)
+        seen.clear()
+        return _codebook_use(codes, tokenizer)
+
+    phases = [Phase(tokenizer, loss, after_update, at_log)]
+    if discriminator is not None:
+        settings = replace(
+            training.optimiser,
+            learning_rate=adversarial.learning_rate,
+            final_learning_rate=0.0,
+            warmup_steps=0,
+            beta1=0.0,  # momentum would chase a moving opponent (StyleGAN, arXiv 1812.04948)
+            weight_decay=0.0,
+            ema_decay=0.0,
+        )
+        phases.append(Phase(discriminator, _discrimination(run, lambda: output), optimiser=settings))
+    return phases
+
+
+def _discrimination(run: TokenizerRun, latest: Callable[[], TokenizerOutput]) -> Callable:
+    """The discriminator's loss on a batch and its `latest` reconstruction."""
+    adversarial = run.training.adversarial
+
+    def loss(model: nn.Module, batch: Tensor, step: int) -> tuple[Tensor, Row] | None:
+        if not discriminator_learns(step, adversarial):
+            return None
+        model.requires_grad_(True)
+        real, fake = model(batch), model(latest().reconstruction.detach())
+        total = discriminator_loss(real, fake)
+        values = {
+            "discriminator": total.detach(),
+            "real_logit": real.detach().mean(),
+            "fake_logit": fake.detach().mean(),
+        }
+        if adversarial.r1 and step % adversarial.r1_every == 0:
+            penalty = gradient_penalty(model, batch)
+            total = total + adversarial.r1 * adversarial.r1_every * penalty
+            values["gradient_penalty"] = penalty.detach()
+        return total, values
+
+    return loss
+
+
+def _codebook_use(codes: Tensor, tokenizer: SpectralTokenizer) -> Row:
+    """Usage (% of codes) and perplexity of every codebook and scale over codes [M, S, N]."""
+    statistics = codebook_statistics(
+        codes, tokenizer.config.num_codes, num_codebooks=len(tokenizer.codebooks)
     )
-    shares = {name: torch.bincount(part.flatten()) / part.numel() for name, part in parts.items()}
-    return {f"perplexity_{name}": torch.special.entr(share).sum().exp() for name, share in shares.items()}
+    row = {}
+    for name, book in statistics["codebooks"].items():
+        row |= {f"{value}_{name}": book[value] for value in ("usage", "perplexity")}
+    for scale in statistics["scales"]:
+        row |= {f"{value}_scale_{scale['scale']}": scale[value] for value in ("usage", "perplexity")}
+    return row

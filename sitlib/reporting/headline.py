@@ -26,7 +26,7 @@ import yaml
 
 from sitlib.paths import ROOT, resolve
 
-TOKENIZER_METRICS = ("psnr", "lpips_alex", "lpips_vgg", "usage")
+TOKENIZER_METRICS = ("psnr", "ssim", "lpips_alex", "lpips_vgg", "fd_lite0", "kid", "lite0_score", "usage", "bits_per_pixel")
 GENERATION_METRICS = ("fd_lite0", "kid", "nats_per_token")
 PACKAGES = ("torch", "torchvision", "numpy", "pywavelets", "lpips", "torchmetrics", "accelerate", "dvc")
 RUN_FILE = re.compile(r"(?P<variant>.+)-seed(?P<seed>\d+)\.json")
@@ -158,6 +158,15 @@ def _listed(names: Sequence[str] | None, seeds: Sequence[int] | None) -> list[tu
     return None if names is None or seeds is None else [(name, seed) for name in names for seed in seeds]
 
 
+def tokenizer_runs(parameters: Mapping[str, Any]) -> list[tuple[str, int]] | None:
+    """Variant and seed of every tokenizer that params.yaml lists, second decoders after the others; None if it lists none."""
+    runs = _listed(parameters.get("tokenizers"), parameters.get("seeds"))
+    if runs is None:
+        return None
+    second = [f"{name}_second" for name in parameters.get("second_decoders", [])]
+    return runs + (_listed(second, parameters.get("second_decoder_seeds", [])) or [])
+
+
 def _is_listed(stage: str, runs: Sequence[str]) -> bool:
     """Whether a stage is one of no variant, or of a variant that params.yaml lists (or if it lists none)."""
     return "@" not in stage or not runs or stage.split("@")[1] in runs
@@ -169,7 +178,7 @@ def gather(root: Path = ROOT) -> dict[str, Any]:
     parameters = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
     generators = parameters.get("generators")
     generators = None if generators is None else [f"ar_{name}" for name in generators]
-    trained = _listed(parameters.get("tokenizers"), parameters.get("seeds"))
+    trained = tokenizer_runs(parameters)
     tokenizers = runs_of(metrics / "tokenizer", trained)
     sampled = _listed(generators, parameters.get("generator_seeds"))
     generation = runs_of(metrics / "generation", sampled)

@@ -2,7 +2,7 @@
 
 import re
 
-WORDS = {"vit-vqgan": "ViT-VQGAN", "sit": "SIT", "ar": "AR", "scd": "SCD", "sc": "SC"}
+WORDS = {"vit-vqgan": "ViT-VQGAN", "sit": "SIT", "ar": "AR", "sce": "SCE", "scd": "SCD", "sc": "SC"}
 SEED = re.compile(r"-(?:seed)?(\d+)$")
 
 
@@ -11,6 +11,8 @@ def label(name: str) -> str:
     seed = SEED.search(name)
     suffix = f", seed {seed[1]}" if seed else ""
     name = SEED.sub("", name)
+    if name.endswith("_second"):
+        name, suffix = name.removesuffix("_second"), f", second decoder{suffix}"
     parts = []
     for part in name.replace("vit_vqgan", "vit-vqgan").split("_"):
         sit = re.fullmatch(r"sit(\d+)", part)

@@ -1,0 +1,146 @@
+"""Trials of a tokenizer's recipe, on photographs split off the training set: `python -m sitlib.experiments.trials`.
+
+A list of trials (`profiles/trials.yaml`) names settings of a profile and what to change in them. Each is trained on most of the training
+photographs and judged on the others, so that the held-out ones stay untouched by the choice of a recipe. Results are collected in one
+CSV file that the results notebook shows; a trial whose result is there already is not run again.
+"""
+
+import argparse
+import csv
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tqdm import tqdm
+
+from sitlib.config import ConfigError, Profile, digest, from_dict
+from sitlib.data import held_out_views, open_images
+from sitlib.experiments.runs import TokenizerRun, command
+from sitlib.experiments.tokenizer_evaluation import error_by_scale
+from sitlib.experiments.tokenizers import train_tokenizer
+from sitlib.metrics import codebook_statistics, evaluate_reconstructions
+from sitlib.paths import resolve
+from sitlib.training import forget_checkpoints
+
+VALIDATION_SHARE = 0.2  # of the training photographs
+VALIDATION_VIEWS = 400
+RESULTS = "metrics/trials/tokenizer.csv"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One change of a recipe.
+
+    Attributes:
+        question: what it belongs to, the same for all trials that are compared with each other.
+        variant: tokenizer variant of the profile.
+        changes: dotted key of the profile -> value, such as "tokenizer.optimiser.learning_rate".
+    """
+
+    question: str
+    variant: str
+    changes: dict[str, Any]
+
+    def profile(self, values: dict[str, Any]) -> Profile:
+        """The profile in `values` with the changes made.
+
+        Raises:
+            ConfigError: a key that the profile does not have, or a value that it refuses.
+        """
+        values = yaml.safe_load(yaml.safe_dump(values))  # a copy
+        for key, value in self.changes.items():
+            *sections, name = key.split(".")
+            target = values
+            for section in sections:
+                target = target.get(section, {}) if isinstance(target, dict) else {}
+            if name not in target:
+                raise ConfigError(f"a trial changes {key}, which the profile does not have.")
+            target[name] = value
+        return from_dict(Profile, values, where=f"trial of {self.variant}")
+
+    @property
+    def change(self) -> str:
+        """The changes as a reader should see them."""
+        return ", ".join(f"{key.split('.')[-1]} {value}" for key, value in self.changes.items()) or "as it is"
+
+
+def run_trial(trial: Trial, values: dict[str, Any], seed: int = 0) -> dict[str, Any]:
+    """Trains and judges one trial; its row of the results.
+
+    Args:
+        values: content of the profile's file.
+    """
+    profile = trial.profile(values)
+    run = TokenizerRun.of(profile, trial.variant, seed)
+    images, validation = open_images(run.data.source, "train").split_off(VALIDATION_SHARE)
+    checkpoints = resolve(".ckpt") / f"trial-{digest(run)}"
+    tokenizer, curve = train_tokenizer(run, images, checkpoints, f"{trial.variant}, {trial.change}")
+    views = held_out_views(validation, VALIDATION_VIEWS, run.data.size, seed, kind="crops")[0]
+    tokenizer = tokenizer.cpu().eval()
+    codes = torch.cat([tokenizer.encode(batch) for batch in views.split(64)])
+    reconstructions = torch.cat([tokenizer.decode(batch) for batch in codes.split(64)])
+    scores = evaluate_reconstructions(views, reconstructions, lpips_nets=("alex",))
+    books = codebook_statistics(codes, run.model.num_codes, num_codebooks=len(tokenizer.codebooks))[
+        "codebooks"
+    ]
+    forget_checkpoints(checkpoints)
+    return {
+        "question": trial.question,
+        "variant": trial.variant,
+        "change": trial.change,
+        "psnr": round(scores["psnr"], 3),
+        "lpips_alex": round(scores["lpips_alex"], 4),
+        "usage": round(min(book["usage"] for book in books.values()), 1),
+        "perplexity": round(min(book["perplexity"] for book in books.values()), 1),
+        "error_by_scale": " ".join(f"{error:.5f}" for error in error_by_scale(views, reconstructions)),
+        "seconds": curve[-1]["seconds"],
+        "seed": seed,
+        "run": digest(run),
+    }
+
+
+def read_trials(path: str | Path = RESULTS) -> list[dict[str, str]]:
+    """Rows of the results, none where there is no such file."""
+    path = resolve(path)
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # several small trainings side by side are faster than one on all cores
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m sitlib.experiments.trials", description=__doc__)
+    parser.add_argument("--profile", default="quick")
+    parser.add_argument("--trials", default="profiles/trials.yaml", help="list of trials")
+    parser.add_argument("--output", default=RESULTS, help="CSV file to which results are added")
+    parser.add_argument("--workers", type=int, default=2, help="trials side by side, one thread each")
+    arguments = parser.parse_args()
+    values = yaml.safe_load(resolve(f"profiles/{arguments.profile}.yaml").read_text())
+    trials = [
+        from_dict(Trial, trial, where=arguments.trials)
+        for trial in yaml.safe_load(resolve(arguments.trials).read_text())
+    ]
+    done = {row["run"] for row in read_trials(arguments.output)}
+    waiting = [t for t in trials if digest(TokenizerRun.of(t.profile(values), t.variant, 0)) not in done]
+    output = resolve(arguments.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(arguments.workers, initializer=_one_thread) as pool:
+        jobs = [pool.submit(run_trial, trial, values) for trial in waiting]
+        for job in tqdm(as_completed(jobs), "trials", total=len(jobs), unit="trial", ncols=110):
+            row, is_new = job.result(), not output.exists()
+            with output.open("a", newline="") as file:
+                writer = csv.DictWriter(file, list(row), lineterminator="\n")
+                if is_new:
+                    writer.writeheader()
+                writer.writerow(row)
+
+
+if __name__ == "__main__":
+    command(main)
