@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help repro test lab lint clean
+.PHONY: help repro test lab trials lint clean
 
 # The interpreter that .venv is made with; the first suitable one of these unless given: make repro PYTHON=/path/to/python3.12
 PYTHON ?=
@@ -28,6 +28,9 @@ test: .venv/installed ## run the tests
 
 lab: .venv/installed ## open JupyterLab on the notebooks
 	python -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
+
+trials: .venv/installed ## run the trials of the tokenizer's recipe that have no result yet (an hour for all of them)
+	OMP_NUM_THREADS=1 python -m sitlib.experiments.trials
 
 lint: .venv/installed ## check style and find mistakes
 	python -m ruff check .

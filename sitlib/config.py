@@ -167,12 +167,13 @@ class TokenizerLossConfig(_Strict):
     lpips_net: Literal["alex", "vgg"]
     commitment: float  # beta: pulls encoder outputs to their codes
     codebook: float  # pulls codes to the encoder outputs that chose them
-    restart_after: (
-        int  # steps without use after which a code is moved onto a current encoder output; 0 = never
-    )
+    # Steps without use after which a code is moved onto a current encoder output; 0 = never.
+    restart_after: int
+    # Steps over which the decoder's input turns from the encoder's outputs into codes; 0 = codes from the first step on.
+    quantization_ramp: int
 
     def __post_init__(self):
-        for name in ("l2", "lpips", "commitment", "codebook", "restart_after"):
+        for name in ("l2", "lpips", "commitment", "codebook", "restart_after", "quantization_ramp"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative, it is {getattr(self, name)}")
 
 
@@ -345,6 +346,10 @@ class Profile(_Strict):
                 config.num_codes <= vectors,
                 f"tokenizer.{variant} has {config.num_codes} codes but k-means starts from {vectors} vectors: "
                 "raise data.normalisation_views or lower num_codes",
+            )
+            _require(
+                not training.adversarial.weight or config.size % 8 == 0,
+                f"a discriminator needs sizes that are multiples of 8 px, tokenizer.{variant} has size {config.size}",
             )
             smallest = {"alex": 31, "vgg": 16}[training.loss.lpips_net]
             _require(

@@ -11,6 +11,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from sitlib.config import AdversarialConfig
 
+
 class Discriminator(nn.Module):
     """The residual discriminator of StyleGAN2 with spectral normalisation (arXiv 1802.05957) of every convolution and linear map.
 
@@ -61,7 +62,7 @@ class Discriminator(nn.Module):
             raise ValueError(
                 f"The discriminator takes images [B, 3, {self.size}, {self.size}], it was given {list(images.shape)}."
             )
-        # Channels last: the depthwise blur is several times faster on a CPU, and the other convolutions a little.
+        # Channels last: on a CPU the depthwise blur is then six times faster.
         x = (2 * images - 1).contiguous(memory_format=torch.channels_last)
         x = _activation(self.from_rgb(x))
         x = self.blocks(x)  # [B, C, side, side]
@@ -73,27 +74,35 @@ class Discriminator(nn.Module):
 class _Block(nn.Module):
     """Residual block [B, C, H, W] -> [B, C', H / 2, W / 2].
 
-    The first convolution sees every pixel; the second follows the blur and decimation. StyleGAN2 blurs at full size and decimates by a
-    stride of the second convolution: as anti-aliased, but the blur is then four times the work.
+    Two things differ from StyleGAN2. Its second convolution decimates by its stride, after a blur at full size; here the blur
+    decimates, which is as free of aliasing for a quarter of its work. And its sum is divided by sqrt(2) to keep the variance; here the
+    norm of 1 already halves the variance of the skip path where it doubles the channels.
     """
 
     def __init__(self, channels: int, wider: int):
         super().__init__()
+        self.halve = _Halve()
         self.conv1 = _conv(channels, channels, kernel=3)
         self.conv2 = _conv(channels, wider, kernel=3)
         self.skip = _conv(channels, wider, kernel=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         y = _activation(self.conv1(x))
-        y = _activation(self.conv2(_blur_and_halve(y)))
-        return y + self.skip(_blur_and_halve(x))
+        y = _activation(self.conv2(self.halve(y)))
+        return y + self.skip(self.halve(x))
 
 
-def _blur_and_halve(x: Tensor) -> Tensor:
-    """[B, C, H, W] -> [B, C, H / 2, W / 2] by the binomial filter (1, 3, 3, 1) / 8 along both axes, without aliasing of consequence."""
-    taps = x.new_tensor([1, 3, 3, 1]) / 8
-    kernel = torch.outer(taps, taps).expand(x.shape[1], 1, 4, 4)
-    return F.conv2d(x, kernel, stride=2, padding=1, groups=x.shape[1])
+class _Halve(nn.Module):
+    """[B, C, H, W] -> [B, C, H / 2, W / 2]: StyleGAN2's binomial filter (1, 3, 3, 1) / 8 along both axes, then every second value."""
+
+    def __init__(self):
+        super().__init__()
+        taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+        self.register_buffer("kernel", torch.outer(taps, taps), persistent=False)  # [4, 4]
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        return F.conv2d(x, self.kernel.expand(channels, 1, 4, 4), stride=2, padding=1, groups=channels)
 
 
 def _batch_deviation(x: Tensor) -> Tensor:
@@ -101,9 +110,9 @@ def _batch_deviation(x: Tensor) -> Tensor:
 
     The group is the whole batch, of any size, where StyleGAN2 takes four images. One image has deviation 0.
     """
-    variance = x.float().var(dim=0, correction=0)
+    variance = x.var(dim=0, correction=0)
     deviation = (variance + 1e-8).sqrt().mean()  # the constant keeps the gradient finite at variance 0
-    return deviation.to(x.dtype).expand(len(x), 1, *x.shape[2:])
+    return deviation.expand(len(x), 1, *x.shape[2:])
 
 
 def _activation(x: Tensor) -> Tensor:

@@ -41,19 +41,15 @@ class SameConv(nn.Conv2d):
         groups: int = 1,
         relu6: bool = True,
     ):
-        super().__init__(
-            channels_in, channels_out, kernel, stride, kernel // 2 if stride == 1 else 0, groups=groups
-        )
+        super().__init__(channels_in, channels_out, kernel, stride, kernel // 2, groups=groups)
         self.relu6 = relu6
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.stride[0] > 1:
-            total = [
-                max(k - (s if n % s == 0 else n % s), 0)
-                for n, k, s in zip(x.shape[2:], self.kernel_size, self.stride, strict=True)
-            ]
-            x = F.pad(x, (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2))
-        x = super().forward(x)
+        weight = self.weight
+        if self.stride[0] == 2:
+            # A zero column or row before the kernel moves it by one pixel, as padding less there would: a copy of the kernel, not of x.
+            weight = F.pad(weight, (1 - x.shape[3] % 2, 0, 1 - x.shape[2] % 2, 0))
+        x = F.conv2d(x, weight, self.bias, self.stride, self.padding, groups=self.groups)
         return F.relu6(x, inplace=True) if self.relu6 else x
 
 

@@ -48,7 +48,11 @@ class PerceptualDistance(nn.Module):
                 f"LPIPS-{self.net} needs images of at least {SMALLEST_SIZE[self.net]} px a side, "
                 f"not {list(images.shape[2:])}."
             )
-        return self.network(images, references.detach(), normalize=True).flatten()
+        # The layout in which convolutions on a CPU are fastest.
+        images, references = (
+            x.contiguous(memory_format=torch.channels_last) for x in (images, references.detach())
+        )
+        return self.network(images, references, normalize=True).flatten()
 
 
 def load_lpips(net: str = "alex", folder="weights") -> PerceptualDistance:
@@ -78,4 +82,5 @@ def load_lpips(net: str = "alex", folder="weights") -> PerceptualDistance:
         state[f"net.{name}"] = trunk.pop(f"features.{name.split('.', 1)[1]}")
     state |= {f"scaling_layer.{name}": value for name, value in network.scaling_layer.state_dict().items()}
     network.load_state_dict(state, strict=True, assign=True)
+    network.to(memory_format=torch.channels_last)
     return PerceptualDistance(network, net)

@@ -27,13 +27,14 @@ class ScaleMixing(nn.Module):
         self.weight = nn.Parameter(
             torch.randn(num_scales, width, num_scales, width) * 0.7 * (num_scales * width) ** -0.5
         )
-        mask = torch.ones(num_scales, num_scales)
-        self.register_buffer("mask", (mask.tril() if causal else mask)[:, None, :, None], persistent=False)
+        mask = torch.ones(num_scales, num_scales).tril()[:, None, :, None] if causal else None
+        self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, x_BTC: Tensor, num_scales: int) -> Tensor:
         """[B, k N, C] -> [B, k N, C], for the first k scales where the map is causal, else for all."""
         x_BNSC = x_BTC.unflatten(1, (num_scales, -1)).transpose(1, 2)
-        weight = (self.weight * self.mask)[:num_scales, :, :num_scales].flatten(2).flatten(0, 1)
+        weight = self.weight if self.mask is None else self.weight * self.mask
+        weight = weight[:num_scales, :, :num_scales].flatten(2).flatten(0, 1)
         mixed = F.linear(x_BNSC.flatten(2), weight).unflatten(2, (num_scales, -1))
         return x_BTC + mixed.transpose(1, 2).flatten(1, 2)
 

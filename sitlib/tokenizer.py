@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sitlib.checkpoint import load_model, save_model
@@ -163,13 +164,21 @@ class SpectralTokenizer(nn.Module):
         x_SBNC = x_BTC.unflatten(1, vectors.shape[1:3]).unbind(1)
         return self.images([head(x_BNC) for head, x_BNC in zip(self.to_values, x_SBNC, strict=False)])
 
-    def forward(self, images: Tensor) -> TokenizerOutput:
-        """One differentiable pass over square images [B, 3, H, H] in [0, 1]."""
+    def forward(self, images: Tensor, quantization: float = 1.0) -> TokenizerOutput:
+        """One differentiable pass over square images [B, 3, H, H] in [0, 1].
+
+        Args:
+            quantization: 1.0 decodes codes, 0.0 the encoder's outputs (on the sphere, as codes are), between them a mixture: early in
+                training, while codes say little, the decoder learns more from a part of what they leave out.
+        """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.codes_are_frozen):
             latents = self.latents(images)
             quantized = self.quantize(latents)
+            vectors = quantized.vectors
+            if quantization < 1.0:
+                vectors = F.normalize(latents.float(), dim=-1).lerp(vectors, quantization)
         return TokenizerOutput(
-            reconstruction=self.decode_vectors(quantized.vectors),
+            reconstruction=self.decode_vectors(vectors),
             codes=quantized.codes,
             commitment_loss=quantized.commitment_loss.mean(),
             codebook_loss=quantized.codebook_loss.mean(),

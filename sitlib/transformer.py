@@ -3,7 +3,8 @@
 Pre-norm blocks over one sequence. Two things vary: which tokens attend to which (`SequenceLayout.attention`), and which tokens share
 parameters. In an ADTransformer (SIT, arXiv 2412.09607, section 4) the norms, the q, k, v embeddings and the MLP of every block exist
 twice, for approximation and for detail tokens, while attention itself is joint; the attention's output projection is shared. Tokens of a
-type are contiguous, so typed parameters cost two matrix products instead of one and no gather. Knows nothing of images.
+type are contiguous, so a sequence is split once into one stream for each type; the streams meet only in attention, and typed parameters
+cost two matrix products instead of one, of together as many operations. Knows nothing of images.
 """
 
 from dataclasses import dataclass
@@ -12,9 +13,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-# Types of tokens in an ADTransformer; a model without typed parameters has only type 0.
-APPROXIMATION, DETAIL = 0, 1
 
 
 @dataclass(frozen=True)
@@ -28,12 +26,10 @@ class SequenceLayout:
     tokens_per_scale: int
     attention: Literal["full", "scale_causal", "causal"] = "full"
 
-    def runs(self, num_types: int) -> list[tuple[int, int, int]]:
-        """Contiguous (start, stop, type) with their own parameters: the first scale, then all others."""
+    def lengths(self, num_types: int) -> list[int]:
+        """Positions of each type with its own parameters, in order: the first scale, then all others."""
         first, stop = self.tokens_per_scale, self.num_scales * self.tokens_per_scale
-        if num_types == 1 or self.num_scales == 1:
-            return [(0, stop, APPROXIMATION)]
-        return [(0, first, APPROXIMATION), (first, stop, DETAIL)]
+        return [stop] if num_types == 1 or self.num_scales == 1 else [first, stop - first]
 
 
 class KeyValueCache:
@@ -75,17 +71,12 @@ def attend(
     inside a scale attention is full.
     """
     if layout.attention == "scale_causal" and layout.num_scales > 1:
-        n = layout.tokens_per_scale
-        parts = [
-            F.scaled_dot_product_attention(
-                q_BHTD[:, :, start : start + n],
-                k_BHTD[:, :, : start + n],
-                v_BHTD[:, :, : start + n],
-                dropout_p=dropout,
-            )
-            for start in range(0, q_BHTD.shape[2], n)
-        ]
-        return torch.cat(parts, dim=2)
+        n, parts = layout.tokens_per_scale, []
+        for scale, q_BHND in enumerate(q_BHTD.split(n, dim=2), 1):
+            k, v = k_BHTD[:, :, : scale * n], v_BHTD[:, :, : scale * n]
+            parts.append(F.scaled_dot_product_attention(q_BHND, k, v, dropout_p=dropout).transpose(1, 2))
+        # Joined as the kernel leaves them, a token's heads side by side: the output projection then copies nothing.
+        return torch.cat(parts, dim=1).transpose(1, 2)
     is_causal = layout.attention == "causal" and q_BHTD.shape[2] > 1
     return F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, dropout_p=dropout, is_causal=is_causal)
 
@@ -108,33 +99,38 @@ class Block(nn.Module):
         self.dropout = dropout
 
     def forward(
-        self, x_BTC: Tensor, layout: SequenceLayout, cache: KeyValueCache | None = None, layer: int = 0
-    ) -> Tensor:
-        """[B, T, C] -> [B, T, C]. With a cache, x holds only the new positions (all of one type, causal attention)."""
-        batch, length, width = x_BTC.shape
-        runs = layout.runs(len(self.qkv)) if cache is None else [(0, length, APPROXIMATION)]
+        self,
+        streams: list[Tensor],
+        layout: SequenceLayout,
+        cache: KeyValueCache | None = None,
+        layer: int = 0,
+    ) -> list[Tensor]:
+        """Streams [B, T_t, C] of the types present, in the order of their positions -> the same shapes.
 
-        def per_type(function, x):
-            if len(runs) == 1:
-                return function(x, runs[0][2])
-            return torch.cat([function(x[:, start:stop], kind) for start, stop, kind in runs], dim=1)
-
-        qkv = per_type(lambda x, kind: self.qkv[kind](self.attention_norm[kind](x)), x_BTC)
-        q, k, v = qkv.view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each [B, H, T, D]
+        With a cache, the one stream holds only the new positions (all of one type, causal attention).
+        """
+        modules = zip(self.attention_norm, self.qkv, strict=True)
+        qkv = _join([linear(norm(x)) for x, (norm, linear) in zip(streams, modules, strict=False)])
+        heads = (self.num_heads, -1)
+        q, k, v = (part.unflatten(-1, heads).transpose(1, 2) for part in qkv.chunk(3, dim=-1))  # [B, H, T, D]
         if cache is not None:
-            if length > 1 and cache.length > 0:
+            if q.shape[2] > 1 and cache.length > 0:
                 raise ValueError(
                     "several positions at once can only be the first ones of a cache: is_causal aligns at the top left."
                 )
             k, v = cache.update(layer, k, v)
-        x = attend(q, k, v, layout, self.dropout if self.training else 0.0)
-        x = self.attention_out(x.transpose(1, 2).reshape(batch, length, width))
-        x_BTC = x_BTC + F.dropout(x, self.dropout, self.training)
+        x_BHTD = attend(q, k, v, layout, self.dropout if self.training else 0.0)
+        x_BTC = self._drop(self.attention_out(x_BHTD.transpose(1, 2).flatten(2)))
+        parts = x_BTC.split([x.shape[1] for x in streams], dim=1)
+        streams = [x + part for x, part in zip(streams, parts, strict=True)]
+        modules = zip(self.mlp_norm, self.mlp_in, self.mlp_out, strict=True)
+        return [
+            x + self._drop(mlp_out(F.gelu(mlp_in(norm(x)))))
+            for x, (norm, mlp_in, mlp_out) in zip(streams, modules, strict=False)
+        ]
 
-        def mlp(x, kind):
-            return self.mlp_out[kind](F.gelu(self.mlp_in[kind](self.mlp_norm[kind](x)), approximate="tanh"))
-
-        return x_BTC + F.dropout(per_type(mlp, x_BTC), self.dropout, self.training)
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
 
 
 class Transformer(nn.Module):
@@ -172,17 +168,21 @@ class Transformer(nn.Module):
 
     def forward(self, x_BTC: Tensor, layout: SequenceLayout, cache: KeyValueCache | None = None) -> Tensor:
         """[B, T, C] -> [B, T, C] under `layout`; with a cache, of new positions only, whose keys and values it keeps."""
+        lengths = [x_BTC.shape[1]] if cache is not None else layout.lengths(len(self.norm))
+        streams = list(x_BTC.split(lengths, dim=1))
         for layer, block in enumerate(self.blocks):
-            x_BTC = block(x_BTC, layout, cache, layer)
+            streams = block(streams, layout, cache, layer)
         if cache is not None:
             cache.length += x_BTC.shape[1]
-            return self.norm[APPROXIMATION](x_BTC)
-        return torch.cat(
-            [self.norm[kind](x_BTC[:, a:b]) for a, b, kind in layout.runs(len(self.norm))], dim=1
-        )
+        return _join([norm(x) for x, norm in zip(streams, self.norm, strict=False)])
 
     def new_cache(self, batch_size: int, capacity: int) -> KeyValueCache:
         """An empty cache for `capacity` positions of `batch_size` sequences, on the model's device and in its precision."""
         weight = self.blocks[0].attention_out.weight
         shape = (len(self.blocks), batch_size, self.num_heads, capacity, self.width // self.num_heads)
         return KeyValueCache(*shape, device=weight.device, dtype=weight.dtype)
+
+
+def _join(streams: list[Tensor]) -> Tensor:
+    """Streams [B, T_t, C] -> [B, T, C]."""
+    return streams[0] if len(streams) == 1 else torch.cat(streams, dim=1)

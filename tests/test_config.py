@@ -58,7 +58,7 @@ def change(path, value):
         ("tokenizer.common.widht", 64, "widht is not a known key"),
         ("data.flip", KeyError, "data.flip is missing"),
         ("data.size", "64", "valid integer"),
-        ("data.size", 32, "make them equal"),
+        ("data.size", 32, "needs a tokenizer of data.size 32 px"),
         ("tokenizer.optimiser.learning_rate", "1e-3", "write 1.0e-3"),
         ("tokenizer.optimiser.steps", 0, "steps must be at least 1"),
         ("tokenizer.variants.sit4.grid", 5, "multiple of grid * 2^levels = 40"),
@@ -66,6 +66,19 @@ def change(path, value):
         ("tokenizer.common.encoder_attention", "causal", "'full' or 'scale_causal'"),
         ("tokenizer.loss.lpips_net", "squeeze", "'alex' or 'vgg'"),
         ("tokenizer.common.wavelet", "harr", "did you mean 'haar'"),
+        ("tokenizer.common.code_learning", "emma", "'gradient' or 'ema'"),
+        ("tokenizer.common.code_decay", 1.0, "code_decay must lie in (0, 1)"),
+        ("tokenizer.adversarial.r1_every", 0, "r1_every must be at least 1"),
+        ("tokenizer.optimiser.ema_decay", 1.0, "ema_decay must lie in [0, 1)"),
+        ("tokenizer.variants.sit4.loss", {"lipps": 0.1}, "did you mean 'lpips'"),
+        ("tokenizer.variants.sit4.codes_from", "sit55", "did you mean 'sit5'"),
+        (
+            "tokenizer.variants.sit5_sc_second.code_dim",
+            8,
+            "code_dim cannot differ from sit5_sc, whose codes it takes over",
+        ),
+        ("tokenizer.variants.sit4.codes_from", "sit5_sc_second", "has codes of another variant itself"),
+        ("tokenizer.evaluation.sets.emoji.kind", "narrow", "'crops' or 'wide'"),
         ("tokenizer.common.num_codes", 100_000, "raise data.normalisation_views or lower num_codes"),
         ("tokenizer.optimiser.checkpoint_every", 30, "must be a multiple of log_every"),
         ("tokenizer.optimiser.beta1", 2.0, "beta1 must lie in"),
@@ -99,3 +112,27 @@ def test_digest_names_the_values_and_nothing_else():
     assert digest(quick.data, 1) == digest(load_profile("quick").data, 1)
     assert digest(quick.data, 1) != digest(quick.data, 2)
     assert digest(quick.tokenizer_variant("sit4")) != digest(quick.tokenizer_variant("sit5"))
+
+
+def test_a_variant_may_have_a_loss_and_an_optimiser_of_its_own():
+    values = change("tokenizer.variants.sit4.loss", {"lpips": 0.0})
+    values["tokenizer"]["variants"]["sit4"]["optimiser"] = {"steps": 1000}
+    profile = from_dict(Profile, values)
+    own, others = profile.tokenizer_training("sit4"), profile.tokenizer_training("sit5")
+    assert own.loss.lpips == 0.0 and own.optimiser.steps == 1000
+    assert others.loss.lpips > 0 and others.optimiser.steps != 1000
+    assert own.loss.commitment == others.loss.commitment
+    assert profile.tokenizer_variant("sit4") == load_profile("quick").tokenizer_variant("sit4")
+
+
+def test_a_second_decoder_has_the_codes_of_the_first():
+    profile = load_profile("quick")
+    first, second = (profile.tokenizer_variant(name) for name in ("sit5_sc", "sit5_sc_second"))
+    changed = {key for key, value in to_dict(second).items() if value != getattr(first, key)}
+    assert changed == {"decoder_attention", "decoder_layers"}
+    assert profile.tokenizer_training("sit5_sc_second").codes_from == "sit5_sc"
+
+
+def test_a_variant_may_be_of_another_size():
+    config = load_profile("quick").tokenizer_variant("sit6")  # the paper's 512 px at a quarter of the side
+    assert (config.size, config.num_scales, config.num_scales * config.tokens_per_scale) == (128, 6, 96)

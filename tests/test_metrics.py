@@ -1,55 +1,55 @@
-"""Metrics against independent references: scikit-image, SciPy, torchmetrics, numpy and closed forms."""
+"""Metrics of reconstructions and of codes against independent references: scikit-image, SciPy, torchmetrics and numpy."""
 
 import json
-import math
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.linalg import sqrtm
+from scipy.ndimage import gaussian_filter
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio
-from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image import StructuralSimilarityIndexMeasure
 
-from sitlib.lite0 import Lite0, SameConv, load_lite0
 from sitlib.metrics import (
-    PrecomputedFeatures,
     bits_per_pixel,
+    bootstrap_interval,
     codebook_statistics,
     evaluate_reconstructions,
-    frechet_distance,
-    generation_metrics,
-    kernel_distance,
-    lite0_features,
+    lpips_per_image,
     psnr_per_image,
-    split_distance,
+    ssim_per_image,
 )
 from sitlib.perceptual import load_lpips
 
 
-def normal_features(seed, count, dim, scale=1.0, shift=0.0):
-    generator = np.random.default_rng(seed)
-    mixing = generator.normal(size=(dim, dim)) / math.sqrt(dim)
-    return torch.from_numpy(scale * generator.normal(size=(count, dim)) @ mixing + shift)
-
-
-@pytest.fixture(scope="module")
-def lite0(weights_folder):
-    return load_lite0(weights_folder)
-
-
 @pytest.fixture(scope="module")
 def photo_views():
-    """48 crops of photographs of a cat, a cup, a rocket and an astronaut, `[48, 3, 64, 64]` in [0, 1]."""
-    generator = np.random.default_rng(0)
-    views = []
-    for photo in (data.chelsea(), data.coffee(), data.rocket(), data.astronaut()):
-        for _ in range(12):
-            y, x = (generator.integers(0, side - 128) for side in photo.shape[:2])
-            views.append(torch.from_numpy(photo[y : y + 128, x : x + 128]).permute(2, 0, 1) / 255)
-    return torch.nn.functional.avg_pool2d(torch.stack(views), 2)
+    """6 crops of a photograph of a cat, `[6, 3, 64, 64]` in [0, 1]."""
+    photo = torch.from_numpy(data.chelsea()).permute(2, 0, 1) / 255
+    views = [photo[:, 60 + y : 188 + y, 100 + x : 228 + x] for y in (0, 40) for x in (0, 40, 80)]
+    return F.avg_pool2d(torch.stack(views), 2)
+
+
+@pytest.fixture(scope="module")
+def noisy_views(photo_views):
+    noise = torch.randn(photo_views.shape, generator=torch.Generator().manual_seed(0))
+    return photo_views + torch.linspace(0.02, 0.1, 6)[:, None, None, None] * noise
+
+
+def naive_ssim(image, reference):
+    """Structural similarity of two images [C, H, W] in float64, by its definition, borders mirrored."""
+
+    def blurred(x):
+        return np.stack([gaussian_filter(channel, 1.5, mode="mirror", truncate=3.5) for channel in x])
+
+    x, y = image.double().numpy(), reference.double().numpy()
+    mx, my = blurred(x), blurred(y)
+    vx, vy, cov = blurred(x * x) - mx * mx, blurred(y * y) - my * my, blurred(x * y) - mx * my
+    c1, c2 = 0.01**2, 0.03**2
+    return (((2 * mx * my + c1) * (2 * cov + c2)) / ((mx**2 + my**2 + c1) * (vx + vy + c2))).mean()
 
 
 class TestReconstruction:
@@ -73,25 +73,79 @@ class TestReconstruction:
         )
         assert psnr_per_image(references, references).isinf().all()
 
-    def test_evaluation_averages_per_image_values_and_states_its_protocol(self, weights_folder, photo_views):
-        images = photo_views[:6]
-        reconstructions = images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-        result = evaluate_reconstructions(
-            images, reconstructions, lpips_nets=("alex",), folder=weights_folder, batch_size=4, device="cpu"
-        )
-        psnr = psnr_per_image(reconstructions, images).double().numpy()
+    def test_ssim_is_that_of_the_definition_and_of_torchmetrics(self, photo_views, noisy_views):
+        found = ssim_per_image(noisy_views, photo_views)
+        clamped = noisy_views.clamp(0, 1)
+        expected = [naive_ssim(*pair) for pair in zip(clamped, photo_views, strict=True)]
+        np.testing.assert_allclose(found.numpy(), expected, atol=2e-5)
+        assert 0 < found[-1] < found[0] < 1
+        metric = StructuralSimilarityIndexMeasure(data_range=1.0)
+        assert found.mean().item() == pytest.approx(metric(clamped, photo_views).item(), abs=1e-5)
+        torch.testing.assert_close(ssim_per_image(photo_views[:1], photo_views[:1]), torch.ones(1))
+
+    def test_ssim_needs_room_for_its_window(self, photo_views, noisy_views):
+        assert ssim_per_image(noisy_views[..., :11, :11], photo_views[..., :11, :11]).shape == (6,)
+        with pytest.raises(ValueError, match="at least 11 px"):
+            ssim_per_image(noisy_views[..., :10, :64], photo_views[..., :10, :64])
+
+    def test_lpips_of_small_images_is_that_of_both_enlarged(self, weights_folder, photo_views, noisy_views):
+        network = load_lpips("alex", weights_folder)
+        small = [F.avg_pool2d(x, 8) for x in (noisy_views, photo_views)]
+        large = [F.interpolate(x.clamp(0, 1), scale_factor=8, mode="bicubic").clamp(0, 1) for x in small]
         with torch.no_grad():
-            lpips = load_lpips("alex", weights_folder)(reconstructions.clamp(0, 1), images).double().numpy()
-        assert result["psnr"] == pytest.approx(psnr.mean(), abs=1e-4)
-        assert result["lpips_alex"] == pytest.approx(lpips.mean(), abs=1e-5)
-        assert result["standard_error"]["psnr"] == pytest.approx(psnr.std(ddof=1) / math.sqrt(6), abs=1e-4)
-        assert result["standard_error"]["lpips_alex"] == pytest.approx(
-            lpips.std(ddof=1) / math.sqrt(6), abs=1e-5
+            expected = network(*large)
+        torch.testing.assert_close(lpips_per_image(*small, network), expected)
+        with torch.no_grad():  # nothing is resized from 64 px on
+            expected = network(noisy_views.clamp(0, 1), photo_views)
+        torch.testing.assert_close(lpips_per_image(noisy_views, photo_views, network), expected)
+
+    def test_evaluation_averages_per_image_values_and_states_its_protocol(
+        self, weights_folder, photo_views, noisy_views
+    ):
+        groups = ["b", "a", "b", "a", "a", "c"]
+        result = evaluate_reconstructions(
+            photo_views,
+            noisy_views,
+            groups,
+            lpips_nets=("alex",),
+            folder=weights_folder,
+            batch_size=4,
+            device="cpu",
         )
-        assert "lpips_vgg" not in result
+        with torch.no_grad():
+            lpips = load_lpips("alex", weights_folder)(noisy_views.clamp(0, 1), photo_views)
+        values = {
+            "psnr": psnr_per_image(noisy_views, photo_views),
+            "ssim": ssim_per_image(noisy_views, photo_views),
+            "lpips_alex": lpips,
+        }
+        assert (result["photographs"], result["counts"]) == (["a", "b", "c"], [3, 2, 1])
+        for name, value in values.items():
+            value = value.double().numpy()
+            assert result[name] == pytest.approx(value.mean(), rel=1e-5)
+            assert result["intervals"][name] == pytest.approx(bootstrap_interval(value, groups), rel=1e-4)
+            means = [value[[1, 3, 4]].mean(), value[[0, 2]].mean(), value[5]]
+            assert result["by_photograph"][name] == pytest.approx(means, rel=6e-4)
+        assert set(result["intervals"]) == set(result["by_photograph"]) == set(values)
         assert result["protocol"]["images"] == 6 and result["protocol"]["size"] == [64, 64]
         assert result["protocol"]["lpips_nets"] == ["alex"]
+        assert "3 photographs" in result["protocol"]["intervals"]
         json.dumps(result, allow_nan=False)
+
+    def test_evaluation_of_small_images_has_no_ssim_and_says_what_was_resized(
+        self, weights_folder, photo_views, noisy_views
+    ):
+        pair = [F.avg_pool2d(x, 8) for x in (photo_views, noisy_views)]
+        result = evaluate_reconstructions(*pair, lpips_nets=("alex",), folder=weights_folder)
+        assert result["ssim"] is None and "ssim" not in result["intervals"]
+        assert "11x11" in result["protocol"]["ssim"] and "64 px" in result["protocol"]["lpips"]
+        assert result["photographs"] == list(range(6))  # each image counts as a photograph
+
+    def test_equal_images_and_views_of_one_photograph_have_no_interval(self, weights_folder, photo_views):
+        options = {"lpips_nets": (), "folder": weights_folder}
+        result = evaluate_reconstructions(photo_views, photo_views, **options)
+        assert result["psnr"] == float("inf") and set(result["intervals"]) == {"ssim"}
+        assert evaluate_reconstructions(photo_views, photo_views, ["a"] * 6, **options)["intervals"] == {}
 
     def test_both_networks_by_default(self, weights_folder, photo_views):
         result = evaluate_reconstructions(photo_views[:2], photo_views[:2].flip(-1), folder=weights_folder)
@@ -108,10 +162,10 @@ class TestReconstruction:
         ],
     )
     def test_bad_reconstructions(self, photo_views, spoil, message):
-        for function in (psnr_per_image, evaluate_reconstructions):
+        for function in (psnr_per_image, ssim_per_image, evaluate_reconstructions):
             with pytest.raises(ValueError, match=message):
                 images = spoil(photo_views[:2]), photo_views[:2]
-                function(*(images if function is psnr_per_image else images[::-1]))
+                function(*(images[::-1] if function is evaluate_reconstructions else images))
 
     def test_one_image_is_too_few(self, photo_views):
         with pytest.raises(ValueError, match="at least 2 images"):
@@ -188,194 +242,3 @@ class TestCodebooks:
         assert bits_per_pixel(64, 512, (64, 32)) == 64 * 9 / 2048
         with pytest.raises(ValueError, match="at least 1"):
             bits_per_pixel(0, 512, 64)
-
-
-class TestDistances:
-    # Fewer samples than features, more, one of each, in both orders.
-    @pytest.mark.parametrize("counts", [(20, 30), (200, 300), (20, 300), (300, 20)])
-    def test_frechet_distance_is_that_of_scipy_and_torchmetrics(self, counts):
-        dim = 48
-        features, references = (
-            normal_features(0, counts[0], dim),
-            normal_features(1, counts[1], dim, 1.5, 0.2),
-        )
-        covariances = [np.cov(x.numpy(), rowvar=False) for x in (features, references)]
-        root = sqrtm(covariances[0] @ covariances[1] + 1e-12 * np.eye(dim)).real
-        expected = (features.mean(0) - references.mean(0)).square().sum() + np.trace(
-            covariances[0] + covariances[1] - 2 * root
-        )
-        found = frechet_distance(features, references)
-        assert found == pytest.approx(expected.item(), rel=1e-4)
-        metric = FrechetInceptionDistance(feature=Extractor(dim))
-        metric.update(references, real=True)
-        metric.update(features, real=False)
-        assert found == pytest.approx(metric.compute().item(), rel=1e-5)
-
-    def test_frechet_distance_of_known_gaussians(self):
-        """Between N(0, I) and N(m, 4 I) it is |m|^2 + D (2 - 1)^2; the sets have exactly these moments."""
-        x = normal_features(2, 500, 6)
-        x = x - x.mean(0)
-        x = x @ torch.linalg.inv(torch.linalg.cholesky(x.T @ x / 499)).T
-        assert frechet_distance(x, 2 * x + torch.tensor([3.0, 0, 0, 0, 0, 0])) == pytest.approx(9 + 6)
-
-    @given(seed=st.integers(0, 2**31), count=st.integers(2, 40))
-    @settings(max_examples=25, deadline=None)
-    def test_frechet_distance_is_symmetric_not_negative_and_zero_for_equal_sets(self, seed, count):
-        features, references = normal_features(seed, count, 12), normal_features(seed + 1, 15, 12)
-        distance = frechet_distance(features, references)
-        assert distance == pytest.approx(frechet_distance(references, features), rel=1e-6)
-        assert distance > 0
-        assert abs(frechet_distance(features, features.flip(0))) < 1e-6 * features.square().sum()
-
-    def test_kernel_distance_of_whole_sets_is_the_unbiased_estimate(self):
-        features, references = normal_features(0, 30, 8), normal_features(1, 30, 8, shift=0.5)
-
-        def kernel(a, b):
-            return (a.numpy() @ b.numpy().T / 8 + 1) ** 3
-
-        def off_diagonal_mean(k):
-            return (k.sum() - np.trace(k)) / (30 * 29)
-
-        expected = off_diagonal_mean(kernel(features, features)) + off_diagonal_mean(
-            kernel(references, references)
-        )
-        expected -= 2 * kernel(features, references).mean()
-        found, deviation = kernel_distance(features, references, subset_size=30, num_subsets=3)
-        assert found == pytest.approx(expected, rel=1e-9)
-        assert deviation == pytest.approx(0, abs=1e-9)
-
-    def test_kernel_distance_is_seeded_and_leaves_the_random_state_alone(self):
-        features, references = normal_features(0, 40, 8), normal_features(1, 40, 8)
-        state = torch.get_rng_state()
-        first, again, other = (
-            kernel_distance(features, references, subset_size=10, seed=s) for s in (1, 1, 2)
-        )
-        assert first == again != other
-        assert torch.equal(torch.get_rng_state(), state)
-
-    def test_split_distance_shrinks_with_more_images(self):
-        features = normal_features(0, 800, 16)
-        assert split_distance(features) < split_distance(features[:100]) < split_distance(features[:24])
-        assert (
-            split_distance(features, seed=1)
-            == split_distance(features, seed=1)
-            != split_distance(features, seed=2)
-        )
-
-    @pytest.mark.parametrize(
-        "features, references, message",
-        [
-            (torch.rand(1, 4), torch.rand(9, 4), "at least 2"),
-            (torch.rand(9, 4), torch.rand(9, 5), "one D"),
-            (torch.full((9, 4), float("nan")), torch.rand(9, 4), "NaN"),
-        ],
-    )
-    def test_bad_features(self, features, references, message):
-        for function in (frechet_distance, kernel_distance):
-            with pytest.raises(ValueError, match=message):
-                function(features, references)
-
-    def test_too_large_subsets(self):
-        with pytest.raises(ValueError, match="smaller number of images, 9"):
-            kernel_distance(torch.rand(9, 4), torch.rand(20, 4), subset_size=10)
-        with pytest.raises(ValueError, match="at least 4 images"):
-            split_distance(torch.rand(3, 4))
-
-
-class Extractor(PrecomputedFeatures):
-    def __init__(self, dim):
-        super().__init__()
-        self.num_features = dim
-
-
-class TestLite0:
-    @pytest.mark.parametrize("size", [7, 8])
-    @pytest.mark.parametrize("kernel", [3, 5])
-    def test_same_padding_is_that_of_tensorflow(self, kernel, size):
-        """Output i of a strided "same" convolution starts at i * stride - floor(padding / 2)."""
-        torch.manual_seed(0)
-        conv = SameConv(1, 1, kernel, stride=2, relu6=False)
-        x = torch.randn(1, 1, size, size)
-        out_size = math.ceil(size / 2)
-        before = max((out_size - 1) * 2 + kernel - size, 0) // 2
-        padded = torch.zeros(size + 4 * kernel, size + 4 * kernel)
-        padded[kernel : kernel + size, kernel : kernel + size] = x[0, 0]
-        expected = torch.empty(out_size, out_size)
-        for i in range(out_size):
-            for j in range(out_size):
-                top, left = kernel + 2 * i - before, kernel + 2 * j - before
-                window = padded[top : top + kernel, left : left + kernel]
-                expected[i, j] = (window * conv.weight[0, 0]).sum() + conv.bias[0]
-        torch.testing.assert_close(conv(x)[0, 0], expected)
-
-    def test_recognises_photographs(self, lite0):
-        """ImageNet has five classes of domestic cats, 281-285; 967 is espresso, 504 a coffee mug."""
-        for photo, classes in ((data.chelsea(), range(281, 286)), (data.coffee(), (967, 504))):
-            image = torch.from_numpy(photo).permute(2, 0, 1)[None] / 255
-            assert lite0.logits(image).argmax().item() in classes
-            assert lite0.logits(image.flip(-1)).argmax().item() in classes
-
-    def test_features_are_pooled_relu6_outputs_of_any_size(self, lite0, photo_views):
-        small = lite0.features(photo_views[:2, :, :32, :48])
-        assert small.shape == (2, lite0.num_features) and small.min() >= 0 and small.max() <= 6
-        assert not any(parameter.requires_grad for parameter in Lite0.parameters(lite0))
-
-    def test_features_do_not_depend_on_the_batch(self, lite0, photo_views):
-        together = lite0_features(photo_views[:5], lite0, batch_size=5)
-        torch.testing.assert_close(
-            lite0_features(photo_views[:5], lite0, batch_size=2), together, atol=1e-4, rtol=1e-3
-        )
-
-    def test_distance_grows_with_blur_and_with_noise(self, lite0, photo_views):
-        views = photo_views[::3]
-        references = lite0_features(views, lite0)
-        noise = torch.randn(views.shape, generator=torch.Generator().manual_seed(0))
-
-        def blurred(size):
-            return torch.nn.functional.avg_pool2d(views, size, 1, size // 2, count_include_pad=False)
-
-        for distorted in (
-            [blurred(k) for k in (3, 7)],
-            [(views + s * noise).clamp(0, 1) for s in (0.05, 0.2)],
-        ):
-            distances = [frechet_distance(lite0_features(x, lite0), references) for x in distorted]
-            assert 0 < distances[0] < distances[1]
-
-    def test_generation_metrics_take_images_or_features(self, lite0, photo_views):
-        samples, references = photo_views[:16].flip(-1), photo_views[32:]
-        options = {"lite0": lite0, "kid_subset_size": 8, "seed": 3}
-        result = generation_metrics(samples, references, **options)
-        features = lite0_features(samples, lite0), lite0_features(references, lite0)
-        assert generation_metrics(*features, kid_subset_size=8, seed=3) == result
-        assert result["fd_lite0"] == frechet_distance(*features) > 0
-        assert (result["kid"], result["kid_standard_deviation"]) == kernel_distance(
-            *features, subset_size=8, seed=3
-        )
-        protocol = result["protocol"]
-        assert (protocol["samples"], protocol["reference_images"], protocol["kid_subset_size"]) == (16, 16, 8)
-        assert "rank deficient" in protocol["covariance"]
-        assert not any(key.lower() == "fid" for key in result)
-        json.dumps(result, allow_nan=False)
-
-    def test_bad_samples(self, photo_views, tmp_path):
-        with pytest.raises(ValueError, match="at least 2 images"):
-            generation_metrics(torch.rand(1, 1280), torch.rand(9, 1280))
-        with pytest.raises(FileNotFoundError, match=r"python -m sitlib\.weights"):
-            generation_metrics(photo_views, photo_views, folder=tmp_path)
-
-    def test_samples_that_are_not_numbers(self, lite0, photo_views):
-        with pytest.raises(ValueError, match="2 of 4 images contain NaN"):
-            broken = photo_views[:4].clone()
-            broken[1:3, 0, 5, 5] = float("nan")
-            generation_metrics(broken, photo_views, lite0=lite0)
-
-
-def test_the_error_budget_adds_up_to_the_error_and_finds_its_scale():
-    from sitlib.experiments.tokenizer_evaluation import error_by_scale
-
-    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    noisy = images + 0.1 * torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    budget = error_by_scale(images, noisy)
-    assert sum(budget) == pytest.approx(4 * float((images - noisy).square().mean()), rel=1e-5)
-    darker = error_by_scale(images, images - 0.1)  # a constant error is one of the approximation
-    assert darker[0] == pytest.approx(4 * 0.01, rel=1e-4) and sum(darker[1:]) < 1e-8

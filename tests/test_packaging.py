@@ -110,7 +110,15 @@ def script(path: Path, body: str) -> Path:
 def test_make_alone_lists_its_targets():
     done = make(ROOT)
     assert done.returncode == 0
-    assert re.findall(r"make (\w+) ", done.stdout) == ["help", "repro", "test", "lab", "lint", "clean"]
+    assert re.findall(r"make (\w+) ", done.stdout) == [
+        "help",
+        "repro",
+        "test",
+        "lab",
+        "trials",
+        "lint",
+        "clean",
+    ]
 
 
 def test_make_says_when_python_is_too_old(folder_with_space):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sitlib.config import load_profile
 from sitlib.data import held_out_views, open_images
+from sitlib.experiments.tokenizers import quantization
 from sitlib.geometry import SpectralGeometry
 from sitlib.scales import ScaleMixing, ScaleTransformer
 from sitlib.squares import pad, unpad
@@ -111,6 +112,20 @@ def test_shapes_and_ranges(variant):
     torch.testing.assert_close(output.reconstruction.clamp(0, 1), decoded, atol=1e-5, rtol=0)
     (output.reconstruction.sum() + output.codebook_loss).backward()
     assert all(p.grad is not None for p in tokenizer.parameters())
+
+
+def test_the_decoder_may_be_given_a_mixture_of_outputs_and_codes():
+    tokenizer, images = tokenizer_of("sit4"), photographs()
+    z, q = (
+        torch.nn.functional.normalize(tokenizer.latents(images), dim=-1),
+        tokenizer.quantize(tokenizer.latents(images)).vectors,
+    )
+    for share in (0.0, 0.25, 1.0):
+        expected = tokenizer.decode_vectors((1 - share) * z + share * q)
+        torch.testing.assert_close(tokenizer(images, share).reconstruction, expected, atol=1e-5, rtol=1e-4)
+    assert [quantization(step, 4) for step in (0, 1, 4, 9)] == [0.0, 0.25, 1.0, 1.0] and quantization(
+        0, 0
+    ) == 1.0
 
 
 def test_in_mixed_precision_the_lookup_stays_exact_and_dead_codes_restart():
@@ -264,6 +279,15 @@ def test_padding_is_undone(height, width, multiple):
     assert padded.shape[2] - height < multiple and padded.shape[3] - width < multiple
     assert torch.equal(unpad(padded, size), images)
     assert torch.equal(padded[:, :, -1, -1], images[:, :, -1, -1])
+
+
+def test_sit6_is_a_configuration():
+    tokenizer = SpectralTokenizer(SMOKE.tokenizer_variant("sit6")).eval()
+    assert [linear.in_features for linear in tokenizer.embed] == [3, 9, 36, 144, 576, 2304]
+    images = torch.rand(1, 3, 128, 128)
+    assert (
+        tokenizer.encode(images).shape == (1, 6, 16) and tokenizer.reconstruct(images).shape == images.shape
+    )
 
 
 # -- second decoders -------------------------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def naive_block(block, x, layout, kinds):
         return torch.stack([modules[kind](x[:, i]) for i, kind in enumerate(kinds)], dim=1)
 
     def mlp(x):
-        hidden = torch.nn.functional.gelu(typed(block.mlp_in, x), approximate="tanh")
+        hidden = torch.nn.functional.gelu(typed(block.mlp_in, x))
         return typed(block.mlp_out, hidden)
 
     batch, length, width = x.shape
@@ -69,7 +69,7 @@ def naive_block(block, x, layout, kinds):
 
 @pytest.mark.parametrize("attention", ["full", "scale_causal"])
 @pytest.mark.parametrize("num_types", [1, 2])
-def test_typed_parameters_are_those_of_each_tokens_type(attention, num_types):
+def test_typed_parameters_and_their_gradients_are_those_of_each_tokens_type(attention, num_types):
     torch.manual_seed(0)
     layout = SequenceLayout(3, 4, attention)
     block = Block(16, 2, 2.0, num_types).double()
@@ -77,7 +77,13 @@ def test_typed_parameters_are_those_of_each_tokens_type(attention, num_types):
         torch.nn.init.normal_(parameter, std=0.3)
     x = torch.randn(2, 12, 16, dtype=torch.float64)
     kinds = [0] * 4 + [num_types - 1] * 8
-    torch.testing.assert_close(block(x, layout), naive_block(block, x, layout, kinds))
+    streams = block(list(x.split(layout.lengths(num_types), dim=1)), layout)
+    ours, reference = torch.cat(streams, dim=1), naive_block(block, x, layout, kinds)
+    torch.testing.assert_close(ours, reference)
+    weight, parameters = torch.randn_like(x), list(block.parameters())
+    gradients = [torch.autograd.grad((out * weight).sum(), parameters) for out in (ours, reference)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_typed_blocks_have_own_norms_qkv_and_mlp_but_one_output_projection():

@@ -1,15 +1,37 @@
-"""Judging a tokenizer on held-out photographs: `python -m sitlib.experiments.tokenizer_evaluation`."""
+"""Judging a tokenizer on held-out images: `python -m sitlib.experiments.tokenizer_evaluation`.
+
+Every set of the profile's `tokenizer.evaluation.sets` is judged at full size with all its views and at each smaller size with the first
+84. Smaller images are the views averaged over squares of pixels, as the Haar transform does it.
+"""
 
 import argparse
+import hashlib
+import os
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
+from sitlib import lite0 as lite0_module
+from sitlib.checkpoint import read_about, write_tensors
 from sitlib.config import Profile, digest, load_profile
 from sitlib.experiments.runs import TokenizerRun, command
-from sitlib.experiments.tokenizers import held_out_crops, trained_tokenizer
-from sitlib.metrics import codebook_statistics, evaluate_reconstructions
+from sitlib.experiments.tokenizers import held_out_set, trained_tokenizer
+from sitlib.lite0 import Lite0, load_lite0
+from sitlib.metrics import (
+    InceptionMetrics,
+    bits_per_pixel,
+    codebook_statistics,
+    evaluate_reconstructions,
+    generation_metrics,
+    lite0_features,
+    lite0_score,
+)
 from sitlib.paths import resolve
 from sitlib.results import read_metrics, write_metrics
 from sitlib.tokenizer import SpectralTokenizer
@@ -17,6 +39,41 @@ from sitlib.wavelets import dwt2, orthonormal_gains
 from sitlib.weights import ensure_weights
 
 ERROR_LEVELS = 3  # scales of the error budget: those of SIT-4, for every model
+SMALL_VIEWS = 84  # of a set at less than full size: two of each of the 42 landscapes; a view takes 0.1 s
+SMALLEST_SIZE = 4  # px; down to which a tokenizer of one size is judged: the coarsest scale of SIT-5
+FEATURES = "build/features"  # of originals, which are the same for every tokenizer
+BY_PHOTOGRAPH = ("photographs", "counts", "by_photograph")
+
+
+def evaluated_sizes(tokenizer: SpectralTokenizer) -> list[int]:
+    """Sides in px at which a tokenizer is judged, the full size first.
+
+    Smaller ones are those that it encodes and decodes by itself, for which encoder and decoder have to be scale-causal; or, for the
+    baseline without scales, all halves down to 4 px: see `reconstructed`.
+    """
+    config, full = tokenizer.config, tokenizer.sizes[-1]
+    if config.levels == 0:
+        sizes = [full]
+        while sizes[-1] % 2 == 0 and sizes[-1] > SMALLEST_SIZE:
+            sizes.append(sizes[-1] // 2)
+        return sizes
+    return tokenizer.sizes[::-1] if config.decoder_attention == "scale_causal" else [full]
+
+
+def reconstructed(tokenizer: SpectralTokenizer, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes [V, k, N] and reconstructions [V, 3, H, H] of images [V, 3, H, H] in [0, 1].
+
+    To a tokenizer that does not take images of H px they are given as the paper gives them to its baseline (SIT, arXiv 2412.09607):
+    enlarged to its full size (bicubic, clamped); and the reconstruction is averaged down to H px again.
+    """
+    size, full = images.shape[-1], tokenizer.sizes[-1]
+    if size not in tokenizer.sizes:
+        codes, large = reconstructed(
+            tokenizer, F.interpolate(images, (full, full), mode="bicubic").clamp(0, 1)
+        )
+        return codes, F.avg_pool2d(large, full // size)
+    codes = torch.cat([tokenizer.encode(batch) for batch in images.split(64)])
+    return codes, torch.cat([tokenizer.decode(batch) for batch in codes.split(64)])
 
 
 def error_by_scale(images: Tensor, reconstructions: Tensor, levels: int = ERROR_LEVELS) -> list[float]:
@@ -31,29 +88,107 @@ def error_by_scale(images: Tensor, reconstructions: Tensor, levels: int = ERROR_
 
 
 def evaluate_tokenizer(tokenizer: SpectralTokenizer, profile: Profile) -> dict[str, Any]:
-    """PSNR, LPIPS and codebook use on held-out crops, with the protocol.
+    """Reconstruction and distribution metrics on every evaluation set and at every size, and codebook use, with the protocol.
 
-    `usage` is the share in % of codes used at least once by the evaluation crops, of the codebook that uses the smallest share.
+    Returns:
+        `sets`: name -> side in px, as text -> `psnr` (dB), `ssim`, `lpips_alex`, `lpips_vgg`, their `intervals`, `photographs`, `counts`
+        and values `by_photograph` (see `evaluate_reconstructions`); `fd_lite0`, `kid`, `kid_standard_deviation` against the originals;
+        `lite0_score` and, of the originals, `lite0_score_originals`; `bits_per_pixel`; with `evaluation.inception` at full size also
+        `fid`, `inception_score` and `inception_score_originals`; `protocol`.
+        At the top level the same for the first set at full size, but for the values by photograph, and for this set `error_by_scale`,
+        `codebooks`, `scales`, and `usage`: the share in % of codes used at least once, of the codebook that uses the smallest share;
+        `parameters`.
     """
-    images, keys = held_out_crops(profile)
-    codes = torch.cat([tokenizer.encode(batch) for batch in images.split(64)])
-    reconstructions = torch.cat([tokenizer.decode(batch) for batch in codes.split(64)])
-    scores = evaluate_reconstructions(images, reconstructions, progress=True)
-    del scores["standard_error"]  # of independent images; these crops share photographs
-    scores["protocol"] |= {
-        "views": f"random crops of {len(set(keys))} held-out photographs",
-        "source": profile.data.source,
-        "seed": profile.tokenizer.evaluation.seed,
+    settings, config = profile.tokenizer.evaluation, tokenizer.config
+    lite0 = load_lite0()
+    inception = InceptionMetrics() if settings.inception else None
+    sizes, sets, first = evaluated_sizes(tokenizer), {}, {}
+    for name in settings.sets:
+        views, keys = held_out_set(profile, name, config.size)
+        sets[name] = {}
+        for size in sizes:
+            count = len(views) if size == sizes[0] else SMALL_VIEWS
+            images = F.avg_pool2d(views[:count], config.size // size)
+            codes, reconstructions = reconstructed(tokenizer, images)
+            scores = _scores(images, reconstructions, keys[:count], lite0, profile, name)
+            scores["bits_per_pixel"] = bits_per_pixel(codes[0].numel(), config.num_codes, size)
+            if inception is not None and size == sizes[0]:
+                scores |= inception(reconstructions, images, seed=settings.seed, progress=name)
+            if size not in tokenizer.sizes:
+                scores["protocol"]["size_change"] = (
+                    f"enlarged to {config.size} px (bicubic, clamped), reconstructed, averaged down again"
+                )
+            sets[name][str(size)] = scores
+            first = first or _of_first(tokenizer, images, codes, reconstructions, scores)
+    return {**first, "parameters": sum(p.numel() for p in tokenizer.parameters()), "sets": sets}
+
+
+def _of_first(
+    tokenizer: SpectralTokenizer, images: Tensor, codes: Tensor, reconstructions: Tensor, scores: dict
+) -> dict[str, Any]:
+    """What is reported of the first set at full size: its scores, and what is measured there only."""
+    config = tokenizer.config
+    books = min(config.num_codebooks, config.num_scales)
+    statistics = codebook_statistics(codes, config.num_codes, num_codebooks=books)
+    return {
+        **{name: value for name, value in scores.items() if name not in BY_PHOTOGRAPH},
+        "error_by_scale": error_by_scale(images, reconstructions),
+        "usage": min(book["usage"] for book in statistics["codebooks"].values()),
+        **statistics,
     }
-    statistics = codebook_statistics(codes, tokenizer.config.num_codes)
-    scores["error_by_scale"] = error_by_scale(images, reconstructions)
-    usage = min(book["usage"] for book in statistics["codebooks"].values())
+
+
+def _scores(
+    images: Tensor, reconstructions: Tensor, keys: list[str], lite0: Lite0, profile: Profile, name: str
+) -> dict[str, Any]:
+    """Scores of reconstructions of the first views of the evaluation set `name`, at the size that they have."""
+    settings, size = profile.tokenizer.evaluation, images.shape[-1]
+    chosen, title = settings.sets[name], f"{name}, {size} px"
+    scores = evaluate_reconstructions(images, reconstructions, keys, progress=title)
+    features = lite0_features(reconstructions, lite0, progress=title)
+    about = [settings.sets[name], size, settings.seed]
+    originals = original_features(images, lite0, about, progress=f"{title}, originals")
+    subset = min(100, max(2, len(images) // 2))  # of KID; larger subsets would be nearly the same
+    distances = generation_metrics(features, originals, kid_subset_size=subset, seed=settings.seed)
+    cut = {"crops": "random crops of {} held-out photographs", "wide": "wide views of {} held-out images"}
+    protocol = {
+        **scores["protocol"],
+        **distances["protocol"],
+        "views": cut[chosen.kind].format(len(scores["photographs"])),
+        "source": chosen.source,
+        "seed": settings.seed,
+    }
+    del protocol["samples"], protocol["reference_images"]  # both are `images`
     return {
         **scores,
-        "usage": usage,
-        **statistics,
-        "parameters": sum(p.numel() for p in tokenizer.parameters()),
+        **distances,
+        "lite0_score": lite0_score(features, lite0),
+        "lite0_score_originals": lite0_score(originals, lite0),
+        "protocol": protocol,
     }
+
+
+def original_features(
+    images: Tensor, lite0: Lite0, about: list[Any], *, progress: bool | str = False
+) -> Tensor:
+    """Lite0 features [V, 1280] of originals [V, 3, H, W], kept in `build/features` for the other tokenizers.
+
+    The file is named by `about`, the pixels and the code of the network. A damaged one is made again; of processes that write at once
+    the last one wins, with equal content.
+    """
+    content = hashlib.sha256(images.numpy().tobytes()).hexdigest()
+    code = hashlib.sha256(Path(lite0_module.__file__).read_bytes()).hexdigest()
+    run = digest(*about, content, code)
+    path = resolve(f"{FEATURES}/{run}.safetensors")
+    with suppress(OSError, ValueError, SafetensorError):
+        if read_about(path).get("run") == run:
+            return load_file(path)["features"]
+    features = lite0_features(images, lite0, progress=progress)
+    with suppress(OSError):  # a folder that cannot be written to only costs time
+        own = path.with_name(f"{run}-{os.getpid()}.safetensors")
+        write_tensors(own, {"features": features}, {"run": run})
+        os.replace(own, path)
+    return features
 
 
 def tokenizer_scores(profile: Profile, variant: str, seed: int) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sitlib.codebook_use import codebook_statistics
 from sitlib.config import Profile
-from sitlib.data import ImageSource, open_images, training_views
+from sitlib.data import ImageSource, held_out_views, open_images, training_views
 from sitlib.discriminator import (
     Discriminator,
     adversarial_weight,
@@ -19,7 +20,6 @@ from sitlib.discriminator import (
 )
 from sitlib.experiments.runs import TokenizerRun, Trained, best_device, trained
 from sitlib.losses import TokenizerLoss
-from sitlib.metrics import codebook_statistics
 from sitlib.results import Row
 from sitlib.tokenizer import SpectralTokenizer, TokenizerOutput
 from sitlib.training import Phase, seed_everything, train
@@ -41,6 +41,28 @@ def trained_tokenizer(profile: Profile, variant: str, seed: int, pipeline: bool 
         return train_tokenizer(run, images, checkpoints, title, codes)
 
     return trained(run, "tokenizer", variant, SpectralTokenizer, train_now, pipeline)
+
+
+def held_out_set(
+    profile: Profile, name: str | None = None, size: int | None = None
+) -> tuple[Tensor, list[str]]:
+    """Evaluation views [V, 3, H, H] of a profile, the same for every tokenizer, and the keys of their photographs.
+
+    Args:
+        name: of `tokenizer.evaluation.sets`; default: the first.
+        size: H, px; default: the size of training views.
+
+    Raises:
+        ValueError: the profile has no set of this name.
+    """
+    settings = profile.tokenizer.evaluation
+    name = next(iter(settings.sets)) if name is None else name
+    if name not in settings.sets:
+        raise ValueError(f"There is no evaluation set {name!r}; the profile has {', '.join(settings.sets)}.")
+    chosen, size = settings.sets[name], profile.data.size if size is None else size
+    source = open_images(chosen.source, "test")
+    images, _, keys = held_out_views(source, chosen.views, size, settings.seed, kind=chosen.kind)
+    return images, keys
 
 
 def train_tokenizer(
@@ -98,7 +120,9 @@ def _phases(run: TokenizerRun, tokenizer: SpectralTokenizer, device: torch.devic
 
     def loss(model: nn.Module, batch: Tensor, step: int) -> tuple[Tensor, Row]:
         nonlocal output
-        output = model(batch)
+        output = model(
+            batch, 1.0 if tokenizer.codes_are_frozen else quantization(step, training.loss.quantization_ramp)
+        )
         terms = loss_terms(output, batch)
         total, parts = terms.total, terms.parts
         weight = adversarial_weight(step, adversarial)
@@ -132,11 +156,17 @@ def _phases(run: TokenizerRun, tokenizer: SpectralTokenizer, device: torch.devic
             final_learning_rate=0.0,
             warmup_steps=0,
             beta1=0.0,  # momentum would chase a moving opponent (StyleGAN, arXiv 1812.04948)
+            beta2=0.99,
             weight_decay=0.0,
             ema_decay=0.0,
         )
         phases.append(Phase(discriminator, _discrimination(run, lambda: output), optimiser=settings))
     return phases
+
+
+def quantization(step: int, ramp: int) -> float:
+    """How much of a code, instead of the encoder's output, the decoder is given at `step`."""
+    return min(1.0, step / ramp) if ramp else 1.0
 
 
 def _discrimination(run: TokenizerRun, latest: Callable[[], TokenizerOutput]) -> Callable:

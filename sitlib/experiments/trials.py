@@ -1,11 +1,12 @@
 """Trials of a tokenizer's recipe, on photographs split off the training set: `python -m sitlib.experiments.trials`.
 
-A list of trials (`profiles/trials.yaml`) names settings of a profile and what to change in them. Each is trained on most of the training
-photographs and judged on the others, so that the held-out ones stay untouched by the choice of a recipe. Results are collected in one
-CSV file that the results notebook shows; a trial whose result is there already is not run again.
+A list of trials (`profiles/trials/tokenizer.yaml`) names settings of a profile and what to change in them. Each is trained on most of
+the training photographs and judged on the others, so that the held-out ones stay untouched by the choice of a recipe. Results are collected
+in one CSV file that a notebook shows; a trial whose result is there already is not run again.
 """
 
 import argparse
+import copy
 import csv
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from sitlib.training import forget_checkpoints
 
 VALIDATION_SHARE = 0.2  # of the training photographs
 VALIDATION_VIEWS = 400
-RESULTS = "metrics/trials/tokenizer.csv"
+RESULTS = "profiles/trials/tokenizer.csv"
 
 
 @dataclass(frozen=True)
@@ -50,21 +51,34 @@ class Trial:
         Raises:
             ConfigError: a key that the profile does not have, or a value that it refuses.
         """
-        values = yaml.safe_load(yaml.safe_dump(values))  # a copy
-        for key, value in self.changes.items():
-            *sections, name = key.split(".")
-            target = values
-            for section in sections:
-                target = target.get(section, {}) if isinstance(target, dict) else {}
-            if name not in target:
-                raise ConfigError(f"a trial changes {key}, which the profile does not have.")
-            target[name] = value
-        return from_dict(Profile, values, where=f"trial of {self.variant}")
+        return from_dict(Profile, changed(values, self.changes), where=f"trial of {self.variant}")
 
     @property
     def change(self) -> str:
         """The changes as a reader should see them."""
         return ", ".join(f"{key.split('.')[-1]} {value}" for key, value in self.changes.items()) or "as it is"
+
+
+@dataclass(frozen=True)
+class TrialList:
+    """Content of a file of trials: `common` changes come before those of each trial, and do not count as one."""
+
+    common: dict[str, Any]
+    trials: list[Trial]
+
+
+def changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A profile's plain values with the values at dotted keys replaced; raises ConfigError for a key that is not there."""
+    values = copy.deepcopy(values)
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        target = values
+        for section in sections:
+            target = target.get(section, {}) if isinstance(target, dict) else {}
+        if name not in target:
+            raise ConfigError(f"a trial changes {key}, which the profile does not have.")
+        target[name] = value
+    return values
 
 
 def run_trial(trial: Trial, values: dict[str, Any], seed: int = 0) -> dict[str, Any]:
@@ -118,15 +132,15 @@ def _one_thread() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m sitlib.experiments.trials", description=__doc__)
     parser.add_argument("--profile", default="quick")
-    parser.add_argument("--trials", default="profiles/trials.yaml", help="list of trials")
+    parser.add_argument("--trials", default="profiles/trials/tokenizer.yaml", help="list of trials")
     parser.add_argument("--output", default=RESULTS, help="CSV file to which results are added")
     parser.add_argument("--workers", type=int, default=2, help="trials side by side, one thread each")
     arguments = parser.parse_args()
     values = yaml.safe_load(resolve(f"profiles/{arguments.profile}.yaml").read_text())
-    trials = [
-        from_dict(Trial, trial, where=arguments.trials)
-        for trial in yaml.safe_load(resolve(arguments.trials).read_text())
-    ]
+    listed = from_dict(
+        TrialList, yaml.safe_load(resolve(arguments.trials).read_text()), where=arguments.trials
+    )
+    trials, values = listed.trials, changed(values, listed.common)
     done = {row["run"] for row in read_trials(arguments.output)}
     waiting = [t for t in trials if digest(TokenizerRun.of(t.profile(values), t.variant, 0)) not in done]
     output = resolve(arguments.output)

@@ -26,7 +26,17 @@ import yaml
 
 from sitlib.paths import ROOT, resolve
 
-TOKENIZER_METRICS = ("psnr", "ssim", "lpips_alex", "lpips_vgg", "fd_lite0", "kid", "lite0_score", "usage", "bits_per_pixel")
+TOKENIZER_METRICS = (
+    "psnr",
+    "ssim",
+    "lpips_alex",
+    "lpips_vgg",
+    "fd_lite0",
+    "kid",
+    "lite0_score",
+    "usage",
+    "bits_per_pixel",
+)
 GENERATION_METRICS = ("fd_lite0", "kid", "nats_per_token")
 PACKAGES = ("torch", "torchvision", "numpy", "pywavelets", "lpips", "torchmetrics", "accelerate", "dvc")
 RUN_FILE = re.compile(r"(?P<variant>.+)-seed(?P<seed>\d+)\.json")

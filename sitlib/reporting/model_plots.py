@@ -105,6 +105,25 @@ def error_budget(errors: Mapping[str, Sequence[float]]) -> Figure:
     return fig
 
 
+def quality_by_size(
+    models: Mapping[str, Mapping[int, Mapping[str, float]]], metrics: Mapping[str, str]
+) -> Figure:
+    """One panel for each metric {name: title}; a line for each model over the sizes {px: scores} at which it was judged."""
+    fig, axes = plt.subplots(1, len(metrics), figsize=(4.4 * len(metrics) + 0.4, 3.3), squeeze=False)
+    sizes = sorted({size for scores in models.values() for size in scores})
+    for axis, (metric, title) in zip(axes[0], metrics.items(), strict=True):
+        for name, scores in models.items():
+            points = sorted((size, values[metric]) for size, values in scores.items())
+            text = label(name) if axis is axes[0][0] else None
+            axis.plot(*zip(*points, strict=True), "o-", color=colour(name), label=text)
+        axis.set_xscale("log", base=2)
+        axis.set(xlabel="side of the image, px", ylabel=title, xticks=sizes)
+        axis.set_xticklabels(sizes)
+        axis.minorticks_off()
+    fig.legend(loc="outside upper center", ncols=min(4, len(models)))
+    return fig
+
+
 def nats_by_scale(models: Mapping[str, Sequence[float]], uniform: float) -> Figure:
     """Held-out nats per token of every scale beside those of a uniform guess."""
     fig, axis = plt.subplots(figsize=(6.4, 3.2))

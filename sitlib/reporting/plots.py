@@ -36,6 +36,8 @@ COLOURS = {
     "sit4": BLUE,
     "sit4_plain": SKY,
     "sit5": GREEN,
+    "sit5_sc": "#AA4499",
+    "sit5_sc_second": "#332288",
     "sit6": PURPLE,
     "sit3": "#882255",
     "approximation": VERMILLION,
@@ -46,7 +48,7 @@ COLOURS = {
 COLOURS |= {f"ar_{name}": COLOURS[name] for name in ("vit_vqgan", "sit3", "sit4", "sit5", "sit6")}
 
 # For names without a place above: further tones that stay apart from the ones that have an owner.
-SPARE = ("#882255", "#117733", "#44AA99", "#999933", "#AA4499", "#332288", "#DDCC77", "#661100")
+SPARE = ("#117733", "#44AA99", "#999933", "#DDCC77", "#661100")
 
 
 def style() -> None:

@@ -1,0 +1,70 @@
+"""How codes are used, and what they cost: usage, perplexity, bits per pixel. Codes are int64 `[B, S, N]`."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def codebook_statistics(codes: Tensor, num_codes: int, *, num_codebooks: int | None = None) -> dict:
+    """How much of each codebook the codes of given images use, by codebook and by scale.
+
+    Usage is the percentage of a codebook's codes that occur at least once among the codes of the images
+    given; ViT-VQGAN (arXiv 2110.04627) reports it for a batch of 256 test images, so it depends on
+    `usage_images`. Perplexity is exp of the entropy of the code frequencies, in nats: the number of codes
+    that would give this entropy if used evenly; between 1 and `num_codes`.
+
+    Args:
+        codes: int64 `[B, S, N]`. Scale 1 uses the approximation codebook, scales 2.. share the details
+            codebook.
+        num_codes: codes in each codebook.
+        num_codebooks: 1 or 2; default: 1 for a single scale, else 2. With 1, all scales share the only
+            codebook.
+
+    Returns `codebooks` (name -> `usage`, `perplexity`), `scales` (a list: `scale`, `codebook`, `usage`,
+    `perplexity`) and `usage_images` (B). Raises `ValueError` if codes are not `[B, S, N]` integers in [0,
+    num_codes).
+    """
+    if codes.ndim != 3 or codes.is_floating_point() or codes.numel() == 0:
+        raise ValueError(
+            f"codes must be a non-empty integer tensor [B, S, N], not {codes.dtype} {list(codes.shape)}."
+        )
+    if codes.min() < 0 or codes.max() >= num_codes:
+        raise ValueError(
+            f"codes must lie in [0, {num_codes}); found {codes.min().item()} to {codes.max().item()}."
+        )
+    num_scales = codes.shape[1]
+    if num_codebooks is None:
+        num_codebooks = 1 if num_scales == 1 else 2
+    if num_codebooks not in (1, 2) or num_codebooks > num_scales:
+        raise ValueError(
+            f"{num_scales} scales have 1 or {min(2, num_scales)} codebooks, not {num_codebooks}."
+        )
+
+    def statistics(part: Tensor) -> dict[str, float]:
+        share = torch.bincount(part.flatten(), minlength=num_codes).double() / part.numel()
+        return {
+            "usage": 100 * (share > 0).double().mean().item(),
+            "perplexity": torch.special.entr(share).sum().exp().item(),
+        }
+
+    names = ["approximation"] + [("details" if num_codebooks == 2 else "approximation")] * (num_scales - 1)
+    codebooks = (
+        {"approximation": codes[:, :1], "details": codes[:, 1:]}
+        if num_codebooks == 2
+        else {"approximation": codes}
+    )
+    scales = [{"scale": i + 1, "codebook": name, **statistics(codes[:, i])} for i, name in enumerate(names)]
+    return {
+        "codebooks": {name: statistics(part) for name, part in codebooks.items()},
+        "scales": scales,
+        "usage_images": len(codes),
+    }
+
+
+def bits_per_pixel(num_tokens: int, num_codes: int, size: int | tuple[int, int]) -> float:
+    """Bits per pixel of `num_tokens` codes out of `num_codes`, without entropy coding; image of `size` px."""
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(num_tokens, num_codes, height, width) < 1:
+        raise ValueError("num_tokens, num_codes and size must be at least 1.")
+    return num_tokens * math.log2(num_codes) / (height * width)

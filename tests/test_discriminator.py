@@ -1,0 +1,304 @@
+"""The discriminator's parts against independent references, its spectral norm, exact resumption, and that it learns."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import scipy.signal
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sitlib.config import AdversarialConfig
+from sitlib.discriminator import (
+    Discriminator,
+    _batch_deviation,
+    _Halve,
+    adversarial_weight,
+    discriminator_learns,
+    discriminator_loss,
+    generator_loss,
+    gradient_penalty,
+)
+
+CONFIG = AdversarialConfig(
+    weight=0.1, start=10, warmup=5, ramp=20, channels=4, learning_rate=1e-3, r1=0.5, r1_every=16
+)
+
+
+def weighted_layers(module):
+    return [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+
+
+def singular_values(weight):
+    return torch.linalg.svdvals(weight.detach().flatten(1))
+
+
+# -- architecture ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "last_side"), [(8, 4), (16, 4), (24, 6), (40, 5), (64, 4), (96, 6), (128, 4)]
+)
+def test_any_multiple_of_8_gives_one_logit_per_image(size, last_side):
+    torch.manual_seed(0)
+    model = Discriminator(size, 2)
+    assert size // 2 ** len(model.blocks) == last_side
+    for batch in (1, 3):
+        for mode in (True, False):
+            logits = model.train(mode)(torch.rand(batch, 3, size, size))
+            assert logits.shape == (batch,) and logits.isfinite().all()
+
+
+def test_channels_double_with_every_halving_up_to_8_times():
+    model = Discriminator(128, 4)
+    assert [block.conv2.out_channels for block in model.blocks] == [8, 16, 32, 32, 32]
+
+
+@pytest.mark.parametrize("size", [0, 4, 12, 50])
+def test_sizes_that_cannot_be_halved_are_refused(size):
+    with pytest.raises(ValueError, match=f"multiple of 8, it is {size}"):
+        Discriminator(size, 4)
+
+
+def test_images_of_another_shape_and_no_channels_are_refused():
+    model = Discriminator(16, 2)
+    for shape in ((2, 3, 16, 8), (2, 1, 16, 16), (3, 16, 16), (2, 3, 32, 32)):
+        with pytest.raises(ValueError, match=r"takes images \[B, 3, 16, 16\]"):
+            model(torch.rand(shape))
+    with pytest.raises(ValueError, match="at least 1 channel"):
+        Discriminator(16, 0)
+
+
+def test_halving_is_the_binomial_filter_and_removes_what_would_alias():
+    torch.manual_seed(0)
+    halve = _Halve().double()
+    x = torch.randn(2, 3, 8, 12, dtype=torch.float64)
+    filtered = halve(x)
+    taps = np.array([1, 3, 3, 1]) / 8
+    for image, result in zip(x.flatten(0, 1), filtered.flatten(0, 1), strict=True):
+        expected = scipy.signal.convolve2d(np.pad(image.numpy(), 1), np.outer(taps, taps), mode="valid")
+        np.testing.assert_allclose(result.numpy(), expected[::2, ::2], atol=1e-12)
+    stripes = torch.tensor([1.0, -1.0]).repeat(4).expand(1, 1, 8, 8).double()  # the highest frequency
+    assert halve(stripes)[..., 1:-1].abs().max() < 1e-12
+    torch.testing.assert_close(
+        halve(torch.ones_like(stripes))[..., 1:-1, 1:-1], torch.ones_like(stripes[..., :2, :2])
+    )
+
+
+def test_batch_deviation_is_the_mean_deviation_of_every_feature_and_smooth_for_equal_images():
+    torch.manual_seed(0)
+    x = torch.randn(5, 2, 3, 3)
+    expected = np.mean([np.std(x[:, c, i, j].numpy()) for c in range(2) for i in range(3) for j in range(3)])
+    deviation = _batch_deviation(x)
+    assert deviation.shape == (5, 1, 3, 3)
+    np.testing.assert_allclose(deviation.numpy(), expected, rtol=1e-5)
+    same = torch.ones(4, 2, 3, 3, requires_grad=True)
+    _batch_deviation(same).sum().backward()
+    assert same.grad.isfinite().all()
+    torch.testing.assert_close(_batch_deviation(x[:1]), torch.full((1, 1, 3, 3), 1e-4))
+
+
+# -- spectral norm ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_layer_starts_with_equal_singular_values_of_1():
+    torch.manual_seed(0)
+    for layer in weighted_layers(Discriminator(32, 4)):
+        values = singular_values(layer.weight)
+        torch.testing.assert_close(values, torch.ones_like(values))
+
+
+def test_spectral_norm_of_every_layer_comes_to_1_whatever_its_weights():
+    torch.manual_seed(0)
+    model = Discriminator(32, 4)
+    layers = weighted_layers(model)
+    for layer in layers:
+        original = layer.parametrizations.weight.original
+        original.data = 3 * torch.randn_like(original)
+        assert singular_values(original)[0] > 2
+    for _ in range(60):
+        model(torch.rand(2, 3, 32, 32))
+    norms = torch.stack([singular_values(layer.weight)[0] for layer in layers])
+    torch.testing.assert_close(norms, torch.ones_like(norms), atol=0.02, rtol=0)
+
+
+def test_power_iteration_moves_in_training_and_rests_in_evaluation():
+    torch.manual_seed(0)
+    model, images = Discriminator(16, 2), torch.rand(2, 3, 16, 16)
+    for layer in weighted_layers(model):
+        layer.parametrizations.weight.original.data.normal_()
+    for mode in (False, True):
+        before = copy.deepcopy(model.state_dict())
+        model.train(mode)(images)
+        moved = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+        assert bool(moved) == mode and all(name.endswith(("_u", "_v")) for name in moved)
+
+
+def test_a_restored_discriminator_goes_on_to_the_bit():
+    def step(model, optimiser, seed):
+        generator = torch.Generator().manual_seed(seed)
+        real, fake = torch.rand(2, 5, 3, 16, 16, generator=generator)
+        loss = discriminator_loss(model(real), model(fake)) + gradient_penalty(model, real)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        model(fake)  # the generator's turn
+
+    def build(seed):
+        torch.manual_seed(seed)
+        model = Discriminator(16, 4)
+        return model, torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.0, 0.99), fused=True)
+
+    model, optimiser = build(0)
+    for seed in range(3):
+        step(model, optimiser, seed)
+    saved = copy.deepcopy((model.state_dict(), optimiser.state_dict()))
+    step(model, optimiser, 3)
+    step(model, optimiser, 4)
+    restored, its_optimiser = build(1)
+    restored.load_state_dict(saved[0])
+    its_optimiser.load_state_dict(saved[1])
+    step(restored, its_optimiser, 3)
+    step(restored, its_optimiser, 4)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, restored.state_dict()[name]), name
+        if name.endswith(("original", "_v")):  # both have moved since
+            assert not torch.equal(value, saved[0][name]), name
+
+
+# -- gradient penalty ------------------------------------------------------------------------------------------------------------------
+
+
+class Quadratic(nn.Module):
+    """logit = w . x + |x|^2 / 2, with gradient w + x."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(3, 4, 4))
+
+    def forward(self, images):
+        return (self.w * images).sum((1, 2, 3)) + images.square().sum((1, 2, 3)) / 2
+
+
+def test_gradient_penalty_is_the_mean_squared_norm_and_can_be_backpropagated():
+    torch.manual_seed(0)
+    model, images = Quadratic(), torch.rand(5, 3, 4, 4)
+    penalty = gradient_penalty(model, images)
+    torch.testing.assert_close(penalty, (model.w + images).flatten(1).norm(dim=1).square().mean())
+    penalty.backward()
+    torch.testing.assert_close(model.w.grad, 2 * (model.w + images.mean(0)).detach())
+    assert images.grad is None and not images.requires_grad
+
+
+def test_gradient_penalty_through_spectral_norm_agrees_with_finite_differences():
+    torch.manual_seed(0)
+    model, images = Discriminator(8, 2).double(), torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    for layer in weighted_layers(model):
+        layer.parametrizations.weight.original.data.normal_()
+    for _ in range(5):
+        model(images)
+    model.eval()  # the vectors of the power iteration rest: they are constants to the gradient
+    step, squares = 1e-6, 0.0
+    with torch.no_grad():
+        for index in range(images.numel()):
+            shift = torch.zeros(images.numel(), dtype=torch.float64)
+            shift[index] = step
+            up, down = (model(images + sign * shift.view_as(images)).sum() for sign in (1, -1))
+            squares += float((up - down) / (2 * step)) ** 2
+    penalty = gradient_penalty(model, images)
+    assert penalty.item() == pytest.approx(squares / len(images), rel=1e-5)
+
+    penalty.backward()
+    for layer in weighted_layers(model):
+        weight = layer.parametrizations.weight.original
+        direction = torch.randn_like(weight)
+        slope, start, values = float((weight.grad * direction).sum()), weight.data.clone(), []
+        for sign in (1, -1):
+            weight.data = start + sign * step * direction
+            values.append(gradient_penalty(model, images).item())
+        weight.data = start
+        assert slope == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-4, abs=1e-9)
+
+
+def test_gradient_penalty_trains_every_weight_in_training_mode_and_under_autocast():
+    torch.manual_seed(0)
+    model, images = Discriminator(16, 4), torch.rand(3, 3, 16, 16)
+    for enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = discriminator_loss(model(images), model(images)) + gradient_penalty(model, images)
+        loss.backward()
+        for layer in weighted_layers(model):
+            gradient = layer.parametrizations.weight.original.grad
+            assert gradient.isfinite().all() and gradient.abs().sum() > 0
+
+
+# -- losses and schedule ---------------------------------------------------------------------------------------------------------------
+
+
+def test_losses_are_the_logistic_ones():
+    torch.manual_seed(0)
+    real, fake = 3 * torch.randn(6, dtype=torch.float64), 3 * torch.randn(4, dtype=torch.float64)
+
+    def sigmoid(x):
+        return 1 / (1 + math.exp(-x))
+
+    expected = np.mean([-math.log(sigmoid(x)) for x in real]) + np.mean(
+        [-math.log(1 - sigmoid(x)) for x in fake]
+    )
+    assert float(discriminator_loss(real, fake)) == pytest.approx(expected)
+    assert float(generator_loss(fake)) == pytest.approx(np.mean([-math.log(sigmoid(x)) for x in fake]))
+
+
+def test_losses_stay_finite_and_the_generators_does_not_saturate():
+    fake = torch.tensor([-200.0, -200.0], requires_grad=True)
+    assert discriminator_loss(fake.detach(), -fake.detach()).item() == pytest.approx(400)
+    generator_loss(fake).backward()
+    torch.testing.assert_close(fake.grad, torch.tensor([-0.5, -0.5]))
+
+
+def test_pixels_that_overshoot_have_a_gradient():
+    torch.manual_seed(0)
+    images = (3 * torch.rand(2, 3, 16, 16) - 1).requires_grad_()
+    generator_loss(Discriminator(16, 4)(images)).backward()
+    assert (images.grad[(images < 0) | (images > 1)] != 0).all()
+
+
+@pytest.mark.parametrize(
+    ("step", "weight"), [(0, 0), (10, 0), (14, 0), (15, 0), (16, 0.005), (25, 0.05), (35, 0.1), (10_000, 0.1)]
+)
+def test_weight_is_0_through_the_warmup_and_then_ramps_up(step, weight):
+    assert adversarial_weight(step, CONFIG) == pytest.approx(weight)
+
+
+def test_without_a_ramp_the_weight_is_there_at_once():
+    config = AdversarialConfig(**{**vars(CONFIG), "ramp": 0})
+    assert [adversarial_weight(step, config) for step in (14, 15, 16)] == [0.0, 0.1, 0.1]
+
+
+def test_the_discriminator_learns_from_start_on_and_never_without_a_weight():
+    assert [discriminator_learns(step, CONFIG) for step in (0, 9, 10, 11)] == [False, False, True, True]
+    without = AdversarialConfig(**{**vars(CONFIG), "weight": 0.0})
+    assert not discriminator_learns(50, without) and adversarial_weight(50, without) == 0
+
+
+def test_it_learns_to_tell_sharp_images_from_blurred_ones():
+    torch.manual_seed(0)
+
+    def batch():
+        sharp = F.interpolate(torch.rand(16, 3, 8, 8), 16)  # blocks with hard edges
+        return sharp, F.avg_pool2d(F.pad(sharp, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
+
+    model = Discriminator(16, 8)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.0, 0.99), weight_decay=0.0)
+    for _ in range(60):
+        real, fake = batch()
+        optimiser.zero_grad()
+        discriminator_loss(model(real), model(fake)).backward()
+        optimiser.step()
+    real, fake = batch()
+    with torch.no_grad():
+        real, fake = model.eval()(real), model(fake)
+    assert (real > 0).float().mean() > 0.9 and (fake < 0).float().mean() > 0.9

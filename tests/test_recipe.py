@@ -1,0 +1,163 @@
+"""Trials of a recipe, tables beside the paper, and the README's example."""
+
+import csv
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from sitlib import checkpoint
+from sitlib.config import ConfigError, from_dict, load_profile
+from sitlib.data import DataError, open_images
+from sitlib.experiments import trials
+from sitlib.experiments.trials import Trial, TrialList, changed, read_trials, run_trial
+from sitlib.paths import ROOT
+from sitlib.reporting.comparison import change, paper_table, with_interval
+from sitlib.reporting.trial_plots import trial_rows, trials_plane
+from sitlib.tokenizer import SpectralTokenizer
+
+VALUES = yaml.safe_load((ROOT / "profiles/smoke.yaml").read_text())
+
+# -- trials ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_trial_of_the_list_is_one_the_quick_profile_accepts():
+    values = yaml.safe_load((ROOT / "profiles/quick.yaml").read_text())
+    listed = from_dict(TrialList, yaml.safe_load((ROOT / "profiles/trials/tokenizer.yaml").read_text()))
+    profiles = [trial.profile(changed(values, listed.common)) for trial in listed.trials]
+    assert len(profiles) == len({str(trial) for trial in listed.trials})
+    for trial, profile in zip(listed.trials, profiles, strict=True):
+        for key, value in (listed.common | trial.changes).items():
+            found = profile
+            for part in key.split("."):
+                found = found[part] if isinstance(found, dict) else getattr(found, part)
+            assert found == value
+
+
+def test_a_trial_refuses_a_key_that_the_profile_does_not_have():
+    with pytest.raises(ConfigError, match="tokenizer.optimiser.speed, which the profile does not have"):
+        Trial("Speed", "sit4", {"tokenizer.optimiser.speed": 2}).profile(VALUES)
+
+
+def test_validation_photographs_are_split_off_for_good():
+    source = open_images("data/landscapes", "train")
+    most, some = source.split_off(0.2)
+    assert not set(most.keys) & set(some.keys) and sorted(most.keys + some.keys) == sorted(source.keys)
+    assert 0.1 < len(some) / len(source) < 0.3
+    assert open_images("data/landscapes", "train").split_off(0.2)[1].keys == some.keys
+    assert set(source.split_off(0.1)[1].keys) <= set(some.keys)
+    with pytest.raises(DataError, match="cannot be split off"):
+        source.split_off(0.0)
+
+
+def test_a_trial_is_trained_judged_and_shown(tmp_path, monkeypatch):
+    real = trials.resolve
+    monkeypatch.setattr(
+        trials, "resolve", lambda path: tmp_path / path if ".ckpt" in str(path) else real(path)
+    )
+    monkeypatch.setattr(trials, "VALIDATION_VIEWS", 40)
+    changes = {
+        "tokenizer.loss.lpips": 0.0,
+        "tokenizer.optimiser.steps": 4,
+        "tokenizer.optimiser.warmup_steps": 1,
+    }
+    row = run_trial(Trial("Steps", "sit4", changes), VALUES)
+    assert 3 < row["psnr"] < 40 and row["change"] == "lpips 0.0, steps 4, warmup_steps 1"
+    errors = [float(error) for error in row["error_by_scale"].split()]
+    assert len(errors) == 4 and not list((tmp_path / ".ckpt").glob("*"))
+    path = tmp_path / "trials.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        writer.writeheader()
+        writer.writerows(
+            [
+                row | {"change": "as it is", "psnr": 20.0, "lpips_alex": 0.5},
+                row | {"psnr": 21.5, "lpips_alex": 0.4},
+            ]
+        )
+    shown = trial_rows(read_trials(path))
+    assert [row["change, dB"] for row in shown] == [None, 1.5] and shown[1]["LPIPS ratio"] == pytest.approx(
+        0.8
+    )
+    assert trials_plane(read_trials(path)).axes
+    assert read_trials(tmp_path / "none.csv") == []
+
+
+# -- beside the paper ------------------------------------------------------------------------------------------------------------------
+
+
+def scores(psnr, lpips, sizes=(64,), noise=0.0):
+    rng = np.random.default_rng(0)
+    names, counts = [f"photo{i}" for i in range(20)], [3] * 20
+    hard = rng.normal(0, 3, 20)  # photographs differ far more than models do
+    sets = {}
+    for size in sizes:
+        values = {
+            "psnr": (psnr + hard + noise * rng.normal(size=20)).tolist(),
+            "lpips_alex": [lpips * size / 64] * 20,
+        }
+        means = {metric: float(np.mean(v)) for metric, v in values.items()}
+        sets[str(size)] = {
+            **means,
+            "fd_lite0": 10.0,
+            "photographs": names,
+            "counts": counts,
+            "by_photograph": values,
+        }
+    return {"sets": {"landscapes": sets}}
+
+
+def test_models_are_compared_on_the_same_photographs():
+    ours, baseline = [scores(25.3, 0.18, noise=0.1)], [scores(25.0, 0.20)]
+    value, low, high = change(ours, baseline, "psnr", "difference", "landscapes", 64)
+    assert (
+        low < value < high and abs(value - 0.3) < 0.1 and high - low < 0.2
+    )  # paired: not the 3 dB between photographs
+    assert change(ours, baseline, "lpips_alex", "ratio", "landscapes", 64) == pytest.approx((0.9, 0.9, 0.9))
+    assert with_interval(0.3, 0.1, 0.5, sign="+") == "+0.30 [+0.10, +0.50]"
+
+
+def test_the_papers_rows_stand_beside_ours():
+    found = {
+        "vit_vqgan": [scores(25.0, 0.2, (64, 32, 16, 8, 4))],
+        "sit4": [scores(25.3, 0.17)],
+        "sit5_sc": [scores(25.2, 0.18, (64, 32, 16, 8, 4))],
+    }
+    rows = {(row["model"], row["ours, px"]): row for row in paper_table(found, "landscapes", 64)}
+    assert set(rows) == {
+        ("ViT-VQGAN", 64),
+        ("SIT-4", 64),
+        *(("SIT-SC-5", size) for size in (64, 32, 16, 8, 4)),
+        ("ViT-VQGAN", 4),
+    }
+    sit4 = rows["SIT-4", 64]
+    assert sit4["paper LPIPS ratio"] == "0.88" and sit4["our LPIPS ratio"].startswith("0.85")
+    assert sit4["paper, dB"] == "+0.2" and sit4["ours, dB"].startswith("+0.30")
+    eighth = rows["SIT-SC-5", 8]
+    assert eighth["paper LPIPS ratio"] == "0.18" and eighth["our LPIPS ratio"].startswith("0.12")
+    assert rows["ViT-VQGAN", 4]["relative to"] == "SIT-SC-5 at this size"
+
+
+# -- README ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_readmes_example_runs_as_it_stands(tmp_path, monkeypatch):
+    text = (ROOT / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    path = re.search(r'from_checkpoint\("(.*?)"\)', example)[1]
+    profile = load_profile("smoke")
+    variant = path.split("/")[2].split("-seed")[0]
+    SpectralTokenizer(replace(profile.tokenizer_variant(variant))).save(tmp_path / path)
+    monkeypatch.setattr(checkpoint, "resolve", lambda name: tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 150, 3), dtype=np.uint8)).save("photo.jpg")
+    names = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert names["codes"].shape == (1, 5, 16) and names["codes"].dtype == torch.int64
+    assert names["whole"].shape == (1, 3, 90, 150) and names["preview"].shape == (1, 3, 16, 16)
+    assert not math.isnan(float(names["whole"].sum()))
