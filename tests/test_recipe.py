@@ -17,7 +17,7 @@ from sitlib.data import DataError, open_images
 from sitlib.experiments import trials
 from sitlib.experiments.trials import Trial, TrialList, changed, read_trials, run_trial
 from sitlib.paths import ROOT
-from sitlib.reporting.comparison import change, paper_table, with_interval
+from sitlib.reporting.comparison import change, paper_table, relative_table, with_interval
 from sitlib.reporting.trial_plots import trial_rows, trials_plane
 from sitlib.tokenizer import SpectralTokenizer
 
@@ -135,12 +135,15 @@ def test_the_papers_rows_stand_beside_ours():
         *(("SIT-SC-5", size) for size in (64, 32, 16, 8, 4)),
         ("ViT-VQGAN", 4),
     }
+    assert rows["SIT-SC-5", 8]["paper, px"] == 32 and rows["SIT-SC-5", 8]["paper PSNR"] == 36.8
+    rows = {(row["model"], row["px"]): row for row in relative_table(found, "landscapes", 64)}
+    assert ("ViT-VQGAN", 64) not in rows
     sit4 = rows["SIT-4", 64]
-    assert sit4["paper LPIPS ratio"] == "0.88" and sit4["our LPIPS ratio"].startswith("0.85")
+    assert sit4["paper, LPIPS"] == "x 0.88" and sit4["ours, LPIPS-Alex"].startswith("x 0.85")
     assert sit4["paper, dB"] == "+0.2" and sit4["ours, dB"].startswith("+0.30")
     eighth = rows["SIT-SC-5", 8]
-    assert eighth["paper LPIPS ratio"] == "0.18" and eighth["our LPIPS ratio"].startswith("0.12")
-    assert rows["ViT-VQGAN", 4]["relative to"] == "SIT-SC-5 at this size"
+    assert eighth["paper, LPIPS"] == "x 0.18" and eighth["ours, LPIPS-Alex"].startswith("x 0.12")
+    assert rows["ViT-VQGAN", 4]["against"] == "SIT-SC-5 at this size"
 
 
 # -- README ----------------------------------------------------------------------------------------------------------------------------

@@ -60,52 +60,66 @@ def with_interval(value: float, low: float, high: float, digits: int = 2, sign: 
     return f"{value:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 
-def paper_table(scores: Mapping[str, Sequence[Scores]], images: str, full_size: int) -> list[dict[str, Any]]:
-    """The paper's reconstruction rows beside ours, at the sizes that correspond.
+def _reported(
+    scores: Mapping[str, Sequence[Scores]], images: str, full_size: int
+) -> list[tuple[Reported, int]]:
+    """Rows of the paper for which there are scores of ours, each with our size in px."""
+    found = [(row, row.size * full_size // FULL_SIZE) for row in RECONSTRUCTION]
+    return [
+        (row, size)
+        for row, size in found
+        if row.variant in scores and str(size) in scores[row.variant][0]["sets"][images]
+    ]
 
-    "relative" compares a row with the baseline at full size, a smaller size with the same model at its full size, and the baseline at the
-    smallest size with the scale-causal model there, in the paper and here.
-    """
-    shrink = FULL_SIZE // full_size
+
+def paper_table(scores: Mapping[str, Sequence[Scores]], images: str, full_size: int) -> list[dict[str, Any]]:
+    """The paper's reconstruction rows beside ours, at the sizes that correspond."""
+    rows = []
+    for row, size in _reported(scores, images, full_size):
+        records = [at(seed, images, size) for seed in scores[row.variant]]
+        rows.append(
+            {
+                "model": label(row.variant),
+                "paper, px": row.size,
+                "paper PSNR": row.psnr,
+                "paper LPIPS": row.lpips,
+                "paper FID": row.fid,
+                "ours, px": size,
+                "PSNR, dB": spread([record["psnr"] for record in records]),
+                "LPIPS-Alex": spread([record["lpips_alex"] for record in records]),
+                "FD-Lite0": spread([record["fd_lite0"] for record in records]),
+            }
+        )
+    return rows
+
+
+def relative_table(
+    scores: Mapping[str, Sequence[Scores]], images: str, full_size: int
+) -> list[dict[str, Any]]:
+    """The paper's relative changes beside ours: a model at full size is set against the baseline, a smaller size against the same model
+    at its full size, and the baseline at the smallest size against the scale-causal model there."""
     reported = {(row.variant, row.size): row for row in RECONSTRUCTION}
     rows = []
-    for row in RECONSTRUCTION:
-        size = row.size // shrink
-        if row.variant not in scores or str(size) not in scores[row.variant][0]["sets"][images]:
-            continue
-        records = [at(seed, images, size) for seed in scores[row.variant]]
+    for row, size in _reported(scores, images, full_size):
         against, text = _reference(row)
-        line = {
-            "model": label(row.variant),
-            "paper, px": row.size,
-            "paper LPIPS": row.lpips,
-            "paper PSNR": row.psnr,
-            "paper FID": row.fid,
-            "ours, px": size,
-            "LPIPS-Alex": spread([record["lpips_alex"] for record in records]),
-            "PSNR, dB": spread([record["psnr"] for record in records]),
-            "FD-Lite0": spread([record["fd_lite0"] for record in records])
-            if records[0].get("fd_lite0") is not None
-            else None,
-            "relative to": text,
-            "paper LPIPS ratio": None,
-            "our LPIPS ratio": None,
-            "paper, dB": None,
-            "ours, dB": None,
-        }
-        other = reported.get(against) if against else None
-        if other and against[0] in scores:
-            pair = (scores[row.variant], scores[against[0]])
-            sizes = (size, other.size // shrink)
-            line["paper LPIPS ratio"] = f"{row.lpips / other.lpips:.2f}"
-            line["our LPIPS ratio"] = with_interval(*change(*pair, "lpips_alex", "ratio", images, *sizes))
-            if row.psnr is not None and other.psnr is not None:
-                line["paper, dB"] = f"{row.psnr - other.psnr:+.1f}"
-            if sizes[0] == sizes[1]:
-                line["ours, dB"] = with_interval(
-                    *change(*pair, "psnr", "difference", images, *sizes), sign="+"
-                )
-        rows.append(line)
+        if against is None or against[0] not in scores:
+            continue
+        other, pair = reported[against], (scores[row.variant], scores[against[0]])
+        sizes = (size, other.size * full_size // FULL_SIZE)
+        both = row.psnr is not None and other.psnr is not None
+        difference = change(*pair, "psnr", "difference", images, *sizes)
+        rows.append(
+            {
+                "model": label(row.variant),
+                "px": size,
+                "against": text,
+                "paper, LPIPS": f"x {row.lpips / other.lpips:.2f}",
+                "ours, LPIPS-Alex": "x "
+                + with_interval(*change(*pair, "lpips_alex", "ratio", images, *sizes)),
+                "paper, dB": f"{row.psnr - other.psnr:+.1f}" if both else None,
+                "ours, dB": with_interval(*difference, sign="+"),
+            }
+        )
     return rows
 
 

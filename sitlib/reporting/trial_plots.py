@@ -31,7 +31,6 @@ def trial_rows(trials: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
                 if default is None or is_default
                 else lpips / float(default["lpips_alex"]),
                 "codes used, %": float(trial["usage"]),
-                "perplexity": float(trial["perplexity"]),
                 "seconds": float(trial["seconds"]),
             }
         )
