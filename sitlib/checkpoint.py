@@ -32,7 +32,7 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], about: dict[str,
 
 def read_about(path: str | Path) -> dict[str, Any]:
     """What a file of `write_tensors` says of itself; empty where there is no such file or it says nothing."""
-    path = resolve(path)
+    path = Path(path) if Path(path).exists() else resolve(path)
     if not path.exists():
         return {}
     try:
@@ -63,7 +63,7 @@ def load_model(path: str | Path, model_class: type[Model], config_class: type) -
         FileNotFoundError: no such file.
         ValueError: the file is damaged, holds another kind of model or another configuration than this version knows.
     """
-    path = resolve(path)
+    path = Path(path) if Path(path).exists() else resolve(path)  # a user's own file, or one of the project
     if not path.exists():
         raise FileNotFoundError(
             f"There is no checkpoint {path.name} in {path.parent}: train it first (make repro)."
@@ -79,5 +79,10 @@ def load_model(path: str | Path, model_class: type[Model], config_class: type) -
     except ConfigError as error:
         raise ValueError(f"{path.name} was written by another version of sitlib: {error}") from None
     model = model_class(config)
-    model.load_state_dict(load_file(path))
+    try:
+        model.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path.name} does not hold the weights of this version's {model_class.__name__}: {error}"
+        ) from None
     return model.eval()

@@ -100,6 +100,10 @@ class TokenizerConfig(_Strict):
         for part in ("encoder", "decoder"):
             width, heads = getattr(self, f"{part}_width"), getattr(self, f"{part}_heads")
             _require(
+                self.mlp_ratio * width >= 1,
+                f"mlp_ratio {self.mlp_ratio} leaves no unit of {part}_width {width}",
+            )
+            _require(
                 heads > 0 and width % heads == 0,
                 f"{part}_width {width} must be a multiple of {part}_heads {heads}",
             )
@@ -206,6 +210,15 @@ class TokenizerTraining(_Strict):
     adversarial: AdversarialConfig
     optimiser: OptimiserConfig
     codes_from: str | None = None
+
+    def __post_init__(self):
+        ramp, steps = self.loss.quantization_ramp, self.optimiser.steps
+        _require(ramp < steps, f"quantization_ramp {ramp} must be shorter than training, {steps} steps")
+        alone = self.adversarial.start + self.adversarial.warmup
+        _require(
+            not self.adversarial.weight or alone < steps,
+            f"the adversarial term would never act: start + warmup = {alone} of {steps} steps",
+        )
 
 
 @dataclass(frozen=True)
@@ -375,9 +388,14 @@ class Profile(_Strict):
         own = {key: value for key, value in section.variants[variant].items() if key not in _TRAINING_KEYS}
         where = f"tokenizer.variants.{variant}"
         base = section.variants[variant].get("codes_from")
+        if variant.endswith("_second") and base != variant.removesuffix("_second"):
+            raise ConfigError(
+                f"{where}.codes_from must be {variant.removesuffix('_second')}, on which the pipeline's stage of this name depends, "
+                f"it is {base}."
+            )
         if base is None:
             return from_dict(TokenizerConfig, {**section.common, **own}, where=where)
-        _known(base, section.variants, f"{where}.codes_from")
+        _known(str(base), section.variants, f"{where}.codes_from")
         if "codes_from" in section.variants[base]:
             raise ConfigError(
                 f"{where}.codes_from: {base} has codes of another variant itself; name that one."
@@ -394,12 +412,15 @@ class Profile(_Strict):
         """Loss, adversarial term and optimiser of the section with the variant's own keys laid over them."""
         section = self.tokenizer
         _known(variant, section.variants, "tokenizer variant")
-        own = section.variants[variant]
-        parts = {
-            name: {**to_dict(getattr(section, name)), **own.get(name, {})}
-            for name in ("loss", "adversarial", "optimiser")
-        }
-        where = f"tokenizer.variants.{variant}"
+        own, where = section.variants[variant], f"tokenizer.variants.{variant}"
+        parts = {}
+        for name in ("loss", "adversarial", "optimiser"):
+            changes = own.get(name, {})
+            if not isinstance(changes, dict):
+                raise ConfigError(
+                    f"{where}.{name} lists the keys in which the variant differs, it is {changes!r}."
+                )
+            parts[name] = {**to_dict(getattr(section, name)), **changes}
         return from_dict(TokenizerTraining, {**parts, "codes_from": own.get("codes_from")}, where=where)
 
     def autoregressive_variant(self, variant: str) -> AutoregressiveConfig:

@@ -84,7 +84,9 @@ class SpectralGeometry:
                     f"it is {list(x_BCHW.shape)}."
                 )
             x = x_BCHW.reshape(batch, channels, self.grid, patch, self.grid, patch)
-            values.append(x.permute(0, 2, 4, 1, 3, 5).reshape(batch, self.grid**2, -1))  # [B, N, C p p]
+            values.append(
+                x.permute(0, 2, 4, 1, 3, 5).reshape(batch, self.grid**2, self.values_per_token(scale))
+            )
         return values
 
     def coefficients(self, values: list[Tensor]) -> list[Tensor]:
@@ -92,10 +94,9 @@ class SpectralGeometry:
         coefficients = []
         for scale, x_BNV in zip(self.scales, values, strict=False):
             patch, side = self.patch_size(scale), self.scale_size(scale)
-            x = x_BNV.reshape(-1, self.grid, self.grid, self.scale_channels(scale), patch, patch)
-            coefficients.append(
-                x.permute(0, 3, 1, 4, 2, 5).reshape(-1, self.scale_channels(scale), side, side)
-            )
+            batch, channels = len(x_BNV), self.scale_channels(scale)
+            x = x_BNV.reshape(batch, self.grid, self.grid, channels, patch, patch)
+            coefficients.append(x.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, side, side))
         return coefficients
 
 

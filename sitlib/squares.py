@@ -4,8 +4,6 @@ A tokenizer knows squares of one side. A larger image is a batch of squares to i
 is encoded as well as they are. Codes of all squares are kept as one grid, row-major over the whole image.
 """
 
-import math
-
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,13 +17,16 @@ def cut_images(images: Tensor, side: int) -> tuple[Tensor, tuple[int, int]]:
 
 def join_images(squares: Tensor, rows: int, columns: int) -> Tensor:
     """Inverse of `cut_images`."""
-    x = squares.unflatten(0, (-1, rows, columns)).permute(0, 3, 1, 4, 2, 5)  # [B, C, R, side, K, side]
+    x = squares.unflatten(0, (len(squares) // (rows * columns), rows, columns)).permute(
+        0, 3, 1, 4, 2, 5
+    )  # [B, C, R, side, K, side]
     return x.flatten(4, 5).flatten(2, 3)
 
 
 def join_codes(codes: Tensor, rows: int, columns: int, grid: int) -> Tensor:
     """Codes [B R K, k, grid^2] of squares -> [B, k, R K grid^2], row-major over the tokens of the whole image."""
-    x = codes.unflatten(2, (grid, grid)).unflatten(0, (-1, rows, columns))  # [B, R, K, k, grid, grid]
+    batch = len(codes) // (rows * columns)
+    x = codes.unflatten(2, (grid, grid)).unflatten(0, (batch, rows, columns))  # [B, R, K, k, grid, grid]
     return x.permute(0, 3, 1, 4, 2, 5).flatten(2)
 
 
@@ -36,20 +37,21 @@ def cut_codes(
 
     Args:
         grid: tokens per side of a square.
-        token_grid: rows and columns of tokens in the whole image; a square image by default.
+        token_grid: rows and columns of tokens in the whole image; those of one square by default.
 
     Raises:
         ValueError: N codes do not make such a grid.
     """
     num_tokens = codes.shape[2]
     if token_grid is None:
-        side = math.isqrt(num_tokens)
-        if side * side != num_tokens:
+        if num_tokens != grid**2:  # even where N is a square number: a wide image would come back scrambled
             raise ValueError(
-                f"{num_tokens} codes a scale are not of a square image: say how many rows and columns of tokens it has, "
-                "decode(codes, token_grid=(rows, columns))."
+                f"{num_tokens} codes a scale are of an image of several squares: say how many rows and columns of tokens it has, "
+                f"decode(codes, token_grid=(rows, columns)), multiples of {grid}."
             )
-        token_grid = (side, side)
+        token_grid = (grid, grid)
+    if len(token_grid) != 2:
+        raise ValueError(f"token_grid is (rows, columns) of tokens, not {token_grid}.")
     height, width = token_grid
     if height * width != num_tokens or min(height, width) < 1 or height % grid or width % grid:
         raise ValueError(
@@ -67,6 +69,8 @@ def pad(images: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
     Returns:
         The enlarged images, and (H, W) for `unpad`.
     """
+    if images.ndim != 4:
+        raise ValueError(f"pad takes images [B, C, H, W], not {list(images.shape)}.")
     height, width = images.shape[2:]
     if multiple < 1 or height < 1 or width < 1:
         raise ValueError(f"an image of {height} x {width} px cannot be padded to multiples of {multiple}.")

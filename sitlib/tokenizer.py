@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sitlib.checkpoint import load_model, save_model
-from sitlib.config import TokenizerConfig
+from sitlib.config import TokenizerConfig, to_dict
 from sitlib.geometry import SpectralGeometry, band_statistics
 from sitlib.quantizer import Codebook, Quantized
 from sitlib.scales import ScaleTransformer
@@ -192,11 +192,14 @@ class SpectralTokenizer(nn.Module):
         Sides are multiples of one of `sizes`; an image larger than the largest is encoded in squares of that size, independently, and
         has N = (H / side) (W / side) grid^2 codes in each scale, row-major over the whole image. k is `num_scales(H, W)`.
 
+        With Haar and a scale-causal encoder the codes of an image of one square are, at half its size (averaged), its first k - 1 scales.
+
         Raises:
             ValueError: images of another shape, values far outside [0, 1] or not finite, or a size that is not accepted; the message says
                 which are.
         """
         _check_images(images)
+        images = images.to(self.encoder.position.dtype)
         low, high = images.aminmax() if images.numel() else (0.0, 1.0)
         if not -0.5 <= float(low) <= float(high) <= 1.5:  # also where one of them is not a number
             raise ValueError(f"images must lie in [0, 1], these span {float(low):.3g} ... {float(high):.3g}.")
@@ -215,7 +218,7 @@ class SpectralTokenizer(nn.Module):
             codes: as `encode` returns them.
             scales: how many of their scales to use, all by default: the image then has 1 / 2^(S - scales) of the full size. Fewer than
                 the model's S need a scale-causal decoder, in which a scale knows nothing of finer ones.
-            token_grid: rows and columns of tokens, for codes of images that are not square.
+            token_grid: rows and columns of tokens, for codes of images of more than one square.
 
         Raises:
             ValueError: a shape, a number of scales or a code that this tokenizer cannot have produced.
@@ -267,13 +270,14 @@ class SpectralTokenizer(nn.Module):
         Raises:
             ValueError: the other tokenizer has another geometry, encoder or codebooks.
         """
+        ours, theirs = to_dict(self.config), to_dict(other.config)
+        different = [key for key in ours if ours[key] != theirs[key] and not key.startswith("decoder_")]
+        if different:
+            raise ValueError(
+                f"these codes cannot be taken over: {', '.join(different)} of the two tokenizers differ; only decoder_* may."
+            )
         state = {name: value for name, value in other.state_dict().items() if not _of_decoder(name)}
-        try:
-            missing, unexpected = self.load_state_dict(state, strict=False)
-        except RuntimeError as error:
-            raise ValueError(f"these codes cannot be taken over: {error}") from None
-        if unexpected or not all(map(_of_decoder, missing)):
-            raise ValueError(f"these codes cannot be taken over: {unexpected or missing} differ.")
+        self.load_state_dict(state, strict=False)
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(_of_decoder(name))
         self.codes_are_frozen = True
@@ -293,16 +297,18 @@ class SpectralTokenizer(nn.Module):
 
     def _checked(self, codes: Tensor, scales: int | None) -> Tensor:
         """The first `scales` scales of codes [B, k, N], or all of them; refuses what `decode` cannot take."""
-        if codes.ndim != 3 or codes.is_floating_point() or codes.shape[2] % self.geometry.tokens_per_scale:
+        num_scales, tokens = self.geometry.num_scales, self.geometry.tokens_per_scale
+        if codes.ndim != 3 or codes.is_floating_point() or codes.dtype == torch.bool:
+            raise ValueError(f"codes must be integers [B, k, N], they are {codes.dtype} {list(codes.shape)}.")
+        available = codes.shape[1]
+        if codes.shape[2] % tokens or not 1 <= available <= num_scales:
             raise ValueError(
-                f"codes must be integers [B, k, N] with N a multiple of {self.geometry.tokens_per_scale}, "
-                f"they are {codes.dtype} {list(codes.shape)}."
+                f"codes must be [B, k, N] with k in 1 ... {num_scales} and N a multiple of {tokens}, they are {list(codes.shape)}."
             )
-        available, num_scales = codes.shape[1], self.geometry.num_scales
         scales = available if scales is None else scales
-        if not 1 <= scales <= min(available, num_scales):
+        if not isinstance(scales, int) or isinstance(scales, bool) or not 1 <= scales <= available:
             raise ValueError(
-                f"scales must lie in 1 ... {min(available, num_scales)}, the number of scales of these codes, it is {scales}."
+                f"scales must be a whole number in 1 ... {available}, the scales of these codes, it is {scales}."
             )
         if scales < num_scales and self.config.decoder_attention == "full":
             raise ValueError(
@@ -313,7 +319,7 @@ class SpectralTokenizer(nn.Module):
             raise ValueError(
                 f"codes must lie in 0 ... {self.config.num_codes - 1}, they span {codes.min()} ... {codes.max()}."
             )
-        return codes[:, :scales]
+        return codes[:, :scales].long()
 
     def _split(self, x_BS: Tensor) -> tuple[Tensor, ...]:
         """[B, S, ...] -> the scales of each codebook: the first, then the others; all of them where there is one codebook."""

@@ -142,10 +142,12 @@ def train(
             if result is None:
                 continue
             loss, values = result
-            optimisers[index].zero_grad()
             accelerator.backward(loss)
             norm = accelerator.clip_grad_norm_(modules[index].parameters(), settings[index].clip_norm)
             optimisers[index].step()
+            optimisers[
+                index
+            ].zero_grad()  # at once: with loss scaling, clipping touches the gradients of every phase
             schedulers[index].step()
             if phase.after_update is not None:
                 values = {**values, **phase.after_update(optimisers[index])}

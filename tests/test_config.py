@@ -16,7 +16,7 @@ def plain(name="quick"):
 
 
 def keys(value, prefix=""):
-    if not isinstance(value, dict) or prefix.endswith(".variants"):  # a profile may have variants of its own
+    if not isinstance(value, dict) or prefix.endswith((".variants", ".sets")):  # of which a profile may have its own
         return {prefix}
     return set().union(*(keys(item, f"{prefix}.{name}") for name, item in value.items()))
 
@@ -78,6 +78,19 @@ def change(path, value):
             "code_dim cannot differ from sit5_sc, whose codes it takes over",
         ),
         ("tokenizer.variants.sit4.codes_from", "sit5_sc_second", "has codes of another variant itself"),
+        ("tokenizer.variants.sit5_sc_second.codes_from", "sit4", "codes_from must be sit5_sc"),
+        (
+            "tokenizer.variants.sit4.optimiser",
+            None,
+            "lists the keys in which the variant differs, it is None",
+        ),
+        ("tokenizer.loss.quantization_ramp", 99_999, "must be shorter than training"),
+        (
+            "tokenizer.variants.sit4.adversarial",
+            {"weight": 0.1, "start": 99_999},
+            "the adversarial term would never act",
+        ),
+        ("tokenizer.common.mlp_ratio", 0.001, "leaves no unit of encoder_width 128"),
         ("tokenizer.evaluation.sets.emoji.kind", "narrow", "'crops' or 'wide'"),
         ("tokenizer.common.num_codes", 100_000, "raise data.normalisation_views or lower num_codes"),
         ("tokenizer.optimiser.checkpoint_every", 30, "must be a multiple of log_every"),

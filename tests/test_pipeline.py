@@ -10,10 +10,12 @@ import time
 
 import nbformat
 import pytest
+import torch
 import yaml
 
 from sitlib.paths import ROOT
 from sitlib.reporting.canonical import main as canonical
+from sitlib.tokenizer import SpectralTokenizer
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -107,18 +109,18 @@ def test_imports_run_one_way():
     layers = [
         "wavelets",
         "geometry",
+        "squares",
         "transformer",
+        "scales",
         "quantizer",
         "tokenizer",
         "losses",
+        "discriminator",
         "training",
         "experiments",
         "reporting",
     ]
-    models = {
-        f"sitlib/{name}.py"
-        for name in ("wavelets", "geometry", "transformer", "quantizer", "tokenizer", "autoregressive")
-    }
+    models = {f"sitlib/{name}.py" for name in (*layers[: layers.index("losses")], "autoregressive")}
     for file in models:
         above = {
             f
@@ -169,8 +171,10 @@ def workspace(tmp_path_factory):
     parameters = yaml.safe_load((folder / "params.yaml").read_text())
     parameters |= {
         "profile": "smoke",
-        "tokenizers": ["vit_vqgan", "sit4"],
+        "tokenizers": ["vit_vqgan", "sit4", "sit5_sc"],
         "seeds": [0],
+        "second_decoders": ["sit5_sc"],
+        "second_decoder_seeds": [0],
         "generators": ["sit4"],
         "generator_seeds": [0],
     }
@@ -211,7 +215,7 @@ def finished(workspace):
 def test_the_pipeline_runs_end_to_end(finished):
     headline = json.loads((finished / "metrics/headline.json").read_text())
     assert headline["profile"] == "smoke" and headline["hardware"]
-    assert set(headline["tokenizer"]) == {"vit_vqgan", "sit4"}
+    assert set(headline["tokenizer"]) == {"vit_vqgan", "sit4", "sit5_sc", "sit5_sc_second"}
     for scores in headline["tokenizer"].values():
         assert {"psnr", "lpips_alex", "lpips_vgg", "usage"} <= set(scores)
         assert 5 < scores["psnr"]["mean"] < 40 and 0 < scores["lpips_alex"]["mean"] < 1.5
@@ -223,7 +227,9 @@ def test_the_pipeline_runs_end_to_end(finished):
     for stem in (
         "01_wavelet_analysis",
         "02a_tokenizer_training-sit4-seed0",
+        "02a_tokenizer_training-sit5_sc_second-seed0",
         "02b_tokenizer_results",
+        "02c_tokenizer_recipe",
         "03b_generation_results",
     ):
         notebook = nbformat.read(finished / f"reports/{stem}.ipynb", as_version=4)
@@ -236,6 +242,15 @@ def test_the_pipeline_runs_end_to_end(finished):
         ]
         assert figures and all(o.metadata["image/png"]["alt"] for o in figures)
         assert stem in (finished / "reports/index.html").read_text()
+    scores = json.loads((finished / "metrics/tokenizer/sit5_sc-seed0.json").read_text())
+    assert set(scores["sets"]) == {"landscapes", "emoji", "extra"}
+    assert list(scores["sets"]["emoji"]) == ["64", "32", "16", "8", "4"]
+    first, second = (
+        SpectralTokenizer.from_checkpoint(finished / f"models/tokenizer/{name}-seed0/model.safetensors")
+        for name in ("sit5_sc", "sit5_sc_second")
+    )
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(first.encode(images), second.encode(images))
     assert not list((finished / ".ckpt").glob("*"))
 
 

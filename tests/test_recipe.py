@@ -14,7 +14,7 @@ from PIL import Image
 from sitlib import checkpoint
 from sitlib.config import ConfigError, from_dict, load_profile
 from sitlib.data import DataError, open_images
-from sitlib.experiments import trials
+from sitlib.experiments import runs, trials
 from sitlib.experiments.trials import Trial, TrialList, changed, read_trials, run_trial
 from sitlib.paths import ROOT
 from sitlib.reporting.comparison import change, paper_table, relative_table, with_interval
@@ -56,18 +56,18 @@ def test_validation_photographs_are_split_off_for_good():
 
 
 def test_a_trial_is_trained_judged_and_shown(tmp_path, monkeypatch):
-    real = trials.resolve
+    real = runs.resolve
     monkeypatch.setattr(
         trials, "resolve", lambda path: tmp_path / path if ".ckpt" in str(path) else real(path)
     )
     monkeypatch.setattr(trials, "VALIDATION_VIEWS", 40)
     changes = {
         "tokenizer.loss.lpips": 0.0,
-        "tokenizer.optimiser.steps": 4,
+        "tokenizer.optimiser.steps": 5,
         "tokenizer.optimiser.warmup_steps": 1,
     }
     row = run_trial(Trial("Steps", "sit4", changes), VALUES)
-    assert 3 < row["psnr"] < 40 and row["change"] == "lpips 0.0, steps 4, warmup_steps 1"
+    assert 3 < row["psnr"] < 40 and row["change"] == "lpips 0.0, steps 5, warmup_steps 1"
     errors = [float(error) for error in row["error_by_scale"].split()]
     assert len(errors) == 4 and not list((tmp_path / ".ckpt").glob("*"))
     path = tmp_path / "trials.csv"
@@ -86,6 +86,19 @@ def test_a_trial_is_trained_judged_and_shown(tmp_path, monkeypatch):
     )
     assert trials_plane(read_trials(path)).axes
     assert read_trials(tmp_path / "none.csv") == []
+
+
+def test_results_of_a_profile_that_has_changed_are_left_out(tmp_path):
+    listed = from_dict(TrialList, yaml.safe_load((ROOT / trials.TRIALS).read_text()))
+    current = list(trials._runs("quick", trials.TRIALS))
+    path = tmp_path / "trials.csv"
+    path.write_text("question,change,run\n" + f"b,x,{current[1]}\n" + "old,x,0123\n" + f"a,x,{current[0]}\n")
+    found, others = trials.listed_results("quick", results=path)
+    assert (
+        [row["question"] for row in found] == ["a", "b"]
+        and others == 1
+        and len(current) == len(listed.trials)
+    )
 
 
 # -- beside the paper ------------------------------------------------------------------------------------------------------------------

@@ -238,7 +238,7 @@ def test_a_full_decoder_refuses_the_first_scales_alone():
         ValueError, match="2 of 4 scales cannot be decoded alone.*decoder_attention: scale_causal"
     ):
         tokenizer.decode(tokenizer.encode(images), scales=2)
-    with pytest.raises(ValueError, match="scales must lie in 1 ... 4"):
+    with pytest.raises(ValueError, match="scales must be a whole number in 1 ... 4"):
         tokenizer.decode(tokenizer.encode(images), scales=5)
 
 
@@ -264,11 +264,25 @@ def test_images_of_any_shape_are_encoded_square_by_square(height, width, scales)
 def test_a_shape_has_to_be_named_where_it_is_not_square():
     tokenizer, images = started("sit4")
     codes = tokenizer.encode(torch.cat([images, images], 3))
-    with pytest.raises(ValueError, match="not of a square image"):
+    with pytest.raises(ValueError, match="of an image of several squares"):
         tokenizer.decode(codes)
     with pytest.raises(ValueError, match="token_grid 2 x 16 does not fit"):
         tokenizer.decode(codes, token_grid=(2, 16))
     assert tokenizer.decode(codes, token_grid=(4, 8)).shape == (12, 3, 64, 128)
+    four = tokenizer.encode(torch.cat([images] * 4, 3))  # 64 codes a scale would make a square of 8 x 8, too
+    with pytest.raises(ValueError, match="of an image of several squares"):
+        tokenizer.decode(four)
+
+
+def test_what_need_not_be_usual():
+    tokenizer, images = started("sit5", **BOTH)
+    assert tokenizer.encode(images[:0]).shape == (0, 5, 16)
+    assert tokenizer.reconstruct(images[:0]).shape == (0, 3, 64, 64)
+    assert torch.equal(tokenizer.encode(images.double()), tokenizer.encode(images))
+    flipped = images.transpose(2, 3)  # not contiguous
+    assert torch.equal(tokenizer.encode(flipped), tokenizer.encode(flipped.contiguous()))
+    codes = tokenizer.encode(images)
+    assert torch.equal(tokenizer.decode(codes.to(torch.int16)), tokenizer.decode(codes))
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 17))
@@ -290,6 +304,23 @@ def test_sit6_is_a_configuration():
     )
 
 
+@pytest.mark.parametrize(
+    ("variant", "encoder", "decoder"),
+    # Transformer blocks only, in millions: 12 width^2 each for an ordinary block; an ADTransformer has all but the output
+    # projection of attention, width^2, twice.
+    [
+        ("vit_vqgan", 8 * 12 * 0.512**2, 8 * 12 * 0.512**2),
+        ("sit4_second", 8 * 23 * 0.512**2, 32 * 23 * 1.28**2),
+    ],
+)
+def test_the_papers_shapes(variant, encoder, decoder):
+    with torch.device("meta"):
+        tokenizer = SpectralTokenizer(load_profile("paper").tokenizer_variant(variant))
+    for part, expected in ((tokenizer.encoder, encoder), (tokenizer.decoder, decoder)):
+        blocks = sum(p.numel() for p in part.transformer.blocks.parameters()) / 1e6
+        assert blocks == pytest.approx(expected, rel=0.005)  # norms and biases on top
+
+
 # -- second decoders -------------------------------------------------------------------------------------------------------------------
 
 
@@ -306,8 +337,9 @@ def test_a_second_decoder_keeps_every_code_and_only_itself_learns():
         == {"from_code", "decoder", "to_values"}
         == {name.split(".")[0] for name, p in second.named_parameters() if p.requires_grad}
     )
-    with pytest.raises(ValueError, match="cannot be taken over"):
-        tokenizer_of("sit4").take_codes_of(base)
+    for different in ({"levels": 3}, {"wavelet": "db2"}, {"encoder_heads": 1}, {"encoder_attention": "full"}):
+        with pytest.raises(ValueError, match=f"{next(iter(different))} of the two tokenizers differ"):
+            tokenizer_of("sit5_sc", **different).take_codes_of(base)
 
 
 def test_adtransformer_has_more_parameters_but_the_baseline_has_one_type():
@@ -352,6 +384,17 @@ def test_codes_start_where_the_data_is_and_the_data_is_spread_out(variant):
         (lambda t: t.encode(torch.rand(1, 3, 64, 64) * 255), r"must lie in \[0, 1\], these span"),
         (lambda t: t.encode(torch.full((1, 3, 64, 64), float("nan"))), r"must lie in \[0, 1\]"),
         (lambda t: t.decode(torch.zeros(1, 4, 15, dtype=torch.int64)), r"N a multiple of 16"),
+        (lambda t: t.decode(torch.zeros(1, 0, 16, dtype=torch.int64)), r"k in 1 ... 4"),
+        (lambda t: t.decode(torch.zeros(1, 4, 16, dtype=torch.bool)), r"codes must be integers"),
+        (
+            lambda t: t.decode(torch.zeros(1, 4, 16, dtype=torch.int64), scales=2.5),
+            r"scales must be a whole number in 1 ... 4",
+        ),
+        (
+            lambda t: t.decode(torch.zeros(1, 4, 32, dtype=torch.int64), token_grid=(4,)),
+            r"token_grid is \(rows, columns\)",
+        ),
+        (lambda t: pad(torch.rand(3, 8, 8), 4), r"pad takes images \[B, C, H, W\]"),
         (lambda t: t.decode(torch.zeros(1, 4, 16)), r"codes must be integers"),
         (lambda t: t.decode(torch.full((1, 4, 16), 64)), r"must lie in 0 ... 63"),
     ],

@@ -109,7 +109,7 @@ def trained(
             if read_about(files.model).get("run") == key and files.curve.exists():
                 return files.load(model_class)
     files = shared if pipeline else own
-    checkpoints = _checkpoint_folder(run)
+    checkpoints = checkpoint_folder(run)
     model, rows = train_now(checkpoints)
     write_curve(files.curve, rows)
     model.cpu().save(files.model, run=key, name=f"{kind}/{variant}-seed{run.seed}")
@@ -148,7 +148,7 @@ def pipeline_parameters() -> dict[str, Any]:
     return yaml.safe_load(resolve("params.yaml").read_text())
 
 
-def _checkpoint_folder(run: TokenizerRun | AutoregressiveRun) -> Path:
+def checkpoint_folder(run: TokenizerRun | AutoregressiveRun, purpose: str = "") -> Path:
     """Where a run keeps its resumable states: named by its configuration, its images (path, size and time of their files) and the code."""
     source = resolve((run.codes.tokenizer if isinstance(run, AutoregressiveRun) else run).data.source)
     found = source.rglob("*") if source.is_dir() else source.parent.glob(source.name)
@@ -156,7 +156,7 @@ def _checkpoint_folder(run: TokenizerRun | AutoregressiveRun) -> Path:
     files = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
     packages = [ROOT / "sitlib", ROOT / "sitlib" / "data", ROOT / "sitlib" / "experiments"]
     code = b"".join(path.read_bytes() for package in packages for path in sorted(package.glob("*.py")))
-    return resolve(".ckpt") / digest(run, files, hashlib.sha256(code).hexdigest())
+    return resolve(".ckpt") / digest(run, purpose, files, hashlib.sha256(code).hexdigest())
 
 
 def command(main: Callable[[], None]) -> None:

@@ -39,7 +39,6 @@ from sitlib.wavelets import dwt2, orthonormal_gains
 from sitlib.weights import ensure_weights
 
 ERROR_LEVELS = 3  # scales of the error budget: those of SIT-4, for every model
-SMALL_VIEWS = 84  # of a set at less than full size: two of each of the 42 landscapes; a view takes 0.1 s
 SMALLEST_SIZE = 4  # px; down to which a tokenizer of one size is judged: the coarsest scale of SIT-5
 FEATURES = "build/features"  # of originals, which are the same for every tokenizer
 BY_PHOTOGRAPH = ("photographs", "counts", "by_photograph")
@@ -107,10 +106,9 @@ def evaluate_tokenizer(tokenizer: SpectralTokenizer, profile: Profile) -> dict[s
         views, keys = held_out_set(profile, name, config.size)
         sets[name] = {}
         for size in sizes:
-            count = len(views) if size == sizes[0] else SMALL_VIEWS
-            images = F.avg_pool2d(views[:count], config.size // size)
+            images = F.avg_pool2d(views, config.size // size)
             codes, reconstructions = reconstructed(tokenizer, images)
-            scores = _scores(images, reconstructions, keys[:count], lite0, profile, name)
+            scores = _scores(images, reconstructions, keys, lite0, profile, name)
             scores["bits_per_pixel"] = bits_per_pixel(codes[0].numel(), config.num_codes, size)
             if inception is not None and size == sizes[0]:
                 scores |= inception(reconstructions, images, seed=settings.seed, progress=name)
@@ -201,7 +199,10 @@ def tokenizer_scores(profile: Profile, variant: str, seed: int) -> dict[str, Any
 
 
 def _run(profile: Profile, variant: str, seed: int) -> str:
-    return digest(TokenizerRun.of(profile, variant, seed), profile.tokenizer.evaluation)
+    settings = (
+        profile.tokenizer.evaluation
+    )  # a digest knows no order, and the first set has a role of its own
+    return digest(TokenizerRun.of(profile, variant, seed), settings, list(settings.sets))
 
 
 def main() -> None:

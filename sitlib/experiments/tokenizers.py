@@ -76,7 +76,14 @@ def train_tokenizer(
 
     Args:
         codes: the tokenizer whose encoder and codebooks are taken over, where the run has one.
+
+    Raises:
+        ValueError: `codes` is missing, or given to a run that learns its own.
     """
+    if (run.codes is None) != (codes is None):
+        raise ValueError(
+            "a run with `codes_from`, and no other, needs the tokenizer whose codes it takes over."
+        )
     seed_everything(run.seed)
     data, device = run.data, best_device()
     tokenizer = SpectralTokenizer(run.model)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from sitlib.config import ConfigError, Profile, digest, from_dict
 from sitlib.data import held_out_views, open_images
-from sitlib.experiments.runs import TokenizerRun, command
+from sitlib.experiments.runs import TokenizerRun, checkpoint_folder, command
 from sitlib.experiments.tokenizer_evaluation import error_by_scale
 from sitlib.experiments.tokenizers import train_tokenizer
 from sitlib.metrics import codebook_statistics, evaluate_reconstructions
@@ -28,6 +28,8 @@ from sitlib.training import forget_checkpoints
 
 VALIDATION_SHARE = 0.2  # of the training photographs
 VALIDATION_VIEWS = 400
+SEED = 0
+TRIALS = "profiles/trials/tokenizer.yaml"
 RESULTS = "profiles/trials/tokenizer.csv"
 
 
@@ -81,7 +83,7 @@ def changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def run_trial(trial: Trial, values: dict[str, Any], seed: int = 0) -> dict[str, Any]:
+def run_trial(trial: Trial, values: dict[str, Any], seed: int = SEED) -> dict[str, Any]:
     """Trains and judges one trial; its row of the results.
 
     Args:
@@ -90,7 +92,7 @@ def run_trial(trial: Trial, values: dict[str, Any], seed: int = 0) -> dict[str, 
     profile = trial.profile(values)
     run = TokenizerRun.of(profile, trial.variant, seed)
     images, validation = open_images(run.data.source, "train").split_off(VALIDATION_SHARE)
-    checkpoints = resolve(".ckpt") / f"trial-{digest(run)}"
+    checkpoints = checkpoint_folder(run, "trial")
     tokenizer, curve = train_tokenizer(run, images, checkpoints, f"{trial.variant}, {trial.change}")
     views = held_out_views(validation, VALIDATION_VIEWS, run.data.size, seed, kind="crops")[0]
     tokenizer = tokenizer.cpu().eval()
@@ -125,6 +127,23 @@ def read_trials(path: str | Path = RESULTS) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def listed_results(
+    profile: str = "quick", trials: str | Path = TRIALS, results: str | Path = RESULTS
+) -> tuple[list[dict[str, str]], int]:
+    """Results of the listed trials in the order of the list, and how many rows are of other trials or of a profile that has changed."""
+    rows = {row["run"]: row for row in read_trials(results)}
+    found = [rows[run] for run in _runs(profile, trials) if run in rows]
+    return found, len(rows) - len(found)
+
+
+def _runs(profile: str, trials: str | Path) -> dict[str, tuple[Trial, dict[str, Any]]]:
+    """Digest of each listed trial -> the trial, and the plain values of the profile that it changes."""
+    path = resolve(trials)
+    listed = from_dict(TrialList, yaml.safe_load(path.read_text()), where=path.name)
+    values = changed(yaml.safe_load(resolve(f"profiles/{profile}.yaml").read_text()), listed.common)
+    return {digest(TokenizerRun.of(t.profile(values), t.variant, SEED)): (t, values) for t in listed.trials}
+
+
 def _one_thread() -> None:
     torch.set_num_threads(1)  # several small trainings side by side are faster than one on all cores
 
@@ -132,21 +151,17 @@ def _one_thread() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m sitlib.experiments.trials", description=__doc__)
     parser.add_argument("--profile", default="quick")
-    parser.add_argument("--trials", default="profiles/trials/tokenizer.yaml", help="list of trials")
+    parser.add_argument("--trials", default=TRIALS, help="list of trials")
     parser.add_argument("--output", default=RESULTS, help="CSV file to which results are added")
     parser.add_argument("--workers", type=int, default=2, help="trials side by side, one thread each")
     arguments = parser.parse_args()
-    values = yaml.safe_load(resolve(f"profiles/{arguments.profile}.yaml").read_text())
-    listed = from_dict(
-        TrialList, yaml.safe_load(resolve(arguments.trials).read_text()), where=arguments.trials
-    )
-    trials, values = listed.trials, changed(values, listed.common)
     done = {row["run"] for row in read_trials(arguments.output)}
-    waiting = [t for t in trials if digest(TokenizerRun.of(t.profile(values), t.variant, 0)) not in done]
+    runs = _runs(arguments.profile, arguments.trials)
+    waiting = [trial for run, trial in runs.items() if run not in done]
     output = resolve(arguments.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(arguments.workers, initializer=_one_thread) as pool:
-        jobs = [pool.submit(run_trial, trial, values) for trial in waiting]
+        jobs = [pool.submit(run_trial, trial, values) for trial, values in waiting]
         for job in tqdm(as_completed(jobs), "trials", total=len(jobs), unit="trial", ncols=110):
             row, is_new = job.result(), not output.exists()
             with output.open("a", newline="") as file:

@@ -6,13 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from sitlib.metrics import paired_interval
-from sitlib.reporting.headline import spread
+from sitlib.metrics import bootstrap_interval, paired_interval
 from sitlib.reporting.names import label
 from sitlib.reporting.paper import FULL_SIZE, RECONSTRUCTION, Reported
 
 Scores = Mapping[str, Any]  # what `tokenizer_evaluation.evaluate_tokenizer` returns
 BASELINE = "vit_vqgan"
+
+
+def require_baseline(scores: Mapping[str, Any]) -> None:
+    """Raises ValueError where there is nothing to compare with."""
+    if BASELINE not in scores:
+        raise ValueError(f"every comparison is with {BASELINE}: add it to tokenizers in params.yaml.")
 
 
 def at(scores: Scores, images: str, size: int) -> Mapping[str, Any]:
@@ -55,6 +60,13 @@ def _by_photograph(
     return dict(zip(records[0]["photographs"], zip(values, records[0]["counts"], strict=True), strict=True))
 
 
+def interval(scores: Sequence[Scores], metric: str, images: str, size: int) -> tuple[float, float, float]:
+    """Mean of a metric over seeds, and its interval of 95 % over photographs: (value, low, high)."""
+    found = _by_photograph(scores, metric, images, size)
+    values, counts = np.array(list(found.values())).T
+    return float(np.average(values, weights=counts)), *bootstrap_interval(values, list(found), counts=counts)
+
+
 def with_interval(value: float, low: float, high: float, digits: int = 2, sign: str = "") -> str:
     """ "0.83 [0.81, 0.85]"; `sign` "+" shows the sign of positive numbers."""
     return f"{value:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
@@ -76,7 +88,7 @@ def paper_table(scores: Mapping[str, Sequence[Scores]], images: str, full_size: 
     """The paper's reconstruction rows beside ours, at the sizes that correspond."""
     rows = []
     for row, size in _reported(scores, images, full_size):
-        records = [at(seed, images, size) for seed in scores[row.variant]]
+        records, seeds = [at(seed, images, size) for seed in scores[row.variant]], scores[row.variant]
         rows.append(
             {
                 "model": label(row.variant),
@@ -85,9 +97,9 @@ def paper_table(scores: Mapping[str, Sequence[Scores]], images: str, full_size: 
                 "paper LPIPS": row.lpips,
                 "paper FID": row.fid,
                 "ours, px": size,
-                "PSNR, dB": spread([record["psnr"] for record in records]),
-                "LPIPS-Alex": spread([record["lpips_alex"] for record in records]),
-                "FD-Lite0": spread([record["fd_lite0"] for record in records]),
+                "PSNR, dB": with_interval(*interval(seeds, "psnr", images, size)),
+                "LPIPS-Alex": with_interval(*interval(seeds, "lpips_alex", images, size), digits=3),
+                "FD-Lite0": mean(record["fd_lite0"] for record in records),
             }
         )
     return rows
@@ -132,26 +144,30 @@ def _reference(row: Reported) -> tuple[tuple[str, int] | None, str]:
     return (row.variant, FULL_SIZE), "itself at full size"
 
 
-def sets_table(scores: Mapping[str, Sequence[Scores]], size: int) -> list[dict[str, Any]]:
-    """Every model on every set of held-out images at one size: means over seeds, LPIPS also relative to the baseline."""
+def sets_table(scores: Mapping[str, Sequence[Scores]], sizes: Sequence[int]) -> list[dict[str, Any]]:
+    """Models on every set of held-out images, at those of the sizes in px at which each was judged: all metrics, means over seeds."""
     rows = []
     for images in next(iter(scores.values()))[0]["sets"]:
         for variant, seeds in scores.items():
-            records = [at(seed, images, size) for seed in seeds]
-            low, high = np.mean([record["intervals"]["lpips_alex"] for record in records], axis=0)
-            lpips = mean(record["lpips_alex"] for record in records)
-            rows.append(
-                {
-                    "images": images,
-                    "model": label(variant),
-                    "PSNR, dB": mean(record["psnr"] for record in records),
-                    "SSIM": mean(record["ssim"] for record in records),
-                    "LPIPS-Alex [95 %]": with_interval(lpips, low, high, digits=3),
-                    "LPIPS-VGG": mean(record["lpips_vgg"] for record in records),
-                    "FD-Lite0": mean(record["fd_lite0"] for record in records),
-                    "KID x 1000": 1000 * mean(record["kid"] for record in records),
-                    "Lite0 score": mean(record["lite0_score"] for record in records),
-                    "bits per pixel": records[0]["bits_per_pixel"],
-                }
-            )
+            for size in sizes:
+                if str(size) in seeds[0]["sets"][images]:
+                    rows.append(
+                        {"images": images, "model": label(variant), "px": size}
+                        | _metrics(seeds, images, size)
+                    )
     return rows
+
+
+def _metrics(seeds: Sequence[Scores], images: str, size: int) -> dict[str, Any]:
+    records = [at(seed, images, size) for seed in seeds]
+    ssim = [record["ssim"] for record in records]
+    return {
+        "PSNR, dB": with_interval(*interval(seeds, "psnr", images, size)),
+        "SSIM": None if None in ssim else mean(ssim),
+        "LPIPS-Alex": with_interval(*interval(seeds, "lpips_alex", images, size), digits=3),
+        "LPIPS-VGG": mean(record["lpips_vgg"] for record in records),
+        "FD-Lite0": mean(record["fd_lite0"] for record in records),
+        "KID x 1000": 1000 * mean(record["kid"] for record in records),
+        "Lite0 score": mean(record["lite0_score"] for record in records),
+        "bits/px": records[0]["bits_per_pixel"],
+    }

@@ -173,7 +173,17 @@ def tokenizer_runs(parameters: Mapping[str, Any]) -> list[tuple[str, int]] | Non
     runs = _listed(parameters.get("tokenizers"), parameters.get("seeds"))
     if runs is None:
         return None
-    second = [f"{name}_second" for name in parameters.get("second_decoders", [])]
+    bases = parameters.get("second_decoders", [])
+    missing = [
+        f"{name}, seed {seed}"
+        for name, seed in _listed(bases, parameters.get("second_decoder_seeds", []))
+        if (name, seed) not in runs
+    ]
+    if missing:
+        raise HeadlineError(
+            f"second_decoders in params.yaml needs {', '.join(missing)}: add it to tokenizers and seeds."
+        )
+    second = [f"{name}_second" for name in bases]
     return runs + (_listed(second, parameters.get("second_decoder_seeds", [])) or [])
 
 
