@@ -165,9 +165,9 @@ def _metrics(seeds: Sequence[Scores], images: str, size: int) -> dict[str, Any]:
         "PSNR, dB": with_interval(*interval(seeds, "psnr", images, size)),
         "SSIM": None if None in ssim else mean(ssim),
         "LPIPS-Alex": with_interval(*interval(seeds, "lpips_alex", images, size), digits=3),
-        "LPIPS-VGG": mean(record["lpips_vgg"] for record in records),
+        "VGG": mean(record["lpips_vgg"] for record in records),
         "FD-Lite0": mean(record["fd_lite0"] for record in records),
         "KID x 1000": 1000 * mean(record["kid"] for record in records),
-        "Lite0 score": mean(record["lite0_score"] for record in records),
+        "score": mean(record["lite0_score"] for record in records),
         "bits/px": records[0]["bits_per_pixel"],
     }
