@@ -16,7 +16,9 @@ def plain(name="quick"):
 
 
 def keys(value, prefix=""):
-    if not isinstance(value, dict) or prefix.endswith((".variants", ".sets")):  # of which a profile may have its own
+    if not isinstance(value, dict) or prefix.endswith(
+        (".variants", ".sets")
+    ):  # of which a profile may have its own
         return {prefix}
     return set().union(*(keys(item, f"{prefix}.{name}") for name, item in value.items()))
 

@@ -81,9 +81,7 @@ def test_a_trial_is_trained_judged_and_shown(tmp_path, monkeypatch):
             ]
         )
     shown = trial_rows(read_trials(path))
-    assert [row["change, dB"] for row in shown] == [None, 1.5] and shown[1]["LPIPS ratio"] == pytest.approx(
-        0.8
-    )
+    assert [row["change, dB"] for row in shown] == [None, 1.5] and shown[1]["ratio"] == pytest.approx(0.8)
     assert trials_plane(read_trials(path)).axes
     assert read_trials(tmp_path / "none.csv") == []
 

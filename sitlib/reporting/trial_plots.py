@@ -27,10 +27,8 @@ def trial_rows(trials: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
                 "PSNR, dB": psnr,
                 "change, dB": None if default is None or is_default else psnr - float(default["psnr"]),
                 "LPIPS-Alex": lpips,
-                "LPIPS ratio": None
-                if default is None or is_default
-                else lpips / float(default["lpips_alex"]),
-                "codes used, %": float(trial["usage"]),
+                "ratio": None if default is None or is_default else lpips / float(default["lpips_alex"]),
+                "used, %": float(trial["usage"]),
                 "seconds": float(trial["seconds"]),
             }
         )
