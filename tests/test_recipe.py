@@ -4,6 +4,7 @@ import csv
 import math
 import re
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -55,7 +56,10 @@ def test_validation_photographs_are_split_off_for_good():
         source.split_off(0.0)
 
 
-def test_a_trial_is_trained_judged_and_shown(tmp_path, monkeypatch):
+def test_a_trial_is_trained_judged_and_shown(tmp_path, monkeypatch, weights_folder):
+    monkeypatch.setattr(trials, "ensure_weights", lambda: None)
+    judge = partial(trials.evaluate_reconstructions, folder=weights_folder)
+    monkeypatch.setattr(trials, "evaluate_reconstructions", judge)
     real = runs.resolve
     monkeypatch.setattr(
         trials, "resolve", lambda path: tmp_path / path if ".ckpt" in str(path) else real(path)

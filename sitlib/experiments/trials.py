@@ -25,6 +25,7 @@ from sitlib.experiments.tokenizers import train_tokenizer
 from sitlib.metrics import codebook_statistics, evaluate_reconstructions
 from sitlib.paths import resolve
 from sitlib.training import forget_checkpoints
+from sitlib.weights import ensure_weights
 
 VALIDATION_SHARE = 0.2  # of the training photographs
 VALIDATION_VIEWS = 400
@@ -89,6 +90,7 @@ def run_trial(trial: Trial, values: dict[str, Any], seed: int = SEED) -> dict[st
     Args:
         values: content of the profile's file.
     """
+    ensure_weights()
     profile = trial.profile(values)
     run = TokenizerRun.of(profile, trial.variant, seed)
     images, validation = open_images(run.data.source, "train").split_off(VALIDATION_SHARE)
