@@ -1,7 +1,7 @@
 """Judging a tokenizer on held-out images: `python -m sitlib.experiments.tokenizer_evaluation`.
 
-Every set of the profile's `tokenizer.evaluation.sets` is judged at full size with all its views and at each smaller size with the first
-84. Smaller images are the views averaged over squares of pixels, as the Haar transform does it.
+Every set of the profile's `tokenizer.evaluation.sets` is judged at every size with the same views. Smaller images are the views averaged
+over squares of pixels, as the Haar transform does it.
 """
 
 import argparse

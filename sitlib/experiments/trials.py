@@ -165,7 +165,11 @@ def main() -> None:
     with ProcessPoolExecutor(arguments.workers, initializer=_one_thread) as pool:
         jobs = [pool.submit(run_trial, trial, values) for trial, values in waiting]
         for job in tqdm(as_completed(jobs), "trials", total=len(jobs), unit="trial", ncols=110):
-            row, is_new = job.result(), not output.exists()
+            try:
+                row, is_new = job.result(), not output.exists()
+            except FloatingPointError as error:  # of one trial: the results of the others are kept
+                print(error)
+                continue
             with output.open("a", newline="") as file:
                 writer = csv.DictWriter(file, list(row), lineterminator="\n")
                 if is_new:
