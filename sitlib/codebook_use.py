@@ -15,11 +15,10 @@ def codebook_statistics(codes: Tensor, num_codes: int, *, num_codebooks: int | N
     that would give this entropy if used evenly; between 1 and `num_codes`.
 
     Args:
-        codes: int64 `[B, S, N]`. Scale 1 uses the approximation codebook, scales 2.. share the details
-            codebook.
+        codes: int64 `[B, S, N]`.
         num_codes: codes in each codebook.
-        num_codebooks: 1 or 2; default: 1 for a single scale, else 2. With 1, all scales share the only
-            codebook.
+        num_codebooks: 1: all scales share the only one; 2: "approximation" of scale 1, "details" of all others; S: one for each scale,
+            "approximation", "details_2" ... Default: 1 for a single scale, else 2.
 
     Returns `codebooks` (name -> `usage`, `perplexity`), `scales` (a list: `scale`, `codebook`, `usage`,
     `perplexity`) and `usage_images` (B). Raises `ValueError` if codes are not `[B, S, N]` integers in [0,
@@ -36,9 +35,10 @@ def codebook_statistics(codes: Tensor, num_codes: int, *, num_codebooks: int | N
     num_scales = codes.shape[1]
     if num_codebooks is None:
         num_codebooks = 1 if num_scales == 1 else 2
-    if num_codebooks not in (1, 2) or num_codebooks > num_scales:
+    if num_codebooks not in (1, 2, num_scales) or num_codebooks > num_scales:
+        possible = sorted({1, min(2, num_scales), num_scales})
         raise ValueError(
-            f"{num_scales} scales have 1 or {min(2, num_scales)} codebooks, not {num_codebooks}."
+            f"{num_scales} scales have {' or '.join(map(str, possible))} codebooks, not {num_codebooks}."
         )
 
     def statistics(part: Tensor) -> dict[str, float]:
@@ -48,18 +48,25 @@ def codebook_statistics(codes: Tensor, num_codes: int, *, num_codebooks: int | N
             "perplexity": torch.special.entr(share).sum().exp().item(),
         }
 
-    names = ["approximation"] + [("details" if num_codebooks == 2 else "approximation")] * (num_scales - 1)
-    codebooks = (
-        {"approximation": codes[:, :1], "details": codes[:, 1:]}
-        if num_codebooks == 2
-        else {"approximation": codes}
-    )
+    books = codebook_names(num_codebooks)
+    names = books + books[-1:] * (num_scales - len(books))  # of every scale
+    codebooks = {
+        name: codes[:, names.index(name) : num_scales - names[::-1].index(name)]
+        for name in dict.fromkeys(names)
+    }
     scales = [{"scale": i + 1, "codebook": name, **statistics(codes[:, i])} for i, name in enumerate(names)]
     return {
         "codebooks": {name: statistics(part) for name, part in codebooks.items()},
         "scales": scales,
         "usage_images": len(codes),
     }
+
+
+def codebook_names(num_codebooks: int) -> list[str]:
+    """Names of one, two, or as many codebooks as scales, in the order of the scales that use them."""
+    if num_codebooks <= 2:
+        return ["approximation", "details"][:num_codebooks]
+    return ["approximation", *(f"details_{scale}" for scale in range(2, num_codebooks + 1))]
 
 
 def bits_per_pixel(num_tokens: int, num_codes: int, size: int | tuple[int, int]) -> float:

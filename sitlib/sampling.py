@@ -1,4 +1,11 @@
-"""Drawing codes from an autoregressive model: filters, classifier-free guidance and a static key-value cache."""
+"""Drawing codes from an autoregressive model: one function, `generate`, with filters, guidance, prefixes and streaming.
+
+Keys and values are kept in memory that is allocated once for a batch; the conditional and unconditional halves of classifier-free guidance
+(arXiv 2207.12598) go through the model together.
+"""
+
+import os
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -7,85 +14,170 @@ from tqdm import tqdm
 
 from sitlib.autoregressive import AutoregressiveModel
 from sitlib.config import SamplingConfig
+from sitlib.tokenizer import SpectralTokenizer
+
+Streamed = Callable[[int, int, Tensor], None]
 
 
-@torch.no_grad()
 def generate(
-    model: AutoregressiveModel, labels: Tensor, config: SamplingConfig, *, progress: str | None = None
+    model: AutoregressiveModel,
+    prompts: Tensor | Sequence[str],
+    config: SamplingConfig,
+    *,
+    scales: int | None = None,
+    prefix_codes: Tensor | None = None,
+    tokenizer: SpectralTokenizer | None = None,
+    on_scale: Streamed | None = None,
+    progress: str | None = None,
 ) -> Tensor:
-    """Draws one code sequence for each class id.
+    """Draws one code sequence for each prompt.
 
     Sample i depends on the seed and on i alone, not on the batch in which it is drawn (up to floating-point ties): each has its own
-    random numbers. Batches larger than `config.batch_size` are split.
+    random numbers, one for each position. So codes given as a prefix, if they are those that would have been drawn, change nothing.
 
     Args:
-        labels: [B] int64 class ids.
+        prompts: class ids [B] int64, or B texts for a text-conditional model (or their token ids [B, L]).
+        scales: stop after this many scales, all by default. Fewer can be decoded if the tokenizer's decoder is scale-causal.
+        prefix_codes: [B, k, N] codes of the first k scales, which are kept: the others are drawn given them.
+        tokenizer, on_scale: after every finished scale, `on_scale(first, scale, images)` gets the index of the batch's first sample, the
+            number of scales and the images [b, 3, H, W] in [0, 1] that `tokenizer` decodes from these.
         progress: title of a progress bar, or None for none.
 
     Returns:
-        Codes [B, S, N] int64 on the model's device.
+        Codes [B, scales, N] int64 on the model's device.
 
     Raises:
-        ValueError: a class id that the model does not know.
+        ValueError: a class id that the model does not know, an empty or too long text, texts for a class-conditional model or the
+            reverse, a number of scales or prefix codes that the model does not have, or a tokenizer that cannot decode scale by scale.
     """
-    known = len(model.config.classes)
-    if labels.ndim != 1 or (labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < known):
+    shape = model.config
+    scales = shape.num_scales if scales is None else scales
+    if not 1 <= scales <= shape.num_scales:
         raise ValueError(
-            f"labels must be [B] class ids in 0 ... {known - 1} ({', '.join(model.config.classes)})."
+            f"scales must lie in 1 ... {shape.num_scales}, the scales of the model, it is {scales}."
         )
+    conditions = _conditions(model, prompts)
+    prefix_codes = _checked_prefix(model, prefix_codes, len(conditions), scales)
+    if on_scale is not None:
+        _check_streaming(model, tokenizer)
+
     device = next(model.parameters()).device
-    starts = range(0, len(labels), config.batch_size)
+    batch_size = config.batch_size or largest_batch(model, config, scales)
     bar = tqdm(
-        total=len(labels), desc=progress, unit="image", mininterval=5.0, ncols=110, disable=progress is None
+        total=len(conditions),
+        desc=progress,
+        unit="image",
+        mininterval=5.0,
+        ncols=110,
+        disable=progress is None,
     )
-    batches = []
-    for start in starts:
-        chunk = labels[start : start + config.batch_size].to(device)
-        batches.append(_generate_batch(model, chunk, start, config))
-        bar.update(len(chunk))
+    batches = [prefix_codes.new_empty(0, scales * shape.tokens_per_scale).to(device)]
+    for start in range(0, len(conditions), batch_size):
+        chosen = slice(start, start + batch_size)
+        streamed = None
+        if on_scale is not None:
+
+            def streamed(codes: Tensor, first: int = start) -> None:
+                with torch.inference_mode(False):  # what is shown may be used for anything
+                    on_scale(first, codes.shape[1], tokenizer.decode(codes.clone()))
+
+        given = prefix_codes[chosen].flatten(1).to(device)
+        batches.append(
+            _generate_batch(model, conditions[chosen].to(device), start, given, scales, config, streamed)
+        )
+        bar.update(len(batches[-1]))
     bar.close()
-    shape = (model.config.num_scales, model.config.tokens_per_scale)
-    return torch.cat(batches).unflatten(1, shape) if batches else labels.new_empty((0, *shape))
+    return torch.cat(batches).unflatten(1, (scales, shape.tokens_per_scale))
 
 
-def _generate_batch(model: AutoregressiveModel, labels: Tensor, first: int, config: SamplingConfig) -> Tensor:
-    """Codes [B, T] of samples first ... first + B."""
-    batch, length = len(labels), model.num_tokens
+def largest_batch(model: AutoregressiveModel, config: SamplingConfig, scales: int) -> int:
+    """How many samples at a time: their keys, values and logits take at most half of the free memory; between 1 and 1,024."""
+    parameter, shape = next(model.parameters()), model.config
+    length = scales * shape.tokens_per_scale
+    values = 2 * shape.shape.layers * shape.shape.width * length + 8 * shape.num_codes
+    halves = 1 if config.guidance == 1.0 else 2
+    if parameter.is_cuda:
+        free = torch.cuda.mem_get_info(parameter.device)[0]
+    elif hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        free = 2 * 2**30
+    return max(1, min(1024, int(free / 2 / (values * halves * parameter.element_size()))))
+
+
+def guidance_of_scale(scale: int, num_scales: int, config: SamplingConfig) -> float:
+    """Guidance weight in scale 1 ... S."""
+    if config.guidance_growth == "constant" or num_scales == 1:
+        return config.guidance
+    return 1.0 + (config.guidance - 1.0) * (scale - 1) / (num_scales - 1)
+
+
+@torch.inference_mode()
+def _generate_batch(
+    model: AutoregressiveModel,
+    condition: Tensor,
+    first: int,
+    given_Bt: Tensor,
+    scales: int,
+    config: SamplingConfig,
+    streamed: Callable[[Tensor], None] | None,
+) -> Tensor:
+    """Codes [B, scales * N] of samples first ... first + B, of which the first t are given."""
+    batch, tokens = len(condition), model.config.tokens_per_scale
+    given, length = given_Bt.shape[1], scales * tokens
     guided = config.guidance != 1.0
-    if guided:  # both halves in one batch
-        labels = torch.cat([labels, torch.full_like(labels, model.no_class)])
-    uniform_BT = torch.stack([_random_numbers(config.seed, first + i, length) for i in range(batch)]).to(
-        labels.device
-    )
-    cache = model.transformer.new_cache(len(labels), length)
-    codes_BT = torch.empty(batch, length, dtype=torch.int64, device=labels.device)
-    x_B1C = model.embed_class(labels)
-    for position in range(length):
-        logits_BK = model.next_logits(x_B1C, cache)
+    codes_BT = torch.empty(batch, length, dtype=torch.int64, device=condition.device)
+    codes_BT[:, :given] = given_Bt
+    if given == length:
+        return codes_BT
+    numbers = np.stack([_random_numbers(config.seed, first + i, model.num_tokens) for i in range(batch)])
+    uniform_TB = torch.from_numpy(numbers.T.copy()).to(condition.device)
+
+    def both(x: Tensor) -> Tensor:  # the conditional half and the unconditional one
+        return torch.cat([x, x]) if guided else x
+
+    if guided:
+        condition = torch.cat([condition, model.unconditional(condition)])
+    writing, logits_BK = model.begin(condition, length, both(given_Bt) if given else None)
+    for position in range(given, length):
+        scale = position // tokens + 1
         if guided:
             conditional, unconditional = logits_BK.chunk(2)
-            logits_BK = unconditional + config.guidance * (conditional - unconditional)
-        probabilities_BK = filtered_probabilities(logits_BK, config.temperature, config.top_k, config.top_p)
-        codes_BT[:, position] = draw(probabilities_BK, uniform_BT[:, position])
-        chosen = codes_BT[:, position : position + 1]
-        x_B1C = model.embed_codes(torch.cat([chosen, chosen]) if guided else chosen, position)
+            weight = guidance_of_scale(scale, model.config.num_scales, config)
+            logits_BK = torch.lerp(unconditional, conditional, weight)
+        probabilities_BK = filtered_probabilities(
+            logits_BK, config.temperature, config.top_k, config.top_p, config.min_p
+        )
+        codes_B = draw(probabilities_BK, uniform_TB[position])
+        codes_BT[:, position] = codes_B
+        if streamed is not None and (position + 1) % tokens == 0:
+            streamed(codes_BT[:, : position + 1].unflatten(1, (scale, tokens)))
+        if position + 1 < length:
+            logits_BK = model.proceed(writing, both(codes_B))
     return codes_BT
 
 
 def filtered_probabilities(
-    logits_BK: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+    logits_BK: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> Tensor:
-    """Probabilities [B, K] after temperature, then top-k, then nucleus filtering (top-p, arXiv 1904.09751).
+    """Probabilities [B, K] after temperature, then top-k, then min-p, then nucleus filtering (top-p, arXiv 1904.09751).
 
     Args:
         top_k: only the k most likely codes remain; 0 = all. Ties with the k-th remain too.
+        min_p: only codes at least this share as likely as the likeliest remain (arXiv 2407.01082); 0.0 = all.
         top_p: only the smallest set of codes whose probabilities add up to top_p remains; 1.0 = all.
     """
-    logits_BK = logits_BK.float() / temperature
+    logits_BK = logits_BK.float()
+    if temperature != 1.0:
+        logits_BK = logits_BK / temperature
     if 0 < top_k < logits_BK.shape[-1]:
         threshold = logits_BK.topk(top_k, dim=-1).values[:, -1:]
         logits_BK = logits_BK.masked_fill(logits_BK < threshold, float("-inf"))
     probabilities = logits_BK.softmax(-1)
+    if min_p > 0.0:
+        least = min_p * probabilities.amax(-1, keepdim=True)
+        probabilities = probabilities.masked_fill(probabilities < least, 0.0)
+        probabilities = probabilities / probabilities.sum(-1, keepdim=True)
     if top_p < 1.0:
         ordered, order = probabilities.sort(dim=-1, descending=True)
         before = ordered.cumsum(-1) - ordered  # the most likely code is always kept: nothing comes before it
@@ -97,14 +189,69 @@ def filtered_probabilities(
 def draw(probabilities_BK: Tensor, uniform_B: Tensor) -> Tensor:
     """One code [B] for each row, by inverting the cumulative distribution at a number in [0, 1)."""
     cumulative = probabilities_BK.cumsum(-1)
-    target = uniform_B[:, None] * cumulative[:, -1:]
-    chosen = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
-    last = (cumulative < cumulative[:, -1:]).sum(
-        -1
+    total = cumulative[:, -1:].contiguous()
+    chosen = torch.searchsorted(cumulative, uniform_B[:, None] * total, right=True)
+    last = torch.searchsorted(
+        cumulative, total
     )  # rounding must not lead beyond the last code that is possible
-    return torch.minimum(chosen, last)
+    return torch.minimum(chosen, last).squeeze(-1)
 
 
-def _random_numbers(seed: int, sample: int, count: int) -> Tensor:
+def _random_numbers(seed: int, sample: int, count: int) -> np.ndarray:
     """Uniform numbers [count] in [0, 1) of one sample."""
-    return torch.from_numpy(np.random.default_rng([seed, sample]).random(count, dtype=np.float32))
+    return np.random.default_rng([seed, sample]).random(count, dtype=np.float32)
+
+
+def _conditions(model: AutoregressiveModel, prompts: Tensor | Sequence[str]) -> Tensor:
+    """Class ids [B] or token ids [B, L]; refuses what the model was not trained on."""
+    classes, is_tensor = model.config.classes, isinstance(prompts, Tensor)
+    if model.text_tokenizer is None:
+        if not is_tensor or prompts.is_floating_point():
+            raise ValueError(
+                f"this model is conditioned on a class, not on texts: give class ids in 0 ... {len(classes) - 1} ({', '.join(classes)})."
+            )
+        if prompts.ndim != 1 or (
+            prompts.numel() and not 0 <= int(prompts.min()) <= int(prompts.max()) < len(classes)
+        ):
+            raise ValueError(
+                f"labels must be [B] class ids in 0 ... {len(classes) - 1} ({', '.join(classes)})."
+            )
+        return prompts
+    if isinstance(prompts, str):
+        raise ValueError("prompts are a list of texts, one for each sample, not one text.")
+    tokens_BL = prompts if is_tensor else model.text_tokenizer.encode(list(prompts))
+    if tokens_BL.ndim != 2 or tokens_BL.is_floating_point():
+        raise ValueError(
+            "this model is conditioned on texts: give a list of texts, or token ids [B, L] of them."
+        )
+    used = int((tokens_BL != model.text_tokenizer.pad).sum(1).max()) if len(tokens_BL) else 1
+    return tokens_BL[:, :used]  # padding costs time and says nothing
+
+
+def _checked_prefix(model: AutoregressiveModel, codes: Tensor | None, batch: int, scales: int) -> Tensor:
+    """Codes [B, k, N] that are kept, with k = 0 where none are given."""
+    shape = model.config
+    if codes is None:
+        return torch.empty(batch, 0, shape.tokens_per_scale, dtype=torch.int64)
+    wanted = f"[{batch}, k, {shape.tokens_per_scale}] with k in 0 ... {scales}"
+    if codes.ndim != 3 or codes.is_floating_point():
+        raise ValueError(
+            f"prefix_codes must be integers {wanted}, they are {codes.dtype} {list(codes.shape)}."
+        )
+    if len(codes) != batch or codes.shape[1] > scales or codes.shape[2] != shape.tokens_per_scale:
+        raise ValueError(f"prefix_codes must be {wanted}, they are {list(codes.shape)}.")
+    if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < shape.num_codes:
+        raise ValueError(
+            f"prefix_codes must lie in 0 ... {shape.num_codes - 1}, they span {codes.min()} ... {codes.max()}."
+        )
+    return codes.long()
+
+
+def _check_streaming(model: AutoregressiveModel, tokenizer: SpectralTokenizer | None) -> None:
+    if tokenizer is None:
+        raise ValueError("on_scale shows decoded images: give the tokenizer that decodes them.")
+    if model.config.num_scales > 1 and tokenizer.config.decoder_attention == "full":
+        raise ValueError(
+            "this tokenizer's decoder attends to all scales, so none can be shown before the last: take one with decoder_attention: "
+            "scale_causal."
+        )

@@ -6,6 +6,7 @@ ViT-VQGAN (arXiv 2110.04627) is the case of zero levels: no DWT, one scale, pixe
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -38,7 +39,7 @@ class SpectralTokenizer(nn.Module):
     Attributes:
         config: its configuration.
         geometry: scales and patches.
-        codebooks: one or two `Codebook`s; scale 1 uses the first, all others the last.
+        codebooks: one `Codebook` that all scales share; two, for the first scale and all others; or one for every scale.
     """
 
     def __init__(self, config: TokenizerConfig):
@@ -153,7 +154,7 @@ class SpectralTokenizer(nn.Module):
     def quantize(self, latents: Tensor) -> Quantized:
         """Looks [B, S, N, D] up in the codebook of each scale, in float32 whatever the precision around it: near codes differ by little."""
         with torch.autocast(latents.device.type, enabled=False):
-            pairs = zip(self.codebooks, self._split(latents.float()), strict=True)
+            pairs = zip(self.codebooks, self.by_codebook(latents.float()), strict=True)
             parts = [codebook(z) for codebook, z in pairs]
         names = Quantized.__dataclass_fields__
         return Quantized(*(torch.cat([getattr(part, name) for part in parts], dim=1) for name in names))
@@ -224,7 +225,9 @@ class SpectralTokenizer(nn.Module):
             ValueError: a shape, a number of scales or a code that this tokenizer cannot have produced.
         """
         codes, (rows, columns) = cut_codes(self._checked(codes, scales), self.config.grid, token_grid)
-        vectors = [book.lookup(part) for book, part in zip(self.codebooks, self._split(codes), strict=True)]
+        vectors = [
+            book.lookup(part) for book, part in zip(self.codebooks, self.by_codebook(codes), strict=True)
+        ]
         squares = self.decode_vectors(torch.cat(vectors, dim=1))
         return join_images(squares, rows, columns).clamp(0, 1)
 
@@ -243,9 +246,9 @@ class SpectralTokenizer(nn.Module):
         At the start the latents of photographs vary in hardly more than one direction (brightness), and a codebook that begins there
         learns the others slowly. So the last layer before the lookup is first changed to whiten the latents: mean 0, covariance I.
         """
-        for head, z in zip(self.to_code, self._split(self.latents(images)), strict=True):
+        for head, z in zip(self.to_code, self.by_codebook(self.latents(images)), strict=True):
             _whiten(head[-1], z.flatten(0, 2))
-        for codebook, z in zip(self.codebooks, self._split(self.latents(images)), strict=True):
+        for codebook, z in zip(self.codebooks, self.by_codebook(self.latents(images)), strict=True):
             codebook.initialise(z.flatten(0, 2))
 
     def update_codebooks(self, output: TokenizerOutput, restart_after: int) -> list[Tensor]:
@@ -258,7 +261,9 @@ class SpectralTokenizer(nn.Module):
             The indices of the codes that were moved, one tensor a codebook.
         """
         moved = []
-        parts = zip(self.codebooks, self._split(output.latents), self._split(output.codes), strict=True)
+        parts = zip(
+            self.codebooks, self.by_codebook(output.latents), self.by_codebook(output.codes), strict=True
+        )
         for codebook, z, codes in parts:
             codebook.follow(z, codes)
             moved.append(codebook.restart_dead(z, codes, restart_after))
@@ -321,13 +326,15 @@ class SpectralTokenizer(nn.Module):
             )
         return codes[:, :scales].long()
 
-    def _split(self, x_BS: Tensor) -> tuple[Tensor, ...]:
-        """[B, S, ...] -> the scales of each codebook: the first, then the others; all of them where there is one codebook."""
-        return (x_BS,) if len(self.codebooks) == 1 else (x_BS[:, :1], x_BS[:, 1:])
+    def by_codebook(self, x_BS: Tensor) -> tuple[Tensor, ...]:
+        """[B, k, ...] -> the scales of each codebook: all of them for one codebook; the first, then the others; or each by itself."""
+        count = len(self.codebooks)
+        edges = [*range(count), max(count, x_BS.shape[1])]
+        return tuple(x_BS[:, start:stop] for start, stop in pairwise(edges))
 
     def _per_codebook(self, modules: nn.ModuleList, x_BS: Tensor) -> Tensor:
         return torch.cat(
-            [module(part) for module, part in zip(modules, self._split(x_BS), strict=True)], dim=1
+            [module(part) for module, part in zip(modules, self.by_codebook(x_BS), strict=True)], dim=1
         )
 
     def _mean(self, scale: int) -> Tensor:

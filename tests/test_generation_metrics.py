@@ -27,8 +27,10 @@ from sitlib.metrics import (
     kernel_distance,
     lite0_features,
     lite0_score,
+    precision_recall,
     split_distance,
 )
+from sitlib.metrics import generation as generation_module
 
 
 def normal_features(seed, count, dim, scale=1.0, shift=0.0):
@@ -135,7 +137,7 @@ class TestDistances:
         ],
     )
     def test_bad_features(self, features, references, message):
-        for function in (frechet_distance, kernel_distance):
+        for function in (frechet_distance, kernel_distance, precision_recall):
             with pytest.raises(ValueError, match=message):
                 function(features, references)
 
@@ -144,6 +146,74 @@ class TestDistances:
             kernel_distance(torch.rand(9, 4), torch.rand(20, 4), subset_size=10)
         with pytest.raises(ValueError, match="at least 4 images"):
             split_distance(torch.rand(3, 4))
+
+
+def naive_precision_recall(features, references, neighbours):
+    """The definition (arXiv 1904.06991, equations 1 and 2), in a loop over points."""
+
+    def covered(points, centres):
+        radii = [sorted(np.linalg.norm(centres - centre, axis=1))[neighbours] for centre in centres]
+        balls = list(zip(centres, radii, strict=True))
+        return np.mean([any(np.linalg.norm(point - c) <= radius for c, radius in balls) for point in points])
+
+    return covered(features, references), covered(references, features)
+
+
+class TestPrecisionRecall:
+    @given(seed=st.integers(0, 2**31), counts=st.tuples(st.integers(6, 30), st.integers(6, 30)))
+    @settings(max_examples=20, deadline=None)
+    def test_is_that_of_a_naive_loop(self, seed, counts):
+        features, references = (
+            normal_features(seed, counts[0], 3),
+            normal_features(seed + 1, counts[1], 3, 1.3),
+        )
+        for neighbours in (1, 3, 5):
+            found = precision_recall(features, references, neighbours=neighbours)
+            assert found == pytest.approx(
+                naive_precision_recall(features.numpy(), references.numpy(), neighbours)
+            )
+
+    def test_at_equal_distances_and_of_copies_is_that_of_a_naive_loop(self):
+        """Points of a small grid: many lie exactly on a ball's boundary, and some balls have radius 0."""
+        generator = np.random.default_rng(0)
+        features, references = (generator.integers(4, size=(40, 2)).astype(float) for _ in range(2))
+        found = precision_recall(torch.from_numpy(features), torch.from_numpy(references), neighbours=2)
+        assert found == pytest.approx(naive_precision_recall(features, references, 2))
+
+    def test_does_not_depend_on_blocks(self, monkeypatch):
+        features, references = normal_features(0, 33, 5), normal_features(1, 20, 5, 1.3)
+        expected = precision_recall(features, references)
+        monkeypatch.setattr(generation_module, "BLOCK", 50)
+        assert precision_recall(features, references) == expected
+        assert 0 < min(expected) <= max(expected) < 1
+
+    def test_of_equal_and_of_disjoint_sets(self):
+        features = normal_features(0, 50, 6)
+        assert precision_recall(features, features.flip(0)) == (1, 1)
+        assert precision_recall(features, features + 100) == (0, 0)
+
+    def test_of_copies_far_from_zero(self):
+        """Rounding must not push copies out of a ball of radius 0."""
+        features = 1e3 + torch.rand(6, 40, generator=torch.Generator().manual_seed(0))
+        copies = features.repeat(5, 1)
+        assert precision_recall(copies, copies.flip(0)) == (1, 1)
+
+    def test_tell_dropped_modes_from_bad_samples(self):
+        """Samples of one of four modes look real but reach a quarter; samples of four modes and noise reach all."""
+        generator = torch.Generator().manual_seed(0)
+        modes = 50 * torch.eye(4).double()[torch.arange(200) % 4]
+        real, good = (modes + torch.randn(200, 4, generator=generator) for _ in range(2))
+        one = 50 * torch.eye(4).double()[0] + 0.5 * torch.randn(200, 4, generator=generator)
+        precision, recall = precision_recall(one, real)
+        assert precision == 1 and 0 < recall <= 0.25
+        noise = 500 + 500 * torch.rand(200, 4, generator=generator)
+        precision, recall = precision_recall(torch.cat([good, noise]), real)
+        assert 0.4 < precision <= 0.5 and recall > 0.8
+
+    @pytest.mark.parametrize("neighbours", [0, 9])
+    def test_too_many_neighbours(self, neighbours):
+        with pytest.raises(ValueError, match=f"smaller number of images, 9; it is {neighbours}"):
+            precision_recall(torch.rand(9, 4), torch.rand(20, 4), neighbours=neighbours)
 
 
 class Extractor(PrecomputedFeatures):
@@ -219,7 +289,15 @@ class TestLite0:
         assert (protocol["samples"], protocol["reference_images"], protocol["kid_subset_size"]) == (16, 16, 8)
         assert "rank deficient" in protocol["covariance"]
         assert not any(key.lower() == "fid" for key in result)
+        assert "precision" not in result and "neighbours" not in protocol
         json.dumps(result, allow_nan=False)
+
+    def test_generation_metrics_have_precision_and_recall_where_neighbours_are_given(self):
+        features = normal_features(0, 20, 1280), normal_features(0, 30, 1280)
+        plain = generation_metrics(*features, kid_subset_size=8)
+        result = generation_metrics(*features, kid_subset_size=8, neighbours=2)
+        assert (result.pop("precision"), result.pop("recall")) == precision_recall(*features, neighbours=2)
+        assert result["protocol"].pop("neighbours") == 2 and result == plain
 
     def test_bad_samples(self, photo_views, tmp_path):
         with pytest.raises(ValueError, match="at least 2 images"):

@@ -85,7 +85,7 @@ def test_a_stage_lists_the_modules_that_it_runs(name):
     needed = code_of(stage) if name == "weights" else closure(code_of(stage))
     if name.startswith("train"):  # restyling a figure must not train again
         needed = {file for file in needed if not file.startswith("sitlib/reporting/")}
-    if name == "train_autoregressive":  # what made the codes and the tokenizer: the codes are its dependency
+    if name in ("train_autoregressive", "train_text"):  # what made the codes and the tokenizer: the codes are its dependency
         needed -= closure({"sitlib/experiments/tokenizers.py"})
     listed = [dep for dep in stage["deps"] if dep.startswith("sitlib")]
     missing = {
@@ -171,12 +171,14 @@ def workspace(tmp_path_factory):
     parameters = yaml.safe_load((folder / "params.yaml").read_text())
     parameters |= {
         "profile": "smoke",
-        "tokenizers": ["vit_vqgan", "sit4", "sit5_sc"],
+        "tokenizers": ["vit_vqgan", "sit4", "sit5_sc", "emoji_sit4_scd"],
         "seeds": [0],
         "second_decoders": ["sit5_sc"],
         "second_decoder_seeds": [0],
-        "generators": ["sit4"],
+        "generators": ["vit_vqgan", "sit5_sc"],
         "generator_seeds": [0],
+        "text_generators": ["emoji_sit4_scd"],
+        "text_seeds": [0],
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(parameters))
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
@@ -216,11 +218,15 @@ def test_the_pipeline_runs_end_to_end(finished):
     headline = json.loads((finished / "metrics/headline.json").read_text())
     assert headline["profile"] == "smoke" and headline["hardware"]
     assert set(headline["tokenizer"]) == {"vit_vqgan", "sit4", "sit5_sc", "sit5_sc_second"}
+    assert set(headline["text_tokenizer"]) == {"emoji_sit4_scd"}
     for scores in headline["tokenizer"].values():
         assert {"psnr", "lpips_alex", "lpips_vgg", "usage"} <= set(scores)
         assert 5 < scores["psnr"]["mean"] < 40 and 0 < scores["lpips_alex"]["mean"] < 1.5
-    scores = headline["generation"]["class"]["ar_sit4"]
+    assert set(headline["generation"]["class"]) == {"ar_vit_vqgan", "ar_sit5_sc", "ar_sit5_sc_second"}
+    scores = headline["generation"]["class"]["ar_sit5_sc"]
     assert scores["fd_lite0"]["mean"] > 0 and scores["nats_per_token"]["mean"] > 0
+    scores = headline["generation"]["text"]["ar_emoji_sit4_scd"]
+    assert 0 <= scores["r_precision_seen"]["mean"] <= 100 and scores["fd_lite0"]["mean"] > 0
     assert {"weights", "wavelet_analysis", "tokenizer_results", "generation_results"} <= set(
         headline["seconds"]
     )
@@ -231,6 +237,9 @@ def test_the_pipeline_runs_end_to_end(finished):
         "02b_tokenizer_results",
         "02c_tokenizer_recipe",
         "03b_generation_results",
+        "03c_sampling_speed",
+        "04a_text_training-ar_emoji_sit4_scd-seed0",
+        "04b_text_results",
     ):
         notebook = nbformat.read(finished / f"reports/{stem}.ipynb", as_version=4)
         figures = [

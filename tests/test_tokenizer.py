@@ -363,7 +363,7 @@ def test_codes_start_where_the_data_is_and_the_data_is_spread_out(variant):
     tokenizer.measure_normalisation(images)
     tokenizer.initialise_codebooks(images)
     latents = tokenizer.latents(images)
-    for codebook, z in zip(tokenizer.codebooks, tokenizer._split(latents), strict=True):
+    for codebook, z in zip(tokenizer.codebooks, tokenizer.by_codebook(latents), strict=True):
         z = z.flatten(0, 2)
         assert z.mean(0).abs().max() < 1e-3
         assert torch.linalg.eigvalsh(torch.cov(z.T))[-1] < 1.01  # no direction dominates

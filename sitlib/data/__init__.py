@@ -1,5 +1,6 @@
-"""Images from WebDataset shards or folders: splits, classes, robust decoding, reproducible views."""
+"""Images from WebDataset shards or folders: splits, classes, captions, robust decoding, reproducible views."""
 
+from sitlib.data.captions import CaptionedImages, emoji_captions, open_captioned
 from sitlib.data.decoding import ImageError, decode_image
 from sitlib.data.index import DataError
 from sitlib.data.prefetch import prefetch
@@ -7,12 +8,15 @@ from sitlib.data.sources import ImageSource, Record, open_images
 from sitlib.data.views import held_out_views, training_views
 
 __all__ = [
+    "CaptionedImages",
     "DataError",
     "ImageError",
     "ImageSource",
     "Record",
     "decode_image",
+    "emoji_captions",
     "held_out_views",
+    "open_captioned",
     "open_images",
     "prefetch",
     "training_views",

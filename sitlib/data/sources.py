@@ -248,6 +248,15 @@ def open_images(
     return ImageSource(store, rows, torch.from_numpy(labels[rows]), names, where)
 
 
+def unlabelled(index: Index, where: str) -> ImageSource:
+    """The usable images of an index as a source without classes; `where` names it in messages. Warns of nothing: see `skipped`."""
+    store = _Store(index, CACHE_BYTES)
+    rows = np.arange(len(index))
+    if len(rows) <= CHECK_AT_MOST:
+        rows = _usable(store, rows)
+    return ImageSource(store, rows, torch.full((len(rows),), -1, dtype=torch.int64), [], where)
+
+
 def _usable(store: _Store, rows: np.ndarray) -> np.ndarray:
     """Decode every image once, which also fills the cache; the rows that could be decoded."""
 

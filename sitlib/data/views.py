@@ -30,7 +30,7 @@ def training_views(
     kind: Kind = "crops",
     min_crop: float = 0.25,
     flip: bool = True,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """Views of one training step, a pure function of the arguments.
 
     The images come in epochs without repetition: item step * batch_size + j of a run is an element of the
@@ -46,18 +46,19 @@ def training_views(
         flip: mirror every second view on average.
 
     Returns:
-        float32 [B, 3, size, size] in [0, 1] and the labels int64 [B], -1 where an image has no class. An
-        image smaller than `size` is enlarged, with one warning per source.
+        float32 [B, 3, size, size] in [0, 1], labels int64 [B] (-1 where an image has no class), keys of the
+        images. An image smaller than `size` is enlarged, with one warning per source.
     """
     _check(kind, min_crop, seed=seed, step=step)
-    views, labels = [], []
+    views, labels, keys = [], [], []
     for item in range(step * batch_size, (step + 1) * batch_size):
         epoch, place = divmod(item, len(source))
         rng = _rng(seed, _VIEW, item)
         position, image = source.picture(int(_permutation(len(source), seed, _ORDER, epoch)[place]))
         views.append(_view(source, image, size, rng, kind, min_crop, flip))
         labels.append(int(source.labels[position]))
-    return _batch(views), torch.tensor(labels, dtype=torch.int64)
+        keys.append(source.key(position))
+    return _batch(views), torch.tensor(labels, dtype=torch.int64), keys
 
 
 def held_out_views(

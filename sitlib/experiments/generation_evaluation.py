@@ -1,6 +1,8 @@
-"""Judging samples against held-out photographs: `python -m sitlib.experiments.generation_evaluation`."""
+"""Judging class-conditional samples against held-out photographs: `python -m sitlib.experiments.generation_evaluation`."""
 
 import argparse
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,13 @@ from torch import Tensor
 
 from sitlib.autoregressive import AutoregressiveModel
 from sitlib.checkpoint import read_about, write_tensors
-from sitlib.config import Profile, digest, load_profile
-from sitlib.data import open_images, training_views
-from sitlib.experiments.codes import Codes, held_out_wide, load_codes
+from sitlib.config import Profile, SamplingConfig, digest, load_profile
+from sitlib.data import training_views
+from sitlib.experiments.codes import Codes, held_out_wide, images_of, load_codes
 from sitlib.experiments.generators import trained_generator
-from sitlib.experiments.runs import AutoregressiveRun, command
+from sitlib.experiments.runs import AutoregressiveRun, TokenizerRun, command
 from sitlib.experiments.tokenizers import trained_tokenizer
-from sitlib.lite0 import load_lite0
+from sitlib.lite0 import Lite0, load_lite0
 from sitlib.metrics import generation_metrics, lite0_features
 from sitlib.paths import resolve
 from sitlib.results import read_metrics, write_metrics
@@ -24,13 +26,17 @@ from sitlib.sampling import generate
 from sitlib.tokenizer import SpectralTokenizer
 from sitlib.weights import ensure_weights
 
+BATCH = 64  # code maps at a time
+REFERENCES = "wide held-out views of labelled photographs"
+DISTANCES = ("fd_lite0", "kid", "precision", "recall")
 
-def real_features(profile: Profile) -> dict[str, Tensor]:
-    """Lite0 features [V, 1280] of wide views of held-out photographs ("held_out") and of training photographs ("train")."""
-    settings, data = profile.autoregressive.evaluation, profile.data
-    held_out, _, _ = held_out_wide(profile, settings.reference_views)
-    photographs = open_images(data.source, "train").labelled()
-    train, _ = training_views(photographs, 0, settings.reference_views, data.size, settings.seed, kind="wide")
+
+def real_features(profile: Profile, variant: str) -> dict[str, Tensor]:
+    """Lite0 features [V, 1280] of wide views of the variant's held-out photographs ("held_out") and training photographs ("train")."""
+    settings, run = profile.autoregressive.evaluation, AutoregressiveRun.of(profile, variant, 0).codes
+    held_out, _ = held_out_wide(profile, variant, settings.reference_views)
+    photographs, size = images_of(profile, variant, "train"), run.tokenizer.data.size
+    train, *_ = training_views(photographs, 0, settings.reference_views, size, settings.seed, kind="wide")
     lite0 = load_lite0()
     return {
         name: lite0_features(images, lite0, progress=True)
@@ -38,25 +44,36 @@ def real_features(profile: Profile) -> dict[str, Tensor]:
     }
 
 
-def held_out_nats(model: AutoregressiveModel, codes: Codes) -> dict[str, Any]:
-    """Nats per token of held-out views given their classes: a mean, and one for every scale."""
+def held_out_nats(model: AutoregressiveModel, codes: Tensor, conditions: Tensor) -> dict[str, Any]:
+    """Nats per token of held-out codes [V, S, N] given their conditions: a mean, and one for every scale."""
     with torch.no_grad():
-        batches = zip(codes.held_out.split(64), codes.held_out_labels.split(64), strict=True)
-        by_scale = sum(model.nats_per_token(*batch) * len(batch[0]) for batch in batches) / len(
-            codes.held_out
-        )
+        batches = zip(codes.split(BATCH), conditions.split(BATCH), strict=True)
+        by_scale = sum(model.nats_per_token(*batch) * len(batch[0]) for batch in batches) / len(codes)
     return {"nats_per_token": float(by_scale.mean()), "nats_by_scale": by_scale.tolist()}
 
 
-def draw_samples(model: AutoregressiveModel, profile: Profile) -> tuple[Tensor, Tensor]:
-    """Codes [M, S, N] sampled under the profile's settings and their class ids [M].
+def decoded(tokenizer: SpectralTokenizer, codes: Tensor) -> Tensor:
+    """Images [M, 3, H, W] of codes [M, S, N], in batches."""
+    return torch.cat([tokenizer.decode(batch) for batch in codes.split(BATCH)])
+
+
+def draw_samples(
+    model: AutoregressiveModel, profile: Profile, count: int, sampling: SamplingConfig
+) -> tuple[Tensor, Tensor]:
+    """Codes [count, S, N] and their class ids [count].
 
     Classes have the frequencies of the reference views, so that the mix of classes is not part of a distance to them.
     """
-    settings = profile.autoregressive.evaluation
-    _, frequencies, _ = held_out_wide(profile, settings.reference_views)
-    labels = frequencies.repeat(-(-settings.samples // len(frequencies)))[: settings.samples]
-    return generate(model, labels, profile.autoregressive.sampling, progress="sampling"), labels
+    variant = next(iter(profile.autoregressive.variants))
+    _, frequencies = held_out_wide(profile, variant, profile.autoregressive.evaluation.reference_views)
+    labels = frequencies.repeat(-(-count // len(frequencies)))[:count]
+    return generate(model, labels, sampling, progress=f"sampling, guidance {sampling.guidance:g}"), labels
+
+
+def sampling_protocol(sampling: SamplingConfig) -> dict[str, Any]:
+    """How samples were drawn, for a protocol."""
+    names = ("temperature", "top_k", "top_p", "min_p", "guidance", "guidance_growth", "seed")
+    return {name: getattr(sampling, name) for name in names}
 
 
 def evaluate_generator(
@@ -66,40 +83,53 @@ def evaluate_generator(
     sampled: Tensor,
     real: dict[str, Tensor],
     profile: Profile,
+    variant: str,
 ) -> dict[str, Any]:
-    """FD-Lite0 and KID of sampled codes [M, S, N], and held-out nats per token.
+    """FD-Lite0, KID, precision and recall of sampled codes [M, S, N]; held-out nats per token; and a sweep of guidance weights.
 
     Two more distances say how to read them: "reconstruction", of held-out views after the tokenizer alone, which bounds every model over
     its codes; and "real", of views of the training photographs. All are to the same held-out views.
     """
     settings, sampling = profile.autoregressive.evaluation, profile.autoregressive.sampling
-    lite0 = load_lite0()
+    distances = _distances(real["held_out"], profile, load_lite0())
+    scores = distances(decoded(tokenizer, sampled))
+    scores["protocol"] |= {
+        "references": REFERENCES,
+        **sampling_protocol(sampling),
+    }
+    held_out, _ = held_out_wide(profile, variant, settings.reference_views)
+    bounds = {"reconstruction": tokenizer.reconstruct(held_out), "real": real["train"]}
+    for name, images in bounds.items():
+        scores[name] = {metric: value for metric, value in distances(images).items() if metric in DISTANCES}
+    sweep = []
+    for weight in settings.guidance_sweep:
+        drawn, _ = draw_samples(model, profile, settings.sweep_samples, replace(sampling, guidance=weight))
+        found = distances(decoded(tokenizer, drawn))
+        sweep.append({"guidance": weight, **{metric: found[metric] for metric in DISTANCES}})
+    return {
+        **scores,
+        **held_out_nats(model, codes.held_out, codes.held_out_labels),
+        "guidance_sweep": sweep,
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+def _distances(references: Tensor, profile: Profile, lite0: Lite0) -> Callable[[Tensor], dict[str, Any]]:
+    """Distances of images, or of their features, to the references' features."""
+    settings = profile.autoregressive.evaluation
 
     def distances(images: Tensor) -> dict[str, Any]:
         return generation_metrics(
             images,
-            real["held_out"],
+            references,
             lite0=lite0,
             kid_subset_size=settings.kid_subset_size,
+            neighbours=settings.neighbours,
             seed=settings.seed,
             progress=True,
         )
 
-    def decode(codes: Tensor) -> Tensor:
-        return torch.cat([tokenizer.decode(batch) for batch in codes.split(64)])
-
-    scores = distances(decode(sampled))
-    scores["protocol"] |= {
-        "references": "wide held-out views of labelled photographs",
-        **{name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "guidance", "seed")},
-    }
-    held_out, _, _ = held_out_wide(profile, settings.reference_views)
-    bounds = {"reconstruction": tokenizer.reconstruct(held_out), "real": real["train"]}
-    for name, images in bounds.items():
-        scores[name] = {
-            metric: value for metric, value in distances(images).items() if metric in ("fd_lite0", "kid")
-        }
-    return {**scores, **held_out_nats(model, codes), "parameters": sum(p.numel() for p in model.parameters())}
+    return distances
 
 
 def generator_scores(profile: Profile, variant: str, seed: int) -> dict[str, Any]:
@@ -111,14 +141,17 @@ def generator_scores(profile: Profile, variant: str, seed: int) -> dict[str, Any
         return scores
     ensure_weights()
     model = trained_generator(profile, variant, seed).model
-    name = model.config.shape.tokenizer
+    sampled, _ = _pipeline_samples(profile, variant, seed) or draw_samples(
+        model, profile, profile.autoregressive.evaluation.samples, profile.autoregressive.sampling
+    )
     return evaluate_generator(
         model,
-        trained_tokenizer(profile, name, seed).model,
-        load_codes(profile, name, seed),
-        draw_samples(model, profile)[0],
-        real_features(profile),
+        _tokenizer(profile, variant),
+        load_codes(profile, variant),
+        sampled,
+        real_features(profile, variant),
         profile,
+        variant,
     )
 
 
@@ -128,14 +161,41 @@ def load_samples(profile: Profile, variant: str, seed: int) -> tuple[Tensor, Ten
     The codes are the pipeline's where it has sampled this very run, else they are drawn now.
     """
     model = trained_generator(profile, variant, seed).model
-    tokenizer = trained_tokenizer(profile, model.config.shape.tokenizer, seed).model
+    settings = profile.autoregressive
+    codes, labels = _pipeline_samples(profile, variant, seed) or draw_samples(
+        model, profile, settings.evaluation.samples, settings.sampling
+    )
+    return decoded(_tokenizer(profile, variant), codes), labels, model.config.classes
+
+
+def _pipeline_samples(profile: Profile, variant: str, seed: int) -> tuple[Tensor, Tensor] | None:
     path = _samples_path(variant, seed)
-    if read_about(path).get("run") == _samples_run(profile, variant, seed):
-        tensors = load_file(path)
-        codes, labels = tensors["codes"], tensors["labels"]
-    else:
-        codes, labels = draw_samples(model, profile)
-    return torch.cat([tokenizer.decode(batch) for batch in codes.split(64)]), labels, model.config.classes
+    if read_about(path).get("run") != _samples_run(profile, variant, seed):
+        return None
+    tensors = load_file(path)
+    return tensors["codes"], tensors["labels"]
+
+
+def second_decoder_scores(
+    profile: Profile, variant: str, decoder: str, seed: int, codes: Tensor, references: Tensor
+) -> dict[str, Any]:
+    """Distances of sampled codes [M, S, N] of a variant, decoded by `decoder`, a tokenizer variant that has taken its codes over.
+
+    Raises:
+        ValueError: `decoder` decodes other codes.
+    """
+    run, tokenizer_seed = AutoregressiveRun.of(profile, variant, seed), profile.autoregressive.tokenizer_seed
+    if TokenizerRun.of(profile, decoder, tokenizer_seed).codes != run.codes.tokenizer:
+        raise ValueError(f"{decoder} does not decode the codes that {variant} models.")
+    tokenizer = trained_tokenizer(profile, decoder, tokenizer_seed).model
+    scores = _distances(references, profile, load_lite0())(decoded(tokenizer, codes))
+    scores["protocol"] |= {"references": REFERENCES, **sampling_protocol(profile.autoregressive.sampling)}
+    return scores
+
+
+def _tokenizer(profile: Profile, variant: str) -> SpectralTokenizer:
+    name = profile.autoregressive_variant(variant).tokenizer
+    return trained_tokenizer(profile, name, profile.generator_section(variant).tokenizer_seed).model
 
 
 def _samples_path(variant: str, seed: int) -> Path:
@@ -155,31 +215,42 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("real", help="features of real views -> samples/real.safetensors")
     judged = commands.add_parser("model", help="one model -> samples/ and metrics/generation/")
-    judged.add_argument("--variant", required=True)
-    judged.add_argument("--seed", type=int, required=True)
+    again = commands.add_parser("second", help="its samples through a second decoder -> metrics/generation/")
+    again.add_argument("--decoder", required=True, help="tokenizer variant")
+    for subcommand in (judged, again):
+        subcommand.add_argument("--variant", required=True)
+        subcommand.add_argument("--seed", type=int, required=True)
     arguments = parser.parse_args()
     profile, real = load_profile(arguments.profile), resolve("samples/real.safetensors")
+    settings = profile.autoregressive
     if arguments.command == "real":
-        write_tensors(real, real_features(profile), {})
+        write_tensors(real, real_features(profile, next(iter(settings.variants))), {})
         return
     variant, seed = arguments.variant, arguments.seed
+    run, features = {"run": _samples_run(profile, variant, seed)}, load_file(real)
+    if arguments.command == "second":
+        sampled = _pipeline_samples(profile, variant, seed)
+        if sampled is None:
+            raise ValueError(
+                f"there are no samples of {variant}, seed {seed}, of this profile: draw them first."
+            )
+        scores = second_decoder_scores(
+            profile, variant, arguments.decoder, seed, sampled[0], features["held_out"]
+        )
+        write_metrics(f"metrics/generation/{variant}_second-seed{seed}.json", {**run, **scores})
+        return
     model = trained_generator(profile, variant, seed).model
-    tokenizer = model.config.shape.tokenizer
-    sampled, labels = draw_samples(model, profile)
-    write_tensors(
-        _samples_path(variant, seed),
-        {"codes": sampled, "labels": labels},
-        {"run": _samples_run(profile, variant, seed)},
-    )
+    sampled, labels = draw_samples(model, profile, settings.evaluation.samples, settings.sampling)
+    write_tensors(_samples_path(variant, seed), {"codes": sampled, "labels": labels}, run)
     scores = evaluate_generator(
         model,
-        trained_tokenizer(profile, tokenizer, seed).model,
-        load_codes(profile, tokenizer, seed),
+        _tokenizer(profile, variant),
+        load_codes(profile, variant),
         sampled,
-        load_file(real),
+        features,
         profile,
+        variant,
     )
-    run = {"run": _samples_run(profile, variant, seed)}
     write_metrics(f"metrics/generation/{variant}-seed{seed}.json", {**run, **scores})
 
 

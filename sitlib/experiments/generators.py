@@ -4,55 +4,71 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig
+from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig, code_nats
 from sitlib.config import Profile
-from sitlib.experiments.codes import Codes, load_codes
+from sitlib.experiments.codes import Codes, captioned, load_codes
 from sitlib.experiments.runs import AutoregressiveRun, Trained, trained
 from sitlib.results import Row
+from sitlib.text import TextTokenizer
 from sitlib.training import Phase, seed_everything, train
 
 
 def trained_generator(profile: Profile, variant: str, seed: int, pipeline: bool = False) -> Trained:
     """The autoregressive model `variant` of a profile, trained with `seed` now or earlier; `pipeline` as for `runs.trained`.
 
-    It models the codes of the tokenizer that was trained with the same seed.
+    Models of all seeds are of the codes of one tokenizer, trained with the section's `tokenizer_seed`.
     """
     run = AutoregressiveRun.of(profile, variant, seed)
 
     def train_now(checkpoints: Path) -> tuple[AutoregressiveModel, list[Row]]:
-        return _train(
-            run, load_codes(profile, run.model.tokenizer, seed), checkpoints, f"{variant}, seed {seed}"
-        )
+        codes = load_codes(profile, variant)
+        captions = captioned(profile, "train").captions if run.codes.captions is not None else None
+        return _train(run, codes, captions, checkpoints, f"{variant}, seed {seed}")
 
     return trained(run, "autoregressive", variant, AutoregressiveModel, train_now, pipeline)
 
 
 def _train(
-    run: AutoregressiveRun, codes: Codes, checkpoints: Path, title: str
+    run: AutoregressiveRun, codes: Codes, captions: list[list[str]] | None, checkpoints: Path, title: str
 ) -> tuple[AutoregressiveModel, list[Row]]:
+    """Trains a run; `captions` are those of every training image, for a text-conditional model."""
     seed_everything(run.seed)
     _, num_scales, tokens_per_scale = codes.train.shape
-    num_codes = run.codes.tokenizer.model.num_codes
-    model = AutoregressiveModel(
-        CodeModelConfig(run.model, num_scales, tokens_per_scale, num_codes, codes.classes)
+    tokenizer, texts = run.codes.tokenizer.model, None
+    if captions is not None:
+        settings = run.model.text
+        every = [text for of_image in captions for text in of_image]
+        texts = TextTokenizer.train(every, settings.vocabulary, settings.max_tokens)
+        tokens = [texts.encode(of_image, truncate=True) for of_image in captions]
+    config = CodeModelConfig(
+        run.model,
+        num_scales,
+        tokens_per_scale,
+        tokenizer.num_codes,
+        min(tokenizer.num_codebooks, num_scales),
+        codes.classes,
+        texts.to_json() if texts else None,
     )
+    model = AutoregressiveModel(config)
 
     def batch_at(step: int) -> tuple[Tensor, Tensor]:
-        """Codes [B, S, N] and class ids [B], some of them hidden."""
+        """Codes [B, S, N] and what they are conditioned on, some of it hidden."""
         generator = np.random.default_rng([run.seed, step])
         chosen = torch.from_numpy(generator.integers(len(codes.train), size=run.optimiser.batch_size))
-        hidden = torch.from_numpy(generator.random(len(chosen)) < run.model.class_dropout)
-        return codes.train[chosen], codes.train_labels[chosen].masked_fill(hidden, model.no_class)
+        hidden = torch.from_numpy(generator.random(len(chosen)) < run.model.condition_dropout)
+        condition = codes.train_labels[chosen]
+        if texts is not None:  # one caption of each image
+            pick = generator.random(len(chosen))
+            of_image = [tokens[image] for image in condition.tolist()]
+            condition = torch.stack([t[int(u * len(t))] for t, u in zip(of_image, pick, strict=True)])
+            condition = condition[:, : int((condition != texts.pad).sum(1).max())]
+            hidden = hidden[:, None]
+        return codes.train[chosen], torch.where(hidden, model.unconditional(condition), condition)
 
     def loss(module: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> tuple[Tensor, Row]:
-        target, labels = batch
-        logits = module(target, labels)
-        nats_BSN = F.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="none").view(
-            target.shape
-        )
+        nats_BSN = code_nats(module(*batch), batch[0])
         by_scale = nats_BSN.detach().mean(dim=(0, 2))
         return nats_BSN.mean(), {f"nats_scale_{scale}": value for scale, value in enumerate(by_scale, 1)}
 

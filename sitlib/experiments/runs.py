@@ -8,7 +8,7 @@ exploring never touches what the pipeline has made.
 import hashlib
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,13 @@ from torch import nn
 from sitlib.checkpoint import read_about
 from sitlib.config import (
     AutoregressiveConfig,
+    CaptionsConfig,
     CodesConfig,
     DataConfig,
+    DualEncoderConfig,
     OptimiserConfig,
     Profile,
+    TextSection,
     TokenizerConfig,
     TokenizerTraining,
     digest,
@@ -46,7 +49,11 @@ class TokenizerRun:
     def of(cls, profile: Profile, variant: str, seed: int) -> "TokenizerRun":
         model, training = profile.tokenizer_variant(variant), profile.tokenizer_training(variant)
         codes = cls.of(profile, training.codes_from, seed) if training.codes_from else None
-        return cls(replace(profile.data, size=model.size), model, training, codes, seed)
+        return cls(profile.tokenizer_data(variant), model, training, codes, seed)
+
+    @property
+    def source(self) -> str:
+        return self.data.source
 
 
 @dataclass(frozen=True)
@@ -55,10 +62,14 @@ class CodesRun:
 
     tokenizer: TokenizerRun
     codes: CodesConfig
+    captions: CaptionsConfig | None  # None: images with classes
 
     @classmethod
-    def of(cls, profile: Profile, tokenizer: str, seed: int) -> "CodesRun":
-        return cls(TokenizerRun.of(profile, tokenizer, seed), profile.autoregressive.codes)
+    def of(cls, profile: Profile, variant: str) -> "CodesRun":
+        """The codes that the autoregressive variant is trained on."""
+        section, name = profile.generator_section(variant), profile.autoregressive_variant(variant).tokenizer
+        captions = section.captions if isinstance(section, TextSection) else None
+        return cls(TokenizerRun.of(profile, name, section.tokenizer_seed), section.codes, captions)
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,40 @@ class AutoregressiveRun:
     @classmethod
     def of(cls, profile: Profile, variant: str, seed: int) -> "AutoregressiveRun":
         model = profile.autoregressive_variant(variant)
-        return cls(CodesRun.of(profile, model.tokenizer, seed), model, profile.autoregressive.optimiser, seed)
+        return cls(CodesRun.of(profile, variant), model, profile.generator_optimiser(variant), seed)
+
+    @property
+    def source(self) -> str:
+        return self.codes.tokenizer.source
+
+
+@dataclass(frozen=True)
+class DualEncoderRun:
+    """Everything that determines the dual encoder that judges text-conditional samples."""
+
+    data: DataConfig
+    captions: CaptionsConfig
+    model: DualEncoderConfig
+    seed: int
+
+    @classmethod
+    def of(cls, profile: Profile) -> "DualEncoderRun":
+        """Trained on the images and captions of the text-conditional models, which must all be the same."""
+        names = {profile.autoregressive_variant(variant).tokenizer for variant in profile.text.variants}
+        data = {digest(found): found for found in map(profile.tokenizer_data, sorted(names))}
+        if len(data) != 1:
+            raise ValueError(
+                "text.variants: one dual encoder judges all of them, so their tokenizers need the same `data`."
+            )
+        section = profile.text
+        return cls(*data.values(), section.captions, section.dual_encoder, section.evaluation.seed)
+
+    @property
+    def source(self) -> str:
+        return self.data.source
+
+
+Run = TokenizerRun | AutoregressiveRun | DualEncoderRun
 
 
 @dataclass
@@ -86,7 +130,7 @@ class Trained:
 
 
 def trained(
-    run: TokenizerRun | AutoregressiveRun,
+    run: Run,
     kind: str,
     variant: str,
     model_class: type,
@@ -148,9 +192,9 @@ def pipeline_parameters() -> dict[str, Any]:
     return yaml.safe_load(resolve("params.yaml").read_text())
 
 
-def checkpoint_folder(run: TokenizerRun | AutoregressiveRun, purpose: str = "") -> Path:
+def checkpoint_folder(run: Run, purpose: str = "") -> Path:
     """Where a run keeps its resumable states: named by its configuration, its images (path, size and time of their files) and the code."""
-    source = resolve((run.codes.tokenizer if isinstance(run, AutoregressiveRun) else run).data.source)
+    source = resolve(run.source)
     found = source.rglob("*") if source.is_dir() else source.parent.glob(source.name)
     stats = [(str(path), path.stat()) for path in sorted(found) if path.is_file()]
     files = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sitlib import lite0 as lite0_module
 from sitlib.checkpoint import read_about, write_tensors
-from sitlib.config import Profile, digest, load_profile
+from sitlib.config import DataConfig, Profile, digest, load_profile
 from sitlib.experiments.runs import TokenizerRun, command
 from sitlib.experiments.tokenizers import held_out_set, trained_tokenizer
 from sitlib.lite0 import Lite0, load_lite0
@@ -86,8 +86,14 @@ def error_by_scale(images: Tensor, reconstructions: Tensor, levels: int = ERROR_
     ]
 
 
-def evaluate_tokenizer(tokenizer: SpectralTokenizer, profile: Profile) -> dict[str, Any]:
+def evaluate_tokenizer(
+    tokenizer: SpectralTokenizer, profile: Profile, data: DataConfig | None = None
+) -> dict[str, Any]:
     """Reconstruction and distribution metrics on every evaluation set and at every size, and codebook use, with the protocol.
+
+    Args:
+        data: what it was trained on, the profile's `data` by default. A tokenizer of other images is judged at its full size only, and
+            "the first set" is the one of its own images.
 
     Returns:
         `sets`: name -> side in px, as text -> `psnr` (dB), `ssim`, `lpips_alex`, `lpips_vgg`, their `intervals`, `photographs`, `counts`
@@ -101,7 +107,10 @@ def evaluate_tokenizer(tokenizer: SpectralTokenizer, profile: Profile) -> dict[s
     settings, config = profile.tokenizer.evaluation, tokenizer.config
     lite0 = load_lite0()
     inception = InceptionMetrics() if settings.inception else None
-    sizes, sets, first = evaluated_sizes(tokenizer), {}, {}
+    sizes, sets, first, own = evaluated_sizes(tokenizer), {}, {}, next(iter(settings.sets))
+    if data is not None and data.source != profile.data.source:
+        sizes = sizes[:1]
+        own = next((name for name, chosen in settings.sets.items() if chosen.source == data.source), own)
     for name in settings.sets:
         views, keys = held_out_set(profile, name, config.size)
         sets[name] = {}
@@ -117,7 +126,8 @@ def evaluate_tokenizer(tokenizer: SpectralTokenizer, profile: Profile) -> dict[s
                     f"enlarged to {config.size} px (bicubic, clamped), reconstructed, averaged down again"
                 )
             sets[name][str(size)] = scores
-            first = first or _of_first(tokenizer, images, codes, reconstructions, scores)
+            if name == own and size == sizes[0]:
+                first = _of_first(tokenizer, images, codes, reconstructions, scores)
     return {**first, "parameters": sum(p.numel() for p in tokenizer.parameters()), "sets": sets}
 
 
@@ -195,7 +205,8 @@ def tokenizer_scores(profile: Profile, variant: str, seed: int) -> dict[str, Any
     if resolve(path).exists() and (scores := read_metrics(path)).get("run") == run:
         return scores
     ensure_weights()
-    return evaluate_tokenizer(trained_tokenizer(profile, variant, seed).model, profile)
+    tokenizer = trained_tokenizer(profile, variant, seed).model
+    return evaluate_tokenizer(tokenizer, profile, profile.tokenizer_data(variant))
 
 
 def _run(profile: Profile, variant: str, seed: int) -> str:
@@ -217,7 +228,8 @@ def main() -> None:
     profile = load_profile(arguments.profile)
     tokenizer = trained_tokenizer(profile, arguments.variant, arguments.seed).model
     run = {"run": _run(profile, arguments.variant, arguments.seed)}
-    write_metrics(arguments.output, {**run, **evaluate_tokenizer(tokenizer, profile)})
+    scores = evaluate_tokenizer(tokenizer, profile, profile.tokenizer_data(arguments.variant))
+    write_metrics(arguments.output, {**run, **scores})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Metrics that carry their protocol: reconstruction, codebook use, distances between sets of images, and confidence intervals.
+"""Metrics that carry their protocol: reconstruction, codebook use, distances between sets of images, retrieval, and intervals.
 
 Images are RGB in [0, 1], `[B, 3, H, W]`; codes are int64 `[B, S, N]`. Results are plain dictionaries, ready for JSON; what was measured
 on what stands under `protocol`.
@@ -13,6 +13,7 @@ from sitlib.metrics.generation import (
     kernel_distance,
     lite0_features,
     lite0_score,
+    precision_recall,
     split_distance,
 )
 from sitlib.metrics.inception import InceptionError, InceptionMetrics
@@ -24,6 +25,7 @@ from sitlib.metrics.reconstruction import (
     reconstruction_values,
     ssim_per_image,
 )
+from sitlib.metrics.retrieval import r_precision
 
 __all__ = [
     "InceptionError",
@@ -42,7 +44,9 @@ __all__ = [
     "lite0_score",
     "lpips_per_image",
     "paired_interval",
+    "precision_recall",
     "psnr_per_image",
+    "r_precision",
     "reconstruction_values",
     "split_distance",
     "ssim_per_image",

@@ -1,4 +1,4 @@
-"""How alike two sets of images are, on EfficientNet-Lite0 features: FD-Lite0, KID and the Lite0 score.
+"""How alike two sets of images are, on EfficientNet-Lite0 features: FD-Lite0, KID, precision and recall, and the Lite0 score.
 
 None of them has a bootstrap interval. A resample of images holds only about 63 % of them, some several times: with repeated images the
 covariances of a Frechet distance lose rank, the classifier's marginal loses classes and KID's unbiased estimate becomes biased, so that
@@ -7,6 +7,7 @@ the resampled values scatter around another value than the one reported. KID has
 
 import math
 import warnings
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from sitlib.lite0 import NUM_FEATURES, Lite0, load_lite0
 from sitlib.metrics.batches import batch_starts, default_device
 from sitlib.metrics.checks import check_count, check_features, check_images
+
+BLOCK = 2**23  # distances in memory at a time, 64 MB
 
 
 def lite0_features(
@@ -111,6 +114,50 @@ def kernel_distance(
     return mean.item(), deviation.item()
 
 
+def precision_recall(features: Tensor, references: Tensor, *, neighbours: int = 3) -> tuple[float, float]:
+    """Improved precision and recall of features `[M, D]` against `[N, D]`, shares in [0, 1] (arXiv 1904.06991).
+
+    A set covers what lies within a ball around any of its features, whose radius is the distance to the k-th
+    nearest other feature of the set, boundary included. Precision is the share of `features` that `references`
+    cover: how many samples look real. Recall is the share of `references` that `features` cover: how much of
+    what is real the samples reach. Both depend on the numbers of images: compare only those of equal M and N.
+
+    Args:
+        neighbours: k; the paper's 3 by default.
+
+    Distances are in float64, those of a block of rows at a time.
+    Raises `ValueError` as `frechet_distance` does, and unless 1 <= k < min(M, N).
+    """
+    check_features(features, references)
+    smallest = min(len(features), len(references))
+    if not 1 <= neighbours < smallest:
+        raise ValueError(
+            f"neighbours must be at least 1 and below the smaller number of images, {smallest}; "
+            f"it is {neighbours}."
+        )
+    features, references = features.double(), references.double()
+    return _covered(features, references, neighbours), _covered(references, features, neighbours)
+
+
+def _covered(points: Tensor, features: Tensor, neighbours: int) -> float:
+    """Share of `points` `[M, D]` in a ball around any of `features` `[N, D]`, up to its k-th nearest neighbour."""
+    # Each is its own nearest neighbour, at distance 0.
+    own = _squared_distances(features, features)
+    radii = torch.cat([block.kthvalue(neighbours + 1, dim=1).values for block in own])
+    inside = [(block <= radii).any(dim=1) for block in _squared_distances(points, features)]
+    return torch.cat(inside).double().mean().item()
+
+
+def _squared_distances(points: Tensor, features: Tensor) -> Iterator[Tensor]:
+    """Squared distances of `points` to all `features`, `[b, N]` for every block of b points."""
+    lengths = features.square().sum(dim=1)
+    for block in points.split(max(1, BLOCK // len(features))):
+        sums = block.square().sum(dim=1, keepdim=True) + lengths
+        squares = sums - 2 * block @ features.T
+        # What rounding leaves between equal features must not decide whether a copy lies in a ball of radius 0.
+        yield squares.masked_fill(squares < 1e-12 * sums, 0)
+
+
 def classifier_score(logits: Tensor) -> float:
     """exp E KL(p(y|x) || p(y)) of class logits `[N, K]`: the Inception score (arXiv 1606.03498) of any classifier.
 
@@ -139,12 +186,13 @@ def generation_metrics(
     batch_size: int = 8,
     kid_subset_size: int = 100,
     kid_subsets: int = 100,
+    neighbours: int | None = None,
     seed: int = 0,
     progress: bool | str = False,
 ) -> dict:
-    """Distances between generated and real images on EfficientNet-Lite0 features: FD-Lite0 and KID.
+    """Distances between generated and real images on EfficientNet-Lite0 features: FD-Lite0, KID, precision and recall.
 
-    Neither number compares with an FID, which needs the features of its own Inception network, nor with an
+    No number compares with an FID, which needs the features of its own Inception network, nor with an
     FD-Lite0 of other image counts.
 
     Args:
@@ -153,11 +201,13 @@ def generation_metrics(
         lite0, folder, batch_size, progress: as for `lite0_features`.
         kid_subset_size, kid_subsets: images in a random subset of KID, and how many subsets; at most the
             smaller number of images.
+        neighbours: of precision and recall, as for `precision_recall`; default: without them.
         seed: of the subsets.
 
-    Returns `fd_lite0`, `kid`, `kid_standard_deviation` (over subsets) and `protocol`.
-    Raises `ValueError` for fewer than two images, values that are not finite or far outside [0, 1], or too
-    large subsets.
+    Returns `fd_lite0`, `kid`, `kid_standard_deviation` (over subsets), with `neighbours` also `precision` and
+    `recall`, and `protocol`.
+    Raises `ValueError` for fewer than two images, values that are not finite or far outside [0, 1], too large
+    subsets, or too many neighbours.
     """
     if lite0 is None and (samples.ndim == 4 or references.ndim == 4):
         lite0 = load_lite0(folder).to(default_device())
@@ -176,11 +226,16 @@ def generation_metrics(
     kid, deviation = kernel_distance(
         sample_features, reference_features, subset_size=kid_subset_size, num_subsets=kid_subsets, seed=seed
     )
+    shares, counted = {}, {}
+    if neighbours is not None:
+        precision, recall = precision_recall(sample_features, reference_features, neighbours=neighbours)
+        shares, counted = {"precision": precision, "recall": recall}, {"neighbours": neighbours}
     rank_deficient = min(len(samples), len(references)) <= NUM_FEATURES
     return {
         "fd_lite0": fd,
         "kid": kid,
         "kid_standard_deviation": deviation,
+        **shares,
         "protocol": {
             "features": f"EfficientNet-Lite0, {NUM_FEATURES} pooled features at 224 px; not an FID",
             "samples": len(samples),
@@ -191,6 +246,7 @@ def generation_metrics(
             "kid_subsets": kid_subsets,
             "kid_subset_size": kid_subset_size,
             "kid_seed": seed,
+            **counted,
         },
     }
 

@@ -2,7 +2,7 @@
 
     python -m sitlib.reporting.headline --output metrics/headline.json
 
-Reads `metrics/tokenizer/<variant>-seed<k>.json`, `metrics/generation/<variant>-seed<k>.json` and
+Reads `metrics/tokenizer/<variant>-seed<k>.json`, `metrics/generation/<variant>-seed<k>.json`, `metrics/text/<variant>-seed<k>.json` and
 `metrics/seconds/*.json`. A value is `{"mean", "std", "seeds"}`: mean and sample standard deviation (null for
 one seed) over the seeds of a variant.
 """
@@ -37,7 +37,8 @@ TOKENIZER_METRICS = (
     "usage",
     "bits_per_pixel",
 )
-GENERATION_METRICS = ("fd_lite0", "kid", "nats_per_token")
+GENERATION_METRICS = ("fd_lite0", "kid", "precision", "recall", "nats_per_token")
+TEXT_METRICS = ("r_precision_seen", "r_precision_held_out", *GENERATION_METRICS)
 PACKAGES = ("torch", "torchvision", "numpy", "pywavelets", "lpips", "torchmetrics", "accelerate", "dvc")
 RUN_FILE = re.compile(r"(?P<variant>.+)-seed(?P<seed>\d+)\.json")
 
@@ -196,15 +197,20 @@ def gather(root: Path = ROOT) -> dict[str, Any]:
     """The headline of the project at `root`. Raises HeadlineError if there is nothing to gather."""
     metrics = root / "metrics"
     parameters = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
-    generators = parameters.get("generators")
-    generators = None if generators is None else [f"ar_{name}" for name in generators]
     trained = tokenizer_runs(parameters)
     tokenizers = runs_of(metrics / "tokenizer", trained)
-    sampled = _listed(generators, parameters.get("generator_seeds"))
-    generation = runs_of(metrics / "generation", sampled)
-    if not tokenizers and not generation:
+    sampled = _generator_runs(parameters, "generators", "generator_seeds")
+    again = _generator_runs(parameters, "second_generators", "generator_seeds", "_second")
+    generation = runs_of(metrics / "generation", None if sampled is None else sampled + (again or []))
+    written = _generator_runs(parameters, "text_generators", "text_seeds")
+    text = runs_of(metrics / "text", written)
+    if not tokenizers and not generation and not text:
         raise HeadlineError(f"No metrics in {metrics}: run dvc repro.")
-    runs = [f"{name}-{seed}" for name, seed in (trained or []) + (sampled or [])]
+    photographs, captioned = _by_images(tokenizers)
+    runs = [
+        f"{name}-{seed}"
+        for name, seed in [*(trained or []), *(sampled or []), *(again or []), *(written or [])]
+    ]
     seconds = [read_json(path) for path in sorted((metrics / "seconds").glob("*.json"))]
     return {
         "profile": parameters["profile"],
@@ -212,10 +218,36 @@ def gather(root: Path = ROOT) -> dict[str, Any]:
         "hardware": hardware(),
         "versions": versions(),
         "seconds": {r["stage"]: r["seconds"] for r in seconds if _is_listed(r["stage"], runs)},
-        "tokenizer": summary(tokenizers, TOKENIZER_METRICS),
-        "generation": {"class": summary(generation, GENERATION_METRICS)},
-        "protocol": {"tokenizer": protocol(tokenizers), "generation": protocol(generation)},
+        "tokenizer": summary(photographs, TOKENIZER_METRICS),
+        "text_tokenizer": summary(captioned, TOKENIZER_METRICS),
+        "generation": {
+            "class": summary(generation, GENERATION_METRICS),
+            "text": summary(text, TEXT_METRICS),
+        },
+        "protocol": {
+            "tokenizer": protocol(photographs),
+            "text_tokenizer": protocol(captioned),
+            "generation": protocol(generation),
+            "text": protocol(text),
+        },
     }
+
+
+def _generator_runs(
+    parameters: Mapping[str, Any], names: str, seeds: str, suffix: str = ""
+) -> list[tuple[str, int]] | None:
+    """Variant and seed of the autoregressive models in a list of params.yaml; None if it has no such list."""
+    listed = parameters.get(names)
+    found = None if listed is None else [f"ar_{name}{suffix}" for name in listed]
+    return _listed(found, parameters.get(seeds))
+
+
+def _by_images(runs: Mapping[str, list[dict[str, Any]]]) -> tuple[dict, dict]:
+    """Tokenizers judged on the images of the first one, and those judged on others."""
+    source = {name: records[0].get("protocol", {}).get("source") for name, records in runs.items()}
+    first = next(iter(source.values()), None)
+    same = {name: records for name, records in runs.items() if source[name] == first}
+    return same, {name: records for name, records in runs.items() if name not in same}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from sitlib.codebook_use import codebook_names
 from sitlib.reporting.plots import colour, label
 from sitlib.tokenizer import SpectralTokenizer
 from sitlib.transformer import SequenceLayout, attend
@@ -39,10 +40,13 @@ def attention_patterns(layouts: Mapping[str, SequenceLayout]) -> Figure:
 def codebook_map(tokenizer: SpectralTokenizer, images: Tensor) -> Figure:
     """Each codebook and the encoder outputs that look codes up in it, on the plane of their two main directions."""
     latents = tokenizer.latents(images)
-    names = ("approximation", "details") if len(tokenizer.codebooks) == 2 else ("codes",)
-    parts = (latents,) if len(names) == 1 else (latents[:, :1], latents[:, 1:])
-    fig, axes = plt.subplots(1, len(names), figsize=(4.6 * len(names), 3.9), squeeze=False)
-    for axis, name, codebook, part in zip(axes[0], names, tokenizer.codebooks, parts, strict=True):
+    names, parts = codebook_names(len(tokenizer.codebooks)), tokenizer.by_codebook(latents)
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(4.1 * columns, 3.7 * rows), squeeze=False)
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
+    for axis, name, codebook, part in zip(axes.flat, names, tokenizer.codebooks, parts, strict=False):
         z = F.normalize(part.reshape(-1, part.shape[-1]), dim=-1)
         chosen = codebook.lookup(codebook.nearest(z))
         codes = F.normalize(codebook.weight, dim=-1)
@@ -53,7 +57,7 @@ def codebook_map(tokenizer: SpectralTokenizer, images: Tensor) -> Figure:
         axis.plot(*shown.T, ".", color="0.6", markersize=2.5, label="encoder outputs")
         axis.plot(*stars.T, "*", color=colour(name), markersize=5, markeredgewidth=0, label="codes")
         axis.set(
-            title=f"{name}: mean distance to the code {distance:.2f}",
+            title=f"{label(name)}: mean distance to the code {distance:.2f}",
             xlabel="first direction",
             ylabel="second direction",
         )

@@ -34,6 +34,7 @@ COLOURS = {
     "original": BLACK,
     "vit_vqgan": ORANGE,
     "sit4": BLUE,
+    "sit4_two": "#5E9BCB",
     "sit4_plain": SKY,
     "sit5": GREEN,
     "sit5_sc": "#AA4499",
@@ -45,10 +46,11 @@ COLOURS = {
     "gaussian": "#7A7A7A",
     "laplace": VERMILLION,
 }
-COLOURS |= {f"ar_{name}": COLOURS[name] for name in ("vit_vqgan", "sit3", "sit4", "sit5", "sit6")}
+COLOURS |= {"sit4_scd": "#44AA99", "emoji_vit_vqgan": ORANGE, "emoji_sit4_scd": "#44AA99"}
+COLOURS |= {f"ar_{name}": tone for name, tone in COLOURS.items() if "vit" in name or "sit" in name}
 
 # For names without a place above: further tones that stay apart from the ones that have an owner.
-SPARE = ("#117733", "#44AA99", "#999933", "#DDCC77", "#661100")
+SPARE = ("#117733", "#999933", "#DDCC77", "#661100")
 
 
 def style() -> None:
@@ -91,6 +93,7 @@ def colour(name: str) -> str:
     A name that has none of its own gets one that follows from its letters.
     """
     name = SEED.sub("", name)
+    name = "details" if name.startswith("details_") else name
     return COLOURS.get(name) or SPARE[zlib.crc32(name.encode()) % len(SPARE)]
 
 

@@ -40,8 +40,15 @@ TOKENIZER_COLUMNS = {
 GENERATION_COLUMNS = {
     "fd_lite0": ("FD-Lite0 ↓", 1, "min"),
     "kid": ("KID-Lite0 ↓", 4, "min"),
+    "precision": ("precision ↑", 2, "max"),
+    "recall": ("recall ↑", 2, "max"),
     # Not ranked: codes of different tokenizers do not carry the same information.
     "nats_per_token": ("nats per token", 3, None),
+}
+TEXT_COLUMNS = {
+    "r_precision_seen": ("R-precision, seen names, % ↑", 1, "max"),
+    "r_precision_held_out": ("R-precision, new names, % ↑", 1, "max"),
+    **GENERATION_COLUMNS,
 }
 
 
@@ -164,6 +171,15 @@ def front_page(headline: Mapping[str, Any], reports: Sequence[Report], overview:
         caption = "Class-conditional samples against held-out views"
         table = metrics_table(generators, GENERATION_COLUMNS, caption, protocol["generation"])
         parts += ["<h2>Generation</h2>", table]
+    if texts := headline["generation"]["text"]:
+        caption = "Text-conditional samples for captions of emoji; right caption among 100"
+        parts += [
+            "<h2>Generation from texts</h2>",
+            metrics_table(texts, TEXT_COLUMNS, caption, protocol["text"]),
+        ]
+    if tokenizers := headline["text_tokenizer"]:
+        caption = "Their tokenizers on held-out emoji"
+        parts.append(metrics_table(tokenizers, TOKENIZER_COLUMNS, caption, protocol["text_tokenizer"]))
     parts += ["<h2>Reports</h2>", _links(reports), "<h2>This run</h2>", _facts(headline)]
     return page(TITLE, "\n".join(parts))
 

@@ -1,0 +1,94 @@
+"""Strict dataclasses: unknown keys, wrong types and impossible combinations are refused with a sentence that says what to do."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+
+class ConfigError(ValueError):
+    """A profile or parameter that cannot be used; the message says which key and what would be accepted."""
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Raises ValueError with the sentence unless the condition holds."""
+    if not condition:
+        raise ValueError(sentence)
+
+
+class Strict:
+    """Base of every section: frozen by its decorator; extra keys and silent type conversions are refused."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+
+def from_dict(cls: type, values: dict[str, Any], where: str = "configuration") -> Any:
+    """A dataclass of this module from plain values, strictly.
+
+    Raises:
+        ConfigError: one line for every key that is wrong, with the nearest known key where one was misspelt.
+    """
+    try:
+        return TypeAdapter(cls).validate_json(
+            json.dumps(values)
+        )  # strict about types, yet takes mappings for classes
+    except ValidationError as error:
+        raise ConfigError("\n".join(_sentence(cls, problem, where) for problem in error.errors())) from None
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain values of a dataclass of this module; `from_dict` takes them back."""
+    return dataclasses.asdict(config)
+
+
+def digest(*parts: Any) -> str:
+    """16 hexadecimal digits that name a combination of configurations and plain values; equal parts give equal digests."""
+    plain = [to_dict(part) if dataclasses.is_dataclass(part) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def changes_of(own: dict[str, Any], name: str, where: str) -> dict[str, Any]:
+    """The keys in which a variant's part `name` differs from the section's."""
+    changes = own.get(name, {})
+    if not isinstance(changes, dict):
+        raise ConfigError(f"{where}.{name} lists the keys in which the variant differs, it is {changes!r}.")
+    return changes
+
+
+def known(name: str, names: dict[str, Any], what: str) -> None:
+    """Raises ConfigError unless `name` is one of `names`."""
+    if name not in names:
+        raise ConfigError(
+            f"{what}: {name!r} is not known; the profile has {', '.join(names)}{nearest(name, names)}."
+        )
+
+
+def nearest(name: str, names) -> str:
+    """ " (did you mean ...?)" where one of the known names is like the unknown one, else nothing."""
+    match = difflib.get_close_matches(name, list(names), n=1)
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def _sentence(cls: type, problem: dict[str, Any], where: str) -> str:
+    """One pydantic problem as a sentence that names the key and what would be accepted."""
+    key = ".".join(str(part) for part in problem["loc"])
+    kind, value = problem["type"], problem["input"]
+    if kind == "unexpected_keyword_argument":
+        fields = _fields_at(cls, problem["loc"][:-1])
+        return f"{where}: {key} is not a known key{nearest(str(problem['loc'][-1]), fields)}; known here: {', '.join(fields)}."
+    if kind in ("missing", "missing_argument"):
+        return f"{where}: {key} is missing; add it."
+    if kind == "value_error":
+        return f"{where}: {key + ': ' if key else ''}{str(problem['ctx']['error']).rstrip('.')}."
+    hint = " (YAML reads 1e-3 as text: write 1.0e-3)" if isinstance(value, str) and "float" in kind else ""
+    return f"{where}: {key}: {problem['msg'].lower()}, it is {value!r}{hint}."
+
+
+def _fields_at(cls: type, location: tuple) -> list[str]:
+    for part in location:
+        types = {field.name: field.type for field in dataclasses.fields(cls)}
+        cls = types.get(part, cls)
+    return [field.name for field in dataclasses.fields(cls)]

@@ -1,0 +1,295 @@
+"""Images with captions: sentences built from the names in the records, or a COCO captions file.
+
+A caption from names is short and says what the picture shows. The phrasings that training sees ("training") and those that only test
+prompts use ("new") share no sentence, so that new words for a known thing can be told from known words.
+"""
+
+import json
+import re
+import unicodedata
+import warnings
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal
+
+from sitlib.data.index import DataError, Index, index_images
+from sitlib.data.layout import SPLIT_NAMES, STAND_INS, find_split
+from sitlib.data.sources import ImageSource, open_images, unlabelled
+from sitlib.paths import resolve
+
+Phrasing = Literal["training", "new"]
+# Every template has the name, so that captions of different things differ. At least seven of each kind need nothing else.
+TEMPLATES: dict[str, tuple[str, ...]] = {
+    "training": (
+        "{name}",
+        "emoji: {name}",
+        "an emoji of {name}",
+        "a picture of {name}",
+        "an icon that shows {name}",
+        "a 3d emoji, {name}",
+        "{name}, on a white background",
+        "{category}: {name}",
+        "{subcategory}: {name}",
+        "{name}, also called {keyword}",
+        "{keyword}, that is {name}",
+    ),
+    "new": (
+        "draw {name}",
+        "please show me {name}",
+        "a small drawing of {name}",
+        "a sticker of {name}",
+        "a glossy 3d rendering of {name}",
+        "i would like to see {name}",
+        "white all around, in the middle {name}",
+        "something from {category}, namely {name}",
+        "of the kind {subcategory}, one image of {name}",
+        "{name}, or in other words {keyword}",
+    ),
+}
+EXAMPLES = 3  # named in a message
+
+
+@dataclass
+class CaptionedImages:
+    """The images of one split and what is said of each; all three are in the same order.
+
+    `names` says what each image is of (for emoji the base name, for COCO the image's key), by which captions of one thing are known as
+    such.
+    """
+
+    images: ImageSource
+    captions: list[list[str]]  # at least one for every image
+    names: list[str]
+
+
+def open_captioned(
+    source: str | Path,
+    split: str,
+    captions: str | Path,
+    *,
+    phrasing: Phrasing = "training",
+    seed: int = 0,
+    count: int = 4,
+) -> CaptionedImages:
+    """Open one split of a data source together with its captions.
+
+    Args:
+        source: as for `open_images`; for a COCO file an image folder.
+        split: name of the split.
+        captions: "names": from the records of the shards (`name`, and where they have them `base_name`, `short_names`, `category`,
+            `subcategory`), see `emoji_captions`. Otherwise the path of a COCO captions file, whose `file_name`s are paths in the folder.
+        phrasing, seed, count: for `emoji_captions`; a COCO file has its own captions.
+
+    `{split}` in `source` and `captions` is replaced by the split's name, and where that does not exist by one that stands in for it:
+    "test" is also "val" (`data/coco/{split}2017` with `data/coco/captions_{split}2017.json`). Where the source has no `{split}`, the split
+    consists of the same images as for `open_images`, unless only the JSONs are separate. Images of a COCO file have no classes; one that is
+    not in the folder, cannot be read or has no caption is left out, with one warning for all of them.
+
+    Raises:
+        DataError: source, split, folder or JSON is missing, the JSON is not a COCO captions file, no image with a caption can be used, or
+            a record has no name.
+        ValueError: unknown phrasing, or a count below 1.
+    """
+    _check(
+        phrasing, count
+    )  # also where it has no effect: a misspelt setting should not wait for the next data set
+    if str(captions) != "names":
+        return _open_coco(source, split, captions)
+    images = open_images(source, split)
+    index, _ = find_split(source, split)  # has the records without decoding the images
+    record_of = {key: {**index.record(row), "key": key} for row, key in enumerate(index.keys)}
+    records = [record_of[key] for key in images.keys]
+    try:
+        texts = [emoji_captions(record, phrasing, seed, count) for record in records]
+    except DataError as error:
+        raise DataError(f"{images.where} has no names to build captions from: {error}") from None
+    return CaptionedImages(images, texts, [record.get("base_name", record["name"]) for record in records])
+
+
+def emoji_captions(
+    record: dict[str, Any], phrasing: Phrasing = "training", seed: int = 0, count: int = 4
+) -> list[str]:
+    """Captions of an image by its record: `key` and `name`, and where it has them `short_names`, `category`, `subcategory`.
+
+    Lower case; the skin tones in `name` are kept, because they are visible. Which templates are used, and in which order, is a pure
+    function of `seed` and the record's `key`. A smaller count begins a larger one.
+
+    Returns:
+        `count` different captions, or fewer where the phrasing has not as many templates for this record (seven and more).
+
+    Raises:
+        DataError: the record has no name.
+        ValueError: unknown phrasing, or a count below 1.
+    """
+    _check(phrasing, count)
+    name = _spoken(record.get("name"))
+    if not name:
+        raise DataError(f"the record of {record.get('key')!r} has no `name` with a letter or digit.")
+    values = {
+        "name": name,
+        "keyword": _keyword(name, record.get("short_names") or []),
+        "category": _spoken(record.get("category")),
+        "subcategory": _spoken(record.get("subcategory")).replace("-", " "),
+    }
+    usable = [
+        template
+        for template in TEMPLATES[phrasing]
+        if all(value or f"{{{field}}}" not in template for field, value in values.items())
+    ]
+
+    def place(template: str) -> bytes:
+        words = f"{seed}\n{record.get('key')}\n{template}"
+        return blake2b(words.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+    texts = (template.format(**values) for template in sorted(usable, key=place))
+    return list(dict.fromkeys(texts))[:count]
+
+
+def _check(phrasing: str, count: int) -> None:
+    if phrasing not in TEMPLATES:
+        raise ValueError(f"There is no phrasing {phrasing!r}: choose {' or '.join(map(repr, TEMPLATES))}.")
+    if count < 1:
+        raise ValueError(f"count is {count}; every image needs at least one caption.")
+
+
+def _spoken(text: Any) -> str:
+    """A name as it is said in a sentence: lower case, letters, digits, and of punctuation only what words and lists need."""
+    if not isinstance(text, str):
+        return ""
+    text = unicodedata.normalize("NFC", text).lower()
+    # A character is visible in the picture, its number is not.
+    text = re.sub(r"\bideograph-([0-9a-f]{4,5})\b", lambda found: f"ideograph {chr(int(found[1], 16))}", text)
+    replacements = {"keycap: *": "keycap asterisk", ":": ",", "&": " and ", "’": "'", ".": ""}
+    for written, said in replacements.items():
+        text = text.replace(written, said)
+    text = "".join(c if c in "',-" or unicodedata.category(c)[0] not in "PSC" else " " for c in text)
+    text = re.sub(r"(?<!\w)-|-(?!\w)", " ", text)  # a dash between words, not the hyphen of one
+    # Two persons of one skin tone: saying it once is enough.
+    parts = [part for part in (" ".join(part.split()) for part in text.split(",")) if part]
+    if len(parts) > 1 and parts[-1] == parts[-2] and parts[-1].endswith("skin tone"):
+        parts.pop()
+    text = ", ".join(parts)
+    return text if any(c.isalnum() for c in text) else ""
+
+
+def _keyword(name: str, short_names: list[str]) -> str:
+    """The first short name that says more than the name, with spaces; "" if there is none.
+
+    Codes say nothing: numbered ones ("cat2", "clock230", "+1"), and those that add no word of three letters ("flag-so", "x").
+    """
+    known = set(re.findall(r"\w+", name))
+    for short in short_names:
+        words = re.sub(r"[_-]+", " ", str(short).lower()).split()
+        if all(word.isalpha() for word in words) and any(
+            len(word) > 2 and word not in known for word in words
+        ):
+            return " ".join(words)
+    return ""
+
+
+def _open_coco(source: str | Path, split: str, captions: str | Path) -> CaptionedImages:
+    folder, file = _coco_paths(str(source), split, str(captions))
+    captions_of = _read_coco(file)
+    index, missing = _coco_index(str(source), folder, split, str(captions), list(captions_of))
+    silent = [name for name in index.keys if not captions_of[name]]
+    images = unlabelled(
+        index.take(row for row, name in enumerate(index.keys) if captions_of[name]),
+        f"the split {split!r} of {source}",
+    )
+    damaged = [f"{Path(name).name}: {reason}" for name, reason in images.skipped]
+    left_out = "; ".join(
+        f"{len(names)} {why} ({', '.join(names[:EXAMPLES])}{', ...' if len(names) > EXAMPLES else ''})"
+        for names, why in (
+            (missing, f"not in {folder}"),
+            (silent, "without a caption"),
+            (damaged, "unreadable"),
+        )
+        if names
+    )
+    if not len(images):
+        raise DataError(
+            f"None of the {len(captions_of)} images that {file} lists can be used for the split {split!r} of {source}"
+            + (f": {left_out}." if left_out else ".")
+        )
+    if left_out:
+        number = len(missing) + len(silent) + len(damaged)
+        warnings.warn(
+            f"{number} of the {len(captions_of)} images that {file} lists are left out: {left_out}",
+            stacklevel=3,
+        )
+    return CaptionedImages(images, [captions_of[name] for name in images.keys], images.keys)
+
+
+def _coco_paths(source: str, split: str, captions: str) -> tuple[Path, Path]:
+    """The folder and the JSON of a split; both are there."""
+    missing = []
+    for name in (split, *STAND_INS.get(split, ())):
+        folder, file = (resolve(path.replace("{split}", name)) for path in (source, captions))
+        if folder.is_dir() and file.is_file():  # both: COCO has pictures of its "test" without captions
+            return folder, file
+        if not file.is_file():
+            missing.append(f"no file {file}")
+        if not folder.is_dir():
+            missing.append(f"no folder {folder}")
+    raise DataError(
+        f"The split {split!r} of {source} has no captions: there is {'; '.join(dict.fromkeys(missing))}."
+    )
+
+
+def _coco_index(
+    source: str, folder: Path, split: str, captions: str, names: list[str]
+) -> tuple[Index, list[str]]:
+    """The images of a split with their names in the JSON as keys, in its order; and the names that are in no split of the folder."""
+    has_splits = any((folder / name).is_dir() for name in (split, *STAND_INS.get(split, ())))
+    if "{split}" in source or ("{split}" in captions and not has_splits):
+        # The JSON alone says what is in the split.
+        is_there = [(folder / name).is_file() for name in names]
+        there = [name for name, found in zip(names, is_there, strict=True) if found]
+        missing = [name for name, found in zip(names, is_there, strict=True) if not found]
+        return index_images([folder / name for name in there], [None] * len(there), there), missing
+    index, _ = find_split(folder, split)
+    row_of = {key: row for row, key in enumerate(index.keys)}
+    rows, there, missing = [], [], []
+    for name in names:
+        paths = [name, *(f"{part}/{name}" for part in SPLIT_NAMES)]
+        row = next((row_of[path] for path in paths if path in row_of), None)
+        if row is not None:
+            rows.append(row)
+            there.append(name)
+        elif not any((folder / path).is_file() for path in paths):  # else it is in another split
+            missing.append(name)
+    index = index.take(rows)
+    return Index(index.files, there, index.suffixes, [None] * len(rows), index.spans), missing
+
+
+def _read_coco(file: Path) -> dict[str, list[str]]:
+    """File name of every image of a COCO captions file -> its captions, in the order of the file."""
+    try:
+        content = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{file} cannot be read as JSON ({error}).") from None
+    if not isinstance(content, dict):
+        raise DataError(
+            f"{file} is not a COCO captions file: it holds no object with 'images' and 'annotations'."
+        )
+    wanted = {
+        "images": {"id": int | str, "file_name": str},
+        "annotations": {"image_id": int | str, "caption": str},
+    }
+    for part, keys in wanted.items():
+        if not isinstance(content.get(part), list):
+            raise DataError(f"{file} is not a COCO captions file: it has no list {part!r}.")
+        for key, kind in keys.items():
+            if not all(isinstance(item, dict) and isinstance(item.get(key), kind) for item in content[part]):
+                raise DataError(
+                    f"{file} is not a COCO captions file: not all of its {part!r} have a {key!r}"
+                    + (" (files named instances or person_keypoints have none)." if key == "caption" else ".")
+                )
+    captions_of = {image["file_name"]: [] for image in content["images"]}
+    name_of = {image["id"]: image["file_name"] for image in content["images"]}
+    for item in content["annotations"]:
+        text = " ".join(item["caption"].split())  # some end in a line break
+        if text and item["image_id"] in name_of:
+            captions_of[name_of[item["image_id"]]].append(text)
+    return captions_of

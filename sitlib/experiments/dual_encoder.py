@@ -1,0 +1,107 @@
+"""Training the dual encoder that judges text-conditional samples: `python -m sitlib.experiments.dual_encoder`.
+
+It learns from the training images and captions of the text-conditional models, and never sees a held-out one.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sitlib.config import Profile, load_profile
+from sitlib.data import CaptionedImages, ImageSource, training_views
+from sitlib.dual_encoder import DualEncoder, StoredDualEncoderConfig, contrastive_loss
+from sitlib.experiments.codes import captioned
+from sitlib.experiments.runs import DualEncoderRun, Trained, command, trained
+from sitlib.experiments.tokenizer_evaluation import original_features
+from sitlib.lite0 import Lite0, load_lite0
+from sitlib.results import Row
+from sitlib.text import TextTokenizer
+from sitlib.training import Phase, seed_everything, train
+from sitlib.weights import ensure_weights
+
+VIEWS = 1024  # in memory at a time
+
+
+def trained_dual_encoder(profile: Profile, pipeline: bool = False) -> Trained:
+    """The dual encoder of a profile, trained now or earlier; `pipeline` as for `runs.trained`."""
+    run = DualEncoderRun.of(profile)
+
+    def train_now(checkpoints: Path) -> tuple[DualEncoder, list[Row]]:
+        ensure_weights()
+        return train_dual_encoder(run, captioned(profile, "train"), load_lite0(), checkpoints)
+
+    return trained(run, "dual_encoder", "text", DualEncoder, train_now, pipeline)
+
+
+def train_dual_encoder(
+    run: DualEncoderRun, data: CaptionedImages, lite0: Lite0, checkpoints: Path
+) -> tuple[DualEncoder, list[Row]]:
+    """Trains a run on captioned images, resumable from the folder `checkpoints`; the dual encoder and its training curve."""
+    settings = run.model
+    features, positions = wide_view_features(data.images, run.data.size, run.seed, lite0)
+    number_of = {name: number for number, name in enumerate(sorted(set(data.names)))}
+    names = torch.tensor([number_of[name] for name in data.names])
+    captions = [caption for of_image in data.captions for caption in of_image]
+    texts = TextTokenizer.train(captions, settings.vocabulary, settings.max_tokens)
+    tokens = texts.encode(captions, truncate=True)
+    counts = np.array([len(of_image) for of_image in data.captions])
+    first = np.cumsum(counts) - counts  # where the captions of each image begin among all
+
+    seed_everything(run.seed)
+    model = DualEncoder(StoredDualEncoderConfig(settings, texts.to_json(), features.shape[1]))
+
+    def batch_at(step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Random images and one random caption of each: features [B, F], token ids [B, L], names [B]."""
+        generator = np.random.default_rng([run.seed, step])
+        chosen = generator.integers(len(positions), size=settings.optimiser.batch_size)
+        images = positions[chosen]
+        texts_BL = tokens[torch.from_numpy(first[images] + generator.integers(counts[images]))]
+        texts_BL = texts_BL[:, : int((texts_BL != texts.pad).sum(dim=1).max())]
+        return features[torch.from_numpy(chosen)], texts_BL, names[torch.from_numpy(images)]
+
+    def loss(module: nn.Module, batch: tuple[Tensor, Tensor, Tensor], step: int) -> tuple[Tensor, Row]:
+        *inputs, names_B = batch
+        logits = module(*inputs)
+        found = names_B[logits.detach().argmax(dim=1)] == names_B
+        values = {"accuracy": found.float().mean(), "scale": model.log_scale.detach().exp()}
+        return contrastive_loss(logits, names_B), values
+
+    def after_update(optimiser: torch.optim.Optimizer) -> Row:
+        model.limit_scale()
+        return {}
+
+    phases = [Phase(model, loss, after_update)]
+    title = f"dual encoder, seed {run.seed}"
+    return model, train(phases, batch_at, settings.optimiser, checkpoints=checkpoints, title=title)
+
+
+def wide_view_features(images: ImageSource, size: int, seed: int, lite0: Lite0) -> tuple[Tensor, NDArray]:
+    """Lite0 features [M, 1280] of one wide view of each of M images, never mirrored, and the position [M] of each one's image.
+
+    They are kept in `build/features`; views of `VIEWS` images at a time are in memory.
+    """
+    place = {key: position for position, key in enumerate(images.keys)}
+    batch = min(VIEWS, len(images))
+    parts, positions = [], []
+    for start in range(0, len(images), batch):
+        views, _, keys = training_views(images, start // batch, batch, size, seed, kind="wide", flip=False)
+        count = min(batch, len(images) - start)  # the last views may be of a second epoch
+        title = f"training images {start + 1} to {start + count}"
+        parts.append(original_features(views[:count], lite0, ["dual encoder"], progress=title))
+        positions += [place[key] for key in keys[:count]]
+    return torch.cat(parts), np.array(positions)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m sitlib.experiments.dual_encoder", description=__doc__)
+    parser.add_argument("--profile", required=True)
+    arguments = parser.parse_args()
+    trained_dual_encoder(load_profile(arguments.profile), pipeline=True)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,228 @@
+"""Judging text-conditional samples: `python -m sitlib.experiments.text_evaluation`.
+
+A sample is right if, among many captions, a dual encoder that was trained on real images finds the sample's own caption the most similar
+one (R-precision; AttnGAN, arXiv 1711.10485). The same is measured of real held-out images, which is the ceiling of such a judge, and of
+their reconstructions, which bound every model over the tokenizer's codes.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sitlib.autoregressive import AutoregressiveModel
+from sitlib.checkpoint import read_about, write_tensors
+from sitlib.config import Profile, digest, load_profile
+from sitlib.data import held_out_views
+from sitlib.dual_encoder import DualEncoder
+from sitlib.experiments.codes import captioned, load_codes
+from sitlib.experiments.dual_encoder import trained_dual_encoder
+from sitlib.experiments.generation_evaluation import (
+    decoded,
+    held_out_nats,
+    sampling_protocol,
+)
+from sitlib.experiments.generators import trained_generator
+from sitlib.experiments.runs import AutoregressiveRun, CodesRun, DualEncoderRun, command
+from sitlib.experiments.tokenizers import trained_tokenizer
+from sitlib.lite0 import load_lite0
+from sitlib.metrics import bootstrap_interval, generation_metrics, lite0_features, r_precision
+from sitlib.paths import resolve
+from sitlib.results import read_metrics, write_metrics
+from sitlib.sampling import generate
+from sitlib.weights import ensure_weights
+
+KINDS = {"held_out": "names that training never saw", "seen": "names of training images, in new words"}
+
+
+@dataclass
+class Prompts:
+    """Captions of one kind, and the real images that they are captions of."""
+
+    captions: list[str]
+    known: list[str]  # captions of the same images in phrasings of training, by which samples are judged
+    names: list[str]  # what each is of
+    images: Tensor  # [M, 3, H, W] in [0, 1]
+
+
+def prompts(profile: Profile, kind: str) -> Prompts:
+    """The prompts of a kind of `KINDS`, the same for every model.
+
+    "held_out": held-out images, in the phrasings of training. "seen": training images, in phrasings that training never uses.
+    """
+    settings = profile.text.evaluation
+    split = "test" if kind == "held_out" else "train"
+    texts = captioned(profile, split)
+    size = DualEncoderRun.of(profile).data.size
+    images, _, keys = held_out_views(texts.images, settings.prompts, size, settings.seed, kind="wide")
+    position = {key: index for index, key in enumerate(texts.images.keys)}
+    chosen = [position[key] for key in keys]
+
+    def one_each(captions: list[list[str]]) -> list[str]:
+        pick = np.random.default_rng([settings.seed, len(kind)]).random(len(chosen))
+        return [captions[i][int(u * len(captions[i]))] for i, u in zip(chosen, pick, strict=True)]
+
+    known = one_each(texts.captions)
+    asked = known if kind == "held_out" else one_each(captioned(profile, split, "new").captions)
+    return Prompts(asked, known, [texts.names[i] for i in chosen], images)
+
+
+def real_text_features(profile: Profile) -> dict[str, Tensor]:
+    """Lite0 features [M, 1280] of the real images of every kind of prompts."""
+    lite0 = load_lite0()
+    return {
+        kind: lite0_features(prompts(profile, kind).images, lite0, progress=f"real images, {kind}")
+        for kind in KINDS
+    }
+
+
+def retrieved(judge: DualEncoder, features: Tensor, asked: Prompts, profile: Profile) -> dict[str, Any]:
+    """R-precision of images by their Lite0 features [M, 1280], in %, with an interval of 95 % over names.
+
+    Captions are in the phrasings of training, whatever the samples were asked for with: new words are a test of the generator, not of
+    the judge.
+    """
+    settings = profile.text.evaluation
+    with torch.no_grad():
+        tokens = judge.text_tokenizer.encode(asked.known, truncate=True)
+        similarity = judge.similarity(features, tokens)
+    right = torch.arange(len(similarity))
+    values = 100 * r_precision(
+        similarity, right, asked.names, candidates=settings.candidates, seed=settings.seed
+    )
+    return {
+        "r_precision": float(values.mean()),
+        "interval": list(bootstrap_interval(values, asked.names)),
+        "chance": 100 / settings.candidates,
+    }
+
+
+def draw_text_samples(model: AutoregressiveModel, profile: Profile, kind: str) -> Tensor:
+    """Codes [M, S, N] sampled for the prompts of a kind."""
+    captions = prompts(profile, kind).captions
+    return generate(model, captions, profile.text.sampling, progress=f"sampling, {kind}")
+
+
+def evaluate_text_generator(
+    model: AutoregressiveModel,
+    variant: str,
+    sampled: dict[str, Tensor],
+    real: dict[str, Tensor],
+    profile: Profile,
+) -> dict[str, Any]:
+    """R-precision of samples of every kind of prompts; FD-Lite0, KID, precision and recall of those of held-out names.
+
+    Args:
+        sampled: kind -> codes [M, S, N].
+        real: kind -> features [M, 1280] of the real images, from `real_text_features`.
+
+    Returns:
+        for every kind `samples`, `reconstruction`, `real`, each with `r_precision` (%), `interval`, `chance` (%); the distances of the
+        samples of held-out names to the real images with these names; `r_precision_<kind>` of samples; held-out nats per token;
+        `parameters`; `protocol`.
+    """
+    settings, lite0 = profile.text.evaluation, load_lite0()
+    judge, name = trained_dual_encoder(profile).model, profile.autoregressive_variant(variant).tokenizer
+    tokenizer = trained_tokenizer(profile, name, profile.text.tokenizer_seed).model
+    scores, distances = {}, {}
+    for kind in KINDS:
+        asked = prompts(profile, kind)
+        features = {
+            "samples": lite0_features(decoded(tokenizer, sampled[kind]), lite0, progress=f"samples, {kind}"),
+            "reconstruction": lite0_features(
+                tokenizer.reconstruct(asked.images), lite0, progress=f"reconstructions, {kind}"
+            ),
+            "real": real[kind],
+        }
+        scores[kind] = {what: retrieved(judge, found, asked, profile) for what, found in features.items()}
+        for what in ("samples", "reconstruction"):
+            if kind == "held_out":
+                distances[what] = generation_metrics(
+                    features[what],
+                    real[kind],
+                    kid_subset_size=settings.kid_subset_size,
+                    neighbours=settings.neighbours,
+                    seed=settings.seed,
+                )
+    codes, texts = load_codes(profile, variant), captioned(profile, "test")
+    captions = [texts.captions[image][0] for image in codes.held_out_labels.tolist()]
+    tokens = model.text_tokenizer.encode(captions, truncate=True)
+    protocol = {
+        **distances["samples"].pop("protocol"),
+        "prompts": f"{settings.prompts} of each kind: " + "; ".join(KINDS.values()),
+        "r_precision": f"right caption among {settings.candidates} of other names, by the dual encoder; intervals over names",
+        "references": "the held-out images with these names",
+        **sampling_protocol(profile.text.sampling),
+    }
+    return {
+        **distances["samples"],
+        **{f"r_precision_{kind}": scores[kind]["samples"]["r_precision"] for kind in KINDS},
+        "kinds": scores,
+        "reconstruction": {k: v for k, v in distances["reconstruction"].items() if k != "protocol"},
+        **held_out_nats(model, codes.held_out, tokens),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "protocol": protocol,
+    }
+
+
+def text_scores(profile: Profile, variant: str, seed: int) -> dict[str, Any]:
+    """The pipeline's scores of this very run, or else scores that are measured now."""
+    path = f"metrics/text/{variant}-seed{seed}.json"
+    if resolve(path).exists() and (scores := read_metrics(path)).get("run") == _run(profile, variant, seed):
+        return scores
+    ensure_weights()
+    model = trained_generator(profile, variant, seed).model
+    sampled = {kind: draw_text_samples(model, profile, kind) for kind in KINDS}
+    return evaluate_text_generator(model, variant, sampled, real_text_features(profile), profile)
+
+
+def load_text_samples(profile: Profile, variant: str, seed: int, kind: str) -> Tensor:
+    """Images [M, 3, H, W] sampled for the prompts of a kind: the pipeline's of this very run, or drawn now."""
+    run = CodesRun.of(profile, variant).tokenizer
+    tokenizer = trained_tokenizer(profile, profile.autoregressive_variant(variant).tokenizer, run.seed).model
+    path = _samples_path(variant, seed)
+    if read_about(path).get("run") == _run(profile, variant, seed):
+        return decoded(tokenizer, load_file(path)[kind])
+    return decoded(
+        tokenizer, draw_text_samples(trained_generator(profile, variant, seed).model, profile, kind)
+    )
+
+
+def _samples_path(variant: str, seed: int) -> Path:
+    return resolve(f"samples/{variant}-seed{seed}.safetensors")
+
+
+def _run(profile: Profile, variant: str, seed: int) -> str:
+    section = profile.text
+    parts = (section.sampling, section.evaluation, DualEncoderRun.of(profile))
+    return digest(AutoregressiveRun.of(profile, variant, seed), *parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m sitlib.experiments.text_evaluation", description=__doc__)
+    parser.add_argument("--profile", required=True)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("real", help="features of the prompts' real images -> samples/real_text.safetensors")
+    judged = commands.add_parser("model", help="one model -> samples/ and metrics/text/")
+    judged.add_argument("--variant", required=True)
+    judged.add_argument("--seed", type=int, required=True)
+    arguments = parser.parse_args()
+    profile, real = load_profile(arguments.profile), resolve("samples/real_text.safetensors")
+    if arguments.command == "real":
+        write_tensors(real, real_text_features(profile), {})
+        return
+    variant, seed = arguments.variant, arguments.seed
+    model, run = trained_generator(profile, variant, seed).model, {"run": _run(profile, variant, seed)}
+    sampled = {kind: draw_text_samples(model, profile, kind) for kind in KINDS}
+    write_tensors(_samples_path(variant, seed), sampled, run)
+    scores = evaluate_text_generator(model, variant, sampled, load_file(real), profile)
+    write_metrics(f"metrics/text/{variant}-seed{seed}.json", {**run, **scores})
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,202 @@
+"""How fast images are sampled at every size: `python -m sitlib.experiments.throughput` (the paper's throughput table; SIT section 5).
+
+A model over scale-causal codes stops after the scales that a size needs and decodes only these; a model over ViT-VQGAN's codes samples the
+whole image and averages it down. Speed does not depend on what weights hold, so they are random. Measured are code sampling and decoding
+together, with guidance (both halves of every step), in turns, medians over rounds; peak memory in a process of its own for each case.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig
+from sitlib.config import AutoregressiveConfig, Profile, SamplingConfig, TokenizerConfig, load_profile
+from sitlib.experiments.runs import best_device, command
+from sitlib.results import write_metrics
+from sitlib.sampling import generate
+from sitlib.tokenizer import SpectralTokenizer
+
+SHARES = (1, 2, 4, 8)  # full size, 1/2, 1/4, 1/8
+MODELS = ("ar_sit4_scd", "ar_vit_vqgan")
+# Reported by the paper for MS-COCO at 256, 64 and 32 px: images a second of Parti-350M over ViT-VQGAN, and of AR-SIT-SCD-4.
+REPORTED = {1: (7.8, 6.5), 4: (7.6, 24.5), 8: (7.7, 74.7)}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of a tokenizer and of a transformer over its codes."""
+
+    name: str
+    size: int  # px
+    sit_grid: int
+    raster_grid: int
+    shape: AutoregressiveConfig
+    batch_size: int
+
+
+def geometries(profile: Profile) -> list[Geometry]:
+    """That of the profile's class-conditional models; and the paper's 256 px and 1,024 tokens, with a transformer of half the width."""
+    sit, raster = (profile.tokenizer_variant(name) for name in ("sit4_scd", "vit_vqgan"))
+    shape = replace(profile.autoregressive_variant("ar_vit_vqgan"), dropout=0.0)
+    small = replace(shape, width=shape.width // 2, heads=max(1, shape.heads // 2))
+    batch = 16
+    return [
+        Geometry("profile", sit.size, sit.grid, raster.grid, shape, batch),
+        Geometry("paper", 256, 16, 32, small, batch),
+    ]
+
+
+class Subject:
+    """One model in one geometry, with random weights."""
+
+    def __init__(self, name: str, geometry: Geometry, profile: Profile):
+        torch.manual_seed(0)
+        variant = {"ar_sit4_scd": "sit4_scd", "ar_vit_vqgan": "vit_vqgan"}[name]
+        grid = geometry.sit_grid if variant == "sit4_scd" else geometry.raster_grid
+        config: TokenizerConfig = replace(profile.tokenizer_variant(variant), size=geometry.size, grid=grid)
+        self.device = best_device()
+        self.tokenizer = SpectralTokenizer(config).eval().to(self.device)
+        books = min(config.num_codebooks, config.num_scales)
+        shape = (config.num_scales, config.tokens_per_scale, config.num_codes, books)
+        self.model = AutoregressiveModel(CodeModelConfig(geometry.shape, *shape, ["class"], None))
+        self.model = self.model.eval().to(self.device)
+        self.sampling: SamplingConfig = replace(
+            profile.autoregressive.sampling,
+            guidance=1.5,
+            guidance_growth="constant",
+            batch_size=geometry.batch_size,
+        )
+        self.labels = torch.zeros(geometry.batch_size, dtype=torch.int64)
+
+    @torch.inference_mode()
+    def images(self, share: int) -> Tensor:
+        """A batch at 1 / share of the full size."""
+        num_scales = self.model.config.num_scales
+        if num_scales == 1:
+            images = self.tokenizer.decode(generate(self.model, self.labels, self.sampling))
+            return F.avg_pool2d(images, share) if share > 1 else images
+        scales = num_scales - share.bit_length() + 1
+        return self.tokenizer.decode(generate(self.model, self.labels, self.sampling, scales=scales))
+
+
+def seconds(subject: Subject, share: int) -> float:
+    if subject.device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    subject.images(share)
+    if subject.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def memory(name: str, share: int, geometry: Geometry, profile: Profile) -> float:
+    """MB that sampling and decoding a batch needs at its peak beyond the models, in this process."""
+    subject = Subject(name, geometry, profile)
+    if subject.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        subject.images(share)
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    subject.images(share)
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit / 1e6
+
+
+def _memory_elsewhere(name: str, share: int, geometry: str, profile: str) -> float:
+    """`memory` in a process of its own, because a peak never goes down again."""
+    case = ["--profile", profile, "--memory", name, str(share), geometry]
+    result = subprocess.run(
+        [sys.executable, "-m", "sitlib.experiments.throughput", *case],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(json.loads(result.stdout.splitlines()[-1]))
+
+
+def measure(profile: Profile, name: str, rounds: int) -> dict[str, Any]:
+    """Both models in both geometries at every size: images a second, peak memory, ratios and the paper's."""
+    rows = []
+    for geometry in geometries(profile):
+        subjects = {model: Subject(model, geometry, profile) for model in MODELS}
+        times: dict[tuple[str, int], list[float]] = {
+            (model, share): [] for model in MODELS for share in SHARES
+        }
+        for model, share in times:
+            if geometry.name == "profile":  # warms up
+                seconds(subjects[model], share)
+        for _ in range(rounds):
+            for model, share in times:
+                times[model, share].append(seconds(subjects[model], share))
+        for share in SHARES:
+            rate = {m: geometry.batch_size / statistics.median(times[m, share]) for m in MODELS}
+            peak = {m: _memory_elsewhere(m, share, geometry.name, name) for m in MODELS}
+            paper = REPORTED.get(share)
+            rows.append(
+                {
+                    "geometry": geometry.name,
+                    "size": geometry.size // share,
+                    "share": share,
+                    "images_per_second": rate,
+                    "ratio": rate[MODELS[0]] / rate[MODELS[1]],
+                    "ratio_by_round": [
+                        other / ours
+                        for ours, other in zip(times[MODELS[0], share], times[MODELS[1], share], strict=True)
+                    ],
+                    "paper_ratio": paper[1] / paper[0] if paper else None,
+                    "peak_mb": peak,
+                }
+            )
+    about = {
+        g.name: {
+            "size": g.size,
+            "tokens": g.raster_grid**2,
+            "transformer": f"{g.shape.layers} layers, width {g.shape.width}, {g.shape.heads} heads",
+            "batch_size": g.batch_size,
+        }
+        for g in geometries(profile)
+    }
+    protocol = {
+        "weights": "random",
+        "guidance": "on: conditional and unconditional halves in one batch",
+        "rounds": rounds,
+        "threads": torch.get_num_threads(),
+        "device": str(best_device()),
+        "machine": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+    }
+    return {"geometries": about, "rows": rows, "protocol": protocol}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m sitlib.experiments.throughput", description=__doc__)
+    parser.add_argument("--profile", required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", default="metrics/throughput.json", help="metrics file to write")
+    parser.add_argument("--memory", nargs=3, metavar=("MODEL", "SHARE", "GEOMETRY"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    profile = load_profile(arguments.profile)
+    if arguments.memory:
+        name, share, wanted = arguments.memory
+        chosen = next(g for g in geometries(profile) if g.name == wanted)
+        print(memory(name, int(share), chosen, profile))
+        return
+    write_metrics(arguments.output, measure(profile, arguments.profile, arguments.rounds))
+
+
+if __name__ == "__main__":
+    command(main)

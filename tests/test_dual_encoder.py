@@ -1,0 +1,242 @@
+"""The dual encoder: its loss against a naive loop, padding, what it learns, its file and its training data."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sitlib.config import CaptionsConfig, DataConfig, DualEncoderConfig, OptimiserConfig
+from sitlib.data import CaptionedImages, open_images, training_views
+from sitlib.dual_encoder import DualEncoder, StoredDualEncoderConfig, contrastive_loss
+from sitlib.experiments import dual_encoder, tokenizer_evaluation
+from sitlib.experiments.dual_encoder import train_dual_encoder, trained_dual_encoder, wide_view_features
+from sitlib.experiments.runs import DualEncoderRun
+from sitlib.lite0 import load_lite0
+from sitlib.metrics import lite0_features
+from sitlib.text import TextTokenizer
+
+OPTIMISER = OptimiserConfig(
+    steps=40,
+    batch_size=8,
+    learning_rate=3e-3,
+    final_learning_rate=0.0,
+    warmup_steps=4,
+    beta1=0.9,
+    beta2=0.98,
+    weight_decay=0.01,
+    clip_norm=1.0,
+    ema_decay=0.0,
+    log_every=20,
+    checkpoint_every=20,
+)
+SHAPE = DualEncoderConfig(
+    layers=1, width=32, heads=2, dim=16, dropout=0.1, vocabulary=300, max_tokens=12, optimiser=OPTIMISER
+)
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (20, 40, 220)}
+TEXTS = [f"a {colour} square" for colour in COLOURS]
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return TextTokenizer.train([*TEXTS, "a square of one colour only"], SHAPE.vocabulary, SHAPE.max_tokens)
+
+
+@pytest.fixture
+def model(texts):
+    torch.manual_seed(0)
+    return DualEncoder(StoredDualEncoderConfig(SHAPE, texts.to_json(), 20)).eval()
+
+
+def naive_loss(logits, names):
+    """Mean over images and over captions of -log of the right one's share, among what is right or of another name."""
+    total, count = 0.0, len(names)
+    for table in (logits, logits.T):
+        for row in range(count):
+            allowed = [c for c in range(count) if c == row or names[c] != names[row]]
+            total -= math.log(math.exp(table[row, row]) / sum(math.exp(table[row, c]) for c in allowed))
+    return total / (2 * count)
+
+
+class TestLoss:
+    @pytest.mark.parametrize("names", [[0, 1, 2, 3, 4], [0, 1, 0, 2, 1], [3, 3, 3, 3, 0]])
+    def test_and_its_gradient_are_those_of_a_naive_loop(self, names):
+        logits = np.random.default_rng(0).normal(scale=2, size=(5, 5))
+        expected = np.empty((5, 5))
+        for place in np.ndindex(5, 5):
+            step = np.zeros((5, 5))
+            step[place] = 1e-5
+            expected[place] = (naive_loss(logits + step, names) - naive_loss(logits - step, names)) / 2e-5
+        found = torch.from_numpy(logits).requires_grad_()
+        loss = contrastive_loss(found, torch.tensor(names))
+        loss.backward()
+        assert loss.item() == pytest.approx(naive_loss(logits, names), rel=1e-12)
+        np.testing.assert_allclose(found.grad, expected, atol=1e-9)
+
+    def test_captions_of_the_same_name_are_neither_right_nor_wrong(self):
+        logits = torch.randn(4, 4, requires_grad=True)
+        names = torch.tensor([0, 1, 0, 2])
+        loss = contrastive_loss(logits, names)
+        loss.backward()
+        assert logits.grad[0, 2] == logits.grad[2, 0] == 0
+        assert (logits.grad != 0).sum() == 14
+        changed = logits.detach().clone()
+        changed[0, 2] = 1e4
+        assert contrastive_loss(changed, names) == loss
+
+    def test_of_one_name_only_nothing_can_be_learned(self):
+        logits = torch.randn(3, 3, requires_grad=True)
+        loss = contrastive_loss(logits, torch.zeros(3, dtype=torch.int64))
+        loss.backward()
+        assert loss == 0 and logits.grad.abs().max() == 0
+
+
+class TestModel:
+    @torch.no_grad()
+    def test_vectors_have_length_one_and_similarities_are_cosines(self, model, texts):
+        features, tokens = torch.randn(5, 20), texts.encode(TEXTS)
+        images, words = model.embed_images(features), model.embed_texts(tokens)
+        assert images.shape == (5, SHAPE.dim) and words.shape == (3, SHAPE.dim)
+        for vectors in (images, words):
+            torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(vectors)))
+        expected = torch.nn.functional.cosine_similarity(images[:, None], words[None], dim=-1)
+        torch.testing.assert_close(model.similarity(features, tokens), expected)
+        torch.testing.assert_close(model(features, tokens), expected / 0.07)
+
+    @torch.no_grad()
+    def test_padding_and_other_texts_change_nothing(self, model, texts):
+        tokens = texts.encode(["red", "a green square"])
+        lengths = (tokens != 0).sum(dim=1)
+        assert lengths[0] < lengths[1] < SHAPE.max_tokens
+        whole = model.embed_texts(tokens)
+        torch.testing.assert_close(model.embed_texts(tokens[:, : lengths[1]]), whole)
+        for row, length in enumerate(lengths):
+            torch.testing.assert_close(model.embed_texts(tokens[row : row + 1, :length])[0], whole[row])
+
+    @torch.no_grad()
+    def test_the_order_of_tokens_matters(self, model, texts):
+        tokens = texts.encode(["a red square"])
+        length = int((tokens != 0).sum())
+        turned = tokens[:, :length].flip(1)
+        assert not torch.allclose(model.embed_texts(turned), model.embed_texts(tokens), atol=1e-3)
+
+    def test_the_temperature_is_learned_and_limited(self, model, texts):
+        assert model.log_scale.exp().item() == pytest.approx(1 / 0.07)
+        loss = contrastive_loss(model(torch.randn(3, 20), texts.encode(TEXTS)), torch.arange(3))
+        loss.backward()
+        assert model.log_scale.grad != 0
+        for value, limited in ((500.0, 100.0), (30.0, 30.0)):
+            model.log_scale.data.fill_(math.log(value))
+            model.limit_scale()
+            assert model.log_scale.exp().item() == pytest.approx(limited)
+
+    def test_learns_which_text_belongs_to_which_features(self, texts):
+        """Two numbers of each image say what it shows; the others are noise."""
+        torch.manual_seed(0)
+        model = DualEncoder(StoredDualEncoderConfig(replace(SHAPE, dropout=0.0), texts.to_json(), 20))
+        centres, tokens = 3 * torch.randn(3, 20), texts.encode(TEXTS)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        names = torch.arange(3).repeat(4)
+        for _ in range(30):
+            optimiser.zero_grad()
+            contrastive_loss(model(centres[names] + torch.randn(12, 20), tokens[names]), names).backward()
+            optimiser.step()
+        names = torch.arange(3).repeat(20)
+        similarity = model.eval().similarity(centres[names] + torch.randn(60, 20), tokens)
+        assert (similarity.argmax(dim=1) == names).float().mean() > 0.9
+
+    @torch.no_grad()
+    def test_survives_its_file(self, model, texts, tmp_path):
+        model.save(tmp_path / "model.safetensors", run="a run")
+        again = DualEncoder.from_checkpoint(tmp_path / "model.safetensors")
+        assert again.config == model.config and not again.training
+        features = torch.randn(2, 20)
+        expected = model(features, texts.encode(TEXTS))
+        assert torch.equal(again(features, again.text_tokenizer.encode(TEXTS)), expected)
+
+
+# -- training on captioned images --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lite0(weights_folder):
+    return load_lite0(weights_folder)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Five noisy squares of each of three colours, with two captions each."""
+    folder, generator = tmp_path_factory.mktemp("squares"), np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (folder / "train" / name).mkdir(parents=True)
+        for index in range(5):
+            pixels = np.clip(np.array(colour) + generator.normal(scale=20, size=(24, 24, 3)), 0, 255)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / "train" / name / f"{index}.png")
+    images = open_images(folder, "train")
+    names = [images.class_names[label] for label in images.labels]
+    return CaptionedImages(images, [[f"a {name} square", f"all {name}"] for name in names], names)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer_evaluation, "FEATURES", str(tmp_path / "features"))
+    images = DataConfig("none", size=16, min_crop=0.5, flip=True, normalisation_views=1)
+    return DualEncoderRun(images, CaptionsConfig("names", per_image=2, seed=0), SHAPE, seed=0)
+
+
+def shortened(run):
+    return replace(run, model=replace(SHAPE, optimiser=replace(OPTIMISER, steps=4)))
+
+
+class TestTraining:
+    def test_features_are_those_of_wide_views_in_their_order(self, data, run, lite0, monkeypatch):
+        monkeypatch.setattr(dual_encoder, "VIEWS", 4)  # of 15 images: the last views are of a second epoch
+        features, positions = wide_view_features(data.images, 16, 0, lite0)
+        assert features.shape == (15, 1280) and sorted(positions) == list(range(15))
+        views, labels, keys = training_views(data.images, 0, 15, 16, 0, kind="wide", flip=False)
+        torch.testing.assert_close(features, lite0_features(views, lite0))
+        assert [data.images.key(int(position)) for position in positions] == keys
+        assert torch.equal(data.images.labels[positions], labels)
+
+    def test_learns_the_captions_and_gives_equal_weights_again(self, data, run, lite0, tmp_path):
+        model, rows = train_dual_encoder(run, data, lite0, tmp_path / "first")
+        assert [row["step"] for row in rows] == [20, 40]
+        assert rows[-1]["loss"] < rows[0]["loss"] and rows[-1]["accuracy"] > 0.8
+        assert model.config.num_features == 1280
+
+        model.eval()
+        features, positions = wide_view_features(data.images, 16, 1, lite0)  # other views
+        with torch.no_grad():
+            similarity = model.similarity(features, model.text_tokenizer.encode(TEXTS))
+        found = [list(COLOURS)[place] for place in similarity.argmax(dim=1)]
+        assert np.mean([name == data.names[p] for name, p in zip(found, positions, strict=True)]) > 0.9
+
+        again, _ = train_dual_encoder(run, data, lite0, tmp_path / "second")
+        for value, other in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
+            assert torch.equal(value, other)
+
+    def test_keeps_the_temperature_limited(self, data, run, lite0, tmp_path, monkeypatch):
+        monkeypatch.setattr("sitlib.dual_encoder.LARGEST_SCALE", 14.0)  # below the first one
+        model, _ = train_dual_encoder(shortened(run), data, lite0, tmp_path / "checkpoints")
+        assert model.log_scale.exp().item() <= 14.001
+
+    def test_takes_the_training_split_only(self, data, run, lite0, tmp_path, monkeypatch):
+        seen = {}
+
+        def captioned(profile, split):
+            seen["split"] = split
+            return data
+
+        def trained(run, kind, variant, model_class, train_now, pipeline):
+            seen["names"] = (kind, variant, model_class, pipeline)
+            return train_now(tmp_path)[0]
+
+        replaced = {"captioned": captioned, "trained": trained, "load_lite0": lambda: lite0}
+        replaced |= {"ensure_weights": lambda: None}
+        for name, value in replaced.items():
+            monkeypatch.setattr(dual_encoder, name, value)
+        monkeypatch.setattr(DualEncoderRun, "of", lambda profile: shortened(run))
+        assert isinstance(trained_dual_encoder(None, pipeline=True), DualEncoder)
+        assert seen == {"split": "train", "names": ("dual_encoder", "text", DualEncoder, True)}
