@@ -1,8 +1,8 @@
 """A next-code transformer over the codes of a tokenizer, conditioned on a class or on a text (SIT, arXiv 2412.09607, section 5).
 
 The sequence is a prefix, then all codes, coarsest scale first and row-major inside a scale. The prefix is the class (VIM, arXiv 2110.04627;
-LlamaGen, arXiv 2406.06525); or, for texts, a learned start, and every block reads a text encoder by cross-attention (Parti, arXiv
-2206.10789). Codes of different codebooks are different vocabularies: each has its own embeddings and its own output head, so no
+LlamaGen, arXiv 2406.06525); or, for texts, the mean of what a text encoder makes of them, which every block also reads by cross-attention
+(Parti, arXiv 2206.10789). Codes of different codebooks are different vocabularies: each has its own embeddings and its own output head, so no
 probability goes to codes that cannot occur. With one scale it is the second stage of ViT-VQGAN. Knows nothing of drawing codes.
 """
 
@@ -19,6 +19,8 @@ from sitlib.config import AutoregressiveConfig
 from sitlib.text import TextTokenizer
 from sitlib.text_encoder import TextEncoder
 from sitlib.transformer import BlockOptions, Context, KeyValueCache, SequenceLayout, Transformer, rotation
+
+EMBEDDING_DEVIATION = 0.5
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class AutoregressiveModel(nn.Module):
         is_text = config.text_tokenizer is not None
         self.text_tokenizer = TextTokenizer.from_json(config.text_tokenizer) if is_text else None
         if is_text:
-            self.start = nn.Parameter(torch.randn(shape.width) * 0.02)
+            self.start = nn.Parameter(torch.randn(shape.width) * EMBEDDING_DEVIATION)
         else:
             self.class_embedding = nn.Embedding(len(config.classes) + 1, shape.width)
         self.code_embedding = nn.ModuleList(nn.Embedding(config.num_codes, shape.width) for _ in range(books))
@@ -86,8 +88,8 @@ class AutoregressiveModel(nn.Module):
         is_learned = shape.positions == "learned"
         self.position_embedding = nn.Embedding(config.tokens_per_scale, shape.width) if is_learned else None
         for module in self.modules():
-            if isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Embedding):  # of the size of what the first block adds to it
+                nn.init.normal_(module.weight, std=EMBEDDING_DEVIATION)
         self.transformer = Transformer(
             shape.layers,
             *size,
@@ -125,7 +127,11 @@ class AutoregressiveModel(nn.Module):
         """Embedding [B, 1, C] before the first code, and what cross-attention reads."""
         if self.text_encoder is None:
             return self.class_embedding(condition)[:, None], None
-        return self.start.expand(len(condition), 1, -1), self.transformer.read(*self.text_encoder(condition))
+        text_BLC, mask_BL = self.text_encoder(condition)
+        # The text's mean stands where a class would: a short way for what the whole image should be, which cross-attention finds late.
+        weight_BL1 = (mask_BL / mask_BL.sum(1, keepdim=True))[:, :, None]
+        prefix_BC = self.start + (weight_BL1 * text_BLC).sum(1)
+        return prefix_BC[:, None], self.transformer.read(text_BLC, mask_BL)
 
     # -- likelihood ----------------------------------------------------------------------------------------------------------------
 

@@ -90,19 +90,17 @@ class Lite0(nn.Module):
         self.classifier = nn.Linear(NUM_FEATURES, 1000)
 
     @torch.no_grad()
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor, size: int = INPUT_SIZE) -> Tensor:
         """Pooled features `[B, 1280]`, at least 0, of `images` `[B, 3, H, W]`, RGB in [0, 1] of any size.
 
         The images are resized to 224x224 px, bicubic and antialiased, and clamped to [0, 1] as 8-bit images
-        would be.
+        would be. A smaller `size`, px, costs less, and its features compare with each other only.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"EfficientNet-Lite0 takes RGB images [B, 3, H, W], not {list(images.shape)}.")
         images = images.to(self.classifier.weight)
-        if images.shape[2:] != (INPUT_SIZE, INPUT_SIZE):
-            images = F.interpolate(images, (INPUT_SIZE, INPUT_SIZE), mode="bicubic", antialias=True).clamp(
-                0, 1
-            )
+        if images.shape[2:] != (size, size):
+            images = F.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
         x = (images * 255 - 127) / 128
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
         return self.head(self.blocks(x)).mean(dim=(2, 3))

@@ -6,6 +6,7 @@ Keys and values are kept in memory that is allocated once for a batch; the condi
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -39,8 +40,8 @@ def generate(
         prompts: class ids [B] int64, or B texts for a text-conditional model (or their token ids [B, L]).
         scales: stop after this many scales, all by default. Fewer can be decoded if the tokenizer's decoder is scale-causal.
         prefix_codes: [B, k, N] codes of the first k scales, which are kept: the others are drawn given them.
-        tokenizer, on_scale: after every finished scale, `on_scale(first, scale, images)` gets the index of the batch's first sample, the
-            number of scales and the images [b, 3, H, W] in [0, 1] that `tokenizer` decodes from these.
+        tokenizer, on_scale: after every finished scale that was not given, `on_scale(first, scale, images)` gets the index of the batch's
+            first sample, the number of scales and the images [b, 3, H, W] in [0, 1] that `tokenizer` decodes from these.
         progress: title of a progress bar, or None for none.
 
     Returns:
@@ -72,28 +73,34 @@ def generate(
         disable=progress is None,
     )
     batches = [prefix_codes.new_empty(0, scales * shape.tokens_per_scale).to(device)]
-    for start in range(0, len(conditions), batch_size):
-        chosen = slice(start, start + batch_size)
-        streamed = None
-        if on_scale is not None:
-
-            def streamed(codes: Tensor, first: int = start) -> None:
-                with torch.inference_mode(False):  # what is shown may be used for anything
-                    on_scale(first, codes.shape[1], tokenizer.decode(codes.clone()))
-
-        given = prefix_codes[chosen].flatten(1).to(device)
-        batches.append(
-            _generate_batch(model, conditions[chosen].to(device), start, given, scales, config, streamed)
-        )
-        bar.update(len(batches[-1]))
-    bar.close()
+    was_training = model.training
+    model.eval()  # dropout would make a sample depend on more than its seed
+    try:
+        for start in range(0, len(conditions), batch_size):
+            chosen = slice(start, start + batch_size)
+            streamed = None if on_scale is None else partial(_show, on_scale, tokenizer, start)
+            given = prefix_codes[chosen].flatten(1).to(device)
+            batches.append(
+                _generate_batch(model, conditions[chosen].to(device), start, given, scales, config, streamed)
+            )
+            bar.update(len(batches[-1]))
+    finally:
+        model.train(was_training)
+        bar.close()
     return torch.cat(batches).unflatten(1, (scales, shape.tokens_per_scale))
+
+
+def _show(on_scale: Streamed, tokenizer: SpectralTokenizer, first: int, codes: Tensor) -> None:
+    """Calls `on_scale` with the images of codes [b, k, N] of the samples from `first` on."""
+    with torch.inference_mode(False), torch.no_grad():  # what is shown may be used for anything
+        on_scale(first, codes.shape[1], tokenizer.decode(codes.clone()))
 
 
 def largest_batch(model: AutoregressiveModel, config: SamplingConfig, scales: int) -> int:
     """How many samples at a time: their keys, values and logits take at most half of the free memory; between 1 and 1,024."""
     parameter, shape = next(model.parameters()), model.config
-    length = scales * shape.tokens_per_scale
+    text = shape.shape.text.max_tokens if shape.shape.text else 0
+    length = scales * shape.tokens_per_scale + text
     values = 2 * shape.shape.layers * shape.shape.width * length + 8 * shape.num_codes
     halves = 1 if config.guidance == 1.0 else 2
     if parameter.is_cuda:
@@ -206,7 +213,7 @@ def _conditions(model: AutoregressiveModel, prompts: Tensor | Sequence[str]) -> 
     """Class ids [B] or token ids [B, L]; refuses what the model was not trained on."""
     classes, is_tensor = model.config.classes, isinstance(prompts, Tensor)
     if model.text_tokenizer is None:
-        if not is_tensor or prompts.is_floating_point():
+        if not is_tensor or prompts.dtype not in (torch.int32, torch.int64):
             raise ValueError(
                 f"this model is conditioned on a class, not on texts: give class ids in 0 ... {len(classes) - 1} ({', '.join(classes)})."
             )
@@ -216,16 +223,40 @@ def _conditions(model: AutoregressiveModel, prompts: Tensor | Sequence[str]) -> 
             raise ValueError(
                 f"labels must be [B] class ids in 0 ... {len(classes) - 1} ({', '.join(classes)})."
             )
-        return prompts
+        return prompts.long()
     if isinstance(prompts, str):
         raise ValueError("prompts are a list of texts, one for each sample, not one text.")
-    tokens_BL = prompts if is_tensor else model.text_tokenizer.encode(list(prompts))
-    if tokens_BL.ndim != 2 or tokens_BL.is_floating_point():
-        raise ValueError(
-            "this model is conditioned on texts: give a list of texts, or token ids [B, L] of them."
-        )
+    if not is_tensor:
+        if not all(isinstance(text, str) for text in prompts):
+            raise ValueError(
+                "this model is conditioned on texts: give a list of texts, or token ids [B, L] of them."
+            )
+        tokens_BL = model.text_tokenizer.encode(list(prompts))
+    else:
+        tokens_BL = _checked_tokens(model, prompts)
     used = int((tokens_BL != model.text_tokenizer.pad).sum(1).max()) if len(tokens_BL) else 1
     return tokens_BL[:, :used]  # padding costs time and says nothing
+
+
+def _checked_tokens(model: AutoregressiveModel, tokens_BL: Tensor) -> Tensor:
+    """Token ids [B, L] of texts, if they could have come from the model's text tokenizer."""
+    texts = model.text_tokenizer
+    if tokens_BL.ndim != 2 or tokens_BL.dtype != torch.int64:
+        raise ValueError(
+            "this model is conditioned on texts: give a list of texts, or int64 token ids [B, L] of them."
+        )
+    if tokens_BL.numel() and not 0 <= int(tokens_BL.min()) <= int(tokens_BL.max()) < texts.vocabulary:
+        raise ValueError(f"token ids must lie in 0 ... {texts.vocabulary - 1}.")
+    is_token = tokens_BL != texts.pad
+    lengths = is_token.sum(1)
+    stop = torch.arange(tokens_BL.shape[1], device=tokens_BL.device) < lengths[:, None]
+    if len(tokens_BL) and (
+        int(lengths.min()) == 0 or int(lengths.max()) > texts.max_tokens or not torch.equal(stop, is_token)
+    ):
+        raise ValueError(
+            f"every text must have 1 ... {texts.max_tokens} tokens, with padding (id {texts.pad}) after its end only."
+        )
+    return tokens_BL
 
 
 def _checked_prefix(model: AutoregressiveModel, codes: Tensor | None, batch: int, scales: int) -> Tensor:

@@ -113,8 +113,8 @@ class TextTokenizer:
             ids = [number + _SPECIAL for number in self._tokenizer.encode(text).ids]
             if len(ids) > room and not truncate:
                 raise ValueError(
-                    f"the caption {text[:60] + '...' if len(text) > 60 else text!r} has {len(ids)} tokens, at most {room} are allowed; "
-                    "shorten it, or cut it with truncate=True."
+                    f"the caption {text[:60] + '...' if len(text) > 60 else text!r} has {len(ids)} tokens, at most {room} are allowed: "
+                    "shorten it."
                 )
             ids = [*ids[:room], self.end]
             row[: len(ids)] = torch.tensor(ids)

@@ -41,7 +41,8 @@ class BlockOptions:
         norm: LayerNorm, or RMSNorm (arXiv 1910.07467).
         mlp: two layers with GELU between, or SwiGLU (arXiv 2002.05202): half as many weights again at the same hidden width.
         bias: whether linear layers and LayerNorm have biases.
-        qk_norm: queries and keys are normalised (RMSNorm over a head's dimensions, arXiv 2302.05442), so that attention cannot saturate.
+        qk_norm: queries and keys of self-attention are normalised (RMSNorm over a head's dimensions, arXiv 2302.05442), so that it
+            cannot saturate.
         cross_attention: a second attention, between the first and the MLP, that reads a `Context`.
     """
 
@@ -121,7 +122,7 @@ def rotation(places_TP: Tensor, head_dim: int) -> Tensor:
 def rotate(x_BHTD: Tensor, rotation_2TF: Tensor) -> Tensor:
     """Queries or keys turned by the angles of their positions; the first half of the dimensions is paired with the second."""
     first, second = x_BHTD.chunk(2, dim=-1)
-    cos, sin = rotation_2TF
+    cos, sin = rotation_2TF.to(x_BHTD.dtype)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 

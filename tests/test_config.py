@@ -1,18 +1,44 @@
 """Profiles are read strictly, and refused with sentences that say what to do."""
 
 import copy
+import functools
 
+import numpy as np
 import pytest
 import yaml
 
-from sitlib.config import ConfigError, Profile, TokenizerConfig, digest, from_dict, load_profile, to_dict
+from sitlib.config import (
+    AutoregressiveConfig,
+    ConfigError,
+    Profile,
+    SamplingConfig,
+    TokenizerConfig,
+    digest,
+    from_dict,
+    load_profile,
+    strict,
+    to_dict,
+)
 from sitlib.paths import resolve
 
 PROFILES = sorted(path.stem for path in resolve("profiles").glob("*.yaml"))
 
 
-def plain(name="quick"):
+@pytest.fixture(autouse=True, scope="module")
+def each_class_once():
+    """Pydantic reads a class again for every variant of every profile, which is most of the time that these tests take."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strict, "TypeAdapter", functools.cache(strict.TypeAdapter))
+        yield
+
+
+@functools.cache
+def content(name):
     return yaml.safe_load(resolve(f"profiles/{name}.yaml").read_text())
+
+
+def plain(name="quick"):
+    return copy.deepcopy(content(name))
 
 
 def keys(value, prefix=""):
@@ -21,6 +47,14 @@ def keys(value, prefix=""):
     ):  # of which a profile may have its own
         return {prefix}
     return set().union(*(keys(item, f"{prefix}.{name}") for name, item in value.items()))
+
+
+def places(value, prefix=""):
+    """Dotted paths of everything in a mapping."""
+    for name, item in value.items():
+        yield prefix + name
+        if isinstance(item, dict):
+            yield from places(item, f"{prefix}{name}.")
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -41,7 +75,7 @@ def test_sit4_and_the_baseline_have_equal_tokens(name):
 
 
 def change(path, value):
-    values = copy.deepcopy(plain())
+    values = plain()
     *parents, last = path.split(".")
     section = values
     for name in parents:
@@ -97,7 +131,104 @@ def change(path, value):
         ("tokenizer.common.num_codes", 100_000, "raise data.normalisation_views or lower num_codes"),
         ("tokenizer.optimiser.checkpoint_every", 30, "must be a multiple of log_every"),
         ("tokenizer.optimiser.beta1", 2.0, "beta1 must lie in"),
+        # codebooks
+        (
+            "tokenizer.variants.sit4.num_codebooks",
+            3,
+            "must be 1 (shared), 2 (approximation, details) or 4 (one for every scale)",
+        ),
+        ("tokenizer.variants.sit5.num_codebooks", 4, "or 5 (one for every scale), it is 4"),
+        ("tokenizer.variants.vit_vqgan.num_codebooks", 4, "or 1 (one for every scale), it is 4"),
+        ("tokenizer.common.num_codebooks", 0, "it is 0"),
+        # a tokenizer variant's own data
+        ("tokenizer.variants.emoji_sit4_scd.data", {"sorce": "data/emoji"}, "did you mean 'source'"),
+        (
+            "tokenizer.variants.emoji_sit4_scd.data",
+            "data/emoji",
+            "lists the keys in which the variant differs",
+        ),
+        ("tokenizer.variants.emoji_sit4_scd.data", {"min_crop": 0.0}, "min_crop is a fraction in (0, 1]"),
+        ("tokenizer.variants.emoji_sit4_scd.data", {"flip": "no"}, "valid boolean"),
+        (
+            "tokenizer.variants.emoji_sit4_scd.data",
+            {"normalisation_views": 1},
+            "raise data.normalisation_views or lower num_codes",
+        ),
+        # autoregressive models
         ("autoregressive.variants.ar_sit4.tokenizer", "sit44", "did you mean 'sit4'"),
+        ("autoregressive.variants.ar_sit4.tokenizer", "sit6", "sit6 is built for 128 px"),
+        ("autoregressive.variants.ar_sit4.tokenizer", 4, "valid string"),
+        ("autoregressive.variants.ar_sit4.widht", 64, "did you mean 'width'"),
+        ("autoregressive.common.class_dropout", 0.1, "class_dropout is not a known key"),
+        ("autoregressive.common.condition_dropout", KeyError, "condition_dropout is missing"),
+        ("autoregressive.common.condition_dropout", 1.0, "condition_dropout must lie in [0, 1)"),
+        ("autoregressive.common.dropout", -0.1, "dropout must lie in [0, 1)"),
+        ("autoregressive.common.layers", 0, "layers must be at least 1"),
+        ("autoregressive.common.heads", 3, "width 128 must be a multiple of heads 3"),
+        ("autoregressive.common.heads", 0, "must be a multiple of heads 0"),
+        ("autoregressive.common.mlp_ratio", 0.0, "mlp_ratio must be positive"),
+        ("autoregressive.common.norm", "batch", "'layer' or 'rms'"),
+        ("autoregressive.common.mlp", "relu", "'gelu' or 'swiglu'"),
+        ("autoregressive.common.positions", "sine", "'learned' or 'rotary'"),
+        ("autoregressive.common.bias", 1, "valid boolean"),
+        ("autoregressive.common.qk_norm", "yes", "valid boolean"),
+        # a generator variant's own optimiser
+        ("autoregressive.variants.ar_sit4.optimiser", {"stps": 10}, "did you mean 'steps'"),
+        ("autoregressive.variants.ar_sit4.optimiser", 10, "lists the keys in which the variant differs"),
+        ("autoregressive.variants.ar_sit4.optimiser", {"steps": 10}, "must lie in 0 ... steps = 10"),
+        ("autoregressive.variants.ar_sit4.optimiser", {"learning_rate": "1e-3"}, "write 1.0e-3"),
+        ("text.variants.ar_emoji_sit4_scd.optimiser", {"beta1": 1.0}, "beta1 must lie in [0, 1)"),
+        ("text.variants.ar_emoji_sit4_scd.optimiser", None, "differs, it is None"),
+        # texts, and no texts
+        ("text.common.text", None, "text.ar_emoji_vit_vqgan: `text` describes a text encoder, which a model"),
+        ("text.variants.ar_emoji_sit4_scd.text", None, "which a model of the section text needs"),
+        (
+            "autoregressive.variants.ar_sit4.text",
+            {"layers": 1, "vocabulary": 512, "max_tokens": 48},
+            "autoregressive.ar_sit4: `text` describes a text encoder, which only models of the section text have",
+        ),
+        ("text.common.text", {"layers": 1, "vocabulary": 512}, "max_tokens is missing"),
+        ("text.common.text.layers", 0, "layers must be at least 1"),
+        ("text.common.text.vocabulary", 299, "vocabulary must be at least 300"),
+        ("text.common.text.max_tokens", 1, "max_tokens must be at least 2"),
+        ("text.common.tokens", 1, "tokens is not a known key"),
+        ("text.variants.ar_emoji_sit4_scd.tokenizer", "emoji_sit4", "did you mean 'emoji_sit4_scd'"),
+        ("text.variants.ar_sit4", {}, "autoregressive.variants and text.variants both have ar_sit4"),
+        (
+            "autoregressive.variants.ar_emoji_sit4_scd",
+            {},
+            "autoregressive.variants and text.variants both have ar_emoji_sit4_scd",
+        ),
+        ("text", KeyError, "text is missing"),
+        ("text.captions.per_image", 0, "per_image must be at least 1"),
+        ("text.captions.source", None, "valid string"),
+        ("text.evaluation.candidates", 1, "candidates must be at least 2"),
+        ("text.evaluation.candidates", 100_000, "candidates 100000 are drawn from the"),
+        ("text.evaluation.kid_subset_size", 1, "kid_subset_size must lie in 2 ..."),
+        ("text.evaluation.kid_subset_size", 100_000, "kid_subset_size must lie in 2 ..."),
+        ("text.evaluation.neighbours", 0, "neighbours must lie in 1 ..."),
+        ("text.evaluation.neighbours", 100_000, "neighbours must lie in 1 ..."),
+        ("text.dual_encoder.layers", 0, "layers must be at least 1"),
+        ("text.dual_encoder.dim", 0, "dim must be at least 1"),
+        ("text.dual_encoder.heads", 3, "must be a multiple of heads 3"),
+        ("text.dual_encoder.vocabulary", 0, "vocabulary"),
+        ("text.dual_encoder.max_tokens", 0, "max_tokens"),
+        ("text.dual_encoder.dropout", 1.0, "dropout must lie in [0, 1)"),
+        ("text.dual_encoder.optimiser.clip_norm", 0.0, "clip_norm must be positive"),
+        # codes and sampling
+        ("text.codes.views_per_image", 0, "views_per_image and held_out_views must be at least 1"),
+        ("autoregressive.codes.held_out_views", 0, "views_per_image and held_out_views must be at least 1"),
+        ("autoregressive.sampling.top_k", -1, "top_k must be 0 (off) or more"),
+        ("autoregressive.sampling.top_p", 0.0, "top_p must lie in (0, 1]"),
+        ("autoregressive.sampling.top_p", 1.1, "top_p must lie in (0, 1]"),
+        ("autoregressive.sampling.min_p", 1.0, "min_p must lie in [0, 1)"),
+        ("autoregressive.sampling.min_p", -0.1, "min_p must lie in [0, 1)"),
+        ("autoregressive.sampling.batch_size", -1, "batch_size must be 0 (automatic) or more"),
+        ("autoregressive.sampling.seed", -1, "seed must not be negative"),
+        ("text.sampling.guidance_growth", "cosine", "'constant' or 'linear'"),
+        ("text.sampling.guidance", "3", "valid number"),
+        ("autoregressive.evaluation.neighbours", 100_000, "neighbours must lie in 1 ..."),
+        ("autoregressive.evaluation.guidance_sweep", 1.5, "valid array"),
         ("autoregressive.evaluation.kid_subset_size", 100_000, "kid_subset_size must lie in"),
         ("autoregressive.sampling.temperature", 0.0, "temperature must be positive"),
     ],
@@ -110,11 +241,55 @@ def test_wrong_values_are_refused_with_a_sentence(path, value, sentence):
     assert not str(caught.value).endswith("..")
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("autoregressive.common.width", 0),
+        ("autoregressive.common.mlp_ratio", 0.001),  # no hidden unit; tokenizer.common.mlp_ratio is refused
+        ("autoregressive.codes.seed", -1),
+        ("autoregressive.evaluation.seed", -1),
+        ("autoregressive.tokenizer_seed", -1),
+        ("autoregressive.optimiser.weight_decay", -1.0),
+        ("autoregressive.sampling.guidance", float("nan")),
+        ("text.captions.seed", -1),
+        ("text.evaluation.seed", -1),
+        ("text.dual_encoder.width", 0),
+        # Without effect, because the variant's own size counts.
+        ("tokenizer.variants.emoji_sit4_scd.data", {"size": 32}),
+    ],
+)
+@pytest.mark.xfail(strict=True, reason="accepted")
+def test_what_can_only_fail_later_is_refused_at_once(path, value):
+    with pytest.raises(ConfigError) as caught:
+        from_dict(Profile, change(path, value), "quick.yaml")
+    assert path.split(".")[-1] in str(caught.value)
+
+
+def test_wrong_values_of_any_kind_end_in_sentences_or_a_profile():
+    """Whatever stands at any place of a profile: never another error than one that says what to do."""
+    rng, refused = np.random.default_rng(0), 0
+    junk = [None, "x", -1, 0, [], {}, 1.5, True, 10**5, KeyError]
+    for path in places(plain()):
+        try:
+            from_dict(Profile, change(path, junk[rng.integers(len(junk))]), "quick.yaml")
+        except ConfigError as error:
+            refused += 1
+            assert all(
+                line.startswith("quick.yaml: ") and line.endswith(".") for line in str(error).split("\n")
+            )
+    assert refused > 100
+
+
 def test_unknown_names_list_what_there_is():
     with pytest.raises(ConfigError, match="choose one of .*quick"):
         load_profile("quikc")
     with pytest.raises(ConfigError, match="did you mean 'sit4'"):
         load_profile("quick").tokenizer_variant("sit44")
+    for method in ("autoregressive_variant", "generator_section", "generator_optimiser"):
+        with pytest.raises(ConfigError, match="autoregressive or text variant: .*did you mean 'ar_sit4'"):
+            getattr(load_profile("quick"), method)("ar_sit44")
+    with pytest.raises(ConfigError, match="tokenizer variant: 'emoji' is not known"):
+        load_profile("quick").tokenizer_data("emoji")
 
 
 def test_plain_values_make_the_same_configuration_again():
@@ -151,3 +326,92 @@ def test_a_second_decoder_has_the_codes_of_the_first():
 def test_a_variant_may_be_of_another_size():
     config = load_profile("quick").tokenizer_variant("sit6")  # the paper's 512 px at a quarter of the side
     assert (config.size, config.num_scales, config.num_scales * config.tokens_per_scale) == (128, 6, 96)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_scales_share_codebooks_or_have_their_own(count):
+    config = from_dict(Profile, change("tokenizer.variants.sit4.num_codebooks", count)).tokenizer_variant(
+        "sit4"
+    )
+    assert config.num_codebooks == count and config.num_scales == 4
+
+
+def test_a_tokenizer_variant_may_have_images_of_its_own():
+    profile = load_profile("quick")
+    own, usual = profile.tokenizer_data("emoji_sit4_scd"), profile.tokenizer_data("sit4")
+    assert usual == profile.data
+    assert (own.source, own.flip) == ("data/emoji", False) != (usual.source, usual.flip)
+    assert own.normalisation_views == usual.normalisation_views  # what it does not say is as everywhere
+    assert profile.tokenizer_data("sit6").size == 128  # of the model, not of the section
+    # A second decoder learns on the images of its codes, unless it says otherwise.
+    values = change("tokenizer.variants.sit5_sc.data", {"source": "data/emoji", "flip": False})
+    values["tokenizer"]["variants"]["sit5_sc_second"]["data"] = {"flip": True}
+    second = from_dict(Profile, values).tokenizer_data("sit5_sc_second")
+    assert (second.source, second.flip) == ("data/emoji", True)
+
+
+def test_a_generator_variant_may_have_an_optimiser_of_its_own():
+    values = change("autoregressive.variants.ar_sit4.optimiser", {"steps": 1000, "beta2": 0.9})
+    values["text"]["variants"]["ar_emoji_sit4_scd"]["optimiser"] = {"steps": 700}
+    profile, usual = from_dict(Profile, values), load_profile("quick")
+    own = profile.generator_optimiser("ar_sit4")
+    assert (own.steps, own.beta2) == (1000, 0.9)
+    changed = {
+        key for key, value in to_dict(own).items() if value != getattr(profile.autoregressive.optimiser, key)
+    }
+    assert changed == {"steps", "beta2"}
+    assert profile.generator_optimiser("ar_vit_vqgan") == usual.autoregressive.optimiser
+    assert profile.generator_optimiser("ar_emoji_sit4_scd").steps == 700
+    assert profile.generator_optimiser("ar_emoji_vit_vqgan") == usual.text.optimiser
+    assert profile.autoregressive_variant("ar_sit4") == usual.autoregressive_variant("ar_sit4")
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_variants_belong_to_one_section_which_says_what_they_are_conditioned_on(name):
+    profile = load_profile(name)
+    for variant in profile.autoregressive.variants:
+        assert profile.generator_section(variant) is profile.autoregressive
+        assert profile.autoregressive_variant(variant).text is None
+    for variant in profile.text.variants:
+        assert profile.generator_section(variant) is profile.text
+        assert profile.autoregressive_variant(variant).text.max_tokens > 1
+
+
+def test_a_text_variant_may_have_a_text_encoder_of_its_own():
+    values = change("text.variants.ar_emoji_sit4_scd.text", {"layers": 3, "vocabulary": 300, "max_tokens": 2})
+    text = from_dict(Profile, values).autoregressive_variant("ar_emoji_sit4_scd").text
+    assert (text.layers, text.vocabulary, text.max_tokens) == (3, 300, 2)
+
+
+def test_rotary_positions_need_heads_of_a_multiple_of_four_dimensions():
+    config = to_dict(load_profile("quick").autoregressive_variant("ar_sit4"))
+    rotary = {**config, "positions": "rotary", "heads": 4}
+    assert from_dict(AutoregressiveConfig, {**rotary, "width": 48}).width == 48
+    with pytest.raises(ConfigError, match="heads of a multiple of 4 dimensions, not 6"):
+        from_dict(AutoregressiveConfig, {**rotary, "width": 24})
+    assert from_dict(AutoregressiveConfig, {**rotary, "width": 24, "positions": "learned"}).width == 24
+
+
+@pytest.mark.parametrize(
+    "changes", [{"top_k": 0, "top_p": 1.0, "min_p": 0.0, "batch_size": 0}, {"guidance": 0.0}]
+)
+def test_everything_about_sampling_can_be_switched_off(changes):
+    values = {**to_dict(load_profile("quick").autoregressive.sampling), **changes}
+    assert to_dict(from_dict(SamplingConfig, values)) == values
+
+
+def test_plain_values_make_the_same_profile_again():
+    for name in PROFILES:
+        profile = load_profile(name)
+        assert from_dict(Profile, to_dict(profile)) == profile
+
+
+def test_the_papers_improved_model_has_llamagens_blocks_and_training():
+    profile = load_profile("paper")
+    model, usual = (profile.autoregressive_variant(name) for name in ("ar_sit4_improved", "ar_sit4"))
+    assert (model.norm, model.mlp, model.bias, model.positions) == ("rms", "swiglu", False, "rotary")
+    assert int(model.width * model.mlp_ratio) == 2816  # 2/3 of 4 times the width, up to a multiple of 256
+    assert (usual.norm, usual.mlp, usual.bias, usual.positions) == ("layer", "gelu", True, "learned")
+    own, others = (profile.generator_optimiser(name) for name in ("ar_sit4_improved", "ar_sit4"))
+    assert own.steps * own.batch_size // 1_281_167 == 299  # 300 epochs of ImageNet, to a third of one
+    assert own != others and own.learning_rate == own.final_learning_rate == 1e-4

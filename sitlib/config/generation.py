@@ -1,10 +1,25 @@
 """What a profile says of autoregressive models, their sampling and their evaluation."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sitlib.config.strict import Strict, require
+from sitlib.config.strict import Strict, require, require_seed
 from sitlib.config.tokenizer import OptimiserConfig
+
+
+def _require_heads(width: int, heads: int) -> None:
+    require(
+        width > 0 and heads > 0 and width % heads == 0, f"width {width} must be a multiple of heads {heads}"
+    )
+
+
+def _require_text_size(vocabulary: int, max_tokens: int) -> None:
+    require(
+        vocabulary >= 300,
+        f"vocabulary must be at least 300 (256 bytes and some merges), it is {vocabulary}",
+    )
+    require(max_tokens > 1, f"max_tokens must be at least 2, it is {max_tokens}")
 
 
 @dataclass(frozen=True)
@@ -17,11 +32,7 @@ class TextEncoderConfig(Strict):
 
     def __post_init__(self):
         require(self.layers > 0, f"layers must be at least 1, it is {self.layers}")
-        require(
-            self.vocabulary >= 300,
-            f"vocabulary must be at least 300 (256 bytes and some merges), it is {self.vocabulary}",
-        )
-        require(self.max_tokens > 1, f"max_tokens must be at least 2, it is {self.max_tokens}")
+        _require_text_size(self.vocabulary, self.max_tokens)
 
 
 @dataclass(frozen=True)
@@ -46,10 +57,10 @@ class AutoregressiveConfig(Strict):
 
     def __post_init__(self):
         require(self.layers > 0, f"layers must be at least 1, it is {self.layers}")
-        require(self.mlp_ratio > 0, f"mlp_ratio must be positive, it is {self.mlp_ratio}")
+        _require_heads(self.width, self.heads)
         require(
-            self.heads > 0 and self.width % self.heads == 0,
-            f"width {self.width} must be a multiple of heads {self.heads}",
+            self.mlp_ratio * self.width >= 1,
+            f"mlp_ratio {self.mlp_ratio} leaves no unit of width {self.width}",
         )
         require(
             self.positions == "learned" or self.width // self.heads % 4 == 0,
@@ -73,6 +84,7 @@ class CodesConfig(Strict):
             self.views_per_image > 0 and self.held_out_views > 0,
             "views_per_image and held_out_views must be at least 1",
         )
+        require_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -99,7 +111,8 @@ class SamplingConfig(Strict):
         require(0 < self.top_p <= 1, f"top_p must lie in (0, 1], it is {self.top_p}")
         require(0 <= self.min_p < 1, f"min_p must lie in [0, 1), it is {self.min_p}")
         require(self.batch_size >= 0, f"batch_size must be 0 (automatic) or more, it is {self.batch_size}")
-        require(self.seed >= 0, f"seed must not be negative, it is {self.seed}")
+        require(math.isfinite(self.guidance), f"guidance must be a finite number, it is {self.guidance}")
+        require_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -125,6 +138,11 @@ class GenerationEvaluationConfig(Strict):
             1 <= self.neighbours < smallest,
             f"neighbours must lie in 1 ... {smallest - 1}, below the numbers of images, it is {self.neighbours}",
         )
+        require(
+            all(math.isfinite(weight) for weight in self.guidance_sweep),
+            f"guidance_sweep must list finite numbers, it is {self.guidance_sweep}",
+        )
+        require_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -141,6 +159,9 @@ class AutoregressiveSection(Strict):
     sampling: SamplingConfig
     evaluation: GenerationEvaluationConfig
 
+    def __post_init__(self):
+        require_seed(self.tokenizer_seed, "tokenizer_seed")
+
 
 @dataclass(frozen=True)
 class CaptionsConfig(Strict):
@@ -152,6 +173,7 @@ class CaptionsConfig(Strict):
 
     def __post_init__(self):
         require(self.per_image > 0, f"per_image must be at least 1, it is {self.per_image}")
+        require_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -165,15 +187,23 @@ class DualEncoderConfig(Strict):
     dropout: float
     vocabulary: int
     max_tokens: int
+    image_size: int  # px at which EfficientNet-Lite0 sees an image; small ones cost little
+    # Of every training image, besides the clean one, so that it also knows what is blurred or blocky.
+    degraded_views: int
+    reconstructions: list[
+        str
+    ]  # tokenizer variants whose reconstructions of the training images it learns from too
     optimiser: OptimiserConfig
 
     def __post_init__(self):
+        _require_text_size(self.vocabulary, self.max_tokens)
+        require(self.degraded_views >= 0, f"degraded_views must not be negative, it is {self.degraded_views}")
+        require(
+            32 <= self.image_size <= 224, f"image_size must lie in 32 ... 224 px, it is {self.image_size}"
+        )
         for name in ("layers", "dim"):
             require(getattr(self, name) > 0, f"{name} must be at least 1, it is {getattr(self, name)}")
-        require(
-            self.heads > 0 and self.width % self.heads == 0,
-            f"width {self.width} must be a multiple of heads {self.heads}",
-        )
+        _require_heads(self.width, self.heads)
         require(0 <= self.dropout < 1, f"dropout must lie in [0, 1), it is {self.dropout}")
 
 
@@ -201,6 +231,7 @@ class TextEvaluationConfig(Strict):
             1 <= self.neighbours < self.prompts,
             f"neighbours must lie in 1 ... {self.prompts - 1}, it is {self.neighbours}",
         )
+        require_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -216,3 +247,6 @@ class TextSection(Strict):
     sampling: SamplingConfig
     evaluation: TextEvaluationConfig
     dual_encoder: DualEncoderConfig
+
+    def __post_init__(self):
+        require_seed(self.tokenizer_seed, "tokenizer_seed")

@@ -48,6 +48,8 @@ class Profile(Strict):
             )
         shared = sorted(set(self.autoregressive.variants) & set(self.text.variants))
         require(not shared, f"autoregressive.variants and text.variants both have {', '.join(shared)}")
+        for name in self.text.dual_encoder.reconstructions:
+            known(name, self.tokenizer.variants, "text.dual_encoder.reconstructions")
         for variant in (*self.autoregressive.variants, *self.text.variants):
             config, section = self.autoregressive_variant(variant), self._section_name(variant)
             known(config.tokenizer, self.tokenizer.variants, f"{section}.variants.{variant}.tokenizer")
@@ -115,6 +117,8 @@ class Profile(Strict):
         )  # a second decoder learns on the images of its codes
         changes = changes_of(variants[base], "data", where) | changes_of(variants[variant], "data", where)
         size = {"size": self.tokenizer_variant(variant).size}
+        if "size" in changes:
+            raise ConfigError(f"{where}.data.size: views are as large as the tokenizer; set {where}.size.")
         return from_dict(DataConfig, {**to_dict(self.data), **changes, **size}, f"{where}.data")
 
     def generator_section(self, variant: str) -> AutoregressiveSection | TextSection:

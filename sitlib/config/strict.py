@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+from functools import cache
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -19,6 +20,11 @@ def require(condition: bool, sentence: str) -> None:
         raise ValueError(sentence)
 
 
+def require_seed(seed: int, name: str = "seed") -> None:
+    """Raises ValueError for a seed that no random generator takes."""
+    require(seed >= 0, f"{name} must not be negative, it is {seed}")
+
+
 class Strict:
     """Base of every section: frozen by its decorator; extra keys and silent type conversions are refused."""
 
@@ -32,11 +38,16 @@ def from_dict(cls: type, values: dict[str, Any], where: str = "configuration") -
         ConfigError: one line for every key that is wrong, with the nearest known key where one was misspelt.
     """
     try:
-        return TypeAdapter(cls).validate_json(
+        return _adapter(cls).validate_json(
             json.dumps(values)
         )  # strict about types, yet takes mappings for classes
     except ValidationError as error:
         raise ConfigError("\n".join(_sentence(cls, problem, where) for problem in error.errors())) from None
+
+
+@cache  # making one takes longer than using it
+def _adapter(cls: type) -> TypeAdapter:
+    return TypeAdapter(cls)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pywt
 
-from sitlib.config.strict import Strict, nearest, require
+from sitlib.config.strict import Strict, nearest, require, require_seed
 
 Attention = Literal["full", "scale_causal"]
 Kind = Literal["crops", "wide"]
@@ -136,6 +136,7 @@ class OptimiserConfig(Strict):
         require(self.learning_rate > 0, f"learning_rate must be positive, it is {self.learning_rate}")
         for name in ("beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), it is {getattr(self, name)}")
+        require(self.weight_decay >= 0, f"weight_decay must not be negative, it is {self.weight_decay}")
         require(self.clip_norm > 0, f"clip_norm must be positive, it is {self.clip_norm}")
         require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), it is {self.ema_decay}")
 
@@ -220,7 +221,7 @@ class TokenizerEvaluationConfig(Strict):
     inception: bool  # also the standard FID and IS, whose network is downloaded (extra "inception")
 
     def __post_init__(self):
-        require(self.seed >= 0, f"seed must not be negative, it is {self.seed}")
+        require_seed(self.seed)
         require(len(self.sets) > 0, "sets must name at least one set of images")
 
 

@@ -2,6 +2,7 @@
 
 from sitlib.data.captions import CaptionedImages, emoji_captions, open_captioned
 from sitlib.data.decoding import ImageError, decode_image
+from sitlib.data.degraded import degraded
 from sitlib.data.index import DataError
 from sitlib.data.prefetch import prefetch
 from sitlib.data.sources import ImageSource, Record, open_images
@@ -14,6 +15,7 @@ __all__ = [
     "ImageSource",
     "Record",
     "decode_image",
+    "degraded",
     "emoji_captions",
     "held_out_views",
     "open_captioned",

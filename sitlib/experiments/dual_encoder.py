@@ -1,6 +1,8 @@
 """Training the dual encoder that judges text-conditional samples: `python -m sitlib.experiments.dual_encoder`.
 
-It learns from the training images and captions of the text-conditional models, and never sees a held-out one.
+It learns from the training images and captions of the text-conditional models, and never sees a held-out one. It also learns from
+degraded copies of them and from what the tokenizers leave of them: a judge that knows sharp images only takes their reconstructions for
+something else.
 """
 
 import argparse
@@ -12,14 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sitlib.config import Profile, load_profile
-from sitlib.data import CaptionedImages, ImageSource, training_views
+from sitlib.data import CaptionedImages, ImageSource, degraded, training_views
 from sitlib.dual_encoder import DualEncoder, StoredDualEncoderConfig, contrastive_loss
 from sitlib.experiments.codes import captioned
 from sitlib.experiments.runs import DualEncoderRun, Trained, command, trained
-from sitlib.experiments.tokenizer_evaluation import original_features
+from sitlib.experiments.tokenizers import trained_tokenizer
 from sitlib.lite0 import Lite0, load_lite0
+from sitlib.metrics import lite0_features
 from sitlib.results import Row
 from sitlib.text import TextTokenizer
+from sitlib.tokenizer import SpectralTokenizer
 from sitlib.training import Phase, seed_everything, train
 from sitlib.weights import ensure_weights
 
@@ -32,17 +36,27 @@ def trained_dual_encoder(profile: Profile, pipeline: bool = False) -> Trained:
 
     def train_now(checkpoints: Path) -> tuple[DualEncoder, list[Row]]:
         ensure_weights()
-        return train_dual_encoder(run, captioned(profile, "train"), load_lite0(), checkpoints)
+        seed = profile.text.tokenizer_seed
+        tokenizers = [trained_tokenizer(profile, name, seed).model for name in run.model.reconstructions]
+        return train_dual_encoder(run, captioned(profile, "train"), tokenizers, load_lite0(), checkpoints)
 
     return trained(run, "dual_encoder", "text", DualEncoder, train_now, pipeline)
 
 
 def train_dual_encoder(
-    run: DualEncoderRun, data: CaptionedImages, lite0: Lite0, checkpoints: Path
+    run: DualEncoderRun,
+    data: CaptionedImages,
+    tokenizers: list[SpectralTokenizer],
+    lite0: Lite0,
+    checkpoints: Path,
 ) -> tuple[DualEncoder, list[Row]]:
-    """Trains a run on captioned images, resumable from the folder `checkpoints`; the dual encoder and its training curve."""
+    """Trains a run on captioned images and on reconstructions of them, resumable from the folder `checkpoints`.
+
+    Returns:
+        The dual encoder and its training curve.
+    """
     settings = run.model
-    features, positions = wide_view_features(data.images, run.data.size, run.seed, lite0)
+    features, positions = view_features(run, data.images, tokenizers, lite0)
     number_of = {name: number for number, name in enumerate(sorted(set(data.names)))}
     names = torch.tensor([number_of[name] for name in data.names])
     captions = [caption for of_image in data.captions for caption in of_image]
@@ -79,20 +93,34 @@ def train_dual_encoder(
     return model, train(phases, batch_at, settings.optimiser, checkpoints=checkpoints, title=title)
 
 
-def wide_view_features(images: ImageSource, size: int, seed: int, lite0: Lite0) -> tuple[Tensor, NDArray]:
-    """Lite0 features [M, 1280] of one wide view of each of M images, never mirrored, and the position [M] of each one's image.
+def judge_features(images: Tensor, lite0: Lite0, run: DualEncoderRun, progress: str) -> Tensor:
+    """What the dual encoder sees of images [M, 3, H, W] in [0, 1]: Lite0 features [M, 1280] at its own input size."""
+    return lite0_features(images, lite0, size=run.model.image_size, batch_size=32, progress=progress)
 
-    They are kept in `build/features`; views of `VIEWS` images at a time are in memory.
+
+def view_features(
+    run: DualEncoderRun, images: ImageSource, tokenizers: list[SpectralTokenizer], lite0: Lite0
+) -> tuple[Tensor, NDArray]:
+    """Features [V, 1280] of wide views of all images, clean, degraded and reconstructed, and the position [V] of each one's image.
+
+    Views of `VIEWS` images at a time are in memory.
     """
     place = {key: position for position, key in enumerate(images.keys)}
-    batch = min(VIEWS, len(images))
+    batch, seed = min(VIEWS, len(images)), run.seed
     parts, positions = [], []
     for start in range(0, len(images), batch):
-        views, _, keys = training_views(images, start // batch, batch, size, seed, kind="wide", flip=False)
-        count = min(batch, len(images) - start)  # the last views may be of a second epoch
-        title = f"training images {start + 1} to {start + count}"
-        parts.append(original_features(views[:count], lite0, ["dual encoder"], progress=title))
-        positions += [place[key] for key in keys[:count]]
+        views, _, keys = training_views(
+            images, start // batch, batch, run.data.size, seed, kind="wide", flip=False
+        )
+        views = views[: len(images) - start]  # the last ones may be of a second epoch
+        worse = [
+            degraded(views, seed + copy * len(images) + start) for copy in range(run.model.degraded_views)
+        ]
+        again = [torch.cat([model.reconstruct(x) for x in views.split(64)]) for model in tokenizers]
+        for number, version in enumerate((views, *worse, *again), 1):
+            title = f"images {start + 1} to {start + len(views)}, version {number}"
+            parts.append(judge_features(version, lite0, run, title))
+            positions += [place[key] for key in keys[: len(views)]]
     return torch.cat(parts), np.array(positions)
 
 

@@ -1,5 +1,7 @@
 """How an image comes about while its codes are drawn: scale by scale, or row by row over the codes of one scale."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,6 +25,7 @@ def film(profile: Profile, variant: str, seed: int, prompts: Tensor | list[str],
         ValueError: a model of several scales whose decoder cannot decode the first ones alone.
     """
     section = profile.generator_section(variant)
+    sampling = replace(section.sampling, batch_size=max(1, len(prompts)))  # all frames of one scale together
     model = trained_generator(profile, variant, seed).model
     name = profile.autoregressive_variant(variant).tokenizer
     tokenizer = trained_tokenizer(profile, name, section.tokenizer_seed).model
@@ -32,13 +35,14 @@ def film(profile: Profile, variant: str, seed: int, prompts: Tensor | list[str],
         generate(
             model,
             prompts,
-            section.sampling,
+            sampling,
             tokenizer=tokenizer,
             on_scale=lambda first, scale, images: shown.append(F.interpolate(images, (full, full))),
         )
         return shown
-    codes = generate(model, prompts, section.sampling)
-    return [_partly(tokenizer, codes, round(codes.shape[2] * (i + 1) / frames)) for i in range(frames)]
+    codes = generate(model, prompts, sampling)
+    total = codes.shape[2]
+    return [_partly(tokenizer, codes, max(1, round(total * (i + 1) / frames))) for i in range(frames)]
 
 
 def _partly(tokenizer, codes: Tensor, drawn: int) -> Tensor:

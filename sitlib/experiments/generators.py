@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig, code_nats
 from sitlib.config import Profile
+from sitlib.data import CaptionedImages
 from sitlib.experiments.codes import Codes, captioned, load_codes
 from sitlib.experiments.runs import AutoregressiveRun, Trained, trained
 from sitlib.results import Row
@@ -24,24 +25,32 @@ def trained_generator(profile: Profile, variant: str, seed: int, pipeline: bool 
 
     def train_now(checkpoints: Path) -> tuple[AutoregressiveModel, list[Row]]:
         codes = load_codes(profile, variant)
-        captions = captioned(profile, "train").captions if run.codes.captions is not None else None
-        return _train(run, codes, captions, checkpoints, f"{variant}, seed {seed}")
+        texts = captioned(profile, "train") if run.codes.captions is not None else None
+        return _train(run, codes, texts, checkpoints, f"{variant}, seed {seed}")
 
     return trained(run, "autoregressive", variant, AutoregressiveModel, train_now, pipeline)
 
 
 def _train(
-    run: AutoregressiveRun, codes: Codes, captions: list[list[str]] | None, checkpoints: Path, title: str
+    run: AutoregressiveRun, codes: Codes, captioned: CaptionedImages | None, checkpoints: Path, title: str
 ) -> tuple[AutoregressiveModel, list[Row]]:
-    """Trains a run; `captions` are those of every training image, for a text-conditional model."""
+    """Trains a run; `captioned` are the training images of a text-conditional model.
+
+    Images come equally often; with captions, names do, of which some have many images (the skin tones of an emoji).
+    """
     seed_everything(run.seed)
     _, num_scales, tokens_per_scale = codes.train.shape
     tokenizer, texts = run.codes.tokenizer.model, None
-    if captions is not None:
+    maps_of = [
+        np.array([index]) for index in range(len(codes.train))
+    ]  # code maps of what comes equally often
+    if captioned is not None:
         settings = run.model.text
-        every = [text for of_image in captions for text in of_image]
+        every = [text for of_image in captioned.captions for text in of_image]
         texts = TextTokenizer.train(every, settings.vocabulary, settings.max_tokens)
-        tokens = [texts.encode(of_image, truncate=True) for of_image in captions]
+        tokens = [texts.encode(of_image, truncate=True) for of_image in captioned.captions]
+        name_of = np.array([captioned.names[image] for image in codes.train_labels.tolist()])
+        maps_of = [np.flatnonzero(name_of == name) for name in sorted(set(captioned.names))]
     config = CodeModelConfig(
         run.model,
         num_scales,
@@ -56,7 +65,8 @@ def _train(
     def batch_at(step: int) -> tuple[Tensor, Tensor]:
         """Codes [B, S, N] and what they are conditioned on, some of it hidden."""
         generator = np.random.default_rng([run.seed, step])
-        chosen = torch.from_numpy(generator.integers(len(codes.train), size=run.optimiser.batch_size))
+        kinds = [maps_of[kind] for kind in generator.integers(len(maps_of), size=run.optimiser.batch_size)]
+        chosen = torch.from_numpy(np.array([generator.choice(maps) for maps in kinds]))
         hidden = torch.from_numpy(generator.random(len(chosen)) < run.model.condition_dropout)
         condition = codes.train_labels[chosen]
         if texts is not None:  # one caption of each image

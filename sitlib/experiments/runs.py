@@ -98,6 +98,7 @@ class DualEncoderRun:
     data: DataConfig
     captions: CaptionsConfig
     model: DualEncoderConfig
+    reconstructed_by: list[TokenizerRun]  # in the order of `model.reconstructions`
     seed: int
 
     @classmethod
@@ -110,7 +111,11 @@ class DualEncoderRun:
                 "text.variants: one dual encoder judges all of them, so their tokenizers need the same `data`."
             )
         section = profile.text
-        return cls(*data.values(), section.captions, section.dual_encoder, section.evaluation.seed)
+        config = section.dual_encoder
+        tokenizers = [
+            TokenizerRun.of(profile, name, section.tokenizer_seed) for name in config.reconstructions
+        ]
+        return cls(*data.values(), section.captions, config, tokenizers, section.evaluation.seed)
 
     @property
     def source(self) -> str:

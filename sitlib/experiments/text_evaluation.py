@@ -18,10 +18,10 @@ from torch import Tensor
 from sitlib.autoregressive import AutoregressiveModel
 from sitlib.checkpoint import read_about, write_tensors
 from sitlib.config import Profile, digest, load_profile
-from sitlib.data import held_out_views
+from sitlib.data import CaptionedImages, held_out_views
 from sitlib.dual_encoder import DualEncoder
 from sitlib.experiments.codes import captioned, load_codes
-from sitlib.experiments.dual_encoder import trained_dual_encoder
+from sitlib.experiments.dual_encoder import judge_features, trained_dual_encoder
 from sitlib.experiments.generation_evaluation import (
     decoded,
     held_out_nats,
@@ -30,7 +30,7 @@ from sitlib.experiments.generation_evaluation import (
 from sitlib.experiments.generators import trained_generator
 from sitlib.experiments.runs import AutoregressiveRun, CodesRun, DualEncoderRun, command
 from sitlib.experiments.tokenizers import trained_tokenizer
-from sitlib.lite0 import load_lite0
+from sitlib.lite0 import Lite0, load_lite0
 from sitlib.metrics import bootstrap_interval, generation_metrics, lite0_features, r_precision
 from sitlib.paths import resolve
 from sitlib.results import read_metrics, write_metrics
@@ -51,17 +51,15 @@ class Prompts:
 
 
 def prompts(profile: Profile, kind: str) -> Prompts:
-    """The prompts of a kind of `KINDS`, the same for every model.
+    """The prompts of a kind of `KINDS`, one for each of so many names, the same for every model.
 
     "held_out": held-out images, in the phrasings of training. "seen": training images, in phrasings that training never uses.
     """
     settings = profile.text.evaluation
     split = "test" if kind == "held_out" else "train"
     texts = captioned(profile, split)
-    size = DualEncoderRun.of(profile).data.size
-    images, _, keys = held_out_views(texts.images, settings.prompts, size, settings.seed, kind="wide")
     position = {key: index for index, key in enumerate(texts.images.keys)}
-    chosen = [position[key] for key in keys]
+    chosen, images = _one_of_each_name(profile, texts, position)
 
     def one_each(captions: list[list[str]]) -> list[str]:
         pick = np.random.default_rng([settings.seed, len(kind)]).random(len(chosen))
@@ -72,22 +70,45 @@ def prompts(profile: Profile, kind: str) -> Prompts:
     return Prompts(asked, known, [texts.names[i] for i in chosen], images)
 
 
+def _one_of_each_name(
+    profile: Profile, texts: CaptionedImages, position: dict[str, int]
+) -> tuple[list[int], Tensor]:
+    """Positions of `prompts` images of different names, in a random order, and wide views of them.
+
+    Raises:
+        ValueError: there are fewer names.
+    """
+    settings, size = profile.text.evaluation, DualEncoderRun.of(profile).data.size
+    count = settings.prompts
+    while True:  # a shorter set of views begins a longer one
+        count = min(2 * count, len(texts.images))
+        views, _, keys = held_out_views(texts.images, count, size, settings.seed, kind="wide")
+        first = {texts.names[position[key]]: row for row, key in reversed(list(enumerate(keys)))}
+        rows = sorted(first.values())[: settings.prompts]
+        if len(rows) == settings.prompts:
+            return [position[keys[row]] for row in rows], views[rows]
+        if count == len(texts.images):
+            raise ValueError(
+                f"text.evaluation.prompts is {settings.prompts}, but {texts.images.where} has only {len(rows)} names."
+            )
+
+
 def real_text_features(profile: Profile) -> dict[str, Tensor]:
-    """Lite0 features [M, 1280] of the real images of every kind of prompts."""
-    lite0 = load_lite0()
-    return {
-        kind: lite0_features(prompts(profile, kind).images, lite0, progress=f"real images, {kind}")
-        for kind in KINDS
-    }
+    """Lite0 features [M, 1280] of the real images with the held-out names."""
+    images = prompts(profile, "held_out").images
+    return {"held_out": lite0_features(images, load_lite0(), progress="real images")}
 
 
-def retrieved(judge: DualEncoder, features: Tensor, asked: Prompts, profile: Profile) -> dict[str, Any]:
-    """R-precision of images by their Lite0 features [M, 1280], in %, with an interval of 95 % over names.
+def retrieved(
+    judge: DualEncoder, images: Tensor, asked: Prompts, profile: Profile, lite0: Lite0, title: str
+) -> dict[str, Any]:
+    """R-precision of images [M, 3, H, W] in %, with an interval of 95 % over names.
 
     Captions are in the phrasings of training, whatever the samples were asked for with: new words are a test of the generator, not of
     the judge.
     """
     settings = profile.text.evaluation
+    features = judge_features(images, lite0, DualEncoderRun.of(profile), title)
     with torch.no_grad():
         tokens = judge.text_tokenizer.encode(asked.known, truncate=True)
         similarity = judge.similarity(features, tokens)
@@ -119,7 +140,7 @@ def evaluate_text_generator(
 
     Args:
         sampled: kind -> codes [M, S, N].
-        real: kind -> features [M, 1280] of the real images, from `real_text_features`.
+        real: features [M, 1280] of the real images with the held-out names, from `real_text_features`.
 
     Returns:
         for every kind `samples`, `reconstruction`, `real`, each with `r_precision` (%), `interval`, `chance` (%); the distances of the
@@ -132,23 +153,25 @@ def evaluate_text_generator(
     scores, distances = {}, {}
     for kind in KINDS:
         asked = prompts(profile, kind)
-        features = {
-            "samples": lite0_features(decoded(tokenizer, sampled[kind]), lite0, progress=f"samples, {kind}"),
-            "reconstruction": lite0_features(
-                tokenizer.reconstruct(asked.images), lite0, progress=f"reconstructions, {kind}"
-            ),
-            "real": real[kind],
+        images = {
+            "samples": decoded(tokenizer, sampled[kind]),
+            "reconstruction": tokenizer.reconstruct(asked.images),
+            "real": asked.images,
         }
-        scores[kind] = {what: retrieved(judge, found, asked, profile) for what, found in features.items()}
-        for what in ("samples", "reconstruction"):
-            if kind == "held_out":
-                distances[what] = generation_metrics(
-                    features[what],
-                    real[kind],
-                    kid_subset_size=settings.kid_subset_size,
-                    neighbours=settings.neighbours,
-                    seed=settings.seed,
-                )
+        scores[kind] = {
+            what: retrieved(judge, found, asked, profile, lite0, f"{what}, {kind}")
+            for what, found in images.items()
+        }
+        for what in ("samples", "reconstruction") if kind in real else ():
+            distances[what] = generation_metrics(
+                images[what],
+                real[kind],
+                lite0=lite0,
+                kid_subset_size=settings.kid_subset_size,
+                neighbours=settings.neighbours,
+                seed=settings.seed,
+                progress=what,
+            )
     codes, texts = load_codes(profile, variant), captioned(profile, "test")
     captions = [texts.captions[image][0] for image in codes.held_out_labels.tolist()]
     tokens = model.text_tokenizer.encode(captions, truncate=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from sitlib.lite0 import NUM_FEATURES, Lite0, load_lite0
+from sitlib.lite0 import INPUT_SIZE, NUM_FEATURES, Lite0, load_lite0
 from sitlib.metrics.batches import batch_starts, default_device
 from sitlib.metrics.checks import check_count, check_features, check_images
 
@@ -26,6 +26,7 @@ def lite0_features(
     *,
     folder="weights",
     batch_size: int = 8,
+    size: int = INPUT_SIZE,
     progress: bool | str = False,
 ) -> Tensor:
     """EfficientNet-Lite0 features `[B, 1280]`, on the CPU, of `images` `[B, 3, H, W]`, clamped to [0, 1].
@@ -34,6 +35,7 @@ def lite0_features(
         lite0: the network, on the device where it is to run; default: loaded from `folder` onto the
             accelerator if there is one.
         batch_size: images at a time; on a CPU few are fastest, because their activations stay in its cache.
+        size: px to which images are resized first; distances are measured at the default only.
         progress: show a progress bar; a text stands before its title.
 
     `lite0.classifier` makes ImageNet logits of them.
@@ -44,7 +46,7 @@ def lite0_features(
     device = lite0.classifier.weight.device
     starts = batch_starts(len(images), batch_size, "Lite0 features", progress)
     return torch.cat(
-        [lite0.features(images[i : i + batch_size].to(device).clamp(0, 1)).cpu() for i in starts]
+        [lite0.features(images[i : i + batch_size].to(device).clamp(0, 1), size).cpu() for i in starts]
     )
 
 

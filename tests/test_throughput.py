@@ -1,0 +1,116 @@
+"""The throughput table: equal tokens, the right sizes, ratios of what was measured; and films of images being drawn."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig
+from sitlib.config import load_profile
+from sitlib.experiments import films, throughput
+from sitlib.tokenizer import SpectralTokenizer
+
+PROFILE = load_profile("smoke")
+
+
+def test_both_models_have_as_many_tokens_in_both_geometries():
+    for geometry in throughput.geometries(load_profile("quick")):
+        models = [throughput.Subject(name, geometry, load_profile("quick")) for name in throughput.MODELS]
+        lengths = {subject.model.num_tokens for subject in models}
+        assert lengths == ({64} if geometry.name == "profile" else {1024})
+        sizes = [{name: tuple(p.shape) for name, p in s.model.transformer.named_parameters()} for s in models]
+        assert sizes[0] == sizes[1]
+
+
+def test_images_have_the_size_that_was_asked_for_and_smaller_ones_take_fewer_codes(monkeypatch):
+    geometry = throughput.geometries(PROFILE)[0]
+    steps = []
+    forward = AutoregressiveModel._next_logits
+    monkeypatch.setattr(
+        AutoregressiveModel,
+        "_next_logits",
+        lambda self, writing, x: steps.append(x.shape[1]) or forward(self, writing, x),
+    )
+    for name in throughput.MODELS:
+        subject = throughput.Subject(name, geometry, PROFILE)
+        for share in throughput.SHARES:
+            steps.clear()
+            assert subject.images(share).shape == (geometry.batch_size, 3, 64 // share, 64 // share)
+            scales = {1: 4, 2: 3, 4: 2, 8: 1}[share]
+            assert sum(steps) == (16 * scales if name == "ar_sit4_scd" else 64)
+
+
+def test_the_table_holds_ratios_of_medians_and_the_papers(monkeypatch):
+    monkeypatch.setattr(throughput, "geometries", lambda profile: [geometry])
+    geometry = replace(throughput_geometry(), batch_size=2)
+    monkeypatch.setattr(throughput, "_memory_elsewhere", lambda name, share, where, profile: 10.0 * share)
+    clock = {"ar_sit4_scd": 1.0, "ar_vit_vqgan": 4.0}
+    monkeypatch.setattr(throughput, "seconds", lambda subject, share: clock[subject.name] / share)
+    monkeypatch.setattr(
+        throughput, "Subject", lambda name, geometry, profile: SimpleNamespace(name=name, model=None)
+    )
+    found = throughput.measure(PROFILE, "smoke", rounds=3)
+    assert [row["size"] for row in found["rows"]] == [64, 32, 16, 8]
+    assert all(row["ratio"] == pytest.approx(4.0) for row in found["rows"])
+    assert found["rows"][0]["images_per_second"] == {"ar_sit4_scd": 2.0, "ar_vit_vqgan": 0.5}
+    paper = [row["paper_ratio"] for row in found["rows"]]
+    assert paper[1] is None and paper[0] == pytest.approx(0.83, abs=0.005)
+    assert paper[2] == pytest.approx(3.2, abs=0.03) and paper[3] == pytest.approx(9.7, abs=0.03)
+
+
+def throughput_geometry():
+    return throughput.Geometry(
+        "profile", 64, 4, 8, replace(PROFILE.autoregressive_variant("ar_vit_vqgan"), dropout=0.0), 4
+    )
+
+
+def test_memory_grows_with_the_batch():
+    small = throughput_geometry()
+    large = replace(small, batch_size=256)
+    used = [throughput.memory("ar_vit_vqgan", 1, geometry, PROFILE) for geometry in (small, large)]
+    assert used[1] > used[0] >= 0
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """Models with random weights in place of trained ones."""
+
+    def generator(profile, variant, seed):
+        torch.manual_seed(0)
+        config = profile.tokenizer_variant(profile.autoregressive_variant(variant).tokenizer)
+        books = min(config.num_codebooks, config.num_scales)
+        shape = (config.num_scales, config.tokens_per_scale, config.num_codes, books)
+        model = AutoregressiveModel(
+            CodeModelConfig(profile.autoregressive_variant(variant), *shape, list("abc"), None)
+        )
+        return SimpleNamespace(model=model.eval())
+
+    def tokenizer(profile, variant, seed):
+        torch.manual_seed(1)
+        return SimpleNamespace(model=SpectralTokenizer(profile.tokenizer_variant(variant)).eval())
+
+    monkeypatch.setattr(films, "trained_generator", generator)
+    monkeypatch.setattr(films, "trained_tokenizer", tokenizer)
+
+
+def test_a_film_of_scales_ends_with_the_whole_image_and_every_frame_is_whole(untrained):
+    labels = torch.tensor([0, 2])
+    frames = films.film(PROFILE, "ar_sit5_sc", 0, labels, 5)
+    assert len(frames) == 5 and all(frame.shape == (2, 3, 64, 64) for frame in frames)
+    assert len(frames[0][0].flatten(1).unique(dim=1).T) <= 16  # 4 x 4 px, enlarged
+    assert not any((frame == films.UNDRAWN).all(dim=1).any() for frame in frames)
+
+
+def test_a_film_of_rows_is_grey_where_nothing_is_drawn_yet(untrained):
+    frames = films.film(PROFILE, "ar_vit_vqgan", 0, torch.tensor([1]), 4)
+    assert len(frames) == 4
+    for index, frame in enumerate(frames, 1):
+        rows = 16 * index
+        assert torch.equal(frame[:, :, rows:], torch.full_like(frame[:, :, rows:], films.UNDRAWN))
+        assert not torch.equal(frame[:, :, :rows], torch.full_like(frame[:, :, :rows], films.UNDRAWN))
+
+
+def test_a_film_of_scales_needs_a_scale_causal_decoder(untrained):
+    with pytest.raises(ValueError, match="decoder attends to all scales"):
+        films.film(PROFILE, "ar_sit4", 0, torch.tensor([1]), 4)
