@@ -1,8 +1,8 @@
 """A next-code transformer over the codes of a tokenizer, conditioned on a class or on a text (SIT, arXiv 2412.09607, section 5).
 
 The sequence is a prefix, then all codes, coarsest scale first and row-major inside a scale. The prefix is the class (VIM, arXiv 2110.04627;
-LlamaGen, arXiv 2406.06525); or, for texts, the mean of what a text encoder makes of them, which every block also reads by cross-attention
-(Parti, arXiv 2206.10789). Codes of different codebooks are different vocabularies: each has its own embeddings and its own output head, so no
+LlamaGen, arXiv 2406.06525); or, for texts, a learned start, and every block reads a text encoder by cross-attention (Parti, arXiv
+2206.10789). Codes of different codebooks are different vocabularies: each has its own embeddings and its own output head, so no
 probability goes to codes that cannot occur. With one scale it is the second stage of ViT-VQGAN. Knows nothing of drawing codes.
 """
 
@@ -127,11 +127,7 @@ class AutoregressiveModel(nn.Module):
         """Embedding [B, 1, C] before the first code, and what cross-attention reads."""
         if self.text_encoder is None:
             return self.class_embedding(condition)[:, None], None
-        text_BLC, mask_BL = self.text_encoder(condition)
-        # The text's mean stands where a class would: a short way for what the whole image should be, which cross-attention finds late.
-        weight_BL1 = (mask_BL / mask_BL.sum(1, keepdim=True))[:, :, None]
-        prefix_BC = self.start + (weight_BL1 * text_BLC).sum(1)
-        return prefix_BC[:, None], self.transformer.read(text_BLC, mask_BL)
+        return self.start.expand(len(condition), 1, -1), self.transformer.read(*self.text_encoder(condition))
 
     # -- likelihood ----------------------------------------------------------------------------------------------------------------
 

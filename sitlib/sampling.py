@@ -73,12 +73,12 @@ def generate(
         disable=progress is None,
     )
     batches = [prefix_codes.new_empty(0, scales * shape.tokens_per_scale).to(device)]
-    was_training = model.training
+    was_training, gradients = model.training, torch.is_grad_enabled()
     model.eval()  # dropout would make a sample depend on more than its seed
     try:
         for start in range(0, len(conditions), batch_size):
             chosen = slice(start, start + batch_size)
-            streamed = None if on_scale is None else partial(_show, on_scale, tokenizer, start)
+            streamed = None if on_scale is None else partial(_show, on_scale, tokenizer, gradients, start)
             given = prefix_codes[chosen].flatten(1).to(device)
             batches.append(
                 _generate_batch(model, conditions[chosen].to(device), start, given, scales, config, streamed)
@@ -90,9 +90,11 @@ def generate(
     return torch.cat(batches).unflatten(1, (scales, shape.tokens_per_scale))
 
 
-def _show(on_scale: Streamed, tokenizer: SpectralTokenizer, first: int, codes: Tensor) -> None:
-    """Calls `on_scale` with the images of codes [b, k, N] of the samples from `first` on."""
-    with torch.inference_mode(False), torch.no_grad():  # what is shown may be used for anything
+def _show(
+    on_scale: Streamed, tokenizer: SpectralTokenizer, gradients: bool, first: int, codes: Tensor
+) -> None:
+    """Calls `on_scale` with the images of codes [b, k, N] of the samples from `first` on, which may be used for anything."""
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients):
         on_scale(first, codes.shape[1], tokenizer.decode(codes.clone()))
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from PIL import Image
 from sitlib.config import CaptionsConfig, DataConfig, DualEncoderConfig, OptimiserConfig
 from sitlib.data import CaptionedImages, open_images, training_views
 from sitlib.dual_encoder import DualEncoder, StoredDualEncoderConfig, contrastive_loss
-from sitlib.experiments import dual_encoder, tokenizer_evaluation
-from sitlib.experiments.dual_encoder import train_dual_encoder, trained_dual_encoder, wide_view_features
+from sitlib.experiments import dual_encoder
+from sitlib.experiments.dual_encoder import train_dual_encoder, trained_dual_encoder, view_features
 from sitlib.experiments.runs import DualEncoderRun
 from sitlib.lite0 import load_lite0
 from sitlib.metrics import lite0_features
@@ -33,7 +34,17 @@ OPTIMISER = OptimiserConfig(
     checkpoint_every=20,
 )
 SHAPE = DualEncoderConfig(
-    layers=1, width=32, heads=2, dim=16, dropout=0.1, vocabulary=300, max_tokens=12, optimiser=OPTIMISER
+    layers=1,
+    width=32,
+    heads=2,
+    dim=16,
+    dropout=0.1,
+    vocabulary=300,
+    max_tokens=12,
+    image_size=64,
+    degraded_views=1,
+    reconstructions=[],
+    optimiser=OPTIMISER,
 )
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (20, 40, 220)}
 TEXTS = [f"a {colour} square" for colour in COLOURS]
@@ -180,10 +191,9 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenizer_evaluation, "FEATURES", str(tmp_path / "features"))
+def run():
     images = DataConfig("none", size=16, min_crop=0.5, flip=True, normalisation_views=1)
-    return DualEncoderRun(images, CaptionsConfig("names", per_image=2, seed=0), SHAPE, seed=0)
+    return DualEncoderRun(images, CaptionsConfig("names", per_image=2, seed=0), SHAPE, [], seed=0)
 
 
 def shortened(run):
@@ -193,33 +203,52 @@ def shortened(run):
 class TestTraining:
     def test_features_are_those_of_wide_views_in_their_order(self, data, run, lite0, monkeypatch):
         monkeypatch.setattr(dual_encoder, "VIEWS", 4)  # of 15 images: the last views are of a second epoch
-        features, positions = wide_view_features(data.images, 16, 0, lite0)
+        features, positions = view_features(
+            replace(run, model=replace(SHAPE, degraded_views=0)), data.images, [], lite0
+        )
         assert features.shape == (15, 1280) and sorted(positions) == list(range(15))
         views, labels, keys = training_views(data.images, 0, 15, 16, 0, kind="wide", flip=False)
-        torch.testing.assert_close(features, lite0_features(views, lite0))
+        torch.testing.assert_close(features, lite0_features(views, lite0, size=SHAPE.image_size))
         assert [data.images.key(int(position)) for position in positions] == keys
         assert torch.equal(data.images.labels[positions], labels)
 
+    def test_degraded_and_reconstructed_views_come_with_the_position_of_their_image(self, data, run, lite0):
+        class Inverting:
+            def reconstruct(self, images):
+                return 1 - images
+
+        features, positions = view_features(run, data.images, [Inverting()], lite0)
+        clean, order = view_features(
+            replace(run, model=replace(SHAPE, degraded_views=0)), data.images, [], lite0
+        )
+        assert features.shape == (45, 1280)  # clean, degraded, reconstructed
+        assert np.array_equal(positions, np.tile(order, 3))
+        torch.testing.assert_close(features[:15], clean)
+        views = training_views(data.images, 0, 15, 16, 0, kind="wide", flip=False)[0]
+        torch.testing.assert_close(features[30:], lite0_features(1 - views, lite0, size=SHAPE.image_size))
+        assert not torch.allclose(features[15:30], clean)
+
     def test_learns_the_captions_and_gives_equal_weights_again(self, data, run, lite0, tmp_path):
-        model, rows = train_dual_encoder(run, data, lite0, tmp_path / "first")
+        model, rows = train_dual_encoder(run, data, [], lite0, tmp_path / "first")
         assert [row["step"] for row in rows] == [20, 40]
         assert rows[-1]["loss"] < rows[0]["loss"] and rows[-1]["accuracy"] > 0.8
         assert model.config.num_features == 1280
 
         model.eval()
-        features, positions = wide_view_features(data.images, 16, 1, lite0)  # other views
+        other = replace(run, seed=1, model=replace(SHAPE, degraded_views=0))
+        features, positions = view_features(other, data.images, [], lite0)
         with torch.no_grad():
             similarity = model.similarity(features, model.text_tokenizer.encode(TEXTS))
         found = [list(COLOURS)[place] for place in similarity.argmax(dim=1)]
         assert np.mean([name == data.names[p] for name, p in zip(found, positions, strict=True)]) > 0.9
 
-        again, _ = train_dual_encoder(run, data, lite0, tmp_path / "second")
+        again, _ = train_dual_encoder(run, data, [], lite0, tmp_path / "second")
         for value, other in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
             assert torch.equal(value, other)
 
     def test_keeps_the_temperature_limited(self, data, run, lite0, tmp_path, monkeypatch):
         monkeypatch.setattr("sitlib.dual_encoder.LARGEST_SCALE", 14.0)  # below the first one
-        model, _ = train_dual_encoder(shortened(run), data, lite0, tmp_path / "checkpoints")
+        model, _ = train_dual_encoder(shortened(run), data, [], lite0, tmp_path / "checkpoints")
         assert model.log_scale.exp().item() <= 14.001
 
     def test_takes_the_training_split_only(self, data, run, lite0, tmp_path, monkeypatch):
@@ -238,5 +267,6 @@ class TestTraining:
         for name, value in replaced.items():
             monkeypatch.setattr(dual_encoder, name, value)
         monkeypatch.setattr(DualEncoderRun, "of", lambda profile: shortened(run))
-        assert isinstance(trained_dual_encoder(None, pipeline=True), DualEncoder)
+        profile = SimpleNamespace(text=SimpleNamespace(tokenizer_seed=0))
+        assert isinstance(trained_dual_encoder(profile, pipeline=True), DualEncoder)
         assert seen == {"split": "train", "names": ("dual_encoder", "text", DualEncoder, True)}

@@ -85,7 +85,10 @@ def test_a_stage_lists_the_modules_that_it_runs(name):
     needed = code_of(stage) if name == "weights" else closure(code_of(stage))
     if name.startswith("train"):  # restyling a figure must not train again
         needed = {file for file in needed if not file.startswith("sitlib/reporting/")}
-    if name in ("train_autoregressive", "train_text"):  # what made the codes and the tokenizer: the codes are its dependency
+    if name in (
+        "train_autoregressive",
+        "train_text",
+    ):  # what made the codes and the tokenizer: the codes are its dependency
         needed -= closure({"sitlib/experiments/tokenizers.py"})
     listed = [dep for dep in stage["deps"] if dep.startswith("sitlib")]
     missing = {

@@ -185,7 +185,12 @@ def without_lpips():
     )
 
 
-NO_GENERATORS = replace(load_profile("smoke").autoregressive, variants={})
+SMOKE = load_profile("smoke")
+JUDGE = replace(SMOKE.text.dual_encoder, reconstructions=[])
+NO_GENERATORS = {
+    "autoregressive": replace(SMOKE.autoregressive, variants={}),
+    "text": replace(SMOKE.text, variants={}, dual_encoder=JUDGE),
+}
 GAN = {
     "levels": 3,
     "grid": 4,
@@ -223,7 +228,7 @@ def test_same_seed_same_result_and_a_killed_tokenizer_resumes_to_the_bit(elsewhe
 
     def killed(self, *arguments, **options):
         calls.append(1)
-        if len(calls) == 2 * 10:  # two codebooks: in the tenth step of twelve
+        if len(calls) == 4 * 10:  # four codebooks: in the tenth step of twelve
             raise KeyboardInterrupt
         return real(self, *arguments, **options)
 
@@ -273,8 +278,14 @@ def test_a_killed_tokenizer_training_ends_with_the_same_weights(elsewhere, monke
 
 
 def test_every_row_of_the_curve_tells_how_codebooks_are_used(elsewhere):
-    curve = trained_tokenizer(without_lpips(), "sit4", 0).curve
-    for name in ("approximation", "details", *(f"scale_{scale}" for scale in (1, 2, 3, 4))):
+    books = {"sit4_two": ["details"], "sit4": ["details_2", "details_3", "details_4"]}
+    curves = {variant: trained_tokenizer(without_lpips(), variant, 0).curve for variant in books}
+    columns = [
+        (curves[variant], name)
+        for variant, details in books.items()
+        for name in ("approximation", *details, *(f"scale_{scale}" for scale in (1, 2, 3, 4)))
+    ]
+    for curve, name in columns:
         assert all(0 < value <= 100 for value in curve[f"usage_{name}"])
         assert all(1 <= value <= 64 for value in curve[f"perplexity_{name}"])
 
@@ -308,7 +319,7 @@ def psnr_by_pass(monkeypatch, **adversarial):
     variant = {"levels": 3, "grid": 4, "optimiser": optimiser, "adversarial": adversarial}
     profile = without_lpips()
     profile = replace(
-        profile, tokenizer=replace(profile.tokenizer, variants={"gan": variant}), autoregressive=NO_GENERATORS
+        profile, tokenizer=replace(profile.tokenizer, variants={"gan": variant}), **NO_GENERATORS
     )
     curve = trained_tokenizer(profile, "gan", 0).curve
     speaks = sum(step <= adversarial["start"] + adversarial["warmup"] for step in curve["step"])

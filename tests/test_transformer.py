@@ -396,10 +396,7 @@ def test_heads_that_cannot_be_rotated_are_refused(coordinates, head_dim, wanted)
 @pytest.mark.parametrize(
     "dtype",
     [
-        pytest.param(
-            torch.bfloat16,
-            marks=pytest.mark.xfail(strict=True, reason="rotate returns float32, which SDPA refuses"),
-        ),
+        torch.bfloat16,
         torch.float64,
     ],
 )
