@@ -50,7 +50,7 @@ def geometries(profile: Profile) -> list[Geometry]:
     sit, raster = (profile.tokenizer_variant(name) for name in ("sit4_scd", "vit_vqgan"))
     shape = replace(profile.autoregressive_variant("ar_vit_vqgan"), dropout=0.0)
     small = replace(shape, width=shape.width // 2, heads=max(1, shape.heads // 2))
-    batch = 16
+    batch = min(16, profile.autoregressive.optimiser.batch_size // 2)
     return [
         Geometry("profile", sit.size, sit.grid, raster.grid, shape, batch),
         Geometry("paper", 256, 16, 32, small, batch),
