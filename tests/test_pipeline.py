@@ -302,7 +302,9 @@ def test_nothing_to_do_is_quick_and_opening_a_notebook_trains_nothing(finished):
 def test_changing_one_variant_retrains_only_that_one(finished):
     path = finished / "profiles/smoke.yaml"
     before = path.read_text()
-    path.write_text(before.replace("sit4: {levels: 3, grid: 4}", "sit4: {levels: 3, grid: 4, code_dim: 8}"))
+    other = before.replace("    sit4: {levels: 3,", "    sit4: {code_dim: 8, levels: 3,")
+    assert other != before
+    path.write_text(other)
     changed = dvc(finished, "status").stdout
     path.write_text(before)
     assert "train_tokenizer@sit4-0" in changed and "train_tokenizer@vit_vqgan-0" not in changed

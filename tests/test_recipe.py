@@ -3,7 +3,6 @@
 import csv
 import math
 import re
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,6 +12,7 @@ import yaml
 from PIL import Image
 
 from sitlib import checkpoint
+from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig
 from sitlib.config import ConfigError, from_dict, load_profile
 from sitlib.data import DataError, open_images
 from sitlib.experiments import runs, trials
@@ -164,18 +164,40 @@ def test_the_papers_rows_stand_beside_ours():
 # -- README ----------------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_readmes_example_runs_as_it_stands(tmp_path, monkeypatch):
-    text = (ROOT / "README.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    path = re.search(r'from_checkpoint\("(.*?)"\)', example)[1]
+def saved(example, folder):
+    """Untrained models where an example looks for trained ones."""
     profile = load_profile("smoke")
-    variant = path.split("/")[2].split("-seed")[0]
-    SpectralTokenizer(replace(profile.tokenizer_variant(variant))).save(tmp_path / path)
+    for path in re.findall(r'from_checkpoint\("(.*?)"\)', example):
+        _, kind, name, _ = path.split("/")
+        variant = name.split("-seed")[0]
+        if kind == "tokenizer":
+            SpectralTokenizer(profile.tokenizer_variant(variant)).save(folder / path)
+            continue
+        shape = profile.autoregressive_variant(variant)
+        codes = profile.tokenizer_variant(shape.tokenizer)
+        sizes = (codes.num_scales, codes.tokens_per_scale, codes.num_codes, codes.num_codebooks)
+        AutoregressiveModel(CodeModelConfig(shape, *sizes, ["city", "mountain"], None)).save(folder / path)
+
+
+@pytest.fixture
+def examples(tmp_path, monkeypatch):
+    """The README's examples of Python, in a folder that holds what they need."""
+    found = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for example in found:
+        saved(example, tmp_path)
     monkeypatch.setattr(checkpoint, "resolve", lambda name: tmp_path / name)
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 150, 3), dtype=np.uint8)).save("photo.jpg")
-    names = {}
-    exec(compile(example, "README.md", "exec"), names)
-    assert names["codes"].shape == (1, 5, 16) and names["codes"].dtype == torch.int64
-    assert names["whole"].shape == (1, 3, 90, 150) and names["preview"].shape == (1, 3, 16, 16)
-    assert not math.isnan(float(names["whole"].sum()))
+    return found
+
+
+def test_the_readmes_examples_run_as_they_stand(examples):
+    reading, drawing = {}, {}
+    for example, names in zip(examples, (reading, drawing), strict=True):
+        exec(compile(example, "README.md", "exec"), names)
+    assert reading["codes"].shape == (1, 5, 16) and reading["codes"].dtype == torch.int64
+    assert reading["whole"].shape == (1, 3, 90, 150) and reading["preview"].shape == (1, 3, 16, 16)
+    assert not math.isnan(float(reading["whole"].sum()))
+    assert drawing["codes"].shape == (4, 5, 16) and drawing["images"].shape == (4, 3, 64, 64)
+    assert drawing["previews"].shape == (4, 3, 8, 8)
+    assert torch.equal(drawing["finished"], drawing["codes"])  # the same seed goes on in the same way

@@ -9,11 +9,13 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -108,12 +110,20 @@ def memory(name: str, share: int, geometry: Geometry, profile: Profile) -> float
         before = torch.cuda.memory_allocated()
         subject.images(share)
         return (torch.cuda.max_memory_allocated() - before) / 1e6
+    before = _peak_mb()
+    subject.images(share)
+    return _peak_mb() - before
+
+
+def _peak_mb() -> float:
+    """Peak of this process's resident memory so far, MB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # elsewhere the peak of the process that started this one counts, too
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024 / 1e6
     import resource
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    subject.images(share)
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6  # bytes there, KiB elsewhere
 
 
 def _memory_elsewhere(name: str, share: int, geometry: str, profile: str) -> float:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from sitlib.config import load_profile
-from sitlib.experiments.codes import held_out_wide
+from sitlib.data import held_out_views, open_images
 from sitlib.experiments.runs import pipeline_parameters
 from sitlib.experiments.tokenizers import trained_tokenizer
 from sitlib.paths import resolve
@@ -110,8 +110,8 @@ def main() -> None:
     style()
     profile = load_profile(arguments.profile)
     variant = "sit4" if "sit4" in (names := pipeline_parameters()["tokenizers"]) else names[-1]
-    images, labels, _ = held_out_wide(profile, 24)
-    image = images[int((labels == labels[0]).nonzero()[0])]
+    source = open_images(profile.data.source, "test").labelled()
+    image = held_out_views(source, 1, profile.data.size, profile.autoregressive.codes.seed, kind="wide")[0][0]
     tokenizer = trained_tokenizer(profile, variant, pipeline_parameters()["seeds"][0]).model
     path = resolve(arguments.output)
     path.parent.mkdir(parents=True, exist_ok=True)
