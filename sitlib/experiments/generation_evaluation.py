@@ -34,6 +34,12 @@ DISTANCES = ("fd_lite0", "kid", "precision", "recall")
 def real_features(profile: Profile, variant: str) -> dict[str, Tensor]:
     """Lite0 features [V, 1280] of wide views of the variant's held-out photographs ("held_out") and training photographs ("train")."""
     settings, run = profile.autoregressive.evaluation, AutoregressiveRun.of(profile, variant, 0).codes
+    views = settings.reference_views / len(images_of(profile, variant, "test"))
+    if settings.neighbours <= views:
+        raise ValueError(
+            f"autoregressive.evaluation.neighbours is {settings.neighbours}, but there are {views:.0f} views of each held-out photograph: "
+            "precision and recall would measure whether samples show the very same photograph. Raise it above that number."
+        )
     held_out, _ = held_out_wide(profile, variant, settings.reference_views)
     photographs, size = images_of(profile, variant, "train"), run.tokenizer.data.size
     train, *_ = training_views(photographs, 0, settings.reference_views, size, settings.seed, kind="wide")
@@ -193,6 +199,27 @@ def second_decoder_scores(
     return scores
 
 
+def load_second_scores(profile: Profile, variant: str, decoder: str, seed: int) -> dict[str, Any]:
+    """What the pipeline has measured of this very run with a second decoder.
+
+    Raises:
+        ValueError: it has not, or of another profile.
+    """
+    path = f"metrics/generation/{variant}_second-seed{seed}.json"
+    if resolve(path).exists() and (scores := read_metrics(path)).get("run") == _second_run(
+        profile, variant, decoder, seed
+    ):
+        return scores
+    raise ValueError(
+        f"{path} is missing or of another profile: dvc repro evaluate_second_generation makes it."
+    )
+
+
+def _second_run(profile: Profile, variant: str, decoder: str, seed: int) -> str:
+    run = TokenizerRun.of(profile, decoder, profile.autoregressive.tokenizer_seed)
+    return digest(_samples_run(profile, variant, seed), run)
+
+
 def _tokenizer(profile: Profile, variant: str) -> SpectralTokenizer:
     name = profile.autoregressive_variant(variant).tokenizer
     return trained_tokenizer(profile, name, profile.generator_section(variant).tokenizer_seed).model
@@ -237,6 +264,7 @@ def main() -> None:
         scores = second_decoder_scores(
             profile, variant, arguments.decoder, seed, sampled[0], features["held_out"]
         )
+        run = {"run": _second_run(profile, variant, arguments.decoder, seed)}
         write_metrics(f"metrics/generation/{variant}_second-seed{seed}.json", {**run, **scores})
         return
     model = trained_generator(profile, variant, seed).model

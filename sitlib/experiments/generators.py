@@ -50,7 +50,8 @@ def _train(
         texts = TextTokenizer.train(every, settings.vocabulary, settings.max_tokens)
         tokens = [texts.encode(of_image, truncate=True) for of_image in captioned.captions]
         name_of = np.array([captioned.names[image] for image in codes.train_labels.tolist()])
-        maps_of = [np.flatnonzero(name_of == name) for name in sorted(set(captioned.names))]
+        _, kind, counts = np.unique(name_of, return_inverse=True, return_counts=True)
+        maps_of = np.split(np.argsort(kind, kind="stable"), np.cumsum(counts)[:-1])
     config = CodeModelConfig(
         run.model,
         num_scales,

@@ -203,8 +203,8 @@ def checkpoint_folder(run: Run, purpose: str = "") -> Path:
     found = source.rglob("*") if source.is_dir() else source.parent.glob(source.name)
     stats = [(str(path), path.stat()) for path in sorted(found) if path.is_file()]
     files = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
-    packages = [ROOT / "sitlib", ROOT / "sitlib" / "data", ROOT / "sitlib" / "experiments"]
-    code = b"".join(path.read_bytes() for package in packages for path in sorted(package.glob("*.py")))
+    modules = [path for path in sorted((ROOT / "sitlib").rglob("*.py")) if path.parent.name != "reporting"]
+    code = b"".join(path.read_bytes() for path in modules)
     return resolve(".ckpt") / digest(run, purpose, files, hashlib.sha256(code).hexdigest())
 
 

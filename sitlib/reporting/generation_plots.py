@@ -62,7 +62,7 @@ def retrieval_bars(scores: Mapping[str, Sequence[Mapping[str, Any]]], kinds: Map
         axis.tick_params(axis="x", pad=14, length=0)
         axis.grid(axis="x", visible=False)
     axes[0][0].set_ylabel("right caption found, %")
-    axes[0][-1].legend(loc="upper left")
+    axes[0][0].legend(loc="upper left")
     return fig
 
 
