@@ -61,6 +61,8 @@ def our_model(options: argparse.Namespace) -> AutoregressiveModel:
         positions="learned",
         dropout=0.0,
         condition_dropout=0.0,
+        code_noise=0.0,
+        text_noise=0,
         text=None,
     )
     config = CodeModelConfig(shape, 4, options.tokens // 4, options.codes, 1, ["class"], None)

@@ -6,6 +6,7 @@ Keys and values are kept in memory that is allocated once for a batch; the condi
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -18,15 +19,17 @@ from sitlib.config import SamplingConfig
 from sitlib.tokenizer import SpectralTokenizer
 
 Streamed = Callable[[int, int, Tensor], None]
+Prompts = Tensor | Sequence[str] | int
 
 
 def generate(
     model: AutoregressiveModel,
-    prompts: Tensor | Sequence[str],
+    prompts: Prompts,
     config: SamplingConfig,
     *,
     scales: int | None = None,
     prefix_codes: Tensor | None = None,
+    first_sample: int = 0,
     tokenizer: SpectralTokenizer | None = None,
     on_scale: Streamed | None = None,
     progress: str | None = None,
@@ -37,9 +40,11 @@ def generate(
     random numbers, one for each position. So codes given as a prefix, if they are those that would have been drawn, change nothing.
 
     Args:
-        prompts: class ids [B] int64, or B texts for a text-conditional model (or their token ids [B, L]).
+        prompts: class ids [B] int64; B texts for a text-conditional model (or their token ids [B, L]); or B alone, for samples of which
+            the model is told nothing.
         scales: stop after this many scales, all by default. Fewer can be decoded if the tokenizer's decoder is scale-causal.
         prefix_codes: [B, k, N] codes of the first k scales, which are kept: the others are drawn given them.
+        first_sample: what the first sample counts as; sample 5 of eight is drawn again, alone, as sample 0 with first_sample 5.
         tokenizer, on_scale: after every finished scale that was not given, `on_scale(first, scale, images)` gets the index of the batch's
             first sample, the number of scales and the images [b, 3, H, W] in [0, 1] that `tokenizer` decodes from these.
         progress: title of a progress bar, or None for none.
@@ -58,7 +63,12 @@ def generate(
             f"scales must lie in 1 ... {shape.num_scales}, the scales of the model, it is {scales}."
         )
     conditions = _conditions(model, prompts)
+    if isinstance(prompts, int):
+        config = replace(config, guidance=1.0)  # away from what is told nothing: there is nothing to guide to
     prefix_codes = _checked_prefix(model, prefix_codes, len(conditions), scales)
+    drawn = range(prefix_codes.shape[1] + 1, scales + 1)
+    if all(guidance_of_scale(scale, shape.num_scales, config) == 1.0 for scale in drawn):
+        config = replace(config, guidance=1.0)  # as in previews, if guidance grows from the first scale on
     if on_scale is not None:
         _check_streaming(model, tokenizer)
 
@@ -81,7 +91,15 @@ def generate(
             streamed = None if on_scale is None else partial(_show, on_scale, tokenizer, gradients, start)
             given = prefix_codes[chosen].flatten(1).to(device)
             batches.append(
-                _generate_batch(model, conditions[chosen].to(device), start, given, scales, config, streamed)
+                _generate_batch(
+                    model,
+                    conditions[chosen].to(device),
+                    first_sample + start,
+                    given,
+                    scales,
+                    config,
+                    streamed,
+                )
             )
             bar.update(len(batches[-1]))
     finally:
@@ -211,9 +229,14 @@ def _random_numbers(seed: int, sample: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, sample]).random(count, dtype=np.float32)
 
 
-def _conditions(model: AutoregressiveModel, prompts: Tensor | Sequence[str]) -> Tensor:
+def _conditions(model: AutoregressiveModel, prompts: Prompts) -> Tensor:
     """Class ids [B] or token ids [B, L]; refuses what the model was not trained on."""
     classes, is_tensor = model.config.classes, isinstance(prompts, Tensor)
+    if isinstance(prompts, int):
+        if prompts < 0 or isinstance(prompts, bool):
+            raise ValueError(f"a number of samples must be 0 or more, it is {prompts}.")
+        nothing = torch.zeros((prompts, 1) if model.text_tokenizer else prompts, dtype=torch.int64)
+        return model.unconditional(nothing)
     if model.text_tokenizer is None:
         if not is_tensor or prompts.dtype not in (torch.int32, torch.int64):
             raise ValueError(

@@ -31,6 +31,9 @@ class TokenizerOutput:
     commitment_loss: Tensor  # scalar: mean squared distance of encoder outputs to their (fixed) codes
     codebook_loss: Tensor  # scalar: the same distance with the roles exchanged
     latents: Tensor  # [B, S, N, D] encoder outputs before the lookup, detached: dead codes restart there
+    smaller: (
+        tuple[Tensor, Tensor] | None
+    )  # what the first scales alone give, [B, 3, h, h], and what the image's own would give
 
 
 class SpectralTokenizer(nn.Module):
@@ -159,18 +162,20 @@ class SpectralTokenizer(nn.Module):
         names = Quantized.__dataclass_fields__
         return Quantized(*(torch.cat([getattr(part, name) for part in parts], dim=1) for name in names))
 
-    def decode_vectors(self, vectors: Tensor) -> Tensor:
-        """Code vectors [B, k, N, D] of the first k scales of squares -> images [B, 3, H, H], not clamped."""
+    def decode_vectors(self, vectors: Tensor) -> list[Tensor]:
+        """Code vectors [B, k, N, D] of the first k scales of squares -> their token values, which `images` turns into pixels."""
         x_BTC = self.decoder(self._per_codebook(self.from_code, vectors).flatten(1, 2))
         x_SBNC = x_BTC.unflatten(1, vectors.shape[1:3]).unbind(1)
-        return self.images([head(x_BNC) for head, x_BNC in zip(self.to_values, x_SBNC, strict=False)])
+        return [head(x_BNC) for head, x_BNC in zip(self.to_values, x_SBNC, strict=False)]
 
-    def forward(self, images: Tensor, quantization: float = 1.0) -> TokenizerOutput:
+    def forward(self, images: Tensor, quantization: float = 1.0, smaller: int = 0) -> TokenizerOutput:
         """One differentiable pass over square images [B, 3, H, H] in [0, 1].
 
         Args:
             quantization: 1.0 decodes codes, 0.0 the encoder's outputs (on the sphere, as codes are), between them a mixture: early in
                 training, while codes say little, the decoder learns more from a part of what they leave out.
+            smaller: also return the image of this many scales, for which the decoder has to be scale-causal: it costs next to nothing,
+                because no coarse scale is decoded again; 0: do not.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.codes_are_frozen):
             latents = self.latents(images)
@@ -178,12 +183,17 @@ class SpectralTokenizer(nn.Module):
             vectors = quantized.vectors
             if quantization < 1.0:
                 vectors = F.normalize(latents.float(), dim=-1).lerp(vectors, quantization)
+        values = self.decode_vectors(vectors)
+        pair = None
+        if smaller:
+            pair = self.images(values[:smaller]), self.images(self.token_values(images)[:smaller])
         return TokenizerOutput(
-            reconstruction=self.decode_vectors(vectors),
+            reconstruction=self.images(values),
             codes=quantized.codes,
             commitment_loss=quantized.commitment_loss.mean(),
             codebook_loss=quantized.codebook_loss.mean(),
             latents=latents.detach().float(),
+            smaller=pair,
         )
 
     @torch.no_grad()
@@ -228,7 +238,7 @@ class SpectralTokenizer(nn.Module):
         vectors = [
             book.lookup(part) for book, part in zip(self.codebooks, self.by_codebook(codes), strict=True)
         ]
-        squares = self.decode_vectors(torch.cat(vectors, dim=1))
+        squares = self.images(self.decode_vectors(torch.cat(vectors, dim=1)))
         return join_images(squares, rows, columns).clamp(0, 1)
 
     def reconstruct(self, images: Tensor, scales: int | None = None) -> Tensor:

@@ -174,13 +174,13 @@ def workspace(tmp_path_factory):
     parameters = yaml.safe_load((folder / "params.yaml").read_text())
     parameters |= {
         "profile": "smoke",
-        "tokenizers": ["vit_vqgan", "sit4", "sit5_sc", "emoji_sit4_scd"],
+        "tokenizers": ["vit_vqgan", "sit4", "sit5_sc", "emoji_sit4_sc"],
         "seeds": [0],
         "second_decoders": ["sit5_sc"],
         "second_decoder_seeds": [0],
         "generators": ["vit_vqgan", "sit5_sc"],
         "generator_seeds": [0],
-        "text_generators": ["emoji_sit4_scd"],
+        "text_generators": ["emoji_sit4_sc"],
         "text_seeds": [0],
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(parameters))
@@ -221,14 +221,14 @@ def test_the_pipeline_runs_end_to_end(finished):
     headline = json.loads((finished / "metrics/headline.json").read_text())
     assert headline["profile"] == "smoke" and headline["hardware"]
     assert set(headline["tokenizer"]) == {"vit_vqgan", "sit4", "sit5_sc", "sit5_sc_second"}
-    assert set(headline["text_tokenizer"]) == {"emoji_sit4_scd"}
+    assert set(headline["text_tokenizer"]) == {"emoji_sit4_sc"}
     for scores in headline["tokenizer"].values():
         assert {"psnr", "lpips_alex", "lpips_vgg", "usage"} <= set(scores)
         assert 5 < scores["psnr"]["mean"] < 40 and 0 < scores["lpips_alex"]["mean"] < 1.5
     assert set(headline["generation"]["class"]) == {"ar_vit_vqgan", "ar_sit5_sc", "ar_sit5_sc_second"}
     scores = headline["generation"]["class"]["ar_sit5_sc"]
     assert scores["fd_lite0"]["mean"] > 0 and scores["nats_per_token"]["mean"] > 0
-    scores = headline["generation"]["text"]["ar_emoji_sit4_scd"]
+    scores = headline["generation"]["text"]["ar_emoji_sit4_sc"]
     assert 0 <= scores["r_precision_seen"]["mean"] <= 100 and scores["fd_lite0"]["mean"] > 0
     assert {"weights", "wavelet_analysis", "tokenizer_results", "generation_results"} <= set(
         headline["seconds"]
@@ -241,7 +241,7 @@ def test_the_pipeline_runs_end_to_end(finished):
         "02c_tokenizer_recipe",
         "03b_generation_results",
         "03c_sampling_speed",
-        "04a_text_training-ar_emoji_sit4_scd-seed0",
+        "04a_text_training-ar_emoji_sit4_sc-seed0",
         "04b_text_results",
     ):
         notebook = nbformat.read(finished / f"reports/{stem}.ipynb", as_version=4)

@@ -121,7 +121,7 @@ def test_the_decoder_may_be_given_a_mixture_of_outputs_and_codes():
         tokenizer.quantize(tokenizer.latents(images)).vectors,
     )
     for share in (0.0, 0.25, 1.0):
-        expected = tokenizer.decode_vectors((1 - share) * z + share * q)
+        expected = tokenizer.images(tokenizer.decode_vectors((1 - share) * z + share * q))
         torch.testing.assert_close(tokenizer(images, share).reconstruction, expected, atol=1e-5, rtol=1e-4)
     assert [quantization(step, 4) for step in (0, 1, 4, 9)] == [0.0, 0.25, 1.0, 1.0] and quantization(
         0, 0
@@ -142,7 +142,7 @@ def test_in_mixed_precision_the_lookup_stays_exact_and_dead_codes_restart():
 def test_the_two_codebooks_are_disjoint():
     tokenizer, images = tokenizer_of("sit4"), photographs()
     codes = tokenizer.encode(images)
-    before = tokenizer.decode_vectors(tokenizer.quantize(tokenizer.latents(images)).vectors)
+    before = tokenizer.images(tokenizer.decode_vectors(tokenizer.quantize(tokenizer.latents(images)).vectors))
     with torch.no_grad():
         tokenizer.codebooks[0].weight.neg_()
     assert torch.equal(tokenizer.encode(images)[:, 1:], codes[:, 1:])
@@ -228,8 +228,11 @@ def test_any_first_scales_can_be_decoded_and_ignore_the_others():
         torch.testing.assert_close(tokenizer.reconstruct(small), decoded, atol=1e-4, rtol=0)
         # The whole image holds the smaller one: its Haar approximation, before anything is clamped.
         vectors = tokenizer.quantize(tokenizer.latents(images)).vectors
-        whole = torch.nn.functional.avg_pool2d(tokenizer.decode_vectors(vectors), 64 // size)
-        torch.testing.assert_close(tokenizer.decode_vectors(vectors[:, :scales]), whole, atol=1e-4, rtol=0)
+        whole = torch.nn.functional.avg_pool2d(
+            tokenizer.images(tokenizer.decode_vectors(vectors)), 64 // size
+        )
+        alone = tokenizer.images(tokenizer.decode_vectors(vectors[:, :scales]))
+        torch.testing.assert_close(alone, whole, atol=1e-4, rtol=0)
 
 
 def test_a_full_decoder_refuses_the_first_scales_alone():

@@ -4,6 +4,7 @@ Every key has a type and a default-free place in the profile, so that two profil
 types and impossible combinations are refused with a sentence that says what to do. The classes know nothing of models or data.
 """
 
+from sitlib.config.applications import ApplicationsConfig
 from sitlib.config.generation import (
     AutoregressiveConfig,
     AutoregressiveSection,
@@ -40,6 +41,7 @@ from sitlib.config.tokenizer import (
 
 __all__ = [
     "AdversarialConfig",
+    "ApplicationsConfig",
     "AutoregressiveConfig",
     "AutoregressiveSection",
     "CaptionsConfig",

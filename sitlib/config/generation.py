@@ -53,6 +53,10 @@ class AutoregressiveConfig(Strict):
     condition_dropout: (
         float  # share of training samples whose class or text is hidden, for classifier-free guidance
     )
+    # Largest share of the codes that training replaces by random ones in what the model reads, never in what it predicts; each sequence
+    # draws its own share. What was drawn before is not always right: the model learns to look at the condition again.
+    code_noise: float
+    text_noise: int  # most random tokens that training puts before a text, half as many after it: new words around a name mean nothing
     text: TextEncoderConfig | None  # None: conditioned on a class
 
     def __post_init__(self):
@@ -68,6 +72,8 @@ class AutoregressiveConfig(Strict):
         )
         for name in ("dropout", "condition_dropout"):
             require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), it is {getattr(self, name)}")
+        require(0 <= self.code_noise <= 1, f"code_noise must lie in [0, 1], it is {self.code_noise}")
+        require(self.text_noise >= 0, f"text_noise must not be negative, it is {self.text_noise}")
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,7 @@ class GenerationEvaluationConfig(Strict):
     neighbours: int  # k of the manifolds of precision and recall (arXiv 1904.06991)
     guidance_sweep: list[float]  # guidance weights that are compared; empty = no sweep
     sweep_samples: int  # samples at each of them
+    throughput_batch_size: int  # images that are sampled at a time where speed is measured
     seed: int
 
     def __post_init__(self):
@@ -141,6 +148,10 @@ class GenerationEvaluationConfig(Strict):
         require(
             all(math.isfinite(weight) for weight in self.guidance_sweep),
             f"guidance_sweep must list finite numbers, it is {self.guidance_sweep}",
+        )
+        require(
+            self.throughput_batch_size > 0,
+            f"throughput_batch_size must be at least 1, it is {self.throughput_batch_size}",
         )
         require_seed(self.seed)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from sitlib.config.applications import ApplicationsConfig
 from sitlib.config.generation import AutoregressiveConfig, AutoregressiveSection, TextSection
 from sitlib.config.strict import ConfigError, Strict, changes_of, from_dict, known, require, to_dict
 from sitlib.config.tokenizer import (
@@ -27,6 +28,7 @@ class Profile(Strict):
     tokenizer: TokenizerSection
     autoregressive: AutoregressiveSection
     text: TextSection
+    applications: ApplicationsConfig
 
     def __post_init__(self):
         for variant in self.tokenizer.variants:
@@ -40,6 +42,12 @@ class Profile(Strict):
             require(
                 not training.adversarial.weight or config.size % 8 == 0,
                 f"a discriminator needs sizes that are multiples of 8 px, tokenizer.{variant} has size {config.size}",
+            )
+            require(
+                not training.loss.smaller
+                or (config.levels > 0 and config.decoder_attention == "scale_causal"),
+                f"loss.smaller of tokenizer.{variant} is about images of the first scales alone, which need several levels and "
+                "decoder_attention: scale_causal",
             )
             smallest = {"alex": 31, "vgg": 16}[training.loss.lpips_net]
             require(
@@ -66,6 +74,27 @@ class Profile(Strict):
                 + (
                     "a model of the section text needs" if is_text else "only models of the section text have"
                 ),
+            )
+            require(
+                is_text or not config.text_noise,
+                f"{section}.{variant}: text_noise is of texts, but this model is told classes",
+            )
+        self._check_applications()
+
+    def _check_applications(self) -> None:
+        section = self.applications
+        if not self.autoregressive.variants and not self.text.variants:
+            return  # a profile of tokenizers alone
+        known(section.class_generator, self.autoregressive.variants, "applications.class_generator")
+        known(section.text_generator, self.text.variants, "applications.text_generator")
+        known(section.baseline, self.tokenizer.variants, "applications.baseline")
+        for variant in (section.class_generator, section.text_generator):
+            name = self.autoregressive_variant(variant).tokenizer
+            config = self.tokenizer_variant(name)
+            require(
+                config.levels >= 3 and config.encoder_attention == config.decoder_attention == "scale_causal",
+                f"applications: {variant} upsamples images of 1/8 of the size, so its tokenizer {name} needs three levels or more and "
+                "scale-causal attention in encoder and decoder",
             )
 
     def tokenizer_variant(self, variant: str) -> TokenizerConfig:

@@ -93,7 +93,10 @@ def _sentence(cls: type, problem: dict[str, Any], where: str) -> str:
     if kind in ("missing", "missing_argument"):
         return f"{where}: {key} is missing; add it."
     if kind == "value_error":
-        return f"{where}: {key + ': ' if key else ''}{str(problem['ctx']['error']).rstrip('.')}."
+        lines = str(problem["ctx"]["error"]).split(
+            "\n"
+        )  # several where a variant, put together later, lacks several keys
+        return "\n".join(f"{where}: {key + ': ' if key else ''}{line.rstrip('.')}." for line in lines)
     hint = " (YAML reads 1e-3 as text: write 1.0e-3)" if isinstance(value, str) and "float" in kind else ""
     return f"{where}: {key}: {problem['msg'].lower()}, it is {value!r}{hint}."
 

@@ -154,9 +154,19 @@ class TokenizerLossConfig(Strict):
     restart_after: int
     # Steps over which the decoder's input turns from the encoder's outputs into codes; 0 = codes from the first step on.
     quantization_ramp: int
+    # Of L2 and LPIPS of the image that the first scales alone give, another number of scales at each step; 0 = only whole images.
+    smaller: float
 
     def __post_init__(self):
-        for name in ("l2", "lpips", "commitment", "codebook", "restart_after", "quantization_ramp"):
+        for name in (
+            "l2",
+            "lpips",
+            "commitment",
+            "codebook",
+            "restart_after",
+            "quantization_ramp",
+            "smaller",
+        ):
             require(getattr(self, name) >= 0, f"{name} must not be negative, it is {getattr(self, name)}")
 
 

@@ -10,6 +10,7 @@ from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig, code_nat
 from sitlib.config import Profile
 from sitlib.data import CaptionedImages
 from sitlib.experiments.codes import Codes, captioned, load_codes
+from sitlib.experiments.noise import noisy_codes, noisy_texts
 from sitlib.experiments.runs import AutoregressiveRun, Trained, trained
 from sitlib.results import Row
 from sitlib.text import TextTokenizer
@@ -63,8 +64,8 @@ def _train(
     )
     model = AutoregressiveModel(config)
 
-    def batch_at(step: int) -> tuple[Tensor, Tensor]:
-        """Codes [B, S, N] and what they are conditioned on, some of it hidden."""
+    def batch_at(step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What the model reads, codes [B, S, N] and a condition, some of it hidden or replaced; and the codes that it shall predict."""
         generator = np.random.default_rng([run.seed, step])
         kinds = [maps_of[kind] for kind in generator.integers(len(maps_of), size=run.optimiser.batch_size)]
         chosen = torch.from_numpy(np.array([generator.choice(maps) for maps in kinds]))
@@ -74,12 +75,18 @@ def _train(
             pick = generator.random(len(chosen))
             of_image = [tokens[image] for image in condition.tolist()]
             condition = torch.stack([t[int(u * len(t))] for t, u in zip(of_image, pick, strict=True)])
+            condition = noisy_texts(condition, texts, run.model.text_noise, generator)
             condition = condition[:, : int((condition != texts.pad).sum(1).max())]
             hidden = hidden[:, None]
-        return codes.train[chosen], torch.where(hidden, model.unconditional(condition), condition)
+        condition, targets = (
+            torch.where(hidden, model.unconditional(condition), condition),
+            codes.train[chosen],
+        )
+        return noisy_codes(targets, tokenizer.num_codes, run.model.code_noise, generator), condition, targets
 
-    def loss(module: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> tuple[Tensor, Row]:
-        nats_BSN = code_nats(module(*batch), batch[0])
+    def loss(module: nn.Module, batch: tuple[Tensor, Tensor, Tensor], step: int) -> tuple[Tensor, Row]:
+        *read, targets = batch
+        nats_BSN = code_nats(module(*read), targets)
         by_scale = nats_BSN.detach().mean(dim=(0, 2))
         return nats_BSN.mean(), {f"nats_scale_{scale}": value for scale, value in enumerate(by_scale, 1)}
 

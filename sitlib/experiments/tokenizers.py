@@ -127,9 +127,9 @@ def _phases(run: TokenizerRun, tokenizer: SpectralTokenizer, device: torch.devic
 
     def loss(model: nn.Module, batch: Tensor, step: int) -> tuple[Tensor, Row]:
         nonlocal output
-        output = model(
-            batch, 1.0 if tokenizer.codes_are_frozen else quantization(step, training.loss.quantization_ramp)
-        )
+        ramp = 0 if tokenizer.codes_are_frozen else training.loss.quantization_ramp
+        smaller = 1 + step % run.model.levels if training.loss.smaller else 0
+        output = model(batch, quantization(step, ramp), smaller)
         terms = loss_terms(output, batch)
         total, parts = terms.total, terms.parts
         weight = adversarial_weight(step, adversarial)

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import yaml
+from torch import Tensor
 from tqdm import tqdm
 
 from sitlib.config import ConfigError, Profile, digest, from_dict
@@ -24,6 +26,7 @@ from sitlib.experiments.tokenizer_evaluation import error_by_scale
 from sitlib.experiments.tokenizers import train_tokenizer
 from sitlib.metrics import codebook_statistics, evaluate_reconstructions
 from sitlib.paths import resolve
+from sitlib.tokenizer import SpectralTokenizer
 from sitlib.training import forget_checkpoints
 from sitlib.weights import ensure_weights
 
@@ -111,6 +114,7 @@ def run_trial(trial: Trial, values: dict[str, Any], seed: int = SEED) -> dict[st
         "change": trial.change,
         "psnr": round(scores["psnr"], 3),
         "lpips_alex": round(scores["lpips_alex"], 4),
+        "lpips_eighth": _at_an_eighth(tokenizer, views),
         "usage": round(min(book["usage"] for book in books.values()), 1),
         "perplexity": round(min(book["perplexity"] for book in books.values()), 1),
         "error_by_scale": " ".join(f"{error:.5f}" for error in error_by_scale(views, reconstructions)),
@@ -118,6 +122,15 @@ def run_trial(trial: Trial, values: dict[str, Any], seed: int = SEED) -> dict[st
         "seed": seed,
         "run": digest(run),
     }
+
+
+def _at_an_eighth(tokenizer: SpectralTokenizer, views: Tensor) -> float | str:
+    """LPIPS-Alex of views at 1/8 of the size, "" for a tokenizer that does not take them."""
+    small = F.avg_pool2d(views, 8)
+    if small.shape[-1] not in tokenizer.sizes or tokenizer.config.decoder_attention == "full":
+        return ""
+    found = torch.cat([tokenizer.reconstruct(batch) for batch in small.split(64)])
+    return round(evaluate_reconstructions(small, found, lpips_nets=("alex",))["lpips_alex"], 4)
 
 
 def read_trials(path: str | Path = RESULTS) -> list[dict[str, str]]:

@@ -9,7 +9,7 @@ SEED = re.compile(r"-(?:seed)?(\d+)$")
 
 def label(name: str) -> str:
     """Name for a reader: "sit4" -> "SIT-4", "sit5_sc" -> "SIT-SC-5", "ar_vit_vqgan-1" -> "AR-ViT-VQGAN, seed 1",
-    "ar_emoji_sit4_scd" -> "AR-SIT-SCD-4, emoji", "top_k" -> "top k"."""
+    "ar_emoji_sit4_sc" -> "AR-SIT-SC-4, emoji", "top_k" -> "top k"."""
     seed = SEED.search(name)
     suffix = f", seed {seed[1]}" if seed else ""
     name = SEED.sub("", name)

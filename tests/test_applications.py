@@ -1,0 +1,237 @@
+"""Upsampling, editing, previews: what is given stays, what is drawn is what sampling would draw, and what cannot be is refused."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sitlib.applications import edit, preview, refine, upsample
+from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig
+from sitlib.config import SamplingConfig, TextEncoderConfig, load_profile
+from sitlib.data import held_out_views, open_images
+from sitlib.sampling import generate
+from sitlib.text import TextTokenizer
+from sitlib.tokenizer import SpectralTokenizer
+
+SMOKE = load_profile("smoke")
+CLASSES = ["mountain", "water", "city"]
+CAPTIONS = ["a red cat", "a blue dog that sleeps", "two green birds", "a cat and a dog", "a red bird"]
+TEXTS = TextTokenizer.train(CAPTIONS, 300, 12)
+PLAIN = SamplingConfig(
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    min_p=0.0,
+    guidance=2.0,
+    guidance_growth="constant",
+    batch_size=3,
+    seed=5,
+)
+SIZES = (4, 8, 16, 32)  # below the full size, 64 px
+class_and_text = pytest.mark.parametrize("kind", ["class", "text"])
+
+
+@cache
+def tokenizer_of(variant="sit5_sc"):
+    torch.manual_seed(0)
+    tokenizer = SpectralTokenizer(SMOKE.tokenizer_variant(variant)).eval()
+    with torch.no_grad():
+        tokenizer.initialise_codebooks(photographs(16))
+    return tokenizer
+
+
+@cache
+def model_of(kind="class", variant="sit5_sc"):
+    torch.manual_seed(1)
+    config, is_text = tokenizer_of(variant).config, kind == "text"
+    shape = replace(
+        SMOKE.autoregressive_variant("ar_sit4"),
+        dropout=0.0,
+        text=TextEncoderConfig(layers=1, vocabulary=300, max_tokens=12) if is_text else None,
+    )
+    books = min(config.num_codebooks, config.num_scales)
+    classes, texts = ([], TEXTS.to_json()) if is_text else (CLASSES, None)
+    sizes = (config.num_scales, config.tokens_per_scale, config.num_codes, books)
+    model = AutoregressiveModel(CodeModelConfig(shape, *sizes, classes, texts)).eval()
+    with torch.no_grad():  # away from uniform predictions
+        for head in model.heads:
+            torch.nn.init.normal_(head.weight, std=0.5)
+    return model
+
+
+@cache
+def photographs(count=4):
+    return held_out_views(open_images("data/extra", "test"), count, 64, 0)[0]
+
+
+def prompts_of(kind, count):
+    return torch.arange(count) % 3 if kind == "class" else [CAPTIONS[i % len(CAPTIONS)] for i in range(count)]
+
+
+@class_and_text
+@pytest.mark.parametrize("size", SIZES)
+def test_upsampling_adds_details_and_changes_nothing_else(kind, size):
+    model, tokenizer, images = model_of(kind), tokenizer_of(), photographs()
+    small = F.avg_pool2d(images, 64 // size)
+    result = upsample(model, tokenizer, small, prompts_of(kind, 4), PLAIN)
+    given_scales = SIZES.index(size) + 1
+    assert result.images.shape == images.shape
+    assert torch.equal(result.codes[:, :given_scales], tokenizer.encode(small))
+    # Haar and a scale-causal decoder: the result averaged down is what the tokenizer makes of the input, but for clamping.
+    vectors = tokenizer.quantize(tokenizer.latents(small)).vectors
+    inside = tokenizer.images(tokenizer.decode_vectors(vectors))
+    whole = torch.cat(
+        [
+            book.lookup(part)
+            for book, part in zip(tokenizer.codebooks, tokenizer.by_codebook(result.codes), strict=True)
+        ],
+        1,
+    )
+    large = tokenizer.images(tokenizer.decode_vectors(whole))
+    torch.testing.assert_close(F.avg_pool2d(large, 64 // size), inside, atol=1e-4, rtol=0)
+
+
+def test_upsampling_without_a_prompt_is_told_nothing():
+    model, tokenizer, small = model_of("class"), tokenizer_of(), F.avg_pool2d(photographs(), 8)
+    untold = upsample(model, tokenizer, small, None, PLAIN).codes
+    assert torch.equal(untold, upsample(model, tokenizer, small, 4, replace(PLAIN, guidance=7.0)).codes)
+    assert not torch.equal(untold, upsample(model, tokenizer, small, torch.zeros(4).long(), PLAIN).codes)
+
+
+@class_and_text
+@settings(max_examples=8, deadline=None)
+@given(keep=st.integers(0, 5), seed=st.integers(0, 99))
+def test_an_edit_keeps_the_codes_of_the_first_scales_to_the_bit(kind, keep, seed):
+    model, tokenizer, images = model_of(kind), tokenizer_of(), photographs(2)
+    result = edit(model, tokenizer, images, prompts_of(kind, 2), keep, replace(PLAIN, seed=seed))
+    original = tokenizer.encode(images)
+    assert torch.equal(result.codes[:, :keep], original[:, :keep])
+    if keep == 5:
+        torch.testing.assert_close(result.images, tokenizer.reconstruct(images))
+    else:
+        assert not torch.equal(result.codes, original)
+
+
+def test_an_edit_that_keeps_nothing_is_a_sample():
+    model, tokenizer = model_of("text"), tokenizer_of()
+    told = prompts_of("text", 4)
+    assert torch.equal(
+        edit(model, tokenizer, photographs(), told, 0, PLAIN).codes, generate(model, told, PLAIN)
+    )
+
+
+@class_and_text
+@pytest.mark.parametrize("scales", [1, 2, 5])
+@pytest.mark.parametrize("growth", ["constant", "linear"])
+def test_a_refined_preview_is_the_sample_that_drawing_everything_would_have_given(kind, scales, growth):
+    model, tokenizer, sampling = model_of(kind), tokenizer_of(), replace(PLAIN, guidance_growth=growth)
+    prompt = 1 if kind == "class" else CAPTIONS[1]
+    shown = preview(model, tokenizer, prompt, sampling, count=4, scales=scales)
+    assert shown.codes.shape == (4, scales, 16) and shown.images.shape[-1] == 64 >> (5 - scales)
+    every = [prompt] * 4 if kind == "text" else torch.full((4,), 1)
+    whole = generate(model, every, sampling)
+    for index in (0, 3):
+        finished = refine(model, tokenizer, shown, index)
+        assert torch.equal(finished.codes[0], whole[index])
+        torch.testing.assert_close(finished.images, tokenizer.decode(whole[index : index + 1]))
+
+
+def test_a_preview_may_be_refined_in_steps_and_told_nothing():
+    model, tokenizer = model_of("text"), tokenizer_of()
+    shown = preview(model, tokenizer, None, PLAIN, count=2)
+    further = refine(model, tokenizer, shown, 1, scales=3)
+    assert further.images.shape[-1] == 16
+    assert torch.equal(further.codes, refine(model, tokenizer, shown, 1).codes[:, :3])
+
+
+def test_the_prefix_of_another_sample_number_is_another_sample():
+    model, told = model_of("class"), torch.zeros(4).long()
+    whole = generate(model, told, PLAIN)
+    assert torch.equal(generate(model, told[:2], PLAIN, first_sample=2), whole[2:])
+
+
+def test_previews_without_guidance_go_through_the_model_once(monkeypatch):
+    """Guidance that grows is 1 in the first scale: no unconditional half is computed for a preview."""
+    model, tokenizer, batches = model_of("class"), tokenizer_of(), set()
+    proceed = AutoregressiveModel.proceed
+    monkeypatch.setattr(
+        AutoregressiveModel,
+        "proceed",
+        lambda self, writing, codes: batches.add(len(codes)) or proceed(self, writing, codes),
+    )
+    preview(model, tokenizer, 0, replace(PLAIN, guidance_growth="linear"), count=3)
+    assert batches == {3}
+    preview(model, tokenizer, 0, PLAIN, count=3)
+    assert batches == {3, 6}
+
+
+def refused(sentence, function, *arguments, **options):
+    with pytest.raises(ValueError, match=sentence):
+        function(*arguments, **options)
+
+
+def test_wrong_sizes_are_refused_with_the_right_ones():
+    model, tokenizer, images = model_of(), tokenizer_of(), photographs(1)
+    told = torch.zeros(1).long()
+    refused(
+        "squares of 4 or 8 or 16 or 32 px, these have 64 x 64",
+        upsample,
+        model,
+        tokenizer,
+        images,
+        told,
+        PLAIN,
+    )
+    refused("these have 12 x 12", upsample, model, tokenizer, images[..., :12, :12], told, PLAIN)
+    refused("must have 64 x 64 px", edit, model, tokenizer, images[..., :32, :32], told, 1, PLAIN)
+    refused(
+        "one for each is needed",
+        upsample,
+        model,
+        tokenizer,
+        images[..., :8, :8],
+        torch.zeros(2).long(),
+        PLAIN,
+    )
+
+
+@pytest.mark.parametrize("keep", [-1, 6, 1.0, True])
+def test_kept_scales_out_of_range_are_refused(keep):
+    refused(
+        "keep must be a whole number in 0 ... 5",
+        edit,
+        model_of(),
+        tokenizer_of(),
+        photographs(1),
+        None,
+        keep,
+        PLAIN,
+    )
+
+
+def test_texts_that_cannot_be_are_refused():
+    model, tokenizer, images = model_of("text"), tokenizer_of(), photographs(1)
+    refused("is empty", edit, model, tokenizer, images, [" "], 1, PLAIN)
+    refused("shorten it", preview, model, tokenizer, "a red cat and a blue dog " * 9, PLAIN)
+    refused("not on texts", preview, model_of("class"), tokenizer, "a red cat", PLAIN)
+    refused("on texts: give a list", preview, model, tokenizer, 1, PLAIN)
+
+
+def test_previews_that_cannot_be_are_refused():
+    model, tokenizer = model_of(), tokenizer_of()
+    refused("scales must lie in 1 ... 5", preview, model, tokenizer, 0, PLAIN, scales=6)
+    refused("count must be at least 1", preview, model, tokenizer, 0, PLAIN, count=0)
+    shown = preview(model, tokenizer, 0, PLAIN, count=2)
+    for index in (-1, 2, True):
+        refused("index must be a whole number in 0 ... 1", refine, model, tokenizer, shown, index)
+
+
+def test_models_and_tokenizers_that_do_not_belong_together_are_refused():
+    full, images = tokenizer_of("sit4"), photographs(1)
+    refused("5 scales, not 4", edit, model_of(), full, images, None, 1, PLAIN)
+    refused("cannot be shown alone", preview, model_of("class", "sit4"), full, 0, PLAIN)
+    refused("one size only", upsample, model_of("class", "sit4"), full, images, None, PLAIN)
