@@ -121,6 +121,17 @@ def change(path, value):
             "lists the keys in which the variant differs, it is None",
         ),
         ("tokenizer.loss.quantization_ramp", 99_999, "must be shorter than training"),
+        ("tokenizer.loss.smaller", 0.1, "which need several levels and decoder_attention: scale_causal"),
+        ("autoregressive.common.code_noise", 1.5, "code_noise must lie in [0, 1]"),
+        ("autoregressive.common.text_noise", 2, "text_noise is of texts, but this model is told classes"),
+        (
+            "applications.text_generator",
+            "ar_sit5_sc",
+            "applications.text_generator: 'ar_sit5_sc' is not known",
+        ),
+        ("applications.temperatures", [], "temperatures must be positive numbers"),
+        ("applications.repeated", 10**6, "repeated must lie in 1 ... images"),
+        ("autoregressive.evaluation.throughput_batch_size", 0, "throughput_batch_size must be at least 1"),
         (
             "tokenizer.variants.sit4.adversarial",
             {"weight": 0.1, "start": 99_999},
@@ -277,6 +288,11 @@ def test_wrong_values_of_any_kind_end_in_sentences_or_a_profile():
                 line.startswith("quick.yaml: ") and line.endswith(".") for line in str(error).split("\n")
             )
     assert refused > 100
+
+
+def test_applications_need_a_tokenizer_that_knows_small_images():
+    with pytest.raises(ConfigError, match="applications: ar_sit4 upsamples .* tokenizer sit4 needs"):
+        from_dict(Profile, change("applications.class_generator", "ar_sit4"))
 
 
 def test_unknown_names_list_what_there_is():

@@ -1,6 +1,7 @@
 """The explorer's panels: what they draw, that widgets follow, uploads; and the whole notebook in a real browser."""
 
 import io
+import json
 import os
 import re
 import shutil
@@ -158,18 +159,28 @@ def browser_or_reason():
 
 
 CHROMIUM, REASON = browser_or_reason()
+SCREENSHOTS = os.environ.get("SIT_SCREENSHOTS")  # a folder, for the pictures of the README
 
 
 @pytest.fixture
 def lab(tmp_path):
-    """Address of a JupyterLab on a folder with the explorer's notebook, set to the smallest profile."""
+    """Address of a JupyterLab on a folder with the explorer's notebook, set to the smallest profile if no screenshots are made."""
     notebook = nbformat.read(ROOT / "notebooks/05b_explorer.ipynb", as_version=4)
     cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
-    cell.source = cell.source.replace('"quick"', '"smoke"')
+    if SCREENSHOTS is None:
+        cell.source = cell.source.replace('"quick"', '"smoke"')
     nbformat.write(notebook, tmp_path / "explorer.ipynb")
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    chosen = {  # every cell is kept on the page, and nothing is asked of the network
+        "notebook-extension/tracker": {"windowingMode": "none"},
+        "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    }
+    for name, values in chosen.items():
+        path = tmp_path / f"lab-settings/@jupyterlab/{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values))
     environment = {
         **os.environ,
         "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
@@ -180,7 +191,7 @@ def lab(tmp_path):
         "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}",
     }
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", f"--ServerApp.port={port}", "--allow-root"]
-    options = [f"--ServerApp.root_dir={tmp_path}", "--IdentityProvider.token=", "--LabApp.news_url="]
+    options = [f"--ServerApp.root_dir={tmp_path}", "--IdentityProvider.token="]
     log = (tmp_path / "lab.log").open("w")
     server = subprocess.Popen([*command, *options], env=environment, stdout=log, stderr=log)
     try:
@@ -199,19 +210,21 @@ def lab(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason=REASON)
 def test_the_explorer_lives_in_jupyterlab(lab, tmp_path):
-    """Widgets appear and a slider changes the picture. With SIT_SCREENSHOTS, a folder, the panels are photographed for the README."""
+    """Widgets appear and a slider changes the picture; with SIT_SCREENSHOTS the panels are photographed in the quick profile."""
     from playwright.sync_api import expect, sync_playwright
 
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
         page.goto(lab)
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_role("menuitem", name=re.compile("^Run All Cells")).click()
+        expect(page.locator(".jp-Notebook .jp-Cell").first).to_be_visible(timeout=60_000)
+        expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=60_000)
+        page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
+        page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
         panels = page.locator(".jupyter-widgets.widget-vbox", has=page.locator(".widget-slider")).locator(
             "xpath=self::*[not(ancestor::*[contains(@class, 'widget-vbox')])]"
         )
-        expect(page.get_by_role("button", name="Finish 1", exact=True)).to_be_visible(timeout=180_000)
+        expect(page.get_by_role("button", name="Finish 1", exact=True)).to_be_visible(timeout=100_000)
         assert page.locator(".jp-OutputArea-output[data-mime-type*='error']").count() == 0
         first = panels.first
         first.scroll_into_view_if_needed()
@@ -230,4 +243,7 @@ def test_the_explorer_lives_in_jupyterlab(lab, tmp_path):
         expect(first).to_contain_text(re.compile(r"drawn in \d+ ms"))
         page.get_by_role("button", name="Finish 2", exact=True).click()
         expect(page.get_by_text("preview 2 finished in")).to_be_visible()
+        if SCREENSHOTS is not None:
+            for panel, name in zip(panels.all(), ("bands", "scales", "prompts"), strict=True):
+                panel.screenshot(path=ROOT / SCREENSHOTS / f"explorer-{name}.png")
         browser.close()

@@ -243,6 +243,8 @@ def test_the_pipeline_runs_end_to_end(finished):
         "03c_sampling_speed",
         "04a_text_training-ar_emoji_sit4_sc-seed0",
         "04b_text_results",
+        "05a_applications",
+        "05b_explorer",
     ):
         notebook = nbformat.read(finished / f"reports/{stem}.ipynb", as_version=4)
         figures = [
@@ -254,6 +256,12 @@ def test_the_pipeline_runs_end_to_end(finished):
         ]
         assert figures and all(o.metadata["image/png"]["alt"] for o in figures)
         assert stem in (finished / "reports/index.html").read_text()
+    scores = json.loads((finished / "metrics/applications.json").read_text())
+    assert all(row["frozen_codes_equal"] for row in scores["editing"]["kept"].values())
+    assert list(scores["editing"]["kept"]) == ["0", "1", "2", "3", "4"]
+    assert set(scores["upsampling"]) == {"ar_sit5_sc", "ar_emoji_sit4_sc"}
+    for shares in scores["upsampling"].values():
+        assert shares["8"]["bicubic"]["lpips_ratio"] == 1.0 and set(shares) == {"8", "4", "2", "several"}
     scores = json.loads((finished / "metrics/tokenizer/sit5_sc-seed0.json").read_text())
     assert set(scores["sets"]) == {"landscapes", "emoji", "extra"}
     assert list(scores["sets"]["emoji"]) == ["64", "32", "16", "8", "4"]

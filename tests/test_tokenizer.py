@@ -12,6 +12,7 @@ from sitlib.config import load_profile
 from sitlib.data import held_out_views, open_images
 from sitlib.experiments.tokenizers import quantization
 from sitlib.geometry import SpectralGeometry
+from sitlib.losses import TokenizerLoss
 from sitlib.scales import ScaleMixing, ScaleTransformer
 from sitlib.squares import pad, unpad
 from sitlib.tokenizer import SpectralTokenizer
@@ -233,6 +234,26 @@ def test_any_first_scales_can_be_decoded_and_ignore_the_others():
         )
         alone = tokenizer.images(tokenizer.decode_vectors(vectors[:, :scales]))
         torch.testing.assert_close(alone, whole, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("scales", [1, 2, 4])
+def test_the_loss_may_ask_for_the_image_of_the_first_scales(scales):
+    tokenizer, images = started("sit5", encoder_attention="scale_causal", decoder_attention="scale_causal")
+    output = tokenizer(images, smaller=scales)
+    reconstruction, target = output.smaller
+    pooled = torch.nn.functional.avg_pool2d
+    torch.testing.assert_close(target, pooled(images, 64 // (4 << scales - 1)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        reconstruction.clamp(0, 1), tokenizer.decode(output.codes, scales), atol=1e-4, rtol=0
+    )
+    assert tokenizer(images).smaller is None
+    # Weights of a plain sum: L2 in [-1, 1], without LPIPS here.
+    config = replace(load_profile("smoke").tokenizer.loss, lpips=0.0, l2=3.0, smaller=0.5)
+    with_it, without = (
+        TokenizerLoss(config)(x, images).total for x in (output, replace(output, smaller=None))
+    )
+    expected = 0.5 * 3.0 * (2 * (reconstruction - target)).square().mean()
+    torch.testing.assert_close(with_it - without, expected, atol=1e-5, rtol=1e-3)
 
 
 def test_a_full_decoder_refuses_the_first_scales_alone():

@@ -132,7 +132,9 @@ class Panel:
         for control in self.controls.values():
             control.observe(follow, "value")
         follow()
-        return widgets.VBox([*self.controls.values(), row, said])
+        boxes = [made for made in self.controls.values() if isinstance(made, widgets.Checkbox)]
+        others = [made for made in self.controls.values() if made not in boxes]
+        return widgets.VBox([*others, widgets.HBox(boxes, layout=_WRAPPING), row, said])
 
     def static(self) -> Figure:
         """A row for each example."""
