@@ -28,6 +28,7 @@ def trial_rows(trials: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
                 "change, dB": None if default is None or is_default else psnr - float(default["psnr"]),
                 "LPIPS-Alex": lpips,
                 "ratio": None if default is None or is_default else lpips / float(default["lpips_alex"]),
+                "LPIPS at 1/8": float(trial["lpips_eighth"]) if trial.get("lpips_eighth") else None,
                 "used, %": float(trial["usage"]),
                 "seconds": float(trial["seconds"]),
             }
