@@ -4,6 +4,7 @@ All four are the same act: some scales are given, the others are drawn. They are
 caption changes (`edit`), by nobody (`preview`), or by a preview that was liked (`refine`).
 """
 
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from sitlib.config import SamplingConfig
 from sitlib.sampling import Prompts, generate
 from sitlib.tokenizer import SpectralTokenizer
 
-BATCH = 64  # images decoded at a time
+BATCH = 64  # images encoded and decoded at a time
 
 
 @dataclass
@@ -54,6 +55,7 @@ def upsample(
             prompts that the model does not take, their number included.
     """
     _check_pair(model, tokenizer)
+    _check_prompts(prompts, len(images))
     small = tokenizer.sizes[:-1]
     if not small:
         raise ValueError(
@@ -63,7 +65,7 @@ def upsample(
         raise ValueError(
             f"images to upsample must be squares of {' or '.join(map(str, small))} px, these have {images.shape[2]} x {images.shape[3]} px."
         )
-    return _complete(model, tokenizer, tokenizer.encode(images), prompts, sampling, progress)
+    return _complete(model, tokenizer, _encoded(tokenizer, images), prompts, sampling, progress)
 
 
 def edit(
@@ -89,16 +91,14 @@ def edit(
         ValueError: `keep` outside this range, images of another size, a model of other codes, or prompts that the model does not take.
     """
     _check_pair(model, tokenizer)
+    _check_prompts(prompts, len(images))
     scales, full = tokenizer.geometry.num_scales, tokenizer.sizes[-1]
-    if not isinstance(keep, int) or isinstance(keep, bool) or not 0 <= keep <= scales:
-        raise ValueError(
-            f"keep must be a whole number in 0 ... {scales}, the scales of the model, it is {keep}."
-        )
+    keep = _whole(keep, "keep", 0, scales, ", the scales of the model")
     if images.ndim == 4 and images.shape[2:] != (full, full):
         raise ValueError(
             f"images to edit must have {full} x {full} px, the size of the tokenizer, these have {images.shape[2]} x {images.shape[3]} px."
         )
-    return _complete(model, tokenizer, tokenizer.encode(images)[:, :keep], prompts, sampling, progress)
+    return _complete(model, tokenizer, _encoded(tokenizer, images)[:, :keep], prompts, sampling, progress)
 
 
 def preview(
@@ -146,11 +146,18 @@ def refine(
         scales: as far as this scale, the last one by default.
 
     Raises:
-        ValueError: there is no such preview, fewer scales than it has, or another model or tokenizer than it is of.
+        ValueError: there is no such preview, fewer scales than it has, or a model of other codes.
     """
     _check_pair(model, tokenizer)
-    if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(previews.codes):
-        raise ValueError(f"index must be a whole number in 0 ... {len(previews.codes) - 1}, it is {index}.")
+    index = _whole(index, "index", 0, len(previews.codes) - 1)
+    drawn, all_scales = previews.codes.shape[1], tokenizer.geometry.num_scales
+    scales = _whole(
+        all_scales if scales is None else scales,
+        "scales",
+        drawn,
+        all_scales,
+        ", from those of the preview on",
+    )
     codes = previews.codes[index : index + 1]
     codes = generate(
         model, previews.prompt, previews.sampling, scales=scales, prefix_codes=codes, first_sample=index
@@ -167,13 +174,13 @@ def _complete(
     progress: str | None,
 ) -> Drawn:
     """All scales of images whose first ones are given."""
-    if prompts is not None and not isinstance(prompts, int) and len(prompts) != len(prefix_codes):
-        raise ValueError(
-            f"there are {len(prefix_codes)} images but {len(prompts)} prompts: one for each is needed."
-        )
     prompts = len(prefix_codes) if prompts is None else prompts
     codes = generate(model, prompts, sampling, prefix_codes=prefix_codes, progress=progress)
     return Drawn(codes, _decoded(tokenizer, codes))
+
+
+def _encoded(tokenizer: SpectralTokenizer, images: Tensor) -> Tensor:
+    return torch.cat([tokenizer.encode(batch) for batch in images.split(BATCH)])
 
 
 def _decoded(tokenizer: SpectralTokenizer, codes: Tensor) -> Tensor:
@@ -206,3 +213,23 @@ def _check_pair(model: AutoregressiveModel, tokenizer: SpectralTokenizer) -> Non
     different = [f"{theirs[name]} {name}, not {ours[name]}" for name in ours if ours[name] != theirs[name]]
     if different:
         raise ValueError(f"the model is of the codes of another tokenizer: it has {'; '.join(different)}.")
+
+
+def _check_prompts(prompts: Prompts | None, images: int) -> None:
+    """Refuses prompts that are not one for each image."""
+    if isinstance(prompts, str):
+        raise ValueError("prompts are a list of texts, one for each image, not one text.")
+    count = images if prompts is None else prompts if isinstance(prompts, int) else len(prompts)
+    if count != images:
+        raise ValueError(f"there are {images} images but {count} prompts: one for each is needed.")
+
+
+def _whole(value: int, name: str, low: int, high: int, what: str = "") -> int:
+    """A whole number of any integer type, such as `argmax` returns, within limits."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or not low <= number <= high:
+        raise ValueError(f"{name} must be a whole number in {low} ... {high}{what}, it is {value}.")
+    return number

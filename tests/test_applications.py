@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -196,6 +197,26 @@ def test_wrong_sizes_are_refused_with_the_right_ones():
         images[..., :8, :8],
         torch.zeros(2).long(),
         PLAIN,
+    )
+
+
+def test_one_text_is_not_a_list_of_prompts_and_indices_may_be_of_any_integer_type():
+    model, tokenizer, images = model_of("text"), tokenizer_of(), photographs(1)
+    refused("not one text", upsample, model, tokenizer, images[..., :8, :8], "a red cat", PLAIN)
+    refused("not one text", edit, model, tokenizer, images, "a red cat", 1, PLAIN)
+    refused("1 images but 3 prompts", edit, model, tokenizer, images, 3, 1, PLAIN)
+    shown = preview(model, tokenizer, "a red cat", PLAIN, count=3, scales=2)
+    index = np.array([0.0, 0.0, 1.0]).argmax()
+    assert torch.equal(refine(model, tokenizer, shown, index).codes, refine(model, tokenizer, shown, 2).codes)
+    assert edit(model, tokenizer, images, ["a cat"], np.int64(5), PLAIN).images.shape == images.shape
+    refused(
+        "scales must be a whole number in 2 ... 5, from those of the preview on",
+        refine,
+        model,
+        tokenizer,
+        shown,
+        0,
+        1,
     )
 
 

@@ -21,7 +21,15 @@ from test_applications import CLASSES, PLAIN, model_of, photographs, tokenizer_o
 
 from sitlib.data import ImageError
 from sitlib.paths import ROOT
-from sitlib.reporting.explorer import WAVELETS, Pictures, PromptPanel, codes_panel, png_of, wavelet_panel
+from sitlib.reporting.explorer import (
+    WAVELETS,
+    Pictures,
+    PromptPanel,
+    codes_panel,
+    edit_panel,
+    png_of,
+    wavelet_panel,
+)
 
 
 def pictures():
@@ -48,6 +56,27 @@ def test_an_image_without_a_band_lacks_that_band_and_nothing_else(wavelet, level
     thirds = [panel.draw(**values | {"zeroed": (levels, third)})["without the band"] for third in range(3)]
     torch.testing.assert_close(sum(whole - x for x in thirds), whole - rest, atol=1e-4, rtol=0)
     assert (whole - rest).abs().max() > 0.02
+
+
+def test_an_edit_keeps_what_it_says_and_answers_an_empty_caption_in_words():
+    panel = edit_panel(model_of("text"), tokenizer_of(), PLAIN, pictures(), "a red cat")
+    live, values = panel.live(), panel.values()
+    whole = panel.draw(**values | {"keep": 5})
+    torch.testing.assert_close(whole["edited"], tokenizer_of().reconstruct(photographs(3)[:1])[0])
+    drawn = panel.draw(**values | {"keep": 2})
+    assert drawn["what stays"].shape == (3, 8, 8) and not torch.equal(drawn["edited"], whole["edited"])
+    before = shown(live)
+    panel.controls["keep"].value = 0
+    assert shown(live)[2] != before[2]
+    panel.controls["caption"].value = " "
+    assert any("is empty" in html.value for html in widgets_in(live, ipywidgets.HTML))
+
+
+def test_bands_that_are_still_there_stay_chosen():
+    panel = wavelet_panel(pictures())
+    panel.controls["zeroed"].value = (2, 1)
+    panel.controls["levels"].value = 4
+    assert panel.controls["zeroed"].value == (2, 1)
 
 
 def test_bands_of_a_level_that_is_gone_are_no_longer_offered():
@@ -100,10 +129,20 @@ def test_an_image_of_the_user_joins_every_menu_and_is_shown():
     button = widgets_in(uploader, ipywidgets.FileUpload)[0]
     about = {"type": "image/png", "size": 1, "last_modified": datetime.now()}
     button.value = ({"name": "mine.png", "content": png(), **about},)
-    assert all("mine.png" in picker.options for picker in own.pickers)
+    assert all("mine.png" in picker.options for picker in own.pickers.values())
     assert own.images["mine.png"].shape == (3, 64, 64) and panels[0].controls["name"].value == "mine.png"
-    assert panels[1].controls["second"].value == "photograph 1"
+    assert (
+        panels[1].controls["first"].value == "mine.png"
+        and panels[1].controls["second"].value == "photograph 1"
+    )
     assert shown(live)[0] == png_of(own.images["mine.png"])
+    before = shown(live)
+    button.value = ({"name": "mine.png", "content": png(colour="blue"), **about},)  # the same name again
+    assert shown(live)[0] == png_of(own.images["mine.png"]) != before[0]
+    drawn = panels[1].draw(**panels[1].values())
+    torch.testing.assert_close(
+        drawn["what the codes give"], tokenizer_of().reconstruct(own.images["mine.png"][None])[0]
+    )
     said = widgets_in(uploader, ipywidgets.HTML)[0]
     button.value = ({"name": "<b>.png", "content": b"no image", **about},)
     assert "&lt;b&gt;.png: it cannot be decoded" in said.value and "<b>.png" not in own.images
@@ -124,7 +163,7 @@ def test_previews_appear_and_the_one_that_is_chosen_is_finished(kind):
     buttons["Finish 2"].click()
     assert finished.layout.display is None and len(finished.value) > 100
     before = shown(live)
-    panel.seed.value = 1
+    panel.sampler["seed"].value = 1
     buttons["Preview"].click()
     assert shown(live)[:3] != before[:3]
 
@@ -241,9 +280,20 @@ def test_the_explorer_lives_in_jupyterlab(lab, tmp_path):
         slider.press("ArrowLeft")
         page.wait_for_function("([image, old]) => image.src !== old", arg=[middle.element_handle(), before])
         expect(first).to_contain_text(re.compile(r"drawn in \d+ ms"))
+        own, before = tmp_path / "own.png", images.first.get_attribute("src")
+        Image.new("RGB", (80, 100), "orange").save(own)
+        page.locator("input[type=file]").first.set_input_files(own)
+        expect(page.get_by_text("own.png is in the menus now.")).to_be_visible()
+        page.wait_for_function(
+            "([image, old]) => image.src !== old", arg=[images.first.element_handle(), before]
+        )
+        mixed = panels.nth(1).locator("img").last
+        before = mixed.get_attribute("src")
+        panels.nth(1).get_by_role("checkbox").first.check()
+        page.wait_for_function("([image, old]) => image.src !== old", arg=[mixed.element_handle(), before])
         page.get_by_role("button", name="Finish 2", exact=True).click()
         expect(page.get_by_text("preview 2 finished in")).to_be_visible()
         if SCREENSHOTS is not None:
-            for panel, name in zip(panels.all(), ("bands", "scales", "prompts"), strict=True):
+            for panel, name in zip(panels.all(), ("bands", "scales", "edits", "prompts"), strict=True):
                 panel.screenshot(path=ROOT / SCREENSHOTS / f"explorer-{name}.png")
         browser.close()

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from sitlib.data import held_out_views, open_images
-from sitlib.experiments import applications, rate_distortion
-from sitlib.experiments.applications import enlarged
-from sitlib.experiments.rate_distortion import encode_jpeg, encode_jpeg2000, through_files
+from sitlib.experiments import rate_distortion
+from sitlib.experiments.previews import choice_scores
+from sitlib.experiments.rate_distortion import encode_jpeg, encode_jpeg2000, largest_within, through_files
+from sitlib.experiments.upsampling import enlarged
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +64,29 @@ def test_enlarging_is_what_torch_and_pillow_do(photographs):
         enlarged(small, 64, "nearest")
 
 
-def test_rank_correlation():
-    from scipy.stats import spearmanr
+@pytest.mark.parametrize("bits", [700, 2000, 6000])
+def test_files_as_large_as_a_code_take_the_most_bits_that_it_allows(photographs, bits):
+    image = Image.fromarray((photographs[0] * 255).byte().permute(1, 2, 0).numpy())
+    qualities = range(1, 96)
+    sizes = [8 * encode_jpeg(quality, image)[1] for quality in qualities]
+    expected = max((size for size in sizes if size <= bits), default=sizes[0])
+    found = 8 * largest_within(bits, encode_jpeg, qualities, image)[1]
+    assert (
+        found <= max(bits, sizes[0]) and found >= 0.97 * expected
+    )  # sizes may dip between neighbouring qualities
 
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(2, 9))
-    assert applications._spearman(a, b) == pytest.approx(spearmanr(a, b).statistic)
+
+def test_choosing_by_previews():
+    finished = np.array([[0.0, 1.0, 2.0], [3.0, 5.0, 4.0]])
+    right = choice_scores(finished, finished)
+    assert (
+        right["rank_correlation"] == pytest.approx(1.0) and right["chosen_by_preview"] == right["best"] == 3.5
+    )
+    assert right["gain"] == pytest.approx(1.0) and right["at_random"] == 2.5
+    wrong = choice_scores(-finished, finished)
+    assert wrong["rank_correlation"] == pytest.approx(-1.0) and wrong["chosen_by_preview"] == 1.5
+    nothing = choice_scores(np.zeros((2, 3)), finished)
+    assert nothing["rank_correlation"] == 0.0
 
 
 def test_prefixes_of_a_code_take_their_share_of_its_bits(photographs):

@@ -20,6 +20,7 @@ from sitlib.experiments.trials import Trial, TrialList, changed, read_trials, ru
 from sitlib.paths import ROOT
 from sitlib.reporting.comparison import change, paper_table, relative_table, with_interval
 from sitlib.reporting.trial_plots import trial_rows, trials_plane
+from sitlib.text import TextTokenizer
 from sitlib.tokenizer import SpectralTokenizer
 
 VALUES = yaml.safe_load((ROOT / "profiles/smoke.yaml").read_text())
@@ -176,7 +177,9 @@ def saved(example, folder):
         shape = profile.autoregressive_variant(variant)
         codes = profile.tokenizer_variant(shape.tokenizer)
         sizes = (codes.num_scales, codes.tokens_per_scale, codes.num_codes, codes.num_codebooks)
-        AutoregressiveModel(CodeModelConfig(shape, *sizes, ["city", "mountain"], None)).save(folder / path)
+        texts = TextTokenizer.train(["an emoji of a red apple"], 300, 48).to_json() if shape.text else None
+        classes = [] if texts else ["city", "mountain"]
+        AutoregressiveModel(CodeModelConfig(shape, *sizes, classes, texts)).save(folder / path)
 
 
 @pytest.fixture
@@ -192,8 +195,8 @@ def examples(tmp_path, monkeypatch):
 
 
 def test_the_readmes_examples_run_as_they_stand(examples):
-    reading, drawing = {}, {}
-    for example, names in zip(examples, (reading, drawing), strict=True):
+    reading, drawing, applying = {}, {}, {}
+    for example, names in zip(examples, (reading, drawing, applying), strict=True):
         exec(compile(example, "README.md", "exec"), names)
     assert reading["codes"].shape == (1, 5, 16) and reading["codes"].dtype == torch.int64
     assert reading["whole"].shape == (1, 3, 90, 150) and reading["preview"].shape == (1, 3, 16, 16)
@@ -201,3 +204,5 @@ def test_the_readmes_examples_run_as_they_stand(examples):
     assert drawing["codes"].shape == (4, 5, 16) and drawing["images"].shape == (4, 3, 64, 64)
     assert drawing["previews"].shape == (4, 3, 8, 8)
     assert torch.equal(drawing["finished"], drawing["codes"])  # the same seed goes on in the same way
+    assert applying["shown"].images.shape == (8, 3, 8, 8)
+    assert all(applying[name].shape == (1, 3, 64, 64) for name in ("apple", "large", "green"))

@@ -5,7 +5,7 @@ size: that favours the files. A scale-causal tokenizer gives a point for every n
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,8 @@ from sitlib.metrics import bits_per_pixel, evaluate_reconstructions
 from sitlib.tokenizer import SpectralTokenizer
 
 JPEG_QUALITIES = (1, 5, 10, 20, 35, 50, 70)
-JPEG2000_RATES = (160, 80, 48, 32, 20, 12, 6)  # how many times fewer bytes than the pixels have
+JPEG2000_RATES = (100, 40, 28, 20, 12, 6)  # how many times fewer bytes than the pixels have are asked for
+QUALITIES, RATES = range(1, 96), range(200, 1, -1)  # from few bits to many, of files as large as a code
 
 
 def rate_distortion(profile: Profile, tokenizers: list[str], seed: int) -> dict[str, Any]:
@@ -30,15 +31,22 @@ def rate_distortion(profile: Profile, tokenizers: list[str], seed: int) -> dict[
 
     Returns:
         `curves`: name -> points with `setting`, `bits_per_pixel`, `psnr` (dB), `lpips_alex`, `intervals`, and for files also
-        `bits_per_pixel_of_file`; `protocol`.
+        `bits_per_pixel_of_file`; `matched`: tokenizer -> kind of file -> a point of files each of which is the largest that takes no more
+        bits than the tokenizer's codes, or the smallest that can be made; `protocol`.
     """
     images, keys = held_out_set(profile)
-    curves = {}
+    curves: dict[str, list[dict[str, Any]]] = {}
 
-    def point(setting: str, bits: float, found: Tensor) -> dict[str, Any]:
+    def point(setting: str, bits: float, found: Tensor, whole: float | None = None) -> dict[str, Any]:
         scores = evaluate_reconstructions(images, found, keys, lpips_nets=("alex",))
+        of_file = {} if whole is None else {"bits_per_pixel_of_file": whole}
         names = ("psnr", "lpips_alex", "intervals")
-        return {"setting": setting, "bits_per_pixel": bits, **{name: scores[name] for name in names}}
+        return {
+            "setting": setting,
+            "bits_per_pixel": bits,
+            **of_file,
+            **{name: scores[name] for name in names},
+        }
 
     for name in tokenizers:
         tokenizer = trained_tokenizer(profile, name, seed).model
@@ -47,28 +55,60 @@ def rate_distortion(profile: Profile, tokenizers: list[str], seed: int) -> dict[
             point(f"{scales} scales", _bits(tokenizer, codes[:, :scales]), found)
             for scales, found in _by_scales(tokenizer, codes, whole)
         ]
-    for name, settings, encode in (
-        ("jpeg", JPEG_QUALITIES, encode_jpeg),
-        ("jpeg2000", JPEG2000_RATES, encode_jpeg2000),
-    ):
+    kinds = {"jpeg": (encode_jpeg, JPEG_QUALITIES), "jpeg2000": (encode_jpeg2000, JPEG2000_RATES)}
+    for name, (encode, settings) in kinds.items():
         curves[name] = []
         for setting in settings:
             found, coded, whole = through_files(images, partial(encode, setting))
-            entry = point(str(setting), coded, found)
-            curves[name].append({**entry, "bits_per_pixel_of_file": whole})
-    photographs = len(set(keys))
+            curves[name].append(point(str(setting), coded, found, whole))
+    curves["jpeg_half"] = []
+    full, small = images.shape[-1], F.avg_pool2d(images, 2)
+    for quality in JPEG_QUALITIES:
+        found, coded, whole = through_files(small, partial(encode_jpeg, quality))
+        curves["jpeg_half"].append(point(str(quality), coded / 4, _enlarged(found, full), whole / 4))
+    matched: dict[str, dict[str, Any]] = {}
+    for name in tokenizers:
+        bits = curves[name][-1]["bits_per_pixel"] * images[0, 0].numel()
+        matched[name] = {}
+        for kind, encode, settings in (
+            ("jpeg", encode_jpeg, QUALITIES),
+            ("jpeg2000", encode_jpeg2000, RATES),
+        ):
+            found, coded, whole = through_files(images, partial(largest_within, bits, encode, settings))
+            matched[name][kind] = point("as many bits", coded, found, whole)
     return {
         "curves": curves,
+        "matched": matched,
         "protocol": {
             "images": len(images),
-            "photographs": photographs,
+            "photographs": len(set(keys)),
             "size": list(images.shape[2:]),
             "bits": "codes: log2 of the codebook's size; files: coded data only, without headers and tables",
             "smaller_images": "enlarged to the full size (bicubic, clamped)",
-            "jpeg": "Pillow, optimised tables, quality " + ", ".join(map(str, JPEG_QUALITIES)),
-            "jpeg2000": "Pillow, irreversible, compression ratio " + ", ".join(map(str, JPEG2000_RATES)),
+            "jpeg": "Pillow, optimised tables, colours at half the size (4:2:0), quality "
+            + ", ".join(map(str, JPEG_QUALITIES)),
+            "jpeg2000": "Pillow, irreversible, asked for 1 : " + ", ".join(map(str, JPEG2000_RATES)),
         },
     }
+
+
+def largest_within(
+    bits: float,
+    encode: Callable[[int, Image.Image], tuple[bytes, int]],
+    settings: Sequence[int],
+    image: Image.Image,
+) -> tuple[bytes, int]:
+    """The file whose coded data are the most within `bits`, by halving `settings` (few bits first); the first if all have more."""
+    low, high = 0, len(settings) - 1
+    best = encode(settings[0], image)
+    while low <= high:
+        middle = (low + high) // 2
+        made = encode(settings[middle], image)
+        if 8 * made[1] <= bits:
+            best, low = made, middle + 1
+        else:
+            high = middle - 1
+    return best
 
 
 def _bits(tokenizer: SpectralTokenizer, codes: Tensor) -> float:
@@ -83,8 +123,12 @@ def _by_scales(tokenizer: SpectralTokenizer, codes: Tensor, whole: Tensor) -> li
     parts = []
     for k in range(1, scales):
         small = torch.cat([tokenizer.decode(batch, k) for batch in codes.split(64)])
-        parts.append((k, F.interpolate(small, (full, full), mode="bicubic").clamp(0, 1)))
+        parts.append((k, _enlarged(small, full)))
     return [*parts, (scales, whole)]
+
+
+def _enlarged(images: Tensor, size: int) -> Tensor:
+    return F.interpolate(images, (size, size), mode="bicubic").clamp(0, 1)
 
 
 def encode_jpeg(quality: int, image: Image.Image) -> tuple[bytes, int]:

@@ -9,7 +9,12 @@ from matplotlib.figure import Figure
 from sitlib.reporting.comparison import with_interval
 from sitlib.reporting.plots import BLACK, ORANGE, colour, label
 
-FILES = {"jpeg": ("JPEG", BLACK), "jpeg2000": ("JPEG 2000", "#7A7A7A")}
+FILES = {
+    "jpeg": ("JPEG", BLACK),
+    "jpeg_half": ("JPEG of half the size", "#B08A5A"),
+    "jpeg2000": ("JPEG 2000", "#7A7A7A"),
+}
+SETTINGS = {"jpeg": "quality {}", "jpeg_half": "quality {}", "jpeg2000": "1 : {} asked for"}
 METRICS = {"psnr": "PSNR, dB", "lpips_alex": "LPIPS-Alex"}
 
 
@@ -36,8 +41,7 @@ def rate_rows(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[st
     return [
         {
             "coded by": FILES[name][0] if name in FILES else label(name),
-            "setting": ("quality " if name == "jpeg" else "1 : " if name == "jpeg2000" else "")
-            + point["setting"],
+            "setting": SETTINGS.get(name, "{}").format(point["setting"]),
             "bits per pixel": point["bits_per_pixel"],
             "with headers": point.get("bits_per_pixel_of_file"),
             **{title: point[metric] for metric, title in METRICS.items()},
@@ -46,16 +50,45 @@ def rate_rows(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[st
     ]
 
 
+def matched_rows(curves: Mapping[str, Any], matched: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each tokenizer with all its scales, and files of as many bits."""
+    rows = []
+    for name, files in matched.items():
+        points = {label(name): curves[name][-1]} | {FILES[kind][0]: point for kind, point in files.items()}
+        for who, point in points.items():
+            rows.append(
+                {
+                    "beside": label(name),
+                    "coded by": who,
+                    "bits per pixel": point["bits_per_pixel"],
+                    "with headers": point.get("bits_per_pixel_of_file"),
+                    **{
+                        title: with_interval(
+                            point[metric], *point["intervals"][metric], digits=2 if metric == "psnr" else 3
+                        )
+                        for metric, title in METRICS.items()
+                    },
+                }
+            )
+    return rows
+
+
 def upsampling_rows(shares: Mapping[str, Any], size: int) -> list[dict[str, Any]]:
     """A row for every way of upsampling, largest factor first."""
+
+    def ratio(scores: Mapping[str, Any], name: str) -> str | None:
+        return with_interval(scores[name], *scores[f"{name}_interval"]) if name in scores else None
+
     return [
         {
             "from": f"{size // int(share)} px",
             "by": way,
             "LPIPS-Alex": scores["lpips_alex"],
-            "to bicubic": with_interval(scores["lpips_ratio"], *scores["ratio_interval"]),
+            "to bicubic": ratio(scores, "lpips_ratio"),
+            "to untold": ratio(scores, "untold_ratio"),
             "PSNR, dB": scores["psnr"],
             "FD-Lite0": scores["fd_lite0"],
+            "KID x 1000": 1000 * scores["kid"],
             "consistency, dB": scores["consistency"],
         }
         for share, ways in shares.items()
@@ -64,23 +97,25 @@ def upsampling_rows(shares: Mapping[str, Any], size: int) -> list[dict[str, Any]
     ]
 
 
-def editing_curves(kept: Mapping[str, Mapping[str, Any]], chance: float) -> Figure:
-    """What is recognised in an edited image, and how far it is from the original, against the number of kept scales."""
-    fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2))
+def editing_curves(editing: Mapping[str, Any]) -> Figure:
+    """What is recognised in an edited image, beside its ceiling, and how far the image is from the original, by kept scales."""
+    fig, axes = plt.subplots(1, 3, figsize=(10.4, 3.2))
+    kept, ceiling = editing["kept"], editing["ceiling"]
     scales = [int(k) for k in kept]
-    for axis, key, text, tone in (
-        (left, "r_precision_new", "the new caption", colour("sit4")),
-        (left, "r_precision_old", "the image's own caption", ORANGE),
-        (right, "lpips_alex", "", colour("sit4")),
-    ):
+    panels = {
+        "r_precision_new": ("new caption recognised, %", colour("sit4")),
+        "r_precision_old": ("own caption recognised, %", ORANGE),
+        "lpips_alex": ("LPIPS-Alex to the original", colour("sit5")),
+    }
+    for axis, (key, (title, tone)) in zip(axes, panels.items(), strict=True):
         values = [row[key]["value"] for row in kept.values()]
         errors = [
             [abs(row[key]["interval"][side] - row[key]["value"]) for row in kept.values()] for side in (0, 1)
         ]
-        axis.errorbar(scales, values, errors, marker="o", color=tone, capsize=2, label=text)
-        axis.set(xlabel="scales kept", xticks=scales)
-    left.axhline(chance, color="0.5", linestyle=":", label="chance")
-    left.set_ylabel("caption recognised, %")
-    right.set_ylabel("LPIPS-Alex to the original")
-    left.legend()
+        axis.errorbar(scales, values, errors, marker="o", color=tone, capsize=2)
+        axis.set(xlabel="scales kept", ylabel=title, xticks=scales)
+        if key in ceiling:
+            axis.axhline(ceiling[key]["value"], color="0.3", linestyle="--", label="real images")
+            axis.axhline(100 / editing["candidates"], color="0.5", linestyle=":", label="chance")
+            axis.legend()
     return fig

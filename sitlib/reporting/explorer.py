@@ -5,6 +5,7 @@ the same function draws both. A slider move draws 64 px again in a few hundredth
 """
 
 import io
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from sitlib.applications import Preview, preview, refine
+from sitlib.applications import Preview, edit, preview, refine
 from sitlib.autoregressive import AutoregressiveModel
 from sitlib.config import SamplingConfig
 from sitlib.data import ImageError, decode_rgb, rgb_to_tensor
@@ -46,17 +47,23 @@ Drawing = dict[str, Tensor]  # title -> image [3, h, w] in [0, 1]
 
 @dataclass
 class Pictures:
-    """Square images by name, [3, size, size] in [0, 1], and the pickers that offer them."""
+    """Square images by name, [3, size, size] in [0, 1], and the pickers that offer them.
+
+    Attributes:
+        pickers: menus of the pictures by panel and description, the latest of each: a cell that is run again makes a new one.
+        listeners: of the panels by name; called when a picture has been replaced by another of its name.
+    """
 
     size: int
     images: dict[str, Tensor]
-    pickers: list[widgets.Dropdown] = field(default_factory=list)
+    pickers: dict[tuple[str, str], widgets.Dropdown] = field(default_factory=dict)
+    listeners: dict[str, Callable[[], None]] = field(default_factory=dict)
 
-    def picker(self, description: str, value: str | None = None) -> widgets.Dropdown:
-        """A menu of the pictures, of those added later, too."""
+    def picker(self, panel: str, description: str, value: str | None = None) -> widgets.Dropdown:
+        """A menu of the pictures for a panel, of those added later, too."""
         names = list(self.images)
         made = widgets.Dropdown(options=names, value=value or names[0], description=description)
-        self.pickers.append(made)
+        self.pickers[panel, description] = made
         return made
 
     def add(self, name: str, content: bytes) -> str:
@@ -66,12 +73,18 @@ class Pictures:
             ImageError: the file is not an image that can be read.
         """
         square = ImageOps.fit(decode_rgb(content), (self.size, self.size), Image.Resampling.BICUBIC)
+        is_new = name not in self.images
         self.images[name] = rgb_to_tensor(square).float() / 255
-        for made in self.pickers:
-            chosen = made.value
-            made.options = list(self.images)
-            made.value = chosen
-        self.pickers[0].value = name
+        for (_, description), made in self.pickers.items():
+            if is_new:
+                chosen = made.value
+                made.options = list(self.images)
+                made.value = chosen
+            if description == "image":
+                made.value = name
+        if not is_new:
+            for listener in self.listeners.values():
+                listener()
         return name
 
     def uploader(self) -> widgets.VBox:
@@ -100,12 +113,16 @@ class Panel:
     """Controls and what is drawn for their values.
 
     Attributes:
-        draw: takes the values of the controls by name.
+        name: of the panel among those of one set of pictures.
+        draw: takes the values of the controls by name; raises ValueError with a sentence for the user.
+        pictures: what it shows, whose replacement it follows.
         examples: caption -> values that differ from the first ones, for the figure.
     """
 
+    name: str
     controls: dict[str, widgets.ValueWidget]
     draw: Callable[..., Drawing]
+    pictures: Pictures
     examples: dict[str, dict[str, Any]]
 
     def values(self) -> dict[str, Any]:
@@ -118,7 +135,11 @@ class Panel:
 
         def follow(_: Any = None) -> None:
             start = time.perf_counter()
-            drawing = self.draw(**self.values())
+            try:
+                drawing = self.draw(**self.values())
+            except ValueError as error:
+                said.value = escape(str(error))
+                return
             if list(drawing) != list(shown):
                 shown.clear()
                 shown.update(
@@ -131,10 +152,21 @@ class Panel:
 
         for control in self.controls.values():
             control.observe(follow, "value")
+        self.pictures.listeners[self.name] = follow
         follow()
         boxes = [made for made in self.controls.values() if isinstance(made, widgets.Checkbox)]
         others = [made for made in self.controls.values() if made not in boxes]
         return widgets.VBox([*others, widgets.HBox(boxes, layout=_WRAPPING), row, said])
+
+    def milliseconds(self, rounds: int = 9) -> float:
+        """What a slider move costs: drawing and packing the images, median of several."""
+        values, times = self.values(), []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            for image in self.draw(**values).values():
+                png_of(image)
+            times.append(1000 * (time.perf_counter() - start))
+        return statistics.median(times)
 
     def static(self) -> Figure:
         """A row for each example."""
@@ -146,8 +178,10 @@ def present(panel: "Panel | PromptPanel", live: bool, alt: str) -> None:
     """Shows a panel: live, or as a figure with a text alternative."""
     if live:
         display(panel.live())
-    else:
-        show(panel.static(), alt)
+        return
+    show(panel.static(), alt)
+    if isinstance(panel, Panel):
+        print(f"A slider move takes {panel.milliseconds():.0f} ms here, without the way to the browser.")
 
 
 def wavelet_panel(pictures: Pictures) -> Panel:
@@ -155,9 +189,15 @@ def wavelet_panel(pictures: Pictures) -> Panel:
     deepest = max_levels(pictures.size, pictures.size) - 1
     levels = widgets.IntSlider(3, 1, deepest, description="levels")
     band = widgets.Dropdown(options=_bands(3), description="zeroed")
-    levels.observe(lambda change: setattr(band, "options", _bands(change["new"])), "value")
+
+    def offer(change: Mapping[str, Any]) -> None:
+        chosen, offered = band.value, _bands(change["new"])
+        band.options = offered
+        band.value = chosen if chosen in offered.values() else (-1, -1)
+
+    levels.observe(offer, "value")
     controls = {
-        "name": pictures.picker("image"),
+        "name": pictures.picker("bands", "image"),
         "wavelet": widgets.Dropdown(options=WAVELETS, description="wavelet"),
         "levels": levels,
         "zeroed": band,
@@ -192,7 +232,7 @@ def wavelet_panel(pictures: Pictures) -> Panel:
         "Haar, coarsest details zeroed": {"zeroed": (1, -1)},
         "CDF 9/7, finest details zeroed": {"wavelet": "bior4.4", "zeroed": (3, -1)},
     }
-    return Panel(controls, draw, examples)
+    return Panel("bands", controls, draw, pictures, examples)
 
 
 def _bands(levels: int) -> dict[str, tuple[int, int]]:
@@ -210,8 +250,8 @@ def codes_panel(tokenizer: SpectralTokenizer, pictures: Pictures) -> Panel:
     scales = tokenizer.geometry.num_scales
     names = list(pictures.images)
     controls = {
-        "first": pictures.picker("image"),
-        "second": pictures.picker("second", names[1]),
+        "first": pictures.picker("scales", "image"),
+        "second": pictures.picker("scales", "second", names[1]),
         "kept": widgets.IntSlider(scales, 1, scales, description="scales"),
         **{
             f"swap_{scale}": widgets.Checkbox(
@@ -220,14 +260,7 @@ def codes_panel(tokenizer: SpectralTokenizer, pictures: Pictures) -> Panel:
             for scale in range(1, scales + 1)
         },
     }
-    known: dict[tuple[str, int], Tensor] = {}  # codes of a picture, by its name and object
-
-    def codes_of(name: str) -> Tensor:
-        image = pictures.images[name]
-        key = (name, id(image))
-        if key not in known:
-            known[key] = tokenizer.encode(image[None])
-        return known[key]
+    codes_of = _Codes(tokenizer, pictures)
 
     def draw(first: str, second: str, kept: int, **swaps: bool) -> Drawing:
         ours, theirs = codes_of(first), codes_of(second)
@@ -236,7 +269,7 @@ def codes_panel(tokenizer: SpectralTokenizer, pictures: Pictures) -> Panel:
         return {
             "image": pictures.images[first],
             "second": pictures.images[second],
-            f"the first {kept} scales of {scales}": tokenizer.decode(mixed, kept)[0],
+            "what the codes give": tokenizer.decode(mixed, kept)[0],
         }
 
     swap = {f"swap_{scale}": True for scale in range(1, scales + 1)}
@@ -247,7 +280,61 @@ def codes_panel(tokenizer: SpectralTokenizer, pictures: Pictures) -> Panel:
         "scale 1 of the second": coarse,
         "fine scales of the second": fine,
     }
-    return Panel(controls, draw, examples)
+    return Panel("scales", controls, draw, pictures, examples)
+
+
+def edit_panel(
+    model: AutoregressiveModel,
+    tokenizer: SpectralTokenizer,
+    sampling: SamplingConfig,
+    pictures: Pictures,
+    caption: str,
+) -> Panel:
+    """A new caption for an image: how many of its scales stay decides between "only texture changes" and "only layout stays"."""
+    scales = tokenizer.geometry.num_scales
+    controls = {
+        "name": pictures.picker("edits", "image"),
+        "caption": widgets.Text(caption, description="caption", continuous_update=False),
+        "keep": widgets.IntSlider(scales - 2, 0, scales, description="scales kept"),
+        **_sampler_controls(sampling),
+    }
+
+    def draw(name: str, caption: str, keep: int, **values: float) -> Drawing:
+        image = pictures.images[name]
+        drawn = edit(model, tokenizer, image[None], [caption], keep, replace(sampling, **values))
+        return {
+            "image": image,
+            "what stays": tokenizer.decode(drawn.codes, keep)[0] if keep else torch.ones_like(image),
+            "edited": drawn.images[0],
+        }
+
+    examples = {f"{keep} of {scales} kept": {"keep": keep} for keep in range(scales, -1, -1)}
+    return Panel("edits", controls, draw, pictures, examples)
+
+
+def _sampler_controls(sampling: SamplingConfig) -> dict[str, widgets.ValueWidget]:
+    """Controls of the values of a `SamplingConfig` that change most."""
+    return {
+        "guidance": widgets.FloatSlider(sampling.guidance, min=1, max=6, step=0.5, description="guidance"),
+        "temperature": widgets.FloatSlider(
+            sampling.temperature, min=0.3, max=1.5, step=0.1, description="temperature"
+        ),
+        "seed": widgets.BoundedIntText(sampling.seed, 0, 9999, description="seed"),
+    }
+
+
+class _Codes:
+    """Codes of pictures by name, encoded when they are first asked for and again when the picture is another."""
+
+    def __init__(self, tokenizer: SpectralTokenizer, pictures: Pictures):
+        self.tokenizer, self.pictures = tokenizer, pictures
+        self._known: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, name: str) -> Tensor:
+        image = self.pictures.images[name]
+        if name not in self._known or self._known[name][0] is not image:
+            self._known[name] = image, self.tokenizer.encode(image[None])
+        return self._known[name][1]
 
 
 class PromptPanel:
@@ -272,19 +359,12 @@ class PromptPanel:
         else:
             self.prompt = widgets.Text(prompt, description="prompt")
         self.scales = widgets.IntSlider(1, 1, tokenizer.geometry.num_scales, description="scales")
-        self.guidance = widgets.FloatSlider(sampling.guidance, min=1, max=6, step=0.5, description="guidance")
-        self.temperature = widgets.FloatSlider(1.0, min=0.3, max=1.5, step=0.1, description="temperature")
-        self.seed = widgets.BoundedIntText(0, 0, 9999, description="seed")
+        self.sampler = _sampler_controls(sampling)
         self._previews: Preview | None = None
 
     def previews(self) -> Preview:
         """Previews for the present values of the controls."""
-        sampling = replace(
-            self.sampling,
-            guidance=self.guidance.value,
-            temperature=self.temperature.value,
-            seed=self.seed.value,
-        )
+        sampling = replace(self.sampling, **{name: control.value for name, control in self.sampler.items()})
         return preview(self.model, self.tokenizer, self.prompt.value, sampling, self.count, self.scales.value)
 
     def live(self) -> widgets.VBox:
@@ -308,6 +388,7 @@ class PromptPanel:
                 )
                 for i, image in enumerate(self._previews.images)
             ]
+            finished.layout.display = "none"  # it was of other previews
             said.value = (
                 f"{self.count} previews in {time.perf_counter() - start:.2f} s; finish the one that you like"
             )
@@ -320,7 +401,7 @@ class PromptPanel:
 
         go.on_click(show_previews)
         show_previews()
-        controls = [self.prompt, self.scales, self.guidance, self.temperature, self.seed, go]
+        controls = [self.prompt, self.scales, *self.sampler.values(), go]
         return widgets.VBox([*controls, row, said, finished])
 
     def _finisher(self, index: int, finish: Callable[[int], None]) -> widgets.Button:
