@@ -282,7 +282,9 @@ def test_the_explorer_lives_in_jupyterlab(lab, tmp_path):
         expect(first).to_contain_text(re.compile(r"drawn in \d+ ms"))
         own, before = tmp_path / "own.png", images.first.get_attribute("src")
         Image.new("RGB", (80, 100), "orange").save(own)
-        page.locator("input[type=file]").first.set_input_files(own)
+        with page.expect_file_chooser() as asked:
+            page.get_by_role("button", name=re.compile("Your image")).click()
+        asked.value.set_files(own)
         expect(page.get_by_text("own.png is in the menus now.")).to_be_visible()
         page.wait_for_function(
             "([image, old]) => image.src !== old", arg=[images.first.element_handle(), before]
