@@ -204,7 +204,7 @@ def dvc(workspace, *arguments, **options):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
         **options,
     )
 
