@@ -174,8 +174,8 @@ class SpectralTokenizer(nn.Module):
         Args:
             quantization: 1.0 decodes codes, 0.0 the encoder's outputs (on the sphere, as codes are), between them a mixture: early in
                 training, while codes say little, the decoder learns more from a part of what they leave out.
-            smaller: also return the image of this many scales, for which the decoder has to be scale-causal: it costs next to nothing,
-                because no coarse scale is decoded again; 0: do not.
+            smaller: also return the image of this many scales, for which the decoder has to be scale-causal: then no scale is decoded
+                again for it; 0: do not.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.codes_are_frozen):
             latents = self.latents(images)

@@ -296,6 +296,9 @@ def test_the_explorer_lives_in_jupyterlab(lab, tmp_path):
         page.get_by_role("button", name="Finish 2", exact=True).click()
         expect(page.get_by_text("preview 2 finished in")).to_be_visible()
         if SCREENSHOTS is not None:
+            for panel in (panels.nth(0), panels.nth(1)):
+                panel.locator("select").first.select_option("photograph 1")
+            page.wait_for_timeout(1000)
             for panel, name in zip(panels.all(), ("bands", "scales", "edits", "prompts"), strict=True):
                 panel.screenshot(path=ROOT / SCREENSHOTS / f"explorer-{name}.png")
         browser.close()

@@ -261,7 +261,9 @@ def test_the_pipeline_runs_end_to_end(finished):
     assert list(scores["editing"]["kept"]) == ["0", "1", "2", "3", "4"]
     assert set(scores["upsampling"]) == {"ar_sit5_sc", "ar_emoji_sit4_sc"}
     for shares in scores["upsampling"].values():
-        assert shares["8"]["bicubic"]["lpips_ratio"] == 1.0 and set(shares) == {"8", "4", "2", "several"}
+        assert set(shares) == {"8", "4", "2", "several"}
+        told, untold = (shares["8"][way]["consistency"] for way in ("told, temperature 1", "untold"))
+        assert abs(told - untold) < 2  # but for clamping, that of the scales that are given
     scores = json.loads((finished / "metrics/tokenizer/sit5_sc-seed0.json").read_text())
     assert set(scores["sets"]) == {"landscapes", "emoji", "extra"}
     assert list(scores["sets"]["emoji"]) == ["64", "32", "16", "8", "4"]

@@ -1,7 +1,7 @@
-"""Panels to play with, in JupyterLab: bands of a wavelet transform, scales of a code, prompts and previews.
+"""Panels to play with, in JupyterLab: bands of a wavelet transform, scales of a code, edits, prompts and previews.
 
 A panel is live where somebody can move its sliders, and a figure of some of its settings where nobody can (in the pipeline, in a report):
-the same function draws both. A slider move draws 64 px again in a few hundredths of a second on a laptop.
+the same function draws both. How long a slider move takes is measured where the figures are made.
 """
 
 import io
