@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from sitlib.config import AdversarialConfig
 
@@ -23,12 +24,13 @@ class Discriminator(nn.Module):
     Args:
         size: side of the images, px, a multiple of 8.
         channels: at full size.
+        normalised: with spectral normalisation.
 
     Raises:
         ValueError: a size that is not a positive multiple of 8; no channels.
     """
 
-    def __init__(self, size: int, channels: int):
+    def __init__(self, size: int, channels: int, normalised: bool = True):
         super().__init__()
         if size < 8 or size % 8:
             raise ValueError(
@@ -46,6 +48,10 @@ class Discriminator(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.conv = _conv(width + 1, width, kernel=3)
         self.logit = _normalised(nn.Linear(width * side**2, 1))
+        if not normalised:
+            for module in list(self.modules()):
+                if is_parametrized(module, "weight"):
+                    remove_parametrizations(module, "weight", leave_parametrized=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B] of images [B, 3, H, W], high for real ones.

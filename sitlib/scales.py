@@ -39,6 +39,31 @@ class ScaleMixing(nn.Module):
         return x_BTC + mixed.transpose(1, 2).flatten(1, 2)
 
 
+class NeighbourMixing(nn.Module):
+    """One 3x3 convolution over the grid of tokens of every scale, added to its input; it starts as nothing.
+
+    Not in the paper. With wavelets longer than Haar the coefficients of a token also tell of its neighbours' pixels, and the pixels of a
+    token need its neighbours' coefficients: this brings them together.
+    """
+
+    def __init__(self, num_scales: int, grid: int, width: int):
+        super().__init__()
+        self.grid = grid
+        self.convolutions = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(num_scales))
+        for convolution in self.convolutions:
+            nn.init.zeros_(convolution.weight)
+            nn.init.zeros_(convolution.bias)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """[B, k N, C] -> [B, k N, C] for the first k scales."""
+        x_BSCHW = x_BTC.transpose(1, 2).unflatten(2, (-1, self.grid, self.grid)).transpose(1, 2)
+        mixed = [
+            convolution(x_BCHW).flatten(2).transpose(1, 2)
+            for convolution, x_BCHW in zip(self.convolutions, x_BSCHW.unbind(1), strict=False)
+        ]
+        return x_BTC + torch.cat(mixed, dim=1)
+
+
 class ScaleTransformer(nn.Module):
     """Mixing across scales, learned absolute positions, transformer.
 
@@ -47,6 +72,7 @@ class ScaleTransformer(nn.Module):
         attention: "full" or "scale_causal"; the latter takes the first k scales alone, and gives them what it would give them among all.
         num_layers, width, num_heads, mlp_ratio, num_types: shape of the transformer; num_types 2 is an ADTransformer.
         mixes: with `ScaleMixing` at its start.
+        neighbours: where there is `NeighbourMixing`, if anywhere: before everything else or after it.
     """
 
     def __init__(
@@ -60,6 +86,7 @@ class ScaleTransformer(nn.Module):
         mlp_ratio: float,
         num_types: int,
         mixes: bool,
+        neighbours: Literal["before", "after"] | None = None,
     ):
         super().__init__()
         self.num_tokens, self.attention = grid**2, attention
@@ -68,15 +95,20 @@ class ScaleTransformer(nn.Module):
             ScaleMixing(num_scales, width, attention == "scale_causal") if mixes and num_scales > 1 else None
         )
         self.transformer = Transformer(num_layers, width, num_heads, mlp_ratio, num_types)
+        self.neighbours = neighbours
+        self.neighbour_mixing = NeighbourMixing(num_scales, grid, width) if neighbours else None
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """[B, k N, C] -> [B, k N, C]."""
         length = x_BTC.shape[1]
         num_scales = length // self.num_tokens
+        if self.neighbours == "before":
+            x_BTC = self.neighbour_mixing(x_BTC)
         if self.mixing is not None:
             x_BTC = self.mixing(x_BTC, num_scales)
         layout = SequenceLayout(num_scales, self.num_tokens, self.attention)
-        return self.transformer(x_BTC + self.position[:length], layout)
+        x_BTC = self.transformer(x_BTC + self.position[:length], layout)
+        return self.neighbour_mixing(x_BTC) if self.neighbours == "after" else x_BTC
 
 
 def _initial_positions(num_scales: int, grid: int, width: int) -> Tensor:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from sitlib.checkpoint import load_model, save_model
 from sitlib.config import TokenizerConfig, to_dict
-from sitlib.geometry import SpectralGeometry, band_statistics
+from sitlib.decompositions import Decomposition, decomposition
+from sitlib.geometry import band_statistics
 from sitlib.quantizer import Codebook, Quantized
 from sitlib.scales import ScaleTransformer
 from sitlib.squares import cut_codes, cut_images, join_codes, join_images
-from sitlib.wavelets import dwt2, idwt2
 
 
 @dataclass
@@ -41,14 +41,14 @@ class SpectralTokenizer(nn.Module):
 
     Attributes:
         config: its configuration.
-        geometry: scales and patches.
+        geometry: how images are taken apart into scales and patches.
         codebooks: one `Codebook` that all scales share; two, for the first scale and all others; or one for every scale.
     """
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()
         self.config = config
-        self.geometry = geometry = SpectralGeometry(config.size, config.levels, config.grid)
+        self.geometry = geometry = _geometry(config, config.size, config.levels)
         num_codebooks = min(config.num_codebooks, geometry.num_scales)
         values = [geometry.values_per_token(scale) for scale in geometry.scales]
 
@@ -86,7 +86,8 @@ class SpectralTokenizer(nn.Module):
 
         A scale-causal encoder takes smaller images too: they have fewer scales, of the same number of tokens.
         """
-        smallest = self.config.levels if self.config.encoder_attention == "full" else 0
+        one_size = self.config.encoder_attention == "full" or self.config.transform == "raster"
+        smallest = self.config.levels if one_size else 0
         return [self._unit(levels + 1) for levels in range(smallest, self.config.levels + 1)]
 
     def num_scales(self, height: int, width: int) -> int:
@@ -123,24 +124,22 @@ class SpectralTokenizer(nn.Module):
                 f"token values are of squares of {accepted} px, not of {tuple(images.shape[2:])}."
             )
         levels = self.num_scales(*images.shape[2:]) - 1
-        coefficients = dwt2(images, self.config.wavelet, levels)
-        geometry = SpectralGeometry(images.shape[2], levels, self.config.grid)
+        geometry = _geometry(self.config, images.shape[2], levels)
         return geometry.tokens(
-            [(x - self._mean(s)) / self._deviation(s) for s, x in enumerate(coefficients, 1)]
+            [(x - self._mean(s)) / self._deviation(s) for s, x in enumerate(geometry.split(images), 1)]
         )
 
     def images(self, values: list[Tensor]) -> Tensor:
         """Inverse of `token_values`; the first k scales give an image of 1 / 2^(S - k) of the full size."""
         coefficients = self.geometry.coefficients(values)
-        return idwt2(
-            [x * self._deviation(s) + self._mean(s) for s, x in enumerate(coefficients, 1)],
-            self.config.wavelet,
+        return self.geometry.merge(
+            [x * self._deviation(s) + self._mean(s) for s, x in enumerate(coefficients, 1)]
         )
 
     @torch.no_grad()
     def measure_normalisation(self, images: Tensor) -> None:
         """Sets mean and deviation of every band from training images [B, 3, H, W] in [0, 1]."""
-        means, deviations = band_statistics(dwt2(images, self.config.wavelet, self.config.levels))
+        means, deviations = band_statistics(self.geometry.split(images))
         for scale, (mean, deviation) in enumerate(zip(means, deviations, strict=True), 1):
             self._mean(scale).copy_(mean)
             self._deviation(scale).copy_(deviation)
@@ -354,11 +353,19 @@ class SpectralTokenizer(nn.Module):
         return self.get_buffer(f"deviation_{scale}")
 
 
+def _geometry(config: TokenizerConfig, size: int, levels: int) -> Decomposition:
+    """Scales of images of `size` px with `levels` of the levels of the configuration."""
+    return decomposition(
+        config.transform, size, levels, config.grid, config.wavelet, config.patch_local and levels > 0
+    )
+
+
 def _transformer(config: TokenizerConfig, part: str) -> ScaleTransformer:
     shape = [getattr(config, f"{part}_{name}") for name in ("attention", "layers", "width", "heads")]
     num_types = 2 if config.typed_parameters and config.levels > 0 else 1
+    neighbours = {"encoder": "before", "decoder": "after"}[part] if config.neighbour_mixing else None
     return ScaleTransformer(
-        config.num_scales, config.grid, *shape, config.mlp_ratio, num_types, config.scale_mixing
+        config.num_scales, config.grid, *shape, config.mlp_ratio, num_types, config.scale_mixing, neighbours
     )
 
 

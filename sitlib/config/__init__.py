@@ -1,6 +1,6 @@
 """Typed configuration: what a profile file (`profiles/*.yaml`) may say, and nothing else.
 
-Every key has a type and a default-free place in the profile, so that two profiles always hold the same keys. Unknown keys, wrong
+Every key has a type and, but for a few optional ones, no default, so that two profiles hold the same keys. Unknown keys, wrong
 types and impossible combinations are refused with a sentence that says what to do. The classes know nothing of models or data.
 """
 

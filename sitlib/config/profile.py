@@ -83,8 +83,8 @@ class Profile(Strict):
 
     def _check_applications(self) -> None:
         section = self.applications
-        if not self.autoregressive.variants and not self.text.variants:
-            return  # a profile of tokenizers alone
+        if not self.autoregressive.variants or not self.text.variants:
+            return  # applications need a model of each kind
         known(section.class_generator, self.autoregressive.variants, "applications.class_generator")
         known(section.text_generator, self.text.variants, "applications.text_generator")
         known(section.baseline, self.tokenizer.variants, "applications.baseline")

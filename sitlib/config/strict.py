@@ -55,10 +55,31 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def optional_key(default: Any) -> Any:
+    """A field for a key that may be left out and then means `default`.
+
+    At its default it is no part of a `digest`, so that a key that is new changes the name of nothing that was made without it.
+    """
+    return dataclasses.field(default=default, metadata={"optional": True})
+
+
 def digest(*parts: Any) -> str:
     """16 hexadecimal digits that name a combination of configurations and plain values; equal parts give equal digests."""
-    plain = [to_dict(part) if dataclasses.is_dataclass(part) else part for part in parts]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+    text = json.dumps([_named(part) for part in parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _named(part: Any) -> Any:
+    """Plain values of what a digest names, without optional keys at their defaults."""
+    if dataclasses.is_dataclass(part):
+        return {
+            field.name: _named(getattr(part, field.name))
+            for field in dataclasses.fields(part)
+            if not (field.metadata.get("optional") and getattr(part, field.name) == field.default)
+        }
+    if isinstance(part, dict):
+        return {key: _named(value) for key, value in part.items()}
+    return [_named(item) for item in part] if isinstance(part, (list, tuple)) else part
 
 
 def changes_of(own: dict[str, Any], name: str, where: str) -> dict[str, Any]:

@@ -5,10 +5,11 @@ from typing import Any, Literal
 
 import pywt
 
-from sitlib.config.strict import Strict, nearest, require, require_seed
+from sitlib.config.strict import Strict, nearest, optional_key, require, require_seed
 
 Attention = Literal["full", "scale_causal"]
 Kind = Literal["crops", "wide"]
+PATCH_LOCAL_WAVELETS = ("haar", "bior2.2", "bior4.4")  # those of sitlib.lifting
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,10 @@ class TokenizerConfig(Strict):
     ]  # codes follow the codebook loss, or moving averages of what chose them
     code_decay: float  # of these moving averages
     code_gradient: Literal["straight_through", "rotation"]  # how gradients pass the lookup backwards
+    # How images are taken apart; the others are for comparison: an average-pooling pyramid, and blocks of raster-scan pixel patches.
+    transform: Literal["wavelet", "pyramid", "raster"] = optional_key("wavelet")
+    patch_local: bool = optional_key(False)  # the wavelet transform of every token's part of the image by itself
+    neighbour_mixing: bool = optional_key(False)  # a 3x3 convolution over tokens before the encoder and after the decoder
 
     def __post_init__(self):
         for name in ("size", "grid", "encoder_layers", "decoder_layers", "num_codes", "code_dim"):
@@ -91,6 +96,18 @@ class TokenizerConfig(Strict):
             f"it is {self.num_codebooks}",
         )
         require(0 < self.code_decay < 1, f"code_decay must lie in (0, 1), it is {self.code_decay}")
+        require(
+            self.transform == "wavelet" or self.levels > 0,
+            f"transform {self.transform} is about several scales or blocks: give it levels (without, patches of pixels are all there is)",
+        )
+        require(
+            self.transform != "raster" or self.levels == 3,
+            f"transform raster cuts a square of patches into {self.num_scales} blocks of {self.tokens_per_scale}: that needs levels: 3",
+        )
+        require(
+            not self.patch_local or (self.transform == "wavelet" and self.wavelet in PATCH_LOCAL_WAVELETS),
+            f"patch_local is a wavelet transform by {', '.join(PATCH_LOCAL_WAVELETS)}, it is asked of {self.transform} {self.wavelet}",
+        )
 
     @property
     def num_scales(self) -> int:
@@ -182,6 +199,7 @@ class AdversarialConfig(Strict):
     learning_rate: float
     r1: float  # weight of the penalty on the gradient at real images (gamma / 2); 0 = off
     r1_every: int  # steps between penalties, each weighted with this number
+    spectral_norm: bool = optional_key(True)  # of the discriminator's layers
 
     def __post_init__(self):
         for name in ("weight", "start", "warmup", "ramp", "r1"):

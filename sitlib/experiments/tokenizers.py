@@ -121,7 +121,9 @@ def _phases(run: TokenizerRun, tokenizer: SpectralTokenizer, device: torch.devic
     if training.loss.lpips:
         ensure_weights()
     loss_terms = TokenizerLoss(training.loss).to(device)
-    discriminator = Discriminator(run.data.size, adversarial.channels) if adversarial.weight else None
+    discriminator = None
+    if adversarial.weight:
+        discriminator = Discriminator(run.data.size, adversarial.channels, adversarial.spectral_norm)
     output: TokenizerOutput | None = None
     seen: list[Tensor] = []  # codes since the last row of the training curve
 

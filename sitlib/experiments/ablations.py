@@ -1,0 +1,229 @@
+"""Ablations: one row is a tokenizer in which something is changed, trained and judged with several seeds.
+
+`python -m sitlib.experiments.ablations --row NAME --output FILE` makes one row; the stages of ablations/dvc.yaml call it. What a row is
+stands in ablations/params.yaml: a tokenizer in the words of a profile's `tokenizer.variants`. Every row sees the same images in the same
+order, seed by seed, for the same number of steps.
+"""
+
+import argparse
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from sitlib.config import Profile, digest, from_dict
+from sitlib.config.strict import Strict, known, require
+from sitlib.experiments.codes import held_out_wide, load_codes
+from sitlib.experiments.generation_evaluation import decoded, draw_samples, held_out_nats
+from sitlib.experiments.generators import trained_generator
+from sitlib.experiments.runs import AutoregressiveRun, TokenizerRun, command
+from sitlib.experiments.tokenizer_evaluation import original_features
+from sitlib.experiments.tokenizers import held_out_set, trained_tokenizer
+from sitlib.experiments.trials import changed
+from sitlib.lite0 import load_lite0
+from sitlib.metrics import codebook_statistics, evaluate_reconstructions, generation_metrics, lite0_features
+from sitlib.paths import resolve
+from sitlib.results import write_metrics
+from sitlib.tokenizer import SpectralTokenizer
+from sitlib.weights import ensure_weights
+
+FILE = "ablations/params.yaml"
+SPIKE = 5.0  # a gradient norm of so many times the median of the 50 steps before it is called a spike
+WINDOW = 50
+
+
+@dataclass(frozen=True)
+class AblationRow(Strict):
+    """One row of ablations/params.yaml."""
+
+    group: str  # rows of a group are compared with each other
+    tokenizer: dict[
+        str, Any
+    ]  # keys in which it differs from `tokenizer.common`, as in a profile's `tokenizer.variants`
+    generate: bool = False  # also train a model over the codes of its first seed, and judge its samples
+
+
+@dataclass(frozen=True)
+class Ablations(Strict):
+    """Content of ablations/params.yaml.
+
+    `profile` is where everything comes from that is not said here, and `common` the keys of it (dotted) that all rows change.
+    """
+
+    profile: str
+    seeds: list[int]
+    common: dict[str, Any]
+    rows: dict[str, AblationRow]
+    ladder: dict[str, dict[str, Any]]
+
+    def __post_init__(self):
+        require(len(self.seeds) > 0, "seeds must name at least one seed")
+
+    def profile_of(self, name: str) -> Profile:
+        """The profile in which the row is a tokenizer variant, and `ar_<row>` a model over its codes.
+
+        Raises:
+            ConfigError: no such row, or a key in it that a profile refuses.
+        """
+        known(name, self.rows, "ablation")
+        values = yaml.safe_load(resolve(f"profiles/{self.profile}.yaml").read_text())
+        values = changed(values, self.common)
+        values["tokenizer"]["variants"] = {name: self.rows[name].tokenizer}
+        size = self.rows[name].tokenizer.get("size", values["tokenizer"]["common"]["size"])
+        generators = {f"ar_{name}": {"tokenizer": name}} if size == values["data"]["size"] else {}
+        values["autoregressive"]["variants"] = generators
+        values["text"]["variants"] = {}
+        values["text"]["dual_encoder"]["reconstructions"] = []
+        values["applications"]["baseline"] = name
+        return from_dict(Profile, values, where=f"ablations/params.yaml: {name}")
+
+
+def load_ablations(path: str | Path = FILE) -> Ablations:
+    """The rows that there are to be."""
+    return from_dict(Ablations, yaml.safe_load(resolve(path).read_text()), where=Path(path).name)
+
+
+def run_row(ablations: Ablations, name: str) -> dict[str, Any]:
+    """Trains and judges a row with every seed; what its file holds.
+
+    Returns:
+        `group`, `tokenizer`, `parameters`, `flops_per_image` (encode and decode), `steps`, `run`; `seeds`: seed, as text -> `psnr` (dB),
+        `lpips_alex`, both also `by_photograph`; `usage` (%), `gradient_norm`, `seconds`, and for a scale-causal decoder `first_scales`
+        (PSNR of the image of the first k scales, against the averaged image); or `failed` where training did not end well;
+        `generation` if the row asks for it; `protocol`.
+    """
+    profile, row = ablations.profile_of(name), ablations.rows[name]
+    ensure_weights()
+    views, keys = held_out_set(profile, size=profile.tokenizer_variant(name).size)
+    seeds: dict[str, dict[str, Any]] = {}
+    for seed in ablations.seeds:
+        try:
+            found = trained_tokenizer(profile, name, seed)
+        except FloatingPointError as error:
+            seeds[str(seed)] = {"failed": str(error)}
+            continue
+        seeds[str(seed)] = _judged(found.model, views, keys) | {
+            "gradient_norm": gradient_statistics(found.curve["gradient_norm"]),
+            "seconds": found.curve["seconds"][-1],
+        }
+    scores = next((scores for scores in seeds.values() if "failed" not in scores), {})
+    result = {
+        "group": row.group,
+        "tokenizer": row.tokenizer,
+        "run": digest(*(TokenizerRun.of(profile, name, seed) for seed in ablations.seeds)),
+        "steps": profile.tokenizer_training(name).optimiser.steps,
+        **cost(SpectralTokenizer(profile.tokenizer_variant(name)).eval()),
+        "photographs": scores.pop("photographs", []),
+        "protocol": scores.pop("protocol", {}),
+        "seeds": {
+            seed: {k: v for k, v in s.items() if k not in ("photographs", "protocol")}
+            for seed, s in seeds.items()
+        },
+    }
+    if row.generate:
+        result["generation"] = generation(profile, f"ar_{name}")
+    return result
+
+
+def cost(tokenizer: SpectralTokenizer) -> dict[str, int]:
+    """`parameters`, and `flops_per_image`: floating-point operations of encoding and decoding one image, as torch counts them."""
+    size = tokenizer.config.size
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        tokenizer(torch.rand(1, 3, size, size))
+    parameters = sum(parameter.numel() for parameter in tokenizer.parameters())
+    return {"parameters": parameters, "flops_per_image": counter.get_total_flops()}
+
+
+def gradient_statistics(norms: list[float]) -> dict[str, float]:
+    """Of the gradient norms of a training, before clipping: `median`, `largest` after the first WINDOW rows, as a multiple of the median
+    of the rows before it, and `spikes`: how many rows have more than SPIKE times that median."""
+    ratios = [norms[i] / median(norms[i - WINDOW : i]) for i in range(WINDOW, len(norms))]
+    return {
+        "median": median(norms),
+        "largest": max(ratios, default=float("nan")),
+        "spikes": sum(ratio > SPIKE for ratio in ratios),
+    }
+
+
+def generation(profile: Profile, variant: str) -> dict[str, Any]:
+    """What a model over the codes of the row's first tokenizer learns and draws: held-out nats, and distances of its samples."""
+    run = AutoregressiveRun.of(profile, variant, 0)
+    codes, model = load_codes(profile, variant), trained_generator(profile, variant, 0).model
+    tokenizer = trained_tokenizer(profile, run.model.tokenizer, run.codes.tokenizer.seed).model
+    settings = profile.autoregressive.evaluation
+    sampled, _ = draw_samples(model, profile, settings.samples, profile.autoregressive.sampling)
+    features = lite0_features(decoded(tokenizer, sampled), load_lite0(), progress="samples")
+    views, _ = held_out_wide(profile, variant, settings.reference_views)
+    real = original_features(views, load_lite0(), ["wide", settings.reference_views], progress="originals")
+    scores = generation_metrics(
+        features,
+        real,
+        kid_subset_size=settings.kid_subset_size,
+        neighbours=settings.neighbours,
+        seed=settings.seed,
+    )
+    nats = held_out_nats(model, codes.held_out, codes.held_out_labels)
+    tokens = codes.held_out.shape[1] * codes.held_out.shape[2]
+    return {**scores, **nats, "nats_per_image": nats["nats_per_token"] * tokens, "tokens": tokens}
+
+
+def _judged(tokenizer: SpectralTokenizer, views: Tensor, keys: list[str]) -> dict[str, Any]:
+    """Scores of one trained tokenizer on held-out views."""
+    codes = torch.cat([tokenizer.encode(batch) for batch in views.split(64)])
+    scores = evaluate_reconstructions(views, decoded(tokenizer, codes), keys, lpips_nets=("alex",))
+    config = tokenizer.config
+    books = codebook_statistics(codes, config.num_codes, num_codebooks=len(tokenizer.codebooks))["codebooks"]
+    kept = ("psnr", "lpips_alex")
+    result = {
+        **{metric: scores[metric] for metric in kept},
+        "by_photograph": {metric: scores["by_photograph"][metric] for metric in kept},
+        "photographs": scores["photographs"],
+        "protocol": scores["protocol"],
+        "usage": min(book["usage"] for book in books.values()),
+    }
+    if config.decoder_attention == "scale_causal" and config.levels > 0 and config.transform != "raster":
+        result["first_scales"] = first_scales(tokenizer, views, codes)
+    return result
+
+
+def first_scales(tokenizer: SpectralTokenizer, views: Tensor, codes: Tensor) -> list[float]:
+    """PSNR, dB, of what the first k = 1 ... S scales of `codes` give, against the views averaged to its size."""
+    found = []
+    for k in range(1, codes.shape[1] + 1):
+        images = torch.cat([tokenizer.decode(batch, scales=k) for batch in codes.split(64)])
+        averaged = F.avg_pool2d(views, views.shape[-1] // images.shape[-1])
+        error = (images - averaged).square().mean(dim=(1, 2, 3))
+        found.append(float((-10 * error.clamp_min(1e-10).log10()).mean()))
+    return found
+
+
+def forget(ablations: Ablations, name: str) -> None:
+    """Removes the models of a row: its file is what is kept."""
+    for kind, stem in (("tokenizer", name), ("autoregressive", f"ar_{name}"), ("codes", name)):
+        for folder in resolve(f"scratch/{kind}").glob(f"{stem}-seed*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m sitlib.experiments.ablations", description=__doc__)
+    parser.add_argument("--row", required=True, help="name in ablations/params.yaml")
+    parser.add_argument("--seeds", type=int, nargs="+", help="other seeds than those of the file")
+    parser.add_argument("--output", required=True, help="JSON file to write")
+    arguments = parser.parse_args()
+    ablations = load_ablations()
+    if arguments.seeds:
+        ablations = Ablations(**{**vars(ablations), "seeds": arguments.seeds})
+    write_metrics(arguments.output, run_row(ablations, arguments.row))
+    forget(ablations, arguments.row)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,81 @@
+"""Runs the stages of a DVC file that are not up to date, several side by side: `python -m sitlib.experiments.grid ablations/dvc.yaml`.
+
+DVC itself runs one stage after the other; small trainings are faster as several processes of one thread each. Every stage is still a
+`dvc repro` of its own, so what is finished stays finished: after an interruption the same command goes on with the rest.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from tqdm import tqdm
+
+from sitlib.experiments.runs import command
+from sitlib.paths import ROOT, resolve
+
+LOGS = "scratch/logs"
+BUSY = (
+    "Unable to acquire lock",
+    "is busy, it is being blocked by",
+)  # another DVC command is at work for a moment
+WAIT_SECONDS, ATTEMPTS = 5, 200
+
+
+def waiting_stages(file: str) -> list[str]:
+    """Names of the stages in a DVC file whose dependencies, parameters or results have changed, in the order of the file."""
+    changed = json.loads(_dvc("status", "--json", file).stdout or "{}")
+    listed = _dvc("stage", "list", "--name-only", file).stdout.split()
+    return [stage for stage in listed if stage in changed]
+
+
+def run_stage(stage: str) -> tuple[bool, Path]:
+    """Runs one stage with one thread; whether it succeeded, and the file with what it printed."""
+    log = resolve(LOGS) / f"{stage.split('@')[-1].replace('/', '-')}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    for _ in range(ATTEMPTS):
+        result = _dvc("repro", "--single-item", stage, OMP_NUM_THREADS="1")
+        log.write_text(result.stdout + result.stderr)
+        if result.returncode == 0 or not any(sign in result.stderr for sign in BUSY):
+            break
+        time.sleep(WAIT_SECONDS)
+    return result.returncode == 0, log
+
+
+def _dvc(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m sitlib.experiments.grid", description=__doc__)
+    parser.add_argument("file", help="DVC file with the stages")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="stages side by side, one thread each"
+    )
+    arguments = parser.parse_args()
+    stages = waiting_stages(arguments.file)
+    failed: list[str] = []
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        jobs = {pool.submit(run_stage, stage): stage for stage in stages}
+        for job in tqdm(as_completed(jobs), "stages", total=len(jobs), unit="stage", ncols=110):
+            succeeded, log = job.result()
+            if not succeeded:
+                failed.append(jobs[job])
+                last = log.read_text().strip().splitlines()[-3:]
+                tqdm.write(f"{jobs[job]} failed; {log.relative_to(ROOT)} ends with:\n  " + "\n  ".join(last))
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(stages)} stages failed; the others are done.")
+
+
+if __name__ == "__main__":
+    command(main)
