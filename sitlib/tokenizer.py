@@ -161,6 +161,11 @@ class SpectralTokenizer(nn.Module):
         names = Quantized.__dataclass_fields__
         return Quantized(*(torch.cat([getattr(part, name) for part in parts], dim=1) for name in names))
 
+    def code_vectors(self, codes: Tensor) -> Tensor:
+        """Unit vectors [B, k, N, D] of codes [B, k, N]."""
+        pairs = zip(self.codebooks, self.by_codebook(codes), strict=True)
+        return torch.cat([book.lookup(part) for book, part in pairs], dim=1)
+
     def decode_vectors(self, vectors: Tensor) -> list[Tensor]:
         """Code vectors [B, k, N, D] of the first k scales of squares -> their token values, which `images` turns into pixels."""
         x_BTC = self.decoder(self._per_codebook(self.from_code, vectors).flatten(1, 2))
@@ -234,10 +239,7 @@ class SpectralTokenizer(nn.Module):
             ValueError: a shape, a number of scales or a code that this tokenizer cannot have produced.
         """
         codes, (rows, columns) = cut_codes(self._checked(codes, scales), self.config.grid, token_grid)
-        vectors = [
-            book.lookup(part) for book, part in zip(self.codebooks, self.by_codebook(codes), strict=True)
-        ]
-        squares = self.images(self.decode_vectors(torch.cat(vectors, dim=1)))
+        squares = self.images(self.decode_vectors(self.code_vectors(codes)))
         return join_images(squares, rows, columns).clamp(0, 1)
 
     def reconstruct(self, images: Tensor, scales: int | None = None) -> Tensor:

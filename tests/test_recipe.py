@@ -13,10 +13,10 @@ from PIL import Image
 
 from sitlib import checkpoint
 from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig
-from sitlib.config import ConfigError, from_dict, load_profile
+from sitlib.config import ConfigError, changed, from_dict, load_profile
 from sitlib.data import DataError, open_images
 from sitlib.experiments import runs, trials
-from sitlib.experiments.trials import Trial, TrialList, changed, read_trials, run_trial
+from sitlib.experiments.trials import Trial, TrialList, read_trials, run_trial
 from sitlib.paths import ROOT
 from sitlib.reporting.comparison import change, paper_table, relative_table, with_interval
 from sitlib.reporting.trial_plots import trial_rows, trials_plane

@@ -4,12 +4,14 @@ Every key has a type and, but for a few optional ones, no default, so that two p
 types and impossible combinations are refused with a sentence that says what to do. The classes know nothing of models or data.
 """
 
+from sitlib.config.ablations import AblationRow, Ablations, Rung, changed, load_ablations
 from sitlib.config.applications import ApplicationsConfig
 from sitlib.config.generation import (
     AutoregressiveConfig,
     AutoregressiveSection,
     CaptionsConfig,
     CodesConfig,
+    DiffusionConfig,
     DualEncoderConfig,
     GenerationEvaluationConfig,
     SamplingConfig,
@@ -40,6 +42,8 @@ from sitlib.config.tokenizer import (
 )
 
 __all__ = [
+    "AblationRow",
+    "Ablations",
     "AdversarialConfig",
     "ApplicationsConfig",
     "AutoregressiveConfig",
@@ -48,11 +52,13 @@ __all__ = [
     "CodesConfig",
     "ConfigError",
     "DataConfig",
+    "DiffusionConfig",
     "DualEncoderConfig",
     "EvaluationSet",
     "GenerationEvaluationConfig",
     "OptimiserConfig",
     "Profile",
+    "Rung",
     "SamplingConfig",
     "TextEncoderConfig",
     "TextEvaluationConfig",
@@ -62,8 +68,10 @@ __all__ = [
     "TokenizerLossConfig",
     "TokenizerSection",
     "TokenizerTraining",
+    "changed",
     "digest",
     "from_dict",
+    "load_ablations",
     "load_profile",
     "to_dict",
 ]

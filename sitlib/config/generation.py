@@ -77,6 +77,24 @@ class AutoregressiveConfig(Strict):
 
 
 @dataclass(frozen=True)
+class DiffusionConfig(Strict):
+    """A transformer that moves code vectors from noise to data, for comparison with autoregressive ones."""
+
+    layers: int
+    width: int
+    heads: int
+    mlp_ratio: float
+    dropout: float
+    condition_dropout: float  # share of training samples whose class is hidden, for classifier-free guidance
+
+    def __post_init__(self):
+        require(self.layers > 0, f"layers must be at least 1, it is {self.layers}")
+        _require_heads(self.width, self.heads)
+        for name in ("dropout", "condition_dropout"):
+            require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), it is {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
 class CodesConfig(Strict):
     """Wide views from which codes are extracted once, flips and crops included."""
 

@@ -64,8 +64,12 @@ class TokenizerConfig(Strict):
     code_gradient: Literal["straight_through", "rotation"]  # how gradients pass the lookup backwards
     # How images are taken apart; the others are for comparison: an average-pooling pyramid, and blocks of raster-scan pixel patches.
     transform: Literal["wavelet", "pyramid", "raster"] = optional_key("wavelet")
-    patch_local: bool = optional_key(False)  # the wavelet transform of every token's part of the image by itself
-    neighbour_mixing: bool = optional_key(False)  # a 3x3 convolution over tokens before the encoder and after the decoder
+    patch_local: bool = optional_key(
+        False
+    )  # the wavelet transform of every token's part of the image by itself
+    neighbour_mixing: bool = optional_key(
+        False
+    )  # a 3x3 convolution over tokens before the encoder and after the decoder
 
     def __post_init__(self):
         for name in ("size", "grid", "encoder_layers", "decoder_layers", "num_codes", "code_dim"):

@@ -7,26 +7,22 @@ order, seed by seed, for the same number of steps.
 
 import argparse
 import shutil
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sitlib.config import Profile, digest, from_dict
-from sitlib.config.strict import Strict, known, require
+from sitlib.config import Ablations, Profile, digest, load_ablations
 from sitlib.experiments.codes import held_out_wide, load_codes
 from sitlib.experiments.generation_evaluation import decoded, draw_samples, held_out_nats
 from sitlib.experiments.generators import trained_generator
 from sitlib.experiments.runs import AutoregressiveRun, TokenizerRun, command
 from sitlib.experiments.tokenizer_evaluation import original_features
 from sitlib.experiments.tokenizers import held_out_set, trained_tokenizer
-from sitlib.experiments.trials import changed
 from sitlib.lite0 import load_lite0
 from sitlib.metrics import codebook_statistics, evaluate_reconstructions, generation_metrics, lite0_features
 from sitlib.paths import resolve
@@ -34,60 +30,8 @@ from sitlib.results import write_metrics
 from sitlib.tokenizer import SpectralTokenizer
 from sitlib.weights import ensure_weights
 
-FILE = "ablations/params.yaml"
 SPIKE = 5.0  # a gradient norm of so many times the median of the 50 steps before it is called a spike
 WINDOW = 50
-
-
-@dataclass(frozen=True)
-class AblationRow(Strict):
-    """One row of ablations/params.yaml."""
-
-    group: str  # rows of a group are compared with each other
-    tokenizer: dict[
-        str, Any
-    ]  # keys in which it differs from `tokenizer.common`, as in a profile's `tokenizer.variants`
-    generate: bool = False  # also train a model over the codes of its first seed, and judge its samples
-
-
-@dataclass(frozen=True)
-class Ablations(Strict):
-    """Content of ablations/params.yaml.
-
-    `profile` is where everything comes from that is not said here, and `common` the keys of it (dotted) that all rows change.
-    """
-
-    profile: str
-    seeds: list[int]
-    common: dict[str, Any]
-    rows: dict[str, AblationRow]
-    ladder: dict[str, dict[str, Any]]
-
-    def __post_init__(self):
-        require(len(self.seeds) > 0, "seeds must name at least one seed")
-
-    def profile_of(self, name: str) -> Profile:
-        """The profile in which the row is a tokenizer variant, and `ar_<row>` a model over its codes.
-
-        Raises:
-            ConfigError: no such row, or a key in it that a profile refuses.
-        """
-        known(name, self.rows, "ablation")
-        values = yaml.safe_load(resolve(f"profiles/{self.profile}.yaml").read_text())
-        values = changed(values, self.common)
-        values["tokenizer"]["variants"] = {name: self.rows[name].tokenizer}
-        size = self.rows[name].tokenizer.get("size", values["tokenizer"]["common"]["size"])
-        generators = {f"ar_{name}": {"tokenizer": name}} if size == values["data"]["size"] else {}
-        values["autoregressive"]["variants"] = generators
-        values["text"]["variants"] = {}
-        values["text"]["dual_encoder"]["reconstructions"] = []
-        values["applications"]["baseline"] = name
-        return from_dict(Profile, values, where=f"ablations/params.yaml: {name}")
-
-
-def load_ablations(path: str | Path = FILE) -> Ablations:
-    """The rows that there are to be."""
-    return from_dict(Ablations, yaml.safe_load(resolve(path).read_text()), where=Path(path).name)
 
 
 def run_row(ablations: Ablations, name: str) -> dict[str, Any]:
@@ -220,7 +164,7 @@ def main() -> None:
     arguments = parser.parse_args()
     ablations = load_ablations()
     if arguments.seeds:
-        ablations = Ablations(**{**vars(ablations), "seeds": arguments.seeds})
+        ablations = replace(ablations, seeds=arguments.seeds)
     write_metrics(arguments.output, run_row(ablations, arguments.row))
     forget(ablations, arguments.row)
 

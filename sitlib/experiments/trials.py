@@ -6,7 +6,6 @@ in one CSV file that a notebook shows; a trial whose result is there already is 
 """
 
 import argparse
-import copy
 import csv
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import yaml
 from torch import Tensor
 from tqdm import tqdm
 
-from sitlib.config import ConfigError, Profile, digest, from_dict
+from sitlib.config import Profile, changed, digest, from_dict
 from sitlib.data import held_out_views, open_images
 from sitlib.experiments.runs import TokenizerRun, checkpoint_folder, command
 from sitlib.experiments.tokenizer_evaluation import error_by_scale
@@ -71,20 +70,6 @@ class TrialList:
 
     common: dict[str, Any]
     trials: list[Trial]
-
-
-def changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A profile's plain values with the values at dotted keys replaced; raises ConfigError for a key that is not there."""
-    values = copy.deepcopy(values)
-    for key, value in changes.items():
-        *sections, name = key.split(".")
-        target = values
-        for section in sections:
-            target = target.get(section, {}) if isinstance(target, dict) else {}
-        if name not in target:
-            raise ConfigError(f"a trial changes {key}, which the profile does not have.")
-        target[name] = value
-    return values
 
 
 def run_trial(trial: Trial, values: dict[str, Any], seed: int = SEED) -> dict[str, Any]:
