@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help repro test lab trials lint clean
+.PHONY: help repro test lab trials ablations lint clean
 
 # The interpreter that .venv is made with; the first suitable one of these unless given: make repro PYTHON=/path/to/python3.12
 PYTHON ?=
@@ -31,6 +31,12 @@ lab: .venv/installed ## open JupyterLab on the notebooks
 
 trials: .venv/installed ## run the trials of the tokenizer's recipe that have no result yet (an hour for all of them)
 	OMP_NUM_THREADS=1 python -m sitlib.experiments.trials
+
+# Results are of two processes of one thread each; what is finished stays so when it is interrupted.
+ablations: .venv/installed ## run the full grid of ablations, model sizes and costs that has no result yet (about three hours for all)
+	python -m sitlib.experiments.grid ablations/dvc.yaml --jobs 2 --alone efficiency
+	python -m sitlib.experiments.ablations --table --output ablations/results.csv
+	python -m dvc repro ablations scaling report
 
 lint: .venv/installed ## check style and find mistakes
 	python -m ruff check .

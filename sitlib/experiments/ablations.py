@@ -6,8 +6,12 @@ order, seed by seed, for the same number of steps.
 """
 
 import argparse
+import csv
+import hashlib
+import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -18,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sitlib.config import Ablations, Profile, digest, load_ablations
 from sitlib.experiments.codes import held_out_wide, load_codes
+from sitlib.experiments.effects import finished_seeds, mean
 from sitlib.experiments.generation_evaluation import decoded, draw_samples, held_out_nats
 from sitlib.experiments.generators import trained_generator
 from sitlib.experiments.runs import AutoregressiveRun, TokenizerRun, command
@@ -32,16 +37,17 @@ from sitlib.weights import ensure_weights
 
 SPIKE = 5.0  # a gradient norm of so many times the median of the 50 steps before it is called a spike
 WINDOW = 50
+RESULTS = ("metrics/ablations", "metrics/ladder", "metrics/efficiency")
 
 
-def run_row(ablations: Ablations, name: str) -> dict[str, Any]:
+def run_row(ablations: Ablations, name: str, generates: bool = True) -> dict[str, Any]:
     """Trains and judges a row with every seed; what its file holds.
 
     Returns:
         `group`, `tokenizer`, `parameters`, `flops_per_image` (encode and decode), `steps`, `run`; `seeds`: seed, as text -> `psnr` (dB),
         `lpips_alex`, both also `by_photograph`; `usage` (%), `gradient_norm`, `seconds`, and for a scale-causal decoder `first_scales`
         (PSNR of the image of the first k scales, against the averaged image); or `failed` where training did not end well;
-        `generation` if the row asks for it; `protocol`.
+        `generation` if the row asks for it and `generates`; `protocol`.
     """
     profile, row = ablations.profile_of(name), ablations.rows[name]
     ensure_weights()
@@ -71,7 +77,7 @@ def run_row(ablations: Ablations, name: str) -> dict[str, Any]:
             for seed, s in seeds.items()
         },
     }
-    if row.generate:
+    if row.generate and generates:
         result["generation"] = generation(profile, f"ar_{name}")
     return result
 
@@ -156,16 +162,40 @@ def forget(ablations: Ablations, name: str) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def write_table(path: str | Path) -> None:
+    """Writes one line for each result of the grid, with a digest of its file.
+
+    The pipeline's notebooks depend on this file and not on the results themselves, whose stages `dvc repro` would run otherwise.
+    """
+    path = resolve(path)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["result", "psnr", "lpips_alex", "fd_lite0", "file"])
+        for result in sorted(path for folder in RESULTS for path in resolve(folder).glob("*.json")):
+            values = json.loads(result.read_text())
+            row = finished_seeds(values) if "seeds" in values else []
+            means = [f"{mean(values, metric):.4f}" if row else "" for metric in ("psnr", "lpips_alex")]
+            distance = values.get("fd_lite0", values.get("generation", {}).get("fd_lite0", ""))
+            content = hashlib.sha256(result.read_bytes()).hexdigest()[:16]
+            writer.writerow([f"{result.parent.name}/{result.stem}", *means, distance, content])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m sitlib.experiments.ablations", description=__doc__)
-    parser.add_argument("--row", required=True, help="name in ablations/params.yaml")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--row", help="name in ablations/params.yaml")
+    what.add_argument("--table", action="store_true", help="write the table of all results instead")
+    parser.add_argument("--reconstruction-only", action="store_true", help="no model over the row's codes")
     parser.add_argument("--seeds", type=int, nargs="+", help="other seeds than those of the file")
-    parser.add_argument("--output", required=True, help="JSON file to write")
+    parser.add_argument("--output", required=True, help="JSON file to write; CSV for the table")
     arguments = parser.parse_args()
+    if arguments.table:
+        write_table(arguments.output)
+        return
     ablations = load_ablations()
     if arguments.seeds:
         ablations = replace(ablations, seeds=arguments.seeds)
-    write_metrics(arguments.output, run_row(ablations, arguments.row))
+    write_metrics(arguments.output, run_row(ablations, arguments.row, not arguments.reconstruction_only))
     forget(ablations, arguments.row)
 
 

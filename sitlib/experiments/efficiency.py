@@ -53,8 +53,8 @@ def measured(profile: Profile, variant: str, size: int, batch_size: int = 1) -> 
     """Costs at one size, in this process.
 
     Returns:
-        `tokens`, `parameters`; `flops`: of encoding and decoding an image, as torch counts them; `encode`, `decode`, `train`: seconds an image
-        (`train`: forward, L2 loss and backward through the model, without LPIPS, which costs the same for every model); `sample`:
+        `tokens`, `parameters`; `flops`: of encoding and decoding an image, as torch counts them; `encode`, `decode`, `train`: seconds
+        an image (`train`: forward, L2 loss and backward, without LPIPS, which costs the same for every model); `sample`:
         seconds to draw an image's codes with a cache and guidance, by the profile's class-conditional shape (None beyond
         LONGEST_SAMPLED tokens); `memory_mb`: what the training step adds to the peak of this process.
     """
@@ -63,12 +63,19 @@ def measured(profile: Profile, variant: str, size: int, batch_size: int = 1) -> 
     tokenizer = SpectralTokenizer(config).eval()
     images = torch.rand(batch_size, 3, size, size)
     tokens = config.num_scales * config.tokens_per_scale
+
+    def train() -> None:
+        (tokenizer(images).reconstruction - images).square().mean().backward()
+
+    before = _peak_mb()
+    train()  # before anything else, so that nothing else has made the peak
+    memory = _peak_mb() - before
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         tokenizer(images[:1])
     codes = tokenizer.encode(images)
     sampled = tokens <= LONGEST_SAMPLED and batch_size == 1
-    result = {
+    return {
         "variant": variant,
         "size": size,
         "batch_size": batch_size,
@@ -77,15 +84,10 @@ def measured(profile: Profile, variant: str, size: int, batch_size: int = 1) -> 
         "flops": counter.get_total_flops(),
         "encode": _seconds(lambda: tokenizer.encode(images)) / batch_size,
         "decode": _seconds(lambda: tokenizer.decode(codes)) / batch_size,
+        "train": _seconds(train) / batch_size,
         "sample": _sampling_seconds(profile, config) if sampled else None,
+        "memory_mb": memory,
     }
-    before = _peak_mb()
-
-    def train() -> None:
-        (tokenizer(images).reconstruction - images).square().mean().backward()
-
-    result["train"] = _seconds(train) / batch_size
-    return {**result, "memory_mb": _peak_mb() - before}
 
 
 def _sampling_seconds(profile: Profile, config: TokenizerConfig) -> float:

@@ -33,17 +33,25 @@ def waiting_stages(file: str) -> list[str]:
     return [stage for stage in listed if stage in changed]
 
 
-def run_stage(stage: str) -> tuple[bool, Path]:
-    """Runs one stage with one thread; whether it succeeded, and the file with what it printed."""
+def run_stage(stage: str, threads: int | None = 1) -> tuple[bool, Path]:
+    """Runs one stage, with as many threads as PyTorch likes if `threads` is None; whether it succeeded, and the file of its output."""
     log = resolve(LOGS) / f"{stage.split('@')[-1].replace('/', '-')}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(ATTEMPTS):
-        result = _dvc("repro", "--single-item", stage, OMP_NUM_THREADS="1")
+        limit = {"OMP_NUM_THREADS": str(threads)} if threads else {}
+        result = _dvc("repro", "--single-item", stage, **limit)
         log.write_text(result.stdout + result.stderr)
         if result.returncode == 0 or not any(sign in result.stderr for sign in BUSY):
             break
         time.sleep(WAIT_SECONDS)
     return result.returncode == 0, log
+
+
+def _succeeded(stage: str, succeeded: bool, log: Path) -> bool:
+    if not succeeded:
+        last = log.read_text().strip().splitlines()[-3:]
+        tqdm.write(f"{stage} failed; {log.relative_to(ROOT)} ends with:\n  " + "\n  ".join(last))
+    return succeeded
 
 
 def _dvc(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -60,19 +68,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m sitlib.experiments.grid", description=__doc__)
     parser.add_argument("file", help="DVC file with the stages")
     parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count(), help="stages side by side, one thread each"
+        "--alone", nargs="*", default=[], help="stages that run last, with nothing beside them"
     )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="stages at a time, one thread each")
     arguments = parser.parse_args()
     stages = waiting_stages(arguments.file)
+    alone = [stage for stage in stages if stage.split(":")[-1] in arguments.alone]
     failed: list[str] = []
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        jobs = {pool.submit(run_stage, stage): stage for stage in stages}
+        jobs = {pool.submit(run_stage, stage): stage for stage in stages if stage not in alone}
         for job in tqdm(as_completed(jobs), "stages", total=len(jobs), unit="stage", ncols=110):
-            succeeded, log = job.result()
-            if not succeeded:
+            if not _succeeded(jobs[job], *job.result()):
                 failed.append(jobs[job])
-                last = log.read_text().strip().splitlines()[-3:]
-                tqdm.write(f"{jobs[job]} failed; {log.relative_to(ROOT)} ends with:\n  " + "\n  ".join(last))
+    for stage in alone:
+        print(f"{stage}, with nothing beside it", flush=True)
+        if not _succeeded(stage, *run_stage(stage, threads=None)):
+            failed.append(stage)
     if failed:
         raise ValueError(f"{len(failed)} of {len(stages)} stages failed; the others are done.")
 

@@ -1,0 +1,146 @@
+"""Ablations: the list is sound, a row is trained and judged as it says, and a grid of stages goes on where it stopped."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from sitlib.config import AblationRow, Ablations, ConfigError, from_dict, load_ablations
+from sitlib.experiments import ablations as module
+from sitlib.experiments import grid
+from sitlib.experiments.ablations import gradient_statistics, run_row
+from sitlib.experiments.claims import CLAIMS, finding_rows, findings
+from sitlib.paths import ROOT
+
+SMALL = {
+    "tokenizer.optimiser.steps": 3,
+    "tokenizer.optimiser.warmup_steps": 1,
+    "tokenizer.optimiser.batch_size": 2,
+    "tokenizer.loss.quantization_ramp": 0,
+    "tokenizer.common.num_codes": 16,
+    "data.normalisation_views": 8,
+}
+
+
+def test_every_row_is_a_tokenizer_and_every_claim_is_about_rows():
+    listed = load_ablations()
+    for name in listed.rows:
+        profile = listed.profile_of(name)
+        assert list(profile.tokenizer.variants) == [name]
+        assert profile.tokenizer_training(name).optimiser.steps in (300, 500)
+    runs = {str(listed.profile_of(name).tokenizer_variant(name)) for name in listed.rows}
+    assert len(runs) >= len(listed.rows) - 12  # those of the losses differ in their training only
+    for claim in CLAIMS:
+        assert set(claim.weights) <= set(listed.rows), claim.claim
+        assert sum(claim.weights.values()) == pytest.approx(0)
+
+
+def test_the_core_rows_of_the_pipeline_are_rows_of_the_grid():
+    parameters = yaml.safe_load((ROOT / "params.yaml").read_text())
+    assert set(parameters["core_ablations"]) <= set(load_ablations().rows)
+
+
+def test_rows_in_the_parameters_group_have_as_many_parameters_as_typed_ones():
+    listed = load_ablations()
+
+    def parameters(name):
+        config = listed.profile_of(name).tokenizer_variant(name)
+        return module.cost(module.SpectralTokenizer(config))["parameters"]
+
+    for way in ("wavelet", "pyramid", "raster"):
+        typed, wide, shared = (parameters(f"{way}_{kind}_full") for kind in ("typed", "wide", "shared"))
+        assert wide == pytest.approx(typed, rel=0.01) and shared < 0.7 * typed
+
+
+def test_a_row_is_trained_and_judged_with_every_seed(tmp_path, monkeypatch):
+    for part in ("runs", "ablations"):
+        monkeypatch.setattr(f"sitlib.experiments.{part}.resolve", lambda path: _kept(tmp_path, path))
+    causal = {"encoder_attention": "scale_causal", "decoder_attention": "scale_causal"}
+    row = AblationRow("test", {"levels": 3, "grid": 4, **causal})
+    listed = Ablations("smoke", [0, 1], SMALL, {"row": row}, {})
+    real = module.held_out_set
+
+    def few(profile, size):
+        views, keys = real(profile, size=size)
+        return views[:6], keys[:6]
+
+    monkeypatch.setattr(module, "held_out_set", few)
+    result = run_row(listed, "row")
+    assert set(result["seeds"]) == {"0", "1"} and result["steps"] == 3
+    first, second = result["seeds"].values()
+    assert first["psnr"] != second["psnr"]
+    assert len(first["by_photograph"]["psnr"]) == len(result["photographs"])
+    assert len(first["first_scales"]) == 4
+    assert first["first_scales"][-1] == pytest.approx(first["psnr"], abs=1e-3)
+    again = run_row(listed, "row")  # found again, not trained again
+    assert again["seeds"]["0"]["psnr"] == first["psnr"]
+    assert again["seeds"]["0"]["seconds"] == first["seconds"]
+    module.forget(listed, "row")
+    assert not list((tmp_path / "scratch/tokenizer").glob("row-*"))
+
+
+def _kept(folder, path):
+    """Models and states of a test in its own folder, everything else where it is."""
+    own = ("scratch", ".ckpt", "models", "metrics")
+    return folder / path if str(path).startswith(own) else ROOT / path
+
+
+def test_a_training_that_fails_is_a_result(monkeypatch):
+    def fails(profile, name, seed):
+        raise FloatingPointError("the loss is not finite at step 7")
+
+    monkeypatch.setattr(module, "trained_tokenizer", fails)
+    row = AblationRow("test", {"levels": 3, "grid": 4})
+    result = run_row(Ablations("smoke", [0], SMALL, {"row": row}, {}), "row")
+    assert result["seeds"] == {"0": {"failed": "the loss is not finite at step 7"}}
+
+
+def test_rows_with_a_mistake_are_refused_by_name():
+    listed = load_ablations()
+    wrong = replace(listed, rows={"broken": AblationRow("x", {"levels": 3, "gird": 4})})
+    with pytest.raises(ConfigError, match="broken.*gird|gird"):
+        wrong.profile_of("broken")
+    with pytest.raises(ConfigError, match="did you mean 'cdf97'"):
+        listed.profile_of("cdf79")
+    with pytest.raises(ConfigError, match="kind"):
+        from_dict(
+            Ablations, {**yaml.safe_load((ROOT / "ablations/params.yaml").read_text()), "ladder": {"x": {}}}
+        )
+
+
+def test_gradient_statistics_find_the_spike():
+    norms = [1.0] * 60 + [7.0] + [1.0] * 40 + [4.0]
+    found = gradient_statistics(norms)
+    assert found == {"median": 1.0, "largest": 7.0, "spikes": 1}
+
+
+def test_claims_without_rows_say_so():
+    found = findings({})
+    assert {item.verdict for item in found} == {"not run"} and len(finding_rows(found)) == len(CLAIMS)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A DVC project with three stages, one of which fails."""
+    stages = {
+        "good": {"cmd": "echo good > good.txt", "outs": [{"good.txt": {"cache": False}}]},
+        "bad": {"cmd": "echo so much for that >&2; exit 3", "outs": [{"bad.txt": {"cache": False}}]},
+        "last": {"cmd": "echo $OMP_NUM_THREADS > last.txt", "outs": [{"last.txt": {"cache": False}}]},
+    }
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
+        subprocess.run(command, cwd=tmp_path, check=True)
+    monkeypatch.setattr(grid, "ROOT", tmp_path)
+    monkeypatch.setattr(grid, "resolve", lambda path: tmp_path / path)
+    return tmp_path
+
+
+def test_a_grid_runs_what_waits_tells_what_failed_and_does_nothing_twice(project, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["grid", "dvc.yaml", "--jobs", "2", "--alone", "last"])
+    with pytest.raises(ValueError, match="1 of 3 stages failed"):
+        grid.main()
+    assert "so much for that" in (project / "scratch/logs/bad.log").read_text()
+    assert (project / "good.txt").read_text() == "good\n" and (project / "last.txt").exists()
+    assert grid.waiting_stages("dvc.yaml") == ["bad"]
