@@ -103,17 +103,19 @@ def seconds(subject: Subject, share: int) -> float:
     return time.perf_counter() - start
 
 
-def memory(name: str, share: int, geometry: Geometry, profile: Profile) -> float:
-    """MB that sampling and decoding a batch needs at its peak beyond the models, in this process."""
-    subject = Subject(name, geometry, profile)
-    if subject.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+def memory(name: str, geometry: Geometry, profile: Profile) -> dict[int, float]:
+    """Share of the size -> MB that sampling and decoding a batch needs at its peak beyond the models, in this process.
+
+    A peak never goes down again, so the smallest images come first.
+    """
+    subject, found = Subject(name, geometry, profile), {}
+    is_cuda = subject.device.type == "cuda"
+    before = torch.cuda.memory_allocated() if is_cuda else _peak_mb()
+    for share in (1,) if name == MODELS[1] else SHARES[::-1]:
         subject.images(share)
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
-    before = _peak_mb()
-    subject.images(share)
-    return _peak_mb() - before
+        peak = torch.cuda.max_memory_allocated() / 1e6 if is_cuda else _peak_mb()
+        found[share] = peak - (before / 1e6 if is_cuda else before)
+    return found
 
 
 def _peak_mb() -> float:
@@ -127,16 +129,17 @@ def _peak_mb() -> float:
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6  # bytes there, KiB elsewhere
 
 
-def _memory_elsewhere(name: str, share: int, geometry: str, profile: str) -> float:
-    """`memory` in a process of its own, because a peak never goes down again."""
-    case = ["--profile", profile, "--memory", name, str(share), geometry]
+def _memory_elsewhere(name: str, geometry: str, profile: str) -> dict[int, float]:
+    """`memory` in a process of its own, whose peak is that of one model alone."""
+    case = ["--profile", profile, "--memory", name, geometry]
     result = subprocess.run(
         [sys.executable, "-m", "sitlib.experiments.throughput", *case],
         capture_output=True,
         text=True,
         check=True,
     )
-    return float(json.loads(result.stdout.splitlines()[-1]))
+    found = json.loads(result.stdout.splitlines()[-1])
+    return {int(share): float(used) for share, used in found.items()}
 
 
 def measure(profile: Profile, name: str, rounds: int) -> dict[str, Any]:
@@ -153,11 +156,11 @@ def measure(profile: Profile, name: str, rounds: int) -> dict[str, Any]:
         for _ in range(rounds):
             for model, share in times:
                 times[model, share].append(seconds(subjects[model], share))
-        memory_of_baseline = _memory_elsewhere(baseline, 1, geometry.name, name)
+        used = {model: _memory_elsewhere(model, geometry.name, name) for model in MODELS}
         for share in SHARES:
             taken = {ours: times[ours, share], baseline: times[baseline, 1]}
             rate = {m: geometry.batch_size / statistics.median(taken[m]) for m in MODELS}
-            peak = {ours: _memory_elsewhere(ours, share, geometry.name, name), baseline: memory_of_baseline}
+            peak = {ours: used[ours][share], baseline: used[baseline][1]}
             paper = REPORTED.get(share)
             rows.append(
                 {
@@ -197,13 +200,13 @@ def main() -> None:
     parser.add_argument("--profile", required=True)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--output", default="metrics/throughput.json", help="metrics file to write")
-    parser.add_argument("--memory", nargs=3, metavar=("MODEL", "SHARE", "GEOMETRY"), help=argparse.SUPPRESS)
+    parser.add_argument("--memory", nargs=2, metavar=("MODEL", "GEOMETRY"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     profile = load_profile(arguments.profile)
     if arguments.memory:
-        name, share, wanted = arguments.memory
+        name, wanted = arguments.memory
         chosen = next(g for g in geometries(profile) if g.name == wanted)
-        print(memory(name, int(share), chosen, profile))
+        print(json.dumps(memory(name, chosen, profile)))
         return
     write_metrics(arguments.output, measure(profile, arguments.profile, arguments.rounds))
 
