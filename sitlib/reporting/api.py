@@ -50,7 +50,12 @@ def write(output: Path) -> None:
     for name, module in modules.items():
         path = output / f"{name.replace('.', '/')}.html"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(pdoc.render.html_module(module, modules), encoding="utf-8")
+        html = re.sub(
+            r'<a class="headerlink" href="#([^"]+)">',
+            r'<a class="headerlink" href="#\1" aria-label="Link to \1">',
+            pdoc.render.html_module(module, modules),
+        )
+        path.write_text(html, encoding="utf-8")
     style = pdoc.render.env.get_template("style.css.jinja2").render()
     (output / "style.css").write_text(style, encoding="utf-8")
     (output / "search.js").write_text(search_index(modules), encoding="utf-8")

@@ -96,7 +96,7 @@ def _code_style() -> str:
     dark = colours("github-dark", ":root:not([data-theme=light])")
     chosen = colours("github-dark", ":root[data-theme=dark]")
     return (
-        f"{colours('default', ':root')}\n"
+        f"{colours('xcode', ':root')}\n"
         f"@media screen and (prefers-color-scheme: dark) {{\n{dark}\n}}\n@media screen {{\n{chosen}\n}}"
     )
 
