@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
+from skimage.color import rgb2lab
 
 from sitlib.paths import ROOT
 from sitlib.reporting import canonical, executed, front, headline, names, page, plots, runner, site, tables
@@ -395,6 +396,59 @@ def test_models_keep_their_colour_and_name():
     assert {name: names.label(name) for name in expected} == expected
 
 
+# How colours look without one kind of cones, on linear RGB (Machado, Oliveira & Fernandes 2009, severity 1).
+DEFICIENCIES = {
+    "none": np.eye(3),
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
+}
+
+
+@pytest.mark.parametrize("deficiency", DEFICIENCIES)
+@pytest.mark.parametrize(
+    "together",
+    [
+        ["vit_vqgan", "sit4", "sit5", "sit5_sc", "sit5_sc_second"],
+        ["ar_vit_vqgan", "ar_sit4", "ar_sit5_sc", "ar_sit5_sc_second"],
+        ["ar_emoji_vit_vqgan", "ar_emoji_sit4_sc"],
+        ["ar_vit_vqgan", "ar_sit4_scd"],
+    ],
+)
+def test_models_of_one_figure_are_told_apart_by_everybody(together, deficiency):
+    seen = []
+    for name in together:
+        code = plots.colour(name)
+        rgb = np.array([int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        changed = np.clip(np.asarray(DEFICIENCIES[deficiency]) @ linear, 0, 1)
+        shown = np.where(changed <= 0.0031308, 12.92 * changed, 1.055 * changed ** (1 / 2.4) - 0.055)
+        seen.append(rgb2lab(shown[None, None])[0, 0])
+    distances = {
+        (one, other): np.linalg.norm(seen[i] - seen[i + 1 + j])
+        for i, one in enumerate(together)
+        for j, other in enumerate(together[i + 1 :])
+    }
+    assert min(distances.values()) > 15, distances  # in CIELAB; 2 is just noticeable side by side
+
+
+def test_every_model_has_a_colour_of_its_own():
+    models = [name for name in plots.COLOURS if "sit" in name and not name.startswith("ar_")]
+    assert len({plots.colour(name) for name in models}) == len(models)
+
+
 def test_show_attaches_the_alternative_and_closes(monkeypatch):
     shown = []
     monkeypatch.setattr(plots, "display", lambda data, raw, metadata: shown.append((data, metadata)))
@@ -470,6 +524,16 @@ def test_tables_format_values_and_mark_the_best():
     assert "24.00*" in text and len(text.splitlines()) == 5
     with pytest.raises(ValueError, match="LPIPS"):
         tables.html_table(rows, "x", best={"LPIPS": "min"})
+
+
+def test_columns_of_words_stand_left_and_numbers_right():
+    rows = [
+        {"model": "a", "by": "told", "LPIPS": 0.1, "ratio": "x 0.83"},
+        {"model": "b", "by": "n/a", "LPIPS": None},
+    ]
+    html = page.aligned(tables.html_table(rows, "Scores"))
+    assert re.findall(r"<t[hd][^>]*class=text[^>]*>(.*?)<", html) == ["by", "told", "n/a"]
+    assert re.sub(" class=text", "", html) == tables.html_table(rows, "Scores")
 
 
 # ---------------------------------------------------------------- headline and front page

@@ -1,12 +1,18 @@
 """The committed report site in a real browser, without a network: nothing is missing, everything can be reached, read and moved."""
 
+import base64
+import io
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from test_applications import photographs, tokenizer_of
 
 from sitlib.paths import ROOT
+from sitlib.reporting.examples import examples
 
 REPORTS = ROOT / "reports"
 INDEX = REPORTS / "index.html"
@@ -113,6 +119,47 @@ def test_figures_have_captions_of_their_own_and_no_caption_is_stale():
     for notebook, captions in CAPTIONS.items():
         for begins in captions if notebook != "index" else ():
             assert any(alt.startswith(begins) for alt in alternatives[notebook]), (notebook, begins)
+
+
+def test_every_module_of_the_library_is_documented():
+    files = (ROOT / "sitlib").rglob("*.py")
+    modules = {str(path.relative_to(ROOT).with_suffix("")).removesuffix("/__init__") for path in files}
+    library = {name for name in modules if not name.startswith("sitlib/reporting")}
+    pages = {
+        str(path.relative_to(REPORTS / "api").with_suffix("")) for path in (REPORTS / "api").rglob("*.html")
+    }
+    assert pages <= library
+    # pdoc follows `__all__`: the modules inside such a package are described on its own page.
+    assert {name for name in library if name.count("/") < 2} <= pages
+
+
+def test_examples_are_what_the_tokenizer_makes_of_the_photographs():
+    tokenizer, views = tokenizer_of(), photographs(2)
+    made = examples({"sit5_sc": tokenizer}, views, ["one", "two"])
+    assert (
+        made["names"] == {"original": "the original", "sit5_sc": "SIT-SC-5"}
+        and made["scales_of"] == "sit5_sc"
+    )
+
+    def pixels(uri):
+        return (
+            np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))).transpose(2, 0, 1)
+            / 255
+        )
+
+    for photo, view in zip(made["photographs"], views, strict=True):
+        again = tokenizer.reconstruct(view[None])[0].clamp(0, 1)
+        assert np.allclose(pixels(photo["images"]["original"]["png"]), view, atol=0.003)
+        assert np.allclose(pixels(photo["images"]["sit5_sc"]["png"]), again, atol=0.003)
+        assert photo["images"]["sit5_sc"]["psnr"] == pytest.approx(
+            -10 * ((again - view) ** 2).mean().log10().item(), abs=1e-3
+        )
+        assert [step["codes"] for step in photo["scales"]] == [16, 32, 48, 64, 80]
+        codes, bits = tokenizer.encode(view[None]), np.log2(tokenizer.config.num_codes)
+        for k, step in enumerate(photo["scales"], 1):
+            partial = tokenizer.decode(codes, k)[0].clamp(0, 1)
+            assert step["size"] == partial.shape[-1] and step["bytes"] == np.ceil(step["codes"] * bits / 8)
+            assert np.allclose(pixels(step["png"]), partial, atol=0.003)
 
 
 # -- in a browser ----------------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import argparse
 import base64
 import io
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -116,6 +117,10 @@ def main() -> None:
         profile.data,
     )  # a tokenizer of other images or of another size has no place beside these
     variants = [name for name in parameters["tokenizers"] if profile.tokenizer_data(name) == same]
+    if not variants:
+        sys.exit(
+            "No tokenizer in params.yaml is trained on data.source of the profile: add one, such as sit4."
+        )
     tokenizers = {name: trained_tokenizer(profile, name, seed).model.eval() for name in variants}
     views, names = _photographs(profile)
     write_metrics(arguments.output, examples(tokenizers, views, names, load_lpips("alex")))

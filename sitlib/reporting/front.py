@@ -11,7 +11,7 @@ import yaml
 
 from sitlib.reporting.exhibits import embedded
 from sitlib.reporting.names import label
-from sitlib.reporting.page import Place, inline, notebook_title, page
+from sitlib.reporting.page import Place, aligned, inline, notebook_title, page
 from sitlib.reporting.story import Results, headline_rows, story
 from sitlib.reporting.tables import html_table
 
@@ -82,7 +82,7 @@ def metrics_table(
 
 
 def _scrolling(table: str) -> str:
-    return f'<div class="tables scroll">{table}</div>'
+    return f'<div class="tables scroll">{aligned(table)}</div>'
 
 
 def _protocol(protocol: Mapping[str, Any]) -> str:
@@ -111,11 +111,12 @@ def duration(seconds: float) -> str:
 
 def environment(headline: Mapping[str, Any]) -> dict[str, str]:
     machine = headline["hardware"]
+    commit, dirty, _ = headline["revision"].partition("-dirty")
     memory = f", {machine['memory_gib']:g} GiB of memory" if machine["memory_gib"] else ""
     return {
         "Hardware": f"{machine['cpu']}, {machine['logical_cores']} logical cores{memory}, {machine['gpu'] or 'no GPU'}",
         "Versions": ", ".join(f"{name} {number}" for name, number in headline["versions"].items()),
-        "Commit": f"{headline['revision']}, when the results were gathered",
+        "Commit": f"{commit}{', with changes that were not committed' if dirty else ''}, when the results were gathered",
     }
 
 
@@ -209,7 +210,12 @@ def front_page(
         table = html_table(
             rows, "Against ViT-VQGAN, or the model over its codes: differences in dB, all else ratios (x)"
         )
-        section("headline", "The paper and this run", _scrolling(table), note)
+        section(
+            "headline",
+            "The paper and this run",
+            _scrolling(table.replace("<table>", '<table class="wrap">')),
+            note,
+        )
     for number, (key, title, body) in enumerate(story(results, first, CAPTIONS, place), 1):
         section(key, f"{number}. {title}", body)
     section("reports", "Reports", _links(reports))

@@ -128,10 +128,34 @@ def figure(png: bytes, alt: str, number: int, caption: str, place: Place = inlin
     """An image on a light card, with a numbered caption in HTML."""
     width, height = struct.unpack(">II", png[16:24])
     return (
-        f'<figure><div class="card scroll" data-label="Figure {number}, which scrolls">'
+        f'<figure><div class="card scroll{" wide" if width > 700 else ""}" data-label="Figure {number}, which scrolls">'
         f'<img src="{place(png)}" width="{width}" height="{height}" alt="{escape(alt)}"></div>'
         f"<figcaption><strong>Figure {number}.</strong> {caption}</figcaption></figure>"
     )
+
+
+def aligned(table: str) -> str:
+    """HTML of a table of ours with the columns of words marked, so that they can stand left and numbers right."""
+    rows = [
+        re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S)
+        for row in re.findall(r"<tr>(.*?)</tr>", table, re.S)
+    ]
+    words = {
+        column
+        for column in range(1, len(rows[0]) if rows else 0)
+        if all(re.match(r"(<strong>)?[A-Za-z]", row[column]) for row in rows if len(row) > column)
+        and any(not row[column].startswith(("n/a", "x ")) for row in rows[1:] if len(row) > column)
+    }
+
+    def marked(row: re.Match) -> str:
+        count = iter(range(len(row[0])))
+        return re.sub(
+            r"<(t[hd])( scope=[^>\s]+)?>",
+            lambda cell: f"<{cell[1]}{cell[2] or ''}{' class=text' if next(count) in words else ''}>",
+            row[0],
+        )
+
+    return re.sub(r"<tr>.*?</tr>", marked, table, flags=re.S)
 
 
 class _Renderer(IPythonRenderer):
@@ -215,6 +239,7 @@ def _exporter() -> _Exporter:
     )
     exporter.register_filter("latex", lambda text: formula(text.strip().strip("$"), "block"))
     exporter.register_filter("figure", exporter.draw)
+    exporter.register_filter("aligned", aligned)
     return exporter
 
 

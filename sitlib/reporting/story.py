@@ -231,27 +231,30 @@ def _spoken(name: str) -> str:
 
 
 def _applications(results: Results, reused, more: str) -> str:
-    parts = ["<p>A model over coarse-to-fine codes can be given some scales and draw the others."]
+    said = []
     for name, shares in results.applications.get("upsampling", {}).items():
         share = next(iter(shares))
         ways = shares[share]
         told = next((way for way in ways if way.startswith("told, temperature 1")), None)
         if told:
             low, high = ways[told]["lpips_ratio_interval"]
-            parts.append(
-                f" From 1/{share} of the side, details drawn by {_spoken(name)} have {ways[told]['lpips_ratio']:.2f} "
-                f"[{low:.2f}, {high:.2f}] times the LPIPS of bicubic enlargement, and a PSNR lower by "
-                f"{ways['bicubic']['psnr'] - ways[told]['psnr']:.1f} dB: they are plausible, not right."
+            said.append(
+                f"details drawn by {_spoken(name)} have {ways[told]['lpips_ratio']:.2f} [{low:.2f}, {high:.2f}] times the LPIPS of "
+                f"bicubic enlargement from 1/{share} of the side, and a PSNR lower by "
+                f"{ways['bicubic']['psnr'] - ways[told]['psnr']:.1f} dB"
             )
+    parts = ["<p>A model over coarse-to-fine codes can be given some scales and draw the others."]
+    if said:
+        parts.append(f" Upsampling: {'; '.join(said)}. Such details are plausible, not right.")
+    parts += ["</p>", reused("05a_applications", "AR-SIT-SC-5: images of 8 px", more)]
     if kept := results.applications.get("editing", {}).get("kept"):
         none, one = kept["0"]["r_precision_new"]["value"], kept["1"]["r_precision_new"]["value"]
         parts.append(
-            " An edit keeps the codes of the coarse scales to the bit and draws the rest for another caption. The new caption is "
+            "<p>Editing keeps the codes of the coarse scales to the bit and draws the rest for another caption. The new caption is "
             f"recognised in {none:.1f} % of the images when nothing is kept and in {one:.1f} % when one scale is "
-            f"(chance: {100 / results.applications['editing']['candidates']:.0f} %)."
+            f"(chance: {100 / results.applications['editing']['candidates']:.0f} %).</p>"
         )
-    begins = ("AR-SIT-SC-5: images of 8 px", "Six emoji in rows")
-    return "".join(parts) + "</p>" + "".join(reused("05a_applications", text, more) for text in begins)
+    return "".join([*parts, reused("05a_applications", "Six emoji in rows", more)])
 
 
 def _cost(results: Results, show, links: Mapping[str, str], captions: Mapping[str, Mapping[str, str]]) -> str:
