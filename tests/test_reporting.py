@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,9 +19,10 @@ import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
+from skimage.color import rgb2lab
 
 from sitlib.paths import ROOT
-from sitlib.reporting import canonical, executed, headline, names, page, plots, runner, site, tables
+from sitlib.reporting import canonical, executed, front, headline, names, page, plots, runner, site, tables
 
 # ---------------------------------------------------------------- canonical notebooks
 
@@ -152,13 +154,14 @@ def test_a_run_prints_live_and_writes_report_and_time(demo):
     assert done.returncode == 0, done.stderr
     assert "sit4 int\n" in done.stdout and "ETA 00:01" in done.stdout and "3/3" in done.stderr
     assert sorted(path.name for path in (folder / "reports").iterdir()) == [
-        "01_demo-run.html",
         "01_demo-run.ipynb",
         "failed",
     ]
     assert not list((folder / "reports" / "failed").iterdir())
     record = json.loads((folder / "metrics" / "seconds.json").read_text())
-    assert record["stage"] == "demo stage" and 0 < record["seconds"] < 100
+    assert (
+        record["stage"] == "demo stage" and record["report"] == "01_demo-run" and 0 < record["seconds"] < 100
+    )
 
 
 def test_a_run_uses_this_interpreter_and_the_project_root(demo):
@@ -203,19 +206,23 @@ def fetched(html: str) -> list[str]:
     )
 
 
-def test_the_html_report_is_readable_offline(demo):
+def test_the_page_of_a_run_is_readable_offline(demo):
     folder, _ = demo
-    html = (folder / "reports" / "01_demo-run.html").read_text()
+    made = page.notebook_document(
+        nbformat.read(folder / "reports" / "01_demo-run.ipynb", as_version=4),
+        "01_demo",
+        links=lambda url: f"moved/{url}" if ":" not in url else url,
+    )
+    html = page.page(made.title, made.body, home="../index.html", about="Seed 0", headings=made.headings)
     parsed = Page(html)
     assert fetched(html) == []
     assert parsed.alternatives == ['A line that "rises" & falls']
-    assert (
-        "math" in parsed.tags
-        and "script" not in parsed.tags
-        and "$" not in re.sub(r"<style>.*?</style>", "", html, flags=re.S)
-    )
-    assert "<title>Demo of a run (demo stage)</title>" in html and 'href="index.html"' in html
-    assert "23.456" in html and "Parameters of this run" in html
+    text = re.sub(r"<(style|script)>.*?</\1>", "", html, flags=re.S)
+    assert "math" in parsed.tags and "$" not in text
+    assert "<title>Demo of a run</title>" in html and 'href="../index.html"' in html and "Seed 0" in html
+    assert 'href="https://arxiv.org/abs/1"' in html  # what leads outside stays
+    assert "23.456" in html and "Parameters of this run" in html and '<details class="code">' in html
+    assert '<figcaption><strong>Figure 1.</strong> A line that "rises" & falls</figcaption>' in unescape(html)
 
 
 def test_equal_results_give_equal_bytes(demo):
@@ -228,7 +235,7 @@ def test_equal_results_give_equal_bytes(demo):
 
 def test_a_failing_cell_ends_in_two_lines_and_leaves_old_reports_alone(tmp_path):
     (tmp_path / "reports").mkdir()
-    (tmp_path / "reports" / "02_bad-run.html").write_text("old")
+    (tmp_path / "reports" / "02_bad-run.ipynb").write_text("old")
     done = run_notebook(FAILING, tmp_path, "02_bad", "--seconds", str(tmp_path / "seconds.json"))
     partial = tmp_path / "reports" / "failed" / "02_bad-run.ipynb"
     assert done.returncode == 1
@@ -238,7 +245,7 @@ def test_a_failing_cell_ends_in_two_lines_and_leaves_old_reports_alone(tmp_path)
         f"The partial notebook is at {partial}",
     ]
     assert "so far" in output_text(nbformat.read(partial, as_version=4))
-    assert (tmp_path / "reports" / "02_bad-run.html").read_text() == "old"
+    assert (tmp_path / "reports" / "02_bad-run.ipynb").read_text() == "old"
     assert not (tmp_path / "seconds.json").exists()
 
 
@@ -389,6 +396,59 @@ def test_models_keep_their_colour_and_name():
     assert {name: names.label(name) for name in expected} == expected
 
 
+# How colours look without one kind of cones, on linear RGB (Machado, Oliveira & Fernandes 2009, severity 1).
+DEFICIENCIES = {
+    "none": np.eye(3),
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
+}
+
+
+@pytest.mark.parametrize("deficiency", DEFICIENCIES)
+@pytest.mark.parametrize(
+    "together",
+    [
+        ["vit_vqgan", "sit4", "sit5", "sit5_sc", "sit5_sc_second"],
+        ["ar_vit_vqgan", "ar_sit4", "ar_sit5_sc", "ar_sit5_sc_second"],
+        ["ar_emoji_vit_vqgan", "ar_emoji_sit4_sc"],
+        ["ar_vit_vqgan", "ar_sit4_scd"],
+    ],
+)
+def test_models_of_one_figure_are_told_apart_by_everybody(together, deficiency):
+    seen = []
+    for name in together:
+        code = plots.colour(name)
+        rgb = np.array([int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        changed = np.clip(np.asarray(DEFICIENCIES[deficiency]) @ linear, 0, 1)
+        shown = np.where(changed <= 0.0031308, 12.92 * changed, 1.055 * changed ** (1 / 2.4) - 0.055)
+        seen.append(rgb2lab(shown[None, None])[0, 0])
+    distances = {
+        (one, other): np.linalg.norm(seen[i] - seen[i + 1 + j])
+        for i, one in enumerate(together)
+        for j, other in enumerate(together[i + 1 :])
+    }
+    assert min(distances.values()) > 15, distances  # in CIELAB; 2 is just noticeable side by side
+
+
+def test_every_model_has_a_colour_of_its_own():
+    models = [name for name in plots.COLOURS if "sit" in name and not name.startswith("ar_")]
+    assert len({plots.colour(name) for name in models}) == len(models)
+
+
 def test_show_attaches_the_alternative_and_closes(monkeypatch):
     shown = []
     monkeypatch.setattr(plots, "display", lambda data, raw, metadata: shown.append((data, metadata)))
@@ -464,6 +524,16 @@ def test_tables_format_values_and_mark_the_best():
     assert "24.00*" in text and len(text.splitlines()) == 5
     with pytest.raises(ValueError, match="LPIPS"):
         tables.html_table(rows, "x", best={"LPIPS": "min"})
+
+
+def test_columns_of_words_stand_left_and_numbers_right():
+    rows = [
+        {"model": "a", "by": "told", "LPIPS": 0.1, "ratio": "x 0.83"},
+        {"model": "b", "by": "n/a", "LPIPS": None},
+    ]
+    html = page.aligned(tables.html_table(rows, "Scores"))
+    assert re.findall(r"<t[hd][^>]*class=text[^>]*>(.*?)<", html) == ["by", "told", "n/a"]
+    assert re.sub(" class=text", "", html) == tables.html_table(rows, "Scores")
 
 
 # ---------------------------------------------------------------- headline and front page
@@ -555,30 +625,67 @@ def test_revision_is_dirty_only_for_tracked_sources(tmp_path):
     assert headline.revision(tmp_path) == f"{clean}-dirty"
 
 
-def test_front_page_shows_the_headline_and_links_every_report(project, demo):
-    reports = project / "reports"
+def test_the_site_shows_the_headline_and_links_every_report(project, demo):
+    reports, docs = project / "reports", project / "docs"
     reports.mkdir()
+    docs.mkdir()
     notebook = nbformat.read(demo[0] / "reports" / "01_demo-run.ipynb", as_version=4)
-    for file, name in [
-        ("01_demo", "01_demo"),
-        ("02_train-sit4-seed0", "02_train"),
-        ("02_train-vit_vqgan-seed0", "02_train"),
-    ]:
-        (reports / f"{file}.html").write_text(page.notebook_page(notebook, name, "stage & more"))
+    notebook.cells[0].source += "\n\n[next](02_train.ipynb), [code](../sitlib/page.py)"
+    for stem in ("01_demo", "02_train-sit4-seed0", "02_train-vit_vqgan-seed0"):
+        nbformat.write(notebook, reports / f"{stem}.ipynb")
+    (docs / "scale.md").write_text(
+        "# Scale & size\n\nSee [the run](../reports/01_demo.ipynb), [home](../reports/index.html#run).\n\n"
+        "## One\n\n| a | b |\n|---|---|\n| 1 | $x^2$ |\n\n## One\n"
+    )
+    (reports / "pages").mkdir()
+    (reports / "pages" / "99_gone.html").write_text("of a notebook that is gone")
+    times = {"stage": "train", "report": "02_train-sit4-seed0", "seconds": 150.0}
+    write_json(project / "metrics" / "seconds" / "train sit4.json", times)
     write_json(project / "metrics" / "headline.json", headline.gather(project))
-    source, output = str(project / "metrics" / "headline.json"), str(reports / "index.html")
-    assert site.main(["--output", output, "--headline", source]) == 0
-    first = Path(output).read_text()
-    assert site.main(["--output", output, "--headline", source]) == 0
-    assert Path(output).read_text() == first
-    assert fetched(first) == [] and "prefers-color-scheme: dark" in first and "width=device-width" in first
+    output = reports / "index.html"
+    command = ["--output", str(output), "--headline", str(project / "metrics" / "headline.json")]
+    written = []
+    for _ in range(2):
+        assert site.main([*command, "--docs", str(docs)]) == 0
+        written.append({path.name: path.read_text() for path in reports.rglob("*.html")})
+    assert written[0] == written[1]
+    first = written[0]["index.html"]
+    assert set(written[0]) == {"index.html", "scale.html"} | {
+        f"{p.stem}.html" for p in reports.glob("*.ipynb")
+    }
+    (drawn,) = (reports / "pages" / "figures").iterdir()  # three reports show the same figure
+    for name, html in written[0].items():
+        assert set(fetched(html)) <= {f"figures/{drawn.name}"} and "prefers-color-scheme: dark" in html, name
     assert "<strong>23.50 ± 0.71</strong>" in first and "120.5" in first and "3 min 0 s" in first
-    links = re.findall(r'href="([^"]+\.html)">([^<]+)<', first)
-    assert links == [
-        ("01_demo.html", "Demo of a run"),
-        ("02_train-sit4-seed0.html", "SIT-4, seed 0"),
-        ("02_train-vit_vqgan-seed0.html", "ViT-VQGAN, seed 0"),
+    assert re.findall(r'href="(pages/[^"]+|api/[^"]+)">([^<]+)<', first) == [
+        ("pages/01_demo.html", "Demo of a run"),
+        ("pages/02_train-sit4-seed0.html", "SIT-4, seed 0"),
+        ("pages/02_train-vit_vqgan-seed0.html", "ViT-VQGAN, seed 0"),
+        ("pages/scale.html", "Scale &amp; size"),
+        ("api/sitlib.html", "API documentation, from the docstrings"),
     ]
+    train = written[0]["02_train-sit4-seed0.html"]
+    assert "<dd>2 min 30 s</dd>" in train and "<dd>SIT-4</dd>" in train and "logical cores" in train
+    assert (
+        'rel="prev" href="01_demo.html"' in train
+        and 'rel="next" href="02_train-vit_vqgan-seed0.html"' in train
+    )
+    assert (
+        'href="02_train-sit4-seed0.html">next</a>' in train
+        and 'href="../../sitlib/page.py">code</a>' in train
+    )
+    scale = written[0]["scale.html"]
+    assert 'href="01_demo.html">the run' in scale and 'href="../index.html#run">home' in scale
+    assert 'id="one"' in scale and 'href="#one-2"' in scale and "<msup>" in scale and "<td>1</td>" in scale
+
+
+def test_a_notebook_that_cannot_be_read_is_named_by_the_site(project, capsys):
+    (project / "reports").mkdir()
+    (project / "reports" / "01_x.ipynb").write_text("{")
+    write_json(project / "metrics" / "headline.json", headline.gather(project))
+    headline_file = str(project / "metrics" / "headline.json")
+    assert site.main(["--output", str(project / "reports" / "index.html"), "--headline", headline_file]) == 1
+    assert "01_x.ipynb is not a readable notebook" in capsys.readouterr().err
 
 
 def test_front_page_without_headline_is_a_sentence(tmp_path, capsys):
@@ -593,4 +700,4 @@ def test_front_page_without_headline_is_a_sentence(tmp_path, capsys):
     ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (725, "12 min 5 s"), (7380, "2 h 3 min")]
 )
 def test_durations_are_readable(seconds, text):
-    assert site.duration(seconds) == text
+    assert front.duration(seconds) == text

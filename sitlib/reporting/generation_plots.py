@@ -6,6 +6,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from sitlib.reporting.plots import colour, label
 
@@ -80,12 +81,15 @@ def throughput_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
             axis.bar(places, rates, 0.36, color=colour(name), label=text)
         for place, row in enumerate(chosen):
             top = max(row["images_per_second"].values())
-            axis.annotate(f"x {row['ratio']:.2g}", (place, top), ha="center", va="bottom", fontsize=8)
+            axis.annotate(f"x {row['ratio']:.2f}", (place, top), ha="center", va="bottom", fontsize=8)
         axis.set(yscale="log", xlabel="side of the image, px", xticks=range(len(chosen)))
         axis.set_xticklabels([row["size"] for row in chosen])
         axis.set_title("the profile's geometry" if geometry == "profile" else "the paper's geometry")
         axis.margins(y=0.15)
         axis.grid(axis="x", visible=False)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
     axes[0][0].set_ylabel("images a second")
     fig.legend(loc="outside upper center", ncols=2)
     return fig

@@ -1,6 +1,12 @@
-"""The HTML shell of every report: one self-contained file that opens offline, in light and in dark."""
+"""From notebooks and Markdown to the pages of the report site: HTML that loads nothing from outside, in light and in dark."""
 
-from html import escape
+import base64
+import re
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from html import escape, unescape
 from pathlib import Path
 
 import nbformat
@@ -13,25 +19,96 @@ from traitlets.config import Config
 
 from sitlib.paths import ROOT
 
-STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-TEMPLATE = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
+HERE = Path(__file__).parent
+STYLE = (HERE / "report.css").read_text(encoding="utf-8").strip()
+SCRIPT = (HERE / "report.js").read_text(encoding="utf-8").strip()
+TEMPLATE = (HERE / "report.html.j2").read_text(encoding="utf-8")
+
+Links = Callable[[str], str]  # what a link in a source becomes on the page
+Place = Callable[[bytes], str]  # puts a PNG somewhere and returns its address on the page
+Heading = tuple[int, str, str]  # level, id, HTML of the text
 
 
-def page(title: str, body: str, *, navigation: str = "", metadata: dict[str, str] | None = None) -> str:
-    """Whole HTML document around `body` that loads nothing; `metadata` becomes `<meta>` elements."""
-    meta = "\n".join(
-        f'<meta name="{escape(name)}" content="{escape(value)}">' for name, value in (metadata or {}).items()
+@dataclass(frozen=True)
+class Document:
+    """A rendered notebook or Markdown file: its title, HTML, and headings of levels 2 and 3."""
+
+    title: str
+    body: str
+    headings: Sequence[Heading]
+
+
+def page(
+    title: str,
+    body: str,
+    *,
+    home: str = "",
+    before: tuple[str, str] | None = None,
+    after: tuple[str, str] | None = None,
+    about: str = "",
+    headings: Sequence[Heading] = (),
+    has_code: bool = False,
+) -> str:
+    """Whole HTML document around `body`.
+
+    Args:
+        home: address of the front page, empty on the front page itself.
+        before, after: address and title of the neighbouring pages.
+        about: a line of text under the first heading.
+        headings: for the table of contents, which comes next.
+        has_code: whether there is folded code to show.
+    """
+    ways = [f'<a href="{escape(home)}">All reports</a>' if home else "<span>Spectral Image Tokenizer</span>"]
+    for rel, text, way in (("prev", "← {}", before), ("next", "{} →", after)):
+        if way:
+            number = way[1].partition(" · ")[0]
+            name = f"{'Previous' if rel == 'prev' else 'Next'}: {way[1]}"
+            ways.append(
+                f'<a rel="{rel}" href="{escape(way[0])}" aria-label="{escape(name)}">{escape(text.format(number))}</a>'
+            )
+    buttons = '<button type="button" data-code aria-pressed="false">Show code</button>' if has_code else ""
+    buttons += '<button type="button" data-theme-switch hidden>Dark</button>'
+    foot = "".join(
+        f'<a rel="{rel}" href="{escape(way[0])}"><span>{word}</span> {escape(way[1])}</a>'
+        for rel, word, way in (("prev", "Previous", before), ("next", "Next", after))
+        if way
     )
-    code = HtmlFormatter(style="default").get_style_defs(".highlight")
-    dark_code = HtmlFormatter(style="github-dark").get_style_defs(".highlight")
+    line = f'<p class="run">{escape(about)}</p>' if about else ""
+    body = body.replace("</h1>", f"</h1>\n{line}\n{_contents(headings)}", 1)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"{meta}\n<title>{escape(title)}</title>\n<style>\n{code}\n"
-        f"@media (prefers-color-scheme: dark) {{\n{dark_code}\n}}\n{STYLE.strip()}\n</style>\n</head>\n"
-        "<body>\n"
-        f"{f'<nav>{navigation}</nav>' if navigation else ''}\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{_code_style()}\n{STYLE}\n</style>\n</head>\n<body>\n"
+        f'<a class="skip" href="#main">To the text</a>\n'
+        f'<header class="bar"><nav aria-label="Pages">{"".join(ways)}</nav><div>{buttons}</div></header>\n'
+        f'<main id="main">\n<article>\n{body}\n</article>\n</main>\n'
+        f"{f'<footer><nav aria-label=Neighbours>{foot}</nav></footer>' if foot else ''}\n"
+        f"<script>\n{SCRIPT}\n</script>\n</body>\n</html>\n"
     )
+
+
+def _code_style() -> str:
+    """Colours of code in light and in dark, as report.css switches them."""
+
+    def colours(style: str, prefix: str) -> str:
+        return HtmlFormatter(style=style).get_style_defs(f"{prefix} .highlight")
+
+    dark = colours("github-dark", ":root:not([data-theme=light])")
+    chosen = colours("github-dark", ":root[data-theme=dark]")
+    return (
+        f"{colours('xcode', ':root')}\n"
+        f"@media screen and (prefers-color-scheme: dark) {{\n{dark}\n}}\n@media screen {{\n{chosen}\n}}"
+    )
+
+
+def _contents(headings: Sequence[Heading]) -> str:
+    if len(headings) < 2:
+        return ""
+    items = "".join(
+        f'<li class="level-{level}"><a href="#{key}">{re.sub("<[^>]+>", "", text)}</a></li>'
+        for level, key, text in headings
+    )
+    return f'<nav class="contents" aria-label="Contents"><details open><summary>Contents</summary><ul>{items}</ul></details></nav>'
 
 
 def formula(source: str, display: str) -> str:
@@ -42,8 +119,51 @@ def formula(source: str, display: str) -> str:
         return f"<code>{escape(source)}</code>"
 
 
+def inline(png: bytes) -> str:
+    """Address of a PNG that is its own content."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def figure(png: bytes, alt: str, number: int, caption: str, place: Place = inline) -> str:
+    """An image on a light card, with a numbered caption in HTML."""
+    width, height = struct.unpack(">II", png[16:24])
+    return (
+        f'<figure><div class="card scroll{" wide" if width > 700 else ""}" data-label="Figure {number}, which scrolls">'
+        f'<img src="{place(png)}" width="{width}" height="{height}" alt="{escape(alt)}"></div>'
+        f"<figcaption><strong>Figure {number}.</strong> {caption}</figcaption></figure>"
+    )
+
+
+def aligned(table: str) -> str:
+    """HTML of a table of ours with the columns of words marked, so that they can stand left and numbers right."""
+    rows = [
+        re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S)
+        for row in re.findall(r"<tr>(.*?)</tr>", table, re.S)
+    ]
+    words = {
+        column
+        for column in range(1, len(rows[0]) if rows else 0)
+        if all(re.match(r"(<strong>)?[A-Za-z]", row[column]) for row in rows if len(row) > column)
+        and any(not row[column].startswith(("n/a", "x ")) for row in rows[1:] if len(row) > column)
+    }
+
+    def marked(row: re.Match) -> str:
+        count = iter(range(len(row[0])))
+        return re.sub(
+            r"<(t[hd])( scope=[^>\s]+)?>",
+            lambda cell: f"<{cell[1]}{cell[2] or ''}{' class=text' if next(count) in words else ''}>",
+            row[0],
+        )
+
+    return re.sub(r"<tr>.*?</tr>", marked, table, flags=re.S)
+
+
 class _Renderer(IPythonRenderer):
-    """Markdown with formulas as MathML: MathJax would have to be loaded from the network."""
+    """Markdown with formulas as MathML (MathJax would have to be loaded), links between pages, and headings that are remembered."""
+
+    def __init__(self, headings: list[Heading], links: Links, **options):
+        super().__init__(escape=False, embed_images=True, exclude_anchor_links=True, **options)
+        self.headings, self.links = headings, links
 
     def inline_math(self, body: str) -> str:
         return formula(body, "inline")
@@ -54,17 +174,40 @@ class _Renderer(IPythonRenderer):
     def latex_environment(self, name: str, body: str) -> str:
         return formula(f"\\begin{{{name}}}{body}\\end{{{name}}}", "block")
 
+    def heading(self, text: str, level: int, **attrs) -> str:
+        name = re.sub(r"[^\w]+", "-", unescape(re.sub("<[^>]+>", "", text)).lower()).strip("-") or "section"
+        taken = {key for _, key, _ in self.headings}
+        key = next(k for k in (name, *(f"{name}-{i}" for i in range(2, 1000))) if k not in taken)
+        self.headings.append((level, key, text))
+        return f'<h{level} id="{key}">{text}</h{level}>\n'
+
+    def paragraph(self, text: str) -> str:
+        return f'<p class="claim">{text}</p>\n' if text.startswith("<strong>Claim.") else f"<p>{text}</p>\n"
+
+    def link(self, text: str, url: str, title: str | None = None) -> str:
+        return super().link(text, self.links(url), title)
+
+    def table(self, text: str) -> str:
+        return f'<div class="tables scroll" data-label="Table, which scrolls">\n<table>\n{text}</table>\n</div>\n'
+
 
 class _Exporter(HTMLExporter):
+    """nbconvert's exporter with our template; what belongs to one notebook is set before each export."""
+
+    headings: list[Heading]
+    links: Links
+    captions: Callable[[str], str]
+    place: Place
+    figures: int
+
+    def draw(self, png: str, alt: str) -> str:
+        self.figures += 1
+        return figure(base64.b64decode(png), alt, self.figures, self.captions(alt), self.place)
+
     @pass_context
     def markdown2html(self, context, source):
-        renderer = _Renderer(
-            escape=False,
-            attachments=context.get("cell", {}).get("attachments", {}),
-            embed_images=True,
-            exclude_anchor_links=True,
-            path=str(ROOT / "notebooks"),
-        )
+        attachments = context.get("cell", {}).get("attachments", {})
+        renderer = _Renderer(self.headings, self.links, attachments=attachments, path=str(ROOT / "notebooks"))
         return MarkdownWithMath(renderer=renderer).render(source)
 
 
@@ -78,8 +221,9 @@ def notebook_title(notebook: nbformat.NotebookNode, default: str) -> str:
     return default
 
 
-def notebook_page(notebook: nbformat.NotebookNode, name: str, stage: str) -> str:
-    """HTML report of an executed notebook. `name`: the source's stem; `stage`: which run, for the reader."""
+@cache
+def _exporter() -> _Exporter:
+    """One for all notebooks: to read the templates takes longer than to fill them."""
     config = Config()
     # No JavaScript and no widgets: they need libraries from the network.
     config.NbConvertBase.display_data_priority = [
@@ -94,8 +238,38 @@ def notebook_page(notebook: nbformat.NotebookNode, name: str, stage: str) -> str
         exclude_output_prompt=True,
     )
     exporter.register_filter("latex", lambda text: formula(text.strip().strip("$"), "block"))
+    exporter.register_filter("figure", exporter.draw)
+    exporter.register_filter("aligned", aligned)
+    return exporter
+
+
+def notebook_document(
+    notebook: nbformat.NotebookNode,
+    name: str,
+    *,
+    links: Links = str,
+    captions: Callable[[str], str] = escape,
+    place: Place = inline,
+) -> Document:
+    """An executed notebook as HTML.
+
+    Args:
+        name: title where it has none.
+        captions: alternative text of a figure -> its caption in HTML.
+        place: where figures go; by default into the page.
+    """
+    exporter = _exporter()
+    exporter.headings, exporter.links, exporter.captions, exporter.place = [], links, captions, place
+    exporter.figures = 0
     body, _ = exporter.from_notebook_node(notebook)
-    title = notebook_title(notebook, name)
-    navigation = f'<a href="index.html">All reports</a> · {escape(stage)}'
-    metadata = {"notebook": name, "heading": title}
-    return page(f"{title} ({stage})", body, navigation=navigation, metadata=metadata)
+    contents = [heading for heading in exporter.headings if heading[0] in (2, 3)]
+    return Document(notebook_title(notebook, name), body, contents)
+
+
+def markdown_document(text: str, name: str, folder: Path, links: Links = str) -> Document:
+    """A Markdown file as HTML; its images, which lie relative to `folder`, become part of the page. `name`: title where it has none."""
+    headings: list[Heading] = []
+    renderer = _Renderer(headings, links, attachments={}, path=str(folder))
+    body = MarkdownWithMath(renderer=renderer).render(text)
+    title = next((re.sub("<[^>]+>", "", text) for level, _, text in headings if level == 1), escape(name))
+    return Document(unescape(title), body, [heading for heading in headings if heading[0] in (2, 3)])

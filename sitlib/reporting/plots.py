@@ -37,20 +37,20 @@ COLOURS = {
     "sit4_two": "#5E9BCB",
     "sit4_plain": SKY,
     "sit5": GREEN,
-    "sit5_sc": "#AA4499",
+    "sit5_sc": PURPLE,
     "sit5_sc_second": "#332288",
-    "sit6": PURPLE,
+    "sit6": "#AA4499",
     "sit3": "#882255",
     "approximation": VERMILLION,
     "details": SKY,
     "gaussian": "#7A7A7A",
     "laplace": VERMILLION,
 }
-COLOURS |= {"sit4_scd": "#44AA99", "emoji_vit_vqgan": ORANGE, "emoji_sit4_sc": "#44AA99"}
+COLOURS |= {"sit4_scd": "#117733", "emoji_vit_vqgan": ORANGE, "emoji_sit4_sc": "#44AA99"}
 COLOURS |= {f"ar_{name}": tone for name, tone in COLOURS.items() if "vit" in name or "sit" in name}
 
 # For names without a place above: further tones that stay apart from the ones that have an owner.
-SPARE = ("#117733", "#999933", "#DDCC77", "#661100")
+SPARE = ("#999933", "#DDCC77", "#661100")
 
 
 def style() -> None:

@@ -1,11 +1,11 @@
-"""Run a notebook from top to bottom and keep the result as a report: `<output>.ipynb` and `<output>.html`.
+"""Run a notebook from top to bottom and keep the result as `<output>.ipynb`, from which `sitlib.reporting.site` makes a page.
 
     python -m sitlib.reporting.runner build/notebooks/02a_tokenizer_training.ipynb
         --output reports/02a_tokenizer_training-sit4-0 --stage "tokenizer sit4 seed 0"
         -p variant sit4 -p seed 0 --seconds metrics/seconds/tokenizer-sit4-0.json
 
-What the notebook prints appears as it is printed. The reports are written only after the last cell has
-passed, and hold the same bytes whenever the results are the same. While it runs, and after a failure, the
+What the notebook prints appears as it is printed. The result is written only after the last cell has
+passed, and holds the same bytes whenever the results are the same. While it runs, and after a failure, the
 notebook as far as it got is in `failed/` beside the output.
 """
 
@@ -39,7 +39,6 @@ from traitlets.config import Config
 from sitlib.paths import ROOT, resolve
 from sitlib.reporting.canonical import UNREADABLE
 from sitlib.reporting.executed import clean
-from sitlib.reporting.page import notebook_page
 
 
 class RunError(RuntimeError):
@@ -131,9 +130,9 @@ def check(path: Path, parameters: Mapping[str, Any]) -> None:
 def run(
     path: Path, output: Path, stage: str, parameters: Mapping[str, Any], seconds: Path | None = None
 ) -> None:
-    """Execute the notebook `path` from the project's root; write `<output>.ipynb` and `<output>.html`.
+    """Execute the notebook `path` from the project's root; write `<output>.ipynb`.
 
-    seconds: where to write `{"stage", "seconds"}`, the wall time of the run.
+    seconds: where to write `{"stage", "report", "seconds"}`, the wall time of the run.
     Raises RunError with what the terminal should say; the kernel is gone then, and after Ctrl-C.
     """
     started = time.monotonic()
@@ -168,11 +167,9 @@ def run(
         out.end_line()
         err.end_line()
     clean(notebook)
-    report = notebook_page(notebook, path.stem, stage)
     write(output.with_name(f"{output.name}.ipynb"), nbformat.writes(notebook) + "\n")
-    write(output.with_name(f"{output.name}.html"), report)
     if seconds is not None:
-        record = {"stage": stage, "seconds": round(time.monotonic() - started, 1)}
+        record = {"stage": stage, "report": output.name, "seconds": round(time.monotonic() - started, 1)}
         write(seconds, json.dumps(record, indent=2) + "\n")
     partial.unlink()
 
@@ -211,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     about = __doc__.split("\n")[0]
     parser = argparse.ArgumentParser("python -m sitlib.reporting.runner", description=about)
     parser.add_argument("notebook")
-    parser.add_argument("--output", required=True, help="path of the reports without .ipynb and .html")
+    parser.add_argument("--output", required=True, help="path of the result without .ipynb")
     parser.add_argument("--stage", required=True, help="name of this run for the reader")
     pair = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
     parser.add_argument("-p", dest="parameters", help="parameter of the notebook; VALUE is YAML", **pair)

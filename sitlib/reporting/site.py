@@ -1,207 +1,231 @@
-"""The front page of the reports: `python -m sitlib.reporting.site --output reports/index.html`.
+"""The report site: `python -m sitlib.reporting.site` writes reports/index.html and reports/pages from what the pipeline has left.
 
-The headline as tables, what it was measured on, and a link to every report beside the page.
+It reads the executed notebooks beside the front page, the metrics, the examples and docs/*.md; it runs no model and no notebook, so a
+change of style is seconds. `sitlib.reporting.api` writes the API documentation beside it.
 """
 
 import argparse
-import re
+import ast
+import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape, unescape
+from hashlib import sha256
+from html import escape
 from pathlib import Path
 from typing import Any
 
+import nbformat
+
 from sitlib.paths import resolve
-from sitlib.reporting.headline import HeadlineError, read_json
-from sitlib.reporting.names import label
-from sitlib.reporting.page import page
-from sitlib.reporting.tables import html_table
-
-TITLE = "Spectral Image Tokenizer: a workbook"
-ABOUT = """An image is turned by a wavelet transform into scales, coarse to fine, and each scale into the same
-number of discrete codes, so that an autoregressive model can write an image from its rough outline to its
-details. The workbook trains such tokenizers beside the usual one on patches of pixels (ViT-VQGAN), trains a
-model over the codes of each, and reports what came out."""
-SOURCE = '<a href="https://arxiv.org/abs/2412.09607">Spectral Image Tokenizer</a> (Esteves et al., 2024)'
-
-OVERVIEW_ALT = (
-    "A photograph, its wavelet pyramid cut into the same number of patches at every scale, the codes of each scale "
-    "as coloured cells, and the reconstruction from the codes."
+from sitlib.reporting.canonical import UNREADABLE
+from sitlib.reporting.front import (
+    API,
+    CAPTIONS,
+    FIGURES,
+    PAGES,
+    Report,
+    duration,
+    environment,
+    fact_list,
+    front_page,
 )
-
-# key in the headline -> (column, decimals, which is better)
-TOKENIZER_COLUMNS = {
-    "psnr": ("PSNR, dB ↑", 2, "max"),
-    "lpips_alex": ("LPIPS-Alex ↓", 3, "min"),
-    "lpips_vgg": ("LPIPS-VGG ↓", 3, "min"),
-    "usage": ("codes used, % ↑", 1, "max"),
-}
-GENERATION_COLUMNS = {
-    "fd_lite0": ("FD-Lite0 ↓", 1, "min"),
-    "kid": ("KID-Lite0 ↓", 4, "min"),
-    "precision": ("precision ↑", 2, "max"),
-    "recall": ("recall ↑", 2, "max"),
-    # Not ranked: codes of different tokenizers do not carry the same information.
-    "nats_per_token": ("nats per token", 3, None),
-}
-TEXT_COLUMNS = {
-    "r_precision_seen": ("R-precision, seen names, % ↑", 1, "max"),
-    "r_precision_held_out": ("R-precision, new names, % ↑", 1, "max"),
-    **GENERATION_COLUMNS,
-}
-
-
-@dataclass(frozen=True)
-class Report:
-    """One HTML report: its file, the notebook it is a run of, the notebook's title, and which run it is."""
-
-    file: str
-    notebook: str
-    title: str
-    run: str
+from sitlib.reporting.headline import HeadlineError, read_json, runs_of
+from sitlib.reporting.names import label
+from sitlib.reporting.page import Heading, Links, Place, markdown_document, notebook_document, page
+from sitlib.reporting.story import Results
 
 
 def find_reports(folder: Path) -> list[Report]:
-    """The reports of `folder` by file name, without the front page itself."""
+    """The executed notebooks of `folder` by file name. Raises HeadlineError for a file that is none."""
     reports = []
-    for path in sorted(folder.glob("*.html")):
-        if path.name == "index.html":
-            continue
-        with path.open(encoding="utf-8") as file:
-            head = file.read(4096)  # the shell puts metadata and title first
-        values = dict(re.findall(r'<meta name="(notebook|heading)" content="([^"]*)">', head))
-        notebook = unescape(values.get("notebook", path.stem))
-        run = path.stem.removeprefix(notebook).strip("-")
-        reports.append(Report(path.name, notebook, unescape(values.get("heading", path.stem)), run))
+    for path in sorted(folder.glob("*.ipynb")):
+        notebook, _, run = path.stem.partition("-")
+        try:
+            content = nbformat.read(path, as_version=4)
+        except UNREADABLE as error:
+            raise HeadlineError(f"{path} is not a readable notebook; restore it from git.") from error
+        reports.append(Report(path.stem, notebook, run, content))
     return reports
 
 
-def metrics_table(
-    results: Mapping[str, Mapping[str, Any]],
-    columns: Mapping[str, tuple[str, int, str | None]],
-    caption: str,
-    protocol: Mapping[str, Any],
-) -> str:
-    """Table of a section of the headline, one variant a row, and under it how the numbers were measured."""
-    present = {key: spec for key, spec in columns.items() if any(key in row for row in results.values())}
-    rows = [
-        {"model": label(variant), **{name: values.get(key) for key, (name, *_) in present.items()}}
-        for variant, values in results.items()
-    ]
-    seeds = sorted({value["seeds"] for row in results.values() for value in row.values()})
-    several = f"mean ± standard deviation over {' or '.join(map(str, seeds))} seeds"
-    caption = f"{caption}; {several if seeds[-1:] > [1] else 'one seed'}"
-    best = {name: direction for name, _, direction in present.values() if direction}
-    digits = {name: number for name, number, _ in present.values()}
-    table = html_table(rows, caption, digits=digits, best=best)
-    return f'<div class="tables">{table}</div>\n{_protocol(protocol)}'
+def parameters_of(notebook: nbformat.NotebookNode) -> dict[str, Any]:
+    """What the runner set in an executed notebook: the assignments of its cell tagged `injected-parameters`."""
+    for cell in notebook.cells:
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            return {
+                statement.targets[0].id: ast.literal_eval(statement.value)
+                for statement in ast.parse(cell.source).body
+                if isinstance(statement, ast.Assign)
+            }
+    return {}
 
 
-def _protocol(protocol: Mapping[str, Any]) -> str:
-    if not protocol:
-        return ""
-    items = [f"{key.replace('_', ' ')}: {_text(value)}" for key, value in protocol.items()]
-    listed = "".join(f"<li>{escape(item)}</li>" for item in items)
-    return f"<details><summary>How this was measured</summary><ul>{listed}</ul></details>"
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
-    return ", ".join(map(_text, value)) if isinstance(value, list) else str(value)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a reader would say them: 41 s, 12 min 5 s, 2 h 3 min."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
-
-
-def _facts(headline: Mapping[str, Any]) -> str:
-    machine = headline["hardware"]
-    memory = f", {machine['memory_gib']:g} GiB of memory" if machine["memory_gib"] else ""
-    gpu = machine["gpu"] or "no GPU"
-    seconds = headline["seconds"]
+def run_facts(report: Report, headline: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, str]:
+    """What a report was made with: profile, variant, seed, duration, and what is known of the whole run."""
+    given = parameters_of(report.content)
     facts = {
-        "Profile": headline["profile"],
-        "Hardware": f"{machine['cpu']}, {machine['logical_cores']} logical cores{memory}, {gpu}",
-        "Time": f"{duration(sum(seconds.values()))} for all {len(seconds)} stages together",
-        "Versions": ", ".join(f"{name} {number}" for name, number in headline["versions"].items()),
-        "Revision": headline["revision"],
+        "Notebook": f"notebooks/{report.notebook}.ipynb",
+        "Profile": given.get("profile", headline["profile"]),
     }
-    rows = "\n".join(f"<dt>{name}</dt><dd>{escape(str(text))}</dd>" for name, text in facts.items())
-    stages = [{"stage": name, "seconds": float(value)} for name, value in seconds.items()]
-    times = html_table(stages, "Wall time of each stage", digits=1) if stages else ""
-    return f"<dl>\n{rows}\n</dl>\n<details><summary>Time of each stage</summary>\n{times}\n</details>"
+    if "variant" in given:
+        facts["Model"] = label(given["variant"])
+    if "seed" in given:
+        facts["Seed"] = str(given["seed"])
+    if report.stem in seconds:
+        facts["Duration"] = duration(seconds[report.stem])
+    return facts | environment(headline)
 
 
-def _links(reports: Sequence[Report]) -> str:
-    groups: dict[str, list[Report]] = {}
-    for report in reports:
-        groups.setdefault(report.notebook, []).append(report)
-    parts = []
-    for runs in groups.values():
-        title = runs[0].title
-        if len(runs) == 1:
-            parts.append(f'<li><a href="{escape(runs[0].file)}">{escape(title)}</a></li>')
-        else:
-            links = [f'<a href="{escape(run.file)}">{escape(label(run.run) or title)}</a>' for run in runs]
-            parts.append(f"<li>{escape(title)}: {', '.join(links)}</li>")
-    if not parts:
-        return "<p>No report yet: run <code>dvc repro</code>.</p>"
-    return '<ul class="reports">\n' + "\n".join(parts) + "\n</ul>"
+def caption_of(notebook: str, alt: str) -> str:
+    """Caption in HTML of a figure of a notebook, which its text alternative tells; the alternative itself where there is none."""
+    for begins, caption in CAPTIONS.get(notebook, {}).items():
+        if alt.startswith(begins):
+            return caption
+    return escape(alt)
 
 
-def front_page(headline: Mapping[str, Any], reports: Sequence[Report], overview: str | None = None) -> str:
-    """The whole page as HTML; `overview` is the file, beside it, that `sitlib.reporting.overview` draws."""
-    protocol = headline["protocol"]
-    parts = [f"<h1>{TITLE}</h1>", f"<p>{ABOUT} After {SOURCE}.</p>"]
-    if overview is not None:
-        parts.append(f'<p><img src="{escape(overview)}" alt="{OVERVIEW_ALT}"></p>')
-    if tokenizers := headline["tokenizer"]:
-        caption = "Tokenizers on held-out photographs"
-        table = metrics_table(tokenizers, TOKENIZER_COLUMNS, caption, protocol["tokenizer"])
-        parts += ["<h2>Reconstruction</h2>", table]
-    if generators := headline["generation"]["class"]:
-        caption = "Class-conditional samples against held-out views"
-        table = metrics_table(generators, GENERATION_COLUMNS, caption, protocol["generation"])
-        parts += ["<h2>Generation</h2>", table]
-    if texts := headline["generation"]["text"]:
-        caption = "Text-conditional samples for captions of emoji; right caption among 100"
-        parts += [
-            "<h2>Generation from texts</h2>",
-            metrics_table(texts, TEXT_COLUMNS, caption, protocol["text"]),
-        ]
-    if tokenizers := headline["text_tokenizer"]:
-        caption = "Their tokenizers on held-out emoji"
-        parts.append(metrics_table(tokenizers, TOKENIZER_COLUMNS, caption, protocol["text_tokenizer"]))
-    parts += ["<h2>Reports</h2>", _links(reports), "<h2>This run</h2>", _facts(headline)]
-    return page(TITLE, "\n".join(parts))
+def relinked(url: str, folder: Path, pages: Path, places: Mapping[Path, str]) -> str:
+    """Address on a page in `pages` of what a source in `folder` links to; `places`: files that have become pages -> these."""
+    target, mark, anchor = url.partition("#")
+    if not target or ":" in target or target.startswith("/"):
+        return url
+    path = (folder / target).resolve()
+    return (places.get(path) or os.path.relpath(path, pages).replace(os.sep, "/")) + mark + anchor
+
+
+def read_results(
+    headline: Mapping[str, Any], metrics: Path, folder: Path, reports: Sequence[Report]
+) -> Results:
+    """Everything that the front page tells of: metrics in the folder `metrics`, the rest in the folder of the front page."""
+
+    def optional(path: Path) -> dict[str, Any] | None:
+        return read_json(path) if path.exists() else None
+
+    def listed(name: str, variants: Mapping[str, Any]) -> dict[str, list]:
+        found = runs_of(metrics / name, None)
+        return {variant: found[variant] for variant in variants if variant in found}
+
+    overview = folder / "overview.png"
+    return Results(
+        headline=headline,
+        tokenizers=listed("tokenizer", headline["tokenizer"]),
+        generation=listed("generation", headline["generation"]["class"]),
+        text=listed("text", headline["generation"]["text"]),
+        throughput=optional(metrics / "throughput.json"),
+        applications=optional(metrics / "applications.json"),
+        examples=optional(folder / "examples.json"),
+        overview=overview.read_bytes() if overview.exists() else None,
+        notebooks={report.stem: report.content for report in reports},
+    )
+
+
+@dataclass(frozen=True)
+class _Page:
+    """A page before it is written: its file, title, HTML, a line about it, and headings."""
+
+    address: str
+    title: str
+    body: str
+    about: str
+    headings: Sequence[Heading]
+
+
+def _report_page(report: Report, facts: Mapping[str, str], links: Links, place: Place) -> _Page:
+    made = notebook_document(
+        report.content,
+        report.stem,
+        links=links,
+        captions=lambda alt: caption_of(report.notebook, alt),
+        place=place,
+    )
+    title = f"{made.title}: {label(report.run)}" if report.run else made.title
+    about = ", ".join(
+        f"{key.lower()} {facts[key]}" for key in ("Profile", "Model", "Seed", "Duration") if key in facts
+    )
+    body = made.body + f'<h2 id="this-run">This run</h2>\n{fact_list(facts)}'
+    return _Page(
+        report.address, title, body, f"This run: {about}", [*made.headings, (2, "this-run", "This run")]
+    )
+
+
+def build(output: Path, headline_file: Path, docs: Path) -> None:
+    """Write the front page `output` and `pages/` beside it.
+
+    Raises FileNotFoundError where there is no headline, HeadlineError where a source is broken.
+    """
+    headline, folder, metrics = read_json(headline_file), output.parent, headline_file.parent
+    reports, pages = find_reports(folder), folder / PAGES
+    times = [read_json(path) for path in sorted((metrics / "seconds").glob("*.json"))]
+    seconds = {record["report"]: record["seconds"] for record in times if "report" in record}
+    texts = sorted(docs.glob("*.md"))
+    notebooks = folder.resolve().parent / "notebooks"
+    places = {(folder / f"{report.stem}.ipynb").resolve(): report.address for report in reports}
+    for (
+        report
+    ) in reports:  # notebooks link each other where their sources lie; of many runs the first is meant
+        places.setdefault(notebooks / f"{report.notebook}.ipynb", report.address)
+    places |= {path.resolve(): f"{path.stem}.html" for path in texts}
+    places[output.resolve()] = f"../{output.name}"
+
+    def links(source: Path) -> Links:
+        return lambda url: relinked(url, source, pages.resolve(), places)
+
+    def place(png: bytes) -> str:
+        """A figure is kept once, however many reports show it."""
+        name = f"{FIGURES}/{sha256(png).hexdigest()[:16]}.png"
+        (pages / name).write_bytes(png)
+        return name
+
+    shutil.rmtree(pages, ignore_errors=True)
+    (pages / FIGURES).mkdir(parents=True)
+    made = [
+        _report_page(report, run_facts(report, headline, seconds), links(notebooks), place)
+        for report in reports
+    ]
+    for path in texts:
+        document = markdown_document(
+            path.read_text(encoding="utf-8"), path.stem, path.parent, links(path.parent)
+        )
+        made.append(_Page(f"{path.stem}.html", document.title, document.body, "", document.headings))
+    ways = [None, *((one.address, one.title) for one in made), None]
+    for one, before, after in zip(made, ways, ways[2:], strict=False):
+        text = page(
+            one.title,
+            one.body,
+            home=f"../{output.name}",
+            before=before,
+            after=after,
+            about=one.about,
+            headings=one.headings,
+            has_code='<details class="code"' in one.body,
+        )
+        (pages / one.address).write_text(text, encoding="utf-8")
+    more = {f"{PAGES}/{one.address}": one.title for one in made[len(reports) :]}
+    more |= {f"{API}/sitlib.html": "API documentation, from the docstrings"}
+    results = read_results(headline, metrics, folder, reports)
+    text = front_page(results, reports, more, lambda png: f"{PAGES}/{place(png)}")
+    output.write_text(text, encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     about = __doc__.split("\n")[0]
     parser = argparse.ArgumentParser("python -m sitlib.reporting.site", description=about)
-    parser.add_argument("--output", required=True, help="HTML file to write; it links the reports beside it")
-    parser.add_argument("--headline", default="metrics/headline.json")
+    parser.add_argument(
+        "--output", default="reports/index.html", help="front page; executed notebooks lie beside it"
+    )
+    parser.add_argument("--headline", default="metrics/headline.json", help="the other metrics lie beside it")
+    parser.add_argument("--docs", default="docs", help="folder of further pages in Markdown")
     options = parser.parse_args(arguments)
-    output, source = resolve(options.output), resolve(options.headline)
-    try:
-        headline = read_json(source)
-    except FileNotFoundError:
+    if not resolve(options.headline).exists():
         print(f"There is no {options.headline}: run dvc repro.", file=sys.stderr)
         return 1
+    try:
+        build(resolve(options.output), resolve(options.headline), resolve(options.docs))
     except HeadlineError as error:
         print(error, file=sys.stderr)
         return 1
-    output.parent.mkdir(parents=True, exist_ok=True)
-    picture = "overview.png" if output.with_name("overview.png").exists() else None
-    output.write_text(front_page(headline, find_reports(output.parent), picture), encoding="utf-8")
     return 0
 
 

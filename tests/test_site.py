@@ -1,0 +1,303 @@
+"""The committed report site in a real browser, without a network: nothing is missing, everything can be reached, read and moved."""
+
+import base64
+import io
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_applications import photographs, tokenizer_of
+
+from sitlib.paths import ROOT
+from sitlib.reporting.examples import examples
+
+REPORTS = ROOT / "reports"
+INDEX = REPORTS / "index.html"
+PAGES = sorted(path.relative_to(REPORTS) for path in (REPORTS / "pages").glob("*.html"))
+# One page of each kind for the checks that take long: a front page, results, a training run, the API.
+KINDS = [
+    Path("index.html"),
+    Path("pages/03c_sampling_speed.html"),
+    Path("pages/02a_tokenizer_training-sit4-seed0.html"),
+    Path("api/sitlib/tokenizer.html"),
+]
+
+
+def browser_or_reason() -> tuple[str | None, str]:
+    """Path of an installed Chromium, or why the tests in a browser are skipped."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        return None, "no Chromium is installed (Debian: apt install chromium)"
+    for package in ("playwright", "axe_playwright_python"):
+        try:
+            __import__(package)
+        except ImportError:
+            return None, f"the package {package} is not installed"
+    return path, ""
+
+
+CHROMIUM, REASON = browser_or_reason()
+in_browser = pytest.mark.skipif(CHROMIUM is None, reason=REASON)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Opens a file of the site in a window of a width and colour scheme; collects what goes wrong in `page.troubles`."""
+    contexts = []
+
+    def opened(file: Path, width: int = 1280, scheme: str = "light"):
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.troubles = []
+        page.on("console", lambda said: said.type == "error" and page.troubles.append(said.text))
+        page.on("pageerror", lambda error: page.troubles.append(str(error)))
+        page.on("requestfailed", lambda request: page.troubles.append(f"missing: {request.url[:200]}"))
+        page.on(
+            "request",
+            lambda request: request.url.startswith(("file:", "data:")) or page.troubles.append(request.url),
+        )
+        page.goto((REPORTS / file).as_uri())
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+
+
+# -- without a browser -----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_site_is_small_and_has_a_page_for_every_report():
+    assert sum(path.stat().st_size for path in REPORTS.rglob("*") if path.is_file()) < 25e6
+    assert {path.stem for path in PAGES} == {path.stem for path in REPORTS.glob("*.ipynb")} | {
+        path.stem for path in (ROOT / "docs").glob("*.md")
+    }
+
+
+@pytest.mark.parametrize("file", [Path("index.html"), *PAGES], ids=lambda file: file.stem)
+def test_every_link_leads_somewhere(file):
+    """Files exist, and what a link names on its page or on another has that name."""
+    html = (REPORTS / file).read_text()
+    for url in set(re.findall(r'(?:href|src)="([^"]+)"', html)):
+        if url.startswith(("https://", "data:")):
+            continue
+        name, _, anchor = url.partition("#")
+        target = (REPORTS / file).parent / name if name else REPORTS / file
+        assert target.exists(), url
+        assert not anchor or f'id="{anchor}"' in target.read_text(), url
+
+
+def test_figures_have_captions_of_their_own_and_no_caption_is_stale():
+    from sitlib.reporting.front import CAPTIONS
+
+    alternatives = {}
+    for file in PAGES:
+        html = (REPORTS / file).read_text()
+        figures = [
+            re.search(r'alt="([^"]+)".*<figcaption>(.+?)</figcaption>', part, re.S).groups()
+            for part in html.split("<figure>")[1:]
+        ]
+        for alt, caption in figures:
+            assert re.sub("<[^>]+>", "", caption).partition(". ")[2] not in ("", alt), (file, alt)
+            alternatives.setdefault(file.stem.partition("-")[0], []).append(alt.replace("&amp;", "&"))
+    for notebook, captions in CAPTIONS.items():
+        for begins in captions if notebook != "index" else ():
+            assert any(alt.startswith(begins) for alt in alternatives[notebook]), (notebook, begins)
+
+
+def test_every_module_of_the_library_is_documented():
+    files = (ROOT / "sitlib").rglob("*.py")
+    modules = {str(path.relative_to(ROOT).with_suffix("")).removesuffix("/__init__") for path in files}
+    library = {name for name in modules if not name.startswith("sitlib/reporting")}
+    pages = {
+        str(path.relative_to(REPORTS / "api").with_suffix("")) for path in (REPORTS / "api").rglob("*.html")
+    }
+    assert pages <= library
+    # pdoc follows `__all__`: the modules inside such a package are described on its own page.
+    assert {name for name in library if name.count("/") < 2} <= pages
+
+
+def test_examples_are_what_the_tokenizer_makes_of_the_photographs():
+    tokenizer, views = tokenizer_of(), photographs(2)
+    made = examples({"sit5_sc": tokenizer}, views, ["one", "two"])
+    assert (
+        made["names"] == {"original": "the original", "sit5_sc": "SIT-SC-5"}
+        and made["scales_of"] == "sit5_sc"
+    )
+
+    def pixels(uri):
+        return (
+            np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))).transpose(2, 0, 1)
+            / 255
+        )
+
+    for photo, view in zip(made["photographs"], views, strict=True):
+        again = tokenizer.reconstruct(view[None])[0].clamp(0, 1)
+        assert np.allclose(pixels(photo["images"]["original"]["png"]), view, atol=0.003)
+        assert np.allclose(pixels(photo["images"]["sit5_sc"]["png"]), again, atol=0.003)
+        assert photo["images"]["sit5_sc"]["psnr"] == pytest.approx(
+            -10 * ((again - view) ** 2).mean().log10().item(), abs=1e-3
+        )
+        assert [step["codes"] for step in photo["scales"]] == [16, 32, 48, 64, 80]
+        codes, bits = tokenizer.encode(view[None]), np.log2(tokenizer.config.num_codes)
+        for k, step in enumerate(photo["scales"], 1):
+            partial = tokenizer.decode(codes, k)[0].clamp(0, 1)
+            assert step["size"] == partial.shape[-1] and step["bytes"] == np.ceil(step["codes"] * bits / 8)
+            assert np.allclose(pixels(step["png"]), partial, atol=0.003)
+
+
+# -- in a browser ----------------------------------------------------------------------------------------------------------------------
+
+
+@in_browser
+@pytest.mark.parametrize("file", [Path("index.html"), *PAGES, *KINDS[3:]], ids=lambda file: file.stem)
+def test_a_page_is_whole_without_a_network_and_fits_a_phone(open_page, file):
+    page = open_page(file, width=380)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 380
+    images = page.evaluate("[...document.images].map(i => [i.alt.trim().length, i.naturalWidth, i.complete])")
+    assert all(alt and width and complete for alt, width, complete in images)
+    assert page.troubles == []
+
+
+def violations(page) -> list[str]:
+    """Rules of axe-core for WCAG 2.1 A and AA that a page breaks, each with the first element that breaks it."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    options = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}}
+    options["resultTypes"] = ["violations"]
+    found = Axe().run(page, options=options).response["violations"]
+    for rule in found:
+        print(rule["id"], rule["nodes"][0]["html"][:200])
+    return [rule["id"] for rule in found]
+
+
+@in_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("file", KINDS, ids=lambda file: file.stem)
+def test_a_page_passes_the_checks_of_axe(open_page, file, scheme):
+    """Contrast, names, roles, landmarks: every rule of axe-core for WCAG 2.1 A and AA, with all code shown."""
+    page = open_page(file, scheme=scheme)
+    if (button := page.locator("button[data-code]")).count():
+        button.click()
+    assert violations(page) == []
+
+
+@in_browser
+def test_axe_finds_text_that_nobody_can_read(open_page):
+    page = open_page(Path("pages/02c_tokenizer_recipe.html"))
+    page.add_style_tag(content="main p { color: #777 !important; background: #888 !important; }")
+    assert violations(page) == ["color-contrast"]
+
+
+@in_browser
+def test_the_line_between_two_reconstructions_moves_by_mouse_and_keyboard(open_page):
+    page = open_page(Path("index.html"))
+    box, slider = page.locator(".compare"), page.locator(".compare input")
+    box.scroll_into_view_if_needed()
+    place = box.bounding_box()
+    page.mouse.move(place["x"] + place["width"] / 2, place["y"] + 100)
+    page.mouse.down()
+    page.mouse.move(place["x"] + place["width"] * 0.8, place["y"] + 120, steps=4)
+    page.mouse.up()
+    assert 75 <= float(slider.input_value()) <= 85
+    shown = box.evaluate(
+        "box => box.querySelector('.line').getBoundingClientRect().x - box.getBoundingClientRect().x"
+    )
+    assert 0.7 * place["width"] < shown < 0.9 * place["width"]
+    slider.focus()
+    before = float(slider.input_value())
+    slider.press("ArrowLeft")
+    assert float(slider.input_value()) == before - 1
+    assert slider.get_attribute("aria-valuetext").startswith(f"{before - 1:.0f} % ViT-VQGAN")
+    over = box.locator(".over")
+    old = over.get_attribute("src")
+    page.get_by_role("combobox", name="Left").select_option("original")
+    assert over.get_attribute("src") != old and "original" in over.get_attribute("alt")
+    said = page.locator("#compare [data-said]")
+    first = said.text_content()
+    page.locator("#compare input[type=radio]").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert said.text_content() != first and "dB" in said.text_content()
+
+
+@in_browser
+def test_the_slider_of_scales_decodes_more_by_keyboard_and_mouse(open_page):
+    page = open_page(Path("index.html"))
+    slider, image = page.get_by_role("slider", name="Scales"), page.locator("#scales [data-partial]")
+    slider.focus()
+    slider.press("Home")
+    sides, sources = [], set()
+    for _ in range(int(slider.get_attribute("max"))):
+        page.wait_for_function("document.querySelector('#scales [data-partial]').complete")
+        sides.append(image.evaluate("image => image.naturalWidth"))
+        sources.add(image.get_attribute("src"))
+        assert f"{sides[-1]} x {sides[-1]} px" in slider.get_attribute("aria-valuetext")
+        slider.press("ArrowRight")
+    assert sides == sorted(set(sides)) and sides[-1] == 64 and len(sources) == len(sides)
+    place = slider.bounding_box()
+    page.mouse.click(place["x"] + 4, place["y"] + place["height"] / 2)
+    assert slider.input_value() == "1"
+
+
+@in_browser
+def test_the_reader_chooses_the_colours_and_shows_the_code(open_page):
+    page = open_page(Path("pages/02b_tokenizer_results.html"), scheme="light")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(ground)
+    page.get_by_role("button", name="Switch to dark colours").click()
+    dark = page.evaluate(ground)
+    page.reload()
+    assert light == "rgb(255, 255, 255)" and dark != light and page.evaluate(ground) == dark
+    code = page.locator("details.code pre").first
+    assert not code.is_visible()
+    page.get_by_role("button", name="Show code").click()
+    assert code.is_visible()
+    page.get_by_role("button", name="Hide code").click()
+    assert not code.is_visible()
+    page.get_by_role("link", name="Next:").click()
+    assert page.url.endswith("/02c_tokenizer_recipe.html") and page.evaluate(ground) == dark
+
+
+@in_browser
+def test_what_does_not_fit_can_be_scrolled_by_keyboard(open_page):
+    page = open_page(Path("pages/02b_tokenizer_results.html"), width=380)
+    table = page.get_by_role("region", name=re.compile("^The paper's reconstruction table"))
+    table.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("box => box.scrollLeft > 0", arg=table.element_handle())
+
+
+@in_browser
+def test_the_api_is_searched_without_a_network(open_page):
+    page = open_page(Path("api/sitlib.html"))
+    page.get_by_role("searchbox").fill("scale causal attention")
+    page.locator(".search-result").first.wait_for()
+    assert "attention" in page.locator("main").text_content().lower() and page.troubles == []
+
+
+@in_browser
+def test_on_paper_the_page_is_light_and_without_controls(open_page):
+    page = open_page(Path("index.html"), scheme="dark")
+    page.emulate_media(media="print", color_scheme="dark")
+    assert (
+        page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--back').trim()")
+        == "#ffffff"
+    )
+    assert not page.locator(".bar").is_visible() and not page.locator("#compare fieldset").is_visible()
+    assert page.locator(".compare .over").is_visible()
