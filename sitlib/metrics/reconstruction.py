@@ -3,7 +3,7 @@
 Images are RGB in [0, 1], `[B, 3, H, W]`.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +72,13 @@ def _at_least(images: Tensor, size: int) -> Tensor:
     return F.interpolate(images, shape, mode="bicubic").clamp(0, 1)
 
 
+# Metrics that need no network: name -> (function of images and references [B, 3, H, W] -> [B], smallest side in px that it takes).
+PER_IMAGE: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
+    "psnr": (psnr_per_image, 1),
+    "ssim": (ssim_per_image, SSIM_WINDOW),
+}
+
+
 def reconstruction_values(
     images: Tensor,
     reconstructions: Tensor,
@@ -82,7 +89,7 @@ def reconstruction_values(
     progress: bool | str = False,
     device: torch.device | str | None = None,
 ) -> dict[str, Tensor]:
-    """`psnr`, `ssim` (of images of at least 11 px) and `lpips_<net>` of each image, float64 `[B]`.
+    """Every metric of PER_IMAGE that takes images of this size, and `lpips_<net>`, of each image, float64 `[B]`.
 
     Arguments and errors as for `evaluate_reconstructions`.
     """
@@ -92,9 +99,8 @@ def reconstruction_values(
     batches: list[dict[str, Tensor]] = []
     for i in batch_starts(len(images), batch_size, "PSNR, SSIM, LPIPS", progress):
         pair = reconstructions[i : i + batch_size], images[i : i + batch_size]
-        batch = {"psnr": psnr_per_image(*pair)}
-        if min(images.shape[2:]) >= SSIM_WINDOW:
-            batch["ssim"] = ssim_per_image(*pair)
+        smallest = min(images.shape[2:])
+        batch = {name: metric(*pair) for name, (metric, side) in PER_IMAGE.items() if smallest >= side}
         batches.append(batch | {name: lpips_per_image(*pair, net) for name, net in networks.items()})
     return {name: torch.cat([batch[name] for batch in batches]).double() for name in batches[0]}
 

@@ -1,0 +1,82 @@
+"""The recipes of CONTRIBUTING.md, followed."""
+
+import re
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from sitlib.config import Ablations, Profile, from_dict
+from sitlib.data import open_images, training_views
+from sitlib.metrics import evaluate_reconstructions, reconstruction
+from sitlib.paths import ROOT
+from sitlib.tokenizer import SpectralTokenizer
+
+TEXT = (ROOT / "CONTRIBUTING.md").read_text()
+SNIPPETS = [yaml.safe_load(snippet) for snippet in re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)]
+
+
+def smoke(variant: dict) -> SpectralTokenizer:
+    values = yaml.safe_load((ROOT / "profiles/smoke.yaml").read_text())
+    values["tokenizer"]["variants"]["new"] = variant
+    return SpectralTokenizer(from_dict(Profile, values).tokenizer_variant("new")).eval()
+
+
+def test_a_variant_is_a_line_and_runs():
+    (name, variant), *_ = SNIPPETS[0].items()
+    assert name == "sit4_sc"
+    tokenizer = smoke(variant)
+    images = torch.rand(2, 3, 64, 64)
+    assert tokenizer.reconstruct(images).shape == images.shape
+    assert tokenizer.sizes == [8, 16, 32, 64]  # as scale-causal attention promises
+
+
+@pytest.mark.parametrize("wavelet", ["bior4.4", "sym4", "coif1"])
+def test_a_wavelet_is_a_parameter(wavelet):
+    tokenizer = smoke({"levels": 3, "grid": 4, "wavelet": wavelet})
+    images = torch.rand(1, 3, 64, 64)
+    assert torch.allclose(tokenizer.images(tokenizer.token_values(images)), images, atol=1e-4)
+
+
+def test_an_ablation_is_a_line():
+    (name, row), *_ = SNIPPETS[1].items()
+    values = yaml.safe_load((ROOT / "ablations/params.yaml").read_text())
+    values["rows"][name] = row
+    found = from_dict(Ablations, values).profile_of(name).tokenizer_variant(name)
+    assert found.wavelet == "sym4" and not found.scale_mixing
+
+
+def test_a_data_set_is_a_folder(tmp_path):
+    for kind in ("cat", "dog"):
+        for number in range(20):
+            path = tmp_path / kind / f"{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.new("RGB", (80, 70), (number * 10, 100, 200)).save(path)
+    train, test = (open_images(str(tmp_path), split) for split in ("train", "test"))
+    assert len(train) + len(test) == 40 and len(test) > 0
+    views, classes, _ = training_views(train, 0, 8, 64, 0, kind="crops", min_crop=0.5, flip=True)
+    assert views.shape == (8, 3, 64, 64) and set(classes.tolist()) <= {0, 1}
+
+
+def test_a_metric_is_a_function_and_an_entry(monkeypatch):
+    def error(images, references):
+        return (images - references).abs().mean(dim=(1, 2, 3))
+
+    monkeypatch.setitem(reconstruction.PER_IMAGE, "mean_error", (error, 1))
+    images = torch.full((6, 3, 16, 16), 0.5)
+    off = images + torch.tensor([0.1, 0.1, 0.2, 0.2, 0.3, 0.3])[:, None, None, None]
+    scores = evaluate_reconstructions(images, off, list("aabbcc"), lpips_nets=())
+    assert scores["mean_error"] == pytest.approx(0.2)
+    assert scores["by_photograph"]["mean_error"] == pytest.approx([0.1, 0.2, 0.3])
+    low, high = scores["intervals"]["mean_error"]
+    assert 0.1 <= low < 0.2 < high <= 0.3
+
+
+def test_a_notebook_recipe_names_what_there_is():
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert "sampling_speed" in stages and "report" in stages
+    for path in re.findall(r"`(sitlib/[\w/]+\.py|tests/[\w/]+\.py|[\w/]+\.yaml)`", TEXT):
+        assert (ROOT / path).exists(), path
+    for link in re.findall(r"\]\(((?!http)[^)]+)\)", TEXT):
+        assert (ROOT / link).exists(), link
