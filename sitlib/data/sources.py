@@ -17,6 +17,7 @@ from PIL import Image
 from sitlib.data.decoding import ImageError, decode_rgb, rgb_to_tensor
 from sitlib.data.index import DataError, Index
 from sitlib.data.layout import find_split
+from sitlib.data.order import EpochOrder
 
 CHECK_AT_MOST = (
     5000  # images; splits up to this size are decoded when they are opened, larger ones on first use
@@ -89,6 +90,7 @@ class ImageSource:
         labels: int64 [len], -1 where an image has no class.
         keys: name of every image: of the sample in its shard, or the path in the image folder.
         skipped: (name, reason) of every image found unusable so far.
+        order: of the images in every epoch.
 
     Splits of at most 5000 images are decoded when they are opened, and what cannot be used is left out. In a
     larger split an unusable image is found on first use: from then on, with a warning, the next usable one
@@ -103,6 +105,7 @@ class ImageSource:
         self.labels = labels
         self.class_names = class_names
         self.where = where
+        self.order = EpochOrder.of_shards(store.index.spans[rows, 0])
 
     def __len__(self) -> int:
         return len(self._rows)
