@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 
@@ -116,6 +117,11 @@ class ImageSource:
     @property
     def keys(self) -> list[str]:
         return [self._store.index.keys[row] for row in self._rows]
+
+    @cached_property
+    def position_of(self) -> dict[str, int]:
+        """Where the image of a key is; of a key that occurs twice, the last."""
+        return {key: position for position, key in enumerate(self.keys)}
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
