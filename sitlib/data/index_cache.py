@@ -31,11 +31,8 @@ def index_shards(shards: Sequence[Path]) -> Index:
     if sum(shard.stat().st_size for shard in shards) < CACHE_FROM:
         return join([index_shard(shard) for shard in shards])
     file = cache_file(shards)
-    with suppress(FileNotFoundError):
-        try:
-            return _read(file, shards)
-        except (OSError, ValueError, KeyError, BadZipFile):  # damaged: made again
-            file.unlink(missing_ok=True)
+    with suppress(OSError, EOFError, ValueError, KeyError, BadZipFile):  # not there, or damaged: made again
+        return _read(file, shards)
     with ThreadPoolExecutor(THREADS) as pool:
         index = join(list(pool.map(index_shard, shards)))
     if not index.problems:  # what is wrong with a set should be said every time, until it is mended

@@ -37,10 +37,10 @@ class EpochOrder:
         )  # of neighbouring epochs, as a batch may have
 
     @classmethod
-    def of_shards(cls, shard_of: np.ndarray, window: int = WINDOW) -> "EpochOrder":
+    def of_shards(cls, shard_of: np.ndarray) -> "EpochOrder":
         """Of items [n] that tell their shard by its number; those of a shard must lie together."""
         borders = np.flatnonzero(np.diff(shard_of)) + 1
-        return cls(np.diff(np.concatenate([[0], borders, [len(shard_of)]])), window)
+        return cls(np.diff(np.concatenate([[0], borders, [len(shard_of)]])))
 
     def __len__(self) -> int:
         return int(self._sizes.sum())
