@@ -212,7 +212,7 @@ def open_images(
         split: name of the split.
         classes: keep only these classes, labelled in this order; unlabelled images are left out. Default: all
             images, labelled by the sorted class names of all splits, or by the class numbers of the shards.
-        cache_bytes: room for decoded images in memory.
+        cache_bytes: room for decoded images in memory; of a split above 5000 images none is kept.
 
     Raises:
         DataError: the source, the split or a class is missing, or no image can be used. The message says what
@@ -238,7 +238,8 @@ def open_images(
                 f"There is no image of class {empty} in {where}, only of {present}; other splits have some."
             )
 
-    store = _Store(index, cache_bytes)
+    # An epoch of a large split would push every image out before it is needed again, in every worker process.
+    store = _Store(index, cache_bytes if len(rows) <= CHECK_AT_MOST else 0)
     store.skipped += index.problems
     if len(rows) <= CHECK_AT_MOST:
         rows = _usable(store, rows)
@@ -259,7 +260,7 @@ def open_images(
 
 def unlabelled(index: Index, where: str) -> ImageSource:
     """The usable images of an index as a source without classes; `where` names it in messages. Warns of nothing: see `skipped`."""
-    store = _Store(index, CACHE_BYTES)
+    store = _Store(index, CACHE_BYTES if len(index) <= CHECK_AT_MOST else 0)
     rows = np.arange(len(index))
     if len(rows) <= CHECK_AT_MOST:
         rows = _usable(store, rows)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -120,7 +121,7 @@ def make_shards(
     for job in _claimed(wanted, work, shards):
         codes, labels = make(job)
         dtype = torch.uint16 if num_codes <= 2**16 else torch.int32
-        partial = work / f"{job.name}.{os.getpid()}"
+        partial = work / f"{job.name}.{uuid4().hex}"
         write_tensors(partial, {"codes": codes.to(dtype), "labels": labels.to(torch.int32)}, {})
         os.replace(partial, shards / job.name)
     if not work.exists():
