@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sitlib.config.folders import filled_in
 from sitlib.config.strict import Strict, require, require_seed
 from sitlib.config.tokenizer import OptimiserConfig
 
@@ -196,11 +197,14 @@ class AutoregressiveSection(Strict):
 class CaptionsConfig(Strict):
     """Texts of the images that the tokenizer of a text-conditional model was trained on."""
 
-    source: str  # "names": sentences built from the names in the records; or a COCO captions file, {split} in its path filled in
+    # "records": the captions in the records of the shards; "names": sentences built from the names there; or a COCO captions file, with
+    # {split} in its path filled in, and `${name}` as in `data.source`
+    source: str
     per_image: int  # sentences for an image, where they are built
     seed: int
 
     def __post_init__(self):
+        object.__setattr__(self, "source", filled_in(self.source))
         require(self.per_image > 0, f"per_image must be at least 1, it is {self.per_image}")
         require_seed(self.seed)
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import pywt
 
+from sitlib.config.folders import filled_in
 from sitlib.config.strict import Strict, nearest, optional_key, require, require_seed
 
 Attention = Literal["full", "scale_causal"]
@@ -16,13 +17,16 @@ PATCH_LOCAL_WAVELETS = ("haar", "bior2.2", "bior4.4")  # those of sitlib.lifting
 class DataConfig(Strict):
     """Which images, and how training views are cut from them."""
 
-    source: str  # folder of WebDataset shards (`<split>-*.tar`), or an image folder (`split/class/name.jpg`, `class/name.jpg`)
+    # Folder of WebDataset shards (`<split>-*.tar`), or an image folder (`split/class/name.jpg`, `class/name.jpg`); `${name}` in it is
+    # filled in from params.yaml, so that the pipeline depends on the very folder.
+    source: str
     size: int  # side of a view, px
     min_crop: float  # smallest side of a random crop, as a fraction of the photograph's short side
     flip: bool  # random horizontal flips
     normalisation_views: int  # training views from which the per-scale mean and deviation are measured
 
     def __post_init__(self):
+        object.__setattr__(self, "source", filled_in(self.source))
         require(self.size > 0, f"size must be positive, it is {self.size}")
         require(0 < self.min_crop <= 1, f"min_crop is a fraction in (0, 1], it is {self.min_crop}")
         require(self.normalisation_views > 0, "normalisation_views must be at least 1")
@@ -241,6 +245,7 @@ class EvaluationSet(Strict):
     kind: Kind  # multi-scale crops, or wide views of whole images
 
     def __post_init__(self):
+        object.__setattr__(self, "source", filled_in(self.source))
         require(self.views >= 2, f"views must be at least 2 for a standard error, it is {self.views}")
 
 

@@ -4,7 +4,6 @@ A caption from names is short and says what the picture shows. The phrasings tha
 prompts use ("new") share no sentence, so that new words for a known thing can be told from known words.
 """
 
-import json
 import re
 import unicodedata
 import warnings
@@ -13,10 +12,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
-from sitlib.data.index import DataError, Index, index_images
-from sitlib.data.layout import SPLIT_NAMES, STAND_INS, find_split
+from sitlib.data.coco import coco_images, listed
+from sitlib.data.index import DataError
+from sitlib.data.layout import find_split
 from sitlib.data.sources import ImageSource, open_images, unlabelled
-from sitlib.paths import resolve
 
 Phrasing = Literal["training", "new"]
 # Every template has the name, so that captions of different things differ. At least seven of each kind need nothing else.
@@ -47,7 +46,6 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "{name}, or in other words {keyword}",
     ),
 }
-EXAMPLES = 3  # named in a message
 
 
 @dataclass
@@ -77,34 +75,52 @@ def open_captioned(
     Args:
         source: as for `open_images`; for a COCO file an image folder.
         split: name of the split.
-        captions: "names": from the records of the shards (`name`, and where they have them `base_name`, `short_names`, `category`,
-            `subcategory`), see `emoji_captions`. Otherwise the path of a COCO captions file, whose `file_name`s are paths in the folder.
-        phrasing, seed, count: for `emoji_captions`; a COCO file has its own captions.
+        captions: "records": the `captions` of the shards' records, as `sitlib.data.convert` writes them. "names": built from the records
+            (`name`, and where they have them `base_name`, `short_names`, `category`, `subcategory`), see `emoji_captions`. Otherwise the
+            path of a COCO captions file, whose `file_name`s are paths in the folder.
+        phrasing, seed, count: for `emoji_captions`; the others have their own captions.
 
     `{split}` in `source` and `captions` is replaced by the split's name, and where that does not exist by one that stands in for it:
-    "test" is also "val" (`data/coco/{split}2017` with `data/coco/captions_{split}2017.json`). Where the source has no `{split}`, the split
+    "test" is also "val" (`data/coco` with `data/coco/annotations/captions_{split}2017.json`). Where the source has no `{split}`, the split
     consists of the same images as for `open_images`, unless only the JSONs are separate. Images of a COCO file have no classes; one that is
     not in the folder, cannot be read or has no caption is left out, with one warning for all of them.
 
     Raises:
         DataError: source, split, folder or JSON is missing, the JSON is not a COCO captions file, no image with a caption can be used, or
-            a record has no name.
+            a record has no name or no captions.
         ValueError: unknown phrasing, or a count below 1.
     """
     _check(
         phrasing, count
     )  # also where it has no effect: a misspelt setting should not wait for the next data set
-    if str(captions) != "names":
+    if str(captions) not in ("names", "records"):
         return _open_coco(source, split, captions)
     images = open_images(source, split)
     index, _ = find_split(source, split)  # has the records without decoding the images
     record_of = {key: {**index.record(row), "key": key} for row, key in enumerate(index.keys)}
     records = [record_of[key] for key in images.keys]
+    if str(captions) == "records":
+        return CaptionedImages(images, _written_captions(images, records), images.keys)
     try:
         texts = [emoji_captions(record, phrasing, seed, count) for record in records]
     except DataError as error:
         raise DataError(f"{images.where} has no names to build captions from: {error}") from None
     return CaptionedImages(images, texts, [record.get("base_name", record["name"]) for record in records])
+
+
+def _written_captions(images: ImageSource, records: list[dict[str, Any]]) -> list[list[str]]:
+    texts = [record.get("captions") for record in records]
+    for record, captions in zip(records, texts, strict=True):
+        if (
+            not isinstance(captions, list)
+            or not captions
+            or not all(isinstance(text, str) for text in captions)
+        ):
+            raise DataError(
+                f"The record of {record['key']!r} in {images.where} has no list `captions` of texts: convert the images with their "
+                "captions (python -m sitlib.data.convert), or name a COCO captions file."
+            )
+    return texts
 
 
 def emoji_captions(
@@ -189,107 +205,19 @@ def _keyword(name: str, short_names: list[str]) -> str:
 
 
 def _open_coco(source: str | Path, split: str, captions: str | Path) -> CaptionedImages:
-    folder, file = _coco_paths(str(source), split, str(captions))
-    captions_of = _read_coco(file)
-    index, missing = _coco_index(str(source), folder, split, str(captions), list(captions_of))
-    silent = [name for name in index.keys if not captions_of[name]]
-    images = unlabelled(
-        index.take(row for row, name in enumerate(index.keys) if captions_of[name]),
-        f"the split {split!r} of {source}",
-    )
+    found = coco_images(source, split, captions)
+    images = unlabelled(found.index, f"the split {split!r} of {source}")
     damaged = [f"{Path(name).name}: {reason}" for name, reason in images.skipped]
-    left_out = "; ".join(
-        f"{len(names)} {why} ({', '.join(names[:EXAMPLES])}{', ...' if len(names) > EXAMPLES else ''})"
-        for names, why in (
-            (missing, f"not in {folder}"),
-            (silent, "without a caption"),
-            (damaged, "unreadable"),
-        )
-        if names
-    )
+    left_out = "; ".join(filter(None, [found.left_out, listed(damaged, "unreadable")]))
     if not len(images):
         raise DataError(
-            f"None of the {len(captions_of)} images that {file} lists can be used for the split {split!r} of {source}"
+            f"None of the {len(found.captions_of)} images that {found.file} lists can be used for the split {split!r} of {source}"
             + (f": {left_out}." if left_out else ".")
         )
     if left_out:
-        number = len(missing) + len(silent) + len(damaged)
+        number = found.num_left_out + len(damaged)
         warnings.warn(
-            f"{number} of the {len(captions_of)} images that {file} lists are left out: {left_out}",
+            f"{number} of the {len(found.captions_of)} images that {found.file} lists are left out: {left_out}",
             stacklevel=3,
         )
-    return CaptionedImages(images, [captions_of[name] for name in images.keys], images.keys)
-
-
-def _coco_paths(source: str, split: str, captions: str) -> tuple[Path, Path]:
-    """The folder and the JSON of a split; both are there."""
-    missing = []
-    for name in (split, *STAND_INS.get(split, ())):
-        folder, file = (resolve(path.replace("{split}", name)) for path in (source, captions))
-        if folder.is_dir() and file.is_file():  # both: COCO has pictures of its "test" without captions
-            return folder, file
-        if not file.is_file():
-            missing.append(f"no file {file}")
-        if not folder.is_dir():
-            missing.append(f"no folder {folder}")
-    raise DataError(
-        f"The split {split!r} of {source} has no captions: there is {'; '.join(dict.fromkeys(missing))}."
-    )
-
-
-def _coco_index(
-    source: str, folder: Path, split: str, captions: str, names: list[str]
-) -> tuple[Index, list[str]]:
-    """The images of a split with their names in the JSON as keys, in its order; and the names that are in no split of the folder."""
-    has_splits = any((folder / name).is_dir() for name in (split, *STAND_INS.get(split, ())))
-    if "{split}" in source or ("{split}" in captions and not has_splits):
-        # The JSON alone says what is in the split.
-        is_there = [(folder / name).is_file() for name in names]
-        there = [name for name, found in zip(names, is_there, strict=True) if found]
-        missing = [name for name, found in zip(names, is_there, strict=True) if not found]
-        return index_images([folder / name for name in there], [None] * len(there), there), missing
-    index, _ = find_split(folder, split)
-    row_of = {key: row for row, key in enumerate(index.keys)}
-    rows, there, missing = [], [], []
-    for name in names:
-        paths = [name, *(f"{part}/{name}" for part in SPLIT_NAMES)]
-        row = next((row_of[path] for path in paths if path in row_of), None)
-        if row is not None:
-            rows.append(row)
-            there.append(name)
-        elif not any((folder / path).is_file() for path in paths):  # else it is in another split
-            missing.append(name)
-    index = index.take(rows)
-    return Index(index.files, there, index.suffixes, [None] * len(rows), index.spans), missing
-
-
-def _read_coco(file: Path) -> dict[str, list[str]]:
-    """File name of every image of a COCO captions file -> its captions, in the order of the file."""
-    try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{file} cannot be read as JSON ({error}).") from None
-    if not isinstance(content, dict):
-        raise DataError(
-            f"{file} is not a COCO captions file: it holds no object with 'images' and 'annotations'."
-        )
-    wanted = {
-        "images": {"id": int | str, "file_name": str},
-        "annotations": {"image_id": int | str, "caption": str},
-    }
-    for part, keys in wanted.items():
-        if not isinstance(content.get(part), list):
-            raise DataError(f"{file} is not a COCO captions file: it has no list {part!r}.")
-        for key, kind in keys.items():
-            if not all(isinstance(item, dict) and isinstance(item.get(key), kind) for item in content[part]):
-                raise DataError(
-                    f"{file} is not a COCO captions file: not all of its {part!r} have a {key!r}"
-                    + (" (files named instances or person_keypoints have none)." if key == "caption" else ".")
-                )
-    captions_of = {image["file_name"]: [] for image in content["images"]}
-    name_of = {image["id"]: image["file_name"] for image in content["images"]}
-    for item in content["annotations"]:
-        text = " ".join(item["caption"].split())  # some end in a line break
-        if text and item["image_id"] in name_of:
-            captions_of[name_of[item["image_id"]]].append(text)
-    return captions_of
+    return CaptionedImages(images, [found.captions_of[name] for name in images.keys], images.keys)

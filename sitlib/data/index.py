@@ -1,13 +1,13 @@
 """Where the images of a data source lie: keys, classes and byte ranges, never pixels.
 
 Shards follow the WebDataset convention (the files of a sample share the path up to the first dot of the file
-name) and are read by offset, because webdataset itself only streams. A sample takes about 150 bytes here, so
-ImageNet fits.
+name) and are read by offset, because webdataset itself only streams.
 """
 
 import json
 import os
 import re
+import sys
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -113,8 +113,8 @@ def _index_shard(path: Path, mtime_ns: int, size: int) -> Index:
             return
         picture = members[pictures[0]]
         keys.append(key)
-        suffixes.append(pictures[0])
-        class_of.append(label)
+        suffixes.append(sys.intern(pictures[0]))  # few different ones, which millions of samples share
+        class_of.append(sys.intern(label) if isinstance(label, str) else label)
         where = (record.offset_data, record.size) if record else (-1, -1)
         spans.append((0, picture.offset_data, picture.size, *where))
 

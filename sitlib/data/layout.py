@@ -3,7 +3,8 @@
 Accepted sources:
 - a folder of WebDataset shards `<split>-*.tar`, one shard, or a brace or glob pattern over shards. A shard
   belongs to the split whose name is one of the words of its file name (`imagenet-train-000012.tar`);
-- a folder of images: `split/class/name.jpg`, `class/name.jpg` or `name.jpg` (images without classes).
+- a folder of images: `split/class/name.jpg`, `class/name.jpg` or `name.jpg` (images without classes); a split's folder may end in a year
+  (`train2017`, as those of MS-COCO do).
 Where neither shards nor folders name splits, a hash of every key (or relative path) sends about 10 % of the
 images to "test", whatever other images there are. A set that has "val" (or "valid", "validation") and no
 "test" is accepted for "test".
@@ -19,7 +20,9 @@ from pathlib import Path
 from braceexpand import braceexpand
 
 from sitlib.data.decoding import IMAGE_SUFFIXES
-from sitlib.data.index import DataError, Index, index_images, index_shard, join
+from sitlib.data.index import DataError, Index, index_images
+from sitlib.data.index_cache import index_shards
+from sitlib.data.manifest import check_shards
 from sitlib.paths import resolve
 
 SPLIT_NAMES = ("train", "test", "val", "validation", "valid")
@@ -68,7 +71,9 @@ def _shards(source: str | Path) -> list[Path] | None:
     """The shards a source stands for, sorted; None if it is a folder without shards."""
     path = resolve(source)
     if path.is_dir():
-        return sorted(path.glob("*.tar")) or None
+        if shards := sorted(path.glob("*.tar")):
+            check_shards(path)
+        return shards or None
     if path.is_file():
         return [path]
     if not re.search(r"[{*?\[]", str(source)):
@@ -90,18 +95,14 @@ def _shard_splits(shards: list[Path], split: str) -> dict[str, Index]:
         words = re.split(r"[-_.]", shard.stem)
         by_split[next((word for word in words if word == split or word in SPLIT_NAMES), None)].append(shard)
     if set(by_split) == {None}:
-        index = join([index_shard(shard) for shard in shards])
+        index = index_shards(shards)
         return _divide(index, index.keys)
-    return {
-        name: join([index_shard(shard) for shard in members]) for name, members in by_split.items() if name
-    }
+    return {name: index_shards(members) for name, members in by_split.items() if name}
 
 
 def _folder_splits(root: Path, split: str) -> dict[str, Index]:
-    folders = sorted(child.name for child in root.iterdir() if child.is_dir())
-    named = [name for name in folders if name == split or name in SPLIT_NAMES]
-    if named:
-        return {name: _images(root / name, root) for name in named}
+    if folders := split_folders(root, split):
+        return {name: _images(folder, root) for name, folder in folders.items()}
     index = _images(root, root)
     if not len(index):
         content = sorted(child.name for child in root.iterdir())[:8]
@@ -110,6 +111,26 @@ def _folder_splits(root: Path, split: str) -> dict[str, Index]:
             f"class/name.jpg or name.jpg); found there: {', '.join(content) or 'nothing'}."
         )
     return _divide(index, index.keys)
+
+
+def split_folders(root: Path, split: str) -> dict[str, Path]:
+    """The folders in `root` that hold splits, by the split's name: any of the usual names, and `split`.
+
+    Raises:
+        DataError: two folders of one split that differ in the year only.
+    """
+    found: dict[str, Path] = {}
+    for folder in sorted(child for child in root.iterdir() if child.is_dir()):
+        name = re.fullmatch(r"(.+?)(\d{4})?", folder.name)[1]
+        name = folder.name if folder.name == split else name
+        if name != split and name not in SPLIT_NAMES:
+            continue
+        if name in found and found[name].name != name:
+            raise DataError(
+                f"{root} has two folders of the split {name!r}, {found[name].name} and {folder.name}: leave one of them there."
+            )
+        found.setdefault(name, folder)  # "train" comes before "train2017" and is taken
+    return found
 
 
 def _images(folder: Path, root: Path) -> Index:

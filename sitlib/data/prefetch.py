@@ -1,23 +1,76 @@
-"""Prepare the next steps in a thread while the model trains on this one."""
+"""Prepare the next steps while the model trains on this one: in a thread, or in processes where decoding is the bottleneck."""
 
 from collections.abc import Callable, Iterator
+from multiprocessing import get_all_start_methods
 from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import TypeVar
+
+from torch.utils.data import DataLoader, Dataset
 
 Value = TypeVar("Value")
 
 
 def prefetch(
-    fn: Callable[[int], Value], start_step: int, stop_step: int, depth: int = 2
+    fn: Callable[[int], Value], start_step: int, stop_step: int, depth: int = 2, workers: int = 0
 ) -> Iterator[tuple[int, Value]]:
-    """Yield (step, fn(step)) for start_step <= step < stop_step, computed `depth` steps ahead in one thread.
+    """Yield (step, fn(step)) for start_step <= step < stop_step, in order, computed some steps ahead.
 
-    An exception in `fn` is raised here, at its step. The thread ends when the loop over this iterator ends,
-    is left by `break` or an exception, or when the iterator is closed.
+    Args:
+        fn: a pure function of the step, so that nothing depends on who computes it.
+        depth: steps ahead in all (one thread), or of each worker.
+        workers: processes that compute whole steps in turn; 0: one thread of this process. They are forked, so where that is not
+            possible (Windows) the thread is used. Tensors come back through shared memory (/dev/shm), which must have room for
+            workers * depth batches.
+
+    An exception in `fn` is raised here, at its step. Threads and processes end when the loop over this iterator ends, is left by `break` or
+    an exception, or when the iterator is closed.
+
+    Raises:
+        ValueError: no step ahead, or a negative number of workers.
     """
     if depth < 1:
         raise ValueError(f"depth is {depth}; at least one step must be prepared ahead.")
+    if workers < 0:
+        raise ValueError(f"workers is {workers}; 0 means a thread, more are processes.")
+    if workers and "fork" in get_all_start_methods():
+        return _in_processes(fn, start_step, stop_step, depth, workers)
+    return _in_a_thread(fn, start_step, stop_step, depth)
+
+
+class _Steps(Dataset):
+    """A step's value, or what went wrong: DataLoader would wrap an exception in a text with the worker's traceback."""
+
+    def __init__(self, fn: Callable[[int], Value]):
+        self.fn = fn
+
+    def __getitem__(self, step: int) -> tuple[int, Value | None, Exception | None]:
+        try:
+            return step, self.fn(step), None
+        except Exception as error:
+            return step, None, error
+
+
+def _in_processes(
+    fn: Callable[[int], Value], start_step: int, stop_step: int, depth: int, workers: int
+) -> Iterator[tuple[int, Value]]:
+    loader = DataLoader(
+        _Steps(fn),
+        batch_size=None,
+        sampler=range(start_step, stop_step),
+        num_workers=workers,
+        prefetch_factor=depth,
+        multiprocessing_context="fork",  # `fn` and what it refers to need not be picklable
+    )
+    for step, value, error in loader:
+        if error is not None:
+            raise error
+        yield step, value
+
+
+def _in_a_thread(
+    fn: Callable[[int], Value], start_step: int, stop_step: int, depth: int
+) -> Iterator[tuple[int, Value]]:
     queue: Queue = Queue(maxsize=depth)
     stop = Event()
 

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 
@@ -17,6 +18,7 @@ from PIL import Image
 from sitlib.data.decoding import ImageError, decode_rgb, rgb_to_tensor
 from sitlib.data.index import DataError, Index
 from sitlib.data.layout import find_split
+from sitlib.data.order import EpochOrder
 
 CHECK_AT_MOST = (
     5000  # images; splits up to this size are decoded when they are opened, larger ones on first use
@@ -89,6 +91,7 @@ class ImageSource:
         labels: int64 [len], -1 where an image has no class.
         keys: name of every image: of the sample in its shard, or the path in the image folder.
         skipped: (name, reason) of every image found unusable so far.
+        order: of the images in every epoch.
 
     Splits of at most 5000 images are decoded when they are opened, and what cannot be used is left out. In a
     larger split an unusable image is found on first use: from then on, with a warning, the next usable one
@@ -103,6 +106,7 @@ class ImageSource:
         self.labels = labels
         self.class_names = class_names
         self.where = where
+        self.order = EpochOrder.of_shards(store.index.spans[rows, 0])
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -113,6 +117,11 @@ class ImageSource:
     @property
     def keys(self) -> list[str]:
         return [self._store.index.keys[row] for row in self._rows]
+
+    @cached_property
+    def position_of(self) -> dict[str, int]:
+        """Where the image of a key is; of a key that occurs twice, the last."""
+        return {key: position for position, key in enumerate(self.keys)}
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -203,7 +212,7 @@ def open_images(
         split: name of the split.
         classes: keep only these classes, labelled in this order; unlabelled images are left out. Default: all
             images, labelled by the sorted class names of all splits, or by the class numbers of the shards.
-        cache_bytes: room for decoded images in memory.
+        cache_bytes: room for decoded images in memory; of a split above 5000 images none is kept.
 
     Raises:
         DataError: the source, the split or a class is missing, or no image can be used. The message says what
@@ -229,7 +238,8 @@ def open_images(
                 f"There is no image of class {empty} in {where}, only of {present}; other splits have some."
             )
 
-    store = _Store(index, cache_bytes)
+    # An epoch of a large split would push every image out before it is needed again, in every worker process.
+    store = _Store(index, cache_bytes if len(rows) <= CHECK_AT_MOST else 0)
     store.skipped += index.problems
     if len(rows) <= CHECK_AT_MOST:
         rows = _usable(store, rows)
@@ -250,7 +260,7 @@ def open_images(
 
 def unlabelled(index: Index, where: str) -> ImageSource:
     """The usable images of an index as a source without classes; `where` names it in messages. Warns of nothing: see `skipped`."""
-    store = _Store(index, CACHE_BYTES)
+    store = _Store(index, CACHE_BYTES if len(index) <= CHECK_AT_MOST else 0)
     rows = np.arange(len(index))
     if len(rows) <= CHECK_AT_MOST:
         rows = _usable(store, rows)

@@ -1,17 +1,18 @@
 """Square views of photographs: multi-scale crops for the tokenizer, wide views where a class label is used.
 
 Everything is a pure function of a seed and a counter, so that a run that was killed continues with the very
-views it would have seen: nothing about the position in the data has to be stored.
+views it would have seen: nothing about the position in the data has to be stored. Nor has anything to be shared out: of R
+processes, number r makes its part of batch t as `training_views(source, R * t + r, B / R, ...)`.
 """
 
 import math
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
 
+from sitlib.data.order import random_generator
 from sitlib.data.sources import ImageSource
 
 Kind = Literal["crops", "wide"]
@@ -34,7 +35,7 @@ def training_views(
     """Views of one training step, a pure function of the arguments.
 
     The images come in epochs without repetition: item step * batch_size + j of a run is an element of the
-    epoch's permutation.
+    epoch's permutation (`sitlib.data.order`).
 
     Args:
         step: counts from 0.
@@ -53,8 +54,8 @@ def training_views(
     views, labels, keys = [], [], []
     for item in range(step * batch_size, (step + 1) * batch_size):
         epoch, place = divmod(item, len(source))
-        rng = _rng(seed, _VIEW, item)
-        position, image = source.picture(int(_permutation(len(source), seed, _ORDER, epoch)[place]))
+        rng = random_generator(seed, _VIEW, item)
+        position, image = source.picture(int(source.order.permutation(seed, _ORDER, epoch)[place]))
         views.append(_view(source, image, size, rng, kind, min_crop, flip))
         labels.append(int(source.labels[position]))
         keys.append(source.key(position))
@@ -62,21 +63,30 @@ def training_views(
 
 
 def held_out_views(
-    source: ImageSource, count: int, size: int, seed: int, *, kind: Kind = "crops", min_crop: float = 0.25
+    source: ImageSource,
+    count: int,
+    size: int,
+    seed: int,
+    *,
+    kind: Kind = "crops",
+    min_crop: float = 0.25,
+    first: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """A fixed set of `count` evaluation views, never flipped, that takes the images in turn.
 
-    Each image is used count // len(source) times, some once more. A shorter set begins a longer one.
+    Each image is used count // len(source) times, some once more. A shorter set begins a longer one, and `first` is the number of views
+    to leave out at the beginning, so that a large set can be made in parts.
 
     Returns:
         float32 [count, 3, size, size] in [0, 1], labels int64 [count] (-1: none), keys of the images.
     """
-    _check(kind, min_crop, seed=seed, count=count)
-    order = _permutation(len(source), seed, _HELD_OUT_ORDER, 0)
+    _check(kind, min_crop, seed=seed, count=count, first=first)
+    order = source.order.permutation(seed, _HELD_OUT_ORDER, 0)
     views, labels, keys = [], [], []
-    for item in range(count):
+    for item in range(first, first + count):
         position, image = source.picture(int(order[item % len(source)]))
-        views.append(_view(source, image, size, _rng(seed, _HELD_OUT_VIEW, item), kind, min_crop, flip=False))
+        rng = random_generator(seed, _HELD_OUT_VIEW, item)
+        views.append(_view(source, image, size, rng, kind, min_crop, flip=False))
         labels.append(int(source.labels[position]))
         keys.append(source.key(position))
     return _batch(views), torch.tensor(labels, dtype=torch.int64), keys
@@ -90,15 +100,6 @@ def _check(kind: str, min_crop: float, **counters: int) -> None:
     for name, value in counters.items():
         if value < 0:
             raise ValueError(f"{name} is {value}; it must not be negative.")
-
-
-def _rng(*counters: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence(counters))
-
-
-@lru_cache(maxsize=8)
-def _permutation(length: int, *counters: int) -> np.ndarray:
-    return _rng(*counters).permutation(length)
 
 
 def _view(

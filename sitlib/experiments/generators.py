@@ -1,5 +1,6 @@
 """Training an autoregressive variant of a profile on extracted codes."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig, code_nats
 from sitlib.config import Profile
 from sitlib.data import CaptionedImages
+from sitlib.data.order import WINDOW
 from sitlib.experiments.codes import Codes, captioned, load_codes
 from sitlib.experiments.noise import noisy_codes, noisy_texts
 from sitlib.experiments.runs import AutoregressiveRun, Trained, trained
@@ -35,24 +37,17 @@ def trained_generator(profile: Profile, variant: str, seed: int, pipeline: bool 
 def _train(
     run: AutoregressiveRun, codes: Codes, captioned: CaptionedImages | None, checkpoints: Path, title: str
 ) -> tuple[AutoregressiveModel, list[Row]]:
-    """Trains a run; `captioned` are the training images of a text-conditional model.
-
-    Images come equally often; with captions, names do, of which some have many images (the skin tones of an emoji).
-    """
+    """Trains a run; `captioned` are the training images of a text-conditional model."""
     seed_everything(run.seed)
     _, num_scales, tokens_per_scale = codes.train.shape
-    tokenizer, texts = run.codes.tokenizer.model, None
-    maps_of = [
-        np.array([index]) for index in range(len(codes.train))
-    ]  # code maps of what comes equally often
+    tokenizer, texts, names = run.codes.tokenizer.model, None, None
     if captioned is not None:
         settings = run.model.text
         every = [text for of_image in captioned.captions for text in of_image]
         texts = TextTokenizer.train(every, settings.vocabulary, settings.max_tokens)
         tokens = [texts.encode(of_image, truncate=True) for of_image in captioned.captions]
-        name_of = np.array([captioned.names[image] for image in codes.train_labels.tolist()])
-        _, kind, counts = np.unique(name_of, return_inverse=True, return_counts=True)
-        maps_of = np.split(np.argsort(kind, kind="stable"), np.cumsum(counts)[:-1])
+        names = captioned.names
+    draw = code_map_draws(codes, names, run.optimiser.batch_size, run.seed)
     config = CodeModelConfig(
         run.model,
         num_scales,
@@ -67,8 +62,7 @@ def _train(
     def batch_at(step: int) -> tuple[Tensor, Tensor, Tensor]:
         """What the model reads, codes [B, S, N] and a condition, some of it hidden or replaced; and the codes that it shall predict."""
         generator = np.random.default_rng([run.seed, step])
-        kinds = [maps_of[kind] for kind in generator.integers(len(maps_of), size=run.optimiser.batch_size)]
-        chosen = torch.from_numpy(np.array([generator.choice(maps) for maps in kinds]))
+        chosen = torch.from_numpy(draw(step, generator))
         hidden = torch.from_numpy(generator.random(len(chosen)) < run.model.condition_dropout)
         condition = codes.train_labels[chosen]
         if texts is not None:  # one caption of each image
@@ -91,3 +85,35 @@ def _train(
         return nats_BSN.mean(), {f"nats_scale_{scale}": value for scale, value in enumerate(by_scale, 1)}
 
     return model, train([Phase(model, loss)], batch_at, run.optimiser, checkpoints=checkpoints, title=title)
+
+
+def code_map_draws(
+    codes: Codes, names: list[str] | None, batch_size: int, seed: int
+) -> Callable[[int, np.random.Generator], np.ndarray]:
+    """Which code maps a step reads, int64 [batch_size]: a function of the step and its random numbers.
+
+    Images come equally often; with captions, names do, of which some have many images (the skin tones of an emoji). They are drawn. Of a
+    large set in which all have as many code maps, epochs are as good and keep reads from disk together: every map comes once in each.
+
+    Args:
+        names: of the images that `codes.train_labels` tell by their positions; None: every code map is of its own.
+    """
+    count = len(codes.train)
+    if names is None:
+        kind = np.arange(count)
+    else:
+        _, number_of = np.unique(np.array(names), return_inverse=True)
+        _, kind = np.unique(number_of[codes.train_labels.numpy()], return_inverse=True)
+    maps, sizes = np.argsort(kind, kind="stable"), np.bincount(kind)
+    ends = np.cumsum(sizes)
+
+    def drawn(step: int, generator: np.random.Generator) -> np.ndarray:
+        kinds = generator.integers(len(sizes), size=batch_size)
+        return np.array([generator.choice(maps[ends[k] - sizes[k] : ends[k]]) for k in kinds])
+
+    def in_epochs(step: int, generator: np.random.Generator) -> np.ndarray:
+        epochs, places = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), count)
+        order = codes.train.order
+        return np.array([order.permutation(seed, e)[p] for e, p in zip(epochs, places, strict=True)])
+
+    return in_epochs if count > WINDOW and sizes.min() == sizes.max() else drawn

@@ -71,6 +71,10 @@ class CodesRun:
         captions = section.captions if isinstance(section, TextSection) else None
         return cls(TokenizerRun.of(profile, name, section.tokenizer_seed), section.codes, captions)
 
+    @property
+    def source(self) -> str:
+        return self.tokenizer.source
+
 
 @dataclass(frozen=True)
 class AutoregressiveRun:
@@ -88,7 +92,7 @@ class AutoregressiveRun:
 
     @property
     def source(self) -> str:
-        return self.codes.tokenizer.source
+        return self.codes.source
 
 
 @dataclass(frozen=True)
@@ -197,7 +201,7 @@ def pipeline_parameters() -> dict[str, Any]:
     return yaml.safe_load(resolve("params.yaml").read_text())
 
 
-def checkpoint_folder(run: Run, purpose: str = "") -> Path:
+def checkpoint_folder(run: Run | CodesRun, purpose: str = "") -> Path:
     """Where a run keeps its resumable states: named by its configuration, its images (path, size and time of their files) and the code."""
     source = resolve(run.source)
     found = source.rglob("*") if source.is_dir() else source.parent.glob(source.name)

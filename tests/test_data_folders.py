@@ -1,0 +1,78 @@
+"""Where the images are is said once, in params.yaml: profiles and stages follow."""
+
+import shutil
+
+import pytest
+import yaml
+from dvc.repo import Repo
+
+from sitlib.config import ConfigError, folders, from_dict, load_profile
+from sitlib.config.tokenizer import DataConfig
+from sitlib.paths import ROOT
+
+PARAMETERS = yaml.safe_load((ROOT / "params.yaml").read_text())
+OWN = {
+    "data_folder": "/big/imagenet",
+    "captioned_data_folder": "data/my coco",
+    "extra_data_folder": "data/more",
+}
+
+
+@pytest.fixture
+def own_folders(tmp_path, monkeypatch):
+    """A params.yaml with folders of a user."""
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMETERS | OWN))
+    monkeypatch.setattr(folders, "resolve", lambda path: tmp_path / path)
+    folders._values.cache_clear()
+    yield
+    folders._values.cache_clear()
+
+
+def data(source: str) -> DataConfig:
+    return from_dict(
+        DataConfig, dict(source=source, size=8, min_crop=1.0, flip=False, normalisation_views=1), "data"
+    )
+
+
+@pytest.mark.parametrize("name", ["quick", "smoke", "paper"])
+def test_profiles_follow(own_folders, name):
+    profile = load_profile(name)
+    assert profile.data.source == OWN["data_folder"]
+    captioned = {profile.autoregressive_variant(variant).tokenizer for variant in profile.text.variants}
+    assert {profile.tokenizer_data(variant).source for variant in captioned} == {OWN["captioned_data_folder"]}
+    sources = {chosen.source for chosen in profile.tokenizer.evaluation.sets.values()}
+    assert sources <= set(OWN.values()) and OWN["data_folder"] in sources
+    if name == "paper":
+        assert profile.text.captions.source == "data/my coco/annotations/captions_{split}2017.json"
+
+
+def test_a_plain_path_stays_and_an_unknown_name_is_refused(own_folders):
+    assert data("data/{split}/x").source == "data/{split}/x"
+    with pytest.raises(
+        ConfigError, match=r"names \$\{data_foldr\}, which params.yaml does not have.*data_folder"
+    ):
+        data("${data_foldr}/x")
+    with pytest.raises(ConfigError, match="seeds"):  # there, but not a text
+        data("${seeds}")
+
+
+def test_stages_follow(tmp_path):
+    """All stages that read images depend on the user's folders, also where two of them are one."""
+    own = OWN | {"extra_data_folder": "data/my coco"}
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMETERS | own))
+    repo = Repo.init(str(tmp_path), no_scm=True)
+    deps = {stage.name: {str(dep) for dep in stage.deps} for stage in repo.index.stages}
+    repo.close()
+    bundled = ("data/landscapes", "data/emoji", "data/extra")
+    for name, paths in deps.items():
+        if name != "wavelet_analysis":  # which is about these very sets
+            assert not any(path.endswith(bundled) for path in paths), name
+    own_of = {
+        name: {path for path in paths if path.endswith(("imagenet", "my coco"))}
+        for name, paths in deps.items()
+    }
+    assert len(own_of["train_tokenizer@sit4-0"]) == 2 and len(own_of["extract_codes@sit4"]) == 1
+    assert any("/big/imagenet" in path for path in own_of["extract_codes@sit4"])
+    assert any("my coco" in path for path in own_of["extract_text_codes@emoji_sit4_sc"])
