@@ -79,7 +79,7 @@ def html_table(
     best: Mapping[str, str] | None = None,
 ) -> str:
     """`<table>` of `rows` (one mapping a row); `best={column: "min" | "max"}` sets a column's best bold."""
-    columns, body = _cells(rows, digits, best or {})
+    columns, body = _cells(rows or [{"": "no rows yet"}], digits, (best or {}) if rows else {})
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
     lines = []
     for line in body:
@@ -101,6 +101,8 @@ def text_table(
     best: Mapping[str, str] | None = None,
 ) -> str:
     """The same table for a terminal; the best cell of a column carries a star."""
+    if not rows:
+        return f"{caption}\n(no rows yet)"
     columns, body = _cells(rows, digits, best or {})
     grid = [columns] + [[text + ("*" if is_best else "") for text, is_best in line] for line in body]
     widths = [max(len(line[i]) for line in grid) for i in range(len(columns))]
