@@ -57,8 +57,10 @@ def checkpoint_path(name: str, kind: str, option: str) -> Path:
     for found in (path, path / FILE):
         if found.is_file():
             return found
-    if path.name != name:  # it has folders: a path and no name
-        raise ValueError(f"There is no checkpoint {name}: {option} takes the path of a file {FILE}.")
+    if path.name != name or path.suffix == ".safetensors":  # a path and no name
+        raise ValueError(
+            f"There is no checkpoint {name}: {option} takes the path of a safetensors file, or the name of a trained model."
+        )
     folder = resolve("models") / kind
     for run in (name, f"{name}-seed0"):
         if (folder / run / FILE).is_file():

@@ -1,6 +1,7 @@
 """Options that several subcommands share, and the types of their values. Imports nothing heavy."""
 
 import argparse
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +31,7 @@ def add_command(
     parser = commands.add_parser(
         name,
         help=what,
-        description=f"{what[0].upper()}{what[1:]}. {more}".strip(),
+        description=textwrap.fill(f"{what[0].upper()}{what[1:]}. {more}".strip(), 80),
         epilog="example:\n" + "\n".join(f"  {line}" for line in example.splitlines()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
