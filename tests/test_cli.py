@@ -176,6 +176,9 @@ def test_lpips_is_shown_where_its_weights_are(photos, monkeypatch, capsys):
     assert main(["reconstruct", "photos/a.png"]) == 0
     header, row = capsys.readouterr().out.splitlines()
     assert header.split()[-2] == "LPIPS" and row.split()[-2] == "0.250"
+    monkeypatch.setattr("sitlib.cli.images.LARGEST_LPIPS", 150 * 70 - 1)
+    assert main(["reconstruct", "photos/a.png", "--overwrite"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[-2] == "-"
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------------------------
@@ -353,6 +356,9 @@ def test_where_outputs_go(home):
         places(["empty"])
     with pytest.raises(UsageError, match="name a folder"):
         places(["y"], "one.png")
+    Path("notes").touch()
+    with pytest.raises(UsageError, match="-o notes is a file"):
+        places(["y"], "notes")
 
 
 def test_files_are_whole_or_not_there(home, monkeypatch):

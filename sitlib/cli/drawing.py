@@ -210,7 +210,7 @@ def _sample_files(options: argparse.Namespace, seed: int) -> tuple[list[Path], P
     told = options.class_name if options.text is None else options.text
     words = re.sub(r"[\W_]+", "-", told.lower()).strip("-")[:60]
     scales = "" if options.scales is None else f"-scales{options.scales}"
-    folder, stem = Path(output).expanduser(), f"{words}-seed{seed}{scales}"
+    folder, stem = files.output_folder(output), f"{words}-seed{seed}{scales}"
     digits = len(str(options.count - 1))
     targets = [folder / f"{stem}-{index:0{digits}}.png" for index in range(options.count)]
     return targets, folder / f"{stem}-grid.png" if options.grid else None

@@ -127,7 +127,7 @@ def plan(sources: list[Source], output: str, suffix: str = ".png") -> list[Job]:
             )
         jobs = [Job(sources[0].path, file)]
     else:
-        folder = Path(output).expanduser()
+        folder = output_folder(output)
         stems = Counter(source.place.with_name(source.place.stem) for source in sources)
         jobs = []
         for source in sources:
@@ -145,6 +145,20 @@ def plan(sources: list[Source], output: str, suffix: str = ".png") -> list[Job]:
     if replaced := [target for target in first if target.resolve() in inputs]:
         raise ValueError(f"{replaced[0]} would replace an input: name another output folder with -o.")
     return jobs
+
+
+def output_folder(output: str) -> Path:
+    """The folder that an output path names, which need not be there yet.
+
+    Raises:
+        UsageError: a file is there.
+    """
+    folder = Path(output).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(
+            f"-o {output} is a file: name a folder, or a file that ends in .png or {CODES_SUFFIX}"
+        )
+    return folder
 
 
 def as_file(output: str, suffix: str) -> Path | None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 DEFAULT_TOKENIZER = "that of the pipeline's class-conditional model"
 GAP = 8  # px between images side by side
+LARGEST_LPIPS = 4_000_000  # px; of a larger image it would take gigabytes of memory
 SMALLEST_SHOWN = 256  # px; smaller originals are enlarged where images stand side by side
 
 
@@ -52,7 +53,7 @@ def add_reconstruct(commands: Any) -> None:
         reconstruct,
         "show what is left of images after encoding and decoding",
         "sit reconstruct photo.jpg --compare\nsit reconstruct photos/ --scales all",
-        "Prints size, codes, bits for a pixel and PSNR; and LPIPS (AlexNet) if its weights are there.",
+        "Prints size, codes, bits for a pixel and PSNR; and LPIPS (AlexNet), of images up to 4 megapixels, if its weights are there.",
     )
     add_files(parser, "PHOTO", "images", "reconstructed")
     _add_scales(parser)
@@ -137,7 +138,7 @@ def reconstruct(options: argparse.Namespace) -> int:
             count = coded.codes[:scales].numel()
             bits = _bits_per_pixel(tokenizer.model, count, found)
             original = reference(tokenizer.model, coded, image, scales)
-            scores = [f"{measure(found, original):.{digits}f}" for measure, digits in measures.values()]
+            scores = [measure(found, original) for measure in measures.values()]
             files.write_image(target, found[0])
             lines.append(_row(files.size_of(found), scales, count, f"{bits:.3f}", *scores, target))
             shown.append(found)
@@ -182,18 +183,23 @@ def _bits_per_pixel(tokenizer: "SpectralTokenizer", count: int, image: "Tensor")
     return bits_per_pixel(count, tokenizer.config.num_codes, tuple(image.shape[2:]))
 
 
-def _measures() -> dict[str, tuple[Callable[["Tensor", "Tensor"], float], int]]:
-    """Name -> how near two images [1, 3, H, W] are to each other, and digits to show of it. LPIPS only if its weights are there."""
+def _measures() -> dict[str, Callable[["Tensor", "Tensor"], str]]:
+    """Name -> how near two images [1, 3, H, W] are to each other, to be shown. LPIPS only if its weights are there."""
     from sitlib.metrics import lpips_per_image, psnr_per_image
+    from sitlib.perceptual import load_lpips
 
-    measures = {"PSNR, dB": (lambda *pair: psnr_per_image(*pair).item(), 2)}
+    measures = {"PSNR, dB": lambda *pair: f"{psnr_per_image(*pair).item():.2f}"}
     try:
-        from sitlib.perceptual import load_lpips
-
         network = load_lpips("alex")
     except FileNotFoundError:
         return measures
-    return measures | {"LPIPS": (lambda *pair: lpips_per_image(*pair, network).item(), 3)}
+
+    def lpips(image: "Tensor", original: "Tensor") -> str:
+        if image.shape[2] * image.shape[3] > LARGEST_LPIPS:
+            return "-"
+        return f"{lpips_per_image(image, original, network).item():.3f}"
+
+    return measures | {"LPIPS": lpips}
 
 
 def _side_by_side(images: list["Tensor"]) -> "Tensor":
