@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import EntryPoint, version
 from pathlib import Path
 
 import pytest
@@ -84,6 +84,12 @@ def test_the_installed_packages_satisfy_the_list():
     listed = PROJECT["dependencies"] + optional["lab"] + optional["test"]
     requirements = [Requirement(item) for item in listed]
     assert [str(each) for each in requirements if version(each.name) not in each.specifier] == []
+
+
+def test_the_command_sit_is_a_function_that_returns_an_exit_code(capsys):
+    assert PROJECT["scripts"] == {"sit": "sitlib.cli:main"}
+    command = EntryPoint("sit", PROJECT["scripts"]["sit"], "console_scripts").load()
+    assert command(["--help"]) == 0 and capsys.readouterr().out.startswith("usage: sit ")
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
