@@ -5,6 +5,7 @@ types and impossible combinations are refused with a sentence that says what to 
 """
 
 from sitlib.config.applications import ApplicationsConfig
+from sitlib.config.engine import EngineConfig
 from sitlib.config.generation import (
     AutoregressiveConfig,
     AutoregressiveSection,
@@ -49,6 +50,7 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "DualEncoderConfig",
+    "EngineConfig",
     "EvaluationSet",
     "GenerationEvaluationConfig",
     "OptimiserConfig",

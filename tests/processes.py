@@ -1,0 +1,76 @@
+"""What the processes of tests/test_engine.py run: `python tests/processes.py <what> <folder> [key=value ...]`, alone or under torchrun."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig, code_nats
+from sitlib.config import EngineConfig, load_profile
+from sitlib.data import open_images
+from sitlib.distributed import process_index
+from sitlib.engine import ONE_PROCESS, join_processes
+from sitlib.experiments.runs import TokenizerRun
+from sitlib.experiments.tokenizers import train_tokenizer
+from sitlib.training import Phase, seed_everything, train
+
+PROFILE = load_profile("smoke")
+
+
+def tokenizer(folder: Path, engine: EngineConfig) -> tuple[nn.Module, list]:
+    """Moving-average codes that die quickly, a discriminator and scale-causal attention: everything that processes must agree on."""
+    section = PROFILE.tokenizer
+    variant = {
+        "levels": 3,
+        "grid": 4,
+        "code_learning": "ema",
+        "num_codes": 128,
+        "decoder_attention": "scale_causal",
+        "loss": {"lpips": 0.0, "restart_after": 3, "smaller": 0.3},
+        "optimiser": {"steps": 6, "batch_size": 8, "log_every": 1, "checkpoint_every": 3},
+    }
+    profile = replace(PROFILE, tokenizer=replace(section, variants={**section.variants, "test": variant}))
+    run = TokenizerRun.of(profile, "test", 0)
+    images = open_images(run.data.source, "train")
+    return train_tokenizer(run, images, folder / "states", "test", engine=engine)
+
+
+def generator(folder: Path, engine: EngineConfig) -> tuple[nn.Module, list]:
+    shape = replace(PROFILE.autoregressive_variant("ar_sit4"), dropout=0.0, layers=2)
+    optimiser = replace(PROFILE.autoregressive.optimiser, steps=6, batch_size=8, log_every=1, checkpoint_every=3)
+    seed_everything(0)
+    model = AutoregressiveModel(CodeModelConfig(shape, 4, 16, 64, 2, ["a", "b"], None))
+
+    def batch_at(step, part):
+        random = torch.Generator().manual_seed(step)
+        codes = torch.randint(64, (8, 4, 16), generator=random)
+        return part.of((codes, torch.randint(3, (8,), generator=random)))
+
+    def loss(module, batch, step):
+        codes, labels = batch
+        return code_nats(module(codes, labels), codes).mean(), {}
+
+    phase = Phase(model, loss)
+    rows = train([phase], batch_at, optimiser, checkpoints=folder / "states", engine=engine)
+    return phase.module, rows
+
+
+def main() -> None:
+    what, folder, *settings = sys.argv[1:]
+    values = dict(setting.split("=") for setting in settings)
+    types = {"strategy": str}
+    engine = replace(ONE_PROCESS, **{name: types.get(name, int)(value) for name, value in values.items()})
+    join_processes()
+    folder = Path(folder)
+    model, rows = {"tokenizer": tokenizer, "generator": generator}[what](folder, engine)
+    torch.save(model.state_dict(), folder / f"weights-{process_index()}.pt")
+    (folder / f"rows-{process_index()}.json").write_text(json.dumps(rows))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
