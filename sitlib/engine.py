@@ -5,6 +5,7 @@ The loop (`sitlib.training`) asks for modules that are ready to train, and does 
 
 import copy
 import re
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class Engine:
                 "`trained_generator` start them, and so does python -m sitlib.experiments.launch."
             )
         self.config = config
-        AcceleratorState._reset_state()  # of an earlier run in this process, with other settings
+        _forget_earlier_runs()
         plugin = _sharding() if config.strategy == "fsdp" else None
         try:
             self.accelerator = Accelerator(
@@ -75,10 +76,7 @@ class Engine:
                 kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
             )
             if plugin is not None and not has_gpu:  # Accelerate shards on GPUs only; tests have none
-                AcceleratorState._shared_state |= {
-                    "distributed_type": DistributedType.FSDP,
-                    "fsdp_plugin": plugin,
-                }
+                _shard_on_cpu(plugin)
             if config.trackers:
                 resolve("scratch/trackers").mkdir(parents=True, exist_ok=True)
                 self.accelerator.init_trackers(re.sub(r"[^\w.]+", "-", title).strip("-"))
@@ -90,7 +88,8 @@ class Engine:
             raise
         if has_gpu:  # float32 products in TF32, as convolutions are by default
             torch.set_float32_matmul_precision("high")
-        torch.manual_seed(torch.initial_seed() + process_index()) if process_index() else None  # dropout
+        if process_index() > 0:  # dropout of its own
+            torch.manual_seed(torch.initial_seed() + process_index())
         self._spare: dict[int, nn.Module] = {}
 
     @property
@@ -112,8 +111,14 @@ class Engine:
                 part.compile()
         if self.config.strategy == "fsdp":
             self._spare[id(module)] = copy.deepcopy(module)
+            warnings.filterwarnings(
+                "ignore", "FSDP2-wrapped module .* returned a view"
+            )  # logits: never changed
             return self.accelerator.prepare(module, optimiser)
-        return self.accelerator.prepare_model(module), self.accelerator.prepare_optimizer(optimiser)
+        with warnings.catch_warnings():  # of torch, about a name that Accelerate still uses
+            warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)
+            ready = self.accelerator.prepare_model(module)
+        return ready, self.accelerator.prepare_optimizer(optimiser)
 
     def share(self, module: nn.Module) -> None:
         """Gives every process the first one's weights and buffers."""
@@ -192,6 +197,20 @@ def to_host(values: Sequence[Any]) -> list[float]:
     tensors = [value.detach().double() for value in values if isinstance(value, Tensor)]
     numbers = iter(torch.stack(tensors).tolist() if tensors else [])
     return [next(numbers) if isinstance(value, Tensor) else float(value) for value in values]
+
+
+def _forget_earlier_runs() -> None:
+    """Accelerate's settings outlive an accelerator; the next run of this process may have others."""
+    AcceleratorState._reset_state()
+    state = PartialState._shared_state
+    if state.get("distributed_type") == DistributedType.FSDP:
+        has_gpu = torch.cuda.is_available()
+        state["distributed_type"] = DistributedType.MULTI_GPU if has_gpu else DistributedType.MULTI_CPU
+
+
+def _shard_on_cpu(plugin: FullyShardedDataParallelPlugin) -> None:
+    AcceleratorState._shared_state |= {"distributed_type": DistributedType.FSDP, "fsdp_plugin": plugin}
+    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
 
 def _sharding() -> FullyShardedDataParallelPlugin:

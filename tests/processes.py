@@ -1,5 +1,6 @@
-"""What the processes of tests/test_engine.py run: `python tests/processes.py <what> <folder> [key=value ...]`, alone or under torchrun."""
+"""What the processes of tests/test_engine.py run under torchrun (`tests/processes.py <folder>`), and what it compares with."""
 
+import contextlib
 import json
 import sys
 from dataclasses import replace
@@ -38,9 +39,12 @@ def tokenizer(folder: Path, engine: EngineConfig) -> tuple[nn.Module, list]:
     return train_tokenizer(run, images, folder / "states", "test", engine=engine)
 
 
-def generator(folder: Path, engine: EngineConfig) -> tuple[nn.Module, list]:
+def generator(folder: Path, engine: EngineConfig, stop_at: int | None = None) -> tuple[nn.Module, list]:
+    """A small model over random codes; `stop_at` raises in the middle of that step."""
     shape = replace(PROFILE.autoregressive_variant("ar_sit4"), dropout=0.0, layers=2)
-    optimiser = replace(PROFILE.autoregressive.optimiser, steps=6, batch_size=8, log_every=1, checkpoint_every=3)
+    optimiser = replace(
+        PROFILE.autoregressive.optimiser, steps=6, batch_size=8, log_every=1, checkpoint_every=3
+    )
     seed_everything(0)
     model = AutoregressiveModel(CodeModelConfig(shape, 4, 16, 64, 2, ["a", "b"], None))
 
@@ -50,6 +54,8 @@ def generator(folder: Path, engine: EngineConfig) -> tuple[nn.Module, list]:
         return part.of((codes, torch.randint(3, (8,), generator=random)))
 
     def loss(module, batch, step):
+        if step == stop_at:
+            raise KeyboardInterrupt
         codes, labels = batch
         return code_nats(module(codes, labels), codes).mean(), {}
 
@@ -59,17 +65,23 @@ def generator(folder: Path, engine: EngineConfig) -> tuple[nn.Module, list]:
 
 
 def main() -> None:
-    what, folder, *settings = sys.argv[1:]
-    values = dict(setting.split("=") for setting in settings)
-    types = {"strategy": str}
-    engine = replace(ONE_PROCESS, **{name: types.get(name, int)(value) for name, value in values.items()})
+    """Everything that needs two processes, one thing after another: starting them takes longer."""
+    folder = Path(sys.argv[1])
     join_processes()
-    folder = Path(folder)
-    model, rows = {"tokenizer": tokenizer, "generator": generator}[what](folder, engine)
-    torch.save(model.state_dict(), folder / f"weights-{process_index()}.pt")
-    (folder / f"rows-{process_index()}.json").write_text(json.dumps(rows))
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    two = replace(ONE_PROCESS, processes=2, strategy="ddp")
+    sharded = replace(two, strategy="fsdp")
+    results = {
+        "tokenizer-ddp": tokenizer(folder / "tokenizer", two),
+        "generator-ddp": generator(folder / "ddp", replace(two, gradient_accumulation=2)),
+    }
+    with contextlib.suppress(KeyboardInterrupt):
+        generator(folder / "fsdp", sharded, stop_at=4)
+    assert (folder / "fsdp/states/step-00000003").exists()
+    results["generator-fsdp"] = generator(folder / "fsdp", sharded)
+    for name, (model, rows) in results.items():
+        torch.save(model.state_dict(), folder / f"{name}-{process_index()}.pt")
+        (folder / f"{name}-{process_index()}.json").write_text(json.dumps(rows))
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
