@@ -145,7 +145,7 @@ def _of_tokenizer(profile: Profile, name: str, costs: dict[str, Cost]) -> Descri
         profile.tokenizer_training(name),
         profile.engine,
     )
-    batch = training.optimiser.batch_size // engine.parts
+    batch = _at_a_time(training.optimiser, engine)
     key = digest(config, training.loss, training.adversarial.weight, training.codes_from is None, batch)
     if key not in costs:
         costs[key] = cost(lambda: tokenizer_subject(config, training, batch), *_computing(engine))
@@ -177,7 +177,7 @@ def _of_generator(profile: Profile, name: str, num_classes: int, costs: dict[str
         [] if is_text else [str(number) for number in range(num_classes)],
         TextTokenizer.of_size(shape.text.vocabulary, shape.text.max_tokens).to_json() if is_text else None,
     )
-    batch = optimiser.batch_size // engine.parts
+    batch = _at_a_time(optimiser, engine)
     key = digest(
         replace(shape, tokenizer=""), config.num_scales, config.tokens_per_scale, config.num_codes, batch
     )
@@ -198,6 +198,11 @@ def _of_generator(profile: Profile, name: str, num_classes: int, costs: dict[str
 def _computing(engine: EngineConfig) -> tuple[str, bool]:
     """Precision and recomputation on a GPU, which is what a description is about."""
     return "bf16" if engine.precision == "auto" else engine.precision, engine.activation_checkpointing
+
+
+def _at_a_time(optimiser: OptimiserConfig, engine: EngineConfig) -> int:
+    """Samples that pass a model at once in one process."""
+    return optimiser.batch_size // engine.world_size // engine.accumulation(optimiser.batch_size)
 
 
 def _learning(models: Iterable[nn.Module]) -> int:
@@ -250,20 +255,20 @@ def describe(
     world = engine.world_size
     print(
         f"Profile {title}: {world} x {gpu} ({engine.machines} machine{'s' * (engine.machines > 1)}, {engine.strategy}), "
-        f"precision {_computing(engine)[0]}, batches in {engine.parts} parts, activations "
+        f"precision {_computing(engine)[0]}, activations "
         f"{'recomputed' if engine.activation_checkpointing else 'kept'}.\n"
         f"{rate / 1e12:.0f} TFLOP/s on each: {utilisation:.0%} of the {rate / utilisation / 1e12:.0f} of its data sheet.",
         file=out,
     )
     tokenizers = [item for item in found if not item.cache_bytes]
     generators = [item for item in found if item.cache_bytes]
-    for kind, items in (("tokenizer", tokenizers), ("model over codes", generators)):
+    for kind, items in (("tokenizers", tokenizers), ("models over codes", generators)):
         if items:
             rows = [
                 [d.name, *map(_millions, d.parts.values()), _millions(d.parameters), d.tokens] for d in items
             ]
-            header = [kind, *items[0].parts, "all", "tokens"]
-            _print_table(f"Parameters, millions: {kind}s", header, rows, out)
+            header = ["", *items[0].parts, "all", "tokens"]
+            _print_table(f"Parameters of {kind}, millions", header, rows, out)
     rows = [
         [
             d.name,
@@ -280,7 +285,7 @@ def describe(
     ]
     header = [
         "",
-        "images",
+        "at a time",
         "weights",
         "activations and gradients",
         "optimizer",
@@ -310,7 +315,12 @@ def describe(
             ]
         )
     header = ["", "GFLOP forward", "training", "steps", "batch", "images/s", "tokens/s", "GPU-hours", "days"]
-    _print_table(f"Operations an image, and what {world} GPU(s) need and take", header, rows, out)
+    _print_table(
+        f"Operations an image; images and codes that {world} x {gpu} take a second, and for how long",
+        header,
+        rows,
+        out,
+    )
     print(
         f"All of it once: {sum(d.training_flops for d in found) / rate / 3600:,.0f} GPU-hours, "
         f"{sum(d.training_flops for d in found) / rate / 3600 / world / 24:,.1f} days one after another.",

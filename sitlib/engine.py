@@ -24,7 +24,7 @@ from sitlib.paths import resolve
 from sitlib.results import Row
 from sitlib.transformer import Block, Transformer
 
-ONE_PROCESS = EngineConfig("auto", "single", 1, 1, 1, False, False, [], 0)
+ONE_PROCESS = EngineConfig("auto", "single", 1, 1, 0, False, False, [], 0)
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Engine:
 
     Args:
         config: what is asked for.
+        batch_size: samples of one update, over all processes.
         title: names the run in trackers.
 
     Raises:
@@ -54,14 +55,14 @@ class Engine:
             that is not installed.
     """
 
-    def __init__(self, config: EngineConfig, title: str):
+    def __init__(self, config: EngineConfig, batch_size: int, title: str):
         has_gpu = torch.cuda.is_available()
         if config.world_size != num_processes():
             raise ValueError(
                 f"the engine asks for {config.world_size} processes and there are {num_processes()}: `trained_tokenizer` and "
                 "`trained_generator` start them, and so does python -m sitlib.experiments.launch."
             )
-        self.config = config
+        self.config, self._batch_size = config, batch_size
         _forget_earlier_runs()
         plugin = _sharding() if config.strategy == "fsdp" else None
         try:
@@ -99,8 +100,8 @@ class Engine:
     @property
     def parts(self) -> list[Part]:
         """The parts of every batch that this process computes, one after another."""
-        own = self.config.gradient_accumulation
-        return [Part(process_index() * own + number, self.config.parts) for number in range(own)]
+        own = self.config.accumulation(self._batch_size)
+        return [Part(process_index() * own + number, self.config.world_size * own) for number in range(own)]
 
     def prepare(self, module: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         """A module and its optimiser, ready to train: moved, wrapped, sharded, compiled as the configuration says."""

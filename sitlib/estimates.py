@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 
 from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig, code_nats
 from sitlib.config import TokenizerConfig, TokenizerTraining
@@ -97,18 +97,32 @@ def _attention_backwards(grad, q, k, v, *_, out_shape=None, **__) -> int:
     return sdpa_backward_flop_count(grad, q, k, v)
 
 
-# The kernels of a CPU, which torch counts from 2.15 on only.
-ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backwards,
+# What torch counts, and the kernels of a CPU, which it counts from 2.15 on only.
+FORMULAS = flop_registry | {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(_attention),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(_attention_backwards),
 }
+
+
+class _Operations(TorchDispatchMode):
+    """torch's FlopCounterMode without its tree of modules, which keeps recomputed activations alive."""
+
+    def __init__(self):
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if (formula := FORMULAS.get(func._overloadpacket)) is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 def flops(call: Step) -> int:
     """Operations of one call in matrix products, convolutions and attention. (Of causal attention all scores are counted.)"""
-    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+    with _Operations() as operations:
         call()
-    return counter.get_total_flops()
+    return operations.total
 
 
 def cost(
@@ -117,7 +131,8 @@ def cost(
     recomputes: bool = False,
 ) -> Cost:
     """What a training step of a subject costs; `subject` is called on fake tensors."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # RMSNorm in mixed precision
         made = subject()
         for module in (part for model in made.models for part in model.modules()):
             if isinstance(module, Transformer):

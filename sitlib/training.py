@@ -120,7 +120,16 @@ def train(
     """
     checkpoints = resolve(checkpoints)
     with locked(checkpoints):
-        return _train(phases, batch_at, config, checkpoints, Engine(engine, title), start, pictures, title)
+        return _train(
+            phases,
+            batch_at,
+            config,
+            checkpoints,
+            Engine(engine, config.batch_size, title),
+            start,
+            pictures,
+            title,
+        )
 
 
 def _train(

@@ -72,7 +72,7 @@ def main() -> None:
     sharded = replace(two, strategy="fsdp")
     results = {
         "tokenizer-ddp": tokenizer(folder / "tokenizer", two),
-        "generator-ddp": generator(folder / "ddp", replace(two, gradient_accumulation=2)),
+        "generator-ddp": generator(folder / "ddp", replace(two, micro_batch_size=2)),
     }
     with contextlib.suppress(KeyboardInterrupt):
         generator(folder / "fsdp", sharded, stop_at=4)

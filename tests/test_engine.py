@@ -75,7 +75,7 @@ def test_parts_of_a_batch_are_all_of_it_in_order():
 @pytest.mark.parametrize("what", [processes.tokenizer, processes.generator])
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, what):
     whole = what(tmp_path / "whole", ONE_PROCESS)
-    assert_alike(what(tmp_path / "parts", replace(ONE_PROCESS, gradient_accumulation=4)), whole)
+    assert_alike(what(tmp_path / "parts", replace(ONE_PROCESS, micro_batch_size=2)), whole)
 
 
 def test_a_second_phase_learns_from_the_reconstruction_of_every_part(tmp_path):
@@ -91,10 +91,16 @@ def test_a_second_phase_learns_from_the_reconstruction_of_every_part(tmp_path):
         seen.append(torch.equal(made.pop(0), batch))
         return module(batch).square().mean(), {"second": torch.tensor(1.0)}
 
-    engine = replace(ONE_PROCESS, gradient_accumulation=2)
+    engine = replace(ONE_PROCESS, micro_batch_size=4)
     phases = [Phase(models[0], first), Phase(models[1], second)]
     rows = train(phases, batch_at, OPTIMISER, checkpoints=tmp_path, engine=engine)
     assert seen == [True] * 20 and rows[-1]["second"] == 1.0
+
+
+@pytest.mark.parametrize(("at_a_time", "parts"), [(0, 1), (12, 1), (11, 2), (5, 3), (1, 12)])
+def test_a_share_passes_in_as_few_equal_parts_as_memory_permits(at_a_time, parts):
+    engine = replace(ONE_PROCESS, strategy="ddp", processes=2, micro_batch_size=at_a_time)
+    assert engine.accumulation(24) == parts
 
 
 # -- several processes -----------------------------------------------------------------------------------------------------------------
@@ -105,7 +111,9 @@ def assert_alike(ours, theirs):
     (model, rows), (other, other_rows) = ours, theirs
     ours = model if isinstance(model, dict) else model.state_dict()
     for name, value in other.state_dict().items():
-        torch.testing.assert_close(ours[name], value, atol=5e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            ours[name], value, atol=5e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
     assert [sorted(row) for row in rows] == [sorted(row) for row in other_rows]
     for row, expected in zip(rows, other_rows, strict=True):
         for name in row.keys() - {"seconds"}:
@@ -138,7 +146,7 @@ def test_two_processes_train_what_one_trains(tmp_path):
 
 def test_more_processes_than_there_are_is_refused(tmp_path):
     with pytest.raises(ValueError, match="asks for 2 processes and there are 1"):
-        Engine(replace(ONE_PROCESS, strategy="ddp", processes=2), "test")
+        Engine(replace(ONE_PROCESS, strategy="ddp", processes=2), 8, "test")
 
 
 def test_a_state_of_one_process_is_gone_on_from_and_one_of_sharded_models_refused(tmp_path):
@@ -481,7 +489,11 @@ def test_trackers_get_every_row(tmp_path, monkeypatch):
     [
         ({"processes": 2}, "2 processes need strategy: ddp or fsdp, it is single"),
         ({"machines": 0}, "machines must be at least 1"),
-        ({"gradient_accumulation": 3}, "3 equal parts, but batch_size of tokenizer.vit_vqgan is 8"),
+        (
+            {"strategy": "ddp", "processes": 3},
+            "3 processes share every batch equally, but batch_size of tokenizer.vit_vqgan is 8",
+        ),
+        ({"micro_batch_size": -1}, "micro_batch_size must be 0 (all) or more"),
         ({"precision": "bf8"}, "'auto', 'no', 'bf16' or 'fp16'"),
         ({"trackers": ["tensorbored"]}, "tensorboard"),
         ({"strategy": "fsdp", "images_every": 10}, "strategy fsdp shards them: set images_every: 0"),

@@ -26,9 +26,9 @@ class EngineConfig(Strict):
     strategy: Literal["single", "ddp", "fsdp"]
     processes: int  # on every machine, one for each GPU
     machines: int
-    gradient_accumulation: (
-        int  # parts of a process's batch that pass the model one after another before an update
-    )
+    # Most samples that pass a model at a time in one process. Of a larger share of a batch the parts pass one after another, and their
+    # gradients are accumulated before the update; 0 = the whole share at once.
+    micro_batch_size: int
     activation_checkpointing: (
         bool  # blocks compute their activations again on the way back: less memory, a third more work
     )
@@ -37,8 +37,12 @@ class EngineConfig(Strict):
     images_every: int  # steps between sample grids or reconstructions, under scratch/images and in trackers that show images; 0 = none
 
     def __post_init__(self):
-        for name in ("processes", "machines", "gradient_accumulation"):
+        for name in ("processes", "machines"):
             require(getattr(self, name) > 0, f"{name} must be at least 1, it is {getattr(self, name)}")
+        require(
+            self.micro_batch_size >= 0,
+            f"micro_batch_size must be 0 (all) or more, it is {self.micro_batch_size}",
+        )
         require(
             self.strategy != "single" or self.world_size == 1,
             f"{self.world_size} processes need strategy: ddp or fsdp, it is single",
@@ -54,7 +58,10 @@ class EngineConfig(Strict):
         """Processes on all machines."""
         return self.processes * self.machines
 
-    @property
-    def parts(self) -> int:
-        """Equal parts of every batch."""
-        return self.world_size * self.gradient_accumulation
+    def accumulation(self, batch_size: int) -> int:
+        """Equal parts, as few as `micro_batch_size` permits, in which each process's share of a batch passes a model."""
+        share = batch_size // self.world_size
+        parts = -(-share // self.micro_batch_size) if self.micro_batch_size else 1
+        while share % parts:
+            parts += 1
+        return parts

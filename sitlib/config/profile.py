@@ -82,7 +82,7 @@ class Profile(Strict):
                 f"{section}.{variant}: text_noise is of texts, but this model is told classes",
             )
         self._check_applications()
-        self._check_parts()
+        self._check_shares()
 
     def _check_applications(self) -> None:
         section = self.applications
@@ -100,8 +100,8 @@ class Profile(Strict):
                 "scale-causal attention in encoder and decoder",
             )
 
-    def _check_parts(self) -> None:
-        """Every batch can be cut into the equal parts that the engine asks for."""
+    def _check_shares(self) -> None:
+        """Every batch can be shared by the processes of the engine."""
         sizes = {f"tokenizer.{v}": self.tokenizer_training(v).optimiser for v in self.tokenizer.variants}
         engine = self.engine
         for variant in (*self.autoregressive.variants, *self.text.variants):
@@ -113,9 +113,8 @@ class Profile(Strict):
             sizes[name] = optimiser
         for name, optimiser in sizes.items():
             require(
-                optimiser.batch_size % engine.parts == 0,
-                f"engine: {engine.world_size} processes with gradient_accumulation {engine.gradient_accumulation} cut batches into "
-                f"{engine.parts} equal parts, but batch_size of {name} is {optimiser.batch_size}",
+                optimiser.batch_size % engine.world_size == 0,
+                f"engine: {engine.world_size} processes share every batch equally, but batch_size of {name} is {optimiser.batch_size}",
             )
 
     def tokenizer_variant(self, variant: str) -> TokenizerConfig:
