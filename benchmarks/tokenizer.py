@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, in
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from sitlib.config import Profile, TokenizerConfig, load_profile
+from sitlib.estimates import flops
 from sitlib.losses import TokenizerLoss
 from sitlib.tokenizer import SpectralTokenizer
 from sitlib.training import make_optimiser
@@ -92,26 +92,9 @@ def seconds(call: Callable) -> float:
     return time.perf_counter() - start
 
 
-def _attention(q, k, v, *_, out_shape=None, **__) -> int:
-    return sdpa_flop_count(q, k, v)
-
-
-def _attention_backwards(grad, q, k, v, *_, out_shape=None, **__) -> int:
-    return sdpa_backward_flop_count(grad, q, k, v)
-
-
-# The kernels of a CPU, which torch counts from 2.15 on only.
-ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backwards,
-}
-
-
 def gigaflops(call: Callable) -> float:
     """10^9 operations of one call, in matrix products, convolutions and attention."""
-    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
-        call()
-    return counter.get_total_flops() / 1e9
+    return flops(call) / 1e9
 
 
 def product_rate(rows: int, inner: int, columns: int) -> float:

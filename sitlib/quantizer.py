@@ -13,6 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sitlib.distributed import num_processes, of_first_process, process_index, sum_over_processes
+
+SIMILARITIES = 2**28  # of vectors and codes, in memory at a time while k-means runs: 1 GiB
+
 
 @dataclass
 class Quantized:
@@ -95,46 +99,71 @@ class Codebook(nn.Module):
                 f"k-means needs at least {self.num_codes} vectors for as many codes, it was given {len(z)}."
             )
         centres = z[torch.randperm(len(z), device=z.device)[: self.num_codes]].clone()
+        rows = max(1, SIMILARITIES // self.num_codes)
         for _ in range(iterations):
-            owner = (z @ centres.T).argmax(-1)
+            owner = torch.cat([(part @ centres.T).argmax(-1) for part in z.split(rows)])
             sums = torch.zeros_like(centres).index_add_(0, owner, z)
             empty = torch.bincount(owner, minlength=self.num_codes) == 0
             sums[empty] = z[torch.randint(len(z), (int(empty.sum()),), device=z.device)]
             centres = F.normalize(sums, dim=-1)
-        self._place(slice(None), centres)
+        self._place(torch.ones_like(empty), centres)
 
     @torch.no_grad()
     def follow(self, z: Tensor, codes: Tensor) -> None:
-        """With learning "ema": moves every code towards the mean of the outputs `z` [..., D] that chose it as `codes` [...]."""
+        """With learning "ema": moves every code towards the mean of the outputs `z` [..., D] that chose it as `codes` [...].
+
+        Of several processes each gives its own outputs, and all move their codes by those of all.
+        """
         if self.learning != "ema":
             return
         z, codes = F.normalize(z.reshape(-1, z.shape[-1]), dim=-1), codes.reshape(-1)
-        sums = torch.zeros_like(self.chosen_sum).index_add_(0, codes, z)
-        chosen = codes.unique()  # the others stay: a sum that only decays would vanish
-        self.chosen_sum[chosen] = self.chosen_sum[chosen].lerp(sums[chosen], 1 - self.decay)
-        self.weight[chosen] = F.normalize(self.chosen_sum[chosen], dim=-1)
+        sums = sum_over_processes(torch.zeros_like(self.chosen_sum).index_add_(0, codes, z))
+        chosen = self._count(codes)[:, None] > 0  # the others stay: a sum that only decays would vanish
+        self.chosen_sum.copy_(
+            torch.where(chosen, self.chosen_sum.lerp(sums, 1 - self.decay), self.chosen_sum)
+        )
+        self.weight.copy_(torch.where(chosen, F.normalize(self.chosen_sum, dim=-1), self.weight))
 
     @torch.no_grad()
     def restart_dead(self, z: Tensor, codes: Tensor, after: int) -> Tensor:
         """Counts use, and moves codes unused for `after` steps onto random vectors of `z` [M, D].
 
+        Of several processes each gives its own vectors and codes. A code is unused if no process used it, the vectors are drawn from those
+        of all, and all processes move the same codes to the same places.
+
         Returns:
-            The indices of the codes that were moved, so that the optimiser can forget their history.
+            bool [num_codes], True for the codes that were moved, so that the optimiser can forget their history.
         """
-        used = torch.bincount(codes.reshape(-1), minlength=self.num_codes) > 0
+        used = self._count(codes.reshape(-1)) > 0
         self.steps_unused.add_(1).masked_fill_(used, 0)
-        dead = (self.steps_unused >= after).nonzero(as_tuple=True)[0] if after else codes.new_empty(0)
-        if len(dead):
-            z = F.normalize(z.reshape(-1, z.shape[-1]), dim=-1)
-            self._place(dead, z[torch.randint(len(z), (len(dead),), device=z.device)])
+        if not after:
+            return torch.zeros_like(used)
+        dead = self.steps_unused >= after
+        z = F.normalize(z.reshape(-1, z.shape[-1]), dim=-1)
+        if dead.is_cuda:  # to know how many are needed one would have to wait for the GPU: one for every code
+            places = torch.randint(num_processes() * len(z), dead.shape, device=z.device)
+        elif not dead.any():
+            return dead
+        else:
+            places = torch.zeros_like(self.steps_unused)
+            places[dead] = torch.randint(num_processes() * len(z), (int(dead.sum()),))
+        here = of_first_process(places) - process_index() * len(z)
+        is_mine = (here >= 0) & (here < len(z))
+        vectors = torch.where(is_mine[:, None], z[here.clamp(0, len(z) - 1)], 0.0)
+        self._place(dead, sum_over_processes(vectors))
         return dead
 
-    def _place(self, codes: Tensor | slice, vectors: Tensor) -> None:
-        """Puts `codes` at unit vectors, without a history."""
-        self.weight[codes] = vectors
-        self.steps_unused[codes] = 0
+    def _count(self, codes: Tensor) -> Tensor:
+        """How often each code was chosen, over all processes: int64 [num_codes]. (A GPU has to be waited for in `bincount`.)"""
+        counts = torch.zeros_like(self.steps_unused).index_add_(0, codes, torch.ones_like(codes))
+        return sum_over_processes(counts)
+
+    def _place(self, moved: Tensor, vectors: Tensor) -> None:
+        """Puts the codes `moved`, bool [num_codes], at their unit vectors [num_codes, D], without a history."""
+        self.weight.copy_(torch.where(moved[:, None], vectors, self.weight))
+        self.steps_unused.masked_fill_(moved, 0)
         if self.learning == "ema":
-            self.chosen_sum[codes] = vectors
+            self.chosen_sum.copy_(torch.where(moved[:, None], vectors, self.chosen_sum))
 
 
 def _rotated(z: Tensor, chosen: Tensor) -> Tensor:

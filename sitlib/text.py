@@ -74,6 +74,12 @@ class TextTokenizer:
         tokenizer.train_from_iterator(texts, trainer)
         return cls(tokenizer, max_tokens)
 
+    @classmethod
+    def of_size(cls, vocabulary: int, max_tokens: int) -> "TextTokenizer":
+        """One that has learned nothing, with as many ids: for models that are only measured."""
+        ids = {f"<{number}>": number for number in range(vocabulary - _SPECIAL)}
+        return cls(Tokenizer(models.BPE(ids, [])), max_tokens)
+
     def to_json(self) -> str:
         """All of it as text, for a checkpoint; `from_json` takes it back."""
         tokenizer = json.loads(self._tokenizer.to_str())

@@ -21,6 +21,8 @@ from sitlib.quantizer import Codebook, Quantized
 from sitlib.scales import ScaleTransformer
 from sitlib.squares import cut_codes, cut_images, join_codes, join_images
 
+MEASURED_VALUES = 2**25  # of images that pass the encoder at a time before training: 170 of 256 px
+
 
 @dataclass
 class TokenizerOutput:
@@ -257,9 +259,14 @@ class SpectralTokenizer(nn.Module):
         At the start the latents of photographs vary in hardly more than one direction (brightness), and a codebook that begins there
         learns the others slowly. So the last layer before the lookup is first changed to whiten the latents: mean 0, covariance I.
         """
-        for head, z in zip(self.to_code, self.by_codebook(self.latents(images)), strict=True):
+        at_a_time = max(1, MEASURED_VALUES // images[0].numel())
+
+        def latents() -> tuple[Tensor, ...]:
+            return self.by_codebook(torch.cat([self.latents(part) for part in images.split(at_a_time)]))
+
+        for head, z in zip(self.to_code, latents(), strict=True):
             _whiten(head[-1], z.flatten(0, 2))
-        for codebook, z in zip(self.codebooks, self.by_codebook(self.latents(images)), strict=True):
+        for codebook, z in zip(self.codebooks, latents(), strict=True):
             codebook.initialise(z.flatten(0, 2))
 
     def update_codebooks(self, output: TokenizerOutput, restart_after: int) -> list[Tensor]:
@@ -269,7 +276,7 @@ class SpectralTokenizer(nn.Module):
         of this batch (0: never).
 
         Returns:
-            The indices of the codes that were moved, one tensor a codebook.
+            Which codes were moved, bool [num_codes] for each codebook.
         """
         moved = []
         parts = zip(

@@ -1,31 +1,35 @@
 """The training loop: one for tokenizers and autoregressive models, resumable to the bit.
 
 What is trained is a list of phases, each a set of parameters, its optimiser and a loss of a batch. A tokenizer has one phase, and its
-discriminator is a second one. Accelerate supplies device, precision and exact checkpoints (weights, optimiser, scheduler, random state).
+discriminator is a second one. The engine supplies devices, processes and precision; `sitlib.states` what is resumed.
 """
 
-import json
-import os
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
+from PIL import Image
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from sitlib.config import OptimiserConfig
+from sitlib.config import EngineConfig, OptimiserConfig
 from sitlib.data import prefetch
+from sitlib.distributed import mean_over_processes, num_processes, process_index
+from sitlib.engine import ONE_PROCESS, Engine, Part, on_device, pinned, to_host
 from sitlib.paths import resolve
 from sitlib.results import Row
+from sitlib.states import States, locked
 
 
 @dataclass
@@ -34,9 +38,10 @@ class Phase:
 
     Attributes:
         module: whose parameters are updated.
-        loss: (module, batch, step) -> scalar to minimise, and values to log; None where the phase rests in this step.
+        loss: (module, part of a batch, step) -> scalar to minimise, a mean over samples, and values to log, numbers or scalar tensors;
+            None where the phase rests in this step.
         after_update: called with the optimiser after it has stepped (codebooks restart dead codes there).
-        at_log: called before each row of the training curve is written; values of all steps since the last row.
+        at_log: called before each row of the training curve is written; values of all steps and processes since the last row.
         optimiser: its own settings, where they differ from those of the run.
     """
 
@@ -80,23 +85,30 @@ def seed_everything(seed: int) -> None:
 
 def train(
     phases: Sequence[Phase],
-    batch_at: Callable[[int], Any],
+    batch_at: Callable[[int, Part], Any],
     config: OptimiserConfig,
     *,
     checkpoints: str | Path,
+    engine: EngineConfig = ONE_PROCESS,
     start: Callable[[], None] | None = None,
+    pictures: Callable[[], Tensor] | None = None,
     title: str = "training",
 ) -> list[Row]:
     """Trains every phase for `config.steps` steps and returns the training curve.
 
-    A run that was killed goes on from its newest checkpoint and ends as if it had not been; so `batch_at` must be a pure function of the
-    step. The caller removes `checkpoints` once the result is safe (`forget_checkpoints`).
+    A run that was killed goes on from its newest checkpoint and ends as if it had not been; so `batch_at` must be a pure function. The
+    caller removes `checkpoints` once the result is safe (`forget_checkpoints`). With several processes all of them call this, and end with
+    the same weights and curve.
 
     Args:
         phases: what is updated in each step, in this order.
-        batch_at: step -> batch of CPU tensors (a tensor or a tuple of tensors).
+        batch_at: step, part -> this part of the step's batch, CPU tensors (a tensor or a tuple of tensors). Called in another thread.
         checkpoints: folder for resumable states, named by everything that determines the run.
-        start: called once before the first step of a fresh run, after models have moved to their device (k-means start).
+        engine: devices and processes.
+        start: called once, by the first process, before the first step of a fresh run, after models have moved to their device (k-means
+            start).
+        pictures: images [M, 3, H, W] in [0, 1] that show what was learned so far; called by the first
+            process every `engine.images_every` steps.
         title: shown beside the progress bar.
 
     Returns:
@@ -104,24 +116,51 @@ def train(
 
     Raises:
         FloatingPointError: a loss is not finite; the last good checkpoint stays.
+        StateError: another process trains this run, or a checkpoint could not be written (a full disk); the last good one stays.
     """
-    accelerator = Accelerator(mixed_precision=precision(), cpu=not torch.cuda.is_available())
+    checkpoints = resolve(checkpoints)
+    with locked(checkpoints):
+        return _train(
+            phases,
+            batch_at,
+            config,
+            checkpoints,
+            Engine(engine, config.batch_size, title),
+            start,
+            pictures,
+            title,
+        )
+
+
+def _train(
+    phases: Sequence[Phase],
+    batch_at: Callable[[int, Part], Any],
+    config: OptimiserConfig,
+    checkpoints: Path,
+    engine: Engine,
+    start: Callable[[], None] | None,
+    pictures: Callable[[], Tensor] | None,
+    title: str,
+) -> list[Row]:
+    accelerator = engine.accelerator
     settings = [phase.optimiser or config for phase in phases]
-    optimisers = [make_optimiser(phase.module, own) for phase, own in zip(phases, settings, strict=True)]
+    made = [make_optimiser(phase.module, own) for phase, own in zip(phases, settings, strict=True)]
     schedulers = [
-        LambdaLR(optimiser, partial(learning_rate_factor, config=own))
-        for optimiser, own in zip(optimisers, settings, strict=True)
+        accelerator.prepare_scheduler(LambdaLR(optimiser, partial(learning_rate_factor, config=own)))
+        for optimiser, own in zip(made, settings, strict=True)
     ]
-    modules = [accelerator.prepare_model(phase.module.train()) for phase in phases]
-    optimisers = [accelerator.prepare_optimizer(optimiser) for optimiser in optimisers]
-    schedulers = [accelerator.prepare_scheduler(scheduler) for scheduler in schedulers]
+    ready = [engine.prepare(phase.module.train(), own) for phase, own in zip(phases, made, strict=True)]
+    modules, optimisers = zip(*ready, strict=True)
     averages = [_average(phase.module, own) for phase, own in zip(phases, settings, strict=True)]
     accelerator.register_for_checkpointing(*filter(None, averages))
 
-    store = _Checkpoints(resolve(checkpoints), accelerator)
+    store = States(checkpoints, accelerator, engine.config.strategy)
     first_step, rows = store.load()
     if first_step == 0 and start is not None:
-        start()
+        if process_index() == 0:
+            start()
+        for phase in phases:
+            engine.share(phase.module)
     elapsed, began = (rows[-1]["seconds"] if rows else 0.0), time.perf_counter()
     pending: list[Row] = []
     bar = tqdm(
@@ -132,59 +171,79 @@ def train(
         mininterval=5.0,
         dynamic_ncols=False,
         ncols=110,
+        disable=process_index() > 0,
     )
-    for step, batch in prefetch(batch_at, first_step, config.steps):
-        batch = _to(batch, accelerator.device)
+
+    def parts_at(step: int) -> list[Any]:
+        return [pinned(batch_at(step, part)) for part in engine.parts]
+
+    for step, parts in prefetch(parts_at, first_step, config.steps):
+        parts = [on_device(part, engine.device) for part in parts]
         logged: Row = {}
         for index, phase in enumerate(phases):
-            with accelerator.autocast():
-                result = phase.loss(modules[index], batch, step)
-            if result is None:
+            values = _accumulate(phase, modules[index], parts, step, engine)
+            if values is None:
                 continue
-            loss, values = result
-            accelerator.backward(loss)
             norm = accelerator.clip_grad_norm_(modules[index].parameters(), settings[index].clip_norm)
             optimisers[index].step()
-            optimisers[
-                index
-            ].zero_grad()  # at once: with loss scaling, clipping touches the gradients of every phase
+            # At once: with loss scaling, clipping touches the gradients of every phase.
+            optimisers[index].zero_grad()
             schedulers[index].step()
             if phase.after_update is not None:
-                values = {**values, **phase.after_update(optimisers[index])}
+                values |= phase.after_update(optimisers[index])
             if averages[index] is not None:
                 averages[index].update_parameters(phase.module)
-            logged |= {"loss": loss.detach(), **values, "gradient_norm": norm} if index == 0 else values
+            if index == 0:
+                values |= {"gradient_norm": norm.full_tensor() if isinstance(norm, DTensor) else norm}
+            else:
+                del values["loss"]
+            logged |= values
         pending.append(logged)
         done = step + 1
         if done % config.log_every == 0 or done == config.steps:
-            means = _means(pending)
+            means = _means(pending, engine.device)
             for phase in phases:
                 means |= phase.at_log() if phase.at_log is not None else {}
             pending = []
-            if not torch.isfinite(torch.tensor(means["loss"])):
+            if not math.isfinite(means["loss"]):
                 raise FloatingPointError(
                     f"{title}: the loss is not finite at step {done}: lower the learning rate or the clip_norm."
                 )
             rate = config.learning_rate * learning_rate_factor(step, config)
             seconds = elapsed + time.perf_counter() - began
             rows.append({"step": done, "learning_rate": rate, "seconds": round(seconds, 1), **means})
+            engine.log(rows[-1])
             bar.set_postfix({name: f"{means[name]:.3f}" for name in list(means)[:2]}, refresh=False)
+        if pictures is not None and engine.config.images_every and done % engine.config.images_every == 0:
+            _show(pictures, done, title, engine)
         if done % config.checkpoint_every == 0 and done < config.steps and not pending:
             store.save(done, rows)
         bar.update()
     bar.close()
-    for phase, average in zip(phases, averages, strict=True):
+    engine.finish()
+    for phase, module, average in zip(phases, modules, averages, strict=True):
         if average is not None:  # what is kept is the average
             for parameter, mean in zip(phase.module.parameters(), average.parameters(), strict=True):
                 parameter.data.copy_(mean)
+        phase.module = engine.whole(phase.module, module)
     return rows
 
 
-def precision() -> Literal["no", "fp16", "bf16"]:
-    """Mixed precision by device: bf16 on GPUs that have it, fp16 with loss scaling on older ones, none on a CPU."""
-    if not torch.cuda.is_available():
-        return "no"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+def _accumulate(phase: Phase, module: nn.Module, parts: list[Any], step: int, engine: Engine) -> Row | None:
+    """Adds up the gradients of a step's parts; what they log, with the loss, or None where the phase rests."""
+    rows: list[Row] = []
+    for number, part in enumerate(parts, 1):
+        with engine.part_of_step(module, is_last=number == len(parts)):
+            with engine.accelerator.autocast():
+                result = phase.loss(module, part, step)
+            if result is None:
+                return None
+            loss, values = result
+            engine.accelerator.backward(loss / len(parts) if len(parts) > 1 else loss)
+        rows.append({"loss": loss.detach(), **values})
+    if len(rows) == 1:
+        return rows[0]
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
 def _average(module: nn.Module, config: OptimiserConfig) -> AveragedModel | None:
@@ -194,46 +253,32 @@ def _average(module: nn.Module, config: OptimiserConfig) -> AveragedModel | None
     return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
 
 
-def _means(rows: list[Row]) -> Row:
-    """Mean of every value over the rows that have it, in the order of first appearance."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: [float(row[name]) for row in rows if name in row] for name in names}
-    return {name: sum(values) / len(values) for name, values in columns.items()}
+def _means(rows: list[Row], device: torch.device) -> Row:
+    """Mean of every value over the rows that have it and over processes, in the order of first appearance."""
+    names = [name for row in rows for name in row]
+    columns: dict[str, list[float]] = {name: [] for name in names}
+    for name, value in zip(names, to_host([value for row in rows for value in row.values()]), strict=True):
+        columns[name].append(value)
+    means = {name: sum(values) / len(values) for name, values in columns.items()}
+    if num_processes() == 1:
+        return means
+    shared = mean_over_processes(torch.tensor(list(means.values()), dtype=torch.float64, device=device))
+    return dict(zip(means, shared.tolist(), strict=True))
+
+
+def _show(pictures: Callable[[], Tensor], step: int, title: str, engine: Engine) -> None:
+    """Writes a row of pictures to scratch/images; drawing them leaves the random numbers of training as they are."""
+    if process_index() > 0:
+        return
+    with torch.random.fork_rng(), torch.no_grad():
+        images = pictures().float().clamp(0, 1).cpu()
+    row_HWC = np.asarray((torch.cat(list(images), dim=2) * 255).round().byte().permute(1, 2, 0))
+    path = resolve(f"scratch/images/{title.replace(', ', '-').replace(' ', '')}/step-{step:08d}.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(row_HWC).save(path)
+    engine.log_image(row_HWC, step)
 
 
 def forget_checkpoints(folder: str | Path) -> None:
     """Removes the resumable states of a finished run."""
     shutil.rmtree(resolve(folder), ignore_errors=True)
-
-
-class _Checkpoints:
-    """Resumable states in a folder: written beside, then renamed, so that a half-written one is never found."""
-
-    def __init__(self, folder: Path, accelerator: Accelerator):
-        self.folder = folder
-        self.accelerator = accelerator
-
-    def load(self) -> tuple[int, list[Row]]:
-        """Restores the newest state; (its step, its curve), or (0, []) where there is none."""
-        states = sorted(self.folder.glob("step-*"))
-        if not states:
-            return 0, []
-        self.accelerator.load_state(str(states[-1]))
-        progress = json.loads((states[-1] / "progress.json").read_text())
-        return progress["step"], progress["rows"]
-
-    def save(self, step: int, rows: list[Row]) -> None:
-        partial, final = self.folder / "partial", self.folder / f"step-{step:08d}"
-        shutil.rmtree(partial, ignore_errors=True)
-        self.accelerator.save_state(str(partial))
-        (partial / "progress.json").write_text(json.dumps({"step": step, "rows": rows}))
-        older = list(self.folder.glob("step-*"))
-        os.replace(partial, final)
-        for state in older:
-            shutil.rmtree(state)
-
-
-def _to(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    return tuple(_to(part, device) for part in batch)

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -270,6 +271,9 @@ class Transformer(nn.Module):
         num_types: 2 for an ADTransformer, 1 for an ordinary one.
         dropout: on residual branches, in training. Attention weights are not dropped: SDPA has no fast kernel that does so.
         options: what its blocks are made of.
+
+    Attributes:
+        recomputes: blocks keep only their inputs for the way back and compute everything else again (arXiv 1604.06174).
     """
 
     def __init__(
@@ -286,6 +290,7 @@ class Transformer(nn.Module):
         options = options or BlockOptions()
         self.num_heads = num_heads
         self.width = width
+        self.recomputes = False
         self.blocks = nn.ModuleList(
             Block(width, num_heads, mlp_ratio, num_types, dropout, options) for _ in range(num_layers)
         )
@@ -329,16 +334,13 @@ class Transformer(nn.Module):
         """
         lengths = [x_BTC.shape[1]] if cache is not None else layout.lengths(len(self.norm))
         streams = list(x_BTC.split(lengths, dim=1))
+        others = {"rotation_2TF": rotation_2TF, "key_mask": key_mask, "context": context}
+        recomputes = self.recomputes and torch.is_grad_enabled() and cache is None
         for layer, block in enumerate(self.blocks):
-            streams = block(
-                streams,
-                layout,
-                cache,
-                layer,
-                rotation_2TF=rotation_2TF,
-                key_mask=key_mask,
-                context=context,
-            )
+            if recomputes:
+                streams = checkpoint(block, streams, layout, None, layer, use_reentrant=False, **others)
+            else:
+                streams = block(streams, layout, cache, layer, **others)
         if cache is not None:
             cache.length += x_BTC.shape[1]
         return _join([norm(x) for x, norm in zip(streams, self.norm, strict=False)])

@@ -40,8 +40,8 @@ def fit(folder, stop_at=None, steps=10, **changes):
     seed_everything(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 4))
 
-    def batch_at(step):
-        return torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+    def batch_at(step, part):
+        return part.of(torch.randn(16, 4, generator=torch.Generator().manual_seed(step)))
 
     def loss(module, batch, step):
         if step == stop_at:
@@ -78,7 +78,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(tm
         return value, {}
 
     with pytest.raises(FloatingPointError, match="not finite at step 8"):
-        train([Phase(model, loss)], lambda step: torch.ones(1, 2), OPTIMISER, checkpoints=tmp_path)
+        train([Phase(model, loss)], lambda step, part: torch.ones(1, 2), OPTIMISER, checkpoints=tmp_path)
     assert (tmp_path / "step-00000006").exists()
 
 
@@ -87,7 +87,7 @@ def test_two_phases_train_two_modules(tmp_path):
     models = [nn.Linear(2, 2), nn.Linear(2, 2)]
     starts = [m.weight.detach().clone() for m in models]
     phases = [Phase(m, lambda module, batch, step: (module(batch).square().mean(), {})) for m in models]
-    train(phases, lambda step: torch.ones(4, 2), OPTIMISER, checkpoints=tmp_path)
+    train(phases, lambda step, part: torch.ones(4, 2), OPTIMISER, checkpoints=tmp_path)
     assert all(not torch.equal(m.weight, start) for m, start in zip(models, starts, strict=True))
 
 
@@ -112,7 +112,7 @@ def test_a_phase_may_rest_and_has_settings_of_its_own(tmp_path):
             optimiser=replace(OPTIMISER, learning_rate=0.0125, warmup_steps=0, weight_decay=0.0),
         ),
     ]
-    rows = train(phases, lambda step: torch.ones(4, 2), OPTIMISER, checkpoints=tmp_path)
+    rows = train(phases, lambda step, part: torch.ones(4, 2), OPTIMISER, checkpoints=tmp_path)
     assert awake == [6, 7, 8, 9]
     assert "second" not in rows[5] and "second" in rows[6]
     # Adam's first step moves every weight by the learning rate: its own, not that of the run.
@@ -131,7 +131,7 @@ def test_values_at_log_stand_in_the_row_of_their_steps(tmp_path):
     phase = Phase(model, lambda module, batch, step: (module(batch).square().mean(), {}), at_log=at_log)
     phase.after_update = lambda optimiser: seen.append(1) or {}
     rows = train(
-        [phase], lambda step: torch.ones(1, 2), replace(OPTIMISER, log_every=3), checkpoints=tmp_path
+        [phase], lambda step, part: torch.ones(1, 2), replace(OPTIMISER, log_every=3), checkpoints=tmp_path
     )
     assert [row["steps_since"] for row in rows] == [3, 3, 3, 1]
 
@@ -145,7 +145,12 @@ def test_the_moving_average_of_the_weights_is_what_is_kept(tmp_path):
         model = nn.Linear(3, 3)
         phase = Phase(model, lambda module, batch, step: (module(batch).square().mean(), {}))
         phase.after_update = lambda optimiser: history.append(model.weight.detach().clone()) or {}
-        train([phase], lambda step: torch.ones(4, 3), replace(OPTIMISER, ema_decay=decay), checkpoints=folder)
+        train(
+            [phase],
+            lambda step, part: torch.ones(4, 3),
+            replace(OPTIMISER, ema_decay=decay),
+            checkpoints=folder,
+        )
         return model.weight.detach()
 
     kept = fit_average(0.5, tmp_path / "a")

@@ -6,6 +6,7 @@ types and impossible combinations are refused with a sentence that says what to 
 
 from sitlib.config.ablations import AblationRow, Ablations, Rung, changed, load_ablations
 from sitlib.config.applications import ApplicationsConfig
+from sitlib.config.engine import EngineConfig
 from sitlib.config.generation import (
     AutoregressiveConfig,
     AutoregressiveSection,
@@ -54,6 +55,7 @@ __all__ = [
     "DataConfig",
     "DiffusionConfig",
     "DualEncoderConfig",
+    "EngineConfig",
     "EvaluationSet",
     "GenerationEvaluationConfig",
     "OptimiserConfig",

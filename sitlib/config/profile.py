@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from sitlib.config.applications import ApplicationsConfig
+from sitlib.config.engine import EngineConfig
 from sitlib.config.generation import AutoregressiveConfig, AutoregressiveSection, TextSection
 from sitlib.config.strict import ConfigError, Strict, changes_of, from_dict, known, require, to_dict
 from sitlib.config.tokenizer import (
@@ -29,6 +30,7 @@ class Profile(Strict):
     autoregressive: AutoregressiveSection
     text: TextSection
     applications: ApplicationsConfig
+    engine: EngineConfig
 
     def __post_init__(self):
         for variant in self.tokenizer.variants:
@@ -80,6 +82,7 @@ class Profile(Strict):
                 f"{section}.{variant}: text_noise is of texts, but this model is told classes",
             )
         self._check_applications()
+        self._check_shares()
 
     def _check_applications(self) -> None:
         section = self.applications
@@ -95,6 +98,23 @@ class Profile(Strict):
                 config.levels >= 3 and config.encoder_attention == config.decoder_attention == "scale_causal",
                 f"applications: {variant} upsamples images of 1/8 of the size, so its tokenizer {name} needs three levels or more and "
                 "scale-causal attention in encoder and decoder",
+            )
+
+    def _check_shares(self) -> None:
+        """Every batch can be shared by the processes of the engine."""
+        sizes = {f"tokenizer.{v}": self.tokenizer_training(v).optimiser for v in self.tokenizer.variants}
+        engine = self.engine
+        for variant in (*self.autoregressive.variants, *self.text.variants):
+            name, optimiser = f"{self._section_name(variant)}.{variant}", self.generator_optimiser(variant)
+            require(
+                engine.strategy != "fsdp" or not optimiser.ema_decay,
+                f"engine.strategy fsdp keeps no moving average of sharded weights: set ema_decay of {name} to 0.0, or strategy: ddp",
+            )
+            sizes[name] = optimiser
+        for name, optimiser in sizes.items():
+            require(
+                optimiser.batch_size % engine.world_size == 0,
+                f"engine: {engine.world_size} processes share every batch equally, but batch_size of {name} is {optimiser.batch_size}",
             )
 
     def tokenizer_variant(self, variant: str) -> TokenizerConfig:

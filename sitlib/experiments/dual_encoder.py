@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sitlib.config import Profile, load_profile
 from sitlib.data import CaptionedImages, ImageSource, degraded, training_views
 from sitlib.dual_encoder import DualEncoder, StoredDualEncoderConfig, contrastive_loss
+from sitlib.engine import Part
 from sitlib.experiments.codes import captioned
 from sitlib.experiments.runs import DualEncoderRun, Trained, command, trained
 from sitlib.experiments.tokenizers import trained_tokenizer
@@ -68,14 +69,15 @@ def train_dual_encoder(
     seed_everything(run.seed)
     model = DualEncoder(StoredDualEncoderConfig(settings, texts.to_json(), features.shape[1]))
 
-    def batch_at(step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def batch_at(step: int, part: Part) -> tuple[Tensor, Tensor, Tensor]:
         """Random images and one random caption of each: features [B, F], token ids [B, L], names [B]."""
         generator = np.random.default_rng([run.seed, step])
         chosen = generator.integers(len(positions), size=settings.optimiser.batch_size)
         images = positions[chosen]
         texts_BL = tokens[torch.from_numpy(first[images] + generator.integers(counts[images]))]
         texts_BL = texts_BL[:, : int((texts_BL != texts.pad).sum(dim=1).max())]
-        return features[torch.from_numpy(chosen)], texts_BL, names[torch.from_numpy(images)]
+        # In one process and one part, always: each pair is told apart from all others of the batch.
+        return part.of((features[torch.from_numpy(chosen)], texts_BL, names[torch.from_numpy(images)]))
 
     def loss(module: nn.Module, batch: tuple[Tensor, Tensor, Tensor], step: int) -> tuple[Tensor, Row]:
         *inputs, names_B = batch

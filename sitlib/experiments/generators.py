@@ -1,6 +1,8 @@
-"""Training an autoregressive variant of a profile on extracted codes."""
+"""Training an autoregressive variant of a profile on extracted codes: `python -m sitlib.experiments.generators`, in one process or more."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig, code_nats
-from sitlib.config import Profile
+from sitlib.config import EngineConfig, Profile
 from sitlib.data import CaptionedImages
 from sitlib.data.order import WINDOW
+from sitlib.engine import Part
 from sitlib.experiments.codes import Codes, captioned, load_codes
+from sitlib.experiments.launch import launcher, training_command
 from sitlib.experiments.noise import noisy_codes, noisy_texts
-from sitlib.experiments.runs import AutoregressiveRun, Trained, trained
+from sitlib.experiments.runs import AutoregressiveRun, Trained, command, trained
+from sitlib.experiments.tokenizers import trained_tokenizer
 from sitlib.results import Row
+from sitlib.sampling import generate
 from sitlib.text import TextTokenizer
 from sitlib.training import Phase, seed_everything, train
+
+PICTURES = 8  # samples that are shown while training goes on
 
 
 def trained_generator(profile: Profile, variant: str, seed: int, pipeline: bool = False) -> Trained:
@@ -29,13 +37,23 @@ def trained_generator(profile: Profile, variant: str, seed: int, pipeline: bool 
     def train_now(checkpoints: Path) -> tuple[AutoregressiveModel, list[Row]]:
         codes = load_codes(profile, variant)
         texts = captioned(profile, "train") if run.codes.captions is not None else None
-        return _train(run, codes, texts, checkpoints, f"{variant}, seed {seed}")
+        pictures = _Pictures(profile, variant, codes, texts) if profile.engine.images_every else None
+        return _train(run, codes, texts, checkpoints, f"{variant}, seed {seed}", profile.engine, pictures)
 
-    return trained(run, "autoregressive", variant, AutoregressiveModel, train_now, pipeline)
+    launch = launcher("sitlib.experiments.generators", profile, variant, seed, pipeline)
+    if launch is not None:
+        load_codes(profile, variant)  # extracted by this process, if they are not there yet
+    return trained(run, "autoregressive", variant, AutoregressiveModel, train_now, pipeline, launch)
 
 
 def _train(
-    run: AutoregressiveRun, codes: Codes, captioned: CaptionedImages | None, checkpoints: Path, title: str
+    run: AutoregressiveRun,
+    codes: Codes,
+    captioned: CaptionedImages | None,
+    checkpoints: Path,
+    title: str,
+    engine: EngineConfig,
+    pictures: "_Pictures | None",
 ) -> tuple[AutoregressiveModel, list[Row]]:
     """Trains a run; `captioned` are the training images of a text-conditional model."""
     seed_everything(run.seed)
@@ -59,7 +77,7 @@ def _train(
     )
     model = AutoregressiveModel(config)
 
-    def batch_at(step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def batch_at(step: int, part: Part) -> tuple[Tensor, Tensor, Tensor]:
         """What the model reads, codes [B, S, N] and a condition, some of it hidden or replaced; and the codes that it shall predict."""
         generator = np.random.default_rng([run.seed, step])
         chosen = torch.from_numpy(draw(step, generator))
@@ -76,7 +94,8 @@ def _train(
             torch.where(hidden, model.unconditional(condition), condition),
             codes.train[chosen],
         )
-        return noisy_codes(targets, tokenizer.num_codes, run.model.code_noise, generator), condition, targets
+        read = noisy_codes(targets, tokenizer.num_codes, run.model.code_noise, generator)
+        return part.of((read, condition, targets))
 
     def loss(module: nn.Module, batch: tuple[Tensor, Tensor, Tensor], step: int) -> tuple[Tensor, Row]:
         *read, targets = batch
@@ -84,7 +103,17 @@ def _train(
         by_scale = nats_BSN.detach().mean(dim=(0, 2))
         return nats_BSN.mean(), {f"nats_scale_{scale}": value for scale, value in enumerate(by_scale, 1)}
 
-    return model, train([Phase(model, loss)], batch_at, run.optimiser, checkpoints=checkpoints, title=title)
+    phase = Phase(model, loss)
+    rows = train(
+        [phase],
+        batch_at,
+        run.optimiser,
+        checkpoints=checkpoints,
+        engine=engine,
+        pictures=partial(pictures.draw, model) if pictures is not None else None,
+        title=title,
+    )
+    return phase.module, rows
 
 
 def code_map_draws(
@@ -117,3 +146,22 @@ def code_map_draws(
         return np.array([order.permutation(seed, e)[p] for e, p in zip(epochs, places, strict=True)])
 
     return in_epochs if count > WINDOW and sizes.min() == sizes.max() else drawn
+
+
+class _Pictures:
+    """Samples for what a few training images show, drawn while training goes on."""
+
+    def __init__(self, profile: Profile, variant: str, codes: Codes, captioned: CaptionedImages | None):
+        section, name = profile.generator_section(variant), profile.autoregressive_variant(variant).tokenizer
+        self.tokenizer = trained_tokenizer(profile, name, section.tokenizer_seed).model
+        self.sampling = replace(section.sampling, batch_size=PICTURES)
+        labels = codes.train_labels[:: max(1, len(codes.train_labels) // PICTURES)][:PICTURES]
+        self.prompts = labels if captioned is None else [captioned.captions[i][0] for i in labels.tolist()]
+
+    def draw(self, model: AutoregressiveModel) -> Tensor:
+        """Images [PICTURES, 3, H, W] in [0, 1]."""
+        return self.tokenizer.decode(generate(model, self.prompts, self.sampling).cpu())
+
+
+if __name__ == "__main__":
+    command(partial(training_command, "sitlib.experiments.generators", trained_generator))

@@ -28,6 +28,7 @@ from sitlib.config import (
 )
 from sitlib.config.strict import known
 from sitlib.diffusion import DiffusionModel, FlowConfig
+from sitlib.engine import Part
 from sitlib.experiments.codes import Codes, held_out_wide, load_codes
 from sitlib.experiments.generation_evaluation import decoded, draw_samples, held_out_nats
 from sitlib.experiments.generators import trained_generator
@@ -125,7 +126,7 @@ def trained_diffusion(
             FlowConfig(config, num_scales, tokens, tokenizer.config.code_dim, codes.classes)
         )
 
-        def batch_at(step: int) -> tuple[Tensor, ...]:
+        def batch_at(step: int, part: Part) -> tuple[Tensor, ...]:
             generator = np.random.default_rng([seed, step])
             chosen = torch.from_numpy(generator.integers(len(codes.train), size=run.optimiser.batch_size))
             with torch.no_grad():
@@ -135,7 +136,8 @@ def trained_diffusion(
             at = torch.sigmoid(torch.from_numpy(generator.standard_normal(len(chosen), dtype=np.float32)))
             hidden = torch.from_numpy(generator.random(len(chosen)) < config.condition_dropout)
             labels = codes.train_labels[chosen]
-            return vectors, torch.where(hidden, model.unconditional(labels), labels), noise, at
+            told = torch.where(hidden, model.unconditional(labels), labels)
+            return part.of((vectors, told, noise, at))
 
         def loss(module: nn.Module, batch: tuple[Tensor, ...], step: int) -> tuple[Tensor, Row]:
             return module.loss(*batch).mean(), {}

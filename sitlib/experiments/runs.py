@@ -30,8 +30,10 @@ from sitlib.config import (
     TokenizerTraining,
     digest,
 )
+from sitlib.distributed import agreed, process_index, wait_for_all
 from sitlib.paths import ROOT, resolve
 from sitlib.results import Row, read_curve, write_curve
+from sitlib.states import StateError
 from sitlib.training import forget_checkpoints
 
 
@@ -145,8 +147,9 @@ def trained(
     model_class: type,
     train_now: Callable[[Path], tuple[nn.Module, list[Row]]],
     pipeline: bool,
+    launch: Callable[[], None] | None = None,
 ) -> Trained:
-    """The model of a run, trained now or earlier.
+    """The model of a run, trained now or earlier. Of several processes all call this, and the first writes the files.
 
     Args:
         kind, variant: name the model's files, with the seed of the run.
@@ -154,19 +157,28 @@ def trained(
         train_now: trains with resumable checkpoints in the folder that it is given; returns the model and its training curve.
         pipeline: train, and write the pipeline's files, as its stages do. Otherwise take the pipeline's result if it is of this very
             run, else what was trained in `scratch/` before, else train there.
+        launch: where the run is to be trained in processes of its own: starts them and waits until they have written its files.
     """
     key = digest(run)
     shared, own = _pipeline_files(kind, variant, run.seed), _own_files(kind, variant, run.seed, key)
     if not pipeline:
-        for files in (shared, own):
-            if read_about(files.model).get("run") == key and files.curve.exists():
+        found = [
+            read_about(files.model).get("run") == key and files.curve.exists() for files in (shared, own)
+        ]
+        for files, is_there in zip((shared, own), agreed(found), strict=True):
+            if is_there:
                 return files.load(model_class)
     files = shared if pipeline else own
-    checkpoints = checkpoint_folder(run)
+    if launch is not None:
+        launch()
+        return files.load(model_class)
+    checkpoints = agreed(checkpoint_folder(run))
     model, rows = train_now(checkpoints)
-    write_curve(files.curve, rows)
-    model.cpu().save(files.model, run=key, name=f"{kind}/{variant}-seed{run.seed}")
-    forget_checkpoints(checkpoints)
+    if process_index() == 0:
+        write_curve(files.curve, rows)
+        model.cpu().save(files.model, run=key, name=f"{kind}/{variant}-seed{run.seed}")
+        forget_checkpoints(checkpoints)
+    wait_for_all()
     return files.load(model_class)
 
 
@@ -216,5 +228,5 @@ def command(main: Callable[[], None]) -> None:
     """Runs the `main` of a module; what is wrong with its input ends in one sentence on the terminal and exit code 1."""
     try:
         main()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, StateError) as error:
         sys.exit(str(error))

@@ -1,14 +1,16 @@
-"""Training a tokenizer variant of a profile."""
+"""Training a tokenizer variant of a profile: `python -m sitlib.experiments.tokenizers`, in as many processes as launch it."""
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from sitlib.codebook_use import codebook_statistics
-from sitlib.config import Profile
+from sitlib.codebook_use import code_counts, statistics_of_counts
+from sitlib.config import EngineConfig, Profile
 from sitlib.data import ImageSource, held_out_views, open_images, training_views
 from sitlib.discriminator import (
     Discriminator,
@@ -18,12 +20,17 @@ from sitlib.discriminator import (
     generator_loss,
     gradient_penalty,
 )
-from sitlib.experiments.runs import TokenizerRun, Trained, best_device, trained
+from sitlib.distributed import num_processes, sum_over_processes
+from sitlib.engine import ONE_PROCESS, Part
+from sitlib.experiments.launch import launcher, training_command
+from sitlib.experiments.runs import TokenizerRun, Trained, best_device, command, trained
 from sitlib.losses import TokenizerLoss
 from sitlib.results import Row
 from sitlib.tokenizer import SpectralTokenizer, TokenizerOutput
 from sitlib.training import Phase, seed_everything, train
 from sitlib.weights import ensure_weights
+
+PICTURES = 4  # of which reconstructions are shown while training goes on
 
 
 def trained_tokenizer(profile: Profile, variant: str, seed: int, pipeline: bool = False) -> Trained:
@@ -38,9 +45,12 @@ def trained_tokenizer(profile: Profile, variant: str, seed: int, pipeline: bool 
         images = open_images(run.data.source, "train")
         base = run.training.codes_from
         codes = trained_tokenizer(profile, base, seed).model if base else None
-        return train_tokenizer(run, images, checkpoints, title, codes)
+        return train_tokenizer(run, images, checkpoints, title, codes, profile.engine)
 
-    return trained(run, "tokenizer", variant, SpectralTokenizer, train_now, pipeline)
+    if run.training.loss.lpips:
+        ensure_weights()  # before several processes want them
+    launch = launcher("sitlib.experiments.tokenizers", profile, variant, seed, pipeline)
+    return trained(run, "tokenizer", variant, SpectralTokenizer, train_now, pipeline, launch)
 
 
 def held_out_set(
@@ -71,11 +81,13 @@ def train_tokenizer(
     checkpoints: Path,
     title: str,
     codes: SpectralTokenizer | None = None,
+    engine: EngineConfig = ONE_PROCESS,
 ) -> tuple[SpectralTokenizer, list[Row]]:
     """Trains a run on `images`, resumable from the folder `checkpoints`; the tokenizer and its training curve.
 
     Args:
         codes: the tokenizer whose encoder and codebooks are taken over, where the run has one.
+        engine: devices and processes. A tokenizer is never sharded: its codebooks change in place between the steps.
 
     Raises:
         ValueError: `codes` is missing, or given to a run that learns its own.
@@ -102,14 +114,25 @@ def train_tokenizer(
             tokenizer.measure_normalisation(sample)
             tokenizer.initialise_codebooks(sample)
 
-    phases = _phases(run, tokenizer, device)
-    optimiser = run.training.optimiser
+    batch_size = run.training.optimiser.batch_size
+
+    def batch_at(step: int, part: Part) -> Tensor:
+        """The views of a batch come one after another, so those of its parts are the batches of shorter steps."""
+        return views(step * part.count + part.index, batch_size // part.count)
+
+    def pictures() -> Tensor:
+        """Views that training begins with, each beside its reconstruction."""
+        shown = views(0, PICTURES).to(device)
+        return torch.stack([shown, tokenizer.reconstruct(shown)], dim=1).flatten(0, 1)
+
     curve = train(
-        phases,
-        lambda step: views(step, optimiser.batch_size),
-        optimiser,
+        _phases(run, tokenizer, device),
+        batch_at,
+        run.training.optimiser,
         checkpoints=checkpoints,
+        engine=replace(engine, strategy="ddp") if engine.strategy == "fsdp" else engine,
         start=start,
+        pictures=pictures,
         title=title,
     )
     return tokenizer, curve
@@ -124,11 +147,12 @@ def _phases(run: TokenizerRun, tokenizer: SpectralTokenizer, device: torch.devic
     discriminator = None
     if adversarial.weight:
         discriminator = Discriminator(run.data.size, adversarial.channels, adversarial.spectral_norm)
-    output: TokenizerOutput | None = None
-    seen: list[Tensor] = []  # codes since the last row of the training curve
+    outputs: list[TokenizerOutput] = []  # of the parts of this step's batch, without what autograd keeps
+    to_judge: deque[Tensor] = deque()  # their reconstructions, until the discriminator has learned from them
+    counts: list[Tensor] = []  # of codes, by step since the last row of the training curve
+    images_seen = 0
 
     def loss(model: nn.Module, batch: Tensor, step: int) -> tuple[Tensor, Row]:
-        nonlocal output
         ramp = 0 if tokenizer.codes_are_frozen else training.loss.quantization_ramp
         smaller = 1 + step % run.model.levels if training.loss.smaller else 0
         output = model(batch, quantization(step, ramp), smaller)
@@ -139,23 +163,35 @@ def _phases(run: TokenizerRun, tokenizer: SpectralTokenizer, device: torch.devic
             discriminator.requires_grad_(False)
             fooled = generator_loss(discriminator(output.reconstruction))
             total, parts = total + weight * fooled, {**parts, "adversarial": fooled.detach()}
+        outputs.append(_detached(output))
+        if discriminator_learns(step, adversarial):
+            to_judge.append(outputs[-1].reconstruction)
         return total, parts
 
     def after_update(optimiser: torch.optim.Optimizer) -> Row:
-        seen.append(output.codes)
+        nonlocal images_seen
+        codes, latents = (
+            torch.cat([getattr(output, name) for output in outputs]) for name in ("codes", "latents")
+        )
+        whole = replace(outputs[-1], codes=codes, latents=latents)
+        outputs.clear()
+        counts.append(code_counts(codes, run.model.num_codes))
+        images_seen += len(codes)
         if tokenizer.codes_are_frozen:
             return {}
-        moved = tokenizer.update_codebooks(output, training.loss.restart_after)
+        moved = tokenizer.update_codebooks(whole, training.loss.restart_after)
         for codebook, codes in zip(tokenizer.codebooks, moved, strict=True):
             for moment in ("exp_avg", "exp_avg_sq"):  # a code that was moved has no history
                 if codebook.weight in optimiser.state:
-                    optimiser.state[codebook.weight][moment][codes] = 0.0
-        return {"restarted": float(sum(len(codes) for codes in moved))}
+                    optimiser.state[codebook.weight][moment].masked_fill_(codes[:, None], 0.0)
+        return {"restarted": torch.stack(moved).sum()}
 
     def at_log() -> Row:
-        codes = torch.cat(seen)
-        seen.clear()
-        return _codebook_use(codes, tokenizer)
+        nonlocal images_seen
+        total, images = torch.stack(counts).sum(dim=0), images_seen * num_processes()
+        counts.clear()
+        images_seen = 0
+        return _codebook_use(sum_over_processes(total).cpu(), images, tokenizer)
 
     phases = [Phase(tokenizer, loss, after_update, at_log)]
     if discriminator is not None:
@@ -169,7 +205,7 @@ def _phases(run: TokenizerRun, tokenizer: SpectralTokenizer, device: torch.devic
             weight_decay=0.0,
             ema_decay=0.0,
         )
-        phases.append(Phase(discriminator, _discrimination(run, lambda: output), optimiser=settings))
+        phases.append(Phase(discriminator, _discrimination(run, to_judge.popleft), optimiser=settings))
     return phases
 
 
@@ -178,15 +214,20 @@ def quantization(step: int, ramp: int) -> float:
     return min(1.0, step / ramp) if ramp else 1.0
 
 
-def _discrimination(run: TokenizerRun, latest: Callable[[], TokenizerOutput]) -> Callable:
-    """The discriminator's loss on a batch and its `latest` reconstruction."""
+def _detached(output: TokenizerOutput) -> TokenizerOutput:
+    kept = {name: getattr(output, name).detach() for name in ("reconstruction", "codes", "latents")}
+    return TokenizerOutput(**kept, commitment_loss=None, codebook_loss=None, smaller=None)
+
+
+def _discrimination(run: TokenizerRun, reconstruction_of_next: Callable[[], Tensor]) -> Callable:
+    """The discriminator's loss on a part of a batch and its reconstruction; parts come in the order in which they were reconstructed."""
     adversarial = run.training.adversarial
 
     def loss(model: nn.Module, batch: Tensor, step: int) -> tuple[Tensor, Row] | None:
         if not discriminator_learns(step, adversarial):
             return None
         model.requires_grad_(True)
-        real, fake = model(batch), model(latest().reconstruction.detach())
+        real, fake = model(batch), model(reconstruction_of_next())
         total = discriminator_loss(real, fake)
         values = {
             "discriminator": total.detach(),
@@ -202,14 +243,16 @@ def _discrimination(run: TokenizerRun, latest: Callable[[], TokenizerOutput]) ->
     return loss
 
 
-def _codebook_use(codes: Tensor, tokenizer: SpectralTokenizer) -> Row:
-    """Usage (% of codes) and perplexity of every codebook and scale over codes [M, S, N]."""
-    statistics = codebook_statistics(
-        codes, tokenizer.config.num_codes, num_codebooks=len(tokenizer.codebooks)
-    )
+def _codebook_use(counts: Tensor, num_images: int, tokenizer: SpectralTokenizer) -> Row:
+    """Usage (% of codes) and perplexity of every codebook and scale, from counts [S, K] of the codes of so many images."""
+    statistics = statistics_of_counts(counts, num_images, num_codebooks=len(tokenizer.codebooks))
     row = {}
     for name, book in statistics["codebooks"].items():
         row |= {f"{value}_{name}": book[value] for value in ("usage", "perplexity")}
     for scale in statistics["scales"]:
         row |= {f"{value}_scale_{scale['scale']}": scale[value] for value in ("usage", "perplexity")}
     return row
+
+
+if __name__ == "__main__":
+    command(partial(training_command, "sitlib.experiments.tokenizers", trained_tokenizer))

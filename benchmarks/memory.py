@@ -1,0 +1,89 @@
+"""The memory that `sitlib.describe` estimates for a training step beside the memory that a real one takes, on the CPU in float32.
+
+    python benchmarks/memory.py [--sizes 1 2 3]
+
+The estimate runs the step on fake tensors and counts what is alive. The measurement runs it on real ones and adds up every allocation and
+release that torch's CPU allocator reports to the profiler; so it also sees what kernels allocate inside. Neither is the process's resident
+size, which holds Python, libraries and freed memory that was not given back. Weights, gradients and activations are counted, moments not.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, installed or not
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from sitlib.autoregressive import CodeModelConfig
+from sitlib.config import load_profile
+from sitlib.estimates import Subject, autoregressive_subject, cost, tokenizer_subject
+
+SIZES = {  # width, layers, batch
+    "1": (64, 2, 8),
+    "2": (192, 4, 4),
+    "3": (384, 6, 2),
+}
+
+
+def subjects(size: str, profile_name: str = "quick") -> dict[str, Callable[[], Subject]]:
+    """A tokenizer with LPIPS and discriminator, and a model over codes, of one size."""
+    settings = load_profile(profile_name)
+    width, layers, batch = SIZES[size]
+    shape = {
+        f"{part}_{key}": value
+        for part in ("encoder", "decoder")
+        for key, value in (("width", width), ("layers", layers), ("heads", 4))
+    }
+    training = settings.tokenizer_training("sit4")
+    training = replace(training, adversarial=replace(training.adversarial, weight=0.1, channels=16))
+    tokenizer = replace(settings.tokenizer_variant("sit4"), size=128, grid=8, **shape)
+    model = replace(
+        settings.autoregressive_variant("ar_sit4"), width=width, layers=layers, heads=4, dropout=0.1
+    )
+    codes = CodeModelConfig(model, 4, 64, 1024, 2, ["a", "b"], None)
+    return {
+        "tokenizer": lambda: tokenizer_subject(tokenizer, training, batch),
+        "model over codes": lambda: autoregressive_subject(codes, 2 * batch),
+    }
+
+
+def measured_peak(subject: Callable[[], Subject]) -> int:
+    """Bytes at the worst moment of a step, the models included."""
+    made = subject()
+    tensors = [t for model in made.models for t in (*model.parameters(), *model.buffers())]
+    held = sum(
+        s.nbytes() for s in {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors}.values()
+    )
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        made.step()
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return held + peak
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="(all)")
+    options = parser.parse_args(arguments)
+    print(f"torch {torch.__version__}, float32; peak of a training step, MiB")
+    print(f"  {'':20s}{'width':>7s}{'layers':>8s}{'estimate':>10s}{'measured':>10s}{'ratio':>8s}")
+    for size in options.sizes:
+        width, layers, _ = SIZES[size]
+        for name, subject in subjects(size).items():
+            estimate, measured = cost(subject).peak_bytes / 2**20, measured_peak(subject) / 2**20
+            print(
+                f"  {name:20s}{width:7d}{layers:8d}{estimate:10.1f}{measured:10.1f}{estimate / measured:8.3f}"
+            )
+
+
+if __name__ == "__main__":
+    main()

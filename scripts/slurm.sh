@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# The whole pipeline on several nodes of a SLURM cluster: sbatch scripts/slurm.sh
+# The number of nodes is engine.machines of the profile, and that of GPUs on each engine.processes.
+# Stages run on the first node; those that train start torchrun on all of them (sitlib/experiments/launch.py).
+#SBATCH --job-name=sit
+#SBATCH --nodes=8
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --exclusive
+#SBATCH --time=48:00:00
+#SBATCH --signal=B:TERM@120
+#SBATCH --requeue
+set -euo pipefail
+cd "${SLURM_SUBMIT_DIR:?start this with sbatch}" # on a file system that all nodes share
+source .venv/bin/activate
+
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export MASTER_ADDR MASTER_PORT=29400
+export OMP_NUM_THREADS=8
+
+# A job that ends before training does is put back into the queue and goes on from its last checkpoint.
+trap 'scontrol requeue "$SLURM_JOB_ID"' TERM
+python -m dvc exp run --set-param profile="${PROFILE:-paper}" "$@" &
+wait $!

@@ -1,0 +1,385 @@
+"""What a profile asks of a machine, before anything is trained: `python -m sitlib.describe paper`.
+
+Parameters by part, operations, memory of a GPU, the cache of sampling, time and disk, for every variant. Nothing is allocated: models are
+built of fake tensors (`sitlib.estimates`), so a laptop describes what only a cluster can train. Times are operations divided by what a GPU
+does in a second at a stated utilisation (MFU); they are estimates, and no measurement of ours.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TextIO
+
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from tqdm import tqdm
+
+from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig
+from sitlib.config import EngineConfig, OptimiserConfig, Profile, digest, load_profile
+from sitlib.estimates import Cost, autoregressive_subject, cost, tokenizer_subject
+from sitlib.experiments.runs import command
+from sitlib.text import TextTokenizer
+
+FLOAT32 = 4  # bytes: weights, gradients, moments and the cache of sampling
+GIB = 2**30
+IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
+
+
+@dataclass(frozen=True)
+class GPU:
+    """A GPU after its maker's data sheet; dense products, without sparsity."""
+
+    memory: int  # GB
+    bf16: float  # 10^12 operations a second
+    tf32: float
+
+
+GPUS = {
+    "A100": GPU(80, 312.0, 156.0),  # NVIDIA A100 80GB SXM
+    "H100": GPU(80, 989.4, 494.7),  # NVIDIA H100 SXM; the sheet's 1,979 and 989 are with sparsity
+}
+
+# Parts of a model for the reader, by the first name of a parameter.
+TOKENIZER_PARTS = {
+    "embed": ("embed",),
+    "encoder": ("encoder",),
+    "codebooks": ("codebooks", "to_code", "from_code"),
+    "decoder": ("decoder",),
+    "heads": ("to_values",),
+}
+AUTOREGRESSIVE_PARTS = {
+    "embeddings": ("start", "class_embedding", "code_embedding", "scale_embedding", "position_embedding"),
+    "text encoder": ("text_encoder",),
+    "blocks": ("transformer",),
+    "heads": ("heads",),
+}
+
+
+@dataclass(frozen=True)
+class Description:
+    """One variant."""
+
+    name: str
+    parts: dict[str, int]  # parameters
+    learning: int  # of all parameters, those that are trained, of the discriminator too
+    tokens: int  # codes of an image
+    cost: Cost
+    batch: int  # images of a process at a time
+    optimiser: OptimiserConfig
+    cache_bytes: int  # keys and values of one sample; 0 for tokenizers
+    engine: EngineConfig
+
+    @property
+    def parameters(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def state_bytes(self) -> int:
+        """Two moments, and the moving average of the weights where there is one; a share of them where they are sharded."""
+        copies = 2 + (self.optimiser.ema_decay > 0)
+        return copies * FLOAT32 * self.learning // self._shards
+
+    @property
+    def bucket_bytes(self) -> int:
+        """DDP keeps gradients a second time, in the buckets that it sends."""
+        return FLOAT32 * self.learning if self.engine.strategy == "ddp" else 0
+
+    @property
+    def activation_bytes(self) -> int:
+        """The peak of a step over weights: what is kept for the way back, with the gradients that are there at that moment."""
+        return self.cost.peak_bytes - self.cost.weight_bytes
+
+    @property
+    def gpu_bytes(self) -> int:
+        """The most that a step needs. Sharded, of weights and gradients only a share is there, but for the block at work."""
+        return self.cost.peak_bytes + self.state_bytes + self.bucket_bytes - self._elsewhere
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """A resumable state on the disk: weights, two moments, and the moving average."""
+        return (3 + (self.optimiser.ema_decay > 0)) * FLOAT32 * self.learning
+
+    @property
+    def training_flops(self) -> float:
+        """Of all steps on all GPUs; each part of the batch costs as much as this one."""
+        per_image = self.cost.step_flops / self.batch
+        return per_image * self.optimiser.batch_size * self.optimiser.steps
+
+    @property
+    def _shards(self) -> int:
+        return self.engine.world_size if self.cache_bytes and self.engine.strategy == "fsdp" else 1
+
+    @property
+    def _elsewhere(self) -> int:
+        """Weights that other processes hold; gradients are in the peak as they are made, and only then sent away."""
+        return self.cost.weight_bytes - self.cost.weight_bytes // self._shards
+
+
+def descriptions(
+    profile: Profile, variants: Sequence[str] | None = None, num_classes: int = IMAGENET_CLASSES
+) -> list[Description]:
+    """Every variant of a profile, or those named.
+
+    Args:
+        num_classes: of the class-conditional models; the profile does not know its data.
+
+    Raises:
+        ConfigError: a variant that the profile does not have.
+    """
+    generators = [*profile.autoregressive.variants, *profile.text.variants]
+    names = [*profile.tokenizer.variants, *generators] if variants is None else list(variants)
+    costs: dict[str, Cost] = {}  # variants that differ in their data cost the same
+    found = []
+    for name in tqdm(names, "describing", unit="model", leave=False, disable=None):
+        if name in generators:
+            found.append(_of_generator(profile, name, num_classes, costs))
+        else:
+            found.append(_of_tokenizer(profile, name, costs))
+    return found
+
+
+def _of_tokenizer(profile: Profile, name: str, costs: dict[str, Cost]) -> Description:
+    config, training, engine = (
+        profile.tokenizer_variant(name),
+        profile.tokenizer_training(name),
+        profile.engine,
+    )
+    batch = _at_a_time(training.optimiser, engine)
+    key = digest(config, training.loss, training.adversarial.weight, training.codes_from is None, batch)
+    if key not in costs:
+        costs[key] = cost(lambda: tokenizer_subject(config, training, batch), *_computing(engine))
+    with FakeTensorMode():
+        subject = tokenizer_subject(config, training, 1)
+    trained = [m for m in subject.models if any(p.requires_grad for p in m.parameters())]
+    parts = _parts(subject.models[0], TOKENIZER_PARTS)
+    tokens = config.num_scales * config.tokens_per_scale
+    engine = replace(engine, strategy="ddp") if engine.strategy == "fsdp" else engine
+    return Description(
+        name, parts, _learning(trained), tokens, costs[key], batch, training.optimiser, 0, engine
+    )
+
+
+def _of_generator(profile: Profile, name: str, num_classes: int, costs: dict[str, Cost]) -> Description:
+    shape, optimiser, engine = (
+        profile.autoregressive_variant(name),
+        profile.generator_optimiser(name),
+        profile.engine,
+    )
+    codes = profile.tokenizer_variant(shape.tokenizer)
+    is_text = shape.text is not None
+    config = CodeModelConfig(
+        shape,
+        codes.num_scales,
+        codes.tokens_per_scale,
+        codes.num_codes,
+        min(codes.num_codebooks, codes.num_scales),
+        [] if is_text else [str(number) for number in range(num_classes)],
+        TextTokenizer.of_size(shape.text.vocabulary, shape.text.max_tokens).to_json() if is_text else None,
+    )
+    batch = _at_a_time(optimiser, engine)
+    key = digest(
+        replace(shape, tokenizer=""), config.num_scales, config.tokens_per_scale, config.num_codes, batch
+    )
+    key += digest(config.num_codebooks, num_classes)
+    if key not in costs:
+        costs[key] = cost(lambda: autoregressive_subject(config, batch), *_computing(engine))
+    with FakeTensorMode():
+        model = AutoregressiveModel(config)
+    tokens = config.num_scales * config.tokens_per_scale
+    positions = tokens + (
+        shape.text.max_tokens if is_text else 0
+    )  # those of the text are kept for every layer too
+    cache = 2 * shape.layers * shape.width * positions * FLOAT32
+    parts = _parts(model, AUTOREGRESSIVE_PARTS)
+    return Description(name, parts, _learning([model]), tokens, costs[key], batch, optimiser, cache, engine)
+
+
+def _computing(engine: EngineConfig) -> tuple[str, bool]:
+    """Precision and recomputation on a GPU, which is what a description is about."""
+    return "bf16" if engine.precision == "auto" else engine.precision, engine.activation_checkpointing
+
+
+def _at_a_time(optimiser: OptimiserConfig, engine: EngineConfig) -> int:
+    """Samples that pass a model at once in one process."""
+    return optimiser.batch_size // engine.world_size // engine.accumulation(optimiser.batch_size)
+
+
+def _learning(models: Iterable[nn.Module]) -> int:
+    return sum(p.numel() for model in models for p in model.parameters() if p.requires_grad)
+
+
+def _parts(model: nn.Module, names: dict[str, tuple[str, ...]]) -> dict[str, int]:
+    counts = dict.fromkeys(names, 0)
+    for name, parameter in model.named_parameters():
+        first = name.split(".")[0]
+        (part,) = [part for part, members in names.items() if first in members]
+        counts[part] += parameter.numel()
+    return counts
+
+
+def describe(
+    profile: Profile | str,
+    variants: Sequence[str] | None = None,
+    *,
+    gpu: str = "H100",
+    utilisation: float = 0.35,
+    num_classes: int = IMAGENET_CLASSES,
+    num_images: int = IMAGENET_IMAGES,
+    file: TextIO | None = None,
+) -> list[Description]:
+    """Prints what a profile asks of a machine, and returns it.
+
+    Args:
+        profile: a profile, or the name of one.
+        variants: some of its tokenizers and autoregressive models; default: all.
+        gpu: a key of `GPUS`.
+        utilisation: share of the GPU's peak that training reaches (MFU).
+        num_classes, num_images: of the data set, which the profile does not know.
+        file: where to print; default: standard output.
+
+    Raises:
+        ValueError: an unknown GPU or a utilisation outside (0, 1].
+        ConfigError: an unknown profile or variant.
+    """
+    if gpu not in GPUS:
+        raise ValueError(f"There is no GPU {gpu!r} here: choose one of {', '.join(GPUS)}.")
+    if not 0 < utilisation <= 1:
+        raise ValueError(f"utilisation is a share of the peak in (0, 1], it is {utilisation}.")
+    title = profile if isinstance(profile, str) else "as given"
+    profile = load_profile(profile) if isinstance(profile, str) else profile
+    found = descriptions(profile, variants, num_classes)
+    out = file or sys.stdout
+    engine, sheet = profile.engine, GPUS[gpu]
+    rate = (sheet.tf32 if engine.precision == "no" else sheet.bf16) * 1e12 * utilisation
+    world = engine.world_size
+    print(
+        f"Profile {title}: {world} x {gpu} ({engine.machines} machine{'s' * (engine.machines > 1)}, {engine.strategy}), "
+        f"precision {_computing(engine)[0]}, activations "
+        f"{'recomputed' if engine.activation_checkpointing else 'kept'}.\n"
+        f"{rate / 1e12:.0f} TFLOP/s on each: {utilisation:.0%} of the {rate / utilisation / 1e12:.0f} of its data sheet.",
+        file=out,
+    )
+    tokenizers = [item for item in found if not item.cache_bytes]
+    generators = [item for item in found if item.cache_bytes]
+    for kind, items in (("tokenizers", tokenizers), ("models over codes", generators)):
+        if items:
+            rows = [
+                [d.name, *map(_millions, d.parts.values()), _millions(d.parameters), d.tokens] for d in items
+            ]
+            header = ["", *items[0].parts, "all", "tokens"]
+            _print_table(f"Parameters of {kind}, millions", header, rows, out)
+    rows = [
+        [
+            d.name,
+            d.batch,
+            f"{d.cost.weight_bytes / GIB:.2f}",
+            f"{d.activation_bytes / GIB:.2f}",
+            f"{d.state_bytes / GIB:.2f}",
+            f"{d.bucket_bytes / GIB:.2f}",
+            f"{d.gpu_bytes / GIB:.1f}",
+            "yes" if d.gpu_bytes < 0.9 * sheet.memory * 1e9 else "no",
+            f"{d.cache_bytes / 2**20:.0f}" if d.cache_bytes else "",
+        ]
+        for d in found
+    ]
+    header = [
+        "",
+        "at a time",
+        "weights",
+        "activations and gradients",
+        "optimizer",
+        "DDP",
+        "all",
+        "fits",
+        "KV, MiB",
+    ]
+    _print_table(
+        f"Memory of a GPU in training, GiB (of {sheet.memory} GB); cache of a sample", header, rows, out
+    )
+    rows = []
+    for d in found:
+        images = rate / (d.cost.step_flops / d.batch)  # a second, on one GPU
+        hours = d.training_flops / rate / 3600
+        rows.append(
+            [
+                d.name,
+                f"{d.cost.forward_flops / d.batch / 1e9:,.0f}",
+                f"{d.cost.step_flops / d.batch / 1e9:,.0f}",
+                f"{d.optimiser.steps:,}",
+                f"{d.optimiser.batch_size:,}",
+                f"{images * world:,.0f}",
+                f"{images * world * d.tokens:,.0f}",
+                f"{hours:,.1f}",
+                f"{hours / world / 24:,.2f}",
+            ]
+        )
+    header = ["", "GFLOP forward", "training", "steps", "batch", "images/s", "tokens/s", "GPU-hours", "days"]
+    _print_table(
+        f"Operations an image; images and codes that {world} x {gpu} take a second, and for how long",
+        header,
+        rows,
+        out,
+    )
+    print(
+        f"All of it once: {sum(d.training_flops for d in found) / rate / 3600:,.0f} GPU-hours, "
+        f"{sum(d.training_flops for d in found) / rate / 3600 / world / 24:,.1f} days one after another.",
+        file=out,
+    )
+    rows = [
+        [
+            d.name,
+            f"{d.checkpoint_bytes / 1e9:.2f}",
+            f"{d.parameters * FLOAT32 / 1e9:.2f}",
+            f"{num_images * d.tokens * 2 / 1e9:.1f}" if not d.cache_bytes else "",
+        ]
+        for d in found
+    ]
+    header = ["", "state to resume from", "model", f"codes of {num_images:,} views"]
+    _print_table(
+        "On the disk, GB (two states exist for a moment; codes of two bytes each)", header, rows, out
+    )
+    return found
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.1f}" if count else ""
+
+
+def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]], file: TextIO) -> None:
+    cells = [list(map(str, row)) for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    print(f"\n{title}", file=file)
+    for number, row in enumerate(cells):
+        first, *others = (
+            cell.ljust(w) if not i else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        print("  " + "  ".join([first, *others]).rstrip(), file=file)
+        if number == 0:
+            print("  " + "-" * (sum(widths) + 2 * (len(widths) - 1)), file=file)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m sitlib.describe", description=__doc__.split("\n")[0])
+    parser.add_argument("profile", nargs="?", default="quick", help="name, or path of a .yaml file (quick)")
+    parser.add_argument("--variants", nargs="+", help="some of its variants (all)")
+    parser.add_argument("--gpu", default="H100", choices=GPUS)
+    parser.add_argument("--utilisation", type=float, default=0.35, help="MFU, a share of the peak (0.35)")
+    parser.add_argument("--classes", type=int, default=IMAGENET_CLASSES, help="of the data (ImageNet's 1000)")
+    parser.add_argument(
+        "--images", type=int, default=IMAGENET_IMAGES, help="of the data (ImageNet's 1,281,167)"
+    )
+    options = parser.parse_args(arguments)
+    describe(
+        options.profile,
+        options.variants,
+        gpu=options.gpu,
+        utilisation=options.utilisation,
+        num_classes=options.classes,
+        num_images=options.images,
+    )
+
+
+if __name__ == "__main__":
+    command(main)

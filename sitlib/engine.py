@@ -1,0 +1,225 @@
+"""Where and how training computes: devices, processes, precision, sharding, compilation. Accelerate does it; this chooses.
+
+The loop (`sitlib.training`) asks for modules that are ready to train, and does not know how many processes there are.
+"""
+
+import copy
+import re
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, DistributedType, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
+from torch import Tensor, nn
+
+from sitlib.config import EngineConfig
+from sitlib.distributed import num_processes, of_first_process, process_index
+from sitlib.paths import resolve
+from sitlib.results import Row
+from sitlib.transformer import Block, Transformer
+
+ONE_PROCESS = EngineConfig("auto", "single", 1, 1, 0, False, False, [], 0)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of `count` equal parts of a batch; those of a process are neighbours."""
+
+    index: int
+    count: int
+
+    def of(self, batch: Any) -> Any:
+        """This part of a tensor [B, ...], or of every tensor of a tuple; B a multiple of `count`."""
+        if not isinstance(batch, Tensor):
+            return tuple(self.of(tensor) for tensor in batch)
+        size = len(batch) // self.count
+        return batch[self.index * size : (self.index + 1) * size]
+
+
+class Engine:
+    """Devices and processes of one training run.
+
+    Args:
+        config: what is asked for.
+        batch_size: samples of one update, over all processes.
+        title: names the run in trackers.
+
+    Raises:
+        ValueError: there are not as many processes as the configuration says, a precision that this device does not have, or a tracker
+            that is not installed.
+    """
+
+    def __init__(self, config: EngineConfig, batch_size: int, title: str):
+        has_gpu = torch.cuda.is_available()
+        if config.world_size != num_processes():
+            raise ValueError(
+                f"the engine asks for {config.world_size} processes and there are {num_processes()}: `trained_tokenizer` and "
+                "`trained_generator` start them, and so does python -m sitlib.experiments.launch."
+            )
+        self.config, self._batch_size = config, batch_size
+        _forget_earlier_runs()
+        plugin = _sharding() if config.strategy == "fsdp" else None
+        try:
+            self.accelerator = Accelerator(
+                mixed_precision=precision(config.precision),
+                cpu=not has_gpu,
+                step_scheduler_with_optimizer=False,  # the schedule counts updates, not samples
+                log_with=list(config.trackers) or None,
+                project_dir=str(resolve("scratch/trackers")),
+                fsdp_plugin=plugin,
+                # Buffers are the same on all processes because what changes them is.
+                kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            )
+            if plugin is not None and not has_gpu:  # Accelerate shards on GPUs only; tests have none
+                _shard_on_cpu(plugin)
+            if config.trackers:
+                resolve("scratch/trackers").mkdir(parents=True, exist_ok=True)
+                self.accelerator.init_trackers(re.sub(r"[^\w.]+", "-", title).strip("-"))
+        except (ImportError, ValueError) as error:
+            if config.trackers:
+                raise ValueError(
+                    f"engine.trackers: {', '.join(config.trackers)} could not be started ({error}): install the package, or set []."
+                ) from None
+            raise
+        if has_gpu:  # float32 products in TF32, as convolutions are by default
+            torch.set_float32_matmul_precision("high")
+        if process_index() > 0:  # dropout of its own
+            torch.manual_seed(torch.initial_seed() + process_index())
+        self._spare: dict[int, nn.Module] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def parts(self) -> list[Part]:
+        """The parts of every batch that this process computes, one after another."""
+        own = self.config.accumulation(self._batch_size)
+        return [Part(process_index() * own + number, self.config.world_size * own) for number in range(own)]
+
+    def prepare(self, module: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        """A module and its optimiser, ready to train: moved, wrapped, sharded, compiled as the configuration says."""
+        for part in module.modules():
+            if isinstance(part, Transformer):
+                part.recomputes = self.config.activation_checkpointing
+            if isinstance(part, Block) and self.config.compile and torch.cuda.is_available():
+                part.compile()
+        if self.config.strategy == "fsdp":
+            self._spare[id(module)] = copy.deepcopy(module)
+            warnings.filterwarnings(
+                "ignore", "FSDP2-wrapped module .* returned a view"
+            )  # logits: never changed
+            return self.accelerator.prepare(module, optimiser)
+        with warnings.catch_warnings():  # of torch, about a name that Accelerate still uses
+            warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)
+            ready = self.accelerator.prepare_model(module)
+        return ready, self.accelerator.prepare_optimizer(optimiser)
+
+    def share(self, module: nn.Module) -> None:
+        """Gives every process the first one's weights and buffers."""
+        for tensor in (*module.parameters(), *module.buffers()):
+            of_first_process(tensor.data)
+
+    def part_of_step(self, module: nn.Module, is_last: bool) -> AbstractContextManager:
+        """Around forward and backward of one part: gradients are exchanged with those of the last one only."""
+        return nullcontext() if is_last else self.accelerator.no_sync(module)
+
+    def whole(self, module: nn.Module, prepared: nn.Module) -> nn.Module:
+        """`module` itself, or where it is sharded one like it that holds its weights."""
+        spare = self._spare.pop(id(module), None)
+        if spare is None:
+            return module
+        state = self.accelerator.get_state_dict(prepared)  # on the first process; empty on the others
+        if process_index() == 0:
+            spare.load_state_dict(state)
+        self.share(spare)
+        return spare
+
+    def log(self, row: Row) -> None:
+        """Gives a row of the training curve to the trackers."""
+        if self.config.trackers:
+            step = int(row["step"])
+            self.accelerator.log({name: value for name, value in row.items() if name != "step"}, step=step)
+
+    def log_image(self, image_HWC: Any, step: int) -> None:
+        """Gives a picture, uint8 [H, W, 3], to those trackers that show any."""
+        for tracker in self.accelerator.trackers if process_index() == 0 else ():
+            if hasattr(tracker, "log_images"):
+                tracker.log_images({"images": image_HWC[None]}, step=step)
+
+    def finish(self) -> None:
+        if self.config.trackers:
+            self.accelerator.end_training()
+
+
+def join_processes() -> None:
+    """Makes this process one of those that a launcher started, if it did: before anything asks for a device."""
+    PartialState(cpu=not torch.cuda.is_available())
+
+
+def precision(wanted: Literal["auto", "no", "bf16", "fp16"] = "auto") -> Literal["no", "fp16", "bf16"]:
+    """Mixed precision of this device; "auto": bf16 on GPUs that have it, fp16 with loss scaling on older ones, none on a CPU.
+
+    Raises:
+        ValueError: fp16 on a CPU.
+    """
+    if wanted == "fp16" and not torch.cuda.is_available():
+        raise ValueError("engine.precision: fp16 needs a GPU; set auto, no or bf16.")
+    if wanted != "auto":
+        return wanted
+    if not torch.cuda.is_available():
+        return "no"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def pinned(batch: Any) -> Any:
+    """A batch in memory from which a GPU copies while the CPU goes on; without a GPU as it is."""
+    if not torch.cuda.is_available():
+        return batch
+    if isinstance(batch, Tensor):
+        return batch.pin_memory()
+    return tuple(map(pinned, batch))
+
+
+def on_device(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    return tuple(map(partial(on_device, device=device), batch))
+
+
+def to_host(values: Sequence[Any]) -> list[float]:
+    """Numbers and scalar tensors as numbers, in one transfer."""
+    tensors = [value.detach().double() for value in values if isinstance(value, Tensor)]
+    numbers = iter(torch.stack(tensors).tolist() if tensors else [])
+    return [next(numbers) if isinstance(value, Tensor) else float(value) for value in values]
+
+
+def _forget_earlier_runs() -> None:
+    """Accelerate's settings outlive an accelerator; the next run of this process may have others."""
+    AcceleratorState._reset_state()
+    state = PartialState._shared_state
+    if state.get("distributed_type") == DistributedType.FSDP:
+        has_gpu = torch.cuda.is_available()
+        state["distributed_type"] = DistributedType.MULTI_GPU if has_gpu else DistributedType.MULTI_CPU
+
+
+def _shard_on_cpu(plugin: FullyShardedDataParallelPlugin) -> None:
+    AcceleratorState._shared_state |= {"distributed_type": DistributedType.FSDP, "fsdp_plugin": plugin}
+    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+
+def _sharding() -> FullyShardedDataParallelPlugin:
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        reshard_after_forward=True,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=[Block.__name__],
+        state_dict_type="FULL_STATE_DICT",
+        cpu_ram_efficient_loading=False,
+    )

@@ -1,0 +1,163 @@
+"""Resumable states of a training run: whole or not there, one run at a time, and a full disk costs nothing.
+
+A state is written beside, made durable, then renamed; older ones are removed after that. So whatever is killed, and when, the newest
+`step-*` folder is complete.
+"""
+
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+from accelerate import Accelerator
+from safetensors import SafetensorError
+
+from sitlib.distributed import process_index, wait_for_all
+from sitlib.results import Row
+
+
+class StateError(OSError):
+    """A state that could not be written, or one that cannot be gone on from; the message says what to do."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds `folder` for this run. The lock is the operating system's: it ends with the process, however that ends.
+
+    Raises:
+        StateError: a process that is alive holds it.
+    """
+    if process_index() > 0:  # the first process holds it for all
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, holder = filelock.FileLock(folder / ".lock"), folder / ".holder"
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        who = holder.read_text() if holder.exists() else "another process"
+        raise StateError(
+            f"This very run is being trained by {who}: wait until it has finished, or stop it. (Its states are in {folder}.)"
+        ) from None
+    try:
+        holder.write_text(
+            f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+        )
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+        (folder / ".lock").unlink(missing_ok=True)
+
+
+class States:
+    """The states of a run in its folder.
+
+    Args:
+        folder: where they are.
+        accelerator: has what is saved: models, optimisers, schedulers, moving averages, random state.
+        strategy: how the models are put on processes. A state of sharded models can be read by such only.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator, strategy: str):
+        self.folder, self.accelerator = folder, accelerator
+        self.kind = "sharded" if strategy == "fsdp" else "whole"
+        if self.kind == "whole":  # the names of weights do not tell how many processes there were
+
+            def without_wrapper(models: list, weights: list, _: str) -> None:
+                weights[:] = [
+                    {name.removeprefix("module."): value for name, value in state.items()}
+                    if accelerator.unwrap_model(model) is not model
+                    else state
+                    for model, state in zip(models, weights, strict=True)
+                ]
+
+            def unwrap(models: list, _: str) -> None:
+                models[:] = [accelerator.unwrap_model(model) for model in models]
+
+            accelerator.register_save_state_pre_hook(without_wrapper)
+            accelerator.register_load_state_pre_hook(unwrap)
+
+    def load(self) -> tuple[int, list[Row]]:
+        """Restores the newest state; (its step, its curve), or (0, []) where there is none.
+
+        Raises:
+            StateError: it was written by a run whose models were sharded and these are not, or the other way round.
+        """
+        states = self._found()
+        if not states:
+            return 0, []
+        progress = json.loads((states[-1] / "progress.json").read_text())
+        if progress["kind"] != self.kind:
+            strategy = "fsdp" if progress["kind"] == "sharded" else "single or ddp"
+            raise StateError(
+                f"The state of step {progress['step']} in {self.folder} is of {progress['kind']} models, and engine.strategy asks "
+                f"for {self.kind} ones: set it to {strategy}, or remove the folder to begin again."
+            )
+        self.accelerator.load_state(str(states[-1]))
+        return progress["step"], progress["rows"]
+
+    def save(self, step: int, rows: list[Row]) -> None:
+        """Writes the state after `step` steps, and removes older ones.
+
+        Raises:
+            StateError: it could not be written, for instance to a full disk. The last good one is still there.
+        """
+        partial, final = self.folder / "partial", self.folder / f"step-{step:08d}"
+        try:
+            if process_index() == 0:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+            wait_for_all()
+            self.accelerator.save_state(str(partial))
+            wait_for_all()
+            if process_index() == 0:
+                progress = {"step": step, "kind": self.kind, "rows": rows}
+                (partial / "progress.json").write_text(json.dumps(progress))
+                for path in [*partial.rglob("*"), partial]:
+                    _make_durable(path)
+        # Writers of tensors report a full disk in ways of their own.
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            good = self._found()
+            kept = (
+                f"That of {good[-1].name.replace('-', ' ')} is intact" if good else "There is no earlier one"
+            )
+            free = shutil.disk_usage(self.folder).free / 2**30
+            raise StateError(
+                f"The state of step {step} could not be written to {self.folder} ({_reason(error)}; {free:.1f} GiB are free there). "
+                f"{kept}: make room, then give the same command again, and training goes on from it."
+            ) from error
+        if process_index() == 0:
+            older = self._found()
+            os.replace(partial, final)
+            _make_durable(self.folder)
+            for state in older:
+                shutil.rmtree(state)
+        wait_for_all()
+
+    def _found(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"))
+
+
+def _make_durable(path: Path) -> None:
+    """Waits until a file or folder is on the disk, so that a rename cannot overtake what it is about."""
+    if os.name != "posix" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: BaseException) -> str:
+    """The system's own words where an error was raised because of them."""
+    while error.__context__ is not None and not (isinstance(error, OSError) and error.strerror):
+        error = error.__context__
+    return getattr(error, "strerror", None) or " ".join(str(error).split())[:200]

@@ -1,0 +1,88 @@
+"""What the processes of tests/test_engine.py run under torchrun (`tests/processes.py <folder>`), and what it compares with."""
+
+import contextlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig, code_nats
+from sitlib.config import EngineConfig, load_profile
+from sitlib.data import open_images
+from sitlib.distributed import process_index
+from sitlib.engine import ONE_PROCESS, join_processes
+from sitlib.experiments.runs import TokenizerRun
+from sitlib.experiments.tokenizers import train_tokenizer
+from sitlib.training import Phase, seed_everything, train
+
+PROFILE = load_profile("smoke")
+
+
+def tokenizer(folder: Path, engine: EngineConfig) -> tuple[nn.Module, list]:
+    """Moving-average codes that die quickly, a discriminator and scale-causal attention: everything that processes must agree on."""
+    section = PROFILE.tokenizer
+    variant = {
+        "levels": 3,
+        "grid": 4,
+        "code_learning": "ema",
+        "num_codes": 128,
+        "decoder_attention": "scale_causal",
+        "loss": {"lpips": 0.0, "restart_after": 3, "smaller": 0.3},
+        "optimiser": {"steps": 6, "batch_size": 8, "log_every": 1, "checkpoint_every": 3},
+    }
+    profile = replace(PROFILE, tokenizer=replace(section, variants={**section.variants, "test": variant}))
+    run = TokenizerRun.of(profile, "test", 0)
+    images = open_images(run.data.source, "train")
+    return train_tokenizer(run, images, folder / "states", "test", engine=engine)
+
+
+def generator(folder: Path, engine: EngineConfig, stop_at: int | None = None) -> tuple[nn.Module, list]:
+    """A small model over random codes; `stop_at` raises in the middle of that step."""
+    shape = replace(PROFILE.autoregressive_variant("ar_sit4"), dropout=0.0, layers=2)
+    optimiser = replace(
+        PROFILE.autoregressive.optimiser, steps=6, batch_size=8, log_every=1, checkpoint_every=3
+    )
+    seed_everything(0)
+    model = AutoregressiveModel(CodeModelConfig(shape, 4, 16, 64, 2, ["a", "b"], None))
+
+    def batch_at(step, part):
+        random = torch.Generator().manual_seed(step)
+        codes = torch.randint(64, (8, 4, 16), generator=random)
+        return part.of((codes, torch.randint(3, (8,), generator=random)))
+
+    def loss(module, batch, step):
+        if step == stop_at:
+            raise KeyboardInterrupt
+        codes, labels = batch
+        return code_nats(module(codes, labels), codes).mean(), {}
+
+    phase = Phase(model, loss)
+    rows = train([phase], batch_at, optimiser, checkpoints=folder / "states", engine=engine)
+    return phase.module, rows
+
+
+def main() -> None:
+    """Everything that needs two processes, one thing after another: starting them takes longer."""
+    folder = Path(sys.argv[1])
+    join_processes()
+    two = replace(ONE_PROCESS, processes=2, strategy="ddp")
+    sharded = replace(two, strategy="fsdp")
+    results = {
+        "tokenizer-ddp": tokenizer(folder / "tokenizer", two),
+        "generator-ddp": generator(folder / "ddp", replace(two, micro_batch_size=2)),
+    }
+    with contextlib.suppress(KeyboardInterrupt):
+        generator(folder / "fsdp", sharded, stop_at=4)
+    assert (folder / "fsdp/states/step-00000003").exists()
+    results["generator-fsdp"] = generator(folder / "fsdp", sharded)
+    for name, (model, rows) in results.items():
+        torch.save(model.state_dict(), folder / f"{name}-{process_index()}.pt")
+        (folder / f"{name}-{process_index()}.json").write_text(json.dumps(rows))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

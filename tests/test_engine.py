@@ -1,0 +1,529 @@
+"""The engine: many processes as one, and a loop that loses nothing whatever is killed."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+
+import processes
+import pytest
+import torch
+import yaml
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sitlib import engine as engines
+from sitlib import states
+from sitlib.config import ConfigError, Profile, from_dict, load_profile
+from sitlib.engine import ONE_PROCESS, Engine, Part, precision
+from sitlib.experiments.launch import LaunchError, launch_command, stream
+from sitlib.experiments.tokenizers import trained_tokenizer
+from sitlib.paths import ROOT, resolve
+from sitlib.states import StateError
+from sitlib.training import Phase, learning_rate_factor, make_optimiser, seed_everything, train
+from sitlib.transformer import Block, BlockOptions, SequenceLayout, Transformer
+
+OPTIMISER = replace(
+    load_profile("smoke").tokenizer.optimiser, steps=10, warmup_steps=4, checkpoint_every=3, log_every=1
+)
+
+
+def network():
+    seed_everything(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 4))
+
+
+def batch_at(step, part):
+    return part.of(torch.randn(16, 4, generator=torch.Generator().manual_seed(step)))
+
+
+def loss(module, batch, step):
+    value = (module(batch) - batch).square().mean()
+    return value, {"l2": value.detach()}
+
+
+# -- one process, as before ------------------------------------------------------------------------------------------------------------
+
+
+def test_one_process_trains_to_the_bit_what_a_plain_loop_trains(tmp_path):
+    model = network()
+    train([Phase(model, loss)], batch_at, OPTIMISER, checkpoints=tmp_path)
+    plain = network()
+    optimiser = make_optimiser(plain, OPTIMISER)
+    for step in range(OPTIMISER.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = OPTIMISER.learning_rate * learning_rate_factor(step, OPTIMISER)
+        loss(plain, batch_at(step, Part(0, 1)), step)[0].backward()
+        nn.utils.clip_grad_norm_(plain.parameters(), OPTIMISER.clip_norm)
+        optimiser.step()
+        optimiser.zero_grad()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_parts_of_a_batch_are_all_of_it_in_order():
+    batch = torch.arange(12), torch.arange(12.0)
+    parts = [Part(index, 4).of(batch) for index in range(4)]
+    assert [len(part[0]) for part in parts] == [3] * 4
+    assert torch.equal(torch.cat([part[1] for part in parts]), batch[1])
+
+
+@pytest.mark.parametrize("what", [processes.tokenizer, processes.generator])
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, what):
+    whole = what(tmp_path / "whole", ONE_PROCESS)
+    assert_alike(what(tmp_path / "parts", replace(ONE_PROCESS, micro_batch_size=2)), whole)
+
+
+def test_a_second_phase_learns_from_the_reconstruction_of_every_part(tmp_path):
+    """With a batch statistic in the discriminator parts are not the batch, but each part must meet its own reconstruction."""
+    models, seen = [nn.Linear(4, 4), nn.Linear(4, 1)], []
+    made = []
+
+    def first(module, batch, step):
+        made.append(batch)
+        return module(batch).square().mean(), {}
+
+    def second(module, batch, step):
+        seen.append(torch.equal(made.pop(0), batch))
+        return module(batch).square().mean(), {"second": torch.tensor(1.0)}
+
+    engine = replace(ONE_PROCESS, micro_batch_size=4)
+    phases = [Phase(models[0], first), Phase(models[1], second)]
+    rows = train(phases, batch_at, OPTIMISER, checkpoints=tmp_path, engine=engine)
+    assert seen == [True] * 20 and rows[-1]["second"] == 1.0
+
+
+@pytest.mark.parametrize(("at_a_time", "parts"), [(0, 1), (12, 1), (11, 2), (5, 3), (1, 12)])
+def test_a_share_passes_in_as_few_equal_parts_as_memory_permits(at_a_time, parts):
+    engine = replace(ONE_PROCESS, strategy="ddp", processes=2, micro_batch_size=at_a_time)
+    assert engine.accumulation(24) == parts
+
+
+# -- several processes -----------------------------------------------------------------------------------------------------------------
+
+
+def assert_alike(ours, theirs):
+    """Models and curves, up to the order of additions."""
+    (model, rows), (other, other_rows) = ours, theirs
+    ours = model if isinstance(model, dict) else model.state_dict()
+    for name, value in other.state_dict().items():
+        torch.testing.assert_close(
+            ours[name], value, atol=5e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    assert [sorted(row) for row in rows] == [sorted(row) for row in other_rows]
+    for row, expected in zip(rows, other_rows, strict=True):
+        for name in row.keys() - {"seconds"}:
+            assert row[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), (row["step"], name)
+
+
+def test_two_processes_train_what_one_trains(tmp_path):
+    """Weights, codebooks, restarts of dead codes and the curve: with DDP, accumulated too, and sharded with a kill (gloo on CPUs)."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    result = subprocess.run(
+        [*command, str(ROOT / "tests/processes.py"), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    one = {
+        name: getattr(processes, name)(tmp_path / f"one-{name}", ONE_PROCESS)
+        for name in ("tokenizer", "generator")
+    }
+    restarted = [row["restarted"] for row in one["tokenizer"][1]]
+    assert sum(restarted) > 0 and restarted[0] == 0
+    for name in ("tokenizer-ddp", "generator-ddp", "generator-fsdp"):
+        weights, others = (torch.load(tmp_path / f"{name}-{rank}.pt") for rank in (0, 1))
+        assert all(torch.equal(value, others[key]) for key, value in weights.items()), name
+        rows = json.loads((tmp_path / f"{name}-0.json").read_text())
+        assert_alike((weights, rows), one[name.split("-")[0]])
+
+
+def test_more_processes_than_there_are_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="asks for 2 processes and there are 1"):
+        Engine(replace(ONE_PROCESS, strategy="ddp", processes=2), 8, "test")
+
+
+def test_a_state_of_one_process_is_gone_on_from_and_one_of_sharded_models_refused(tmp_path):
+    processes.generator(tmp_path, ONE_PROCESS)
+    (state,) = (tmp_path / "states").glob("step-*")
+    progress = json.loads((state / "progress.json").read_text())
+    (state / "progress.json").write_text(json.dumps(progress | {"kind": "sharded"}))
+    with pytest.raises(
+        StateError, match="of sharded models, and engine.strategy asks for whole ones: set it to fsdp"
+    ):
+        processes.generator(tmp_path, ONE_PROCESS)
+
+
+# -- starting them ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_one_machine_is_started_with_torchrun_and_several_with_srun(tmp_path, monkeypatch):
+    engine = replace(ONE_PROCESS, strategy="ddp", processes=8)
+    command = launch_command(engine, ["-m", "module"], {})
+    assert command[1:] == [
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "8",
+        "--standalone",
+        "-m",
+        "module",
+    ]
+    with pytest.raises(LaunchError, match="start this from a SLURM job of as many nodes"):
+        launch_command(replace(engine, machines=4), [], {"SLURM_JOB_NUM_NODES": "2", "MASTER_ADDR": "a"})
+
+
+def test_what_a_program_prints_appears_and_its_exit_code_is_told(capsys):
+    assert stream([sys.executable, "-c", "print('grün', flush=True); raise SystemExit(3)"]) == 3
+    assert capsys.readouterr().out == "grün\n"
+
+
+@pytest.mark.slow
+def test_a_profile_of_two_machines_trains_on_two(tmp_path, monkeypatch):
+    """Training is asked for here and happens in two processes that two torchruns started, as on two nodes; `srun` is a stand-in."""
+    srun = tmp_path / "srun"
+    srun.write_text('#!/bin/sh\nshift 4\n"$@" &\n"$@" && wait $!\n')
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    for name, value in {
+        "SLURM_JOB_NUM_NODES": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29477",
+    }.items():
+        monkeypatch.setenv(name, value)
+    profile = load_profile("smoke")
+    section, seed = profile.tokenizer, 20_270_001
+    optimiser = replace(section.optimiser, steps=6, log_every=1)
+    tokenizer = replace(section, loss=replace(section.loss, lpips=0.0), optimiser=optimiser)
+    profile = replace(profile, tokenizer=tokenizer)
+    engine = replace(ONE_PROCESS, strategy="ddp", machines=2)
+    try:
+        two = trained_tokenizer(replace(profile, engine=engine), "sit4", seed)
+        assert (
+            trained_tokenizer(profile, "sit4", seed).path == two.path
+        )  # the engine is no part of a run's name
+    finally:
+        for folder in resolve("scratch/tokenizer").glob(f"sit4-seed{seed}-*"):
+            (folder / "model.safetensors").unlink()
+            (folder / "curve.csv").unlink()
+            folder.rmdir()
+    one = trained_tokenizer_here(profile, seed, monkeypatch, tmp_path)
+    assert two.curve["l2"] == pytest.approx(one.curve["l2"], rel=1e-4)
+    assert two.curve["usage_approximation"] == one.curve["usage_approximation"]
+
+
+def trained_tokenizer_here(profile, seed, monkeypatch, folder):
+    from sitlib.experiments import runs
+
+    monkeypatch.setattr(runs, "resolve", lambda path: folder / path)
+    monkeypatch.setattr(runs, "checkpoint_folder", lambda run: folder / "states")
+    return trained_tokenizer(profile, "sit4", seed)
+
+
+# -- kill anything, lose nothing -------------------------------------------------------------------------------------------------------
+
+KILLED = """
+    import os, random, signal, sys, time
+    from dataclasses import replace
+    from pathlib import Path
+    import torch
+    sys.path.insert(0, {tests!r})
+    import test_engine as t
+    folder = Path({folder!r})
+
+    def fit(name):
+        model = t.network()
+        optimiser = replace(t.OPTIMISER, steps=60, checkpoint_every=2, log_every=2)
+        t.train([t.Phase(model, t.loss)], t.batch_at, optimiser, checkpoints=folder / name)
+        torch.save(model.state_dict(), folder / f"{{name}}.pt")
+
+    def child(name):
+        pid = os.fork()
+        if pid == 0:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            fit(name)
+            os._exit(0)
+        return pid
+
+    began = time.monotonic()
+    os.waitpid(child("whole"), 0)
+    duration = time.monotonic() - began
+    random.seed(1)
+    kills = 0
+    while kills < 8:
+        pid = child("killed")
+        time.sleep(random.uniform(0.05, 0.6) * duration)
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        if os.WIFEXITED(status):
+            break
+        kills += 1
+    os.waitpid(child("killed"), 0)
+    print(kills)
+"""
+
+
+def test_killed_at_random_moments_a_run_ends_with_the_same_weights(tmp_path):
+    """SIGKILL again and again, in the middle of steps and of checkpoints; processes are forked from one that has imported torch."""
+    program = textwrap.dedent(KILLED).format(tests=str(ROOT / "tests"), folder=str(tmp_path))
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert int(result.stdout) >= 3
+    whole, killed = (torch.load(tmp_path / f"{name}.pt") for name in ("whole", "killed"))
+    assert all(torch.equal(value, killed[name]) for name, value in whole.items())
+
+
+@pytest.mark.parametrize("writer", ["safetensors", "torch", "progress"])
+def test_a_full_disk_ends_with_a_sentence_and_the_last_good_state(tmp_path, monkeypatch, writer):
+    full, at = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), {"step": None}
+
+    def fails(real):
+        def write(*arguments, **options):
+            if at["step"] is not None and at["step"] >= 6:
+                raise full
+            return real(*arguments, **options)
+
+        return write
+
+    def watched(module, batch, step):
+        at["step"] = step
+        return loss(module, batch, step)
+
+    import accelerate.checkpointing as checkpointing
+
+    if writer == "safetensors":
+        monkeypatch.setattr(checkpointing, "save", fails(checkpointing.save))
+    elif writer == "torch":
+        monkeypatch.setattr(torch, "save", fails(torch.save))
+    else:
+        monkeypatch.setattr(states, "_make_durable", fails(states._make_durable))
+    with pytest.raises(StateError) as caught:
+        train([Phase(network(), watched)], batch_at, OPTIMISER, checkpoints=tmp_path)
+    assert "No space left on device" in str(caught.value) and "That of step 00000006 is intact" in str(
+        caught.value
+    )
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000006"]
+    model = network()
+    train([Phase(model, loss)], batch_at, OPTIMISER, checkpoints=tmp_path)
+    whole = network()
+    train([Phase(whole, loss)], batch_at, OPTIMISER, checkpoints=tmp_path / "whole")
+    assert torch.equal(model[0].weight, whole[0].weight)
+
+
+def test_a_second_run_of_the_same_states_is_refused_while_the_first_lives(tmp_path):
+    def greedy(module, batch, step):
+        if step == 2:
+            with pytest.raises(StateError, match=f"is being trained by process {os.getpid()} on "):
+                train([Phase(network(), loss)], batch_at, OPTIMISER, checkpoints=tmp_path)
+        return loss(module, batch, step)
+
+    train([Phase(network(), greedy)], batch_at, OPTIMISER, checkpoints=tmp_path)
+    train([Phase(network(), loss)], batch_at, OPTIMISER, checkpoints=tmp_path)  # free again
+
+
+def test_the_lock_of_a_killed_process_holds_nobody_up(tmp_path):
+    program = f"""
+import os, signal
+from pathlib import Path
+from sitlib.states import locked
+with locked(Path({str(tmp_path)!r})):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    died = subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert died.returncode == -signal.SIGKILL and (tmp_path / ".lock").exists()
+    with states.locked(tmp_path):
+        pass
+
+
+# -- memory and speed ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_types", [1, 2])
+def test_recomputed_activations_give_the_same_gradients(num_types):
+    gradients = []
+    for recomputes in (False, True):
+        torch.manual_seed(0)
+        model = Transformer(3, 32, 2, num_types=num_types, dropout=0.2).train()
+        model.recomputes = recomputes
+        x = torch.randn(2, 12, 32)
+        model(x, SequenceLayout(3, 4, "scale_causal")).square().mean().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+def saved_bytes(recomputes):
+    """Of tensors that autograd keeps for the way back."""
+    model = Transformer(4, 64, 2)
+    model.recomputes = recomputes
+    kept = {}
+
+    def pack(x):
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        model(torch.randn(2, 64, 64, requires_grad=True), SequenceLayout(1, 64))
+    parameters = sum(p.numel() * 4 for p in model.parameters())
+    return sum(kept.values()) - parameters
+
+
+def test_recomputing_keeps_a_small_part_of_the_activations():
+    assert saved_bytes(True) < 0.5 * saved_bytes(False)
+
+
+FAST = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+
+
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))],
+)
+@pytest.mark.parametrize("case", ["full", "scale_causal", "causal", "padded", "cross", "cached"])
+def test_no_attention_falls_back_to_materialised_scores(case, device):
+    options = BlockOptions(cross_attention=case == "cross")
+    model = Transformer(2, 128, 2, num_types=2 if case == "scale_causal" else 1, options=options).to(device)
+    x = torch.randn(2, 64, 128, device=device)
+    mask = torch.arange(64, device=device) < torch.tensor([[40], [64]], device=device)
+    with sdpa_kernel(FAST), torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        if case == "cached":
+            cache = model.new_cache(2, 65)
+            with torch.no_grad():
+                model(x, SequenceLayout(1, 64, "causal"), cache)
+                model(x[:, :1], SequenceLayout(1, 1, "causal"), cache)
+            return
+        layout = SequenceLayout(4, 16, case if case in ("scale_causal", "causal") else "full")
+        context = model.read(x, mask) if case == "cross" else None
+        key_mask = mask if case == "padded" else None
+        model(x, layout, key_mask=key_mask, context=context).float().square().mean().backward()
+
+
+def test_a_block_compiles_as_one_graph():
+    torch.manual_seed(0)
+    block = Block(32, 2, 4.0, num_types=2)
+    streams, layout = [torch.randn(2, 4, 32), torch.randn(2, 8, 32)], SequenceLayout(3, 4, "scale_causal")
+    compiled = torch.compile(block, backend="eager", fullgraph=True)
+    for ours, theirs in zip(compiled(streams, layout), block(streams, layout), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU has to be waited for")
+def test_between_rows_of_the_curve_nothing_waits_for_the_gpu(tmp_path):
+    """Of a tokenizer with restarts and a discriminator; at the steps that write rows it may."""
+
+    def guarded(module, batch, step):
+        torch.cuda.set_sync_debug_mode("error" if (step + 1) % 3 else "default")
+        return loss(module, batch, step)
+
+    phase = Phase(network(), guarded, after_update=lambda _: torch.cuda.set_sync_debug_mode("default") or {})
+    train([phase], batch_at, replace(OPTIMISER, log_every=3), checkpoints=tmp_path)
+    from sitlib.quantizer import Codebook
+
+    book, z = Codebook(32, 4, learning="ema").cuda(), torch.randn(64, 4, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        codes = book(z).codes
+        book.follow(z, codes)
+        book.restart_dead(z, codes, after=1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+# -- what is shown while it trains -----------------------------------------------------------------------------------------------------
+
+
+def test_pictures_are_written_and_do_not_change_what_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr("sitlib.training.resolve", lambda path: tmp_path / path)
+    models = []
+    for every in (0, 4):
+        models.append(network())
+        engine = replace(ONE_PROCESS, images_every=every)
+        pictures = lambda: torch.rand(3, 3, 8, 8)  # noqa: E731
+        options = {
+            "checkpoints": tmp_path / str(every),
+            "engine": engine,
+            "pictures": pictures,
+            "title": "a, seed 0",
+        }
+        train([Phase(models[-1], loss)], batch_at, OPTIMISER, **options)
+    names = sorted(path.name for path in (tmp_path / "scratch/images/a-seed0").iterdir())
+    assert names == ["step-00000004.png", "step-00000008.png"]
+    assert torch.equal(models[0][0].weight, models[1][0].weight)
+
+
+def test_trackers_get_every_row(tmp_path, monkeypatch):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setattr(engines, "resolve", lambda path: tmp_path / path)
+    engine = replace(ONE_PROCESS, trackers=["tensorboard"])
+    rows = train(
+        [Phase(network(), loss)],
+        batch_at,
+        OPTIMISER,
+        checkpoints=tmp_path / "states",
+        engine=engine,
+        title="net, seed 0",
+    )
+    events = event_accumulator.EventAccumulator(str(tmp_path / "scratch/trackers/net-seed-0"))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("l2")]
+    assert found == [(row["step"], pytest.approx(row["l2"])) for row in rows]
+
+
+# -- settings --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"processes": 2}, "2 processes need strategy: ddp or fsdp, it is single"),
+        ({"machines": 0}, "machines must be at least 1"),
+        (
+            {"strategy": "ddp", "processes": 3},
+            "3 processes share every batch equally, but batch_size of tokenizer.vit_vqgan is 8",
+        ),
+        ({"micro_batch_size": -1}, "micro_batch_size must be 0 (all) or more"),
+        ({"precision": "bf8"}, "'auto', 'no', 'bf16' or 'fp16'"),
+        ({"trackers": ["tensorbored"]}, "tensorboard"),
+        ({"strategy": "fsdp", "images_every": 10}, "strategy fsdp shards them: set images_every: 0"),
+        ({"proceses": 2}, "did you mean 'processes'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(changes, sentence):
+    values = yaml.safe_load(resolve("profiles/smoke.yaml").read_text())
+    values["engine"] |= changes
+    with pytest.raises(ConfigError) as caught:
+        from_dict(Profile, values)
+    assert sentence in str(caught.value)
+
+
+def test_a_gpus_precision_is_refused_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert precision("auto") == "no" and precision("bf16") == "bf16"
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        precision("fp16")
+
+
+def test_bf16_trains_too(tmp_path):
+    model = network()
+    start = model[0].weight.detach().clone()
+    rows = train(
+        [Phase(model, loss)],
+        batch_at,
+        OPTIMISER,
+        checkpoints=tmp_path,
+        engine=replace(ONE_PROCESS, precision="bf16"),
+    )
+    assert model[0].weight.dtype == torch.float32 and not torch.equal(model[0].weight, start)
+    assert rows[-1]["l2"] > 0
