@@ -329,7 +329,7 @@ def test_a_file_beside_is_not_written_over_by_the_next_input(photos, capsys):
 
 def test_what_an_earlier_run_wrote_into_the_folder_is_no_input(photos):
     for _ in range(2):
-        main(["reconstruct", "photos", "-o", "photos/out", "--overwrite"])
+        assert main(["reconstruct", "photos", "-o", "photos/out", "--overwrite"]) == 0
     assert files_below("photos/out") == ["a.png", "below/b.png"]
 
 
