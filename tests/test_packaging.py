@@ -122,6 +122,7 @@ def test_make_alone_lists_its_targets():
         "test",
         "lab",
         "trials",
+        "ablations",
         "lint",
         "clean",
     ]
