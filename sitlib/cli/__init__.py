@@ -15,10 +15,20 @@ from sitlib import __version__
 from sitlib.cli.doctor import add_doctor
 from sitlib.cli.drawing import add_edit, add_sample, add_upsample
 from sitlib.cli.images import add_decode, add_encode, add_reconstruct
+from sitlib.cli.needs import add_describe
 from sitlib.cli.options import UsageError
 
 # In the order of the help text.
-SUBCOMMANDS = (add_encode, add_decode, add_reconstruct, add_sample, add_upsample, add_edit, add_doctor)
+SUBCOMMANDS = (
+    add_encode,
+    add_decode,
+    add_reconstruct,
+    add_sample,
+    add_upsample,
+    add_edit,
+    add_describe,
+    add_doctor,
+)
 
 DESCRIPTION = """\
 Spectral Image Tokenizer: photographs as codes from coarse to fine, and new images drawn code by code.

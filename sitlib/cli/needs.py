@@ -1,0 +1,36 @@
+"""`sit describe`: what a profile asks of a machine."""
+
+import argparse
+from typing import Any
+
+from sitlib.cli.options import add_command
+
+
+def add_describe(commands: Any) -> None:
+    """The subcommand `describe`."""
+    parser = add_command(
+        commands,
+        "describe",
+        _describe,
+        "what a profile asks of a machine: parameters, operations, memory, GPU-hours, disk",
+        "sit describe paper --gpu H100",
+        "Nothing is trained, and no model is built.",
+    )
+    parser.add_argument("profile", help="name of a profile, such as quick or paper")
+    parser.add_argument(
+        "variants", nargs="*", help="some of its tokenizers and autoregressive models (default: all)"
+    )
+    parser.add_argument("--gpu", default="H100", help="a GPU by name (default: %(default)s)")
+    parser.add_argument(
+        "--utilisation",
+        type=float,
+        default=0.35,
+        help="share of the GPU's peak that training reaches (default: %(default)s)",
+    )
+
+
+def _describe(options: argparse.Namespace) -> int:
+    from sitlib.describe import describe
+
+    describe(options.profile, options.variants or None, gpu=options.gpu, utilisation=options.utilisation)
+    return 0
