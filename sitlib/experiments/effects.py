@@ -79,13 +79,16 @@ def contrast(
 
     Args:
         weights: row -> weight.
-        deviation: of seeds, from `seed_deviation`; default: pooled over all of `rows`.
+        deviation: of seeds, from `seed_deviation`; default: pooled over the rows of the same groups, because some trainings
+            (adversarial ones) vary far more than others.
 
     Raises:
         KeyError: a row that is not there.
         ValueError: rows that were judged on different photographs.
     """
-    sigma, freedom = deviation or seed_deviation(rows, metric)
+    groups = {rows[name].get("group") for name in weights}
+    alike = {name: row for name, row in rows.items() if row.get("group") in groups}
+    sigma, freedom = deviation or seed_deviation(alike, metric)
     photographs = {tuple(rows[name]["photographs"]) for name in weights}
     if len(photographs) != 1:
         raise ValueError("rows that are compared must have been judged on the same photographs.")
