@@ -160,7 +160,7 @@ def test_notebooks_hold_no_classes_and_start_with_a_claim(path):
 # -- the whole, at the smallest profile ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def workspace(tmp_path_factory):
     """A copy of the project's files, with the smoke profile and few variants chosen in params.yaml, as a user would."""
     folder = tmp_path_factory.mktemp("pipeline") / "a clone"
@@ -172,7 +172,11 @@ def workspace(tmp_path_factory):
         check=True,
     ).stdout.splitlines()
     made_by_runs = ("metrics/", "reports/", "dvc.lock")
-    made_by_grid = ("metrics/ablations/", "metrics/ladder/", "metrics/efficiency/")  # which the pipeline does not run
+    made_by_grid = (
+        "metrics/ablations/",
+        "metrics/ladder/",
+        "metrics/efficiency/",
+    )  # which the pipeline does not run
     for name in listed:
         is_wanted = name.startswith(made_by_grid) or not name.startswith(made_by_runs)
         if is_wanted and (ROOT / name).is_file():
@@ -221,15 +225,17 @@ def dvc(workspace, *arguments, **options):
     )
 
 
-@pytest.fixture(scope="session")
-def finished(workspace):
+@pytest.mark.slow
+def test_the_pipeline_runs_end_to_end_then_has_nothing_to_do_and_retrains_only_what_changed(workspace):
+    """One test, because tests of their own could land in several processes, each of which would run the whole pipeline."""
     result = dvc(workspace, "repro")
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
-    return workspace
+    results_are_there(workspace)
+    nothing_to_do_is_quick_and_opening_a_notebook_trains_nothing(workspace)
+    changing_one_variant_retrains_only_that_one(workspace)
 
 
-@pytest.mark.slow
-def test_the_pipeline_runs_end_to_end(finished):
+def results_are_there(finished):
     headline = json.loads((finished / "metrics/headline.json").read_text())
     assert headline["profile"] == "smoke" and headline["hardware"]
     assert set(headline["tokenizer"]) == {"vit_vqgan", "sit5_sc", "sit5_sc_second"}
@@ -290,8 +296,7 @@ def test_the_pipeline_runs_end_to_end(finished):
     assert not list((finished / ".ckpt").glob("*"))
 
 
-@pytest.mark.slow
-def test_nothing_to_do_is_quick_and_opening_a_notebook_trains_nothing(finished):
+def nothing_to_do_is_quick_and_opening_a_notebook_trains_nothing(finished):
     began = time.monotonic()
     again = dvc(finished, "repro")
     assert "Running stage" not in again.stdout and "up to date" in again.stdout
@@ -322,8 +327,7 @@ def test_nothing_to_do_is_quick_and_opening_a_notebook_trains_nothing(finished):
     assert "train_tokenizer@sit5_sc-0" in changed and "train_tokenizer@vit_vqgan-0" in changed
 
 
-@pytest.mark.slow
-def test_changing_one_variant_retrains_only_that_one(finished):
+def changing_one_variant_retrains_only_that_one(finished):
     path = finished / "profiles/smoke.yaml"
     before = path.read_text()
     other = before.replace("    sit5_sc: {levels: 4,", "    sit5_sc: {code_dim: 8, levels: 4,")
