@@ -132,7 +132,9 @@ def cost(
 ) -> Cost:
     """What a training step of a subject costs; `subject` is called on fake tensors."""
     with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # RMSNorm in mixed precision
+        warnings.filterwarnings(
+            "ignore", "Mismatch dtype between input and weight"
+        )  # RMSNorm in mixed precision
         made = subject()
         for module in (part for model in made.models for part in model.modules()):
             if isinstance(module, Transformer):
