@@ -86,6 +86,12 @@ class Description:
         return FLOAT32 * self.learning if self.engine.strategy == "ddp" else 0
 
     @property
+    def accumulated_bytes(self) -> int:
+        """Gradients of earlier parts of the batch, which are there while the next part passes."""
+        parts = self.engine.accumulation(self.optimiser.batch_size)
+        return FLOAT32 * self.learning // self._shards if parts > 1 else 0
+
+    @property
     def activation_bytes(self) -> int:
         """The peak of a step over weights: what is kept for the way back, with the gradients that are there at that moment."""
         return self.cost.peak_bytes - self.cost.weight_bytes
@@ -93,7 +99,8 @@ class Description:
     @property
     def gpu_bytes(self) -> int:
         """The most that a step needs. Sharded, of weights and gradients only a share is there, but for the block at work."""
-        return self.cost.peak_bytes + self.state_bytes + self.bucket_bytes - self._elsewhere
+        held = self.state_bytes + self.bucket_bytes + self.accumulated_bytes
+        return self.cost.peak_bytes + held - self._elsewhere
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -276,7 +283,7 @@ def describe(
             f"{d.cost.weight_bytes / GIB:.2f}",
             f"{d.activation_bytes / GIB:.2f}",
             f"{d.state_bytes / GIB:.2f}",
-            f"{d.bucket_bytes / GIB:.2f}",
+            f"{(d.bucket_bytes + d.accumulated_bytes) / GIB:.2f}",
             f"{d.gpu_bytes / GIB:.1f}",
             "yes" if d.gpu_bytes < 0.9 * sheet.memory * 1e9 else "no",
             f"{d.cache_bytes / 2**20:.0f}" if d.cache_bytes else "",
@@ -289,7 +296,7 @@ def describe(
         "weights",
         "activations and gradients",
         "optimizer",
-        "DDP",
+        "more gradients",
         "all",
         "fits",
         "KV, MiB",

@@ -239,7 +239,7 @@ KILLED = """
 
     def fit(name):
         model = t.network()
-        optimiser = replace(t.OPTIMISER, steps=60, checkpoint_every=2, log_every=2)
+        optimiser = replace(t.OPTIMISER, steps=120, checkpoint_every=2, log_every=2)
         t.train([t.Phase(model, t.loss)], t.batch_at, optimiser, checkpoints=folder / name)
         torch.save(model.state_dict(), folder / f"{{name}}.pt")
 
@@ -251,18 +251,21 @@ KILLED = """
             os._exit(0)
         return pid
 
-    began = time.monotonic()
+    def newest():
+        return max((path.name for path in (folder / "killed").glob("step-*")), default="")
+
     os.waitpid(child("whole"), 0)
-    duration = time.monotonic() - began
     random.seed(1)
-    kills = 0
-    while kills < 8:
+    kills, seen = 0, ""
+    while kills < 6:
         pid = child("killed")
-        time.sleep(random.uniform(0.05, 0.6) * duration)
+        while newest() <= seen and os.waitpid(pid, os.WNOHANG) == (0, 0):
+            time.sleep(0.002)
+        time.sleep(random.uniform(0, 0.04))  # into the next steps, or the next state
+        seen = newest()
         os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
-        if os.WIFEXITED(status):
-            break
+        assert os.WIFSIGNALED(status), "it had ended already: there are too few steps"
         kills += 1
     os.waitpid(child("killed"), 0)
     print(kills)
@@ -280,7 +283,7 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_weights(tmp_path):
         timeout=120,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert int(result.stdout) >= 3
+    assert int(result.stdout) == 6
     whole, killed = (torch.load(tmp_path / f"{name}.pt") for name in ("whole", "killed"))
     assert all(torch.equal(value, killed[name]) for name, value in whole.items())
 
