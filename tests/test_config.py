@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -430,3 +431,13 @@ def test_the_papers_improved_model_has_llamagens_blocks_and_training():
     own, others = (profile.generator_optimiser(name) for name in ("ar_sit4_improved", "ar_sit4"))
     assert own.steps * own.batch_size // 1_281_167 == 299  # 300 epochs of ImageNet, to a third of one
     assert own != others and own.learning_rate == own.final_learning_rate == 1e-4
+
+
+def test_an_optional_key_at_its_default_is_no_part_of_a_digest():
+    config = load_profile("quick").tokenizer_variant("sit4")
+    named = to_dict(config)
+    for key in ("transform", "patch_local", "neighbour_mixing"):
+        del named[key]
+    assert digest(config) == digest(named)  # what was made before these keys keeps its name
+    assert digest(replace(config, transform="pyramid")) != digest(config)
+    assert from_dict(TokenizerConfig, named) == config

@@ -302,3 +302,15 @@ def test_it_learns_to_tell_sharp_images_from_blurred_ones():
     with torch.no_grad():
         real, fake = model.eval()(real), model(fake)
     assert (real > 0).float().mean() > 0.9 and (fake < 0).float().mean() > 0.9
+
+
+def test_without_spectral_norm_weights_are_plain_and_may_have_any_size():
+    torch.manual_seed(0)
+    model = Discriminator(16, 2, normalised=False)
+    assert not any("parametrizations" in name for name in model.state_dict())
+    images = torch.rand(2, 3, 16, 16)
+    before = model(images)
+    with torch.no_grad():
+        model.logit.weight.mul_(10)
+        model.logit.bias.zero_()
+    assert torch.allclose(model(images), 10 * before, rtol=1e-4)  # the norm would have undone it

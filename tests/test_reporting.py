@@ -701,3 +701,12 @@ def test_front_page_without_headline_is_a_sentence(tmp_path, capsys):
 )
 def test_durations_are_readable(seconds, text):
     assert front.duration(seconds) == text
+
+
+def test_api_pages_do_not_tell_where_the_project_lies(tmp_path):
+    from sitlib.paths import ROOT
+    from sitlib.reporting.api import write
+
+    write(tmp_path / "api")
+    pages = [path for path in (tmp_path / "api").rglob("*") if path.is_file()]
+    assert pages and not [path.name for path in pages if str(ROOT) in path.read_text()]

@@ -21,15 +21,18 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from sitlib.config import Ablations, Profile, digest, load_ablations
-from sitlib.experiments.codes import held_out_wide, load_codes
+from sitlib.experiments.codes import load_codes
 from sitlib.experiments.effects import finished_seeds, mean
-from sitlib.experiments.generation_evaluation import decoded, draw_samples, held_out_nats
+from sitlib.experiments.generation_evaluation import (
+    decoded,
+    distances_to_held_out,
+    draw_samples,
+    held_out_nats,
+)
 from sitlib.experiments.generators import trained_generator
 from sitlib.experiments.runs import AutoregressiveRun, TokenizerRun, command
-from sitlib.experiments.tokenizer_evaluation import original_features
 from sitlib.experiments.tokenizers import held_out_set, trained_tokenizer
-from sitlib.lite0 import load_lite0
-from sitlib.metrics import codebook_statistics, evaluate_reconstructions, generation_metrics, lite0_features
+from sitlib.metrics import codebook_statistics, evaluate_reconstructions
 from sitlib.paths import resolve
 from sitlib.results import write_metrics
 from sitlib.tokenizer import SpectralTokenizer
@@ -110,16 +113,7 @@ def generation(profile: Profile, variant: str) -> dict[str, Any]:
     tokenizer = trained_tokenizer(profile, run.model.tokenizer, run.codes.tokenizer.seed).model
     settings = profile.autoregressive.evaluation
     sampled, _ = draw_samples(model, profile, settings.samples, profile.autoregressive.sampling)
-    features = lite0_features(decoded(tokenizer, sampled), load_lite0(), progress="samples")
-    views, _ = held_out_wide(profile, variant, settings.reference_views)
-    real = original_features(views, load_lite0(), ["wide", settings.reference_views], progress="originals")
-    scores = generation_metrics(
-        features,
-        real,
-        kid_subset_size=settings.kid_subset_size,
-        neighbours=settings.neighbours,
-        seed=settings.seed,
-    )
+    scores = distances_to_held_out(decoded(tokenizer, sampled), profile, variant)
     nats = held_out_nats(model, codes.held_out, codes.held_out_labels)
     tokens = codes.held_out.shape[1] * codes.held_out.shape[2]
     return {**scores, **nats, "nats_per_image": nats["nats_per_token"] * tokens, "tokens": tokens}

@@ -28,7 +28,7 @@ class Claim:
         claim: what is said.
         test: what is compared, in words.
         weights: the contrast; positive where the claim says "better".
-        expected: 1: better reconstruction; -1: worse; 0: the claim is that nothing changes.
+        expected: 1: better reconstruction; -1: worse.
     """
 
     source: str
@@ -94,10 +94,10 @@ CLAIMS = (
     ),
     Claim(
         "Next check 1",
-        "Scale-causal attention does not help without a DWT",
+        "Scale-causal attention costs reconstruction without a DWT, too",
         "block-causal - full, raster blocks, shared",
         _minus("raster_shared_causal", "raster_shared_full"),
-        0,
+        -1,
     ),
     Claim(
         "Mechanism 3",
@@ -194,8 +194,6 @@ class Finding:
         if self.psnr is None or self.lpips is None:
             return "not run"
         moves = {self.psnr.sign, -self.lpips.sign} - {0}
-        if self.claim.expected == 0:
-            return "does not hold" if 1 in moves else "holds"
         if moves == {self.claim.expected}:
             return "holds"
         return "does not hold" if moves == {-self.claim.expected} else UNTOLD
@@ -205,7 +203,7 @@ def findings(rows: Rows) -> list[Finding]:
     """Every claim, tested with the rows that there are."""
     found = []
     for claim in CLAIMS:
-        there = all(name in rows and finished_seeds(rows[name]) for name in claim.weights)
+        there = all(name in rows for name in claim.weights)
         psnr, lpips = (contrast(rows, claim.weights, metric) if there else None for metric in METRICS)
         found.append(Finding(claim, psnr, lpips))
     return found
@@ -279,7 +277,7 @@ def score_rows(rows: Rows, names: Iterable[str]) -> list[dict[str, Any]]:
             "seeds": len(finished_seeds(rows[name])),
         }
         for name in names
-        if name in rows and finished_seeds(rows[name])
+        if name in rows
     ]
 
 

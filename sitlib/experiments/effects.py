@@ -38,10 +38,15 @@ class Estimate:
         return f"{self.value:+.{digits}f} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
 
 
-def read_rows(folder: str = "metrics/ablations") -> dict[str, dict[str, Any]]:
-    """Results of the rows that there are, by name."""
+def read_results(folder: str) -> dict[str, dict[str, Any]]:
+    """Results of a folder, by name."""
     files = sorted(resolve(folder).glob("*.json"))
     return {file.stem: json.loads(file.read_text()) for file in files}
+
+
+def read_rows(folder: str = "metrics/ablations") -> dict[str, dict[str, Any]]:
+    """Results of the ablations that there are and of which at least one seed ended well, by name."""
+    return {name: row for name, row in read_results(folder).items() if finished_seeds(row)}
 
 
 def finished_seeds(row: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -137,13 +142,6 @@ def factorial_effects(
         name = " x ".join(factor for factor, use in zip(factors, used, strict=True) if use)
         found[name] = contrast(rows, weights, metric)
     return dict(sorted(found.items(), key=lambda item: item[0].count(" x ")))
-
-
-def verdict(estimate: Estimate, better: Literal[1, -1]) -> str:
-    """What a contrast says of the claim that it has the sign `better`."""
-    if not estimate.sign:
-        return "cannot be told"
-    return "holds" if estimate.sign == better else "does not hold"
 
 
 def power_law(x: list[float], y: list[float]) -> tuple[float, float]:

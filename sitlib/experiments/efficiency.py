@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig
 from sitlib.config import Profile, TokenizerConfig, load_profile
 from sitlib.experiments.runs import command
+from sitlib.experiments.throughput import peak_mb
 from sitlib.results import write_metrics
 from sitlib.sampling import generate
 from sitlib.tokenizer import SpectralTokenizer
@@ -67,9 +67,9 @@ def measured(profile: Profile, variant: str, size: int, batch_size: int = 1) -> 
     def train() -> None:
         (tokenizer(images).reconstruction - images).square().mean().backward()
 
-    before = _peak_mb()
+    before = peak_mb()
     train()  # before anything else, so that nothing else has made the peak
-    memory = _peak_mb() - before
+    memory = peak_mb() - before
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         tokenizer(images[:1])
@@ -112,12 +112,6 @@ def _seconds(action: Callable[[], Any], repetitions: int = 3) -> float:
         action()
         found.append(time.perf_counter() - began)
     return statistics.median(found)
-
-
-def _peak_mb() -> float:
-    """Peak of this process's resident memory so far, MB."""
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def exponents(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:

@@ -17,6 +17,7 @@ from sitlib.data import training_views
 from sitlib.experiments.codes import Codes, held_out_wide, images_of, load_codes
 from sitlib.experiments.generators import trained_generator
 from sitlib.experiments.runs import AutoregressiveRun, TokenizerRun, command
+from sitlib.experiments.tokenizer_evaluation import original_features
 from sitlib.experiments.tokenizers import trained_tokenizer
 from sitlib.lite0 import Lite0, load_lite0
 from sitlib.metrics import generation_metrics, lite0_features
@@ -63,16 +64,18 @@ def decoded(tokenizer: SpectralTokenizer, codes: Tensor) -> Tensor:
     return torch.cat([tokenizer.decode(batch) for batch in codes.split(BATCH)])
 
 
+def sampled_labels(profile: Profile, count: int) -> Tensor:
+    """Class ids [count] with the frequencies of the reference views, so that the mix of classes is not part of a distance to them."""
+    variant = next(iter(profile.autoregressive.variants))
+    _, frequencies = held_out_wide(profile, variant, profile.autoregressive.evaluation.reference_views)
+    return frequencies.repeat(-(-count // len(frequencies)))[:count]
+
+
 def draw_samples(
     model: AutoregressiveModel, profile: Profile, count: int, sampling: SamplingConfig
 ) -> tuple[Tensor, Tensor]:
-    """Codes [count, S, N] and their class ids [count].
-
-    Classes have the frequencies of the reference views, so that the mix of classes is not part of a distance to them.
-    """
-    variant = next(iter(profile.autoregressive.variants))
-    _, frequencies = held_out_wide(profile, variant, profile.autoregressive.evaluation.reference_views)
-    labels = frequencies.repeat(-(-count // len(frequencies)))[:count]
+    """Codes [count, S, N] and their class ids [count], those of `sampled_labels`."""
+    labels = sampled_labels(profile, count)
     return generate(model, labels, sampling, progress=f"sampling, guidance {sampling.guidance:g}"), labels
 
 
@@ -136,6 +139,14 @@ def _distances(references: Tensor, profile: Profile, lite0: Lite0) -> Callable[[
         )
 
     return distances
+
+
+def distances_to_held_out(images: Tensor, profile: Profile, variant: str) -> dict[str, Any]:
+    """FD-Lite0, KID, precision and recall of images [M, 3, H, W] against held-out views, whose features are kept for the next time."""
+    views, _ = held_out_wide(profile, variant, profile.autoregressive.evaluation.reference_views)
+    lite0 = load_lite0()
+    references = original_features(views, lite0, ["wide", len(views)], progress="originals")
+    return _distances(references, profile, lite0)(images)
 
 
 def generator_scores(profile: Profile, variant: str, seed: int) -> dict[str, Any]:

@@ -27,9 +27,16 @@ WAIT_SECONDS, ATTEMPTS = 5, 200
 
 
 def waiting_stages(file: str) -> list[str]:
-    """Names of the stages in a DVC file whose dependencies, parameters or results have changed, in the order of the file."""
-    changed = json.loads(_dvc("status", "--json", file).stdout or "{}")
-    listed = _dvc("stage", "list", "--name-only", file).stdout.split()
+    """Names of the stages in a DVC file whose dependencies, parameters or results have changed, in the order of the file.
+
+    Raises:
+        ValueError: DVC cannot read the file.
+    """
+    status, names = _dvc("status", "--json", file), _dvc("stage", "list", "--name-only", file)
+    for answer in (status, names):
+        if answer.returncode:
+            raise ValueError(f"DVC cannot read {file}: {answer.stderr.strip() or answer.stdout.strip()}")
+    changed, listed = json.loads(status.stdout or "{}"), names.stdout.split()
     return [stage for stage in listed if stage in changed]
 
 

@@ -29,14 +29,17 @@ from sitlib.config import (
 from sitlib.config.strict import known
 from sitlib.diffusion import DiffusionModel, FlowConfig
 from sitlib.engine import Part
-from sitlib.experiments.codes import Codes, held_out_wide, load_codes
-from sitlib.experiments.generation_evaluation import decoded, draw_samples, held_out_nats
+from sitlib.experiments.codes import Codes, load_codes
+from sitlib.experiments.generation_evaluation import (
+    decoded,
+    distances_to_held_out,
+    draw_samples,
+    held_out_nats,
+    sampled_labels,
+)
 from sitlib.experiments.generators import trained_generator
 from sitlib.experiments.runs import AutoregressiveRun, CodesRun, Trained, command, trained
-from sitlib.experiments.tokenizer_evaluation import original_features
 from sitlib.experiments.tokenizers import trained_tokenizer
-from sitlib.lite0 import load_lite0
-from sitlib.metrics import generation_metrics, lite0_features
 from sitlib.results import Row, write_metrics
 from sitlib.tokenizer import SpectralTokenizer
 from sitlib.training import Phase, seed_everything, train
@@ -96,7 +99,7 @@ def run_rung(profile: Profile, rung: Rung, name: str, seed: int = 0) -> dict[str
         "held_out_loss": loss,
         "seconds": found.curve["seconds"][-1],
         "sampling_seconds": sampling_seconds,
-        **_distances(images, profile, variant),
+        **distances_to_held_out(images, profile, variant),
     }
 
 
@@ -167,25 +170,9 @@ def _samples(model: nn.Module, profile: Profile, rung: Rung, tokenizer: Spectral
     settings, sampling = profile.autoregressive.evaluation, profile.autoregressive.sampling
     if rung.kind == "autoregressive":
         return draw_samples(model, profile, settings.samples, sampling)[0]
-    variant = next(iter(profile.autoregressive.variants))
-    _, frequencies = held_out_wide(profile, variant, settings.reference_views)
-    labels = frequencies.repeat(-(-settings.samples // len(frequencies)))[: settings.samples]
+    labels = sampled_labels(profile, settings.samples)
     vectors = model.draw(labels, steps=rung.sampling_steps, guidance=sampling.guidance, seed=sampling.seed)
     return tokenizer.quantize(vectors).codes
-
-
-def _distances(images: Tensor, profile: Profile, variant: str) -> dict[str, Any]:
-    settings = profile.autoregressive.evaluation
-    views, _ = held_out_wide(profile, variant, settings.reference_views)
-    lite0 = load_lite0()
-    real = original_features(views, lite0, ["wide", settings.reference_views], progress="originals")
-    return generation_metrics(
-        lite0_features(images, lite0, progress="samples"),
-        real,
-        kid_subset_size=settings.kid_subset_size,
-        neighbours=settings.neighbours,
-        seed=settings.seed,
-    )
 
 
 def _flops(forward) -> int:

@@ -110,15 +110,15 @@ def memory(name: str, geometry: Geometry, profile: Profile) -> dict[int, float]:
     """
     subject, found = Subject(name, geometry, profile), {}
     is_cuda = subject.device.type == "cuda"
-    before = torch.cuda.memory_allocated() if is_cuda else _peak_mb()
+    before = torch.cuda.memory_allocated() if is_cuda else peak_mb()
     for share in (1,) if name == MODELS[1] else SHARES[::-1]:
         subject.images(share)
-        peak = torch.cuda.max_memory_allocated() / 1e6 if is_cuda else _peak_mb()
+        peak = torch.cuda.max_memory_allocated() / 1e6 if is_cuda else peak_mb()
         found[share] = peak - (before / 1e6 if is_cuda else before)
     return found
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
     """Peak of this process's resident memory so far, MB."""
     status = Path("/proc/self/status")
     if status.exists():  # elsewhere the peak of the process that started this one counts, too

@@ -15,9 +15,10 @@ import pdoc.extract
 import pdoc.render
 import pdoc.search
 
-from sitlib.paths import resolve
+from sitlib.paths import ROOT, resolve
 
 TEMPLATES = Path(__file__).with_name("api_templates")
+ROOT_NAME = "root of the project"  # for its path on this machine, a default value of the library
 LEFT_OUT = "sitlib.reporting"  # how the pages are made, no part of the library
 
 
@@ -33,7 +34,7 @@ def search_index(modules: Mapping[str, pdoc.doc.Module]) -> str:
             if key in document:
                 document[key] = re.sub(r"<[^>]+>", "", document[key])
     template = pdoc.render.env.get_template("search.js.jinja2")
-    return template.render(search_index=json.dumps(documents))
+    return template.render(search_index=json.dumps(documents).replace(str(ROOT), ROOT_NAME))
 
 
 def write(output: Path) -> None:
@@ -53,7 +54,7 @@ def write(output: Path) -> None:
         html = re.sub(
             r'<a class="headerlink" href="#([^"]+)">',
             r'<a class="headerlink" href="#\1" aria-label="Link to \1">',
-            pdoc.render.html_module(module, modules),
+            pdoc.render.html_module(module, modules).replace(str(ROOT), ROOT_NAME),
         )
         path.write_text(html, encoding="utf-8")
     style = pdoc.render.env.get_template("style.css.jinja2").render()
