@@ -143,8 +143,15 @@ def aligned(table: str) -> str:
     words = {
         column
         for column in range(1, len(rows[0]) if rows else 0)
-        if all(re.match(r"(<strong>)?[A-Za-z]", row[column]) for row in rows if len(row) > column)
-        and any(not row[column].startswith(("n/a", "x ")) for row in rows[1:] if len(row) > column)
+        if any(
+            re.search("[A-Za-z]{4}", re.sub("<[^>]+>", "", row[column]))
+            for row in rows[1:]
+            if len(row) > column
+        )
+        or (
+            all(re.match(r"(<strong>)?[A-Za-z]", row[column]) for row in rows if len(row) > column)
+            and any(not row[column].startswith(("n/a", "x ")) for row in rows[1:] if len(row) > column)
+        )
     }
 
     def marked(row: re.Match) -> str:
