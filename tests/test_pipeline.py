@@ -220,7 +220,7 @@ def dvc(workspace, *arguments, **options):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1800,
         **options,
     )
 
