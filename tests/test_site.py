@@ -271,7 +271,8 @@ def test_the_reader_chooses_the_colours_and_shows_the_code(open_page):
     page.get_by_role("button", name="Hide code").click()
     assert not code.is_visible()
     page.get_by_role("link", name="Next:").click()
-    assert page.url.endswith("/02c_tokenizer_recipe.html") and page.evaluate(ground) == dark
+    page.wait_for_url("**/02c_tokenizer_recipe.html")  # and what it loads
+    assert page.evaluate(ground) == dark
 
 
 @in_browser
