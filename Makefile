@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help repro test lab trials ablations lint clean
+.PHONY: help repro tokenizer test lab trials ablations lint clean
 
 # The interpreter that .venv is made with; the first suitable one of these unless given: make repro PYTHON=/path/to/python3.12
 PYTHON ?=
@@ -23,7 +23,10 @@ help: ## this list
 repro: .venv/installed ## run every stage of the pipeline that is not up to date, then see reports/index.html
 	python -m dvc repro
 
-test: .venv/installed ## run the tests
+tokenizer: .venv/installed ## train only the tokenizer that the command sit uses by default
+	python -m dvc repro train_tokenizer@sit5_sc-0
+
+test: lint ## check style and types, then run the tests
 	OMP_NUM_THREADS=1 python -m pytest -n $(TEST_WORKERS) --dist worksteal
 
 lab: .venv/installed ## open JupyterLab on the notebooks
@@ -38,8 +41,10 @@ ablations: .venv/installed ## run the full grid of ablations, model sizes and co
 	python -m sitlib.experiments.ablations --table --output ablations/results.csv
 	python -m dvc repro ablations scaling report
 
-lint: .venv/installed ## check style and find mistakes
-	python -m ruff check .
+lint: .venv/installed ## check style and types
+	python -m ruff check --quiet .
+	python -m ruff format --quiet --check .
+	pyrefly check --output-format min-text --summary=none
 
 clean: ## remove the environment, models, codes and intermediate files (results and DVC's cache stay)
 	rm -rf .venv build models codes samples scratch weights .ckpt reports/failed .pytest_cache .ruff_cache .hypothesis *.egg-info

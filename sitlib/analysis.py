@@ -129,7 +129,11 @@ def fit_distributions(values: np.ndarray, bins: int = 101) -> DistributionFit:
         low, high = values.min(), values.max()
     counts, edges = np.histogram(values, bins=bins, range=(low, high))
     models = stats.norm(mean, std), stats.laplace(median, mean_deviation)
-    divergences = [_divergence(counts, model.logpdf((edges[1:] + edges[:-1]) / 2)) for model in models]
+    middles = (edges[1:] + edges[:-1]) / 2
+    divergences = [
+        _divergence(counts, model.logpdf(middles))  # pyrefly: ignore[missing-attribute]
+        for model in models
+    ]
     return DistributionFit(
         mean=float(mean),
         std=float(std),

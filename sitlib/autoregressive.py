@@ -78,7 +78,9 @@ class AutoregressiveModel(nn.Module):
         options = {"norm": shape.norm, "mlp": shape.mlp, "bias": shape.bias, "qk_norm": shape.qk_norm}
         size = (shape.width, shape.heads, shape.mlp_ratio)
         is_text = config.text_tokenizer is not None
-        self.text_tokenizer = TextTokenizer.from_json(config.text_tokenizer) if is_text else None
+        self.text_tokenizer = (
+            TextTokenizer.from_json(config.text_tokenizer) if config.text_tokenizer is not None else None
+        )
         if is_text:
             self.start = nn.Parameter(torch.randn(shape.width) * EMBEDDING_DEVIATION)
         else:
@@ -105,7 +107,7 @@ class AutoregressiveModel(nn.Module):
                 dropout=shape.dropout,
                 options=BlockOptions(**options),
             )
-            if is_text
+            if self.text_tokenizer is not None and shape.text is not None
             else None
         )
         self.heads = nn.ModuleList(

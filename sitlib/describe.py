@@ -7,9 +7,9 @@ does in a second at a stated utilisation (MFU); they are estimates, and no measu
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -174,15 +174,15 @@ def _of_generator(profile: Profile, name: str, num_classes: int, costs: dict[str
         profile.engine,
     )
     codes = profile.tokenizer_variant(shape.tokenizer)
-    is_text = shape.text is not None
+    text = shape.text
     config = CodeModelConfig(
         shape,
         codes.num_scales,
         codes.tokens_per_scale,
         codes.num_codes,
         min(codes.num_codebooks, codes.num_scales),
-        [] if is_text else [str(number) for number in range(num_classes)],
-        TextTokenizer.of_size(shape.text.vocabulary, shape.text.max_tokens).to_json() if is_text else None,
+        [] if text is not None else [str(number) for number in range(num_classes)],
+        TextTokenizer.of_size(text.vocabulary, text.max_tokens).to_json() if text is not None else None,
     )
     batch = _at_a_time(optimiser, engine)
     key = digest(
@@ -195,14 +195,14 @@ def _of_generator(profile: Profile, name: str, num_classes: int, costs: dict[str
         model = AutoregressiveModel(config)
     tokens = config.num_scales * config.tokens_per_scale
     positions = tokens + (
-        shape.text.max_tokens if is_text else 0
+        text.max_tokens if text is not None else 0
     )  # those of the text are kept for every layer too
     cache = 2 * shape.layers * shape.width * positions * FLOAT32
     parts = _parts(model, AUTOREGRESSIVE_PARTS)
     return Description(name, parts, _learning([model]), tokens, costs[key], batch, optimiser, cache, engine)
 
 
-def _computing(engine: EngineConfig) -> tuple[str, bool]:
+def _computing(engine: EngineConfig) -> tuple[Literal["no", "bf16", "fp16"], bool]:
     """Precision and recomputation on a GPU, which is what a description is about."""
     return "bf16" if engine.precision == "auto" else engine.precision, engine.activation_checkpointing
 
@@ -216,7 +216,7 @@ def _learning(models: Iterable[nn.Module]) -> int:
     return sum(p.numel() for model in models for p in model.parameters() if p.requires_grad)
 
 
-def _parts(model: nn.Module, names: dict[str, tuple[str, ...]]) -> dict[str, int]:
+def _parts(model: nn.Module, names: Mapping[str, tuple[str, ...]]) -> dict[str, int]:
     counts = dict.fromkeys(names, 0)
     for name, parameter in model.named_parameters():
         first = name.split(".")[0]

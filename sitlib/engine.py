@@ -6,7 +6,7 @@ The loop (`sitlib.training`) asks for modules that are ready to train, and does 
 import copy
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -19,12 +19,13 @@ from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataPara
 from torch import Tensor, nn
 
 from sitlib.config import EngineConfig
+from sitlib.data import prefetch
 from sitlib.distributed import num_processes, of_first_process, process_index
 from sitlib.paths import resolve
 from sitlib.results import Row
 from sitlib.transformer import Block, Transformer
 
-ONE_PROCESS = EngineConfig("auto", "single", 1, 1, 0, False, False, [], 0)
+ONE_PROCESS = EngineConfig("auto", "single", 1, 1, 0, 0, False, False, [], 0)
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,15 @@ class Engine:
         own = self.config.accumulation(self._batch_size)
         return [Part(process_index() * own + number, self.config.world_size * own) for number in range(own)]
 
+    def made_ahead(
+        self, fn: Callable[[int], list[Any]], start_step: int, stop_step: int
+    ) -> Iterator[tuple[int, list[Any]]]:
+        """(step, parts of its batch) for every step, made ahead by `data_workers`, in memory from which the device copies at once."""
+        steps = prefetch(fn, start_step, stop_step, workers=self.config.data_workers)
+        if not torch.cuda.is_available():
+            return steps
+        return prefetch(lambda step: list(map(_pinned, next(steps)[1])), start_step, stop_step)
+
     def prepare(self, module: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         """A module and its optimiser, ready to train: moved, wrapped, sharded, compiled as the configuration says."""
         for part in module.modules():
@@ -178,13 +188,13 @@ def precision(wanted: Literal["auto", "no", "bf16", "fp16"] = "auto") -> Literal
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
-def pinned(batch: Any) -> Any:
+def _pinned(batch: Any) -> Any:
     """A batch in memory from which a GPU copies while the CPU goes on; without a GPU as it is."""
     if not torch.cuda.is_available():
         return batch
     if isinstance(batch, Tensor):
         return batch.pin_memory()
-    return tuple(map(pinned, batch))
+    return tuple(map(_pinned, batch))
 
 
 def on_device(batch: Any, device: torch.device) -> Any:

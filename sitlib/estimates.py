@@ -183,7 +183,7 @@ def tokenizer_subject(config: TokenizerConfig, training: TokenizerTraining, batc
             discriminator.requires_grad_(True)
             discriminator_loss(discriminator(images), discriminator(reconstruction)).backward()
 
-    models = [model] + ([discriminator] if discriminator is not None else [])
+    models: list[nn.Module] = [model, *([discriminator] if discriminator is not None else [])]
     return Subject([*models, loss] if loss.perceptual is not None else models, lambda: model(images), step)
 
 

@@ -44,8 +44,8 @@ class SameConv(nn.Conv2d):
         super().__init__(channels_in, channels_out, kernel, stride, kernel // 2, groups=groups)
         self.relu6 = relu6
 
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight
+    def forward(self, input: Tensor) -> Tensor:
+        x, weight = input, self.weight
         if self.stride[0] == 2:
             # A zero column or row before the kernel moves it by one pixel, as padding less there would: a copy of the kernel, not of x.
             weight = F.pad(weight, (1 - x.shape[3] % 2, 0, 1 - x.shape[2] % 2, 0))

@@ -1,6 +1,7 @@
 """What a reconstruction is judged by in training: one sum in pixel space, after the inverse DWT (SIT, arXiv 2412.09607, section 4)."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ class TokenizerLoss(nn.Module):
         }
         if self.perceptual is not None:
             parts["lpips"] = self.perceptual(output.reconstruction, images).mean()
-        total = sum(getattr(self.config, name) * value for name, value in parts.items())
+        total = cast(Tensor, sum(getattr(self.config, name) * value for name, value in parts.items()))
         if output.smaller is not None:
             parts["smaller"] = self._of_smaller(*output.smaller, images.shape[-1])
             total = total + self.config.smaller * parts["smaller"]

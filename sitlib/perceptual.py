@@ -6,6 +6,8 @@ package would fetch from the web, comes from the files of `sitlib.weights`.
 
 import warnings
 from importlib.resources import files
+from pathlib import Path
+from typing import cast
 
 import lpips
 import torch
@@ -74,7 +76,7 @@ def load_lpips(net: str = "alex", folder="weights") -> PerceptualDistance:
         network = lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False)
     network.scaling_layer = lpips.lpips.ScalingLayer()
     heads = torch.load(
-        files(lpips) / "weights" / "v0.1" / f"{net}.pth", map_location="cpu", weights_only=True
+        cast(Path, files(lpips)) / "weights" / "v0.1" / f"{net}.pth", map_location="cpu", weights_only=True
     )
     # `lpips` slices torchvision's `features` but keeps the layer numbers: net.slice2.3 is features.3.
     state = {f"lins.{name.removeprefix('lin')}": value for name, value in heads.items()} | heads

@@ -106,7 +106,7 @@ class Codebook(nn.Module):
             empty = torch.bincount(owner, minlength=self.num_codes) == 0
             sums[empty] = z[torch.randint(len(z), (int(empty.sum()),), device=z.device)]
             centres = F.normalize(sums, dim=-1)
-        self._place(torch.ones_like(empty), centres)
+        self._place(torch.ones(self.num_codes, dtype=torch.bool, device=z.device), centres)
 
     @torch.no_grad()
     def follow(self, z: Tensor, codes: Tensor) -> None:

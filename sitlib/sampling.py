@@ -88,7 +88,9 @@ def generate(
     try:
         for start in range(0, len(conditions), batch_size):
             chosen = slice(start, start + batch_size)
-            streamed = None if on_scale is None else partial(_show, on_scale, tokenizer, gradients, start)
+            streamed = None
+            if on_scale is not None and tokenizer is not None:
+                streamed = partial(_show, on_scale, tokenizer, gradients, start)
             given = prefix_codes[chosen].flatten(1).to(device)
             batches.append(
                 _generate_batch(
@@ -231,14 +233,14 @@ def _random_numbers(seed: int, sample: int, count: int) -> np.ndarray:
 
 def _conditions(model: AutoregressiveModel, prompts: Prompts) -> Tensor:
     """Class ids [B] or token ids [B, L]; refuses what the model was not trained on."""
-    classes, is_tensor = model.config.classes, isinstance(prompts, Tensor)
+    classes = model.config.classes
     if isinstance(prompts, int):
         if prompts < 0 or isinstance(prompts, bool):
             raise ValueError(f"a number of samples must be 0 or more, it is {prompts}.")
         nothing = torch.zeros((prompts, 1) if model.text_tokenizer else prompts, dtype=torch.int64)
         return model.unconditional(nothing)
     if model.text_tokenizer is None:
-        if not is_tensor or prompts.dtype not in (torch.int32, torch.int64):
+        if not isinstance(prompts, Tensor) or prompts.dtype not in (torch.int32, torch.int64):
             raise ValueError(
                 f"this model is conditioned on a class, not on texts: give class ids in 0 ... {len(classes) - 1} ({', '.join(classes)})."
             )
@@ -251,7 +253,7 @@ def _conditions(model: AutoregressiveModel, prompts: Prompts) -> Tensor:
         return prompts.long()
     if isinstance(prompts, str):
         raise ValueError("prompts are a list of texts, one for each sample, not one text.")
-    if not is_tensor:
+    if not isinstance(prompts, Tensor):
         if not all(isinstance(text, str) for text in prompts):
             raise ValueError(
                 "this model is conditioned on texts: give a list of texts, or token ids [B, L] of them."
@@ -266,6 +268,7 @@ def _conditions(model: AutoregressiveModel, prompts: Prompts) -> Tensor:
 def _checked_tokens(model: AutoregressiveModel, tokens_BL: Tensor) -> Tensor:
     """Token ids [B, L] of texts, if they could have come from the model's text tokenizer."""
     texts = model.text_tokenizer
+    assert texts is not None
     if tokens_BL.ndim != 2 or tokens_BL.dtype != torch.int64:
         raise ValueError(
             "this model is conditioned on texts: give a list of texts, or int64 token ids [B, L] of them."

@@ -50,9 +50,8 @@ class NeighbourMixing(nn.Module):
         super().__init__()
         self.grid = grid
         self.convolutions = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(num_scales))
-        for convolution in self.convolutions:
-            nn.init.zeros_(convolution.weight)
-            nn.init.zeros_(convolution.bias)
+        for parameter in self.convolutions.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """[B, k N, C] -> [B, k N, C] for the first k scales."""
@@ -102,13 +101,15 @@ class ScaleTransformer(nn.Module):
         """[B, k N, C] -> [B, k N, C]."""
         length = x_BTC.shape[1]
         num_scales = length // self.num_tokens
-        if self.neighbours == "before":
+        if self.neighbour_mixing is not None and self.neighbours == "before":
             x_BTC = self.neighbour_mixing(x_BTC)
         if self.mixing is not None:
             x_BTC = self.mixing(x_BTC, num_scales)
         layout = SequenceLayout(num_scales, self.num_tokens, self.attention)
         x_BTC = self.transformer(x_BTC + self.position[:length], layout)
-        return self.neighbour_mixing(x_BTC) if self.neighbours == "after" else x_BTC
+        if self.neighbour_mixing is not None and self.neighbours == "after":
+            x_BTC = self.neighbour_mixing(x_BTC)
+        return x_BTC
 
 
 def _initial_positions(num_scales: int, grid: int, width: int) -> Tensor:

@@ -8,6 +8,7 @@ ViT-VQGAN (arXiv 2110.04627) is the case of zero levels: no DWT, one scale, pixe
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -70,8 +71,10 @@ class SpectralTokenizer(nn.Module):
 
         # Normalised values and unit vectors both become features of deviation 1.
         for linear in self.embed:
+            assert isinstance(linear, nn.Linear)
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
         for linear in self.from_code:
+            assert isinstance(linear, nn.Linear)
             nn.init.normal_(linear.weight)
 
         for scale in geometry.scales:  # mean and deviation of every band, measured on the training set
@@ -166,7 +169,7 @@ class SpectralTokenizer(nn.Module):
     def code_vectors(self, codes: Tensor) -> Tensor:
         """Unit vectors [B, k, N, D] of codes [B, k, N]."""
         pairs = zip(self.codebooks, self.by_codebook(codes), strict=True)
-        return torch.cat([book.lookup(part) for book, part in pairs], dim=1)
+        return torch.cat([cast(Codebook, book).lookup(part) for book, part in pairs], dim=1)
 
     def decode_vectors(self, vectors: Tensor) -> list[Tensor]:
         """Code vectors [B, k, N, D] of the first k scales of squares -> their token values, which `images` turns into pixels."""
@@ -265,9 +268,9 @@ class SpectralTokenizer(nn.Module):
             return self.by_codebook(torch.cat([self.latents(part) for part in images.split(at_a_time)]))
 
         for head, z in zip(self.to_code, latents(), strict=True):
-            _whiten(head[-1], z.flatten(0, 2))
+            _whiten(cast(nn.Linear, cast(nn.Sequential, head)[-1]), z.flatten(0, 2))
         for codebook, z in zip(self.codebooks, latents(), strict=True):
-            codebook.initialise(z.flatten(0, 2))
+            cast(Codebook, codebook).initialise(z.flatten(0, 2))
 
     def update_codebooks(self, output: TokenizerOutput, restart_after: int) -> list[Tensor]:
         """What codebooks do after a training step besides following the gradient.
@@ -283,6 +286,7 @@ class SpectralTokenizer(nn.Module):
             self.codebooks, self.by_codebook(output.latents), self.by_codebook(output.codes), strict=True
         )
         for codebook, z, codes in parts:
+            assert isinstance(codebook, Codebook)
             codebook.follow(z, codes)
             moved.append(codebook.restart_dead(z, codes, restart_after))
         return moved
@@ -370,11 +374,22 @@ def _geometry(config: TokenizerConfig, size: int, levels: int) -> Decomposition:
 
 
 def _transformer(config: TokenizerConfig, part: str) -> ScaleTransformer:
-    shape = [getattr(config, f"{part}_{name}") for name in ("attention", "layers", "width", "heads")]
+    names = ("attention", "layers", "width", "heads")
+    attention, layers, width, heads = (getattr(config, f"{part}_{name}") for name in names)
     num_types = 2 if config.typed_parameters and config.levels > 0 else 1
-    neighbours = {"encoder": "before", "decoder": "after"}[part] if config.neighbour_mixing else None
+    sides: dict[str, Literal["before", "after"]] = {"encoder": "before", "decoder": "after"}
+    neighbours = sides[part] if config.neighbour_mixing else None
     return ScaleTransformer(
-        config.num_scales, config.grid, *shape, config.mlp_ratio, num_types, config.scale_mixing, neighbours
+        config.num_scales,
+        config.grid,
+        attention,
+        layers,
+        width,
+        heads,
+        config.mlp_ratio,
+        num_types,
+        config.scale_mixing,
+        neighbours,
     )
 
 

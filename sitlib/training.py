@@ -7,7 +7,7 @@ discriminator is a second one. The engine supplies devices, processes and precis
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,12 +24,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from sitlib.config import EngineConfig, OptimiserConfig
-from sitlib.data import prefetch
 from sitlib.distributed import mean_over_processes, num_processes, process_index
-from sitlib.engine import ONE_PROCESS, Engine, Part, on_device, pinned, to_host
+from sitlib.engine import ONE_PROCESS, Engine, Part, on_device, to_host
 from sitlib.paths import resolve
 from sitlib.results import Row
 from sitlib.states import States, locked
+
+Logged = Mapping[str, float | Tensor]
 
 
 @dataclass
@@ -46,8 +47,8 @@ class Phase:
     """
 
     module: nn.Module
-    loss: Callable[[nn.Module, Any, int], tuple[Tensor, Row] | None]
-    after_update: Callable[[torch.optim.Optimizer], Row] | None = None
+    loss: Callable[[nn.Module, Any, int], tuple[Tensor, Logged] | None]
+    after_update: Callable[[torch.optim.Optimizer], Logged] | None = None
     at_log: Callable[[], Row] | None = None
     optimiser: OptimiserConfig | None = None
 
@@ -162,7 +163,7 @@ def _train(
         for phase in phases:
             engine.share(phase.module)
     elapsed, began = (rows[-1]["seconds"] if rows else 0.0), time.perf_counter()
-    pending: list[Row] = []
+    pending: list[Logged] = []
     bar = tqdm(
         total=config.steps,
         initial=first_step,
@@ -175,11 +176,11 @@ def _train(
     )
 
     def parts_at(step: int) -> list[Any]:
-        return [pinned(batch_at(step, part)) for part in engine.parts]
+        return [batch_at(step, part) for part in engine.parts]
 
-    for step, parts in prefetch(parts_at, first_step, config.steps):
+    for step, parts in engine.made_ahead(parts_at, first_step, config.steps):
         parts = [on_device(part, engine.device) for part in parts]
-        logged: Row = {}
+        logged: dict[str, float | Tensor] = {}
         for index, phase in enumerate(phases):
             values = _accumulate(phase, modules[index], parts, step, engine)
             if values is None:
@@ -191,9 +192,10 @@ def _train(
             schedulers[index].step()
             if phase.after_update is not None:
                 values |= phase.after_update(optimisers[index])
-            if averages[index] is not None:
-                averages[index].update_parameters(phase.module)
+            if (average := averages[index]) is not None:
+                average.update_parameters(phase.module)
             if index == 0:
+                assert norm is not None
                 values |= {"gradient_norm": norm.full_tensor() if isinstance(norm, DTensor) else norm}
             else:
                 del values["loss"]
@@ -229,9 +231,11 @@ def _train(
     return rows
 
 
-def _accumulate(phase: Phase, module: nn.Module, parts: list[Any], step: int, engine: Engine) -> Row | None:
+def _accumulate(
+    phase: Phase, module: nn.Module, parts: list[Any], step: int, engine: Engine
+) -> dict[str, float | Tensor] | None:
     """Adds up the gradients of a step's parts; what they log, with the loss, or None where the phase rests."""
-    rows: list[Row] = []
+    rows: list[dict[str, float | Tensor]] = []
     for number, part in enumerate(parts, 1):
         with engine.part_of_step(module, is_last=number == len(parts)):
             with engine.accelerator.autocast():
@@ -253,7 +257,7 @@ def _average(module: nn.Module, config: OptimiserConfig) -> AveragedModel | None
     return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
 
 
-def _means(rows: list[Row], device: torch.device) -> Row:
+def _means(rows: list[Logged], device: torch.device) -> Row:
     """Mean of every value over the rows that have it and over processes, in the order of first appearance."""
     names = [name for row in rows for name in row]
     columns: dict[str, list[float]] = {name: [] for name in names}

@@ -9,7 +9,7 @@ operations. Knows nothing of images.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -291,9 +291,8 @@ class Transformer(nn.Module):
         self.num_heads = num_heads
         self.width = width
         self.recomputes = False
-        self.blocks = nn.ModuleList(
-            Block(width, num_heads, mlp_ratio, num_types, dropout, options) for _ in range(num_layers)
-        )
+        blocks = [Block(width, num_heads, mlp_ratio, num_types, dropout, options) for _ in range(num_layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.ModuleList(options.make_norm(width) for _ in range(num_types))
         # Unit gain (LeCun): the usual fixed 0.02 is a quarter of it at width 128, and costs a short run many steps.
         for module in self.modules():
@@ -303,16 +302,17 @@ class Transformer(nn.Module):
                     nn.init.zeros_(module.bias)
         branches = 3 if options.cross_attention else 2
         with torch.no_grad():
-            for block in self.blocks:
-                for linear in (
-                    block.qkv
-                ):  # keys start like queries: attention begins with tokens that are alike (arXiv 2305.09828)
+            for block in blocks:
+                # Keys start like queries: attention begins with tokens that are alike (arXiv 2305.09828).
+                for linear in block.qkv:
+                    assert isinstance(linear, nn.Linear)
                     query, key, _ = linear.weight.chunk(3)
                     key.add_(query).mul_(0.5**0.5)
                 # Residual branches start small, so that depth does not change the scale of the sum (GPT-2's rule).
                 outputs = [block.attention_out, *block.mlp_out]
                 outputs += [block.cross.out] if block.cross is not None else []
                 for linear in outputs:
+                    assert isinstance(linear, nn.Linear)
                     linear.weight /= (branches * num_layers) ** 0.5
 
     def forward(
@@ -347,11 +347,12 @@ class Transformer(nn.Module):
 
     def read(self, context_BLC: Tensor, mask_BL: Tensor | None = None) -> Context:
         """Keys and values of a sequence [B, L, C] for the cross-attention of every layer, `mask_BL` True where it holds something."""
-        return Context([block.cross.read(context_BLC) for block in self.blocks], mask_BL)
+        readers = [cast(CrossAttention, cast(Block, block).cross) for block in self.blocks]
+        return Context([reader.read(context_BLC) for reader in readers], mask_BL)
 
     def new_cache(self, batch_size: int, capacity: int) -> KeyValueCache:
         """An empty cache for `capacity` positions of `batch_size` sequences, on the model's device and in its precision."""
-        weight = self.blocks[0].attention_out.weight
+        weight = cast(Block, self.blocks[0]).attention_out.weight
         shape = (len(self.blocks), batch_size, self.num_heads, capacity, self.width // self.num_heads)
         return KeyValueCache(*shape, device=weight.device, dtype=weight.dtype)
 

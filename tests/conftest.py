@@ -8,8 +8,10 @@ from sitlib.paths import ROOT
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests first: of two workers, one does the long pipeline test and the other the rest meanwhile."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """The long pipeline test first, then other slow ones: of two workers, one does it and the other the rest meanwhile."""
+    items.sort(
+        key=lambda item: ("test_the_pipeline_runs" not in item.name, item.get_closest_marker("slow") is None)
+    )
 
 
 @pytest.fixture(scope="session")

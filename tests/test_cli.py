@@ -239,7 +239,7 @@ def test_missing_models_say_how_to_get_one(photos, root, monkeypatch, capsys):
         models, "resolve", lambda path: ROOT / path if path == "params.yaml" else Path("empty") / path
     )
     models.pipeline_profile.cache_clear()
-    refused(capsys, 1, "none is trained yet: train it with make repro (or dvc repro)", "encode", "photos")
+    refused(capsys, 1, "none is trained yet: make tokenizer trains the default one", "encode", "photos")
     refused(capsys, 1, "make repro", "sample", "--class", "mountain")
     monkeypatch.setattr(models, "resolve", lambda path: Path("empty") / path)
     models.pipeline_profile.cache_clear()

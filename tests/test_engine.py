@@ -78,6 +78,14 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, what):
     assert_alike(what(tmp_path / "parts", replace(ONE_PROCESS, micro_batch_size=2)), whole)
 
 
+@pytest.mark.parametrize("what", [processes.tokenizer, processes.generator])
+def test_whoever_makes_the_batches_they_are_the_same(tmp_path, what):
+    alone, _ = what(tmp_path / "thread", ONE_PROCESS)
+    shared, _ = what(tmp_path / "workers", replace(ONE_PROCESS, data_workers=2))
+    for (name, ours), theirs in zip(shared.state_dict().items(), alone.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
 def test_a_second_phase_learns_from_the_reconstruction_of_every_part(tmp_path):
     """With a batch statistic in the discriminator parts are not the batch, but each part must meet its own reconstruction."""
     models, seen = [nn.Linear(4, 4), nn.Linear(4, 1)], []

@@ -1,4 +1,4 @@
-"""Trials of a recipe, tables beside the paper, and the README's example."""
+"""Trials of a recipe, tables beside the paper, and the examples of README and docs."""
 
 import csv
 import math
@@ -162,7 +162,7 @@ def test_the_papers_rows_stand_beside_ours():
     assert rows["ViT-VQGAN", 4]["against"] == "SIT-SC-5 at this size"
 
 
-# -- README ----------------------------------------------------------------------------------------------------------------------------
+# -- examples -------------------------------------------------------------------------------------------------------------------------
 
 
 def saved(example, folder):
@@ -184,8 +184,9 @@ def saved(example, folder):
 
 @pytest.fixture
 def examples(tmp_path, monkeypatch):
-    """The README's examples of Python, in a folder that holds what they need."""
-    found = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    """The examples of Python in README and docs, in a folder that holds what they need."""
+    text = (ROOT / "README.md").read_text() + (ROOT / "docs/python.md").read_text()
+    found = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     for example in found:
         saved(example, tmp_path)
     monkeypatch.setattr(checkpoint, "resolve", lambda name: tmp_path / name)
@@ -194,13 +195,14 @@ def examples(tmp_path, monkeypatch):
     return found
 
 
-def test_the_readmes_examples_run_as_they_stand(examples):
-    reading, drawing, applying = {}, {}, {}
-    for example, names in zip(examples, (reading, drawing, applying), strict=True):
-        exec(compile(example, "README.md", "exec"), names)
+def test_the_examples_of_readme_and_docs_run_as_they_stand(examples):
+    reading, enlarging, drawing, applying = {}, {}, {}, {}
+    for example, names in zip(examples, (reading, enlarging, drawing, applying), strict=True):
+        exec(compile(example, "an example", "exec"), names)
     assert reading["codes"].shape == (1, 5, 16) and reading["codes"].dtype == torch.int64
-    assert reading["whole"].shape == (1, 3, 90, 150) and reading["preview"].shape == (1, 3, 16, 16)
-    assert not math.isnan(float(reading["whole"].sum()))
+    assert reading["image"].shape == (1, 3, 64, 64) and reading["preview"].shape == (1, 3, 16, 16)
+    assert enlarging["whole"].shape == (1, 3, 90, 150)
+    assert not math.isnan(float(enlarging["whole"].sum()))
     assert drawing["codes"].shape == (4, 5, 16) and drawing["images"].shape == (4, 3, 64, 64)
     assert drawing["previews"].shape == (4, 3, 8, 8)
     assert torch.equal(drawing["finished"], drawing["codes"])  # the same seed goes on in the same way

@@ -457,9 +457,33 @@ def test_show_attaches_the_alternative_and_closes(monkeypatch):
         plots.show(fig, "  ")
     plots.show(fig, "One\n  line")
     ((data, metadata),) = shown
-    assert metadata == {"image/png": {"alt": "One line"}} and data["text/plain"] == "One line"
-    assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
+    assert metadata == {kind: {"alt": "One line"} for kind in ("image/png", "image/svg+xml")}
+    assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG") and data["text/plain"] == "One line"
     assert not plt.fignum_exists(fig.number)
+
+
+def line(points=3):
+    fig, axis = plt.subplots(figsize=(5, 3))
+    axis.plot(np.random.default_rng(0).random(points), label="PSNR")
+    axis.legend()
+    return fig
+
+
+def test_lines_are_drawn_as_vectors_and_pixels_as_pixels():
+    plots.style()
+    vectors, again = plots.svg(line()), plots.svg(line())
+    assert (
+        vectors == again and ">PSNR</text>" in vectors and "<image" not in vectors and "Date" not in vectors
+    )
+    assert plots.svg(line(20_000)) is None  # larger than its pixels
+    fig = line()
+    fig.axes[0].imshow(np.zeros((2, 2)))
+    assert plots.svg(fig) is None
+    fig = line()
+    sizes = [re.search(r'width="(\d+)" height="(\d+)"', page.figure(picture, "a line", 1, "")).groups()
+             for picture in (vectors.encode(), plots.png(fig))]  # fmt: skip
+    assert sizes[0] == sizes[1] == ("550", "330")
+    plt.close("all")
 
 
 @pytest.mark.parametrize("rows", [None, ["original", "decoded from codes"]])

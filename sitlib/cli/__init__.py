@@ -10,6 +10,7 @@ Exit codes: 0 all done; 1 something of the input could not be done, which a sent
 import argparse
 import os
 import sys
+from typing import cast
 
 from sitlib import __version__
 from sitlib.cli.doctor import add_doctor
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = build_parser().parse_args(arguments)
     except SystemExit as stop:  # argparse has said what there is to say
-        return stop.code
+        return cast(int, stop.code)
     try:
         return options.run(options)
     except UsageError as error:

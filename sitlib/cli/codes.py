@@ -41,7 +41,8 @@ def square_side(tokenizer: SpectralTokenizer, size: tuple[int, int]) -> int:
 
 def encode_image(tokenizer: SpectralTokenizer, image: Tensor) -> ImageCodes:
     """Codes of an image [1, 3, H, W] in [0, 1] of any size, padded at the right and at the bottom."""
-    side, grid = square_side(tokenizer, tuple(image.shape[2:])), tokenizer.config.grid
+    height, width = image.shape[2:]
+    side, grid = square_side(tokenizer, (height, width)), tokenizer.config.grid
     padded, size = pad(image, side)
     squares, (rows, columns) = cut_images(padded, side)
     codes = torch.cat([tokenizer.encode(batch) for batch in squares.split(BATCH)])

@@ -225,7 +225,12 @@ def trained_models(folder: str | Path = "models") -> Finding:
     what = f"trained models: {len(runs) - len(missing)} of {len(runs)}" + (
         f", without {shown}" if missing else ""
     )
-    return Finding(what, not missing, "Run make repro (or dvc repro), which trains them.", needed=False)
+    return Finding(
+        what,
+        not missing,
+        "Run make repro (or dvc repro), which trains them; make tokenizer trains the one that sit uses by default.",
+        needed=False,
+    )
 
 
 def pipeline_runs(params: dict[str, Any]) -> list[str]:

@@ -180,7 +180,8 @@ def _targets(job: files.Job, numbers: list[int]) -> list[Path]:
 def _bits_per_pixel(tokenizer: "SpectralTokenizer", count: int, image: "Tensor") -> float:
     from sitlib.codebook_use import bits_per_pixel
 
-    return bits_per_pixel(count, tokenizer.config.num_codes, tuple(image.shape[2:]))
+    height, width = image.shape[2:]
+    return bits_per_pixel(count, tokenizer.config.num_codes, (height, width))
 
 
 def _measures() -> dict[str, Callable[["Tensor", "Tensor"], str]]:
@@ -188,7 +189,9 @@ def _measures() -> dict[str, Callable[["Tensor", "Tensor"], str]]:
     from sitlib.metrics import lpips_per_image, psnr_per_image
     from sitlib.perceptual import load_lpips
 
-    measures = {"PSNR, dB": lambda *pair: f"{psnr_per_image(*pair).item():.2f}"}
+    measures: dict[str, Callable[[Tensor, Tensor], str]] = {
+        "PSNR, dB": lambda *pair: f"{psnr_per_image(*pair).item():.2f}"
+    }
     try:
         network = load_lpips("alex")
     except FileNotFoundError:

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from sitlib.tokenizer import SpectralTokenizer
 
 FILE = "model.safetensors"
-TRAIN = "train it with make repro (or dvc repro)"
+TRAIN = {
+    "tokenizer": "make tokenizer trains the default one in minutes, make repro (or dvc repro) all of them",
+    "autoregressive": "make repro (or dvc repro) trains them",
+}
 
 
 @cache
@@ -68,7 +71,9 @@ def checkpoint_path(name: str, kind: str, option: str) -> Path:
     there = sorted(path.parent.name for path in folder.glob(f"*/{FILE}"))
     names = [run.removesuffix("-seed0") for run in there]
     known = (
-        f"trained are {', '.join(names)}{nearest(name, names)}" if names else f"none is trained yet: {TRAIN}"
+        f"trained are {', '.join(names)}{nearest(name, names)}"
+        if names
+        else f"none is trained yet: {TRAIN[kind]}"
     )
     raise ValueError(
         f"There is no {kind} checkpoint {name!r} in {folder}; {known}. {option} also takes the path of a checkpoint."

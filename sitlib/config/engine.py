@@ -29,6 +29,7 @@ class EngineConfig(Strict):
     # Most samples that pass a model at a time in one process. Of a larger share of a batch the parts pass one after another, and their
     # gradients are accumulated before the update; 0 = the whole share at once.
     micro_batch_size: int
+    data_workers: int  # processes that make batches ahead, for each process that trains; 0 = a thread of it
     activation_checkpointing: (
         bool  # blocks compute their activations again on the way back: less memory, a third more work
     )
@@ -42,6 +43,10 @@ class EngineConfig(Strict):
         require(
             self.micro_batch_size >= 0,
             f"micro_batch_size must be 0 (all) or more, it is {self.micro_batch_size}",
+        )
+        require(
+            self.data_workers >= 0,
+            f"data_workers must be 0 (a thread) or more processes, it is {self.data_workers}",
         )
         require(
             self.strategy != "single" or self.world_size == 1,

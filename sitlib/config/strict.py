@@ -4,8 +4,9 @@ import dataclasses
 import difflib
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -104,7 +105,7 @@ def nearest(name: str, names) -> str:
     return f" (did you mean {match[0]!r}?)" if match else ""
 
 
-def _sentence(cls: type, problem: dict[str, Any], where: str) -> str:
+def _sentence(cls: type, problem: Mapping[str, Any], where: str) -> str:
     """One pydantic problem as a sentence that names the key and what would be accepted."""
     key = ".".join(str(part) for part in problem["loc"])
     kind, value = problem["type"], problem["input"]
@@ -125,5 +126,5 @@ def _sentence(cls: type, problem: dict[str, Any], where: str) -> str:
 def _fields_at(cls: type, location: tuple) -> list[str]:
     for part in location:
         types = {field.name: field.type for field in dataclasses.fields(cls)}
-        cls = types.get(part, cls)
+        cls = cast(type, types.get(part, cls))
     return [field.name for field in dataclasses.fields(cls)]

@@ -96,7 +96,7 @@ class TokenizerConfig(Strict):
                 heads > 0 and width % heads == 0,
                 f"{part}_width {width} must be a multiple of {part}_heads {heads}",
             )
-        known = pywt.wavelist(kind="discrete")
+        known = pywt.wavelist(kind="discrete")  # pyrefly: ignore[missing-attribute]
         require(self.wavelet in known, f"wavelet {self.wavelet!r} is not known{nearest(self.wavelet, known)}")
         require(
             self.num_codebooks in (1, 2, self.num_scales),

@@ -10,7 +10,7 @@ import warnings
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from sitlib.data.coco import coco_images, listed
 from sitlib.data.index import DataError
@@ -120,7 +120,7 @@ def _written_captions(images: ImageSource, records: list[dict[str, Any]]) -> lis
                 f"The record of {record['key']!r} in {images.where} has no list `captions` of texts: convert the images with their "
                 "captions (python -m sitlib.data.convert), or name a COCO captions file."
             )
-    return texts
+    return cast(list[list[str]], texts)
 
 
 def emoji_captions(

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 
@@ -65,8 +66,9 @@ class Index:
     def take(self, rows: Iterable[int]) -> "Index":
         """The same files and problems, fewer samples."""
         rows = np.asarray(list(rows), dtype=np.int64)
-        columns = ([column[row] for row in rows] for column in (self.keys, self.suffixes, self.class_of))
-        return Index(self.files, *columns, self.spans[rows], self.problems)
+        keys, suffixes = ([column[row] for row in rows] for column in (self.keys, self.suffixes))
+        class_of = [self.class_of[row] for row in rows]
+        return Index(self.files, keys, suffixes, class_of, self.spans[rows], self.problems)
 
 
 def join(parts: list[Index]) -> Index:
@@ -120,10 +122,11 @@ def _index_shard(path: Path, mtime_ns: int, size: int) -> Index:
 
     try:
         with tarfile.open(path, "r:") as tar:  # "r:" refuses compressed archives, which have no random access
-            key, members = None, {}
+            key, members = "", {}
             try:
                 while (member := tar.next()) is not None:
-                    tar.members.clear()  # tarfile would keep every header
+                    # tarfile would keep every header
+                    tar.members.clear()  # pyrefly: ignore[missing-attribute]
                     match = re.fullmatch(r"((?:.*/)?[^./][^./]*)\.([^/]+)", member.name)
                     if not member.isreg() or not match:
                         continue
@@ -139,17 +142,19 @@ def _index_shard(path: Path, mtime_ns: int, size: int) -> Index:
         problems.append(
             (str(path), f"the archive cannot be read to its end ({error}); is it cut off or compressed?")
         )
-    spans = np.array(spans, np.int64).reshape(-1, 5)
-    return Index((path,), keys, suffixes, class_of, spans, tuple(problems))
+    places = np.array(spans, np.int64).reshape(-1, 5)
+    return Index((path,), keys, suffixes, class_of, places, tuple(problems))
 
 
 def _class_of(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> str | int | None:
     """Class of a sample: its .cls file (number or name), or `class`, `label` or `cls` of its JSON record."""
     if "cls" in members:
-        value = tar.extractfile(members["cls"]).read().decode("utf-8", errors="replace").strip()
+        value = (
+            cast(IO[bytes], tar.extractfile(members["cls"])).read().decode("utf-8", errors="replace").strip()
+        )
     elif "json" in members:
         try:
-            record = json.loads(tar.extractfile(members["json"]).read())
+            record = json.loads(cast(IO[bytes], tar.extractfile(members["json"])).read())
         except ValueError as error:
             raise ValueError(f"its JSON record cannot be read ({error})") from None
         fields = record if isinstance(record, dict) else {}

@@ -74,7 +74,7 @@ def _write(file: Path, index: Index) -> None:
 def _read(file: Path, shards: Sequence[Path]) -> Index:
     with np.load(file, allow_pickle=False) as content:
         text = json.loads(content["text"].tobytes())
-        columns = [
+        suffixes, class_of = (
             [text[name][number] for number in content[name].tolist()] for name in ("suffixes", "class_of")
-        ]
-        return Index(tuple(shards), text["keys"], *columns, content["spans"])
+        )
+        return Index(tuple(shards), text["keys"], suffixes, class_of, content["spans"])

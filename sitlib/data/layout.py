@@ -121,8 +121,9 @@ def split_folders(root: Path, split: str) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for folder in sorted(child for child in root.iterdir() if child.is_dir()):
-        name = re.fullmatch(r"(.+?)(\d{4})?", folder.name)[1]
-        name = folder.name if folder.name == split else name
+        match = re.fullmatch(r"(.+?)(\d{4})?", folder.name)
+        assert match is not None
+        name = folder.name if folder.name == split else match[1]
         if name != split and name not in SPLIT_NAMES:
             continue
         if name in found and found[name].name != name:

@@ -6,7 +6,7 @@ A set of originals knows where each image is; `read` gets the contents of those 
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -75,7 +75,7 @@ class ImageFiles:
         """int64 [n]: all images in the order of the shards, mixed by a hash of their names."""
         return np.array(sorted(range(len(self)), key=lambda number: _place(self.names[number])), np.int64)
 
-    def originals(self, numbers: Sequence[int]) -> list[Original]:
+    def originals(self, numbers: Iterable[int]) -> list[Original]:
         captions_of = self._captions_of or {}
         found = []
         for number in map(int, numbers):
@@ -146,7 +146,7 @@ class ParquetRows:
         parts = [np.arange(self._ends[g] - self._groups[g, 2], self._ends[g]) for g in chosen]
         return np.concatenate([np.empty(0, np.int64), *parts])
 
-    def originals(self, numbers: Sequence[int]) -> list[Original]:
+    def originals(self, numbers: Iterable[int]) -> list[Original]:
         found = []
         for number in map(int, numbers):
             place = int(np.searchsorted(self._ends, number, side="right"))

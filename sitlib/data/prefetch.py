@@ -38,17 +38,21 @@ def prefetch(
     return _in_a_thread(fn, start_step, stop_step, depth)
 
 
-class _Steps(Dataset):
+class _Steps(Dataset[tuple[int, Value | None, Exception | None]]):
     """A step's value, or what went wrong: DataLoader would wrap an exception in a text with the worker's traceback."""
 
     def __init__(self, fn: Callable[[int], Value]):
         self.fn = fn
 
-    def __getitem__(self, step: int) -> tuple[int, Value | None, Exception | None]:
+    def __getitem__(self, index: int) -> tuple[int, Value | None, Exception | None]:
         try:
-            return step, self.fn(step), None
+            return index, self.fn(index), None
         except Exception as error:
-            return step, None, error
+            return index, None, error
+
+
+def _as_it_is(value: Value) -> Value:
+    return value
 
 
 def _in_processes(
@@ -60,6 +64,7 @@ def _in_processes(
         sampler=range(start_step, stop_step),
         num_workers=workers,
         prefetch_factor=depth,
+        collate_fn=_as_it_is,  # the default makes lists of tuples
         multiprocessing_context="fork",  # `fn` and what it refers to need not be picklable
     )
     for step, value, error in loader:

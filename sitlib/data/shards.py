@@ -102,9 +102,11 @@ def made(shards: Sequence[Shard], processes: int) -> Iterator[Shard]:
 def _end_with_parent() -> None:
     """Ends this process when the one that started it is gone, however it went: it would wait for work for ever."""
     parent = multiprocessing.parent_process()
+    assert parent is not None
+    sentinel = parent.sentinel
 
     def watch() -> None:
-        wait_for_connections([parent.sentinel])
+        wait_for_connections([sentinel])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -143,7 +145,12 @@ def _record(original: Original, shard: Shard, size: tuple[int, int]) -> dict[str
     label = original.label
     if isinstance(label, int) and label < len(shard.class_names):
         label = shard.class_names[label]
-    record = {"key": f"{original.number:09d}", "split": shard.split, "file": original.name, "class": label}
+    record: dict[str, Any] = {
+        "key": f"{original.number:09d}",
+        "split": shard.split,
+        "file": original.name,
+        "class": label,
+    }
     if original.captions:
         record["captions"] = list(original.captions)
     return record | {"size": list(size)}
@@ -157,6 +164,7 @@ def _prepared(content: bytes, name: str, settings: Settings) -> tuple[str, bytes
     if not is_smaller and settings.quality is None:
         return _suffix(content, name), content, image.size
     if is_smaller:
+        assert settings.short_side is not None
         size = [max(1, round(side * settings.short_side / short)) for side in image.size]
         image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
     file = io.BytesIO()
@@ -167,6 +175,7 @@ def _prepared(content: bytes, name: str, settings: Settings) -> tuple[str, bytes
 def _suffix(content: bytes, name: str) -> str:
     """By the content: Parquet files have no names, and others lie."""
     with Image.open(io.BytesIO(content)) as image:
+        assert image.format is not None
         suffix = {"JPEG": "jpg", "MPO": "jpg", "JPEG2000": "jp2", "TIFF": "tif"}.get(
             image.format, image.format.lower()
         )

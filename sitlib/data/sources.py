@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
+from typing import cast
 
 import numpy as np
 import torch
@@ -220,8 +221,8 @@ def open_images(
     """
     index, found = find_split(source, split)
     where = f"the split {split!r} of {source}"
-    numbered = bool(found) and isinstance(found[0], int)
-    names = [str(number) for number in range(found[-1] + 1)] if numbered else found
+    last = found[-1] if found else None  # of sorted names or numbers
+    names = [str(number) for number in range(last + 1)] if isinstance(last, int) else cast(list[str], found)
     if classes is not None:
         if missing := [name for name in classes if name not in names]:
             raise DataError(f"There is no class {missing} in {where}; found the classes {names}.")

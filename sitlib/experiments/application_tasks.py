@@ -11,7 +11,6 @@ from sitlib.data import held_out_views, open_images
 from sitlib.experiments.codes import captioned, held_out_wide, images_of
 from sitlib.experiments.generators import trained_generator
 from sitlib.experiments.tokenizers import trained_tokenizer
-from sitlib.sampling import Prompts
 from sitlib.tokenizer import SpectralTokenizer
 
 
@@ -24,7 +23,7 @@ class Task:
     tokenizer: SpectralTokenizer
     sampling: SamplingConfig
     images: Tensor  # [V, 3, H, H]
-    prompts: Prompts | None
+    prompts: Tensor | list[str] | None
     keys: list[
         Any
     ]  # what is resampled for an interval: the photograph of each view, or the name of each emoji

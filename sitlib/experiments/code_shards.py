@@ -124,9 +124,11 @@ def make_shards(
         partial = work / f"{job.name}.{uuid4().hex}"
         write_tensors(partial, {"codes": codes.to(dtype), "labels": labels.to(torch.int32)}, {})
         os.replace(partial, shards / job.name)
-    if not work.exists():
-        return  # another process has finished it
-    with FileLock(work / "finish.lock"):
+    try:
+        lock = FileLock(work / "finish.lock").acquire()
+    except FileNotFoundError:
+        return  # another process has finished it and cleared it away
+    with lock:
         if shards.exists():
             manifest = {**about, "shards": [job.name for job in wanted]}
             (shards / MANIFEST).write_text(json.dumps(manifest, indent=1))
@@ -141,8 +143,7 @@ def make_shards(
 
 def _claimed(wanted: list[Job], work: Path, shards: Path) -> Iterator[Job]:
     """Shards that are not there, each while nobody else works on it; ends when all are there or the folder is finished."""
-    work.mkdir(parents=True, exist_ok=True)
-    shards.mkdir(exist_ok=True)
+    shards.mkdir(parents=True, exist_ok=True)
     wait = 0.0  # first what nobody has taken, then what others have and may not finish
     while left := [job for job in wanted if shards.exists() and not (shards / job.name).exists()]:
         for job in left:

@@ -23,6 +23,7 @@ from sitlib.data import (
     prefetch,
     training_views,
 )
+from sitlib.data.captions import Phrasing
 from sitlib.data.manifest import sha256_of
 from sitlib.experiments.code_shards import CodeMaps, Job, jobs, make_shards, read_manifest, read_maps
 from sitlib.experiments.runs import CodesRun, best_device, checkpoint_folder, command
@@ -51,10 +52,11 @@ def images_of(profile: Profile, variant: str, split: str) -> ImageSource:
     return open_images(run.tokenizer.source, split).labelled()
 
 
-def captioned(profile: Profile, split: str, phrasing: str = "training") -> CaptionedImages:
+def captioned(profile: Profile, split: str, phrasing: Phrasing = "training") -> CaptionedImages:
     """The images of the text-conditional models and their captions; `phrasing` "new": in words that training never sees."""
     run = CodesRun.of(profile, next(iter(profile.text.variants)))
     settings = run.captions
+    assert settings is not None
     return open_captioned(
         run.tokenizer.source,
         split,

@@ -25,13 +25,13 @@ from sitlib.metrics import lite0_features
 from sitlib.results import Row
 from sitlib.text import TextTokenizer
 from sitlib.tokenizer import SpectralTokenizer
-from sitlib.training import Phase, seed_everything, train
+from sitlib.training import Logged, Phase, seed_everything, train
 from sitlib.weights import ensure_weights
 
 VIEWS = 1024  # in memory at a time
 
 
-def trained_dual_encoder(profile: Profile, pipeline: bool = False) -> Trained:
+def trained_dual_encoder(profile: Profile, pipeline: bool = False) -> Trained[DualEncoder]:
     """The dual encoder of a profile, trained now or earlier; `pipeline` as for `runs.trained`."""
     run = DualEncoderRun.of(profile)
 
@@ -79,14 +79,14 @@ def train_dual_encoder(
         # In one process and one part, always: each pair is told apart from all others of the batch.
         return part.of((features[torch.from_numpy(chosen)], texts_BL, names[torch.from_numpy(images)]))
 
-    def loss(module: nn.Module, batch: tuple[Tensor, Tensor, Tensor], step: int) -> tuple[Tensor, Row]:
+    def loss(module: nn.Module, batch: tuple[Tensor, Tensor, Tensor], step: int) -> tuple[Tensor, Logged]:
         *inputs, names_B = batch
         logits = module(*inputs)
         found = names_B[logits.detach().argmax(dim=1)] == names_B
         values = {"accuracy": found.float().mean(), "scale": model.log_scale.detach().exp()}
         return contrastive_loss(logits, names_B), values
 
-    def after_update(optimiser: torch.optim.Optimizer) -> Row:
+    def after_update(optimiser: torch.optim.Optimizer) -> Logged:
         model.limit_scale()
         return {}
 

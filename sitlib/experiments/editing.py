@@ -26,7 +26,10 @@ def new_captions(profile: Profile, count: int) -> tuple[list[str], list[str], li
     """What images shall show instead: `count` captions in new words, the same in known words, and the names, of training images."""
     asked = evaluation_prompts(profile, "seen")
     order = [i % len(asked.captions) for i in range(count)]
-    return tuple([parts[i] for i in order] for parts in (asked.captions, asked.known, asked.names))
+    captions, known, names = (
+        [parts[i] for i in order] for parts in (asked.captions, asked.known, asked.names)
+    )
+    return captions, known, names
 
 
 def editing(profile: Profile, task: Task) -> dict[str, Any]:

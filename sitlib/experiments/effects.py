@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,7 +97,9 @@ def contrast(
     photographs = {tuple(rows[name]["photographs"]) for name in weights}
     if len(photographs) != 1:
         raise ValueError("rows that are compared must have been judged on the same photographs.")
-    by_photograph = sum(weight * _by_photograph(rows[name], metric) for name, weight in weights.items())
+    by_photograph = cast(
+        NDArray, sum(weight * _by_photograph(rows[name], metric) for name, weight in weights.items())
+    )
     seeds_variance = sum(
         weight**2 * sigma**2 / len(finished_seeds(rows[name])) for name, weight in weights.items()
     )

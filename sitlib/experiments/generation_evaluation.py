@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -55,7 +55,8 @@ def held_out_nats(model: AutoregressiveModel, codes: Tensor, conditions: Tensor)
     """Nats per token of held-out codes [V, S, N] given their conditions: a mean, and one for every scale."""
     with torch.no_grad():
         batches = zip(codes.split(BATCH), conditions.split(BATCH), strict=True)
-        by_scale = sum(model.nats_per_token(*batch) * len(batch[0]) for batch in batches) / len(codes)
+        total = sum(model.nats_per_token(*batch) * len(batch[0]) for batch in batches)
+        by_scale = cast(Tensor, total) / len(codes)
     return {"nats_per_token": float(by_scale.mean()), "nats_by_scale": by_scale.tolist()}
 
 

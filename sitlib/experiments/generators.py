@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,12 +23,14 @@ from sitlib.experiments.tokenizers import trained_tokenizer
 from sitlib.results import Row
 from sitlib.sampling import generate
 from sitlib.text import TextTokenizer
-from sitlib.training import Phase, seed_everything, train
+from sitlib.training import Logged, Phase, seed_everything, train
 
 PICTURES = 8  # samples that are shown while training goes on
 
 
-def trained_generator(profile: Profile, variant: str, seed: int, pipeline: bool = False) -> Trained:
+def trained_generator(
+    profile: Profile, variant: str, seed: int, pipeline: bool = False
+) -> Trained[AutoregressiveModel]:
     """The autoregressive model `variant` of a profile, trained with `seed` now or earlier; `pipeline` as for `runs.trained`.
 
     Models of all seeds are of the codes of one tokenizer, trained with the section's `tokenizer_seed`.
@@ -61,6 +64,7 @@ def _train(
     tokenizer, texts, names = run.codes.tokenizer.model, None, None
     if captioned is not None:
         settings = run.model.text
+        assert settings is not None
         every = [text for of_image in captioned.captions for text in of_image]
         texts = TextTokenizer.train(every, settings.vocabulary, settings.max_tokens)
         tokens = [texts.encode(of_image, truncate=True) for of_image in captioned.captions]
@@ -97,7 +101,7 @@ def _train(
         read = noisy_codes(targets, tokenizer.num_codes, run.model.code_noise, generator)
         return part.of((read, condition, targets))
 
-    def loss(module: nn.Module, batch: tuple[Tensor, Tensor, Tensor], step: int) -> tuple[Tensor, Row]:
+    def loss(module: nn.Module, batch: tuple[Tensor, Tensor, Tensor], step: int) -> tuple[Tensor, Logged]:
         *read, targets = batch
         nats_BSN = code_nats(module(*read), targets)
         by_scale = nats_BSN.detach().mean(dim=(0, 2))
@@ -113,7 +117,7 @@ def _train(
         pictures=partial(pictures.draw, model) if pictures is not None else None,
         title=title,
     )
-    return phase.module, rows
+    return cast(AutoregressiveModel, phase.module), rows
 
 
 def code_map_draws(

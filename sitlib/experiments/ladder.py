@@ -10,13 +10,14 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from sitlib.autoregressive import AutoregressiveModel
 from sitlib.config import (
     DiffusionConfig,
     OptimiserConfig,
@@ -42,7 +43,7 @@ from sitlib.experiments.runs import AutoregressiveRun, CodesRun, Trained, comman
 from sitlib.experiments.tokenizers import trained_tokenizer
 from sitlib.results import Row, write_metrics
 from sitlib.tokenizer import SpectralTokenizer
-from sitlib.training import Phase, seed_everything, train
+from sitlib.training import Logged, Phase, seed_everything, train
 
 HELD_OUT_TIMES = 8  # at which the diffusion model's held-out loss is measured, evenly spaced
 
@@ -115,7 +116,7 @@ def with_rung(profile: Profile, rung: Rung, name: str) -> Profile:
 
 def trained_diffusion(
     profile: Profile, variant: str, rung: Rung, codes: Codes, tokenizer: SpectralTokenizer, seed: int
-) -> tuple[Trained, str]:
+) -> tuple[Trained[DiffusionModel], str]:
     """The diffusion model of a rung, trained now or earlier, and the digest of its run."""
     shape = profile.autoregressive_variant(variant)
     names = ("layers", "width", "heads", "mlp_ratio", "dropout", "condition_dropout")
@@ -142,8 +143,8 @@ def trained_diffusion(
             told = torch.where(hidden, model.unconditional(labels), labels)
             return part.of((vectors, told, noise, at))
 
-        def loss(module: nn.Module, batch: tuple[Tensor, ...], step: int) -> tuple[Tensor, Row]:
-            return module.loss(*batch).mean(), {}
+        def loss(module: nn.Module, batch: tuple[Tensor, ...], step: int) -> tuple[Tensor, Logged]:
+            return cast(DiffusionModel, module).loss(*batch).mean(), {}
 
         title = f"{variant}, diffusion, seed {seed}"
         return model, train(
@@ -165,10 +166,12 @@ def held_out_velocity_error(model: DiffusionModel, codes: Codes, tokenizer: Spec
     return float(torch.stack(errors).mean())
 
 
-def _samples(model: nn.Module, profile: Profile, rung: Rung, tokenizer: SpectralTokenizer) -> Tensor:
+def _samples(
+    model: AutoregressiveModel | DiffusionModel, profile: Profile, rung: Rung, tokenizer: SpectralTokenizer
+) -> Tensor:
     """Codes [count, S, N] drawn with the profile's guidance, of classes as frequent as among the reference views."""
     settings, sampling = profile.autoregressive.evaluation, profile.autoregressive.sampling
-    if rung.kind == "autoregressive":
+    if isinstance(model, AutoregressiveModel):
         return draw_samples(model, profile, settings.samples, sampling)[0]
     labels = sampled_labels(profile, settings.samples)
     vectors = model.draw(labels, steps=rung.sampling_steps, guidance=sampling.guidance, seed=sampling.seed)

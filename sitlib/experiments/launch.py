@@ -94,9 +94,11 @@ def stream(command: list[str]) -> int:
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
+    output = process.stdout
+    assert output is not None
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     try:
-        while chunk := os.read(process.stdout.fileno(), 65_536):
+        while chunk := os.read(output.fileno(), 65_536):
             sys.stdout.write(decoder.decode(chunk))
             sys.stdout.flush()
         return process.wait()
@@ -107,7 +109,7 @@ def stream(command: list[str]) -> int:
                 process.wait(30)
             except subprocess.TimeoutExpired:
                 process.kill()
-        process.stdout.close()
+        output.close()
 
 
 def training_command(module: str, train: Callable[[Profile, str, int, bool], object]) -> None:

@@ -46,6 +46,7 @@ def previews(profile: Profile, task: Task) -> dict[str, Any]:
 def _preview_seconds(profile: Profile, task: Task) -> dict[str, dict[str, float]]:
     settings = profile.applications
     model, tokenizer, sampling, count = task.model, task.tokenizer, task.sampling, settings.previews
+    assert isinstance(task.prompts, list)
     prompt, scales = task.prompts[0], tokenizer.geometry.num_scales
     shown = preview(model, tokenizer, prompt, sampling, count)
     actions: dict[str, Callable[[], Drawn]] = {

@@ -10,11 +10,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 import yaml
-from torch import nn
 
 from sitlib.checkpoint import read_about
 from sitlib.config import (
@@ -121,21 +120,43 @@ class DualEncoderRun:
         tokenizers = [
             TokenizerRun.of(profile, name, section.tokenizer_seed) for name in config.reconstructions
         ]
-        return cls(*data.values(), section.captions, config, tokenizers, section.evaluation.seed)
+        (images,) = data.values()
+        return cls(images, section.captions, config, tokenizers, section.evaluation.seed)
 
     @property
     def source(self) -> str:
         return self.data.source
 
 
-Run = TokenizerRun | AutoregressiveRun | DualEncoderRun
+class Run(Protocol):
+    """What determines a trained model: a dataclass, hashed into the name of its result."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def source(self) -> str: ...
+
+
+class Kept(Protocol):
+    """A model that is kept in a file."""
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path) -> Self: ...
+
+    def save(self, path: str | Path, **about: str) -> None: ...
+
+    def cpu(self) -> Self: ...
+
+
+Model = TypeVar("Model", bound=Kept)
 
 
 @dataclass
-class Trained:
+class Trained(Generic[Model]):
     """A trained model in evaluation mode, its training curve as columns and the file that holds it."""
 
-    model: nn.Module
+    model: Model
     curve: dict[str, list[float]]
     path: Path
 
@@ -144,11 +165,11 @@ def trained(
     run: Run,
     kind: str,
     variant: str,
-    model_class: type,
-    train_now: Callable[[Path], tuple[nn.Module, list[Row]]],
+    model_class: type[Model],
+    train_now: Callable[[Path], tuple[Model, list[Row]]],
     pipeline: bool,
     launch: Callable[[], None] | None = None,
-) -> Trained:
+) -> Trained[Model]:
     """The model of a run, trained now or earlier. Of several processes all call this, and the first writes the files.
 
     Args:
@@ -187,7 +208,7 @@ class _Files:
     model: Path
     curve: Path
 
-    def load(self, model_class: type) -> Trained:
+    def load(self, model_class: type[Model]) -> Trained[Model]:
         return Trained(model_class.from_checkpoint(self.model), read_curve(self.curve), self.model)
 
 

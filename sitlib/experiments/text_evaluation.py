@@ -174,6 +174,7 @@ def evaluate_text_generator(
             )
     codes, texts = load_codes(profile, variant), captioned(profile, "test")
     captions = [texts.captions[image][0] for image in codes.held_out_labels.tolist()]
+    assert model.text_tokenizer is not None
     tokens = model.text_tokenizer.encode(captions, truncate=True)
     protocol = {
         **distances["samples"].pop("protocol"),

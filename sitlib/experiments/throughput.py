@@ -122,7 +122,9 @@ def peak_mb() -> float:
     """Peak of this process's resident memory so far, MB."""
     status = Path("/proc/self/status")
     if status.exists():  # elsewhere the peak of the process that started this one counts, too
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024 / 1e6
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        assert found is not None
+        return int(found[1]) * 1024 / 1e6
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

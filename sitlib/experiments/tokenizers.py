@@ -27,13 +27,15 @@ from sitlib.experiments.runs import TokenizerRun, Trained, best_device, command,
 from sitlib.losses import TokenizerLoss
 from sitlib.results import Row
 from sitlib.tokenizer import SpectralTokenizer, TokenizerOutput
-from sitlib.training import Phase, seed_everything, train
+from sitlib.training import Logged, Phase, seed_everything, train
 from sitlib.weights import ensure_weights
 
 PICTURES = 4  # of which reconstructions are shown while training goes on
 
 
-def trained_tokenizer(profile: Profile, variant: str, seed: int, pipeline: bool = False) -> Trained:
+def trained_tokenizer(
+    profile: Profile, variant: str, seed: int, pipeline: bool = False
+) -> Trained[SpectralTokenizer]:
     """The tokenizer `variant` of a profile, trained with `seed` now or earlier; `pipeline` as for `runs.trained`.
 
     A variant with `codes_from` needs that variant's tokenizer of the same seed, which is found or trained in the same way.
@@ -152,7 +154,7 @@ def _phases(run: TokenizerRun, tokenizer: SpectralTokenizer, device: torch.devic
     counts: list[Tensor] = []  # of codes, by step since the last row of the training curve
     images_seen = 0
 
-    def loss(model: nn.Module, batch: Tensor, step: int) -> tuple[Tensor, Row]:
+    def loss(model: nn.Module, batch: Tensor, step: int) -> tuple[Tensor, Logged]:
         ramp = 0 if tokenizer.codes_are_frozen else training.loss.quantization_ramp
         smaller = 1 + step % run.model.levels if training.loss.smaller else 0
         output = model(batch, quantization(step, ramp), smaller)
@@ -160,6 +162,7 @@ def _phases(run: TokenizerRun, tokenizer: SpectralTokenizer, device: torch.devic
         total, parts = terms.total, terms.parts
         weight = adversarial_weight(step, adversarial)
         if weight > 0:
+            assert discriminator is not None
             discriminator.requires_grad_(False)
             fooled = generator_loss(discriminator(output.reconstruction))
             total, parts = total + weight * fooled, {**parts, "adversarial": fooled.detach()}
@@ -168,7 +171,7 @@ def _phases(run: TokenizerRun, tokenizer: SpectralTokenizer, device: torch.devic
             to_judge.append(outputs[-1].reconstruction)
         return total, parts
 
-    def after_update(optimiser: torch.optim.Optimizer) -> Row:
+    def after_update(optimiser: torch.optim.Optimizer) -> Logged:
         nonlocal images_seen
         codes, latents = (
             torch.cat([getattr(output, name) for output in outputs]) for name in ("codes", "latents")
@@ -215,15 +218,15 @@ def quantization(step: int, ramp: int) -> float:
 
 
 def _detached(output: TokenizerOutput) -> TokenizerOutput:
-    kept = {name: getattr(output, name).detach() for name in ("reconstruction", "codes", "latents")}
-    return TokenizerOutput(**kept, commitment_loss=None, codebook_loss=None, smaller=None)
+    tensors = {name: value.detach() for name, value in vars(output).items() if name != "smaller"}
+    return TokenizerOutput(**tensors, smaller=None)
 
 
 def _discrimination(run: TokenizerRun, reconstruction_of_next: Callable[[], Tensor]) -> Callable:
     """The discriminator's loss on a part of a batch and its reconstruction; parts come in the order in which they were reconstructed."""
     adversarial = run.training.adversarial
 
-    def loss(model: nn.Module, batch: Tensor, step: int) -> tuple[Tensor, Row] | None:
+    def loss(model: nn.Module, batch: Tensor, step: int) -> tuple[Tensor, Logged] | None:
         if not discriminator_learns(step, adversarial):
             return None
         model.requires_grad_(True)

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from sitlib.applications import upsample
-from sitlib.config import Profile
+from sitlib.config import Profile, SamplingConfig
 from sitlib.experiments.application_tasks import Task
 from sitlib.lite0 import Lite0, load_lite0
 from sitlib.metrics import (
@@ -70,17 +70,19 @@ def _ways(task: Task, share: int, originals: Tensor, lite0: Lite0, profile: Prof
     settings, full = profile.applications, task.images.shape[-1]
     small = F.avg_pool2d(task.images, share)
 
-    def drawn(told: Prompts | None, **changes: float) -> Tensor:
-        return upsample(task.model, task.tokenizer, small, told, replace(task.sampling, **changes)).images
+    def drawn(told: Prompts | None, sampling: SamplingConfig) -> Tensor:
+        return upsample(task.model, task.tokenizer, small, told, sampling).images
 
     ways = {way: enlarged(small, full, way) for way in ("bicubic", "lanczos")}
-    ways["untold"] = drawn(None, temperature=1.0)
+    ways["untold"] = drawn(None, replace(task.sampling, temperature=1.0))
     is_largest = share == SHARES[0]
     if task.prompts is not None:
         if is_largest:
-            ways["told, no guidance"] = drawn(task.prompts, temperature=1.0, guidance=1.0)
+            unguided = replace(task.sampling, temperature=1.0, guidance=1.0)
+            ways["told, no guidance"] = drawn(task.prompts, unguided)
         for temperature in sorted({*settings.temperatures, 1.0}) if is_largest else (1.0,):
-            ways[f"told, temperature {temperature:g}"] = drawn(task.prompts, temperature=temperature)
+            sampling = replace(task.sampling, temperature=temperature)
+            ways[f"told, temperature {temperature:g}"] = drawn(task.prompts, sampling)
     ways["reconstruction"] = torch.cat([task.tokenizer.reconstruct(x) for x in task.images.split(64)])
     scores, lpips = {}, {}
     for way, images in ways.items():
@@ -124,6 +126,7 @@ def _several(task: Task, profile: Profile) -> dict[str, float]:
     """Several samples from one input at 1/8: how far apart they are, and what choosing the best would give, in LPIPS-Alex."""
     settings, share = profile.applications, SHARES[0]
     images = task.images[: settings.repeated]
+    assert task.prompts is not None
     told = task.prompts[: settings.repeated]
     small, network = F.avg_pool2d(images, share), load_lpips("alex")
     seeds = range(settings.seed, settings.seed + settings.samples)

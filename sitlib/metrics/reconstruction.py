@@ -4,6 +4,7 @@ Images are RGB in [0, 1], `[B, 3, H, W]`.
 """
 
 from collections.abc import Callable, Hashable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +50,7 @@ def ssim_per_image(images: Tensor, references: Tensor) -> Tensor:
     similarity = structural_similarity_index_measure(
         images.clamp(0, 1), references.clamp(0, 1), sigma=1.5, data_range=1.0, reduction="none"
     )
-    return similarity.reshape(len(images))
+    return cast(Tensor, similarity).reshape(len(images))
 
 
 @torch.inference_mode()

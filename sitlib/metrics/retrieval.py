@@ -32,9 +32,9 @@ def r_precision(
     _check(similarity, right, names, candidates)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     name_ids = np.array([numbers[name] for name in names])
-    similarity, right = similarity.detach().double().cpu().numpy(), right.cpu().numpy()
-    shares = np.empty(len(similarity))
-    for image, (row, caption) in enumerate(zip(similarity, right, strict=True)):
+    rows, captions = similarity.detach().double().cpu().numpy(), right.cpu().numpy()
+    shares = np.empty(len(rows))
+    for image, (row, caption) in enumerate(zip(rows, captions, strict=True)):
         others = np.flatnonzero(name_ids != name_ids[caption])
         if len(others) < candidates - 1:
             raise ValueError(

@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import cast
 
 import nbformat
 
@@ -37,7 +38,7 @@ def canonical(text: str, name: str) -> str:
     Raises NotebookError if `text` is not a notebook.
     """
     try:
-        notebook = nbformat.reads(text, as_version=4)
+        notebook = cast(nbformat.NotebookNode, nbformat.reads(text, as_version=4))
         cells = [_canonical_cell(cell) for cell in notebook.cells if cell.source.strip()]
     except (*UNREADABLE, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:120]

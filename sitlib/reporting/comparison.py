@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from statistics import mean
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,7 +29,7 @@ def change(
     scores: Sequence[Scores],
     baseline: Sequence[Scores],
     metric: str,
-    kind: str,
+    kind: Literal["difference", "ratio"],
     images: str,
     size: int,
     baseline_size: int | None = None,
@@ -47,7 +47,7 @@ def change(
     pairs = np.array([(ours[name][0], theirs[name][0]) for name in names])
     counts = np.array([ours[name][1] for name in names])
     first, second = np.average(pairs, axis=0, weights=counts)
-    low, high = paired_interval(*pairs.T, names, kind=kind, counts=counts)
+    low, high = paired_interval(pairs[:, 0], pairs[:, 1], names, kind=kind, counts=counts)
     return float(first - second if kind == "difference" else first / second), low, high
 
 
@@ -118,7 +118,7 @@ def relative_table(
             continue
         other, pair = reported[against], (scores[row.variant], scores[against[0]])
         sizes = (size, other.size * full_size // FULL_SIZE)
-        both = row.psnr is not None and other.psnr is not None
+        psnr = None if row.psnr is None or other.psnr is None else row.psnr - other.psnr
         difference = change(*pair, "psnr", "difference", images, *sizes)
         rows.append(
             {
@@ -128,7 +128,7 @@ def relative_table(
                 "paper, LPIPS": f"x {row.lpips / other.lpips:.2f}",
                 "ours, LPIPS-Alex": "x "
                 + with_interval(*change(*pair, "lpips_alex", "ratio", images, *sizes)),
-                "paper, dB": f"{row.psnr - other.psnr:+.1f}" if both else None,
+                "paper, dB": f"{psnr:+.1f}" if psnr is not None else None,
                 "ours, dB": with_interval(*difference, sign="+"),
             }
         )

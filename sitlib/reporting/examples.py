@@ -23,7 +23,7 @@ from sitlib.experiments.runs import pipeline_parameters
 from sitlib.experiments.tokenizers import trained_tokenizer
 from sitlib.metrics import lpips_per_image, psnr_per_image
 from sitlib.paths import resolve
-from sitlib.perceptual import load_lpips
+from sitlib.perceptual import PerceptualDistance, load_lpips
 from sitlib.reporting.names import label
 from sitlib.reporting.overview import overview
 from sitlib.reporting.plots import png, style
@@ -64,7 +64,7 @@ def examples(
     tokenizers: dict[str, SpectralTokenizer],
     views: Tensor,
     names: Sequence[str],
-    lpips: torch.nn.Module | None = None,
+    lpips: PerceptualDistance | None = None,
 ) -> dict[str, Any]:
     """What the front page shows of views [B, 3, H, H] in [0, 1].
 

@@ -6,6 +6,7 @@ import re
 import sys
 import tempfile
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from nbformat import NotebookNode
@@ -76,7 +77,7 @@ def smaller_png(data: bytes) -> bytes:
     """
     with Image.open(io.BytesIO(data)) as source:
         image = source.convert("RGBA")
-    if image.getextrema()[3] != (255, 255):
+    if cast(tuple[tuple[int, int], ...], image.getextrema())[3] != (255, 255):
         return data  # transparent: left as it is
     image = image.convert("RGB")
     palette = image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)

@@ -120,7 +120,7 @@ class Panel:
     """
 
     name: str
-    controls: dict[str, widgets.ValueWidget]
+    controls: Mapping[str, widgets.ValueWidget]
     draw: Callable[..., Drawing]
     pictures: Pictures
     examples: dict[str, dict[str, Any]]
@@ -299,9 +299,10 @@ def edit_panel(
         **_sampler_controls(sampling),
     }
 
-    def draw(name: str, caption: str, keep: int, **values: float) -> Drawing:
+    def draw(name: str, caption: str, keep: int, guidance: float, temperature: float, seed: int) -> Drawing:
         image = pictures.images[name]
-        drawn = edit(model, tokenizer, image[None], [caption], keep, replace(sampling, **values))
+        changed = replace(sampling, guidance=guidance, temperature=temperature, seed=seed)
+        drawn = edit(model, tokenizer, image[None], [caption], keep, changed)
         return {
             "image": image,
             "what stays": tokenizer.decode(drawn.codes, keep)[0] if keep else torch.ones_like(image),
@@ -395,6 +396,7 @@ class PromptPanel:
 
         def finish(index: int) -> None:
             start = time.perf_counter()
+            assert self._previews is not None
             image = refine(self.model, self.tokenizer, self._previews, index).images[0]
             finished.value, finished.layout.display = png_of(image), None
             said.value = f"preview {index + 1} finished in {time.perf_counter() - start:.2f} s"

@@ -20,6 +20,7 @@ def guidance_curves(
     """
     fig, axes = plt.subplots(1, len(metrics), figsize=(3.7 * len(metrics), 3.2), squeeze=False)
     for axis, (metric, title) in zip(axes[0], metrics.items(), strict=True):
+        weights: list[float] = []
         for name, seeds in sweeps.items():
             weights = [row["guidance"] for row in seeds[0]]
             values = np.array([[row[metric] for row in rows] for rows in seeds])

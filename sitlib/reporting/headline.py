@@ -177,7 +177,7 @@ def tokenizer_runs(parameters: Mapping[str, Any]) -> list[tuple[str, int]] | Non
     bases = parameters.get("second_decoders", [])
     missing = [
         f"{name}, seed {seed}"
-        for name, seed in _listed(bases, parameters.get("second_decoder_seeds", []))
+        for name, seed in _listed(bases, parameters.get("second_decoder_seeds", [])) or []
         if (name, seed) not in runs
     ]
     if missing:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from sitlib.codebook_use import codebook_names
+from sitlib.quantizer import Codebook
 from sitlib.reporting.plots import colour, label
 from sitlib.tokenizer import SpectralTokenizer
 from sitlib.transformer import SequenceLayout, attend
@@ -47,6 +48,7 @@ def codebook_map(tokenizer: SpectralTokenizer, images: Tensor) -> Figure:
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
     for axis, name, codebook, part in zip(axes.flat, names, tokenizer.codebooks, parts, strict=False):
+        assert isinstance(codebook, Codebook)
         z = F.normalize(part.reshape(-1, part.shape[-1]), dim=-1)
         chosen = codebook.lookup(codebook.nearest(z))
         codes = F.normalize(codebook.weight, dim=-1)

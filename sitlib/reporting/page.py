@@ -18,6 +18,7 @@ from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
 from sitlib.paths import ROOT
+from sitlib.reporting.plots import DPI
 
 HERE = Path(__file__).parent
 STYLE = (HERE / "report.css").read_text(encoding="utf-8").strip()
@@ -25,7 +26,7 @@ SCRIPT = (HERE / "report.js").read_text(encoding="utf-8").strip()
 TEMPLATE = (HERE / "report.html.j2").read_text(encoding="utf-8")
 
 Links = Callable[[str], str]  # what a link in a source becomes on the page
-Place = Callable[[bytes], str]  # puts a PNG somewhere and returns its address on the page
+Place = Callable[[bytes], str]  # puts a PNG or SVG somewhere and returns its address on the page
 Heading = tuple[int, str, str]  # level, id, HTML of the text
 
 
@@ -59,12 +60,12 @@ def page(
         has_code: whether there is folded code to show.
     """
     ways = [f'<a href="{escape(home)}">All reports</a>' if home else "<span>Spectral Image Tokenizer</span>"]
-    for rel, text, way in (("prev", "← {}", before), ("next", "{} →", after)):
+    for rel, arrow, way in (("prev", "<span>←</span> {}", before), ("next", "{} <span>→</span>", after)):
         if way:
             number = way[1].partition(" · ")[0]
             name = f"{'Previous' if rel == 'prev' else 'Next'}: {way[1]}"
             ways.append(
-                f'<a rel="{rel}" href="{escape(way[0])}" aria-label="{escape(name)}">{escape(text.format(number))}</a>'
+                f'<a rel="{rel}" href="{escape(way[0])}" aria-label="{escape(name)}">{arrow.format(f"<i>{escape(number)}</i>")}</a>'
             )
     buttons = '<button type="button" data-code aria-pressed="false">Show code</button>' if has_code else ""
     buttons += '<button type="button" data-theme-switch hidden>Dark</button>'
@@ -119,17 +120,32 @@ def formula(source: str, display: str) -> str:
         return f"<code>{escape(source)}</code>"
 
 
-def inline(png: bytes) -> str:
-    """Address of a PNG that is its own content."""
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+def is_png(picture: bytes) -> bool:
+    """Whether a picture is a PNG; else it is an SVG."""
+    return picture.startswith(b"\x89PNG")
 
 
-def figure(png: bytes, alt: str, number: int, caption: str, place: Place = inline) -> str:
-    """An image on a light card, with a numbered caption in HTML."""
-    width, height = struct.unpack(">II", png[16:24])
+def inline(picture: bytes) -> str:
+    """Address of a PNG or SVG that is its own content."""
+    kind = "png" if is_png(picture) else "svg+xml"
+    return f"data:image/{kind};base64," + base64.b64encode(picture).decode("ascii")
+
+
+def _size(picture: bytes) -> tuple[int, int]:
+    """Width and height of a PNG or of one of our SVGs, in pixels."""
+    if is_png(picture):
+        return struct.unpack(">II", picture[16:24])
+    points = re.findall(rb'(?:width|height)="([\d.]+)pt"', picture[:2000])
+    width, height = (round(float(length) / 72 * DPI) for length in points[:2])
+    return width, height
+
+
+def figure(picture: bytes, alt: str, number: int, caption: str, place: Place = inline) -> str:
+    """A PNG or SVG on a light card, with a numbered caption in HTML."""
+    width, height = _size(picture)
     return (
         f'<figure><div class="card scroll{" wide" if width > 700 else ""}" data-label="Figure {number}, which scrolls">'
-        f'<img src="{place(png)}" width="{width}" height="{height}" alt="{escape(alt)}"></div>'
+        f'<img src="{place(picture)}" width="{width}" height="{height}" alt="{escape(alt)}"></div>'
         f"<figcaption><strong>Figure {number}.</strong> {caption}</figcaption></figure>"
     )
 
@@ -207,9 +223,11 @@ class _Exporter(HTMLExporter):
     place: Place
     figures: int
 
-    def draw(self, png: str, alt: str) -> str:
+    def draw(self, output: nbformat.NotebookNode, kind: str) -> str:
         self.figures += 1
-        return figure(base64.b64decode(png), alt, self.figures, self.captions(alt), self.place)
+        data, alt = output.data[kind], output.metadata.get(kind, {}).get("alt", "")
+        picture = base64.b64decode(data) if kind == "image/png" else data.encode()
+        return figure(picture, alt, self.figures, self.captions(alt), self.place)
 
     @pass_context
     def markdown2html(self, context, source):

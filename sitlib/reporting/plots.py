@@ -6,6 +6,7 @@ Every figure leaves through `show(fig, alt)`, which attaches a text alternative 
 import base64
 import io
 import math
+import re
 import textwrap
 import zlib
 from collections.abc import Mapping, Sequence
@@ -15,14 +16,17 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import display
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.image import AxesImage
 from matplotlib.textpath import text_to_path
 
 from sitlib.reporting.names import SEED, label
 from sitlib.reporting.tables import html_table, text_table
 
 DPI = 110
+SVG_BYTES = 150_000  # scatters of thousands of points are smaller as pixels
 PAGE_WIDTH = 1140  # px, the text column of a report: a wider figure would be shrunk by the browser
 
 # Okabe & Ito's palette: distinguishable with every common colour-vision deficiency.
@@ -71,7 +75,7 @@ def style() -> None:
             "axes.spines.right": False,
             "axes.grid": True,
             "axes.axisbelow": True,
-            "axes.prop_cycle": mpl.cycler(
+            "axes.prop_cycle": mpl.cycler(  # pyrefly: ignore[missing-attribute]
                 color=[BLUE, ORANGE, GREEN, VERMILLION, SKY, PURPLE, BLACK, YELLOW]
             ),
             "grid.color": "#DDDDDD",
@@ -104,8 +108,23 @@ def png(fig: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def svg(fig: Figure) -> str | None:
+    """`fig` as SVG that depends on nothing but the drawing; None where it shows pixels, or would be larger than is worth it."""
+    drawn = (part for axes in fig.axes for part in axes.get_children())
+    if any(isinstance(part, AxesImage | QuadMesh) for part in drawn):
+        return None
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sitlib"}):
+        fig.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    # Text stays text. Verdana, which most machines without DejaVu Sans have, is as wide.
+    text = re.sub(r"'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif", buffer.getvalue())
+    return text if len(text) <= SVG_BYTES else None
+
+
 def show(fig: Figure, alt: str) -> None:
     """Display `fig` with the text alternative `alt` (what one who cannot see it must know) and close it.
+
+    It becomes a PNG and, if lines and text are all it has, an SVG, which the report site prefers.
 
     Raises ValueError if `alt` is empty.
     """
@@ -113,8 +132,10 @@ def show(fig: Figure, alt: str) -> None:
         raise ValueError("show(fig, alt) needs a sentence that says what the figure shows.")
     alt = " ".join(alt.split())
     data = {"image/png": base64.b64encode(png(fig)).decode("ascii"), "text/plain": alt}
+    if vectors := svg(fig):
+        data["image/svg+xml"] = vectors
     plt.close(fig)  # or the inline backend draws it a second time at the end of the cell
-    display(data, raw=True, metadata={"image/png": {"alt": alt}})
+    display(data, raw=True, metadata={kind: {"alt": alt} for kind in data if kind.startswith("image/")})
 
 
 def _as_images(images: Any) -> np.ndarray:

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import nbformat
 import papermill
@@ -113,7 +113,7 @@ def defined_parameters(notebook: nbformat.NotebookNode) -> list[str]:
 def check(path: Path, parameters: Mapping[str, Any]) -> None:
     """Raise RunError unless `path` is a notebook that defines all of `parameters`."""
     try:
-        notebook = nbformat.read(path, as_version=4)
+        notebook = cast(nbformat.NotebookNode, nbformat.read(path, as_version=4))
         known = defined_parameters(notebook)
     except FileNotFoundError as error:
         raise RunError(f"There is no notebook {shown(path)}.") from error
@@ -176,7 +176,8 @@ def run(
 
 def _last_started(partial: Path) -> int:
     """Number, among the code cells, of the last one that began to run."""
-    cells = [cell for cell in nbformat.read(partial, as_version=4).cells if cell.cell_type == "code"]
+    notebook = cast(nbformat.NotebookNode, nbformat.read(partial, as_version=4))
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     return max((i for i, cell in enumerate(cells, 1) if cell.metadata.papermill.start_time), default=1)
 
 

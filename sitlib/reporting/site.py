@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nbformat
 
@@ -33,7 +33,7 @@ from sitlib.reporting.front import (
 )
 from sitlib.reporting.headline import HeadlineError, read_json, runs_of
 from sitlib.reporting.names import label
-from sitlib.reporting.page import Heading, Links, Place, markdown_document, notebook_document, page
+from sitlib.reporting.page import Heading, Links, Place, is_png, markdown_document, notebook_document, page
 from sitlib.reporting.story import Results
 
 
@@ -43,7 +43,7 @@ def find_reports(folder: Path) -> list[Report]:
     for path in sorted(folder.glob("*.ipynb")):
         notebook, _, run = path.stem.partition("-")
         try:
-            content = nbformat.read(path, as_version=4)
+            content = cast(nbformat.NotebookNode, nbformat.read(path, as_version=4))
         except UNREADABLE as error:
             raise HeadlineError(f"{path} is not a readable notebook; restore it from git.") from error
         reports.append(Report(path.stem, notebook, run, content))
@@ -55,7 +55,7 @@ def parameters_of(notebook: nbformat.NotebookNode) -> dict[str, Any]:
     for cell in notebook.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
             return {
-                statement.targets[0].id: ast.literal_eval(statement.value)
+                cast(ast.Name, statement.targets[0]).id: ast.literal_eval(statement.value)
                 for statement in ast.parse(cell.source).body
                 if isinstance(statement, ast.Assign)
             }
@@ -172,10 +172,10 @@ def build(output: Path, headline_file: Path, docs: Path) -> None:
     def links(source: Path) -> Links:
         return lambda url: relinked(url, source, pages.resolve(), places)
 
-    def place(png: bytes) -> str:
+    def place(picture: bytes) -> str:
         """A figure is kept once, however many reports show it."""
-        name = f"{FIGURES}/{sha256(png).hexdigest()[:16]}.png"
-        (pages / name).write_bytes(png)
+        name = f"{FIGURES}/{sha256(picture).hexdigest()[:16]}.{'png' if is_png(picture) else 'svg'}"
+        (pages / name).write_bytes(picture)
         return name
 
     shutil.rmtree(pages, ignore_errors=True)
@@ -205,7 +205,7 @@ def build(output: Path, headline_file: Path, docs: Path) -> None:
     more = {f"{PAGES}/{one.address}": one.title for one in made[len(reports) :]}
     more |= {f"{API}/sitlib.html": "API documentation, from the docstrings"}
     results = read_results(headline, metrics, folder, reports)
-    text = front_page(results, reports, more, lambda png: f"{PAGES}/{place(png)}")
+    text = front_page(results, reports, more, lambda picture: f"{PAGES}/{place(picture)}")
     output.write_text(text, encoding="utf-8")
 
 

@@ -17,7 +17,7 @@ from sitlib.reporting.generation_plots import throughput_bars
 from sitlib.reporting.names import label
 from sitlib.reporting.page import Place, figure, inline
 from sitlib.reporting.paper import CLASS_FID, FULL_SIZE, RECONSTRUCTION, TEXT_FID
-from sitlib.reporting.plots import colour, png, style
+from sitlib.reporting.plots import colour, png, style, svg
 
 Records = Mapping[str, Sequence[Scores]]  # variant -> metrics of its seeds
 
@@ -60,13 +60,13 @@ def against_baseline(results: Results) -> list[dict[str, Any]]:
     base, rows = results.tokenizers[BASELINE], []
     for name, row in paper.items():
         if name != BASELINE and name in results.tokenizers:
-            both = (results.tokenizers[name], base)
+            both, base_psnr = (results.tokenizers[name], base), paper[BASELINE].psnr
             rows.append(
                 {
                     "variant": name,
                     "psnr": change(*both, "psnr", "difference", images, size),
                     "lpips": change(*both, "lpips_alex", "ratio", images, size),
-                    "paper_psnr": None if row.psnr is None else row.psnr - paper[BASELINE].psnr,
+                    "paper_psnr": None if row.psnr is None or base_psnr is None else row.psnr - base_psnr,
                     "paper_lpips": row.lpips / paper[BASELINE].lpips,
                 }
             )
@@ -129,19 +129,21 @@ def reconstruction_plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def drawn(fig: Figure) -> bytes:
-    """A figure of ours as PNG; closes it."""
-    data = png(fig)
+    """A figure of ours as SVG, or as PNG if it shows pixels; closes it."""
+    vectors = svg(fig)
+    data = vectors.encode() if vectors else png(fig)
     plt.close(fig)
     return data
 
 
 def from_notebook(results: Results, stem: str, begins: str) -> tuple[bytes, str] | None:
-    """(PNG, text alternative) of the first figure of an executed notebook whose text alternative begins so."""
+    """(PNG or SVG, text alternative) of the first figure of an executed notebook whose text alternative begins so."""
     for cell in results.notebooks[stem].cells if stem in results.notebooks else []:
         for output in cell.get("outputs", []):
             alt = output.get("metadata", {}).get("image/png", {}).get("alt", "")
             if alt.startswith(begins):
-                return base64.b64decode(output.data["image/png"]), alt
+                vectors = output.data.get("image/svg+xml")
+                return vectors.encode() if vectors else base64.b64decode(output.data["image/png"]), alt
     return None
 
 
@@ -182,12 +184,13 @@ def story(
         caption = captions["index"]["what"]
         caption += _about("01_wavelet_analysis", links, "what wavelets see in an image")
         sections.append(("what", "What SIT is", text + show(results.overview, OVERVIEW_ALT, caption)))
-    if rows := against_baseline(results):
+    judged = results.judged
+    if judged is not None and (rows := against_baseline(results)):
         said = "; ".join(
             f"{label(row['variant'])} {row['psnr'][0]:+.2f} dB PSNR and {row['lpips'][0]:.2f} times the LPIPS"
             for row in rows
         )
-        tokens = f"Measured on held-out photographs at {results.judged[1]} px against ViT-VQGAN: {said}."
+        tokens = f"Measured on held-out photographs at {judged[1]} px against ViT-VQGAN: {said}."
         alt = f"Change of PSNR and ratio of LPIPS against ViT-VQGAN, here and in the paper. {said}."
         caption = captions["index"]["reconstruction"]
         body = f"<p>{tokens} Move the line below to see it.</p>"
@@ -231,8 +234,9 @@ def _spoken(name: str) -> str:
 
 
 def _applications(results: Results, reused, more: str) -> str:
-    said = []
-    for name, shares in results.applications.get("upsampling", {}).items():
+    said, applications = [], results.applications
+    assert applications is not None
+    for name, shares in applications.get("upsampling", {}).items():
         share = next(iter(shares))
         ways = shares[share]
         told = next((way for way in ways if way.startswith("told, temperature 1")), None)
@@ -247,18 +251,20 @@ def _applications(results: Results, reused, more: str) -> str:
     if said:
         parts.append(f" Upsampling: {'; '.join(said)}. Such details are plausible, not right.")
     parts += ["</p>", reused("05a_applications", "AR-SIT-SC-5: images of 8 px", more)]
-    if kept := results.applications.get("editing", {}).get("kept"):
+    if kept := applications.get("editing", {}).get("kept"):
         none, one = kept["0"]["r_precision_new"]["value"], kept["1"]["r_precision_new"]["value"]
         parts.append(
             "<p>Editing keeps the codes of the coarse scales to the bit and draws the rest for another caption. The new caption is "
             f"recognised in {none:.1f} % of the images when nothing is kept and in {one:.1f} % when one scale is "
-            f"(chance: {100 / results.applications['editing']['candidates']:.0f} %).</p>"
+            f"(chance: {100 / applications['editing']['candidates']:.0f} %).</p>"
         )
     return "".join([*parts, reused("05a_applications", "Six emoji in rows", more)])
 
 
 def _cost(results: Results, show, links: Mapping[str, str], captions: Mapping[str, Mapping[str, str]]) -> str:
-    rows = [row for row in results.throughput["rows"] if row["geometry"] == "profile"]
+    throughput = results.throughput
+    assert throughput is not None
+    rows = [row for row in throughput["rows"] if row["geometry"] == "profile"]
     ours, base = rows[0]["images_per_second"]
     speeds = ", ".join(f"{row['ratio']:.2f} at {row['size']} px" for row in rows)
     text = (
@@ -278,4 +284,4 @@ def _cost(results: Results, show, links: Mapping[str, str], captions: Mapping[st
     alt = f"Images a second of {label(ours)} and {label(base)} at every size, in this profile's and in the paper's geometry: {speeds}."
     caption = captions["index"]["cost"]
     caption += _about("03c_sampling_speed", links, "how fast images are sampled")
-    return f"{text}</p>" + show(drawn(throughput_bars(results.throughput["rows"])), alt, caption)
+    return f"{text}</p>" + show(drawn(throughput_bars(throughput["rows"])), alt, caption)

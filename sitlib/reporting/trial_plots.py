@@ -54,8 +54,10 @@ def trials_plane(trials: Sequence[Mapping[str, str]]) -> Figure:
             ]
             if points:
                 text = f"{label(variant)}, {'as it is' if is_default else 'one change'}"
+                lpips, psnr = zip(*points, strict=True)
                 axis.scatter(
-                    *zip(*points, strict=True),
+                    lpips,
+                    psnr,
                     size,
                     color=colour(variant),
                     marker=marker,

@@ -38,9 +38,11 @@ def bands(images: Mapping[str, Tensor], wavelet: str = "haar") -> Figure:
         row[1].imshow(picture(approximation))
         grey = details.unflatten(1, (3, -1)).mean(dim=2)[0].numpy()  # [3 bands, h, w]
         limit = np.quantile(np.abs(grey), 0.995)
-        for axis, band in zip(row[2:], grey, strict=True):
-            shown = axis.imshow(band, cmap=SIGNED, vmin=-limit, vmax=limit)
-        fig.colorbar(shown, ax=row[-1], label="coefficient", fraction=0.046)
+        shown = [
+            axis.imshow(band, cmap=SIGNED, vmin=-limit, vmax=limit)
+            for axis, band in zip(row[2:], grey, strict=True)
+        ]
+        fig.colorbar(shown[-1], ax=row[-1], label="coefficient", fraction=0.046)
         row[0].set_ylabel(name)
     for axis, title in zip(axes[0], ("image", "LL: half the size", *BANDS), strict=True):
         axis.set_title(title, fontsize=8)
