@@ -22,12 +22,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, in
 
 import torch
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, logging
 
 from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig
 from sitlib.config import AutoregressiveConfig, SamplingConfig
 from sitlib.sampling import draw, filtered_probabilities, generate
 from sitlib.transformer import SequenceLayout
+
+try:
+    from transformers import GPT2Config, GPT2LMHeadModel, logging
+except ImportError:
+    raise SystemExit(
+        "Hugging Face transformers is what this compares with: pip install -e '.[peers]'"
+    ) from None
 
 OURS, STATIC, DYNAMIC, UNCACHED = (
     "sitlib",

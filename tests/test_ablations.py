@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -123,24 +124,56 @@ def test_claims_without_rows_say_so():
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A DVC project with three stages, one of which fails."""
+    """A DVC project with two chains of stages, one of which fails, and a stage that wants to be alone."""
+
+    def stage(command, out, *needs):
+        listed = {"deps": list(needs)} if needs else {}
+        return {"cmd": command, **listed, "outs": [{out: {"cache": False}}]}
+
     stages = {
-        "good": {"cmd": "echo good > good.txt", "outs": [{"good.txt": {"cache": False}}]},
-        "bad": {"cmd": "echo so much for that >&2; exit 3", "outs": [{"bad.txt": {"cache": False}}]},
-        "last": {"cmd": "echo $OMP_NUM_THREADS > last.txt", "outs": [{"last.txt": {"cache": False}}]},
+        "sum": stage("cat good.txt > sum.txt", "sum.txt", "good.txt"),
+        "good": stage("echo good > good.txt", "good.txt"),
+        "bad": stage("echo so much for that >&2; exit 3", "bad.txt"),
+        "after": stage("cp bad.txt after.txt", "after.txt", "bad.txt"),
+        "speed": stage("echo $OMP_NUM_THREADS > speed.txt", "speed.txt", "good.txt"),
+        "report": stage("cat sum.txt speed.txt > report.txt", "report.txt", "sum.txt", "speed.txt"),
     }
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
     for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
         subprocess.run(command, cwd=tmp_path, check=True)
     monkeypatch.setattr(grid, "ROOT", tmp_path)
     monkeypatch.setattr(grid, "resolve", lambda path: tmp_path / path)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     return tmp_path
 
 
 def test_a_grid_runs_what_waits_tells_what_failed_and_does_nothing_twice(project, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["grid", "dvc.yaml", "--jobs", "2", "--alone", "last"])
-    with pytest.raises(ValueError, match="1 of 3 stages failed"):
+    monkeypatch.setattr(sys, "argv", ["grid", "dvc.yaml", "--jobs", "2", "--alone", "speed"])
+    with pytest.raises(ValueError, match="1 of 6 stages failed, 1 that need them were not run"):
         grid.main()
     assert "so much for that" in (project / "scratch/logs/bad.log").read_text()
-    assert (project / "good.txt").read_text() == "good\n" and (project / "last.txt").exists()
-    assert grid.waiting_stages("dvc.yaml") == ["bad"]
+    assert (project / "report.txt").read_text() == "good\n\n"  # alone, with as many threads as it likes
+    assert grid.waiting_stages("dvc.yaml") == ["bad", "after"]
+
+
+def test_stages_start_after_what_they_need_and_not_beside_one_that_is_alone(monkeypatch):
+    needed = {"a": set(), "b": {"a"}, "c": {"a", "else"}, "d": {"b", "c"}, "x.yaml:speed": {"b"}, "e": set()}
+    began, running, at_once = [], set(), []
+
+    def run_stage(stage, threads):
+        began.append((stage, threads))
+        running.add(stage)
+        at_once.append(set(running))
+        time.sleep(0.05)
+        running.discard(stage)
+        return True, None
+
+    monkeypatch.setattr(grid, "run_stage", run_stage)
+    assert grid.run_stages(needed, needed, jobs=2, alone=["speed"]) == ([], [])
+    order = [stage for stage, _ in began]
+    assert sorted(order) == sorted(needed) and order[-1] == "x.yaml:speed"
+    assert all(
+        order.index(before) < order.index(stage) for stage in needed for before in needed[stage] - {"else"}
+    )
+    assert max(map(len, at_once)) == 2 and at_once[-1] == {"x.yaml:speed"}
+    assert [threads for _, threads in began] == [1] * 5 + [None]

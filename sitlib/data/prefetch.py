@@ -6,6 +6,7 @@ from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import TypeVar
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 Value = TypeVar("Value")
@@ -65,6 +66,7 @@ def _in_processes(
         num_workers=workers,
         prefetch_factor=depth,
         collate_fn=_as_it_is,  # the default makes lists of tuples
+        generator=torch.Generator(),  # or it would draw a number from the one that training draws from
         multiprocessing_context="fork",  # `fn` and what it refers to need not be picklable
     )
     for step, value, error in loader:

@@ -1,16 +1,19 @@
-"""Runs the stages of a DVC file that are not up to date, several side by side: `python -m sitlib.experiments.grid ablations/dvc.yaml`.
+"""Runs the stages of a DVC file that are not up to date, several side by side: `python -m sitlib.experiments.grid dvc.yaml`.
 
 DVC itself runs one stage after the other; small trainings are faster as several processes of one thread each. Every stage is still a
-`dvc repro` of its own, so what is finished stays finished: after an interruption the same command goes on with the rest.
+`dvc repro` of its own, and starts when those that it depends on are done. So what is finished stays finished: after an interruption the
+same command goes on with the rest.
 """
 
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from tqdm import tqdm
@@ -24,25 +27,42 @@ BUSY = (
     "is busy, it is being blocked by",
 )  # another DVC command is at work for a moment
 WAIT_SECONDS, ATTEMPTS = 5, 200
+EDGE = re.compile(r'"([^"]+)" -> "([^"]+)";')
 
 
-def waiting_stages(file: str) -> list[str]:
-    """Names of the stages in a DVC file whose dependencies, parameters or results have changed, in the order of the file.
+def needed_by_stage(file: str) -> dict[str, set[str]]:
+    """Every stage of a DVC file, in the order of the file, with those of the file that it depends on.
 
     Raises:
         ValueError: DVC cannot read the file.
     """
-    status, names = _dvc("status", "--json", file), _dvc("stage", "list", "--name-only", file)
-    for answer in (status, names):
-        if answer.returncode:
-            raise ValueError(f"DVC cannot read {file}: {answer.stderr.strip() or answer.stdout.strip()}")
-    changed, listed = json.loads(status.stdout or "{}"), names.stdout.split()
-    return [stage for stage in listed if stage in changed]
+    listed = _answer(file, "stage", "list", "--name-only").split()
+    needed: dict[str, set[str]] = {stage: set() for stage in listed}
+    for before, after in EDGE.findall(_answer(file, "dag", "--dot")):
+        if before in needed and after in needed:
+            needed[after].add(before)
+    return needed
+
+
+def waiting_stages(file: str) -> list[str]:
+    """Names of the stages in a DVC file that have changed in dependencies, parameters or results, or come after such, in its order.
+
+    Raises:
+        ValueError: DVC cannot read the file.
+    """
+    changed = set(json.loads(_answer(file, "status", "--json") or "{}"))
+    needed = needed_by_stage(file)
+    waiting: set[str] = set()
+    more = changed & needed.keys()
+    while more:
+        waiting |= more
+        more = {stage for stage, before in needed.items() if before & waiting} - waiting
+    return [stage for stage in needed if stage in waiting]
 
 
 def run_stage(stage: str, threads: int | None = 1) -> tuple[bool, Path]:
     """Runs one stage, with as many threads as PyTorch likes if `threads` is None; whether it succeeded, and the file of its output."""
-    log = resolve(LOGS) / f"{stage.split('@')[-1].replace('/', '-')}.log"
+    log = resolve(LOGS) / f"{stage.split(':')[-1].replace('/', '-')}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(ATTEMPTS):
         limit = {"OMP_NUM_THREADS": str(threads)} if threads else {}
@@ -54,11 +74,58 @@ def run_stage(stage: str, threads: int | None = 1) -> tuple[bool, Path]:
     return result.returncode == 0, log
 
 
-def _succeeded(stage: str, succeeded: bool, log: Path) -> bool:
-    if not succeeded:
-        last = log.read_text().strip().splitlines()[-3:]
-        tqdm.write(f"{stage} failed; {log.relative_to(ROOT)} ends with:\n  " + "\n  ".join(last))
-    return succeeded
+def run_stages(
+    stages: Iterable[str], needed: Mapping[str, set[str]], jobs: int, alone: Iterable[str] = ()
+) -> tuple[list[str], list[str]]:
+    """Runs stages side by side, each after those that it needs.
+
+    Args:
+        needed: for every stage those that it depends on; what is not among `stages` is taken for done.
+        jobs: most of them at a time, with one thread each.
+        alone: names without file of those that run with nothing beside them and all threads, as late as others permit.
+
+    Returns:
+        Those that failed, and those that were not run because of it.
+    """
+    left = dict.fromkeys(stages)
+    failed: list[str] = []
+    running: dict[Future, str] = {}
+
+    def is_alone(stage: str) -> bool:
+        return stage.split(":")[-1] in alone
+
+    with (
+        ThreadPoolExecutor(jobs) as pool,
+        tqdm(desc="stages", total=len(left), unit="stage", ncols=110) as bar,
+    ):
+        while True:
+            open_stages = {*left, *running.values(), *failed}
+            ready = [stage for stage in left if not needed[stage] & open_stages]
+            side_by_side = [stage for stage in ready if not is_alone(stage)][: jobs - len(running)]
+            if any(map(is_alone, running.values())):
+                side_by_side = []
+            if not side_by_side and not running and ready:
+                side_by_side = ready[:1]  # one that wants to be alone
+            for stage in side_by_side:
+                del left[stage]
+                running[pool.submit(run_stage, stage, None if is_alone(stage) else 1)] = stage
+            if not running:
+                return failed, list(left)
+            bar.set_postfix_str(", ".join(stage.split(":")[-1] for stage in running.values()))
+            for job in wait(running, return_when=FIRST_COMPLETED).done:
+                stage, (succeeded, log) = running.pop(job), job.result()
+                bar.update()
+                if not succeeded:
+                    failed.append(stage)
+                    last = log.read_text().strip().splitlines()[-3:]
+                    tqdm.write(f"{stage} failed; {log.relative_to(ROOT)} ends with:\n  " + "\n  ".join(last))
+
+
+def _answer(file: str, *arguments: str) -> str:
+    result = _dvc(*arguments, file)
+    if result.returncode:
+        raise ValueError(f"DVC cannot read {file}: {result.stderr.strip() or result.stdout.strip()}")
+    return result.stdout
 
 
 def _dvc(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -74,25 +141,14 @@ def _dvc(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m sitlib.experiments.grid", description=__doc__)
     parser.add_argument("file", help="DVC file with the stages")
-    parser.add_argument(
-        "--alone", nargs="*", default=[], help="stages that run last, with nothing beside them"
-    )
+    parser.add_argument("--alone", nargs="*", default=[], help="stages that run with nothing beside them")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="stages at a time, one thread each")
     arguments = parser.parse_args()
     stages = waiting_stages(arguments.file)
-    alone = [stage for stage in stages if stage.split(":")[-1] in arguments.alone]
-    failed: list[str] = []
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        jobs = {pool.submit(run_stage, stage): stage for stage in stages if stage not in alone}
-        for job in tqdm(as_completed(jobs), "stages", total=len(jobs), unit="stage", ncols=110):
-            if not _succeeded(jobs[job], *job.result()):
-                failed.append(jobs[job])
-    for stage in alone:
-        print(f"{stage}, with nothing beside it", flush=True)
-        if not _succeeded(stage, *run_stage(stage, threads=None)):
-            failed.append(stage)
+    failed, skipped = run_stages(stages, needed_by_stage(arguments.file), arguments.jobs, arguments.alone)
     if failed:
-        raise ValueError(f"{len(failed)} of {len(stages)} stages failed; the others are done.")
+        later = f", {len(skipped)} that need them were not run" if skipped else ""
+        raise ValueError(f"{len(failed)} of {len(stages)} stages failed{later}; the others are done.")
 
 
 if __name__ == "__main__":
