@@ -18,7 +18,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 unexport PYTHONPATH PYTHONHOME
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 16
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 18
 
 repro: .venv/installed ## run every stage of the pipeline that is not up to date, then see reports/index.html
 	python -m dvc repro
@@ -51,6 +51,7 @@ clean: ## remove the environment, models, codes and intermediate files (results 
 
 .venv/installed: pyproject.toml
 	@set -eu; \
+	if [ -L .venv ]; then echo ".venv is a link, perhaps to another checkout's, which an installation would redirect here: remove the link." >&2; exit 1; fi; \
 	suitable() { "$$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }; \
 	if ! suitable .venv/bin/python; then \
 	  chosen="$(PYTHON)"; \

@@ -150,7 +150,8 @@ def test_more_squares_than_a_batch_holds_are_put_together_again(monkeypatch):
 
 def test_the_table_of_reconstructions_and_the_images_side_by_side(photos, capsys):
     assert main(["reconstruct", "photos/a.png", "--scales", "2,5", "--compare"]) == 0
-    header, small, large = capsys.readouterr().out.splitlines()
+    header, small, large, beside = capsys.readouterr().out.splitlines()
+    assert beside == "side by side: reconstructed/a-compare.png"
     assert header.split() == ["size", "scales", "codes", "bits/px", "PSNR,", "dB", "file"]
     size, scales, codes, bits, psnr, file = large.split()
     assert (size, scales, codes, file) == ("150x70", "5", "480", "reconstructed/a-scales5.png")

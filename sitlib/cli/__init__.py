@@ -33,7 +33,7 @@ SUBCOMMANDS = (
 
 DESCRIPTION = """\
 Spectral Image Tokenizer: photographs as codes from coarse to fine, and new images drawn code by code.
-The trained models are those of the pipeline (make repro) unless others are named."""
+The trained models are those of the pipeline (make repro; make tokenizer for the first one alone) unless others are named."""
 EXAMPLES = """\
 examples:
   sit reconstruct photo.jpg --compare           what is left of a photograph, beside it

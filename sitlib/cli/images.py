@@ -144,6 +144,7 @@ def reconstruct(options: argparse.Namespace) -> int:
             shown.append(found)
         if options.compare:
             files.write_image(job.variant("compare"), _side_by_side(shown))
+            lines.append(f"side by side: {job.variant('compare')}")
         return lines
 
     return files.do_all(jobs, do, _row("size", "scales", "codes", "bits/px", *measures, "file"))

@@ -20,7 +20,11 @@ def add_describe(commands: Any) -> None:
     parser.add_argument(
         "variants", nargs="*", help="some of its tokenizers and autoregressive models (default: all)"
     )
-    parser.add_argument("--gpu", default="H100", help="a GPU by name (default: %(default)s)")
+    parser.add_argument(
+        "--gpu",
+        default="H100",
+        help="a GPU by name, such as A100 (an unknown one lists all; default: %(default)s)",
+    )
     parser.add_argument(
         "--utilisation",
         type=float,
@@ -30,6 +34,9 @@ def add_describe(commands: Any) -> None:
 
 
 def _describe(options: argparse.Namespace) -> int:
+    import sys
+
+    print("Counting what models would need, up to some minutes ...", file=sys.stderr, flush=True)
     from sitlib.describe import describe
 
     describe(options.profile, options.variants or None, gpu=options.gpu, utilisation=options.utilisation)
