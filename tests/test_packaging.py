@@ -183,3 +183,8 @@ def test_dvc_sees_no_cache_folders():
     hidden = ["sitlib/__pycache__/a.pyc", "notebooks/.ipynb_checkpoints/a.ipynb", ".ckpt/a", ".venv/a"]
     seen = ["sitlib/wavelets.py", "notebooks/01_x.ipynb", "models/a", "build/notebooks/a.ipynb"]
     assert ignored([sys.executable, "-m", "dvc", "check-ignore"], hidden + seen) == set(hidden)
+
+
+def test_no_page_of_the_project_has_a_gap_left_to_fill():
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        assert not re.findall(r"@[A-Z]+@|TODO|FIXME", path.read_text()), path.name

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from sitlib.config import Ablations, Profile, digest, load_ablations
+from sitlib.estimates import flops
 from sitlib.experiments.codes import load_codes
 from sitlib.experiments.effects import finished_seeds, mean
 from sitlib.experiments.generation_evaluation import (
@@ -86,13 +86,12 @@ def run_row(ablations: Ablations, name: str, generates: bool = True) -> dict[str
 
 
 def cost(tokenizer: SpectralTokenizer) -> dict[str, int]:
-    """`parameters`, and `flops_per_image`: floating-point operations of encoding and decoding one image, as torch counts them."""
+    """`parameters`, and `flops_per_image`: operations of encoding and decoding one image in products, convolutions and attention."""
     size = tokenizer.config.size
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        tokenizer(torch.rand(1, 3, size, size))
+    with torch.no_grad():
+        operations = flops(lambda: tokenizer(torch.rand(1, 3, size, size)))
     parameters = sum(parameter.numel() for parameter in tokenizer.parameters())
-    return {"parameters": parameters, "flops_per_image": counter.get_total_flops()}
+    return {"parameters": parameters, "flops_per_image": operations}
 
 
 def gradient_statistics(norms: list[float]) -> dict[str, float]:

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig
 from sitlib.config import Profile, TokenizerConfig, load_profile
+from sitlib.estimates import flops
 from sitlib.experiments.runs import command
 from sitlib.experiments.throughput import peak_mb
 from sitlib.results import write_metrics
@@ -53,7 +53,7 @@ def measured(profile: Profile, variant: str, size: int, batch_size: int = 1) -> 
     """Costs at one size, in this process.
 
     Returns:
-        `tokens`, `parameters`; `flops`: of encoding and decoding an image, as torch counts them; `encode`, `decode`, `train`: seconds
+        `tokens`, `parameters`; `flops`: operations of encoding and decoding an image; `encode`, `decode`, `train`: seconds
         an image (`train`: forward, L2 loss and backward, without LPIPS, which costs the same for every model); `sample`:
         seconds to draw an image's codes with a cache and guidance, by the profile's class-conditional shape (None beyond
         LONGEST_SAMPLED tokens); `memory_mb`: what the training step adds to the peak of this process.
@@ -70,9 +70,8 @@ def measured(profile: Profile, variant: str, size: int, batch_size: int = 1) -> 
     before = peak_mb()
     train()  # before anything else, so that nothing else has made the peak
     memory = peak_mb() - before
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        tokenizer(images[:1])
+    with torch.no_grad():
+        operations = flops(lambda: tokenizer(images[:1]))
     codes = tokenizer.encode(images)
     sampled = tokens <= LONGEST_SAMPLED and batch_size == 1
     return {
@@ -81,7 +80,7 @@ def measured(profile: Profile, variant: str, size: int, batch_size: int = 1) -> 
         "batch_size": batch_size,
         "tokens": tokens,
         "parameters": sum(p.numel() for p in tokenizer.parameters()),
-        "flops": counter.get_total_flops(),
+        "flops": operations,
         "encode": _seconds(lambda: tokenizer.encode(images)) / batch_size,
         "decode": _seconds(lambda: tokenizer.decode(codes)) / batch_size,
         "train": _seconds(train) / batch_size,

@@ -15,7 +15,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from sitlib.autoregressive import AutoregressiveModel
 from sitlib.config import (
@@ -30,6 +29,7 @@ from sitlib.config import (
 from sitlib.config.strict import known
 from sitlib.diffusion import DiffusionModel, FlowConfig
 from sitlib.engine import Part
+from sitlib.estimates import flops
 from sitlib.experiments.codes import Codes, load_codes
 from sitlib.experiments.generation_evaluation import (
     decoded,
@@ -85,7 +85,8 @@ def run_rung(profile: Profile, rung: Rung, name: str, seed: int = 0) -> dict[str
         loss = held_out_velocity_error(found.model, codes, tokenizer)
         vectors = tokenizer.code_vectors(codes.held_out[:1]).detach()
         forward = partial(found.model, vectors, torch.zeros(1), codes.held_out_labels[:1])
-    flops = _flops(forward)
+    with torch.no_grad():
+        operations = flops(forward)
     began = time.perf_counter()
     images = decoded(tokenizer, _samples(found.model, profile, rung, tokenizer))
     sampling_seconds = time.perf_counter() - began
@@ -95,8 +96,8 @@ def run_rung(profile: Profile, rung: Rung, name: str, seed: int = 0) -> dict[str
         "run": run,
         "parameters": sum(p.numel() for p in found.model.parameters()),
         "block_parameters": sum(p.numel() for p in found.model.transformer.parameters()),
-        "training_flops": 3 * flops * rung.steps * rung.batch_size,
-        "sampling_flops": passes * flops,
+        "training_flops": 3 * operations * rung.steps * rung.batch_size,
+        "sampling_flops": passes * operations,
         "held_out_loss": loss,
         "seconds": found.curve["seconds"][-1],
         "sampling_seconds": sampling_seconds,
@@ -176,14 +177,6 @@ def _samples(
     labels = sampled_labels(profile, settings.samples)
     vectors = model.draw(labels, steps=rung.sampling_steps, guidance=sampling.guidance, seed=sampling.seed)
     return tokenizer.quantize(vectors).codes
-
-
-def _flops(forward) -> int:
-    """Floating-point operations of a call, as torch counts them."""
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        forward()
-    return counter.get_total_flops()
 
 
 def main() -> None:
