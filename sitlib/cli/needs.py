@@ -1,6 +1,7 @@
 """`sit describe`: what a profile asks of a machine."""
 
 import argparse
+import sys
 from typing import Any
 
 from sitlib.cli.options import add_command
@@ -34,8 +35,6 @@ def add_describe(commands: Any) -> None:
 
 
 def _describe(options: argparse.Namespace) -> int:
-    import sys
-
     print("Counting what models would need, up to some minutes ...", file=sys.stderr, flush=True)
     from sitlib.describe import describe
 

@@ -66,9 +66,15 @@ def run_stage(stage: str, threads: int | None = 1) -> tuple[bool, Path]:
     log.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(ATTEMPTS):
         limit = {"OMP_NUM_THREADS": str(threads)} if threads else {}
-        result = _dvc("repro", "--single-item", stage, **limit)
-        log.write_text(result.stdout + result.stderr)
-        if result.returncode == 0 or not any(sign in result.stderr for sign in BUSY):
+        with open(log, "w") as output:  # no pipe: a stage ends well even if this process is killed
+            result = subprocess.run(
+                [sys.executable, "-m", "dvc", "repro", "--single-item", stage],
+                cwd=ROOT,
+                env={**os.environ, **limit},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        if result.returncode == 0 or not any(sign in log.read_text() for sign in BUSY):
             break
         time.sleep(WAIT_SECONDS)
     return result.returncode == 0, log
@@ -128,11 +134,10 @@ def _answer(file: str, *arguments: str) -> str:
     return result.stdout
 
 
-def _dvc(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+def _dvc(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "dvc", *arguments],
         cwd=ROOT,
-        env={**os.environ, **environment},
         capture_output=True,
         text=True,
     )
