@@ -422,7 +422,7 @@ def test_the_text_conditional_model_of_the_paper_has_parti_350ms_blocks():
     353M, so the nominal size holds to 1% for the blocks and to 16% with all embeddings and heads. The text vocabulary that is trained here
     is smaller than the paper's 16,000: the embeddings that it lacks are added by hand."""
     tokenizer = TextTokenizer.train(CAPTIONS, 300, 128)
-    model, width = paper_model("ar_coco_sit4_scd", [], tokenizer.to_json()), 1024
+    model, width = paper_model("ar_captioned_sit4_scd", [], tokenizer.to_json()), 1024
     encoder = block_parameters(12, width, 4 * width)
     decoder = block_parameters(12, width, 4 * width, cross=True)
     assert count(model.text_encoder.transformer) == encoder and count(model.transformer) == decoder
@@ -431,6 +431,6 @@ def test_the_text_conditional_model_of_the_paper_has_parti_350ms_blocks():
     others = (1 + SCALES + PLACES) * width  # the learned start, scales, places
     assert count(model) == encoder + decoder + vocabularies + words + others
     whole = count(model) + (16_000 - tokenizer.vocabulary) * width
-    print(f"\nar_coco_sit4_scd: {whole:,} parameters, {encoder + decoder:,} of them in blocks")
+    print(f"\nar_captioned_sit4_scd: {whole:,} parameters, {encoder + decoder:,} of them in blocks")
     assert encoder + decoder == pytest.approx(350e6, rel=0.01)
     assert whole == pytest.approx(350e6, rel=0.16)

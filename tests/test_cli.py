@@ -27,7 +27,7 @@ from sitlib.sampling import generate
 from sitlib.squares import pad, unpad
 from sitlib.tokenizer import SpectralTokenizer
 
-GENERATORS = {"ar_sit5_sc": ("class", "sit5_sc"), "ar_emoji_sit4_sc": ("text", "emoji_sit4_sc")}
+GENERATORS = {"ar_sit5_sc": ("class", "sit5_sc"), "ar_captioned_sit4_sc": ("text", "captioned_sit4_sc")}
 
 
 def retold(kind, variant):
@@ -43,7 +43,7 @@ def retold(kind, variant):
 def root(tmp_path_factory):
     """A project with tiny untrained models in place of the pipeline's."""
     root = tmp_path_factory.mktemp("project")
-    for variant in ("sit5_sc", "sit4", "emoji_sit4_sc"):
+    for variant in ("sit5_sc", "sit4", "captioned_sit4_sc"):
         name = f"tokenizer/{variant}-seed0"
         tokenizer_of(variant).save(root / f"models/{name}/model.safetensors", name=name, run=variant)
     for name, (kind, variant) in GENERATORS.items():
@@ -402,7 +402,7 @@ def test_samples_are_those_of_generate(home, told, monkeypatch):
     assert main(["sample", option, value, "--count", "3", "--grid", *given]) == 0
     names = [f"samples/{stem}-seed3-{index}.png" for index in range(3)]
     assert files_below("samples") == [Path(name).name for name in names] + [f"{stem}-seed3-grid.png"]
-    variant = "sit5_sc" if kind == "class" else "emoji_sit4_sc"
+    variant = "sit5_sc" if kind == "class" else "captioned_sit4_sc"
     profile = load_profile("smoke")
     base = (profile.autoregressive if kind == "class" else profile.text).sampling
     sampling = replace(base, seed=3, guidance=2.5, temperature=0.8, top_p=0.9)
@@ -426,7 +426,7 @@ def test_previews_have_the_size_of_their_scales(home):
 
 def test_prompts_that_a_model_does_not_take_are_refused(home, capsys):
     refused(capsys, 1, "it knows mountain, water, city (did you mean 'water'?)", "sample", "--class", "watr")
-    refused(capsys, 1, "is told texts, not classes", "sample", "--class", "x", "--model", "ar_emoji_sit4_sc")
+    refused(capsys, 1, "is told texts, not classes", "sample", "--class", "x", "--model", "ar_captioned_sit4_sc")
     refused(capsys, 1, "is told classes, not texts", "sample", "--text", "a cat", "--model", "ar_sit5_sc")
     refused(capsys, 1, "is empty", "sample", "--text", " ")
     refused(
@@ -550,7 +550,7 @@ def test_every_subcommand_has_examples_that_its_parser_takes(home, capsys):
     )
     assert (
         f"(default: {both})" in shown
-        and "(default: ar_sit5_sc for classes, ar_emoji_sit4_sc for texts)" in shown
+        and "(default: ar_sit5_sc for classes, ar_captioned_sit4_sc for texts)" in shown
     )
 
 

@@ -177,7 +177,7 @@ def smoke(monkeypatch, tmp_path):
 
 class TestExtraction:
     @pytest.mark.parametrize(
-        ("variant", "shard_bytes", "workers"), [("ar_sit5_sc", 1, 0), ("ar_emoji_vit_vqgan", 2**20, 2)]
+        ("variant", "shard_bytes", "workers"), [("ar_sit5_sc", 1, 0), ("ar_captioned_vit_vqgan", 2**20, 2)]
     )
     def test_codes_are_those_of_one_loop(self, smoke, tmp_path, monkeypatch, variant, shard_bytes, workers):
         monkeypatch.setattr(code_shards, "SHARD_BYTES", shard_bytes)

@@ -153,16 +153,16 @@ def change(path, value):
         ("tokenizer.variants.vit_vqgan.num_codebooks", 4, "or 1 (one for every scale), it is 4"),
         ("tokenizer.common.num_codebooks", 0, "it is 0"),
         # a tokenizer variant's own data
-        ("tokenizer.variants.emoji_sit4_sc.data", {"sorce": "data/emoji"}, "did you mean 'source'"),
+        ("tokenizer.variants.captioned_sit4_sc.data", {"sorce": "data/emoji"}, "did you mean 'source'"),
         (
-            "tokenizer.variants.emoji_sit4_sc.data",
+            "tokenizer.variants.captioned_sit4_sc.data",
             "data/emoji",
             "lists the keys in which the variant differs",
         ),
-        ("tokenizer.variants.emoji_sit4_sc.data", {"min_crop": 0.0}, "min_crop is a fraction in (0, 1]"),
-        ("tokenizer.variants.emoji_sit4_sc.data", {"flip": "no"}, "valid boolean"),
+        ("tokenizer.variants.captioned_sit4_sc.data", {"min_crop": 0.0}, "min_crop is a fraction in (0, 1]"),
+        ("tokenizer.variants.captioned_sit4_sc.data", {"flip": "no"}, "valid boolean"),
         (
-            "tokenizer.variants.emoji_sit4_sc.data",
+            "tokenizer.variants.captioned_sit4_sc.data",
             {"normalisation_views": 1},
             "raise data.normalisation_views or lower num_codes",
         ),
@@ -189,11 +189,11 @@ def change(path, value):
         ("autoregressive.variants.ar_sit4.optimiser", 10, "lists the keys in which the variant differs"),
         ("autoregressive.variants.ar_sit4.optimiser", {"steps": 10}, "must lie in 0 ... steps = 10"),
         ("autoregressive.variants.ar_sit4.optimiser", {"learning_rate": "1e-3"}, "write 1.0e-3"),
-        ("text.variants.ar_emoji_sit4_sc.optimiser", {"beta1": 1.0}, "beta1 must lie in [0, 1)"),
-        ("text.variants.ar_emoji_sit4_sc.optimiser", None, "differs, it is None"),
+        ("text.variants.ar_captioned_sit4_sc.optimiser", {"beta1": 1.0}, "beta1 must lie in [0, 1)"),
+        ("text.variants.ar_captioned_sit4_sc.optimiser", None, "differs, it is None"),
         # texts, and no texts
-        ("text.common.text", None, "text.ar_emoji_vit_vqgan: `text` describes a text encoder, which a model"),
-        ("text.variants.ar_emoji_sit4_sc.text", None, "which a model of the section text needs"),
+        ("text.common.text", None, "text.ar_captioned_vit_vqgan: `text` describes a text encoder, which a model"),
+        ("text.variants.ar_captioned_sit4_sc.text", None, "which a model of the section text needs"),
         (
             "autoregressive.variants.ar_sit4.text",
             {"layers": 1, "vocabulary": 512, "max_tokens": 48},
@@ -204,12 +204,12 @@ def change(path, value):
         ("text.common.text.vocabulary", 299, "vocabulary must be at least 300"),
         ("text.common.text.max_tokens", 1, "max_tokens must be at least 2"),
         ("text.common.tokens", 1, "tokens is not a known key"),
-        ("text.variants.ar_emoji_sit4_sc.tokenizer", "emoji_sit4", "did you mean 'emoji_sit4_sc'"),
+        ("text.variants.ar_captioned_sit4_sc.tokenizer", "captioned_sit4", "did you mean 'captioned_sit4_sc'"),
         ("text.variants.ar_sit4", {}, "autoregressive.variants and text.variants both have ar_sit4"),
         (
-            "autoregressive.variants.ar_emoji_sit4_sc",
+            "autoregressive.variants.ar_captioned_sit4_sc",
             {},
-            "autoregressive.variants and text.variants both have ar_emoji_sit4_sc",
+            "autoregressive.variants and text.variants both have ar_captioned_sit4_sc",
         ),
         ("text", KeyError, "text is missing"),
         ("text.captions.per_image", 0, "per_image must be at least 1"),
@@ -267,7 +267,7 @@ def test_wrong_values_are_refused_with_a_sentence(path, value, sentence):
         ("text.evaluation.seed", -1),
         ("text.dual_encoder.width", 0),
         # Without effect, because the variant's own size counts.
-        ("tokenizer.variants.emoji_sit4_sc.data", {"size": 32}),
+        ("tokenizer.variants.captioned_sit4_sc.data", {"size": 32}),
     ],
 )
 def test_what_can_only_fail_later_is_refused_at_once(path, value):
@@ -354,7 +354,7 @@ def test_scales_share_codebooks_or_have_their_own(count):
 
 def test_a_tokenizer_variant_may_have_images_of_its_own():
     profile = load_profile("quick")
-    own, usual = profile.tokenizer_data("emoji_sit4_sc"), profile.tokenizer_data("sit4")
+    own, usual = profile.tokenizer_data("captioned_sit4_sc"), profile.tokenizer_data("sit4")
     assert usual == profile.data
     assert (own.source, own.flip) == ("data/emoji", False) != (usual.source, usual.flip)
     assert own.normalisation_views == usual.normalisation_views  # what it does not say is as everywhere
@@ -368,7 +368,7 @@ def test_a_tokenizer_variant_may_have_images_of_its_own():
 
 def test_a_generator_variant_may_have_an_optimiser_of_its_own():
     values = change("autoregressive.variants.ar_sit4.optimiser", {"steps": 1000, "beta2": 0.9})
-    values["text"]["variants"]["ar_emoji_sit4_sc"]["optimiser"] = {"steps": 700}
+    values["text"]["variants"]["ar_captioned_sit4_sc"]["optimiser"] = {"steps": 700}
     profile, usual = from_dict(Profile, values), load_profile("quick")
     own = profile.generator_optimiser("ar_sit4")
     assert (own.steps, own.beta2) == (1000, 0.9)
@@ -377,8 +377,8 @@ def test_a_generator_variant_may_have_an_optimiser_of_its_own():
     }
     assert changed == {"steps", "beta2"}
     assert profile.generator_optimiser("ar_vit_vqgan") == usual.autoregressive.optimiser
-    assert profile.generator_optimiser("ar_emoji_sit4_sc").steps == 700
-    assert profile.generator_optimiser("ar_emoji_vit_vqgan") == usual.text.optimiser
+    assert profile.generator_optimiser("ar_captioned_sit4_sc").steps == 700
+    assert profile.generator_optimiser("ar_captioned_vit_vqgan") == usual.text.optimiser
     assert profile.autoregressive_variant("ar_sit4") == usual.autoregressive_variant("ar_sit4")
 
 
@@ -394,8 +394,8 @@ def test_variants_belong_to_one_section_which_says_what_they_are_conditioned_on(
 
 
 def test_a_text_variant_may_have_a_text_encoder_of_its_own():
-    values = change("text.variants.ar_emoji_sit4_sc.text", {"layers": 3, "vocabulary": 300, "max_tokens": 2})
-    text = from_dict(Profile, values).autoregressive_variant("ar_emoji_sit4_sc").text
+    values = change("text.variants.ar_captioned_sit4_sc.text", {"layers": 3, "vocabulary": 300, "max_tokens": 2})
+    text = from_dict(Profile, values).autoregressive_variant("ar_captioned_sit4_sc").text
     assert (text.layers, text.vocabulary, text.max_tokens) == (3, 300, 2)
 
 

@@ -75,4 +75,4 @@ def test_stages_follow(tmp_path):
     }
     assert len(own_of["train_tokenizer@sit4-0"]) == 2 and len(own_of["extract_codes@sit4"]) == 1
     assert any("/big/imagenet" in path for path in own_of["extract_codes@sit4"])
-    assert any("my coco" in path for path in own_of["extract_text_codes@emoji_sit4_sc"])
+    assert any("my coco" in path for path in own_of["extract_text_codes@captioned_sit4_sc"])

@@ -185,13 +185,13 @@ def workspace(tmp_path_factory):
     parameters = yaml.safe_load((folder / "params.yaml").read_text())
     parameters |= {
         "profile": "smoke",
-        "tokenizers": ["vit_vqgan", "sit5_sc", "emoji_sit4_sc"],
+        "tokenizers": ["vit_vqgan", "sit5_sc", "captioned_sit4_sc"],
         "seeds": [0],
         "second_decoders": ["sit5_sc"],
         "second_decoder_seeds": [0],
         "generators": ["vit_vqgan", "sit5_sc"],
         "generator_seeds": [0],
-        "text_generators": ["emoji_sit4_sc"],
+        "text_generators": ["captioned_sit4_sc"],
         "text_seeds": [0],
         "core_ablations": ["wavelet_typed_decoder_causal"],
     }
@@ -239,14 +239,14 @@ def results_are_there(finished):
     headline = json.loads((finished / "metrics/headline.json").read_text())
     assert headline["profile"] == "smoke" and headline["hardware"]
     assert set(headline["tokenizer"]) == {"vit_vqgan", "sit5_sc", "sit5_sc_second"}
-    assert set(headline["text_tokenizer"]) == {"emoji_sit4_sc"}
+    assert set(headline["text_tokenizer"]) == {"captioned_sit4_sc"}
     for scores in headline["tokenizer"].values():
         assert {"psnr", "lpips_alex", "lpips_vgg", "usage"} <= set(scores)
         assert 5 < scores["psnr"]["mean"] < 40 and 0 < scores["lpips_alex"]["mean"] < 1.5
     assert set(headline["generation"]["class"]) == {"ar_vit_vqgan", "ar_sit5_sc", "ar_sit5_sc_second"}
     scores = headline["generation"]["class"]["ar_sit5_sc"]
     assert scores["fd_lite0"]["mean"] > 0 and scores["nats_per_token"]["mean"] > 0
-    scores = headline["generation"]["text"]["ar_emoji_sit4_sc"]
+    scores = headline["generation"]["text"]["ar_captioned_sit4_sc"]
     assert 0 <= scores["r_precision_seen"]["mean"] <= 100 and scores["fd_lite0"]["mean"] > 0
     assert {"weights", "wavelet_analysis", "tokenizer_results", "generation_results"} <= set(
         headline["seconds"]
@@ -259,7 +259,7 @@ def results_are_there(finished):
         "02c_tokenizer_recipe",
         "03b_generation_results",
         "03c_sampling_speed",
-        "04a_text_training-ar_emoji_sit4_sc-seed0",
+        "04a_text_training-ar_captioned_sit4_sc-seed0",
         "04b_text_results",
         "05a_applications",
         "05b_explorer",
@@ -281,7 +281,7 @@ def results_are_there(finished):
     scores = json.loads((finished / "metrics/applications.json").read_text())
     assert all(row["frozen_codes_equal"] for row in scores["editing"]["kept"].values())
     assert list(scores["editing"]["kept"]) == ["0", "1", "2", "3", "4"]
-    assert set(scores["upsampling"]) == {"ar_sit5_sc", "ar_emoji_sit4_sc"}
+    assert set(scores["upsampling"]) == {"ar_sit5_sc", "ar_captioned_sit4_sc"}
     for shares in scores["upsampling"].values():
         assert set(shares) == {"8", "4", "2", "several"}
         told, untold = (shares["8"][way]["consistency"] for way in ("told, temperature 1", "untold"))

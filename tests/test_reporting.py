@@ -423,7 +423,7 @@ DEFICIENCIES = {
     [
         ["vit_vqgan", "sit4", "sit5", "sit5_sc", "sit5_sc_second"],
         ["ar_vit_vqgan", "ar_sit4", "ar_sit5_sc", "ar_sit5_sc_second"],
-        ["ar_emoji_vit_vqgan", "ar_emoji_sit4_sc"],
+        ["ar_captioned_vit_vqgan", "ar_captioned_sit4_sc"],
         ["ar_vit_vqgan", "ar_sit4_scd"],
     ],
 )

@@ -9,7 +9,7 @@ SEED = re.compile(r"-(?:seed)?(\d+)$")
 
 def label(name: str) -> str:
     """Name for a reader: "sit4" -> "SIT-4", "sit5_sc" -> "SIT-SC-5", "ar_vit_vqgan-1" -> "AR-ViT-VQGAN, seed 1",
-    "ar_emoji_sit4_sc" -> "AR-SIT-SC-4, emoji", "top_k" -> "top k"."""
+    "ar_captioned_sit4_sc" -> "AR-SIT-SC-4, captioned", "top_k" -> "top k"."""
     seed = SEED.search(name)
     suffix = f", seed {seed[1]}" if seed else ""
     name = SEED.sub("", name)
@@ -17,8 +17,8 @@ def label(name: str) -> str:
         name, suffix = name.removesuffix("_second"), f", second decoder{suffix}"
     if name.endswith("_two"):
         name, suffix = name.removesuffix("_two"), f", two codebooks{suffix}"
-    if "emoji_" in name:
-        name, suffix = name.replace("emoji_", ""), f", emoji{suffix}"
+    if "captioned_" in name:
+        name, suffix = name.replace("captioned_", ""), f", captioned{suffix}"
     is_model = "sit" in name or "vit_vqgan" in name
     name = SIT.sub(lambda m: "-".join(filter(None, ("SIT", (m[2] or "").upper(), m[1]))), name)
     parts = [WORDS.get(part, part) for part in name.replace("vit_vqgan", "vit-vqgan").split("_")]

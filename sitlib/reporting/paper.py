@@ -36,4 +36,4 @@ FULL_SIZE = 256
 
 # (our name of the model, of its baseline) -> their FID: ImageNet 256, 650M parameters; MS-COCO 256, 350M, with the scale-causal decoder.
 CLASS_FID = {("ar_sit4", "ar_vit_vqgan"): (6.95, 8.37)}
-TEXT_FID = {("ar_emoji_sit4_sc", "ar_emoji_vit_vqgan"): (12.6, 12.4)}
+TEXT_FID = {("ar_captioned_sit4_sc", "ar_captioned_vit_vqgan"): (12.6, 12.4)}

@@ -50,7 +50,7 @@ COLOURS = {
     "gaussian": "#7A7A7A",
     "laplace": VERMILLION,
 }
-COLOURS |= {"sit4_scd": "#117733", "emoji_vit_vqgan": ORANGE, "emoji_sit4_sc": "#44AA99"}
+COLOURS |= {"sit4_scd": "#117733", "captioned_vit_vqgan": ORANGE, "captioned_sit4_sc": "#44AA99"}
 COLOURS |= {f"ar_{name}": tone for name, tone in COLOURS.items() if "vit" in name or "sit" in name}
 
 # For names without a place above: further tones that stay apart from the ones that have an owner.
