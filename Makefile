@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help repro tokenizer test lab trials ablations lint clean
+.PHONY: help repro tokenizer test lab trials ablations paper-dry-run lint clean
 
 # The interpreter that .venv is made with; the first suitable one of these unless given: make repro PYTHON=/path/to/python3.12
 PYTHON ?=
@@ -18,13 +18,15 @@ export JUPYTER_PREFER_ENV_PATH := 1
 unexport PYTHONPATH PYTHONHOME
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
 
+# `dvc repro` of the stages, as many at a time as there are cores (JOBS=1: one). With one thread each they take half as long as one after
+# another with all threads, and results do not depend on the number of cores.
 repro: .venv/installed ## run every stage of the pipeline that is not up to date, then see reports/index.html
-	python -m dvc repro
+	python -m sitlib.experiments.grid dvc.yaml $(if $(JOBS),--jobs $(JOBS)) --alone throughput
 
 tokenizer: .venv/installed ## train only the tokenizer that the command sit uses by default
-	python -m dvc repro train_tokenizer@sit5_sc-0
+	OMP_NUM_THREADS=1 python -m dvc repro train_tokenizer@sit5_sc-0
 
 test: lint ## check style and types, then run the tests
 	OMP_NUM_THREADS=1 python -m pytest -n $(TEST_WORKERS) --dist worksteal
@@ -40,6 +42,10 @@ ablations: .venv/installed ## run the full grid of ablations, model sizes and co
 	python -m sitlib.experiments.grid ablations/dvc.yaml --jobs 2 --alone efficiency
 	python -m sitlib.experiments.ablations --table --output ablations/results.csv
 	python -m dvc repro ablations scaling report
+
+# On a CPU LAYERS=1 takes minutes and the whole depth hours.
+paper-dry-run: .venv/installed ## run all stages with the paper's shapes on eight images (LAYERS=1: stacks of that depth)
+	python scripts/paper_dry_run.py $(if $(LAYERS),--layers $(LAYERS))
 
 lint: .venv/installed ## check style and types
 	python -m ruff check --quiet .

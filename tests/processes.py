@@ -21,8 +21,8 @@ from sitlib.training import Phase, seed_everything, train
 PROFILE = load_profile("smoke")
 
 
-def tokenizer(folder: Path, engine: EngineConfig) -> tuple[nn.Module, list]:
-    """Moving-average codes that die quickly, a discriminator and scale-causal attention: everything that processes must agree on."""
+def tokenizer(folder: Path, engine: EngineConfig, **changes) -> tuple[nn.Module, list]:
+    """Moving-average codes that die quickly, smaller sizes and scale-causal attention: everything that processes must agree on."""
     section = PROFILE.tokenizer
     variant = {
         "levels": 3,
@@ -32,11 +32,21 @@ def tokenizer(folder: Path, engine: EngineConfig) -> tuple[nn.Module, list]:
         "decoder_attention": "scale_causal",
         "loss": {"lpips": 0.0, "restart_after": 3, "smaller": 0.3},
         "optimiser": {"steps": 6, "batch_size": 8, "log_every": 1, "checkpoint_every": 3},
+        **changes,
     }
     profile = replace(PROFILE, tokenizer=replace(section, variants={**section.variants, "test": variant}))
     run = TokenizerRun.of(profile, "test", 0)
     images = open_images(run.data.source, "train")
     return train_tokenizer(run, images, folder / "states", "test", engine=engine)
+
+
+def adversary(folder: Path, engine: EngineConfig) -> tuple[nn.Module, list]:
+    """The same with a discriminator, which sees how a part of a batch varies: the same parts are needed for the same result.
+
+    Spectral normalisation goes on by a round with every part, and so is left out.
+    """
+    settings = {"weight": 0.5, "start": 1, "warmup": 1, "ramp": 1, "r1": 0.1, "r1_every": 2}
+    return tokenizer(folder, engine, adversarial={**settings, "spectral_norm": False})
 
 
 def generator(folder: Path, engine: EngineConfig, stop_at: int | None = None) -> tuple[nn.Module, list]:
@@ -72,6 +82,7 @@ def main() -> None:
     sharded = replace(two, strategy="fsdp")
     results = {
         "tokenizer-ddp": tokenizer(folder / "tokenizer", two),
+        "adversary-ddp": adversary(folder / "adversary", two),
         "generator-ddp": generator(folder / "ddp", replace(two, micro_batch_size=2)),
     }
     with contextlib.suppress(KeyboardInterrupt):

@@ -426,7 +426,9 @@ def test_previews_have_the_size_of_their_scales(home):
 
 def test_prompts_that_a_model_does_not_take_are_refused(home, capsys):
     refused(capsys, 1, "it knows mountain, water, city (did you mean 'water'?)", "sample", "--class", "watr")
-    refused(capsys, 1, "is told texts, not classes", "sample", "--class", "x", "--model", "ar_captioned_sit4_sc")
+    refused(
+        capsys, 1, "is told texts, not classes", "sample", "--class", "x", "--model", "ar_captioned_sit4_sc"
+    )
     refused(capsys, 1, "is told classes, not texts", "sample", "--text", "a cat", "--model", "ar_sit5_sc")
     refused(capsys, 1, "is empty", "sample", "--text", " ")
     refused(

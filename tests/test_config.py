@@ -192,7 +192,11 @@ def change(path, value):
         ("text.variants.ar_captioned_sit4_sc.optimiser", {"beta1": 1.0}, "beta1 must lie in [0, 1)"),
         ("text.variants.ar_captioned_sit4_sc.optimiser", None, "differs, it is None"),
         # texts, and no texts
-        ("text.common.text", None, "text.ar_captioned_vit_vqgan: `text` describes a text encoder, which a model"),
+        (
+            "text.common.text",
+            None,
+            "text.ar_captioned_vit_vqgan: `text` describes a text encoder, which a model",
+        ),
         ("text.variants.ar_captioned_sit4_sc.text", None, "which a model of the section text needs"),
         (
             "autoregressive.variants.ar_sit4.text",
@@ -204,7 +208,11 @@ def change(path, value):
         ("text.common.text.vocabulary", 299, "vocabulary must be at least 300"),
         ("text.common.text.max_tokens", 1, "max_tokens must be at least 2"),
         ("text.common.tokens", 1, "tokens is not a known key"),
-        ("text.variants.ar_captioned_sit4_sc.tokenizer", "captioned_sit4", "did you mean 'captioned_sit4_sc'"),
+        (
+            "text.variants.ar_captioned_sit4_sc.tokenizer",
+            "captioned_sit4",
+            "did you mean 'captioned_sit4_sc'",
+        ),
         ("text.variants.ar_sit4", {}, "autoregressive.variants and text.variants both have ar_sit4"),
         (
             "autoregressive.variants.ar_captioned_sit4_sc",
@@ -394,7 +402,9 @@ def test_variants_belong_to_one_section_which_says_what_they_are_conditioned_on(
 
 
 def test_a_text_variant_may_have_a_text_encoder_of_its_own():
-    values = change("text.variants.ar_captioned_sit4_sc.text", {"layers": 3, "vocabulary": 300, "max_tokens": 2})
+    values = change(
+        "text.variants.ar_captioned_sit4_sc.text", {"layers": 3, "vocabulary": 300, "max_tokens": 2}
+    )
     text = from_dict(Profile, values).autoregressive_variant("ar_captioned_sit4_sc").text
     assert (text.layers, text.vocabulary, text.max_tokens) == (3, 300, 2)
 

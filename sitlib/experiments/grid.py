@@ -16,12 +16,14 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from sitlib.experiments.runs import command
 from sitlib.paths import ROOT, resolve
 
 LOGS = "scratch/logs"
+MOST_JOBS = 8  # each may take 2 GB of memory
 BUSY = (
     "Unable to acquire lock",
     "is busy, it is being blocked by",
@@ -81,14 +83,19 @@ def run_stage(stage: str, threads: int | None = 1) -> tuple[bool, Path]:
 
 
 def run_stages(
-    stages: Iterable[str], needed: Mapping[str, set[str]], jobs: int, alone: Iterable[str] = ()
+    stages: Iterable[str],
+    needed: Mapping[str, set[str]],
+    jobs: int,
+    alone: Iterable[str] = (),
+    threads: int | None = 1,
 ) -> tuple[list[str], list[str]]:
     """Runs stages side by side, each after those that it needs.
 
     Args:
         needed: for every stage those that it depends on; what is not among `stages` is taken for done.
-        jobs: most of them at a time, with one thread each.
+        jobs: most of them at a time.
         alone: names without file of those that run with nothing beside them and all threads, as late as others permit.
+        threads: of each of the others; None: as many as PyTorch likes.
 
     Returns:
         Those that failed, and those that were not run because of it.
@@ -114,7 +121,7 @@ def run_stages(
                 side_by_side = ready[:1]  # one that wants to be alone
             for stage in side_by_side:
                 del left[stage]
-                running[pool.submit(run_stage, stage, None if is_alone(stage) else 1)] = stage
+                running[pool.submit(run_stage, stage, None if is_alone(stage) else threads)] = stage
             if not running:
                 return failed, list(left)
             bar.set_postfix_str(", ".join(stage.split(":")[-1] for stage in running.values()))
@@ -147,10 +154,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m sitlib.experiments.grid", description=__doc__)
     parser.add_argument("file", help="DVC file with the stages")
     parser.add_argument("--alone", nargs="*", default=[], help="stages that run with nothing beside them")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="stages at a time, one thread each")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        help="stages at a time, one thread each (default: the number of cores, at most 8; one stage where there are GPUs)",
+    )
     arguments = parser.parse_args()
+    has_gpu = torch.cuda.is_available()  # which a stage uses whole
+    jobs = arguments.jobs or (1 if has_gpu else min(os.cpu_count() or 1, MOST_JOBS))
     stages = waiting_stages(arguments.file)
-    failed, skipped = run_stages(stages, needed_by_stage(arguments.file), arguments.jobs, arguments.alone)
+    failed, skipped = run_stages(
+        stages, needed_by_stage(arguments.file), jobs, arguments.alone, threads=None if has_gpu else 1
+    )
     if failed:
         later = f", {len(skipped)} that need them were not run" if skipped else ""
         raise ValueError(f"{len(failed)} of {len(stages)} stages failed{later}; the others are done.")

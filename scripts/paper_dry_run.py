@@ -1,0 +1,197 @@
+"""Run every stage of the pipeline with the paper's shapes on eight images: `make paper-dry-run`.
+
+    python scripts/paper_dry_run.py [--layers N]
+
+It shows that the paper profile trains, extracts, samples, measures and reports from end to end, before a GPU is paid for. Widths,
+vocabularies, codebooks, image sizes, token counts and variants are the profile's; scaled are COUNTS below: steps, batches, images, samples.
+The project is copied to scratch/paper-dry-run, with eight training and eight held-out images in the form of ImageNet and of MS-COCO, and
+`dvc repro` runs there, so the results of the project itself are not touched. The same command goes on where it was stopped.
+
+On CPUs, sampling from models of 700M parameters takes hours and training them needs 24 GB. `--layers 1` cuts all stacks of blocks to that
+depth, so that what remains is checked in minutes.
+"""
+
+import argparse
+import filecmp
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from sitlib.data import ImageSource, open_captioned, open_images
+from sitlib.paths import ROOT
+
+FOLDER = ROOT / "scratch/paper-dry-run"
+IMAGES = 8  # of every split
+SIDE = 288  # px of the images' shorter side: more than the profile's 256
+OPTIMISER = {"steps": 2, "batch_size": 2, "warmup_steps": 1, "log_every": 1, "checkpoint_every": 1}
+# What the dry run has less of than profiles/paper.yaml, by section.
+COUNTS: dict[str, dict[str, Any]] = {
+    "data": {"normalisation_views": 32},  # codebooks of 8,192 start from as many vectors: 256 of each view
+    "tokenizer.optimiser": OPTIMISER,
+    "tokenizer.adversarial": {"warmup": 1, "ramp": 1},
+    "tokenizer.evaluation.sets.imagenet": {"views": IMAGES},
+    "tokenizer.evaluation.sets.coco": {"views": IMAGES},
+    "tokenizer.evaluation": {"inception": False},  # its network is downloaded
+    "autoregressive.codes": {"held_out_views": IMAGES},
+    "autoregressive.optimiser": OPTIMISER,
+    "autoregressive.evaluation": {
+        "samples": 4,
+        "reference_views": 4,
+        "kid_subset_size": 2,
+        "neighbours": 1,
+        "guidance_sweep": [1.0, 1.5],
+        "sweep_samples": 4,
+        "throughput_batch_size": 1,
+    },
+    "text.codes": {"held_out_views": IMAGES},
+    "text.optimiser": OPTIMISER,
+    "text.evaluation": {"prompts": 4, "candidates": 4, "kid_subset_size": 2, "neighbours": 1},
+    "text.dual_encoder.optimiser": OPTIMISER,
+    "applications": {
+        "images": 4,
+        "temperatures": [1.0],
+        "repeated": 1,
+        "samples": 2,
+        "previews": 2,
+        "preview_prompts": 2,
+        "rounds": 1,
+        "kid_subset_size": 2,
+    },
+    # One process without GPU; activation checkpointing stays as it is.
+    "engine": {
+        "strategy": "single",
+        "processes": 1,
+        "micro_batch_size": 1,
+        "data_workers": 0,
+        "images_every": 0,
+    },
+}
+SEEDS = {"seeds": [0], "second_decoder_seeds": [0], "generator_seeds": [0], "text_seeds": [0]}
+
+
+def scaled(profile: dict[str, Any], layers: int | None) -> dict[str, Any]:
+    """The paper profile with COUNTS, and at most `layers` blocks in every stack.
+
+    Raises:
+        KeyError: COUNTS names what the profile has not.
+    """
+    for path, values in COUNTS.items():
+        section = profile
+        for key in path.split("."):
+            section = section[key]
+        for key, value in values.items():
+            section[key]  # no new settings
+            section[key] = value
+    return shallow(profile, layers) if layers else profile
+
+
+def shallow(settings: Any, layers: int) -> Any:
+    """Settings in which no number of layers is above `layers`."""
+    if not isinstance(settings, dict):
+        return settings
+    return {
+        key: min(value, layers)
+        if key.endswith("layers") and isinstance(value, int)
+        else shallow(value, layers)
+        for key, value in settings.items()
+    }
+
+
+def write_images(folder: Path) -> None:
+    """Images of each split in the forms of ImageNet, `imagenet/train/class/name.jpg`, and of MS-COCO, `coco/train2017/name.jpg` with
+    `coco/annotations/captions_train2017.json`; they are the project's, enlarged."""
+    for split, name in (("train", "train"), ("test", "val")):
+        photographs = open_images("data/landscapes", split)
+        captioned = open_captioned("data/emoji", split, "names", count=5)
+        listed: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": []}
+        for i in range(IMAGES):
+            write_jpeg(photographs, i, folder / f"imagenet/{name}/class{i % 2}/{i}.jpg")
+            position = i * (len(captioned.names) // IMAGES)
+            write_jpeg(captioned.images, position, folder / f"coco/{name}2017/{i}.jpg")
+            listed["images"].append({"id": i, "file_name": f"{i}.jpg"})
+            listed["annotations"] += [
+                {"image_id": i, "caption": text} for text in captioned.captions[position]
+            ]
+        file = folder / f"coco/annotations/captions_{name}2017.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(listed))
+
+
+def write_jpeg(source: ImageSource, position: int, path: Path) -> None:
+    _, image = source.picture(position)
+    share = SIDE / min(image.size)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.resize([round(share * side) for side in image.size], Image.Resampling.BICUBIC).save(path)
+
+
+def prepare(folder: Path, layers: int | None) -> None:
+    """Copies the project's files to `folder`, where they have changed, and writes images, profile and parameters there."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    files = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    made_by_runs = ("metrics/", "reports/", "dvc.lock")
+    made_by_grid = ("metrics/ablations/", "metrics/ladder/", "metrics/efficiency/")
+    for name in files:
+        is_wanted = name.startswith(made_by_grid) or not name.startswith(made_by_runs)
+        source, copy = ROOT / name, folder / name
+        if is_wanted and source.is_file() and not (copy.is_file() and filecmp.cmp(source, copy, False)):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, copy)
+    if not (folder / "data/coco").exists():
+        write_images(folder / "data")
+    profile = scaled(read(folder / "profiles/paper.yaml"), layers)
+    write(folder / "profiles/paper.yaml", profile)
+    parameters = {"profile": "paper", "data_folder": "data/imagenet", "captioned_data_folder": "data/coco"}
+    write(folder / "params.yaml", read(folder / "params.yaml") | parameters | SEEDS)
+    ablations = read(folder / "ablations/params.yaml")
+    ablations["common"] |= {"tokenizer.optimiser.steps": 12, "tokenizer.optimiser.warmup_steps": 2}
+    write(folder / "ablations/params.yaml", ablations)
+    if not (folder / ".git").exists():
+        subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+
+
+def read(file: Path) -> dict[str, Any]:
+    return yaml.safe_load(file.read_text())
+
+
+def write(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def run(folder: Path) -> int:
+    """Exit status of `dvc repro` in the copy, whose own package comes first."""
+    environment = {**os.environ, "PYTHONPATH": str(folder), "JUPYTER_PREFER_ENV_PATH": "1"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    return subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=folder, env=environment).returncode
+
+
+def summary(folder: Path) -> str:
+    """What was run, by stage and in seconds."""
+    headline = json.loads((folder / "metrics/headline.json").read_text())
+    seconds = headline["seconds"]
+    rows = [f"{stage:56} {taken:8.1f} s" for stage, taken in sorted(seconds.items(), key=lambda s: -s[1])]
+    pages = len(list((folder / "reports").glob("*.html")))
+    total = f"{len(rows)} timed stages of profile {headline['profile']}: {sum(seconds.values()) / 60:.1f} min; {pages} pages in"
+    return "\n".join([*rows, f"{total} {folder.relative_to(ROOT)}/reports"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--layers", type=int, help="most blocks in a stack (default: the paper's)")
+    arguments = parser.parse_args()
+    prepare(FOLDER, arguments.layers)
+    if status := run(FOLDER):
+        sys.exit(status)
+    print(summary(FOLDER))
+
+
+if __name__ == "__main__":
+    main()
