@@ -38,6 +38,7 @@ COUNTS: dict[str, dict[str, Any]] = {
     "tokenizer.adversarial": {"warmup": 1, "ramp": 1},
     "tokenizer.evaluation.sets.imagenet": {"views": IMAGES},
     "tokenizer.evaluation.sets.coco": {"views": IMAGES},
+    "tokenizer.evaluation.sets.extra": {"views": IMAGES},
     "tokenizer.evaluation": {"inception": False},  # its network is downloaded
     "autoregressive.codes": {"held_out_views": IMAGES},
     "autoregressive.optimiser": OPTIMISER,

@@ -130,6 +130,7 @@ def change(path, value):
             "ar_sit5_sc",
             "applications.text_generator: 'ar_sit5_sc' is not known",
         ),
+        ("tokenizer.evaluation.sets.extra", KeyError, "tokenizer.evaluation.sets needs an entry `extra`"),
         ("applications.temperatures", [], "temperatures must be positive numbers"),
         ("applications.repeated", 10**6, "repeated must lie in 1 ... images"),
         ("autoregressive.evaluation.throughput_batch_size", 0, "throughput_batch_size must be at least 1"),

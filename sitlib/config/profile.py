@@ -91,6 +91,11 @@ class Profile(Strict):
         known(section.class_generator, self.autoregressive.variants, "applications.class_generator")
         known(section.text_generator, self.text.variants, "applications.text_generator")
         known(section.baseline, self.tokenizer.variants, "applications.baseline")
+        require(
+            "extra" in self.tokenizer.evaluation.sets,
+            "applications: the class-conditional model also upsamples images of other things than it was trained on: "
+            "tokenizer.evaluation.sets needs an entry `extra`",
+        )
         for variant in (section.class_generator, section.text_generator):
             name = self.autoregressive_variant(variant).tokenizer
             config = self.tokenizer_variant(name)

@@ -23,14 +23,14 @@ def noisy_codes(codes: Tensor, num_codes: int, most: float, generator: np.random
 def noisy_texts(tokens: Tensor, texts: TextTokenizer, most: int, generator: np.random.Generator) -> Tensor:
     """Token ids [B, L] of texts with up to `most` random tokens before each, up to half as many after it, as far as L has room.
 
-    Three tenths of the texts stay as they are.
+    Half of the texts stay as they are.
     """
     if not most:
         return tokens
     noisy = torch.full_like(tokens, texts.pad)
     for row, source in zip(noisy, tokens, strict=True):
         words = source[(source != texts.pad) & (source != texts.end)]
-        before, after = generator.integers([most + 1, most // 2 + 1]) * (generator.random() < 0.7)
+        before, after = generator.integers([most + 1, most // 2 + 1]) * (generator.random() < 0.5)
         before = min(before, len(row) - 1 - len(words))
         after = min(after, len(row) - 1 - len(words) - before)
         # Ids of words follow those of padding and end.
