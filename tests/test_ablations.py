@@ -177,3 +177,11 @@ def test_stages_start_after_what_they_need_and_not_beside_one_that_is_alone(monk
     )
     assert max(map(len, at_once)) == 2 and at_once[-1] == {"x.yaml:speed"}
     assert [threads for _, threads in began] == [1] * 5 + [None]
+
+
+def test_stages_with_the_longest_way_to_the_end_come_first(monkeypatch):
+    needed = {"short": set(), "first": set(), "then": {"first"}, "long": set()}
+    began = []
+    monkeypatch.setattr(grid, "run_stage", lambda stage, threads: (began.append(stage) or True, None))
+    assert grid.run_stages(needed, needed, jobs=1, seconds={"long": 9.0, "then": 5.0}) == ([], [])
+    assert began == ["first", "long", "short", "then"]  # ways of 7 + 5, 9, 7 and 5: unknown ones are average

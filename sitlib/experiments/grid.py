@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -21,9 +22,11 @@ from tqdm import tqdm
 
 from sitlib.experiments.runs import command
 from sitlib.paths import ROOT, resolve
+from sitlib.results import read_metrics
 
 LOGS = "scratch/logs"
 MOST_JOBS = 8  # each may take 2 GB of memory
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 BUSY = (
     "Unable to acquire lock",
     "is busy, it is being blocked by",
@@ -88,19 +91,24 @@ def run_stages(
     jobs: int,
     alone: Iterable[str] = (),
     threads: int | None = 1,
+    seconds: Mapping[str, float] | None = None,
 ) -> tuple[list[str], list[str]]:
-    """Runs stages side by side, each after those that it needs.
+    """Runs stages side by side, each after those that it needs; first those with the longest way to the end.
 
     Args:
         needed: for every stage those that it depends on; what is not among `stages` is taken for done.
         jobs: most of them at a time.
         alone: names without file of those that run with nothing beside them and all threads, as late as others permit.
         threads: of each of the others; None: as many as PyTorch likes.
+        seconds: what stages took before, for the time that is left; the others are taken for average ones.
 
     Returns:
         Those that failed, and those that were not run because of it.
     """
     left = dict.fromkeys(stages)
+    known = [taken for stage, taken in (seconds or {}).items() if stage in left]
+    work = dict.fromkeys(left, sum(known) / len(known) if known else 1.0) | (dict(seconds or {}))
+    count, longest = len(left), _longest_ways(left, needed, work)
     failed: list[str] = []
     running: dict[Future, str] = {}
 
@@ -109,11 +117,12 @@ def run_stages(
 
     with (
         ThreadPoolExecutor(jobs) as pool,
-        tqdm(desc="stages", total=len(left), unit="stage", ncols=110) as bar,
+        tqdm(total=sum(work[stage] for stage in left), bar_format=BAR, ncols=120) as bar,
     ):
         while True:
             open_stages = {*left, *running.values(), *failed}
             ready = [stage for stage in left if not needed[stage] & open_stages]
+            ready.sort(key=longest.__getitem__, reverse=True)
             side_by_side = [stage for stage in ready if not is_alone(stage)][: jobs - len(running)]
             if any(map(is_alone, running.values())):
                 side_by_side = []
@@ -124,14 +133,38 @@ def run_stages(
                 running[pool.submit(run_stage, stage, None if is_alone(stage) else threads)] = stage
             if not running:
                 return failed, list(left)
+            done = count - len(left) - len(running)
+            bar.set_description_str(f"{done} of {count} stages", refresh=False)
             bar.set_postfix_str(", ".join(stage.split(":")[-1] for stage in running.values()))
             for job in wait(running, return_when=FIRST_COMPLETED).done:
                 stage, (succeeded, log) = running.pop(job), job.result()
-                bar.update()
+                bar.update(work[stage])
                 if not succeeded:
                     failed.append(stage)
                     last = log.read_text().strip().splitlines()[-3:]
                     tqdm.write(f"{stage} failed; {log.relative_to(ROOT)} ends with:\n  " + "\n  ".join(last))
+
+
+def _longest_ways(
+    stages: Iterable[str], needed: Mapping[str, set[str]], work: Mapping[str, float]
+) -> dict[str, float]:
+    """Stage -> work of the longest chain of stages that begins with it."""
+    after: dict[str, list[str]] = {stage: [] for stage in stages}
+    for stage in after:
+        for before in needed[stage] & after.keys():
+            after[before].append(stage)
+
+    @cache
+    def way(stage: str) -> float:
+        return work[stage] + max(map(way, after[stage]), default=0.0)
+
+    return {stage: way(stage) for stage in after}
+
+
+def past_seconds() -> dict[str, float]:
+    """Stage -> seconds that it took when it last ran, of the stages that were timed (`sitlib.reporting.timed` and `runner`)."""
+    timed = [read_metrics(path) for path in resolve("metrics/seconds").glob("*.json")]
+    return {entry["stage"]: entry["seconds"] for entry in timed}
 
 
 def _answer(file: str, *arguments: str) -> str:
@@ -163,8 +196,16 @@ def main() -> None:
     has_gpu = torch.cuda.is_available()  # which a stage uses whole
     jobs = arguments.jobs or (1 if has_gpu else min(os.cpu_count() or 1, MOST_JOBS))
     stages = waiting_stages(arguments.file)
+    if not stages:
+        print(f"All stages of {arguments.file} are up to date.")
+        return
     failed, skipped = run_stages(
-        stages, needed_by_stage(arguments.file), jobs, arguments.alone, threads=None if has_gpu else 1
+        stages,
+        needed_by_stage(arguments.file),
+        jobs,
+        arguments.alone,
+        threads=None if has_gpu else 1,
+        seconds=past_seconds(),
     )
     if failed:
         later = f", {len(skipped)} that need them were not run" if skipped else ""
