@@ -32,6 +32,7 @@ BUSY = (
     "is busy, it is being blocked by",
 )  # another DVC command is at work for a moment
 WAIT_SECONDS, ATTEMPTS = 5, 200
+REFRESH_SECONDS = 10
 EDGE = re.compile(r'"([^"]+)" -> "([^"]+)";')
 
 
@@ -136,7 +137,9 @@ def run_stages(
             done = count - len(left) - len(running)
             bar.set_description_str(f"{done} of {count} stages", refresh=False)
             bar.set_postfix_str(", ".join(stage.split(":")[-1] for stage in running.values()))
-            for job in wait(running, return_when=FIRST_COMPLETED).done:
+            finished = wait(running, timeout=REFRESH_SECONDS, return_when=FIRST_COMPLETED).done
+            bar.refresh()  # the time goes on
+            for job in finished:
                 stage, (succeeded, log) = running.pop(job), job.result()
                 bar.update(work[stage])
                 if not succeeded:
@@ -168,7 +171,13 @@ def past_seconds() -> dict[str, float]:
 
 
 def _answer(file: str, *arguments: str) -> str:
-    result = _dvc(*arguments, file)
+    for attempt in range(ATTEMPTS):
+        result = _dvc(*arguments, file)
+        if result.returncode == 0 or not any(sign in result.stderr for sign in BUSY):
+            break
+        if not attempt:
+            print("Waiting for a stage that an earlier command has started.", flush=True)
+        time.sleep(WAIT_SECONDS)
     if result.returncode:
         raise ValueError(f"DVC cannot read {file}: {result.stderr.strip() or result.stdout.strip()}")
     return result.stdout
