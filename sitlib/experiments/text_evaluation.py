@@ -37,7 +37,11 @@ from sitlib.results import read_metrics, write_metrics
 from sitlib.sampling import generate
 from sitlib.weights import ensure_weights
 
-KINDS = {"held_out": "names that training never saw", "seen": "names of training images, in new words"}
+KINDS = {
+    "held_out": "names that training never saw",
+    "seen": "names of training images, in new words",
+    "known": "names of training images, in words of training",
+}
 
 
 @dataclass
@@ -53,7 +57,8 @@ class Prompts:
 def prompts(profile: Profile, kind: str) -> Prompts:
     """The prompts of a kind of `KINDS`, one for each of so many names, the same for every model.
 
-    "held_out": held-out images, in the phrasings of training. "seen": training images, in phrasings that training never uses.
+    "held_out": held-out images, in the phrasings of training. "seen": training images, in phrasings that training never uses. "known": the
+    same images, in the phrasings of training; what is lost from there to "seen" is lost to the words.
     """
     settings = profile.text.evaluation
     split = "test" if kind == "held_out" else "train"
@@ -62,11 +67,11 @@ def prompts(profile: Profile, kind: str) -> Prompts:
     chosen, images = _one_of_each_name(profile, texts, position)
 
     def one_each(captions: list[list[str]]) -> list[str]:
-        pick = np.random.default_rng([settings.seed, len(kind)]).random(len(chosen))
+        pick = np.random.default_rng([settings.seed, int(split == "test")]).random(len(chosen))
         return [captions[i][int(u * len(captions[i]))] for i, u in zip(chosen, pick, strict=True)]
 
     known = one_each(texts.captions)
-    asked = known if kind == "held_out" else one_each(captioned(profile, split, "new").captions)
+    asked = one_each(captioned(profile, split, "new").captions) if kind == "seen" else known
     return Prompts(asked, known, [texts.names[i] for i in chosen], images)
 
 

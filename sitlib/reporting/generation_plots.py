@@ -1,6 +1,7 @@
 """Figures about sampled images: guidance, retrieval by captions, throughput."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -39,7 +40,7 @@ def retrieval_bars(scores: Mapping[str, Sequence[Mapping[str, Any]]], kinds: Map
     scores: model -> its seeds, each with `kinds[kind][samples | reconstruction | real]`. Bars are means over seeds, dots are seeds;
     the lines of real images and their interval are of the first model and seed, since all models are judged with the same images.
     """
-    fig, axes = plt.subplots(1, len(kinds), figsize=(4.6 * len(kinds), 3.2), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(1, len(kinds), figsize=(3.7 * len(kinds), 3.4), sharey=True, squeeze=False)
     for axis, (kind, title) in zip(axes[0], kinds.items(), strict=True):
         for place, (name, seeds) in enumerate(scores.items()):
             for shift, what, shade in ((-0.2, "samples", 1.0), (0.2, "reconstruction", 0.4)):
@@ -59,8 +60,8 @@ def retrieval_bars(scores: Mapping[str, Sequence[Mapping[str, Any]]], kinds: Map
         axis.axhline(first["real"]["r_precision"], color="0.3", linestyle="--", label="real images")
         axis.axhspan(low, high, color="0.3", alpha=0.08)
         axis.axhline(first["real"]["chance"], color="0.5", linestyle=":", label="chance")
-        axis.set(title=title, xticks=range(len(scores)))
-        axis.set_xticklabels([label(name) for name in scores])
+        axis.set(title=fill(title, 32), xticks=range(len(scores)))
+        axis.set_xticklabels([label(name).replace(", ", ",\n") for name in scores])
         axis.tick_params(axis="x", pad=14, length=0)
         axis.grid(axis="x", visible=False)
     axes[0][0].set_ylabel("right caption found, %")
