@@ -118,7 +118,7 @@ def run_stages(
 
     with (
         ThreadPoolExecutor(jobs) as pool,
-        tqdm(total=sum(work[stage] for stage in left), bar_format=BAR, ncols=120) as bar,
+        tqdm(total=sum(work[stage] for stage in left), bar_format=BAR, ncols=120, smoothing=0) as bar,
     ):
         while True:
             open_stages = {*left, *running.values(), *failed}
