@@ -168,7 +168,7 @@ def test_the_papers_rows_stand_beside_ours():
 def saved(example, folder):
     """Untrained models where an example looks for trained ones."""
     profile = load_profile("smoke")
-    for path in re.findall(r'from_checkpoint\("(.*?)"\)', example):
+    for path in re.findall(r'from_checkpoint\(\s*"(.*?)"', example):
         _, kind, name, _ = path.split("/")
         variant = name.split("-seed")[0]
         if kind == "tokenizer":
