@@ -137,7 +137,7 @@ def test_make_says_when_python_is_too_old(folder_with_space):
     assert not (folder_with_space / ".venv").exists()
 
 
-def test_make_installs_once_and_then_runs_dvc_with_the_project_python(folder_with_space):
+def test_make_installs_once_and_then_runs_the_stages_with_the_project_python(folder_with_space):
     log = folder_with_space / "log"
     fake = script(
         folder_with_space / "fake python",
@@ -147,7 +147,11 @@ def test_make_installs_once_and_then_runs_dvc_with_the_project_python(folder_wit
         done = make(folder_with_space, "repro", f"PYTHON={fake}")
         assert done.returncode == 0, done.stderr
     said = log.read_text()
-    assert said.count("-m venv") == 1 and said.count("pip install") == 1 and said.count("-m dvc repro") == 2
+    assert (
+        said.count("-m venv") == 1
+        and said.count("pip install") == 1
+        and said.count("-m sitlib.experiments.grid dvc.yaml") == 2
+    )
     assert "-e .[lab,test]" in said
 
 

@@ -49,7 +49,8 @@ class _ThisPython(KernelSpecManager):
     """Knows one kernel: this interpreter. Another kernel of the name python3 cannot get in its way."""
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        return KernelSpec(**get_kernel_dict())
+        # On a busy machine a kernel that is shut down logs the interrupt that comes first; errors of cells do not go through its log.
+        return KernelSpec(**get_kernel_dict(["--log-level=CRITICAL"]))
 
 
 class _KernelManager(AsyncKernelManager):
