@@ -44,4 +44,4 @@ def test_every_text_stays_whole_between_random_tokens_and_ends_once(most, seed):
 def test_some_texts_get_noise_and_some_do_not():
     tokens = TEXTS.encode(CAPTIONS * 50)
     same = (noisy_texts(tokens, TEXTS, 6, np.random.default_rng(0)) == tokens).all(1).float().mean()
-    assert 0.25 < float(same) < 0.5
+    assert 0.4 < float(same) < 0.7  # half of them, and those that draw no token
