@@ -47,8 +47,8 @@ def tokenizer_of(variant="sit5_sc"):
 
 @cache
 def model_of(kind="class", variant="sit5_sc"):
-    torch.manual_seed(1)
     config, is_text = tokenizer_of(variant).config, kind == "text"
+    torch.manual_seed(1)  # after the tokenizer, which is made or not
     shape = replace(
         SMOKE.autoregressive_variant("ar_sit4"),
         dropout=0.0,
