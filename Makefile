@@ -20,8 +20,8 @@ unexport PYTHONPATH PYTHONHOME
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
 
-# `dvc repro` of the stages, as many at a time as there are cores (JOBS=1: one). With one thread each they take half as long as one after
-# another with all threads, and results do not depend on the number of cores.
+# `dvc repro` of the stages, as many at a time as there are cores (JOBS=1: one). With one thread each they take about two thirds of the
+# time of one after another with all threads, and results do not depend on the number of cores.
 repro: .venv/installed ## run every stage of the pipeline that is not up to date, then see reports/index.html
 	python -m sitlib.experiments.grid dvc.yaml $(if $(JOBS),--jobs $(JOBS)) --alone throughput
 
@@ -43,7 +43,7 @@ ablations: .venv/installed ## run the full grid of ablations, model sizes and co
 	python -m sitlib.experiments.ablations --table --output ablations/results.csv
 	python -m dvc repro ablations scaling report
 
-# On a CPU LAYERS=1 takes minutes and the whole depth hours.
+# On a CPU LAYERS=1 takes more than half an hour and the whole depth many hours.
 paper-dry-run: .venv/installed ## run all stages with the paper's shapes on eight images (LAYERS=1: stacks of that depth)
 	python scripts/paper_dry_run.py $(if $(LAYERS),--layers $(LAYERS))
 

@@ -8,7 +8,7 @@ The project is copied to scratch/paper-dry-run, with eight training and eight he
 `dvc repro` runs there, so the results of the project itself are not touched. The same command goes on where it was stopped.
 
 On CPUs, sampling from models of 700M parameters takes hours and training them needs 24 GB. `--layers 1` cuts all stacks of blocks to that
-depth, so that what remains is checked in minutes.
+depth, so that what remains is checked in about an hour on one core.
 """
 
 import argparse
@@ -132,8 +132,8 @@ def write_jpeg(source: ImageSource, position: int, path: Path) -> None:
     image.resize([round(share * side) for side in image.size], Image.Resampling.BICUBIC).save(path)
 
 
-def prepare(folder: Path, layers: int | None) -> None:
-    """Copies the project's files to `folder`, where they have changed, and writes images, profile and parameters there."""
+def copy_project(folder: Path) -> None:
+    """Copies the project's files to `folder`, where they have changed; of what runs have made only what the pipeline does not run."""
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     files = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
     made_by_runs = ("metrics/", "reports/", "dvc.lock")
@@ -144,6 +144,11 @@ def prepare(folder: Path, layers: int | None) -> None:
         if is_wanted and source.is_file() and not (copy.is_file() and filecmp.cmp(source, copy, False)):
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)
+
+
+def prepare(folder: Path, layers: int | None) -> None:
+    """Makes `folder` a project of its own, with images, profile and parameters of the dry run."""
+    copy_project(folder)
     if not (folder / "data/coco").exists():
         write_images(folder / "data")
     profile = scaled(read(folder / "profiles/paper.yaml"), layers)
@@ -153,7 +158,7 @@ def prepare(folder: Path, layers: int | None) -> None:
     ablations = read(folder / "ablations/params.yaml")
     ablations["common"] |= {"tokenizer.optimiser.steps": 12, "tokenizer.optimiser.warmup_steps": 2}
     write(folder / "ablations/params.yaml", ablations)
-    if not (folder / ".git").exists():
+    if not (folder / ".git").exists():  # DVC needs a repository of its own
         subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
 
 
@@ -177,7 +182,7 @@ def summary(folder: Path) -> str:
     headline = json.loads((folder / "metrics/headline.json").read_text())
     seconds = headline["seconds"]
     rows = [f"{stage:56} {taken:8.1f} s" for stage, taken in sorted(seconds.items(), key=lambda s: -s[1])]
-    pages = len(list((folder / "reports").glob("*.html")))
+    pages = len(list((folder / "reports/pages").glob("*.html")))
     total = f"{len(rows)} timed stages of profile {headline['profile']}: {sum(seconds.values()) / 60:.1f} min; {pages} pages in"
     return "\n".join([*rows, f"{total} {folder.relative_to(ROOT)}/reports"])
 
@@ -188,6 +193,8 @@ def main() -> None:
     )
     parser.add_argument("--layers", type=int, help="most blocks in a stack (default: the paper's)")
     arguments = parser.parse_args()
+    if arguments.layers is not None and arguments.layers < 1:
+        parser.error(f"--layers must be at least 1, it is {arguments.layers}")
     prepare(FOLDER, arguments.layers)
     if status := run(FOLDER):
         sys.exit(status)

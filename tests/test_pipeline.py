@@ -3,12 +3,12 @@
 import ast
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
 
 import nbformat
+import paper_dry_run
 import pytest
 import torch
 import yaml
@@ -157,6 +157,30 @@ def test_notebooks_hold_no_classes_and_start_with_a_claim(path):
     assert not any(len(cell.source.splitlines()) > 40 for cell in cells if cell.cell_type == "code")
 
 
+# -- the paper's shapes ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layers", [None, 1])
+def test_the_dry_run_has_the_papers_shapes_and_few_of_everything_else(layers, tmp_path):
+    paper_dry_run.prepare(tmp_path, layers)
+    code = (
+        "import sys; from sitlib.config import load_profile; p = load_profile('paper'); t = p.tokenizer_variant('sit4'); "
+        + (
+            "print(p.tokenizer.optimiser.steps, t.encoder_layers, t.encoder_width, t.num_codes, p.data.source)"
+        )
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["2", str(layers or 8), "512", "8192", "data/imagenet"], done.stderr
+    assert len(list(tmp_path.glob("data/imagenet/*/*/*.jpg"))) == 2 * paper_dry_run.IMAGES
+    assert len(list(tmp_path.glob("data/coco/*2017/*.jpg"))) == 2 * paper_dry_run.IMAGES
+
+
 # -- the whole, at the smallest profile ------------------------------------------------------------------------------------------------
 
 
@@ -164,24 +188,7 @@ def test_notebooks_hold_no_classes_and_start_with_a_claim(path):
 def workspace(tmp_path_factory):
     """A copy of the project's files, with the smoke profile and few variants chosen in params.yaml, as a user would."""
     folder = tmp_path_factory.mktemp("pipeline") / "a clone"
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
-    made_by_runs = ("metrics/", "reports/", "dvc.lock")
-    made_by_grid = (
-        "metrics/ablations/",
-        "metrics/ladder/",
-        "metrics/efficiency/",
-    )  # which the pipeline does not run
-    for name in listed:
-        is_wanted = name.startswith(made_by_grid) or not name.startswith(made_by_runs)
-        if is_wanted and (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
+    paper_dry_run.copy_project(folder)
     parameters = yaml.safe_load((folder / "params.yaml").read_text())
     parameters |= {
         "profile": "smoke",
