@@ -415,6 +415,15 @@ def test_samples_are_those_of_generate(home, told, monkeypatch):
     assert (grid[66:, 66:] == 255).all()
 
 
+@pytest.mark.parametrize("name", ["ar_captioned_vit_vqgan", "ar_captioned_vit_vqgan-seed1"])
+def test_a_model_is_drawn_as_its_profile_says(home, name):
+    profile = load_profile("smoke")
+    options = build_parser().parse_args(["sample", "--text", "a cat", "--model", name])
+    assert models.sampler(options, True) == profile.sampler("ar_captioned_vit_vqgan") != profile.text.sampling
+    for told in (["--text", "a cat"], ["--text", "a cat", "--model", "elsewhere/model.safetensors"]):
+        assert models.sampler(build_parser().parse_args(["sample", *told]), True) == profile.text.sampling
+
+
 def test_previews_have_the_size_of_their_scales(home):
     assert main(["sample", "--class", "water", "--scales", "2", "-o", "small.png"]) == 0
     assert main(["sample", "--class", "water", "-o", "large.png"]) == 0

@@ -44,7 +44,7 @@ def plain(name="quick"):
 
 def keys(value, prefix=""):
     if not isinstance(value, dict) or prefix.endswith(
-        (".variants", ".sets")
+        (".variants", ".sets", ".samplers")
     ):  # of which a profile may have its own
         return {prefix}
     return set().union(*(keys(item, f"{prefix}.{name}") for name, item in value.items()))
@@ -185,7 +185,12 @@ def change(path, value):
         ("autoregressive.common.positions", "sine", "'learned' or 'rotary'"),
         ("autoregressive.common.bias", 1, "valid boolean"),
         ("autoregressive.common.qk_norm", "yes", "valid boolean"),
-        # a generator variant's own optimiser
+        # a generator variant's own sampler and optimiser
+        ("autoregressive.samplers", {"ar_sit44": {}}, "did you mean 'ar_sit4'"),
+        ("text.samplers", {"ar_sit4": {}}, "text.samplers: 'ar_sit4' is not known"),
+        ("text.samplers", {"ar_captioned_sit4_sc": {"top_q": 0.5}}, "did you mean 'top_p'"),
+        ("text.samplers", {"ar_captioned_sit4_sc": {"top_p": 0.0}}, "top_p must lie in (0, 1]"),
+        ("text.evaluation.top_p_sweep", [0.5, 1.5], "top_p_sweep must list numbers in (0, 1]"),
         ("autoregressive.variants.ar_sit4.optimiser", {"stps": 10}, "did you mean 'steps'"),
         ("autoregressive.variants.ar_sit4.optimiser", 10, "lists the keys in which the variant differs"),
         ("autoregressive.variants.ar_sit4.optimiser", {"steps": 10}, "must lie in 0 ... steps = 10"),
@@ -425,6 +430,15 @@ def test_rotary_positions_need_heads_of_a_multiple_of_four_dimensions():
 def test_everything_about_sampling_can_be_switched_off(changes):
     values = {**to_dict(load_profile("quick").autoregressive.sampling), **changes}
     assert to_dict(from_dict(SamplingConfig, values)) == values
+
+
+def test_a_variant_may_be_drawn_otherwise_than_the_others_of_its_section():
+    values = change("text.samplers", {"ar_captioned_vit_vqgan": {"top_p": 0.7, "guidance": 3.0}})
+    profile = from_dict(Profile, values)
+    usual = profile.text.sampling
+    assert profile.sampler("ar_captioned_sit4_sc") == usual
+    assert profile.sampler("ar_captioned_vit_vqgan") == replace(usual, top_p=0.7, guidance=3.0)
+    assert profile.sampler("ar_sit4") == profile.autoregressive.sampling
 
 
 def test_plain_values_make_the_same_profile_again():

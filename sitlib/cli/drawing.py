@@ -16,7 +16,6 @@ from sitlib.cli.options import (
     add_output,
     add_prompt,
     add_sampling,
-    given,
     number_from,
 )
 
@@ -189,13 +188,13 @@ def edit(options: argparse.Namespace) -> int:
 
 
 def _sampling(options: argparse.Namespace, is_text: bool) -> "SamplingConfig":
-    """The profile's sampling with what was given on the command line laid over it."""
+    """The profile's sampler of the model with what was given on the command line laid over it."""
     from dataclasses import replace
 
-    base = OfProfile("autoregressive.sampling", "text.sampling").of(is_text)
-    names = ("seed", "guidance", "temperature", "top_p")
+    asked = {name: getattr(options, name) for name in ("seed", "guidance", "temperature", "top_p")}
+    asked = {name: value for name, value in asked.items() if not isinstance(value, OfProfile)}
     try:
-        return replace(base, **{name: given(getattr(options, name), is_text) for name in names})
+        return replace(models.sampler(options, is_text), **asked)
     except ValueError as error:
         raise UsageError(str(error)) from None
 

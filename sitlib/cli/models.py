@@ -1,6 +1,7 @@
 """Which trained models a command uses: found by name, path or default, and fitting each other."""
 
 import argparse
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from sitlib.autoregressive import AutoregressiveModel
-    from sitlib.config import Profile
+    from sitlib.config import Profile, SamplingConfig
     from sitlib.tokenizer import SpectralTokenizer
 
 FILE = "model.safetensors"
@@ -175,6 +176,14 @@ def chosen_generator(options: argparse.Namespace) -> Generator:
             f"The model {name} writes codes of the tokenizer {variant}, not of {found}: give that one with --tokenizer."
         )
     return Generator(model, tokenizer, class_id, options.text)
+
+
+def sampler(options: argparse.Namespace, is_text: bool) -> "SamplingConfig":
+    """How the pipeline's profile draws from the model of --model; from one that it does not know, as from most of its kind."""
+    profile = pipeline_profile()
+    section = profile.text if is_text else profile.autoregressive
+    variant = re.sub(r"-seed\d+$", "", given(options.model, options.text is not None))
+    return profile.sampler(variant) if variant in section.variants else section.sampling
 
 
 def _class_id(model: "AutoregressiveModel", class_name: str | None, name: str) -> int | None:

@@ -187,6 +187,9 @@ class AutoregressiveSection(Strict):
     codes: CodesConfig
     optimiser: OptimiserConfig
     sampling: SamplingConfig
+    samplers: dict[
+        str, dict[str, Any]
+    ]  # variants that are drawn otherwise, and the keys of `sampling` in which
     evaluation: GenerationEvaluationConfig
 
     def __post_init__(self):
@@ -248,6 +251,7 @@ class TextEvaluationConfig(Strict):
     candidates: int  # captions among which the right one has to be found; chance is 1 / candidates
     kid_subset_size: int
     neighbours: int
+    top_p_sweep: list[float]  # at which held-out names are drawn too, to compare; empty = no sweep
     seed: int
 
     def __post_init__(self):
@@ -264,6 +268,10 @@ class TextEvaluationConfig(Strict):
             1 <= self.neighbours < self.prompts,
             f"neighbours must lie in 1 ... {self.prompts - 1}, it is {self.neighbours}",
         )
+        require(
+            all(0 < top_p <= 1 for top_p in self.top_p_sweep),
+            f"top_p_sweep must list numbers in (0, 1], it is {self.top_p_sweep}",
+        )
         require_seed(self.seed)
 
 
@@ -278,6 +286,7 @@ class TextSection(Strict):
     codes: CodesConfig
     optimiser: OptimiserConfig
     sampling: SamplingConfig
+    samplers: dict[str, dict[str, Any]]  # as in AutoregressiveSection
     evaluation: TextEvaluationConfig
     dual_encoder: DualEncoderConfig
 

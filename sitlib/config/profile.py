@@ -7,7 +7,12 @@ import yaml
 
 from sitlib.config.applications import ApplicationsConfig
 from sitlib.config.engine import EngineConfig
-from sitlib.config.generation import AutoregressiveConfig, AutoregressiveSection, TextSection
+from sitlib.config.generation import (
+    AutoregressiveConfig,
+    AutoregressiveSection,
+    SamplingConfig,
+    TextSection,
+)
 from sitlib.config.strict import ConfigError, Strict, changes_of, from_dict, known, require, to_dict
 from sitlib.config.tokenizer import (
     DataConfig,
@@ -69,6 +74,7 @@ class Profile(Strict):
                 f"{section}.{variant} needs a tokenizer of data.size {wanted} px, {config.tokenizer} is built for {size} px",
             )
             self.generator_optimiser(variant)
+            self.sampler(variant)
             is_text = variant in self.text.variants
             require(
                 is_text == (config.text is not None),
@@ -81,6 +87,10 @@ class Profile(Strict):
                 is_text or not config.text_noise,
                 f"{section}.{variant}: text_noise is of texts, but this model is told classes",
             )
+        for name in ("autoregressive", "text"):
+            section = getattr(self, name)
+            for variant in section.samplers:
+                known(variant, section.variants, f"{name}.samplers")
         self._check_applications()
         self._check_shares()
 
@@ -190,6 +200,12 @@ class Profile(Strict):
         section, where = self.generator_section(variant), f"{self._section_name(variant)}.variants.{variant}"
         changes = changes_of(section.variants[variant], "optimiser", where)
         return from_dict(OptimiserConfig, {**to_dict(section.optimiser), **changes}, f"{where}.optimiser")
+
+    def sampler(self, variant: str) -> SamplingConfig:
+        """How codes of a variant are drawn: `sampling` of its section with the variant's keys of `samplers` laid over it."""
+        section, where = self.generator_section(variant), f"{self._section_name(variant)}.samplers"
+        changes = changes_of(section.samplers, variant, where)
+        return from_dict(SamplingConfig, {**to_dict(section.sampling), **changes}, f"{where}.{variant}")
 
     def _section_name(self, variant: str) -> str:
         both = {**self.autoregressive.variants, **self.text.variants}

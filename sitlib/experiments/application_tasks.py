@@ -52,7 +52,7 @@ def text_task(profile: Profile) -> Task:
 def _models(profile: Profile, variant: str) -> tuple[AutoregressiveModel, SpectralTokenizer, SamplingConfig]:
     section, name = profile.generator_section(variant), profile.autoregressive_variant(variant).tokenizer
     model = trained_generator(profile, variant, profile.applications.model_seed).model
-    return model, trained_tokenizer(profile, name, section.tokenizer_seed).model, section.sampling
+    return model, trained_tokenizer(profile, name, section.tokenizer_seed).model, profile.sampler(variant)
 
 
 def foreign(profile: Profile) -> Task:

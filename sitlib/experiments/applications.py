@@ -67,7 +67,7 @@ def _run(profile: Profile) -> str:
         for name in (settings.class_generator, settings.text_generator)
     ]
     baseline = TokenizerRun.of(profile, settings.baseline, profile.autoregressive.tokenizer_seed)
-    samplers = [profile.autoregressive.sampling, profile.text.sampling]
+    samplers = [profile.sampler(name) for name in (settings.class_generator, settings.text_generator)]
     sets = profile.tokenizer.evaluation
     judged = [DualEncoderRun.of(profile), profile.text.evaluation, sets, list(sets.sets)]
     return digest(settings, *runs, baseline, *samplers, *judged)

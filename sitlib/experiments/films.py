@@ -25,7 +25,9 @@ def film(profile: Profile, variant: str, seed: int, prompts: Tensor | list[str],
         ValueError: a model of several scales whose decoder cannot decode the first ones alone.
     """
     section = profile.generator_section(variant)
-    sampling = replace(section.sampling, batch_size=max(1, len(prompts)))  # all frames of one scale together
+    sampling = replace(
+        profile.sampler(variant), batch_size=max(1, len(prompts))
+    )  # all frames of one scale together
     model = trained_generator(profile, variant, seed).model
     name = profile.autoregressive_variant(variant).tokenizer
     tokenizer = trained_tokenizer(profile, name, section.tokenizer_seed).model

@@ -100,7 +100,7 @@ def evaluate_generator(
     Two more distances say how to read them: "reconstruction", of held-out views after the tokenizer alone, which bounds every model over
     its codes; and "real", of views of the training photographs. All are to the same held-out views.
     """
-    settings, sampling = profile.autoregressive.evaluation, profile.autoregressive.sampling
+    settings, sampling = profile.autoregressive.evaluation, profile.sampler(variant)
     distances = _distances(real["held_out"], profile, load_lite0())
     scores = distances(decoded(tokenizer, sampled))
     scores["protocol"] |= {
@@ -160,7 +160,7 @@ def generator_scores(profile: Profile, variant: str, seed: int) -> dict[str, Any
     ensure_weights()
     model = trained_generator(profile, variant, seed).model
     sampled, _ = _pipeline_samples(profile, variant, seed) or draw_samples(
-        model, profile, profile.autoregressive.evaluation.samples, profile.autoregressive.sampling
+        model, profile, profile.autoregressive.evaluation.samples, profile.sampler(variant)
     )
     return evaluate_generator(
         model,
@@ -179,9 +179,9 @@ def load_samples(profile: Profile, variant: str, seed: int) -> tuple[Tensor, Ten
     The codes are the pipeline's where it has sampled this very run, else they are drawn now.
     """
     model = trained_generator(profile, variant, seed).model
-    settings = profile.autoregressive
+    count = profile.autoregressive.evaluation.samples
     codes, labels = _pipeline_samples(profile, variant, seed) or draw_samples(
-        model, profile, settings.evaluation.samples, settings.sampling
+        model, profile, count, profile.sampler(variant)
     )
     return decoded(_tokenizer(profile, variant), codes), labels, model.config.classes
 
@@ -207,7 +207,7 @@ def second_decoder_scores(
         raise ValueError(f"{decoder} does not decode the codes that {variant} models.")
     tokenizer = trained_tokenizer(profile, decoder, tokenizer_seed).model
     scores = _distances(references, profile, load_lite0())(decoded(tokenizer, codes))
-    scores["protocol"] |= {"references": REFERENCES, **sampling_protocol(profile.autoregressive.sampling)}
+    scores["protocol"] |= {"references": REFERENCES, **sampling_protocol(profile.sampler(variant))}
     return scores
 
 
@@ -242,8 +242,8 @@ def _samples_path(variant: str, seed: int) -> Path:
 
 
 def _samples_run(profile: Profile, variant: str, seed: int) -> str:
-    section = profile.autoregressive
-    return digest(AutoregressiveRun.of(profile, variant, seed), section.sampling, section.evaluation)
+    run, settings = AutoregressiveRun.of(profile, variant, seed), profile.autoregressive.evaluation
+    return digest(run, profile.sampler(variant), settings)
 
 
 def main() -> None:
@@ -280,7 +280,7 @@ def main() -> None:
         write_metrics(f"metrics/generation/{variant}_second-seed{seed}.json", {**run, **scores})
         return
     model = trained_generator(profile, variant, seed).model
-    sampled, labels = draw_samples(model, profile, settings.evaluation.samples, settings.sampling)
+    sampled, labels = draw_samples(model, profile, settings.evaluation.samples, profile.sampler(variant))
     write_tensors(_samples_path(variant, seed), {"codes": sampled, "labels": labels}, run)
     scores = evaluate_generator(
         model,

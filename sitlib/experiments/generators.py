@@ -158,7 +158,7 @@ class _Pictures:
     def __init__(self, profile: Profile, variant: str, codes: Codes, captioned: CaptionedImages | None):
         section, name = profile.generator_section(variant), profile.autoregressive_variant(variant).tokenizer
         self.tokenizer = trained_tokenizer(profile, name, section.tokenizer_seed).model
-        self.sampling = replace(section.sampling, batch_size=PICTURES)
+        self.sampling = replace(profile.sampler(variant), batch_size=PICTURES)
         labels = codes.train_labels[:: max(1, len(codes.train_labels) // PICTURES)][:PICTURES]
         self.prompts = labels if captioned is None else [captioned.captions[i][0] for i in labels.tolist()]
 

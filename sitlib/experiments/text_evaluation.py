@@ -6,7 +6,7 @@ their reconstructions, which bound every model over the tokenizer's codes.
 """
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from torch import Tensor
 
 from sitlib.autoregressive import AutoregressiveModel
 from sitlib.checkpoint import read_about, write_tensors
-from sitlib.config import Profile, digest, load_profile
+from sitlib.config import Profile, SamplingConfig, digest, load_profile
 from sitlib.data import CaptionedImages, held_out_views
 from sitlib.dual_encoder import DualEncoder
 from sitlib.experiments.codes import captioned, load_codes
 from sitlib.experiments.dual_encoder import judge_features, trained_dual_encoder
 from sitlib.experiments.generation_evaluation import (
+    DISTANCES,
     decoded,
     held_out_nats,
     sampling_protocol,
@@ -128,10 +129,12 @@ def retrieved(
     }
 
 
-def draw_text_samples(model: AutoregressiveModel, profile: Profile, kind: str) -> Tensor:
+def draw_text_samples(
+    model: AutoregressiveModel, profile: Profile, kind: str, sampling: SamplingConfig
+) -> Tensor:
     """Codes [M, S, N] sampled for the prompts of a kind."""
     captions = prompts(profile, kind).captions
-    return generate(model, captions, profile.text.sampling, progress=f"sampling, {kind}")
+    return generate(model, captions, sampling, progress=f"sampling, {kind}, top-p {sampling.top_p:g}")
 
 
 def evaluate_text_generator(
@@ -141,7 +144,7 @@ def evaluate_text_generator(
     real: dict[str, Tensor],
     profile: Profile,
 ) -> dict[str, Any]:
-    """R-precision of samples of every kind of prompts; FD-Lite0, KID, precision and recall of those of held-out names.
+    """R-precision of samples of every kind of prompts; FD-Lite0, KID, precision and recall of those of held-out names; a sweep of top-p.
 
     Args:
         sampled: kind -> codes [M, S, N].
@@ -150,12 +153,24 @@ def evaluate_text_generator(
     Returns:
         for every kind `samples`, `reconstruction`, `real`, each with `r_precision` (%), `interval`, `chance` (%); the distances of the
         samples of held-out names to the real images with these names; `r_precision_<kind>` of samples; held-out nats per token;
-        `parameters`; `protocol`.
+        `top_p_sweep`, rows with `top_p` and the scores of samples of held-out names; `parameters`; `protocol`.
     """
-    settings, lite0 = profile.text.evaluation, load_lite0()
+    settings, lite0, sampling = profile.text.evaluation, load_lite0(), profile.sampler(variant)
     judge, name = trained_dual_encoder(profile).model, profile.autoregressive_variant(variant).tokenizer
     tokenizer = trained_tokenizer(profile, name, profile.text.tokenizer_seed).model
-    scores, distances = {}, {}
+
+    def distances_to(references: Tensor, images: Tensor, title: str) -> dict[str, Any]:
+        return generation_metrics(
+            images,
+            references,
+            lite0=lite0,
+            kid_subset_size=settings.kid_subset_size,
+            neighbours=settings.neighbours,
+            seed=settings.seed,
+            progress=title,
+        )
+
+    scores, distances, sweep = {}, {}, []
     for kind in KINDS:
         asked = prompts(profile, kind)
         images = {
@@ -168,15 +183,14 @@ def evaluate_text_generator(
             for what, found in images.items()
         }
         for what in ("samples", "reconstruction") if kind in real else ():
-            distances[what] = generation_metrics(
-                images[what],
-                real[kind],
-                lite0=lite0,
-                kid_subset_size=settings.kid_subset_size,
-                neighbours=settings.neighbours,
-                seed=settings.seed,
-                progress=what,
-            )
+            distances[what] = distances_to(real[kind], images[what], what)
+        for top_p in settings.top_p_sweep if kind in real else ():
+            codes = draw_text_samples(model, profile, kind, replace(sampling, top_p=top_p))
+            drawn = decoded(tokenizer, codes)
+            found = distances_to(real[kind], drawn, f"top-p {top_p:g}")
+            right = retrieved(judge, drawn, asked, profile, lite0, f"top-p {top_p:g}")["r_precision"]
+            row = {"top_p": top_p, "r_precision": right, **{metric: found[metric] for metric in DISTANCES}}
+            sweep.append(row)
     codes, texts = load_codes(profile, variant), captioned(profile, "test")
     captions = [texts.captions[image][0] for image in codes.held_out_labels.tolist()]
     assert model.text_tokenizer is not None
@@ -186,7 +200,7 @@ def evaluate_text_generator(
         "prompts": f"{settings.prompts} of each kind: " + "; ".join(KINDS.values()),
         "r_precision": f"right caption among {settings.candidates} of other names, by the dual encoder; intervals over names",
         "references": "the held-out images with these names",
-        **sampling_protocol(profile.text.sampling),
+        **sampling_protocol(sampling),
     }
     return {
         **distances["samples"],
@@ -194,6 +208,7 @@ def evaluate_text_generator(
         "kinds": scores,
         "reconstruction": {k: v for k, v in distances["reconstruction"].items() if k != "protocol"},
         **held_out_nats(model, codes.held_out, tokens),
+        "top_p_sweep": sweep,
         "parameters": sum(p.numel() for p in model.parameters()),
         "protocol": protocol,
     }
@@ -206,7 +221,7 @@ def text_scores(profile: Profile, variant: str, seed: int) -> dict[str, Any]:
         return scores
     ensure_weights()
     model = trained_generator(profile, variant, seed).model
-    sampled = {kind: draw_text_samples(model, profile, kind) for kind in KINDS}
+    sampled = {kind: draw_text_samples(model, profile, kind, profile.sampler(variant)) for kind in KINDS}
     return evaluate_text_generator(model, variant, sampled, real_text_features(profile), profile)
 
 
@@ -217,9 +232,8 @@ def load_text_samples(profile: Profile, variant: str, seed: int, kind: str) -> T
     path = _samples_path(variant, seed)
     if read_about(path).get("run") == _run(profile, variant, seed):
         return decoded(tokenizer, load_file(path)[kind])
-    return decoded(
-        tokenizer, draw_text_samples(trained_generator(profile, variant, seed).model, profile, kind)
-    )
+    model = trained_generator(profile, variant, seed).model
+    return decoded(tokenizer, draw_text_samples(model, profile, kind, profile.sampler(variant)))
 
 
 def _samples_path(variant: str, seed: int) -> Path:
@@ -227,8 +241,7 @@ def _samples_path(variant: str, seed: int) -> Path:
 
 
 def _run(profile: Profile, variant: str, seed: int) -> str:
-    section = profile.text
-    parts = (section.sampling, section.evaluation, DualEncoderRun.of(profile))
+    parts = (profile.sampler(variant), profile.text.evaluation, DualEncoderRun.of(profile))
     return digest(AutoregressiveRun.of(profile, variant, seed), *parts)
 
 
@@ -247,7 +260,7 @@ def main() -> None:
         return
     variant, seed = arguments.variant, arguments.seed
     model, run = trained_generator(profile, variant, seed).model, {"run": _run(profile, variant, seed)}
-    sampled = {kind: draw_text_samples(model, profile, kind) for kind in KINDS}
+    sampled = {kind: draw_text_samples(model, profile, kind, profile.sampler(variant)) for kind in KINDS}
     write_tensors(_samples_path(variant, seed), sampled, run)
     scores = evaluate_text_generator(model, variant, sampled, load_file(real), profile)
     write_metrics(f"metrics/text/{variant}-seed{seed}.json", {**run, **scores})

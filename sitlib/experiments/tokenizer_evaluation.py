@@ -97,9 +97,10 @@ def evaluate_tokenizer(
 
     Returns:
         `sets`: name -> side in px, as text -> `psnr` (dB), `ssim`, `lpips_alex`, `lpips_vgg`, their `intervals`, `photographs`, `counts`
-        and values `by_photograph` (see `evaluate_reconstructions`); `fd_lite0`, `kid`, `kid_standard_deviation` against the originals;
-        `lite0_score` and, of the originals, `lite0_score_originals`; `bits_per_pixel`; with `evaluation.inception` at full size also
-        `fid`, `inception_score` and `inception_score_originals`; `protocol`.
+        and values `by_photograph` (see `evaluate_reconstructions`; LPIPS-VGG, which takes most of the time, at full size only);
+        `fd_lite0`, `kid`, `kid_standard_deviation` against the originals; `lite0_score` and, of the originals, `lite0_score_originals`;
+        `bits_per_pixel`; with `evaluation.inception` at full size also `fid`, `inception_score` and `inception_score_originals`;
+        `protocol`.
         At the top level the same for the first set at full size, but for the values by photograph, and for this set `error_by_scale`,
         `codebooks`, `scales`, and `usage`: the share in % of codes used at least once, of the codebook that uses the smallest share;
         `parameters`.
@@ -117,7 +118,8 @@ def evaluate_tokenizer(
         for size in sizes:
             images = F.avg_pool2d(views, config.size // size)
             codes, reconstructions = reconstructed(tokenizer, images)
-            scores = _scores(images, reconstructions, keys, lite0, profile, name)
+            nets = ("alex", "vgg") if size == sizes[0] else ("alex",)
+            scores = _scores(images, reconstructions, keys, lite0, profile, name, nets)
             scores["bits_per_pixel"] = bits_per_pixel(codes[0].numel(), config.num_codes, size)
             if inception is not None and size == sizes[0]:
                 scores |= inception(reconstructions, images, seed=settings.seed, progress=name)
@@ -147,12 +149,18 @@ def _of_first(
 
 
 def _scores(
-    images: Tensor, reconstructions: Tensor, keys: list[str], lite0: Lite0, profile: Profile, name: str
+    images: Tensor,
+    reconstructions: Tensor,
+    keys: list[str],
+    lite0: Lite0,
+    profile: Profile,
+    name: str,
+    lpips_nets: tuple[str, ...],
 ) -> dict[str, Any]:
     """Scores of reconstructions of the first views of the evaluation set `name`, at the size that they have."""
     settings, size = profile.tokenizer.evaluation, images.shape[-1]
     chosen, title = settings.sets[name], f"{name}, {size} px"
-    scores = evaluate_reconstructions(images, reconstructions, keys, progress=title)
+    scores = evaluate_reconstructions(images, reconstructions, keys, lpips_nets=lpips_nets, progress=title)
     features = lite0_features(reconstructions, lite0, progress=title)
     about = [settings.sets[name], size, settings.seed]
     originals = original_features(images, lite0, about, progress=f"{title}, originals")

@@ -160,12 +160,16 @@ def sets_table(scores: Mapping[str, Sequence[Scores]], sizes: Sequence[int]) -> 
 
 def _metrics(seeds: Sequence[Scores], images: str, size: int) -> dict[str, Any]:
     records = [at(seed, images, size) for seed in seeds]
-    ssim = [record["ssim"] for record in records]
+
+    def if_measured(metric: str) -> float | None:
+        values = [float(record[metric]) for record in records if record.get(metric) is not None]
+        return mean(values) if values else None
+
     return {
         "PSNR, dB": with_interval(*interval(seeds, "psnr", images, size)),
-        "SSIM": None if None in ssim else mean(ssim),
+        "SSIM": if_measured("ssim"),
         "LPIPS-Alex": with_interval(*interval(seeds, "lpips_alex", images, size), digits=3),
-        "VGG": mean(record["lpips_vgg"] for record in records),
+        "VGG": if_measured("lpips_vgg"),
         "FD-Lite0": mean(record["fd_lite0"] for record in records),
         "KID x 1000": 1000 * mean(record["kid"] for record in records),
         "score": mean(record["lite0_score"] for record in records),

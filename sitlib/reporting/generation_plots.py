@@ -12,24 +12,27 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from sitlib.reporting.plots import colour, label
 
 
-def guidance_curves(
-    sweeps: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], metrics: Mapping[str, str]
+def sweep_curves(
+    sweeps: Mapping[str, Sequence[Sequence[Mapping[str, float]]]],
+    of: str,
+    title: str,
+    metrics: Mapping[str, str],
 ) -> Figure:
-    """One panel for each metric {name: title} against the guidance weight: the mean of a model's seeds, and each seed as a dot.
+    """One panel for each metric {name: title} against a setting of the sampler: the mean of a model's seeds, and each seed as a dot.
 
-    sweeps: model -> its seeds -> rows with "guidance" and the metrics.
+    sweeps: model -> its seeds -> rows with the setting `of`, named `title`, and the metrics.
     """
     fig, axes = plt.subplots(1, len(metrics), figsize=(3.7 * len(metrics), 3.2), squeeze=False)
-    for axis, (metric, title) in zip(axes[0], metrics.items(), strict=True):
-        weights: list[float] = []
+    for axis, (metric, what) in zip(axes[0], metrics.items(), strict=True):
+        settings: list[float] = []
         for name, seeds in sweeps.items():
-            weights = [row["guidance"] for row in seeds[0]]
+            settings = [row[of] for row in seeds[0]]
             values = np.array([[row[metric] for row in rows] for rows in seeds])
             text = label(name) if axis is axes[0][0] else None
-            axis.plot(weights, values.mean(0), "-", color=colour(name), label=text)
+            axis.plot(settings, values.mean(0), "-", color=colour(name), label=text)
             for one in values:
-                axis.plot(weights, one, "o", color=colour(name), markersize=4, alpha=0.6)
-        axis.set(xlabel="guidance weight", ylabel=title, xticks=weights)
+                axis.plot(settings, one, "o", color=colour(name), markersize=4, alpha=0.6)
+        axis.set(xlabel=title, ylabel=what, xticks=settings)
     fig.legend(loc="outside upper center", ncols=min(4, len(sweeps)))
     return fig
 
