@@ -60,7 +60,7 @@ def test_a_row_is_trained_and_judged_with_every_seed(tmp_path, monkeypatch):
         monkeypatch.setattr(f"sitlib.experiments.{part}.resolve", lambda path: _kept(tmp_path, path))
     causal = {"encoder_attention": "scale_causal", "decoder_attention": "scale_causal"}
     row = AblationRow("test", {"levels": 3, "grid": 4, **causal})
-    listed = Ablations("smoke", [0, 1], SMALL, {"row": row}, {})
+    listed = Ablations("smoke", [0, 1], SMALL, {"row": row}, {}, {})
     real = module.held_out_set
 
     def few(profile, size):
@@ -94,7 +94,7 @@ def test_a_training_that_fails_is_a_result(monkeypatch):
 
     monkeypatch.setattr(module, "trained_tokenizer", fails)
     row = AblationRow("test", {"levels": 3, "grid": 4})
-    result = run_row(Ablations("smoke", [0], SMALL, {"row": row}, {}), "row")
+    result = run_row(Ablations("smoke", [0], SMALL, {"row": row}, {}, {}), "row")
     assert result["seeds"] == {"0": {"failed": "the loss is not finite at step 7"}}
 
 

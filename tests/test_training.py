@@ -194,7 +194,7 @@ SMOKE = load_profile("smoke")
 JUDGE = replace(SMOKE.text.dual_encoder, reconstructions=[])
 NO_GENERATORS = {
     "autoregressive": replace(SMOKE.autoregressive, variants={}),
-    "text": replace(SMOKE.text, variants={}, dual_encoder=JUDGE),
+    "text": replace(SMOKE.text, variants={}, samplers={}, dual_encoder=JUDGE),
 }
 GAN = {
     "levels": 3,

@@ -4,7 +4,7 @@ Every key has a type and, but for a few optional ones, no default, so that two p
 types and impossible combinations are refused with a sentence that says what to do. The classes know nothing of models or data.
 """
 
-from sitlib.config.ablations import AblationRow, Ablations, Rung, changed, load_ablations
+from sitlib.config.ablations import AblationRow, Ablations, Rung, TextTrial, changed, load_ablations
 from sitlib.config.applications import ApplicationsConfig
 from sitlib.config.engine import EngineConfig
 from sitlib.config.generation import (
@@ -65,6 +65,7 @@ __all__ = [
     "TextEncoderConfig",
     "TextEvaluationConfig",
     "TextSection",
+    "TextTrial",
     "TokenizerConfig",
     "TokenizerEvaluationConfig",
     "TokenizerLossConfig",

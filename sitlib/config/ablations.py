@@ -1,4 +1,4 @@
-"""What ablations/params.yaml says: rows of ablations, and a ladder of model sizes."""
+"""What ablations/params.yaml says: rows of ablations, a ladder of model sizes, and other trainings of text-conditional models."""
 
 import copy
 from dataclasses import dataclass
@@ -54,6 +54,35 @@ class Rung(Strict):
 
 
 @dataclass(frozen=True)
+class TextTrial(Strict):
+    """A text-conditional model trained otherwise than the profile says."""
+
+    tokenizer: str  # the model is the profile's variant ar_<tokenizer>
+    changes: dict[str, Any]  # dotted keys of the profile, in its section `text`
+
+    def __post_init__(self):
+        others = [key for key in self.changes if not key.startswith("text.")]
+        require(
+            not others,
+            f"a trial of a text-conditional model changes keys of `text`, not {', '.join(others)}",
+        )
+
+    @property
+    def variant(self) -> str:
+        return f"ar_{self.tokenizer}"
+
+    def profile_of(self, values: dict[str, Any]) -> Profile:
+        """The profile in `values` with the changes made.
+
+        Raises:
+            ConfigError: no such variant, or a change that the profile refuses.
+        """
+        profile = from_dict(Profile, changed(values, self.changes), where=f"trial of {self.variant}")
+        known(self.variant, profile.text.variants, "text variant")
+        return profile
+
+
+@dataclass(frozen=True)
 class Ablations(Strict):
     """Content of ablations/params.yaml.
 
@@ -65,9 +94,14 @@ class Ablations(Strict):
     common: dict[str, Any]
     rows: dict[str, AblationRow]
     ladder: dict[str, Rung]
+    text: dict[str, TextTrial]
 
     def __post_init__(self):
         require(len(self.seeds) > 0, "seeds must name at least one seed")
+
+    def values(self) -> dict[str, Any]:
+        """The profile's plain values."""
+        return yaml.safe_load(resolve(f"profiles/{self.profile}.yaml").read_text())
 
     def profile_of(self, name: str) -> Profile:
         """The profile in which the row is a tokenizer variant, and `ar_<row>` a model over its codes.
@@ -76,13 +110,12 @@ class Ablations(Strict):
             ConfigError: no such row, or a key in it that a profile refuses.
         """
         known(name, self.rows, "ablation")
-        values = yaml.safe_load(resolve(f"profiles/{self.profile}.yaml").read_text())
-        values = changed(values, self.common)
+        values = changed(self.values(), self.common)
         values["tokenizer"]["variants"] = {name: self.rows[name].tokenizer}
         size = self.rows[name].tokenizer.get("size", values["tokenizer"]["common"]["size"])
         generators = {f"ar_{name}": {"tokenizer": name}} if size == values["data"]["size"] else {}
-        values["autoregressive"]["variants"] = generators
-        values["text"]["variants"] = {}
+        values["autoregressive"] |= {"variants": generators, "samplers": {}}
+        values["text"] |= {"variants": {}, "samplers": {}}
         values["text"]["dual_encoder"]["reconstructions"] = []
         values["applications"]["baseline"] = name
         return from_dict(Profile, values, where=f"ablations/params.yaml: {name}")

@@ -40,7 +40,7 @@ from sitlib.weights import ensure_weights
 
 SPIKE = 5.0  # a gradient norm of so many times the median of the 50 steps before it is called a spike
 WINDOW = 50
-RESULTS = ("metrics/ablations", "metrics/ladder", "metrics/efficiency")
+RESULTS = ("metrics/ablations", "metrics/ladder", "metrics/efficiency", "metrics/text_trials")
 
 
 def run_row(ablations: Ablations, name: str, generates: bool = True) -> dict[str, Any]:

@@ -110,8 +110,8 @@ def with_rung(profile: Profile, rung: Rung, name: str) -> Profile:
     section = profile.autoregressive
     shape = {key: getattr(rung, key) for key in ("tokenizer", "layers", "width", "heads")}
     optimiser = {key: getattr(rung, key) for key in ("steps", "batch_size", "learning_rate")}
-    section = replace(section, variants={f"ar_{name}": {**shape, "optimiser": optimiser}})
-    text = replace(profile.text, variants={})
+    section = replace(section, variants={f"ar_{name}": {**shape, "optimiser": optimiser}}, samplers={})
+    text = replace(profile.text, variants={}, samplers={})
     return replace(profile, autoregressive=section, text=text)
 
 

@@ -1,6 +1,7 @@
-"""Figures of ablations, of costs at growing image sizes, and of the ladder of model sizes."""
+"""Figures of ablations, of costs at growing image sizes, of the ladder of model sizes, and of longer training on texts."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -142,4 +143,43 @@ def ladder(rungs: Sequence[Mapping[str, Any]], y: str, title: str, xs: Mapping[s
         axis.set_ylabel(title)
         axis.yaxis.set_minor_formatter("{x:g}")
         axis.legend(fontsize=8)
+    return fig
+
+
+def recognition(trials: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]) -> Figure:
+    """R-precision of text-conditional models against how often training drew an image of each name, a panel for each kind of prompts.
+
+    Bars are intervals over names; the dashed line is of reconstructions by the model's tokenizer, which bound it; dotted is chance.
+
+    Args:
+        trials: results of `sitlib.experiments.text_trials`.
+        kinds: kind of prompts -> its title.
+    """
+    fig, axes = plt.subplots(1, len(kinds), figsize=(3.7 * len(kinds), 3.4), sharey=True, squeeze=False)
+    for axis, (kind, title) in zip(axes[0], kinds.items(), strict=True):
+        for variant in dict.fromkeys(trial["variant"] for trial in trials):
+            own = sorted(
+                (trial for trial in trials if trial["variant"] == variant),
+                key=lambda trial: trial["draws_per_name"],
+            )
+            found = [trial["kinds"][kind]["samples"] for trial in own]
+            values = [judged["r_precision"] for judged in found]
+            errors = [
+                [abs(judged["interval"][side] - judged["r_precision"]) for judged in found] for side in (0, 1)
+            ]
+            axis.errorbar(
+                [trial["draws_per_name"] for trial in own],
+                values,
+                errors,
+                fmt="o-",
+                capsize=3,
+                color=colour(variant),
+                label=label(variant),
+            )
+            bound = own[0]["kinds"][kind]["reconstruction"]["r_precision"]
+            axis.axhline(bound, color=colour(variant), linestyle="--", linewidth=1)
+        axis.axhline(trials[0]["kinds"][kind]["samples"]["chance"], color="0.5", linestyle=":")
+        axis.set(title=fill(title, 32), xlabel="images drawn of each name", ylim=(0, None))
+    axes[0][0].set_ylabel("right caption found, %")
+    axes[0][0].legend(fontsize=8, loc="upper left")
     return fig

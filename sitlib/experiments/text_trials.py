@@ -1,0 +1,66 @@
+"""Text-conditional models trained for longer, or otherwise: `python -m sitlib.experiments.text_trials --trial NAME --output FILE`.
+
+How often samples are recognised by their captions is a question of how often a model has seen a name. A trial stands in
+ablations/params.yaml under `text`; it is judged like the pipeline's models, with the same prompts and the same dual encoder.
+"""
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from sitlib.config import Profile, load_ablations
+from sitlib.config.strict import known
+from sitlib.experiments.codes import captioned
+from sitlib.experiments.generators import trained_generator
+from sitlib.experiments.runs import command
+from sitlib.experiments.text_evaluation import (
+    KINDS,
+    draw_text_samples,
+    evaluate_text_generator,
+    real_text_features,
+)
+from sitlib.results import write_metrics
+from sitlib.weights import ensure_weights
+
+
+def run_trial(profile: Profile, variant: str, seed: int = 0) -> dict[str, Any]:
+    """Trains and judges a text-conditional model of a profile.
+
+    Returns:
+        `variant`, `steps`, `seed`; `draws_per_name`: how often training has drawn an image of each name, on average; `seconds` of training;
+        `prompts`: what each kind of prompts is; and what `evaluate_text_generator` returns, without a sweep.
+    """
+    ensure_weights()
+    without_sweep = replace(profile.text.evaluation, top_p_sweep=[])
+    profile = replace(profile, text=replace(profile.text, evaluation=without_sweep))
+    trained, optimiser = trained_generator(profile, variant, seed), profile.generator_optimiser(variant)
+    sampling = profile.sampler(variant)
+    sampled = {kind: draw_text_samples(trained.model, profile, kind, sampling) for kind in KINDS}
+    names = len(np.unique(captioned(profile, "train").names))
+    return {
+        "variant": variant,
+        "steps": optimiser.steps,
+        "seed": seed,
+        "draws_per_name": optimiser.steps * optimiser.batch_size / names,
+        "prompts": KINDS,
+        "seconds": trained.curve["seconds"][-1],
+        **evaluate_text_generator(trained.model, variant, sampled, real_text_features(profile), profile),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m sitlib.experiments.text_trials", description=__doc__)
+    parser.add_argument("--trial", required=True, help="name under `text` in ablations/params.yaml")
+    parser.add_argument("--output", required=True, help="JSON file to write")
+    arguments = parser.parse_args()
+    ablations = load_ablations()
+    known(arguments.trial, ablations.text, "trial of a text-conditional model")
+    trial = ablations.text[arguments.trial]
+    profile = trial.profile_of(ablations.values())
+    write_metrics(arguments.output, {"changes": trial.changes, **run_trial(profile, trial.variant)})
+
+
+if __name__ == "__main__":
+    command(main)
