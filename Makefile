@@ -38,7 +38,7 @@ trials: .venv/installed ## run the trials of the tokenizer's recipe that have no
 	OMP_NUM_THREADS=1 python -m sitlib.experiments.trials
 
 # Results are of two processes of one thread each; what is finished stays so when it is interrupted.
-ablations: .venv/installed ## run the full grid of ablations, model sizes and costs that has no result yet (a few hours for all)
+ablations: repro ## run the full grid of ablations, model sizes and costs that has no result yet (a few hours for all)
 	python -m sitlib.experiments.grid ablations/dvc.yaml --jobs 2 --alone efficiency
 	python -m sitlib.experiments.ablations --table --output ablations/results.csv
 	python -m dvc repro ablations scaling report

@@ -25,6 +25,7 @@ import yaml
 from PIL import Image
 
 from sitlib.data import ImageSource, open_captioned, open_images
+from sitlib.experiments.ablations import RESULTS
 from sitlib.paths import ROOT
 
 FOLDER = ROOT / "scratch/paper-dry-run"
@@ -137,7 +138,7 @@ def copy_project(folder: Path) -> None:
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     files = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
     made_by_runs = ("metrics/", "reports/", "dvc.lock")
-    made_by_grid = ("metrics/ablations/", "metrics/ladder/", "metrics/efficiency/")
+    made_by_grid = tuple(f"{results}/" for results in RESULTS)
     for name in files:
         is_wanted = name.startswith(made_by_grid) or not name.startswith(made_by_runs)
         source, copy = ROOT / name, folder / name

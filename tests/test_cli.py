@@ -415,13 +415,19 @@ def test_samples_are_those_of_generate(home, told, monkeypatch):
     assert (grid[66:, 66:] == 255).all()
 
 
-@pytest.mark.parametrize("name", ["ar_captioned_vit_vqgan", "ar_captioned_vit_vqgan-seed1"])
-def test_a_model_is_drawn_as_its_profile_says(home, name):
-    profile = load_profile("smoke")
-    options = build_parser().parse_args(["sample", "--text", "a cat", "--model", name])
-    assert models.sampler(options, True) == profile.sampler("ar_captioned_vit_vqgan") != profile.text.sampling
-    for told in (["--text", "a cat"], ["--text", "a cat", "--model", "elsewhere/model.safetensors"]):
-        assert models.sampler(build_parser().parse_args(["sample", *told]), True) == profile.text.sampling
+def test_a_model_is_drawn_as_its_profile_says_however_it_is_named(home, root):
+    profile, variant = load_profile("smoke"), "ar_captioned_sit4_sc"
+    stored = root / f"models/autoregressive/{variant}-seed0"
+    elsewhere = home / "model.safetensors"
+    retold("text", "captioned_sit4_sc").save(elsewhere, name="autoregressive/mine-seed0", run="mine")
+
+    def sampler(*model):
+        return models.sampler(build_parser().parse_args(["sample", "--text", "a cat", *model]), True)
+
+    for name in (variant, f"{variant}-seed0", str(stored), str(stored / "model.safetensors")):
+        assert sampler("--model", name) == profile.sampler(variant)
+    assert sampler() == profile.sampler(variant)
+    assert sampler("--model", str(elsewhere)) == profile.text.sampling != profile.sampler(variant)
 
 
 def test_previews_have_the_size_of_their_scales(home):

@@ -191,5 +191,6 @@ def test_dvc_sees_no_cache_folders():
 
 
 def test_no_page_of_the_project_has_a_gap_left_to_fill():
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
-        assert not re.findall(r"@[A-Z]+@|TODO|FIXME", path.read_text()), path.name
+    pages = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"))
+    for path in (*pages, *(ROOT / "notebooks").glob("*.ipynb")):
+        assert not re.findall(r"@[A-Z]+@|TODO|FIXME|TO BE WRITTEN", path.read_text()), path.name

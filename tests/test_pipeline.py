@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from sitlib.config import load_profile
 from sitlib.paths import ROOT
 from sitlib.reporting.canonical import main as canonical
 from sitlib.tokenizer import SpectralTokenizer
@@ -255,6 +256,12 @@ def results_are_there(finished):
     assert scores["fd_lite0"]["mean"] > 0 and scores["nats_per_token"]["mean"] > 0
     scores = headline["generation"]["text"]["ar_captioned_sit4_sc"]
     assert 0 <= scores["r_precision_seen"]["mean"] <= 100 and scores["fd_lite0"]["mean"] > 0
+    scores = json.loads((finished / "metrics/text/ar_captioned_sit4_sc-seed0.json").read_text())
+    sampler = load_profile("smoke").sampler("ar_captioned_sit4_sc")
+    assert scores["protocol"]["top_p"] == sampler.top_p == 0.8
+    assert [row["top_p"] for row in scores["top_p_sweep"]] == [0.5, 0.8]
+    assert scores["top_p_sweep"][1]["fd_lite0"] == scores["fd_lite0"]  # drawn again, in the same way
+    assert scores["top_p_sweep"][0]["fd_lite0"] != scores["fd_lite0"]
     assert {"weights", "wavelet_analysis", "tokenizer_results", "generation_results"} <= set(
         headline["seconds"]
     )

@@ -23,6 +23,9 @@ from skimage.color import rgb2lab
 
 from sitlib.paths import ROOT
 from sitlib.reporting import canonical, executed, front, headline, names, page, plots, runner, site, tables
+from sitlib.reporting.comparison import sets_table
+from sitlib.reporting.generation_plots import sweep_curves
+from sitlib.reporting.names import of_each
 
 # ---------------------------------------------------------------- canonical notebooks
 
@@ -580,7 +583,9 @@ def project(tmp_path) -> Path:
             tmp_path / "metrics" / f"{name}.json",
             {**values, "protocol": protocol, "codebooks": {"detail": {}}},
         )
-    for stage, seconds in {"weights": 30.5, "train sit4": 150.0}.items():
+    # The last two are of runs that are not listed, and of no run.
+    timed = {"weights": 30.5, "train@sit4-0": 150.0, "train@sit9-0": 20.0, "extract_codes@sit4": 60.0}
+    for stage, seconds in timed.items():
         write_json(tmp_path / "metrics" / "seconds" / f"{stage}.json", {"stage": stage, "seconds": seconds})
     (tmp_path / "params.yaml").write_text(
         "profile: quick\ntokenizers: [vit_vqgan, sit4]\nseeds: [0, 1]\n"
@@ -604,7 +609,7 @@ def test_headline_gathers_every_listed_run(project, capsys):
     assert sit4["psnr"] == {"mean": 23.5, "std": pytest.approx(0.707107), "seeds": 2}
     assert found["tokenizer"]["vit_vqgan"]["lpips_vgg"] == {"mean": None, "std": None, "seeds": 2}
     assert found["generation"]["class"]["ar_sit4"]["kid"] == {"mean": 0.0123, "std": None, "seeds": 1}
-    assert found["seconds"] == {"train sit4": 150.0, "weights": 30.5}
+    assert found["seconds"] == {"extract_codes@sit4": 60.0, "train@sit4-0": 150.0, "weights": 30.5}
     assert found["protocol"]["tokenizer"] == {"views": "400 crops", "seed": 0}
     assert found["hardware"]["logical_cores"] >= 1 and found["hardware"]["cpu"]
     assert found["versions"]["torch"] and found["versions"]["python"].startswith("3.")
@@ -663,8 +668,8 @@ def test_the_site_shows_the_headline_and_links_every_report(project, demo):
     )
     (reports / "pages").mkdir()
     (reports / "pages" / "99_gone.html").write_text("of a notebook that is gone")
-    times = {"stage": "train", "report": "02_train-sit4-seed0", "seconds": 150.0}
-    write_json(project / "metrics" / "seconds" / "train sit4.json", times)
+    times = {"stage": "train@sit4-0", "report": "02_train-sit4-seed0", "seconds": 150.0}
+    write_json(project / "metrics" / "seconds" / "train@sit4-0.json", times)
     write_json(project / "metrics" / "headline.json", headline.gather(project))
     output = reports / "index.html"
     command = ["--output", str(output), "--headline", str(project / "metrics" / "headline.json")]
@@ -680,7 +685,7 @@ def test_the_site_shows_the_headline_and_links_every_report(project, demo):
     (drawn,) = (reports / "pages" / "figures").iterdir()  # three reports show the same figure
     for name, html in written[0].items():
         assert set(fetched(html)) <= {f"figures/{drawn.name}"} and "prefers-color-scheme: dark" in html, name
-    assert "<strong>23.50 ± 0.71</strong>" in first and "120.5" in first and "3 min 0 s" in first
+    assert "<strong>23.50 ± 0.71</strong>" in first and "120.5" in first and "4 min 0 s" in first
     assert re.findall(r'href="(pages/[^"]+|api/[^"]+)">([^<]+)<', first) == [
         ("pages/01_demo.html", "Demo of a run"),
         ("pages/02_train-sit4-seed0.html", "SIT-4, seed 0"),
@@ -734,3 +739,34 @@ def test_api_pages_do_not_tell_where_the_project_lies(tmp_path):
     write(tmp_path / "api")
     pages = [path for path in (tmp_path / "api").rglob("*") if path.is_file()]
     assert pages and not [path.name for path in pages if str(ROOT) in path.read_text()]
+
+
+def test_settings_that_differ_are_told_of_each_model():
+    assert of_each(0.3) == "0.3" and of_each(None) == "None" and of_each("constant") == "constant"
+    assert of_each({"ar_sit4": 0.3, "ar_vit_vqgan": 0.6}) == "0.3 for AR-SIT-4, 0.6 for AR-ViT-VQGAN"
+
+
+def test_a_sweep_is_a_line_through_means_and_a_dot_for_each_seed():
+    def rows(value):
+        return [{"top_p": top_p, "fd_lite0": value + top_p} for top_p in (0.1, 0.5, 1.0)]
+
+    figure = sweep_curves({"ar_sit4": [rows(10), rows(14)]}, "top_p", "top-p", {"fd_lite0": "FD"})
+    (axis,) = figure.axes
+    line, *dots = axis.lines
+    assert (line.get_xdata() == [0.1, 0.5, 1.0]).all() and len(dots) == 2
+    np.testing.assert_allclose(line.get_ydata(), [12.1, 12.5, 13.0])
+    assert axis.get_xlabel() == "top-p" and axis.get_ylabel() == "FD"
+
+
+def test_sizes_at_which_a_metric_was_not_measured_have_none_of_it():
+    def seed(psnr, vgg):
+        record = dict.fromkeys(("psnr", "lpips_alex", "ssim", "fd_lite0", "kid", "lite0_score"), psnr)
+        record |= {"bits_per_pixel": 1.0, "photographs": ["a", "b"], "counts": [1, 1]}
+        record["by_photograph"] = {"psnr": [psnr, psnr], "lpips_alex": [psnr, psnr]}
+        return {"sets": {"photos": {"64": record | vgg, "32": record}}}
+
+    seeds = [seed(20.0, {"lpips_vgg": 0.2}), seed(22.0, {"lpips_vgg": 0.4})]
+    full, half = sets_table({"sit4": seeds}, [64, 32])
+    assert full["VGG"] == pytest.approx(0.3) and half["VGG"] is None and full["SSIM"] == 21.0
+    (missing,) = sets_table({"sit4": [seeds[0], seed(22.0, {})]}, [64])
+    assert missing["VGG"] is None  # and no mean of the one seed that has it

@@ -193,8 +193,9 @@ def _sampling(options: argparse.Namespace, is_text: bool) -> "SamplingConfig":
 
     asked = {name: getattr(options, name) for name in ("seed", "guidance", "temperature", "top_p")}
     asked = {name: value for name, value in asked.items() if not isinstance(value, OfProfile)}
+    base = models.sampler(options, is_text)
     try:
-        return replace(models.sampler(options, is_text), **asked)
+        return replace(base, **asked)
     except ValueError as error:
         raise UsageError(str(error)) from None
 

@@ -180,9 +180,13 @@ def chosen_generator(options: argparse.Namespace) -> Generator:
 
 def sampler(options: argparse.Namespace, is_text: bool) -> "SamplingConfig":
     """How the pipeline's profile draws from the model of --model; from one that it does not know, as from most of its kind."""
+    from sitlib.checkpoint import read_about
+
     profile = pipeline_profile()
     section = profile.text if is_text else profile.autoregressive
-    variant = re.sub(r"-seed\d+$", "", given(options.model, options.text is not None))
+    path = checkpoint_path(given(options.model, options.text is not None), "autoregressive", "--model")
+    run = read_about(path).get("name", "")  # such as autoregressive/ar_sit5_sc-seed0
+    variant = re.sub(r"-seed\d+$", "", run.rpartition("/")[2])
     return profile.sampler(variant) if variant in section.variants else section.sampling
 
 

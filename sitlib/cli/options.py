@@ -106,7 +106,8 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     ):
         key = f"sampling.{name.replace('-', '_')}"
         default = OfProfile(f"autoregressive.{key}", f"text.{key}")
-        parser.add_argument(f"--{name}", type=kind, default=default, help=f"{what} (default: %(default)s)")
+        text = f"{what} (default: %(default)s) unless the profile's samplers say otherwise of the model"
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
 
 
 class OfProfile:

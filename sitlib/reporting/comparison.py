@@ -163,7 +163,7 @@ def _metrics(seeds: Sequence[Scores], images: str, size: int) -> dict[str, Any]:
 
     def if_measured(metric: str) -> float | None:
         values = [float(record[metric]) for record in records if record.get(metric) is not None]
-        return mean(values) if values else None
+        return mean(values) if len(values) == len(records) else None
 
     return {
         "PSNR, dB": with_interval(*interval(seeds, "psnr", images, size)),

@@ -189,8 +189,9 @@ def tokenizer_runs(parameters: Mapping[str, Any]) -> list[tuple[str, int]] | Non
 
 
 def _is_listed(stage: str, runs: Sequence[str]) -> bool:
-    """Whether a stage is one of no variant, or of a variant that params.yaml lists (or if it lists none)."""
-    return "@" not in stage or not runs or stage.split("@")[1] in runs
+    """Whether a stage is one of no run of a variant and seed, or of one that params.yaml lists (or if it lists none)."""
+    _, _, run = stage.partition("@")
+    return not runs or run in runs or not re.search(r"-\d+$", run)
 
 
 def gather(root: Path = ROOT) -> dict[str, Any]:

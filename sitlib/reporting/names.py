@@ -1,6 +1,7 @@
 """Names of models and runs as a reader should see them."""
 
 import re
+from typing import Any
 
 WORDS = {"vit-vqgan": "ViT-VQGAN", "sit": "SIT", "ar": "AR"}
 SIT = re.compile(r"sit(\d+)(?:_(sce|scd|sc))?(?=_|$)")
@@ -23,3 +24,10 @@ def label(name: str) -> str:
     name = SIT.sub(lambda m: "-".join(filter(None, ("SIT", (m[2] or "").upper(), m[1]))), name)
     parts = [WORDS.get(part, part) for part in name.replace("vit_vqgan", "vit-vqgan").split("_")]
     return ("-" if is_model else " ").join(parts) + suffix
+
+
+def of_each(value: Any) -> str:
+    """A setting that models share as it is; one that differs, {model: value}, as "0.3 for A, 0.6 for B"."""
+    if not isinstance(value, dict):
+        return f"{value:g}" if isinstance(value, (int, float)) else str(value)
+    return ", ".join(f"{of_each(item)} for {label(name)}" for name, item in value.items())

@@ -1,0 +1,58 @@
+"""Judging class-conditional samples: likelihoods beside a naive version, the mix of classes, and results that are not there."""
+
+from collections import Counter
+
+import pytest
+import torch
+from test_applications import model_of
+
+from sitlib.config import load_profile
+from sitlib.experiments import generation_evaluation
+from sitlib.experiments.codes import held_out_wide
+from sitlib.experiments.generation_evaluation import (
+    held_out_nats,
+    load_second_scores,
+    sampled_labels,
+    second_decoder_scores,
+)
+
+PROFILE = load_profile("smoke")
+
+
+def test_held_out_nats_are_those_of_a_float64_model_one_sequence_at_a_time(monkeypatch):
+    monkeypatch.setattr(generation_evaluation, "BATCH", 3)  # 7 sequences: a part of a batch at the end
+    model = model_of("class")
+    scales, tokens = model.config.num_scales, model.config.tokens_per_scale
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(model.config.num_codes, (7, scales, tokens), generator=generator)
+    classes = torch.randint(len(model.config.classes), (7,), generator=generator)
+    found = held_out_nats(model, codes, classes)
+    wanted = torch.zeros(scales, dtype=torch.float64)
+    with torch.no_grad():
+        for one, told in zip(codes, classes, strict=True):
+            logits = model(one[None], told[None])[0].double()
+            for scale in range(scales):
+                for token in range(tokens):
+                    right = logits[scale, token, one[scale, token]]
+                    wanted[scale] += (logits[scale, token].logsumexp(0) - right) / (7 * tokens)
+    torch.testing.assert_close(torch.tensor(found["nats_by_scale"]).double(), wanted, atol=1e-5, rtol=1e-5)
+    assert found["nats_per_token"] == pytest.approx(float(wanted.mean()), rel=1e-5)
+
+
+def test_samples_have_the_classes_of_the_reference_views():
+    count = PROFILE.autoregressive.evaluation.reference_views
+    variant = next(iter(PROFILE.autoregressive.variants))
+    _, labels = held_out_wide(PROFILE, variant, count)
+    assert Counter(sampled_labels(PROFILE, 2 * count).tolist()) == {
+        label: 2 * times for label, times in Counter(labels.tolist()).items()
+    }
+    assert sampled_labels(PROFILE, count - 1).tolist() == labels[:-1].tolist()
+
+
+def test_a_second_decoder_of_other_codes_and_missing_results_are_refused(tmp_path, monkeypatch):
+    codes = torch.zeros(2, 4, 16, dtype=torch.int64)
+    with pytest.raises(ValueError, match="vit_vqgan does not decode the codes that ar_sit4 models"):
+        second_decoder_scores(PROFILE, "ar_sit4", "vit_vqgan", 0, codes, torch.zeros(2, 8))
+    monkeypatch.setattr(generation_evaluation, "resolve", lambda path: tmp_path / path)
+    with pytest.raises(ValueError, match="dvc repro evaluate_second_generation makes it"):
+        load_second_scores(PROFILE, "ar_sit5_sc", "sit5_sc_second", 0)
