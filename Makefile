@@ -20,8 +20,8 @@ unexport PYTHONPATH PYTHONHOME
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
 
-# `dvc repro` of the stages, as many at a time as there are cores (JOBS=1: one). With one thread each they take about two thirds of the
-# time of one after another with all threads, and results do not depend on the number of cores.
+# `dvc repro` of the stages, as many at a time as there are cores (JOBS=1: one). With one thread each they take less time than
+# one after another with all threads, and results do not depend on the number of cores.
 repro: .venv/installed ## run every stage of the pipeline that is not up to date, then see reports/index.html
 	python -m sitlib.experiments.grid dvc.yaml $(if $(JOBS),--jobs $(JOBS)) --alone throughput
 

@@ -31,7 +31,7 @@ def test_each_kind_of_prompts_is_what_its_title_says():
     for kind in KINDS:
         found = asked(kind)
         assert len(found.captions) == len(set(found.names)) == len(found.images) == COUNT
-        assert set(found.names) <= set(trained_on.names) if kind != "held_out" else True
+        assert (set(found.names) <= set(trained_on.names)) == (kind != "held_out")
     assert not set(asked("held_out").names) & set(trained_on.names)
     seen, known = asked("seen"), asked("known")
     assert seen.names == known.names and torch.equal(seen.images, known.images)
@@ -113,18 +113,23 @@ def test_recognition_is_drawn_against_draws_with_intervals_and_bounds():
     def judged(value):
         return {"r_precision": value, "interval": [value - 2, value + 3], "chance": 1.0}
 
+    def shown(
+        kind, draws
+    ):  # of the last kind much more is found: the panels share an axis, which has to hold it
+        return judged(draws if kind == list(KINDS)[-1] else draws / 10)
+
     trials = [
         {
             "variant": f"ar_captioned_{name}",
             "draws_per_name": draws,
             "kinds": {
-                kind: {"samples": judged(draws / 10), "reconstruction": judged(50.0)} for kind in KINDS
+                kind: {"samples": shown(kind, draws), "reconstruction": judged(50.0)} for kind in KINDS
             },
         }
         for name in ("vit_vqgan", "sit4_sc")
         for draws in (60, 30)
     ]
     axes = recognition(trials, KINDS).axes
-    assert len(axes) == len(KINDS)
+    assert len(axes) == len(KINDS) and axes[0].get_ylim()[0] == 0 and axes[0].get_ylim()[1] > 63
     line = axes[0].containers[0].lines[0]
     np.testing.assert_allclose(line.get_xydata(), [[30, 3], [60, 6]])

@@ -179,7 +179,7 @@ def recognition(trials: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]) -
             bound = own[0]["kinds"][kind]["reconstruction"]["r_precision"]
             axis.axhline(bound, color=colour(variant), linestyle="--", linewidth=1)
         axis.axhline(trials[0]["kinds"][kind]["samples"]["chance"], color="0.5", linestyle=":")
-        axis.set(title=fill(title, 32), xlabel="images drawn of each name", ylim=(0, None))
-    axes[0][0].set_ylabel("right caption found, %")
+        axis.set(title=fill(title, 32), xlabel="images drawn of each name")
+    axes[0][0].set(ylabel="right caption found, %", ylim=(0, None))  # after all panels, which share it
     axes[0][0].legend(fontsize=8, loc="upper left")
     return fig
