@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from importlib.metadata import EntryPoint, version
 from pathlib import Path
 
@@ -85,6 +86,11 @@ def test_the_installed_packages_satisfy_the_list():
     listed = PROJECT["dependencies"] + optional["lab"] + optional["test"]
     requirements = [Requirement(item) for item in listed]
     assert [str(each) for each in requirements if version(each.name) not in each.specifier] == []
+
+
+def test_dvc_reads_its_files_with_a_compiled_parser():
+    # Several seconds at the start of every stage otherwise: dvc.lock has ten thousand lines.
+    assert import_module("ruamel.yaml.main").CParser is not None
 
 
 def test_the_command_sit_is_a_function_that_returns_an_exit_code(capsys):
