@@ -141,6 +141,18 @@ class TestReconstruction:
         assert "11x11" in result["protocol"]["ssim"] and "64 px" in result["protocol"]["lpips"]
         assert result["photographs"] == list(range(6))  # each image counts as a photograph
 
+    def test_ssim_that_is_not_wanted_is_not_measured_and_the_rest_stays(
+        self, weights_folder, photo_views, noisy_views
+    ):
+        options = {"lpips_nets": ("alex",), "folder": weights_folder}
+        with_it, without = (
+            evaluate_reconstructions(photo_views, noisy_views, ssim=ssim, **options) for ssim in (True, False)
+        )
+        assert with_it["ssim"] < 1 and without["ssim"] is None
+        for part in ("intervals", "by_photograph", "protocol"):
+            assert with_it[part].pop("ssim") and with_it[part] == without[part]
+        assert with_it["psnr"] == without["psnr"] and with_it["lpips_alex"] == without["lpips_alex"]
+
     def test_equal_images_and_views_of_one_photograph_have_no_interval(self, weights_folder, photo_views):
         options = {"lpips_nets": (), "folder": weights_folder}
         result = evaluate_reconstructions(photo_views, photo_views, **options)

@@ -38,7 +38,7 @@ def rate_distortion(profile: Profile, tokenizers: list[str], seed: int) -> dict[
     curves: dict[str, list[dict[str, Any]]] = {}
 
     def point(setting: str, bits: float, found: Tensor, whole: float | None = None) -> dict[str, Any]:
-        scores = evaluate_reconstructions(images, found, keys, lpips_nets=("alex",))
+        scores = evaluate_reconstructions(images, found, keys, lpips_nets=("alex",), ssim=False)
         of_file = {} if whole is None else {"bits_per_pixel_of_file": whole}
         names = ("psnr", "lpips_alex", "intervals")
         return {

@@ -87,7 +87,7 @@ def _ways(task: Task, share: int, originals: Tensor, lite0: Lite0, profile: Prof
     scores, lpips = {}, {}
     for way, images in ways.items():
         title = f"{task.variant}, 1/{share}, {way}"
-        values = reconstruction_values(task.images, images, lpips_nets=("alex",), progress=title)
+        values = reconstruction_values(task.images, images, lpips_nets=("alex",), ssim=False, progress=title)
         lpips[way] = values["lpips_alex"]
         scores[way] = {
             **{name: float(values[name].mean()) for name in ("psnr", "lpips_alex")},

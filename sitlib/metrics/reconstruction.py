@@ -85,23 +85,30 @@ def reconstruction_values(
     reconstructions: Tensor,
     *,
     lpips_nets: Sequence[str] = ("alex", "vgg"),
+    ssim: bool = True,
     folder="weights",
     batch_size: int = 16,
     progress: bool | str = False,
     device: torch.device | str | None = None,
 ) -> dict[str, Tensor]:
-    """Every metric of PER_IMAGE that takes images of this size, and `lpips_<net>`, of each image, float64 `[B]`.
+    """Every metric of PER_IMAGE that takes images of this size, SSIM only if asked for, and `lpips_<net>`; of each image, float64 `[B]`.
 
     Arguments and errors as for `evaluate_reconstructions`.
     """
     check_pair(reconstructions, images)
     device = torch.device(device) if device else default_device()
     networks = {f"lpips_{net}": load_lpips(net, folder).to(device) for net in lpips_nets}
+    smallest = min(images.shape[2:])
+    wanted = {
+        name: metric
+        for name, (metric, side) in PER_IMAGE.items()
+        if smallest >= side and (ssim or name != "ssim")
+    }
     batches: list[dict[str, Tensor]] = []
-    for i in batch_starts(len(images), batch_size, "PSNR, SSIM, LPIPS", progress):
+    title = ", ".join([*map(str.upper, wanted), "LPIPS"])
+    for i in batch_starts(len(images), batch_size, title, progress):
         pair = reconstructions[i : i + batch_size], images[i : i + batch_size]
-        smallest = min(images.shape[2:])
-        batch = {name: metric(*pair) for name, (metric, side) in PER_IMAGE.items() if smallest >= side}
+        batch = {name: metric(*pair) for name, metric in wanted.items()}
         batches.append(batch | {name: lpips_per_image(*pair, net) for name, net in networks.items()})
     return {name: torch.cat([batch[name] for batch in batches]).double() for name in batches[0]}
 
@@ -112,6 +119,7 @@ def evaluate_reconstructions(
     groups: Sequence[Hashable] | None = None,
     *,
     lpips_nets: Sequence[str] = ("alex", "vgg"),
+    ssim: bool = True,
     folder="weights",
     batch_size: int = 16,
     progress: bool | str = False,
@@ -124,12 +132,13 @@ def evaluate_reconstructions(
         reconstructions: the same shape; clamped to [0, 1] before anything is measured.
         groups: the photograph that each image is a view of, B names; default: each image is a photograph.
         lpips_nets: trunks of LPIPS, of "alex" and "vgg".
+        ssim: whether it is wanted; on a CPU it takes nearly as long as LPIPS-Alex.
         folder: of the LPIPS weights.
         progress: show a progress bar; a text stands before its title.
         device: where LPIPS runs; default: the accelerator if there is one.
 
     Returns
-        `psnr` (dB), `ssim` (None below 11 px), `lpips_<net>` for each net;
+        `psnr` (dB), `ssim` (None below 11 px and where it is not wanted), `lpips_<net>` for each net;
         `intervals`: of each of these `[low, high]`, 95 % by `bootstrap_interval` (none for a metric with infinite values, or for views
         of a single photograph);
         `photographs`, `counts`: names and numbers of views; `by_photograph`: their mean of each metric, four significant digits, from
@@ -144,6 +153,7 @@ def evaluate_reconstructions(
         images,
         reconstructions,
         lpips_nets=lpips_nets,
+        ssim=ssim,
         folder=folder,
         batch_size=batch_size,
         progress=progress,
@@ -166,20 +176,23 @@ def evaluate_reconstructions(
             name: [float(f"{mean:.4g}") for mean in group_means(value, groups)[1]]
             for name, value in values.items()
         },
-        "protocol": _protocol(images, lpips_nets, len(photographs)),
+        "protocol": _protocol(images, lpips_nets, ssim, len(photographs)),
     }
 
 
-def _protocol(images: Tensor, lpips_nets: Sequence[str], photographs: int) -> dict:
+def _protocol(images: Tensor, lpips_nets: Sequence[str], ssim: bool, photographs: int) -> dict:
     size = list(images.shape[2:])
     small = min(size) < LPIPS_SIZE
+    about_ssim = (
+        f"RGB in [0, 1], Gaussian window of {SSIM_WINDOW}x{SSIM_WINDOW} px, deviation 1.5 px, borders mirrored; mean over images"
+        if min(size) >= SSIM_WINDOW
+        else f"none: smaller than its window of {SSIM_WINDOW}x{SSIM_WINDOW} px"
+    )
     return {
         "images": len(images),
         "size": size,
         "psnr": "RGB in [0, 1], clamped; mean over images of the PSNR of each",
-        "ssim": f"RGB in [0, 1], Gaussian window of {SSIM_WINDOW}x{SSIM_WINDOW} px, deviation 1.5 px, borders mirrored; mean over images"
-        if min(size) >= SSIM_WINDOW
-        else f"none: smaller than its window of {SSIM_WINDOW}x{SSIM_WINDOW} px",
+        **({"ssim": about_ssim} if ssim else {}),
         "lpips": "version 0.1 heads, RGB clamped to [0, 1], "
         + (f"both enlarged to {LPIPS_SIZE} px (bicubic, clamped)" if small else "at the size given")
         + "; mean over images",
