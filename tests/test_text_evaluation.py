@@ -60,7 +60,7 @@ def test_r_precision_is_the_share_of_samples_that_show_what_was_asked_for(monkey
     shown = torch.arange(8.0)
     shown[:wrong] += 100  # of nothing that has a caption
     images = shown.view(8, 1, 1, 1).expand(8, 3, 2, 2)
-    told = Prompts([f"new {i}" for i in range(8)], captions, [str(i) for i in range(8)], images)
+    told = Prompts("seen", [f"new {i}" for i in range(8)], captions, [str(i) for i in range(8)], images)
     settings = replace(PROFILE.text.evaluation, candidates=4, prompts=8, kid_subset_size=2)
     profile = replace(PROFILE, text=replace(PROFILE.text, evaluation=settings))
     found = retrieved(Judge(captions), images, told, profile, None, "")
@@ -92,16 +92,15 @@ def test_a_trial_that_is_not_about_texts_or_of_no_model_is_refused():
 
 
 def test_a_trial_says_how_often_each_name_was_drawn_and_is_judged_without_a_sweep(monkeypatch):
-    def judged(model, variant, sampled, real, profile):
-        assert profile.text.evaluation.top_p_sweep == [] and set(sampled) == set(KINDS)
-        return {"r_precision_seen": 12.0}
+    def judged(model, variant, real, profile):
+        assert profile.text.evaluation.top_p_sweep == []
+        return {}, {"r_precision_seen": 12.0}
 
     model = SimpleNamespace(model=None, curve={"seconds": [1.0, 7.0]})
     monkeypatch.setattr(text_trials, "ensure_weights", lambda: None)
     monkeypatch.setattr(text_trials, "trained_generator", lambda *_: model)
-    monkeypatch.setattr(text_trials, "draw_text_samples", lambda *_: None)
     monkeypatch.setattr(text_trials, "real_text_features", lambda _: {})
-    monkeypatch.setattr(text_trials, "evaluate_text_generator", judged)
+    monkeypatch.setattr(text_trials, "judged_generator", judged)
     found = text_trials.run_trial(PROFILE, "ar_captioned_sit4_sc")
     optimiser = PROFILE.generator_optimiser("ar_captioned_sit4_sc")
     names = len(set(captioned(PROFILE, "train").names))

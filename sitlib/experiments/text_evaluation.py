@@ -6,6 +6,7 @@ their reconstructions, which bound every model over the tokenizer's codes.
 """
 
 import argparse
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,9 @@ KINDS = {
 
 @dataclass
 class Prompts:
-    """Captions of one kind, and the real images that they are captions of."""
+    """Captions of one kind of `KINDS`, and the real images that they are captions of."""
 
+    kind: str
     captions: list[str]
     known: list[str]  # captions of the same images in phrasings of training, by which samples are judged
     names: list[str]  # what each is of
@@ -56,7 +58,7 @@ class Prompts:
 
 
 def prompts(profile: Profile, kind: str) -> Prompts:
-    """The prompts of a kind of `KINDS`, one for each of so many names, the same for every model.
+    """The prompts of a kind, one for each of so many names, the same for every model.
 
     "held_out": held-out images, in the phrasings of training. "seen": training images, in phrasings that training never uses. "known": the
     same images, in the phrasings of training; what is lost from there to "seen" is lost to the words.
@@ -73,7 +75,7 @@ def prompts(profile: Profile, kind: str) -> Prompts:
 
     known = one_each(texts.captions)
     asked = one_each(captioned(profile, split, "new").captions) if kind == "seen" else known
-    return Prompts(asked, known, [texts.names[i] for i in chosen], images)
+    return Prompts(kind, asked, known, [texts.names[i] for i in chosen], images)
 
 
 def _one_of_each_name(
@@ -129,25 +131,25 @@ def retrieved(
     }
 
 
-def draw_text_samples(
-    model: AutoregressiveModel, profile: Profile, kind: str, sampling: SamplingConfig
-) -> Tensor:
-    """Codes [M, S, N] sampled for the prompts of a kind."""
-    captions = prompts(profile, kind).captions
-    return generate(model, captions, sampling, progress=f"sampling, {kind}, top-p {sampling.top_p:g}")
+def draw_text_samples(model: AutoregressiveModel, asked: Prompts, sampling: SamplingConfig) -> Tensor:
+    """Codes [M, S, N] sampled for prompts."""
+    title = f"sampling, {asked.kind}, top-p {sampling.top_p:g}"
+    return generate(model, asked.captions, sampling, progress=title)
 
 
 def evaluate_text_generator(
     model: AutoregressiveModel,
     variant: str,
-    sampled: dict[str, Tensor],
+    asked: Sequence[Prompts],
+    sampled: Mapping[str, Tensor],
     real: dict[str, Tensor],
     profile: Profile,
 ) -> dict[str, Any]:
     """R-precision of samples of every kind of prompts; FD-Lite0, KID, precision and recall of those of held-out names; a sweep of top-p.
 
     Args:
-        sampled: kind -> codes [M, S, N].
+        asked: prompts of every kind.
+        sampled: kind -> codes [M, S, N] that were sampled for them.
         real: features [M, 1280] of the real images with the held-out names, from `real_text_features`.
 
     Returns:
@@ -171,24 +173,23 @@ def evaluate_text_generator(
         )
 
     scores, distances, sweep = {}, {}, []
-    for kind in KINDS:
-        asked = prompts(profile, kind)
+    for told in asked:
+        kind = told.kind
         images = {
             "samples": decoded(tokenizer, sampled[kind]),
-            "reconstruction": tokenizer.reconstruct(asked.images),
-            "real": asked.images,
+            "reconstruction": tokenizer.reconstruct(told.images),
+            "real": told.images,
         }
         scores[kind] = {
-            what: retrieved(judge, found, asked, profile, lite0, f"{what}, {kind}")
+            what: retrieved(judge, found, told, profile, lite0, f"{what}, {kind}")
             for what, found in images.items()
         }
         for what in ("samples", "reconstruction") if kind in real else ():
             distances[what] = distances_to(real[kind], images[what], what)
         for top_p in settings.top_p_sweep if kind in real else ():
-            codes = draw_text_samples(model, profile, kind, replace(sampling, top_p=top_p))
-            drawn = decoded(tokenizer, codes)
+            drawn = decoded(tokenizer, draw_text_samples(model, told, replace(sampling, top_p=top_p)))
             found = distances_to(real[kind], drawn, f"top-p {top_p:g}")
-            right = retrieved(judge, drawn, asked, profile, lite0, f"top-p {top_p:g}")["r_precision"]
+            right = retrieved(judge, drawn, told, profile, lite0, f"top-p {top_p:g}")["r_precision"]
             row = {"top_p": top_p, "r_precision": right, **{metric: found[metric] for metric in DISTANCES}}
             sweep.append(row)
     codes, texts = load_codes(profile, variant), captioned(profile, "test")
@@ -214,6 +215,15 @@ def evaluate_text_generator(
     }
 
 
+def judged_generator(
+    model: AutoregressiveModel, variant: str, real: dict[str, Tensor], profile: Profile
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Codes that a model draws for the prompts of every kind, and what `evaluate_text_generator` says of them."""
+    asked = [prompts(profile, kind) for kind in KINDS]
+    sampled = {told.kind: draw_text_samples(model, told, profile.sampler(variant)) for told in asked}
+    return sampled, evaluate_text_generator(model, variant, asked, sampled, real, profile)
+
+
 def text_scores(profile: Profile, variant: str, seed: int) -> dict[str, Any]:
     """The pipeline's scores of this very run, or else scores that are measured now."""
     path = f"metrics/text/{variant}-seed{seed}.json"
@@ -221,8 +231,7 @@ def text_scores(profile: Profile, variant: str, seed: int) -> dict[str, Any]:
         return scores
     ensure_weights()
     model = trained_generator(profile, variant, seed).model
-    sampled = {kind: draw_text_samples(model, profile, kind, profile.sampler(variant)) for kind in KINDS}
-    return evaluate_text_generator(model, variant, sampled, real_text_features(profile), profile)
+    return judged_generator(model, variant, real_text_features(profile), profile)[1]
 
 
 def load_text_samples(profile: Profile, variant: str, seed: int, kind: str) -> Tensor:
@@ -233,7 +242,7 @@ def load_text_samples(profile: Profile, variant: str, seed: int, kind: str) -> T
     if read_about(path).get("run") == _run(profile, variant, seed):
         return decoded(tokenizer, load_file(path)[kind])
     model = trained_generator(profile, variant, seed).model
-    return decoded(tokenizer, draw_text_samples(model, profile, kind, profile.sampler(variant)))
+    return decoded(tokenizer, draw_text_samples(model, prompts(profile, kind), profile.sampler(variant)))
 
 
 def _samples_path(variant: str, seed: int) -> Path:
@@ -260,9 +269,8 @@ def main() -> None:
         return
     variant, seed = arguments.variant, arguments.seed
     model, run = trained_generator(profile, variant, seed).model, {"run": _run(profile, variant, seed)}
-    sampled = {kind: draw_text_samples(model, profile, kind, profile.sampler(variant)) for kind in KINDS}
+    sampled, scores = judged_generator(model, variant, load_file(real), profile)
     write_tensors(_samples_path(variant, seed), sampled, run)
-    scores = evaluate_text_generator(model, variant, sampled, load_file(real), profile)
     write_metrics(f"metrics/text/{variant}-seed{seed}.json", {**run, **scores})
 
 

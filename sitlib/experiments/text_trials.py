@@ -17,8 +17,7 @@ from sitlib.experiments.generators import trained_generator
 from sitlib.experiments.runs import command
 from sitlib.experiments.text_evaluation import (
     KINDS,
-    draw_text_samples,
-    evaluate_text_generator,
+    judged_generator,
     real_text_features,
 )
 from sitlib.results import write_metrics
@@ -36,8 +35,7 @@ def run_trial(profile: Profile, variant: str, seed: int = 0) -> dict[str, Any]:
     without_sweep = replace(profile.text.evaluation, top_p_sweep=[])
     profile = replace(profile, text=replace(profile.text, evaluation=without_sweep))
     trained, optimiser = trained_generator(profile, variant, seed), profile.generator_optimiser(variant)
-    sampling = profile.sampler(variant)
-    sampled = {kind: draw_text_samples(trained.model, profile, kind, sampling) for kind in KINDS}
+    _, scores = judged_generator(trained.model, variant, real_text_features(profile), profile)
     names = len(np.unique(captioned(profile, "train").names))
     return {
         "variant": variant,
@@ -46,7 +44,7 @@ def run_trial(profile: Profile, variant: str, seed: int = 0) -> dict[str, Any]:
         "draws_per_name": optimiser.steps * optimiser.batch_size / names,
         "prompts": KINDS,
         "seconds": trained.curve["seconds"][-1],
-        **evaluate_text_generator(trained.model, variant, sampled, real_text_features(profile), profile),
+        **scores,
     }
 
 
