@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sitlib.data import DataError, emoji_captions, open_captioned, open_images, sources
-from sitlib.data.captions import TEMPLATES
+from sitlib.data.captions import MORE, TEMPLATES
 from sitlib.data.layout import find_split
 
 WAVE = {
@@ -51,7 +51,10 @@ def emoji():
 
 class TestEmojiCaptions:
     def test_all_fields_are_used_and_nothing_else(self):
-        every = {phrasing: emoji_captions(WAVE, phrasing, count=99) for phrasing in TEMPLATES}
+        every = {
+            phrasing: emoji_captions(WAVE, phrasing, count=len(templates))
+            for phrasing, templates in TEMPLATES.items()
+        }
         name = "waving hand sign, medium skin tone"
         assert {len(texts) for texts in every.values()} == {len(TEMPLATES["training"]), len(TEMPLATES["new"])}
         assert all(name in text for texts in every.values() for text in texts)
@@ -63,8 +66,15 @@ class TestEmojiCaptions:
         } <= set(every["training"])
         assert f"{name}, or in other words wave" in every["new"]
 
+    def test_more_captions_than_templates_are_in_further_phrasings(self):
+        usual, most = (emoji_captions(WAVE, count=count) for count in (len(TEMPLATES["training"]), 99))
+        assert most[: len(usual)] == usual and len(most) == len(usual) + len(MORE)
+        assert all("waving hand sign, medium skin tone" in text for text in most)
+        few = {"key": "k", "name": "A house"}  # has fewer captions than templates, but none of the others
+        assert len(emoji_captions(few, count=len(usual))) < len(usual) < len(emoji_captions(few, count=99))
+
     def test_phrasings_share_no_template_and_no_caption(self):
-        assert not set(TEMPLATES["training"]) & set(TEMPLATES["new"])
+        assert not {*TEMPLATES["training"], *MORE} & set(TEMPLATES["new"])
         assert not set(emoji_captions(WAVE, count=99)) & set(emoji_captions(WAVE, "new", count=99))
 
     @pytest.mark.parametrize("phrasing", list(TEMPLATES))
@@ -76,7 +86,8 @@ class TestEmojiCaptions:
         assert any(emoji_captions(WAVE, phrasing, seed) != first for seed in range(4, 8))
         keys = [{**WAVE, "key": str(number)} for number in range(200)]
         starts = [emoji_captions(record, phrasing, seed=3)[0] for record in keys]
-        assert set(starts) == set(emoji_captions(WAVE, phrasing, count=99))  # every template is used
+        every = emoji_captions(WAVE, phrasing, seed=3, count=len(TEMPLATES[phrasing]))
+        assert set(starts) == set(every)  # every template is used
 
     @pytest.mark.parametrize(
         ("written", "spoken"),
@@ -120,7 +131,7 @@ class TestEmojiCaptions:
     def test_a_name_is_enough(self):
         record = {"key": "k", "name": "A house", "category": None}
         for phrasing in TEMPLATES:
-            texts = emoji_captions(record, phrasing, count=99)
+            texts = emoji_captions(record, phrasing, count=10)
             assert len(texts) == 7 and all("a house" in text and "{" not in text for text in texts)
 
     @given(st.text(max_size=30))

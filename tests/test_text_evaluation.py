@@ -101,7 +101,7 @@ def test_a_trial_says_how_often_each_name_was_drawn_and_is_judged_without_a_swee
     monkeypatch.setattr(text_trials, "trained_generator", lambda *_: model)
     monkeypatch.setattr(text_trials, "real_text_features", lambda _: {})
     monkeypatch.setattr(text_trials, "judged_generator", judged)
-    found = text_trials.run_trial(PROFILE, "ar_captioned_sit4_sc")
+    found = text_trials.run_trial(PROFILE, PROFILE, "ar_captioned_sit4_sc")
     optimiser = PROFILE.generator_optimiser("ar_captioned_sit4_sc")
     names = len(set(captioned(PROFILE, "train").names))
     assert found["draws_per_name"] == pytest.approx(optimiser.steps * optimiser.batch_size / names)

@@ -46,6 +46,41 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "{name}, or in other words {keyword}",
     ),
 }
+# More of them for training, used where more captions of an image are asked for than there are templates above.
+MORE = (
+    "the {name} symbol",
+    "an image with {name} in it",
+    "this is {name}",
+    "here is {name}",
+    "{name} as an icon",
+    "{name} in the style of an emoji",
+    "a colourful {name}",
+    "a simple {name}",
+    "a cute little {name}",
+    "a shiny {name} in 3d",
+    "{name}, isolated",
+    "{name}, and nothing else",
+    "a photo of {name}",
+    "what {name} looks like",
+    "you can find {name} here",
+    "we are looking at {name}",
+    "one of the emoji: {name}",
+    "a digital illustration of {name}",
+    "high quality clip art of {name}",
+    "the object in this picture is {name}",
+    "it depicts {name} and has no background",
+    "the emoji that people use for {name}",
+    "{name}, seen from the front",
+    "create {name} for me",
+    "an example of {category}: {name}",
+    "{name} belongs to {category}",
+    "among {subcategory} there is {name}",
+    "{name}, a sort of {subcategory}",
+    "{name} or {keyword}",
+    "{keyword} and {name} mean the same",
+    "some call it {keyword}, others {name}",
+    "{name}; {keyword}",
+)
 
 
 @dataclass
@@ -133,6 +168,7 @@ def emoji_captions(
 
     Returns:
         `count` different captions, or fewer where the phrasing has not as many templates for this record (seven and more).
+        Training has more than eleven if more are asked for.
 
     Raises:
         DataError: the record has no name.
@@ -148,17 +184,18 @@ def emoji_captions(
         "category": _spoken(record.get("category")),
         "subcategory": _spoken(record.get("subcategory")).replace("-", " "),
     }
-    usable = [
-        template
-        for template in TEMPLATES[phrasing]
-        if all(value or f"{{{field}}}" not in template for field, value in values.items())
-    ]
+
+    def is_usable(template: str) -> bool:
+        return all(value or f"{{{field}}}" not in template for field, value in values.items())
 
     def place(template: str) -> bytes:
         words = f"{seed}\n{record.get('key')}\n{template}"
         return blake2b(words.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
-    texts = (template.format(**values) for template in sorted(usable, key=place))
+    templates = sorted(TEMPLATES[phrasing], key=place)
+    if phrasing == "training" and count > len(templates):
+        templates += sorted(MORE, key=place)
+    texts = (template.format(**values) for template in templates if is_usable(template))
     return list(dict.fromkeys(texts))[:count]
 
 

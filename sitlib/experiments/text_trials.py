@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sitlib.config import Profile, load_ablations
+from sitlib.config import Profile, load_ablations, load_profile
 from sitlib.config.strict import known
 from sitlib.experiments.codes import captioned
 from sitlib.experiments.generators import trained_generator
@@ -24,18 +24,18 @@ from sitlib.results import write_metrics
 from sitlib.weights import ensure_weights
 
 
-def run_trial(profile: Profile, variant: str, seed: int = 0) -> dict[str, Any]:
-    """Trains and judges a text-conditional model of a profile.
+def run_trial(profile: Profile, usual: Profile, variant: str, seed: int = 0) -> dict[str, Any]:
+    """Trains a text-conditional model of `profile` and judges it by the prompts and the dual encoder of `usual`.
 
     Returns:
         `variant`, `steps`, `seed`; `draws_per_name`: how often training has drawn an image of each name, on average; `seconds` of training;
         `prompts`: what each kind of prompts is; and what `evaluate_text_generator` returns, without a sweep.
     """
     ensure_weights()
-    without_sweep = replace(profile.text.evaluation, top_p_sweep=[])
-    profile = replace(profile, text=replace(profile.text, evaluation=without_sweep))
+    without_sweep = replace(usual.text.evaluation, top_p_sweep=[])
+    usual = replace(usual, text=replace(usual.text, evaluation=without_sweep))
     trained, optimiser = trained_generator(profile, variant, seed), profile.generator_optimiser(variant)
-    _, scores = judged_generator(trained.model, variant, real_text_features(profile), profile)
+    _, scores = judged_generator(trained.model, variant, real_text_features(usual), usual)
     names = len(np.unique(captioned(profile, "train").names))
     return {
         "variant": variant,
@@ -56,8 +56,8 @@ def main() -> None:
     ablations = load_ablations()
     known(arguments.trial, ablations.text, "trial of a text-conditional model")
     trial = ablations.text[arguments.trial]
-    profile = trial.profile_of(ablations.values())
-    write_metrics(arguments.output, {"changes": trial.changes, **run_trial(profile, trial.variant)})
+    profile, usual = trial.profile_of(ablations.values()), load_profile(ablations.profile)
+    write_metrics(arguments.output, {"changes": trial.changes, **run_trial(profile, usual, trial.variant)})
 
 
 if __name__ == "__main__":
