@@ -120,6 +120,7 @@ def test_recognition_is_drawn_against_draws_with_intervals_and_bounds():
     trials = [
         {
             "variant": f"ar_captioned_{name}",
+            "changes": {"text.optimiser.steps": draws},
             "draws_per_name": draws,
             "kinds": {
                 kind: {"samples": shown(kind, draws), "reconstruction": judged(50.0)} for kind in KINDS
@@ -132,3 +133,7 @@ def test_recognition_is_drawn_against_draws_with_intervals_and_bounds():
     assert len(axes) == len(KINDS) and axes[0].get_ylim()[0] == 0 and axes[0].get_ylim()[1] > 63
     line = axes[0].containers[0].lines[0]
     np.testing.assert_allclose(line.get_xydata(), [[30, 3], [60, 6]])
+    other = {**trials[0], "changes": {"text.optimiser.steps": 60, "text.captions.per_image": 43}}
+    axis = recognition([*trials, other], KINDS).axes[0]
+    assert len(axis.containers) == 3
+    assert axis.get_legend_handles_labels()[1][-1].endswith(", 43 captions an image")

@@ -146,10 +146,18 @@ def ladder(rungs: Sequence[Mapping[str, Any]], y: str, title: str, xs: Mapping[s
     return fig
 
 
+def otherwise(trial: Mapping[str, Any]) -> str:
+    """In what else than its steps a trial of `sitlib.experiments.text_trials` differs from the pipeline's model; "" if in nothing."""
+    said = {"text.captions.per_image": "{} captions an image"}
+    changes = {key: value for key, value in trial["changes"].items() if key != "text.optimiser.steps"}
+    return ", ".join(said.get(key, f"{key} {{}}").format(value) for key, value in changes.items())
+
+
 def recognition(trials: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]) -> Figure:
     """R-precision of text-conditional models against how often training drew an image of each name, a panel for each kind of prompts.
 
-    Bars are intervals over names; the dashed line is of reconstructions by the model's tokenizer, which bound it; dotted is chance.
+    A line is of trials that differ in steps alone, squares are of those that differ from the pipeline's model in more. Bars are intervals
+    over names; the dashed line is of reconstructions by the model's tokenizer, which bound it; dotted is chance.
 
     Args:
         trials: results of `sitlib.experiments.text_trials`.
@@ -157,9 +165,9 @@ def recognition(trials: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]) -
     """
     fig, axes = plt.subplots(1, len(kinds), figsize=(3.7 * len(kinds), 3.4), sharey=True, squeeze=False)
     for axis, (kind, title) in zip(axes[0], kinds.items(), strict=True):
-        for variant in dict.fromkeys(trial["variant"] for trial in trials):
+        for variant, change in dict.fromkeys((trial["variant"], otherwise(trial)) for trial in trials):
             own = sorted(
-                (trial for trial in trials if trial["variant"] == variant),
+                (trial for trial in trials if (trial["variant"], otherwise(trial)) == (variant, change)),
                 key=lambda trial: trial["draws_per_name"],
             )
             found = [trial["kinds"][kind]["samples"] for trial in own]
@@ -171,10 +179,11 @@ def recognition(trials: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]) -
                 [trial["draws_per_name"] for trial in own],
                 values,
                 errors,
-                fmt="o-",
+                fmt="s-" if change else "o-",
+                markerfacecolor="white" if change else None,
                 capsize=3,
                 color=colour(variant),
-                label=label(variant),
+                label=", ".join(filter(None, [label(variant), change])),
             )
             bound = own[0]["kinds"][kind]["reconstruction"]["r_precision"]
             axis.axhline(bound, color=colour(variant), linestyle="--", linewidth=1)
