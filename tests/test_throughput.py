@@ -47,7 +47,7 @@ def test_the_table_holds_ratios_of_medians_and_the_papers(monkeypatch):
     monkeypatch.setattr(
         throughput,
         "_memory_elsewhere",
-        lambda name, where, profile: {share: 10.0 * share for share in (1, 2, 4, 8)},
+        lambda name, geometry, profile: {share: 10.0 * share for share in (1, 2, 4, 8)},
     )
     clock = {"ar_sit4_scd": 1.0, "ar_vit_vqgan": 4.0}
     monkeypatch.setattr(throughput, "seconds", lambda subject, share: clock[subject.name] / share)

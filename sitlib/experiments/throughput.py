@@ -15,7 +15,9 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +160,9 @@ def measure(profile: Profile, name: str, rounds: int) -> dict[str, Any]:
         for _ in range(rounds):
             for model, share in times:
                 times[model, share].append(seconds(subjects[model], share))
-        used = {model: _memory_elsewhere(model, geometry.name, name) for model in MODELS}
+        with ThreadPoolExecutor() as pool:  # what a process needs does not depend on another one
+            found = pool.map(partial(_memory_elsewhere, geometry=geometry.name, profile=name), MODELS)
+            used = dict(zip(MODELS, found, strict=True))
         for share in SHARES:
             taken = {ours: times[ours, share], baseline: times[baseline, 1]}
             rate = {m: geometry.batch_size / statistics.median(taken[m]) for m in MODELS}
