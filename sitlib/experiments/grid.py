@@ -31,8 +31,11 @@ BUSY = (
     "Unable to acquire lock",
     "is busy, it is being blocked by",
 )  # another DVC command is at work for a moment
-WAIT_SECONDS, ATTEMPTS = 5, 200
+WAIT_SECONDS, ATTEMPTS = 2, 500
 REFRESH_SECONDS = 10
+# Memory of large tensors stays with the process, in glibc; else it is new pages, filled with zeros, every time, which takes longer than
+# many an operation.
+KEEP_MEMORY = {f"MALLOC_{what}_THRESHOLD_": str(2**30) for what in ("MMAP", "TRIM")}
 EDGE = re.compile(r'"([^"]+)" -> "([^"]+)";')
 
 
@@ -76,7 +79,7 @@ def run_stage(stage: str, threads: int | None = 1) -> tuple[bool, Path]:
             result = subprocess.run(
                 [sys.executable, "-m", "dvc", "repro", "--single-item", stage],
                 cwd=ROOT,
-                env={**os.environ, **limit},
+                env={**KEEP_MEMORY, **os.environ, **limit},
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )

@@ -2,8 +2,9 @@
 
 A model over scale-causal codes stops after the scales that a size needs and decodes only these; a model over ViT-VQGAN's codes samples the
 whole image and averages it down. Speed does not depend on what weights hold, so they are random. Measured are code sampling and decoding
-together, with guidance (both halves of every step), in turns, medians over rounds; peak memory in a process of its own for each case. The
-baseline does the same whatever the size, so it is measured once a round.
+together, with guidance (both halves of every step), in turns, medians over rounds; of short cases each round takes several, which one
+disturbance would change most. Peak memory is that of a process of its own for each model. The baseline does the same whatever the size, so
+it is measured once a round.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from sitlib.sampling import generate
 from sitlib.tokenizer import SpectralTokenizer
 
 SHARES = (1, 2, 4, 8)  # full size, 1/2, 1/4, 1/8
+ENOUGH_SECONDS = 3.0  # of one case in one round
 MODELS = ("ar_sit4_scd", "ar_vit_vqgan")
 # Reported by the paper for MS-COCO at 256, 64 and 32 px: images a second of Parti-350M over ViT-VQGAN, and of AR-SIT-SCD-4.
 REPORTED = {1: (7.8, 6.5), 4: (7.6, 24.5), 8: (7.7, 74.7)}
@@ -105,6 +107,14 @@ def seconds(subject: Subject, share: int) -> float:
     return time.perf_counter() - start
 
 
+def usual_seconds(subject: Subject, share: int) -> float:
+    """Median of as many measurements as fit into `ENOUGH_SECONDS`, at least one."""
+    taken = [seconds(subject, share)]
+    while sum(taken) + taken[-1] <= ENOUGH_SECONDS:
+        taken.append(seconds(subject, share))
+    return statistics.median(taken)
+
+
 def memory(name: str, geometry: Geometry, profile: Profile) -> dict[int, float]:
     """Share of the size -> MB that sampling and decoding a batch needs at its peak beyond the models, in this process.
 
@@ -136,8 +146,10 @@ def peak_mb() -> float:
 def _memory_elsewhere(name: str, geometry: str, profile: str) -> dict[int, float]:
     """`memory` in a process of its own, whose peak is that of one model alone."""
     case = ["--profile", profile, "--memory", name, geometry]
+    threads = max(1, (os.cpu_count() or 1) // len(MODELS))  # they run side by side
     result = subprocess.run(
         [sys.executable, "-m", "sitlib.experiments.throughput", *case],
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         capture_output=True,
         text=True,
         check=True,
@@ -159,7 +171,7 @@ def measure(profile: Profile, name: str, rounds: int) -> dict[str, Any]:
                 seconds(subjects[model], share)
         for _ in range(rounds):
             for model, share in times:
-                times[model, share].append(seconds(subjects[model], share))
+                times[model, share].append(usual_seconds(subjects[model], share))
         with ThreadPoolExecutor() as pool:  # what a process needs does not depend on another one
             found = pool.map(partial(_memory_elsewhere, geometry=geometry.name, profile=name), MODELS)
             used = dict(zip(MODELS, found, strict=True))
@@ -193,6 +205,7 @@ def measure(profile: Profile, name: str, rounds: int) -> dict[str, Any]:
         "weights": "random",
         "guidance": "on: conditional and unconditional halves in one batch",
         "rounds": rounds,
+        "seconds_a_round": ENOUGH_SECONDS,
         "threads": torch.get_num_threads(),
         "device": str(best_device()),
         "machine": platform.processor() or platform.machine(),

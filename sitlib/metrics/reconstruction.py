@@ -132,7 +132,7 @@ def evaluate_reconstructions(
         reconstructions: the same shape; clamped to [0, 1] before anything is measured.
         groups: the photograph that each image is a view of, B names; default: each image is a photograph.
         lpips_nets: trunks of LPIPS, of "alex" and "vgg".
-        ssim: whether it is wanted; on a CPU it takes nearly as long as LPIPS-Alex.
+        ssim: whether it is wanted; on a CPU it takes two thirds of the time of LPIPS-Alex.
         folder: of the LPIPS weights.
         progress: show a progress bar; a text stands before its title.
         device: where LPIPS runs; default: the accelerator if there is one.
