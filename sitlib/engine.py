@@ -25,7 +25,7 @@ from sitlib.paths import resolve
 from sitlib.results import Row
 from sitlib.transformer import Block, Transformer
 
-ONE_PROCESS = EngineConfig("auto", "single", 1, 1, 0, 0, False, False, [], 0)
+ONE_PROCESS = EngineConfig("no", "single", 1, 1, 0, 0, False, False, [], 0)
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def join_processes() -> None:
 
 
 def precision(wanted: Literal["auto", "no", "bf16", "fp16"] = "auto") -> Literal["no", "fp16", "bf16"]:
-    """Mixed precision of this device; "auto": bf16 on GPUs that have it, fp16 with loss scaling on older ones, none on a CPU.
+    """Mixed precision of this device; "auto": bf16 on GPUs and CPUs (AMX) that have it, fp16 with loss scaling on older GPUs, else none.
 
     Raises:
         ValueError: fp16 on a CPU.
@@ -184,7 +184,10 @@ def precision(wanted: Literal["auto", "no", "bf16", "fp16"] = "auto") -> Literal
     if wanted != "auto":
         return wanted
     if not torch.cuda.is_available():
-        return "no"
+        has_amx = torch.cpu.get_capabilities().get(
+            "amx_bf16", False
+        )  # others are slower in bf16, if they have it
+        return "bf16" if has_amx else "no"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 

@@ -127,6 +127,17 @@ def rotate(x_BHTD: Tensor, rotation_2TF: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
+def attention(q_BHTD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, **options) -> Tensor:
+    """PyTorch's attention; on a CPU in float32, also under autocast.
+
+    The kernel for CPUs takes ten times as long in bf16, because its backward pass then multiplies many small matrices one by one.
+    """
+    if q_BHTD.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q_BHTD.float(), k_BHLD.float(), v_BHLD.float(), **options)
+    return F.scaled_dot_product_attention(q_BHTD, k_BHLD, v_BHLD, **options)
+
+
 def attend(
     q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, layout: SequenceLayout, key_mask: Tensor | None = None
 ) -> Tensor:
@@ -143,16 +154,16 @@ def attend(
             raise ValueError(
                 f"keys can be hidden in full attention only, not in {layout.attention} attention."
             )
-        return F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, attn_mask=key_mask[:, None, None])
+        return attention(q_BHTD, k_BHTD, v_BHTD, attn_mask=key_mask[:, None, None])
     if layout.attention == "scale_causal" and layout.num_scales > 1:
         n, parts = layout.tokens_per_scale, []
         for scale, q_BHND in enumerate(q_BHTD.split(n, dim=2), 1):
             k, v = k_BHTD[:, :, : scale * n], v_BHTD[:, :, : scale * n]
-            parts.append(F.scaled_dot_product_attention(q_BHND, k, v).transpose(1, 2))
+            parts.append(attention(q_BHND, k, v).transpose(1, 2))
         # Joined as the kernel leaves them, a token's heads side by side: the output projection then copies nothing.
         return torch.cat(parts, dim=1).transpose(1, 2)
     is_causal = layout.attention == "causal" and q_BHTD.shape[2] > 1
-    return F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=is_causal)
+    return attention(q_BHTD, k_BHTD, v_BHTD, is_causal=is_causal)
 
 
 class CrossAttention(nn.Module):
@@ -176,7 +187,7 @@ class CrossAttention(nn.Module):
         """What is to be added to [B, T, C]."""
         q = self.query(self.norm(x_BTC)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         mask = None if mask_BL is None else mask_BL[:, None, None]
-        x_BHTD = F.scaled_dot_product_attention(q, k_BHLD, v_BHLD, attn_mask=mask)
+        x_BHTD = attention(q, k_BHLD, v_BHLD, attn_mask=mask)
         return self.out(x_BHTD.transpose(1, 2).flatten(2))
 
 

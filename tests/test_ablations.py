@@ -12,7 +12,7 @@ from sitlib.config import AblationRow, Ablations, ConfigError, from_dict, load_a
 from sitlib.experiments import ablations as module
 from sitlib.experiments import grid
 from sitlib.experiments.ablations import gradient_statistics, run_row
-from sitlib.experiments.claims import CLAIMS, finding_rows, findings
+from sitlib.experiments.claims import CLAIMS, METRICS, finding_rows, findings, mechanism_effects
 from sitlib.paths import ROOT
 
 SMALL = {
@@ -120,6 +120,64 @@ def test_gradient_statistics_find_the_spike():
 def test_claims_without_rows_say_so():
     found = findings({})
     assert {item.verdict for item in found} == {"not run"} and len(finding_rows(found)) == len(CLAIMS)
+
+
+def judged(psnr, lpips_alex):
+    """A row with these means over three seeds and four photographs that differ little."""
+    spread, photographs = (-0.001, 0.0, 0.001), ("a", "b", "c", "d")
+
+    def scores(seed):
+        about = {"psnr": psnr, "lpips_alex": lpips_alex}
+        own = {metric: [value + seed + spread[i % 3] for i in range(4)] for metric, value in about.items()}
+        return {**about, "by_photograph": own}
+
+    return {"photographs": photographs, "seeds": {str(i): scores(seed) for i, seed in enumerate(spread)}}
+
+
+@pytest.mark.parametrize(
+    ("better_psnr", "better_lpips", "better", "worse"),
+    [
+        (0.5, 0.1, "holds", "does not hold"),
+        (0.5, 0.0, "holds", "does not hold"),
+        (0.0, 0.1, "holds", "does not hold"),
+        (0.0, 0.0, "cannot be told", "cannot be told"),
+        (0.5, -0.1, "cannot be told", "cannot be told"),
+        (-0.5, 0.0, "does not hold", "holds"),
+    ],
+)
+def test_a_claim_holds_where_one_score_moves_its_way_and_none_against_it(
+    better_psnr, better_lpips, better, worse
+):
+    """`better`: of a claim that the second row is the better one; `worse`: of one that it is the worse one."""
+    rows = {
+        "wavelet_shared_full": judged(20.0, 0.3),
+        "wavelet_typed_full": judged(20.0 + better_psnr, 0.3 - better_lpips),
+        "wavelet_typed_decoder_causal": judged(20.0 + 2 * better_psnr, 0.3 - 2 * better_lpips),
+    }
+    verdicts = {item.claim.source: item for item in findings(rows) if item.psnr is not None}
+    assert verdicts["First experiment 2; mechanism 1"].verdict == better
+    costs = verdicts["First experiment 3; trade-offs"]
+    assert costs.claim.expected == -1 and costs.verdict == worse
+    assert costs.psnr.value == pytest.approx(better_psnr, abs=1e-6)
+
+
+def test_effects_of_mechanisms_are_what_each_adds():
+    added = {"wavelet": 0.4, "typed": 0.3, "causal": -0.2}
+    rows = {
+        f"{way}_{kind}_{attention}": judged(
+            20.0 + sum(added.get(level, 0.0) for level in (way, kind, attention)), 0.3
+        )
+        for way in ("wavelet", "raster")
+        for kind in ("shared", "typed")
+        for attention in ("full", "causal")
+    }
+    found = mechanism_effects(rows)
+    assert all(title.startswith("against blocks: ") for title in found)  # no row of a pyramid is there
+    effects = [found[f"against blocks: {name}"] for name in ("wavelets", "typed parameters")]
+    assert [effect["psnr"].value for effect in effects] == pytest.approx([0.4, 0.3])
+    assert found["against blocks: scale-causal attention"]["psnr"].value == pytest.approx(-0.2)
+    assert len(found) == 7 and set(effects[0]) == set(METRICS)
+    assert found["against blocks: wavelets x typed parameters"]["psnr"].value == pytest.approx(0, abs=1e-9)
 
 
 @pytest.fixture

@@ -526,9 +526,18 @@ def test_settings_that_cannot_be_are_refused(changes, sentence):
 
 def test_a_gpus_precision_is_refused_on_a_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert precision("auto") == "no" and precision("bf16") == "bf16"
+    assert precision("bf16") == "bf16"
     with pytest.raises(ValueError, match="fp16 needs a GPU"):
         precision("fp16")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "chosen"), [({"amx_bf16": True}, "bf16"), ({"avx512_bf16": True}, "no"), ({}, "no")]
+)
+def test_a_cpu_computes_in_bf16_if_it_multiplies_matrices_in_it(monkeypatch, capabilities, chosen):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert precision("auto") == chosen
 
 
 def test_bf16_trains_too(tmp_path):

@@ -16,6 +16,7 @@ from sitlib.transformer import (
     SequenceLayout,
     Transformer,
     attend,
+    attention,
     rotate,
     rotation,
 )
@@ -560,3 +561,18 @@ def test_cache_refuses_what_it_cannot_hold():
     transformer(torch.randn(1, 1, 16), SequenceLayout(1, 1, "causal"), cache)
     with pytest.raises(ValueError, match="only be the first"):
         transformer(torch.randn(1, 2, 16), SequenceLayout(1, 2, "causal"), cache)
+
+
+def test_attention_on_a_cpu_is_in_float32_under_autocast_and_so_are_its_gradients():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 4, 8, 16).bfloat16().requires_grad_() for _ in range(3))
+    wide = [x.detach().float().requires_grad_() for x in (q, k, v)]
+    expected = attention(*wide)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attention(q, k, v)
+        assert torch.is_autocast_enabled("cpu")
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+    grads = torch.autograd.grad(found.square().sum(), (q, k, v))
+    wanted = torch.autograd.grad(expected.square().sum(), wide)
+    for ours, theirs in zip(grads, wanted, strict=True):
+        assert torch.equal(ours, theirs.bfloat16())

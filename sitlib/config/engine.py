@@ -20,7 +20,7 @@ class EngineConfig(Strict):
 
     precision: Literal[
         "auto", "no", "bf16", "fp16"
-    ]  # auto: bf16 on GPUs that have it, fp16 on others, no on CPUs
+    ]  # auto: bf16 on GPUs and CPUs (AMX) that have it, fp16 on other GPUs, no on other CPUs
     # single: one process. ddp: each process has a whole model and a part of the batch. fsdp: the weights, gradients and moments of
     # autoregressive models are sharded too; tokenizers, whose codebooks change between the steps, are trained as with ddp.
     strategy: Literal["single", "ddp", "fsdp"]
