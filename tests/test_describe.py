@@ -142,8 +142,9 @@ def test_nothing_is_allocated_for_a_model_of_billions():
 
 
 def test_a_description_says_what_follows_from_its_numbers(capsys):
+    profile = replace(SMOKE, engine=replace(SMOKE.engine, precision="auto"))
     found = describe(
-        SMOKE, ["sit4", "ar_sit4", "ar_captioned_sit4_sc"], gpu="A100", utilisation=0.5, num_classes=10
+        profile, ["sit4", "ar_sit4", "ar_captioned_sit4_sc"], gpu="A100", utilisation=0.5, num_classes=10
     )
     printed = capsys.readouterr().out
     assert "156 TFLOP/s on each: 50% of the 312 of its data sheet" in printed
