@@ -184,9 +184,7 @@ def precision(wanted: Literal["auto", "no", "bf16", "fp16"] = "auto") -> Literal
     if wanted != "auto":
         return wanted
     if not torch.cuda.is_available():
-        has_amx = torch.cpu.get_capabilities().get(
-            "amx_bf16", False
-        )  # others are slower in bf16, if they have it
+        has_amx = torch.cpu.get_capabilities().get("amx_bf16", False)
         return "bf16" if has_amx else "no"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
