@@ -23,7 +23,7 @@ help: ## this list
 # `dvc repro` of the stages, as many at a time as there are cores (JOBS=1: one). With one thread each they take less time than
 # one after another with all threads, and results do not depend on the number of cores.
 repro: .venv/installed ## run every stage of the pipeline that is not up to date, then see reports/index.html
-	python -m sitlib.experiments.grid dvc.yaml $(if $(JOBS),--jobs $(JOBS)) --alone throughput
+	python -m sitlib.experiments.grid dvc.yaml $(if $(JOBS),--jobs $(JOBS)) --first notebooks code --alone throughput
 
 tokenizer: .venv/installed ## train only the tokenizer that the command sit uses by default
 	OMP_NUM_THREADS=1 python -m dvc repro train_tokenizer@sit5_sc-0

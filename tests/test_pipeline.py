@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nbformat
 import paper_dry_run
@@ -16,6 +17,7 @@ import yaml
 from sitlib.config import load_profile
 from sitlib.paths import ROOT
 from sitlib.reporting.canonical import main as canonical
+from sitlib.reporting.code_hashes import ABOUT, code_hashes, entry_points
 from sitlib.tokenizer import SpectralTokenizer
 
 STAGES = {
@@ -23,86 +25,30 @@ STAGES = {
     for folder in ("", "ablations/")
     for name, stage in yaml.safe_load((ROOT / f"{folder}dvc.yaml").read_text())["stages"].items()
 }
+HASHES = entry_points()
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 # -- what a stage depends on -----------------------------------------------------------------------------------------------------------
 
 
-# Other stages depend on the weights that these made, so not on how they were fetched and checked.
-FETCHING = {"sitlib/weights.py", "sitlib/weights_verification.py"}
-
-
-def imported(source: str) -> set[str]:
-    """Modules of sitlib that Python source imports, as files relative to the root."""
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    files = set()
-    for name in names:
-        path = name.replace(".", "/")
-        files |= {
-            file
-            for file in (f"{path}.py", f"{path}/__init__.py")
-            if name.startswith("sitlib") and (ROOT / file).exists()
-        }
-    return files
-
-
-def closure(files: set[str]) -> set[str]:
-    """`files` and everything of sitlib that they import, directly or not."""
-    found, queue = set(), list(files)
-    while queue:
-        if (file := queue.pop()) not in found | FETCHING:
-            found.add(file)
-            queue += imported((ROOT / file).read_text())
-    return found
-
-
-def code_of(stage: dict) -> set[str]:
-    """The modules that a stage's command runs: those a notebook imports, or the module after `timed`."""
+def entry_point(stage: dict) -> str:
+    """What a stage's command runs: the notebook, or the module, the one after `timed` if it is timed."""
     command = " ".join(stage["cmd"]) if isinstance(stage["cmd"], list) else stage["cmd"]
     notebook = next((word for word in command.split() if word.endswith(".ipynb")), None)
-    if notebook:
-        cells = nbformat.read(ROOT / notebook.replace("build/", ""), as_version=4).cells
-        return set().union(*(imported(cell.source) for cell in cells if cell.cell_type == "code"))
     modules = [
         word for word in command.split() if word.startswith("sitlib.") and word != "sitlib.reporting.timed"
     ]
-    return {f"{modules[0].replace('.', '/')}.py"} if modules else set()
+    return Path(notebook).stem if notebook else modules[0].removeprefix("sitlib.")
 
 
-# What a stage need not list: packages without content, plain helpers whose behaviour is fixed.
-ALWAYS = {
-    "sitlib/__init__.py",
-    "sitlib/paths.py",
-    "sitlib/experiments/__init__.py",
-    "sitlib/reporting/__init__.py",
-}
-
-
-@pytest.mark.parametrize("name", [name for name in STAGES if name not in ("notebooks", "report")])
-def test_a_stage_lists_the_modules_that_it_runs(name):
+@pytest.mark.parametrize("name", [name for name in STAGES if name not in ("notebooks", "code", "report")])
+def test_a_stage_depends_on_the_code_and_the_notebook_that_it_runs(name):
     stage = STAGES[name].get("do", STAGES[name])
-    needed = code_of(stage) if name == "weights" else closure(code_of(stage))
-    if name.startswith("train"):  # restyling a figure must not train again
-        needed = {file for file in needed if not file.startswith("sitlib/reporting/")}
-        needed.discard("sitlib/sampling.py")  # pictures on the way, which change nothing of what is trained
-    if name in (
-        "train_autoregressive",
-        "train_text",
-    ):  # what made the codes and the tokenizer: the codes are its dependency
-        needed -= closure({"sitlib/experiments/tokenizers.py"})
-    listed = [dep for dep in stage["deps"] if dep.startswith("sitlib")]
-    missing = {
-        file
-        for file in needed - ALWAYS
-        if not any(file == dep or file.startswith(dep + "/") for dep in listed)
-    }
-    assert not missing, f"add to deps of {name}: {sorted(missing)}"
+    entry = entry_point(stage)
+    assert entry in HASHES
+    assert f"build/code/{entry}.json" in stage["deps"]
+    assert (f"build/notebooks/{entry}.ipynb" in stage["deps"]) == (entry in {path.stem for path in NOTEBOOKS})
     for dep in stage["deps"]:
         if "$" not in dep and dep.startswith(("sitlib", "data")):
             assert (ROOT / dep).exists(), f"{name} depends on {dep}, which does not exist"
@@ -111,7 +57,7 @@ def test_a_stage_lists_the_modules_that_it_runs(name):
 def test_training_stages_do_not_depend_on_reporting():
     for name, stage in STAGES.items():
         if name.startswith("train"):
-            assert not any("reporting" in dep for dep in stage["deps"])
+            assert not any("reporting" in file for file in HASHES[entry_point(stage)])
 
 
 def test_imports_run_one_way():
@@ -133,12 +79,12 @@ def test_imports_run_one_way():
     for file in models:
         above = {
             f
-            for f in closure({file})
+            for f in code_hashes({file}, ABOUT)
             if any(f"/{layer}" in f for layer in layers[layers.index("losses") :]) or "/data/" in f
         }
         assert not above, f"{file} imports {above}"
     for file in [str(path.relative_to(ROOT)) for path in (ROOT / "sitlib/experiments").glob("*.py")]:
-        assert not any(f.startswith("sitlib/reporting") for f in closure({file})), file
+        assert not any(f.startswith("sitlib/reporting") for f in code_hashes({file}, ABOUT)), file
 
 
 # -- notebooks -------------------------------------------------------------------------------------------------------------------------

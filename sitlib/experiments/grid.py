@@ -198,6 +198,12 @@ def _dvc(*arguments: str) -> subprocess.CompletedProcess:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m sitlib.experiments.grid", description=__doc__)
     parser.add_argument("file", help="DVC file with the stages")
+    parser.add_argument(
+        "--first",
+        nargs="*",
+        default=[],
+        help="quick stages on whose results it depends which of the others have anything to do",
+    )
     parser.add_argument("--alone", nargs="*", default=[], help="stages that run with nothing beside them")
     parser.add_argument(
         "--jobs",
@@ -207,6 +213,10 @@ def main() -> None:
     arguments = parser.parse_args()
     has_gpu = torch.cuda.is_available()  # which a stage uses whole
     jobs = arguments.jobs or (1 if has_gpu else min(os.cpu_count() or 1, MOST_JOBS))
+    for stage in arguments.first:
+        succeeded, log = run_stage(f"{arguments.file}:{stage}")
+        if not succeeded:
+            raise ValueError(f"{stage} failed: {log.read_text().strip()}")
     stages = waiting_stages(arguments.file)
     if not stages:
         print(f"All stages of {arguments.file} are up to date.")

@@ -1,0 +1,127 @@
+"""Hashes of the code that stages run: what changes them, what does not, and that they leave nothing out."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from sitlib.paths import ROOT
+from sitlib.reporting import code_hashes
+from sitlib.reporting.code_hashes import essence
+
+SOURCE = '''"""About the module."""
+import os
+
+
+# Why it is so.
+def area(width, height=1):
+    """Width times height."""
+    text = f"{width:>{height}} # not a comment"
+    return width * height + len(text)  # pixels
+'''
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ('"""About the module."""\n', '"""Another text,\n\nof several lines."""\n'),
+        ('"""About the module."""\n', ""),
+        ('    """Width times height."""\n', ""),
+        ("# Why it is so.\n", ""),
+        ("  # pixels", "  # in pixels"),
+        ("import os\n\n\n", "import os\n"),
+        ("area(width, height=1)", "area(\n    width, height=1  # one row\n)"),
+        ("width * height + len(text)", "width*height + len(text)"),
+    ],
+)
+def test_what_does_not_change_the_program_does_not_change_its_essence(before, after):
+    assert before in SOURCE
+    assert essence(SOURCE.replace(before, after)) == essence(SOURCE)
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ("width * height", "width + height"),
+        ("height=1", "height=2"),
+        ("not a comment", "not  a comment"),
+        ("{height}}", "{width}}"),
+        ("import os\n", ""),
+        ("    return", "    if width:\n        return"),
+        ('"""Width times height."""', 'pass; "text"; area = """Width times height."""'),
+    ],
+)
+def test_what_changes_the_program_changes_its_essence(before, after):
+    assert before in SOURCE
+    assert essence(SOURCE.replace(before, after)) != essence(SOURCE)
+
+
+def test_a_block_that_ends_earlier_is_another_program():
+    assert essence("if a:\n    b\n    c\n") != essence("if a:\n    b\nc\n")
+    assert essence("x = '''a\n\nb'''\n") != essence("x = '''a\nb'''\n")
+    assert essence("x = f'''a\n\n{b}'''\n") != essence("x = f'''a\n{b}'''\n")
+
+
+@pytest.mark.parametrize("name", ["experiments.tokenizer_evaluation", "experiments.ablations", "weights"])
+def test_every_module_that_is_loaded_is_hashed(name):
+    code = (
+        f"import json, sys, sitlib.{name}; "
+        "print(json.dumps([m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'sitlib']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {file.removeprefix(f"{ROOT}/") for file in json.loads(done.stdout)}
+    left_out = set(code_hashes.ABOUT) | (set() if name == "weights" else set(code_hashes.FETCHING))
+    assert len(loaded) >= 3
+    assert loaded - left_out <= set(code_hashes.entry_points()[name])
+
+
+def test_a_change_reaches_those_that_import_it_and_no_other(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    package = tmp_path / "sitlib"
+    package.mkdir()
+    runnable = '\nif __name__ == "__main__":\n    print(1)\n'
+    (package / "low.py").write_text("x = 1\n")
+    (package / "high.py").write_text("def f():\n    from sitlib.low import x\n" + runnable)
+    (package / "styled.py").write_text('STYLE = "style.css"\n' + runnable)
+    (package / "style.css").write_text("a {}")
+    monkeypatch.setattr(code_hashes, "ROOT", tmp_path)
+
+    def hashes():
+        code_hashes._module.cache_clear()
+        paths = code_hashes.write(tmp_path / "code")
+        return {path.stem: path.read_text() for path in paths}
+
+    try:
+        first = hashes()
+        assert set(first) == {"high", "styled"} and set(json.loads(first["high"])) == {
+            "sitlib/high.py",
+            "sitlib/low.py",
+        }
+        (package / "low.py").write_text("x = 1  # one\n")
+        assert hashes() == first
+        (package / "low.py").write_text("x = 2\n")
+        second = hashes()
+        assert second["high"] != first["high"] and second["styled"] == first["styled"]
+        (package / "style.css").write_text("b {}")
+        assert hashes()["styled"] != first["styled"]
+        (package / "high.py").unlink()
+        assert set(hashes()) == {"styled"} and not (tmp_path / "code/high.json").exists()
+        (package / "styled.py").write_text("x = (\n" + runnable)
+        with pytest.raises(ValueError, match=r"sitlib/styled\.py cannot be read as Python"):
+            hashes()
+    finally:
+        code_hashes._module.cache_clear()
+
+
+def test_what_trains_depends_on_no_figure_and_no_maker_of_its_codes():
+    entries = code_hashes.entry_points()
+    tokenizer, generator, text = (
+        entries[name]
+        for name in ("02a_tokenizer_training", "03a_autoregressive_training", "04a_text_training")
+    )
+    assert "sitlib/tokenizer.py" in tokenizer and "sitlib/training.py" in tokenizer
+    assert {"sitlib/autoregressive.py", "sitlib/transformer.py", "sitlib/training.py"} <= {*generator} & {
+        *text
+    }
+    assert "sitlib/tokenizer.py" not in {*generator, *text}
