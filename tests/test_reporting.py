@@ -21,6 +21,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 from skimage.color import rgb2lab
 
+from sitlib.config import load_profile
+from sitlib.engine import precision
 from sitlib.paths import ROOT
 from sitlib.reporting import canonical, executed, front, headline, names, page, plots, runner, site, tables
 from sitlib.reporting.comparison import sets_table
@@ -612,6 +614,7 @@ def test_headline_gathers_every_listed_run(project, capsys):
     assert found["seconds"] == {"extract_codes@sit4": 60.0, "train@sit4-0": 150.0, "weights": 30.5}
     assert found["protocol"]["tokenizer"] == {"views": "400 crops", "seed": 0}
     assert found["hardware"]["logical_cores"] >= 1 and found["hardware"]["cpu"]
+    assert found["precision"] == precision(load_profile("quick").engine.precision)
     assert found["versions"]["torch"] and found["versions"]["python"].startswith("3.")
     json.dumps(found, allow_nan=False)
 

@@ -115,6 +115,9 @@ def environment(headline: Mapping[str, Any]) -> dict[str, str]:
     memory = f", {machine['memory_gib']:g} GiB of memory" if machine["memory_gib"] else ""
     return {
         "Hardware": f"{machine['cpu']}, {machine['logical_cores']} logical cores{memory}, {machine['gpu'] or 'no GPU'}",
+        "Precision": "float32"
+        if headline["precision"] == "no"
+        else f"{headline['precision']} in training, float32 elsewhere",
         "Versions": ", ".join(f"{name} {number}" for name, number in headline["versions"].items()),
         "Commit": f"{commit}{', with changes that were not committed' if dirty else ''}, when the results were gathered",
     }

@@ -24,6 +24,8 @@ from typing import Any
 import torch
 import yaml
 
+from sitlib.config import load_profile
+from sitlib.engine import precision
 from sitlib.paths import ROOT, resolve
 
 TOKENIZER_METRICS = (
@@ -217,6 +219,7 @@ def gather(root: Path = ROOT) -> dict[str, Any]:
         "profile": parameters["profile"],
         "revision": revision(root),
         "hardware": hardware(),
+        "precision": precision(load_profile(parameters["profile"]).engine.precision),
         "versions": versions(),
         "seconds": {r["stage"]: r["seconds"] for r in seconds if _is_listed(r["stage"], runs)},
         "tokenizer": summary(photographs, TOKENIZER_METRICS),
