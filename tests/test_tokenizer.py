@@ -140,6 +140,28 @@ def test_in_mixed_precision_the_lookup_stays_exact_and_dead_codes_restart():
     assert all(len(codes) > 0 for codes in moved)
 
 
+def test_in_mixed_precision_the_layers_at_the_ends_are_exact():
+    """Without transformers between them nothing is left that autocast may round."""
+    tokenizer, images = tokenizer_of("sit4"), photographs()
+    tokenizer.encoder, tokenizer.decoder = Same(tokenizer.encoder.position), Same(tokenizer.decoder.position)
+    expected = tokenizer(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = tokenizer(images)
+    assert torch.equal(found.latents, expected.latents)
+    assert torch.equal(found.reconstruction, expected.reconstruction)
+
+
+class Same(torch.nn.Module):
+    """A transformer that does nothing."""
+
+    def __init__(self, position: torch.nn.Parameter):
+        super().__init__()
+        self.position = position
+
+    def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
+        return x_BTC
+
+
 def test_the_two_codebooks_are_disjoint():
     tokenizer, images = tokenizer_of("sit4"), photographs()
     codes = tokenizer.encode(images)
