@@ -214,6 +214,32 @@ def test_a_grid_runs_what_waits_tells_what_failed_and_does_nothing_twice(project
     assert grid.waiting_stages("dvc.yaml") == ["bad", "after"]
 
 
+def test_stages_that_tell_what_has_changed_run_first(project, monkeypatch, capsys):
+    stages = {
+        "code": {
+            "cmd": "grep -v '#' code.txt > hashes.txt",
+            "deps": ["code.txt"],
+            "outs": [{"hashes.txt": {"cache": False}}],
+        },
+        "long": {"cmd": "cat hashes.txt >> long.txt", "deps": ["hashes.txt"]},
+    }
+    (project / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    monkeypatch.setattr(sys, "argv", ["grid", "dvc.yaml", "--first", "code"])
+
+    def runs_of_long_after(code):
+        (project / "code.txt").write_text(code)
+        grid.main()
+        return (project / "long.txt").read_text().count("x")
+
+    assert runs_of_long_after("x = 1\n") == 1
+    assert runs_of_long_after("x = 1\n# one\n") == 1
+    assert "up to date" in capsys.readouterr().out
+    assert runs_of_long_after("x = 2\n") == 2
+    (project / "code.txt").unlink()
+    with pytest.raises(ValueError, match="code failed: .*code.txt"):
+        grid.main()
+
+
 def test_stages_start_after_what_they_need_and_not_beside_one_that_is_alone(monkeypatch):
     needed = {"a": set(), "b": {"a"}, "c": {"a", "else"}, "d": {"b", "c"}, "x.yaml:speed": {"b"}, "e": set()}
     began, running, at_once = [], set(), []

@@ -3,7 +3,7 @@
 A stage depends on the code it runs, and on nothing that only looks like it: a comment, a docstring, a line break
 or a module that it does not import must not train again. So a cheap stage writes for every notebook, and for every
 module that can be run, a file with the hashes of the modules of `sitlib` that it imports, directly or not, and the
-long stages depend on these files. What they miss or have too much of cannot be forgotten in a list.
+long stages depend on these files: a list kept by hand would lack some and have others too many.
 
     python -m sitlib.reporting.code_hashes --output build/code
 """
@@ -61,7 +61,7 @@ def essence(source: str) -> str:
         if depth > 0 or token.type in UNSEEN:
             continue
         if token.type == tokenize.NEWLINE:
-            if not (is_text and words):  # a statement of nothing but text is a docstring
+            if not is_text:  # a statement of nothing but text is a docstring
                 statements.append(" ".join(words))
             words, is_text = [], True
         elif token.type in (tokenize.INDENT, tokenize.DEDENT):
