@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,7 +20,7 @@ class LossTerms:
 
 
 class TokenizerLoss(nn.Module):
-    """1.0 L2 + 0.1 LPIPS + 0.25 commitment (+ codebook), the weights being those of `config`; in float32 whatever the precision around it.
+    """1.0 L2 + 0.1 LPIPS + 0.25 commitment (+ codebook), the weights being those of `config`.
 
     L2 is the mean squared error in [-1, 1]. LPIPS (arXiv 1801.03924) compares features of a frozen network. Where the image of the first
     scales is given too, L2 and LPIPS of it are added (ours, not the paper's), LPIPS after enlarging it to the full size, as it is judged.
@@ -34,10 +33,6 @@ class TokenizerLoss(nn.Module):
 
     def forward(self, output: TokenizerOutput, images: Tensor) -> LossTerms:
         """Loss of one pass over images [B, 3, H, W] in [0, 1]."""
-        with torch.autocast(images.device.type, enabled=False):  # in bf16 the features of LPIPS cost 0.15 dB
-            return self._terms(output, images)
-
-    def _terms(self, output: TokenizerOutput, images: Tensor) -> LossTerms:
         parts = {
             "l2": 4 * F.mse_loss(output.reconstruction, images),  # [0, 1] -> [-1, 1] doubles differences
             "commitment": output.commitment_loss,
