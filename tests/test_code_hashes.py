@@ -1,9 +1,11 @@
 """Hashes of the code that stages run: what changes them, what does not, and that they leave nothing out."""
 
 import json
+import re
 import subprocess
 import sys
 
+import nbformat
 import pytest
 
 from sitlib.paths import ROOT
@@ -73,49 +75,80 @@ def test_every_module_that_is_loaded_is_hashed(name):
     loaded = {file.removeprefix(f"{ROOT}/") for file in json.loads(done.stdout)}
     left_out = set(code_hashes.ABOUT) | (set() if name == "weights" else set(code_hashes.FETCHING))
     assert len(loaded) >= 3
-    assert loaded - left_out <= set(code_hashes.entry_points()[name])
+    assert loaded - left_out <= set(code_hashes.entry_points(ROOT / "notebooks")[name])
 
 
-def test_a_change_reaches_those_that_import_it_and_no_other(tmp_path, monkeypatch):
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A package of three modules and a notebook, with what the command makes of them."""
     (tmp_path / "notebooks").mkdir()
-    package = tmp_path / "sitlib"
-    package.mkdir()
+    (tmp_path / "sitlib").mkdir()
     runnable = '\nif __name__ == "__main__":\n    print(1)\n'
-    (package / "low.py").write_text("x = 1\n")
-    (package / "high.py").write_text("def f():\n    from sitlib.low import x\n" + runnable)
-    (package / "styled.py").write_text('STYLE = "style.css"\n' + runnable)
-    (package / "style.css").write_text("a {}")
+    files = {
+        "low.py": "x = 1\n",
+        "high.py": "def f():\n    from sitlib.low import x\n" + runnable,
+        "styled.py": 'STYLE = "style.css"\n' + runnable,
+        "style.css": "a {}",
+    }
+    for name, text in files.items():
+        (tmp_path / "sitlib" / name).write_text(text)
     monkeypatch.setattr(code_hashes, "ROOT", tmp_path)
+
+    def notebook(*sources):
+        cells = [nbformat.v4.new_code_cell(source) for source in sources]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "notebooks/01_x.ipynb")
 
     def hashes():
         code_hashes._module.cache_clear()
-        paths = code_hashes.write(tmp_path / "code")
-        return {path.stem: path.read_text() for path in paths}
+        command = [str(tmp_path / "notebooks"), "--output", str(tmp_path / "code")]
+        status = code_hashes.main(command)
+        return (
+            {path.stem: path.read_text() for path in (tmp_path / "code").glob("*")} if status == 0 else None
+        )
 
-    try:
-        first = hashes()
-        assert set(first) == {"high", "styled"} and set(json.loads(first["high"])) == {
-            "sitlib/high.py",
-            "sitlib/low.py",
-        }
-        (package / "low.py").write_text("x = 1  # one\n")
-        assert hashes() == first
-        (package / "low.py").write_text("x = 2\n")
-        second = hashes()
-        assert second["high"] != first["high"] and second["styled"] == first["styled"]
-        (package / "style.css").write_text("b {}")
-        assert hashes()["styled"] != first["styled"]
-        (package / "high.py").unlink()
-        assert set(hashes()) == {"styled"} and not (tmp_path / "code/high.json").exists()
-        (package / "styled.py").write_text("x = (\n" + runnable)
-        with pytest.raises(ValueError, match=r"sitlib/styled\.py cannot be read as Python"):
-            hashes()
-    finally:
-        code_hashes._module.cache_clear()
+    notebook("import sitlib.styled")
+    yield tmp_path / "sitlib", notebook, hashes
+    code_hashes._module.cache_clear()
+
+
+def test_a_change_reaches_those_that_import_it_and_no_other(project):
+    package, notebook, hashes = project
+    first = hashes()
+    assert set(first) == {"01_x", "high", "styled"}
+    assert set(json.loads(first["high"])) == {"sitlib/high.py", "sitlib/low.py"}
+    (package / "low.py").write_text("x = 1  # one\n")
+    assert hashes() == first
+    (package / "low.py").write_text("x = 2\n")
+    second = hashes()
+    assert second["high"] != first["high"] and second["styled"] == first["styled"]
+    (package / "style.css").write_text("b {}")
+    third = hashes()
+    assert third["styled"] != first["styled"] and third["01_x"] != first["01_x"]
+    (package / "high.py").unlink()
+    assert set(hashes()) == {"01_x", "styled"}
+
+
+def test_cells_may_have_magics_and_what_cannot_be_followed_is_named(project, capsys):
+    package, notebook, hashes = project
+    notebook("%matplotlib inline\nimport sitlib.low", "!ls", "%%bash\nls")
+    assert set(json.loads(hashes()["01_x"])) == {"sitlib/low.py"}
+    notebook("x = 1", "x = (")
+    assert hashes() is None and "Cell 2 of 01_x.ipynb cannot be read as Python" in capsys.readouterr().err
+    notebook("x = 1")
+    mistakes = {
+        "x = (\n": "styled.py cannot be read",
+        "from . import low\n": "styled.py .* imports relatively",
+    }
+    for text, said in mistakes.items():
+        (package / "styled.py").write_text(text)
+        (package / "high.py").write_text('import sitlib.styled\nif __name__ == "__main__":\n    pass\n')
+        assert hashes() is None and re.search(said, capsys.readouterr().err)
+    (package / "styled.py").write_bytes(b"\xff")
+    assert hashes() is None and "styled.py cannot be read as Python" in capsys.readouterr().err
 
 
 def test_what_trains_depends_on_no_figure_and_no_maker_of_its_codes():
-    entries = code_hashes.entry_points()
+    entries = code_hashes.entry_points(ROOT / "notebooks")
     tokenizer, generator, text = (
         entries[name]
         for name in ("02a_tokenizer_training", "03a_autoregressive_training", "04a_text_training")

@@ -3,7 +3,6 @@
 import ast
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -26,7 +25,7 @@ STAGES = {
     for folder in ("", "ablations/")
     for name, stage in yaml.safe_load((ROOT / f"{folder}dvc.yaml").read_text())["stages"].items()
 }
-HASHES = entry_points()
+HASHES = entry_points(ROOT / "notebooks")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -277,8 +276,7 @@ def nothing_to_do_is_quick_and_opening_a_notebook_trains_nothing(finished):
     plan = dvc(finished, "repro", "--dry")
     assert "Running stage 'notebooks'" in plan.stdout
     opened = dvc(finished, "repro")
-    ran = re.findall(r"Running stage .(\w+)", opened.stdout)
-    assert sorted(ran) == ["code", "notebooks"], opened.stdout
+    assert opened.stdout.count("Running stage") == 1, opened.stdout
     code = next(
         cell for cell in notebook.cells if cell.cell_type == "code" and "trained_tokenizer(" in cell.source
     )

@@ -213,11 +213,14 @@ def main() -> None:
     arguments = parser.parse_args()
     has_gpu = torch.cuda.is_available()  # which a stage uses whole
     jobs = arguments.jobs or (1 if has_gpu else min(os.cpu_count() or 1, MOST_JOBS))
-    for stage in arguments.first:
-        succeeded, log = run_stage(f"{arguments.file}:{stage}")
+    stages = waiting_stages(arguments.file)
+    first = [stage for stage in stages if stage.split(":")[-1] in arguments.first]
+    for stage in first:
+        succeeded, log = run_stage(stage)
         if not succeeded:
             raise ValueError(f"{stage} failed: {log.read_text().strip()}")
-    stages = waiting_stages(arguments.file)
+    if first:
+        stages = waiting_stages(arguments.file)
     if not stages:
         print(f"All stages of {arguments.file} are up to date.")
         return

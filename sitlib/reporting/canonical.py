@@ -13,6 +13,7 @@ depend on the copies.
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -88,11 +89,16 @@ def not_canonical(folder: Path) -> list[Path]:
 
 def write_copies(folder: Path, output: Path) -> list[Path]:
     """Write a canonical copy of each notebook of `folder` into `output`; remove copies without a source."""
-    texts = {path.name: canonical(_read(path), str(path)) for path in sources(folder)}
+    return write_all({path.name: canonical(_read(path), str(path)) for path in sources(folder)}, output)
+
+
+def write_all(texts: Mapping[str, str], output: Path) -> list[Path]:
+    """Write every text under its name into `output`; remove files of the same kinds that are not among them."""
     output.mkdir(parents=True, exist_ok=True)
-    for stale in output.glob("*.ipynb"):
-        if stale.name not in texts:
-            stale.unlink()
+    for suffix in {Path(name).suffix for name in texts}:
+        for stale in output.glob(f"*{suffix}"):
+            if stale.name not in texts:
+                stale.unlink()
     for name, text in texts.items():
         (output / name).write_text(text, encoding="utf-8")
     return [output / name for name in texts]

@@ -5,7 +5,7 @@ or a module that it does not import must not train again. So a cheap stage write
 module that can be run, a file with the hashes of the modules of `sitlib` that it imports, directly or not, and the
 long stages depend on these files: a list kept by hand would lack some and have others too many.
 
-    python -m sitlib.reporting.code_hashes --output build/code
+    python -m sitlib.reporting.code_hashes build/notebooks --output build/code
 """
 
 import argparse
@@ -15,31 +15,34 @@ import io
 import json
 import sys
 import tokenize
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import cast
 
 import nbformat
+from IPython.core.inputtransformer2 import TransformerManager
 
 from sitlib.paths import ROOT, resolve
+from sitlib.reporting.canonical import sources, write_all
 
-# Modules that are not followed from an entry point, by how its name begins; an entry of a folder ends with "/".
-# Nothing but a description and a version. And the weights are a dependency of the stages that read them, so how they were fetched and
-# checked is not.
+# Modules that are not followed, by how their path begins. First: nothing but a description and a version.
 ABOUT = ("sitlib/__init__.py",)
+# The weights are a dependency of the stages that read them, so how they were fetched and checked is not.
 FETCHING = ("sitlib/weights.py", "sitlib/weights_verification.py")
 # Restyling a figure must not train again, and pictures on the way change nothing of what is trained.
 SHOWING = ("sitlib/reporting/", "sitlib/sampling.py")
 # Codes are a dependency of what is trained on them, so how they came about is not.
 TOKENIZING = ("sitlib/experiments/tokenizers.py", "sitlib/tokenizer.py")
 NOT_FOLLOWED = {
-    "02a_": SHOWING,
-    "03a_": SHOWING + TOKENIZING,
-    "04a_": SHOWING + TOKENIZING,
+    "02a_tokenizer_training": SHOWING,
+    "03a_autoregressive_training": SHOWING + TOKENIZING,
+    "04a_text_training": SHOWING + TOKENIZING,
 }
 
 JOINED = {"FSTRING_START": 1, "FSTRING_END": -1, "TSTRING_START": 1, "TSTRING_END": -1}
-UNSEEN = {tokenize.COMMENT, tokenize.NL, tokenize.ENCODING, tokenize.ENDMARKER}
+UNSEEN = {tokenize.COMMENT, tokenize.NL, tokenize.ENDMARKER}
 
 
 def essence(source: str) -> str:
@@ -81,9 +84,14 @@ def _between(lines: list[str], start: tuple[int, int], end: tuple[int, int]) -> 
 
 
 def imported(source: str) -> set[str]:
-    """Modules of `sitlib` that Python source imports, anywhere in it, and their packages, as files relative to the root."""
+    """Modules of `sitlib` that Python source imports, anywhere in it, and their packages, as files relative to the root.
+
+    Raises SyntaxError if it is no Python, or imports relatively, which cannot be followed here.
+    """
     names = set()
     for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            raise SyntaxError(f"line {node.lineno} imports relatively; write `from sitlib...`")
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -101,17 +109,29 @@ def _module(file: str) -> tuple[str, frozenset[str]]:
     Raises ValueError, naming the file, if it is no Python.
     """
     path = ROOT / file
-    try:
-        source = path.read_text(encoding="utf-8")
-        digest = hashlib.sha256(essence(source).encode())
-    except (SyntaxError, UnicodeDecodeError, tokenize.TokenError) as error:
-        raise ValueError(f"{file} cannot be read as Python: {error}") from error
+    source = _source(path)
+    with _named(file):
+        digest, imports = hashlib.sha256(essence(source).encode()), imported(source)
     texts = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)}
     for name in sorted(text for text in texts if isinstance(text, str) and "." in text and "/" not in text):
         beside = path.parent / name
         if len(name) < 100 and beside.suffix not in (".py", "") and beside.is_file():
             digest.update(beside.read_bytes())
-    return digest.hexdigest()[:16], frozenset(imported(source))
+    return digest.hexdigest()[:16], frozenset(imports)
+
+
+def _source(path: Path) -> str:
+    with _named(path.relative_to(ROOT).as_posix()):
+        return path.read_text(encoding="utf-8")
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Turns what reading Python raises into a ValueError that says where."""
+    try:
+        yield
+    except (SyntaxError, UnicodeDecodeError, tokenize.TokenError) as error:
+        raise ValueError(f"{what} cannot be read as Python: {error}") from error
 
 
 def code_hashes(files: set[str], left_out: tuple[str, ...]) -> dict[str, str]:
@@ -127,42 +147,43 @@ def code_hashes(files: set[str], left_out: tuple[str, ...]) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def entry_points() -> dict[str, dict[str, str]]:
-    """Name -> module -> hash: of each notebook by its stem, of each module that can be run by its dotted name without `sitlib`."""
+def entry_points(notebooks: Path) -> dict[str, dict[str, str]]:
+    """Name -> module -> hash: of each notebook in a folder by its stem, of each module that can be run by its dotted name without `sitlib`.
+
+    Raises ValueError, naming it, if a module or a cell is no Python; magics of IPython in cells are.
+    """
     found = {}
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+    for path in sources(notebooks):
+        files: set[str] = set()
         cells = cast(nbformat.NotebookNode, nbformat.read(path, as_version=4)).cells
-        code = [cell.source for cell in cells if cell.cell_type == "code"]
-        files = set().union(*(imported(source) for source in code))
-        found[path.stem] = code_hashes(files, ABOUT + FETCHING + NOT_FOLLOWED.get(path.stem[:4], ()))
+        for number, cell in enumerate(cells, start=1):
+            if cell.cell_type == "code":
+                with _named(f"Cell {number} of {path.name}"):
+                    files |= imported(TransformerManager().transform_cell(cell.source))
+        found[path.stem] = code_hashes(files, ABOUT + FETCHING + NOT_FOLLOWED.get(path.stem, ()))
     for path in sorted((ROOT / "sitlib").rglob("*.py")):
-        if '__name__ == "__main__"' in path.read_text(encoding="utf-8") and path.stem != "__main__":
+        if '__name__ == "__main__"' in _source(path) and path.stem != "__main__":
             file = path.relative_to(ROOT).as_posix()
             name = file.removeprefix("sitlib/").removesuffix(".py").replace("/", ".")
             found[name] = code_hashes({file}, ABOUT if file in FETCHING else ABOUT + FETCHING)
     return found
 
 
-def write(output: Path) -> list[Path]:
-    """Writes the file of each entry point into `output`, if it differs, and removes those without one."""
-    texts = {f"{name}.json": json.dumps(hashes, indent=1) + "\n" for name, hashes in entry_points().items()}
-    output.mkdir(parents=True, exist_ok=True)
-    for stale in output.glob("*.json"):
-        if stale.name not in texts:
-            stale.unlink()
-    for name, text in texts.items():
-        (output / name).write_text(text, encoding="utf-8")
-    return [output / name for name in texts]
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m sitlib.reporting.code_hashes", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--output", required=True, help="folder for the files")
+    parser.add_argument("notebooks", help="folder of the notebooks")
+    parser.add_argument(
+        "--output",
+        required=True,
+        help="folder for the files; those of entry points that are gone are removed",
+    )
     options = parser.parse_args(arguments)
     try:
-        write(resolve(options.output))
+        found = entry_points(resolve(options.notebooks))
+        texts = {f"{name}.json": json.dumps(hashes, indent=1) + "\n" for name, hashes in found.items()}
+        write_all(texts, resolve(options.output))
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1

@@ -160,7 +160,7 @@ def revision(root: Path = ROOT) -> str:
 
     try:
         commit = git("rev-parse", "--short=12", "HEAD")
-        written = [f":(exclude){name}" for name in ("metrics", "reports", "dvc.lock")]
+        written = [f":(exclude){name}" for name in ("metrics", "reports", "dvc.lock", "ablations/dvc.lock")]
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *written)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
