@@ -643,14 +643,14 @@ def test_revision_is_dirty_only_for_tracked_sources(tmp_path):
 
     git("init", "-q")
     assert headline.revision(tmp_path) == "unknown"
-    for name in ("code.py", "metrics/a.json", "dvc.lock"):
+    for name in ("code.py", "metrics/a.json", "dvc.lock", "ablations/dvc.lock"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("1")
     git("add", ".")
     git("commit", "-qm", "first")
     clean = headline.revision(tmp_path)
     assert re.fullmatch("[0-9a-f]{12}", clean)
-    for name in ("metrics/a.json", "dvc.lock", "new.txt"):
+    for name in ("metrics/a.json", "dvc.lock", "ablations/dvc.lock", "new.txt"):
         (tmp_path / name).write_text("2")
     assert headline.revision(tmp_path) == clean
     (tmp_path / "code.py").write_text("2")
