@@ -20,7 +20,7 @@ BATCH = 64  # images encoded and decoded at a time
 
 @dataclass
 class Drawn:
-    """Codes and what they look like."""
+    """Codes and what they look like, on the CPU wherever the models are."""
 
     codes: Tensor  # [M, k, N] int64, coarsest scale first
     images: Tensor  # [M, 3, H, W] in [0, 1]
@@ -128,7 +128,7 @@ def preview(
             "scale_causal."
         )
     one: Prompts = 1 if prompt is None else [prompt] if isinstance(prompt, str) else torch.tensor([prompt])
-    codes = generate(model, _repeated(one, count), sampling, scales=scales)
+    codes = generate(model, _repeated(one, count), sampling, scales=scales).cpu()
     return Preview(codes, _decoded(tokenizer, codes), one, sampling)
 
 
@@ -161,7 +161,7 @@ def refine(
     codes = previews.codes[index : index + 1]
     codes = generate(
         model, previews.prompt, previews.sampling, scales=scales, prefix_codes=codes, first_sample=index
-    )
+    ).cpu()
     return Drawn(codes, _decoded(tokenizer, codes))
 
 
@@ -175,16 +175,16 @@ def _complete(
 ) -> Drawn:
     """All scales of images whose first ones are given."""
     prompts = len(prefix_codes) if prompts is None else prompts
-    codes = generate(model, prompts, sampling, prefix_codes=prefix_codes, progress=progress)
+    codes = generate(model, prompts, sampling, prefix_codes=prefix_codes, progress=progress).cpu()
     return Drawn(codes, _decoded(tokenizer, codes))
 
 
 def _encoded(tokenizer: SpectralTokenizer, images: Tensor) -> Tensor:
-    return torch.cat([tokenizer.encode(batch) for batch in images.split(BATCH)])
+    return torch.cat([tokenizer.encode(batch).cpu() for batch in images.split(BATCH)])
 
 
 def _decoded(tokenizer: SpectralTokenizer, codes: Tensor) -> Tensor:
-    return torch.cat([tokenizer.decode(batch) for batch in codes.split(BATCH)])
+    return torch.cat([tokenizer.decode(batch).cpu() for batch in codes.split(BATCH)])
 
 
 def _repeated(prompt: Prompts, count: int) -> Prompts:

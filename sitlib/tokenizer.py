@@ -219,7 +219,7 @@ class SpectralTokenizer(nn.Module):
                 which are.
         """
         _check_images(images)
-        images = images.to(self.encoder.position.dtype)
+        images = images.to(self.encoder.position)  # its device and type
         low, high = images.aminmax() if images.numel() else (0.0, 1.0)
         if not -0.5 <= float(low) <= float(high) <= 1.5:  # also where one of them is not a number
             raise ValueError(f"images must lie in [0, 1], these span {float(low):.3g} ... {float(high):.3g}.")
@@ -346,7 +346,7 @@ class SpectralTokenizer(nn.Module):
             raise ValueError(
                 f"codes must lie in 0 ... {self.config.num_codes - 1}, they span {codes.min()} ... {codes.max()}."
             )
-        return codes[:, :scales].long()
+        return codes[:, :scales].to(self.encoder.position.device, torch.int64)
 
     def by_codebook(self, x_BS: Tensor) -> tuple[Tensor, ...]:
         """[B, k, ...] -> the scales of each codebook: all of them for one codebook; the first, then the others; or each by itself."""

@@ -376,11 +376,15 @@ class TestInception:
         )
         images, references = photo_views[:40].flip(-1) - 0.2, photo_views
         metrics = InceptionMetrics()
+        metrics.add(images, references)
         state = torch.get_rng_state()
-        result = metrics(images, references)
+        result = metrics.compute()
         assert torch.equal(torch.get_rng_state(), state)
         features = [network((255 * x.clamp(0, 1)).round().byte()) for x in (images, references)]
         assert result["fid"] == pytest.approx(frechet_distance(*features), rel=1e-6)
         assert result["inception_score"] == pytest.approx(classifier_score(features[0]))
         assert result["inception_score_originals"] == pytest.approx(classifier_score(features[1]))
-        assert metrics(images, references) == result  # nothing is left over from the call before
+        metrics.reset()  # leaves nothing over; and parts make the same whole
+        metrics.add(images[:7], references[:20])
+        metrics.add(images[7:], references[20:])
+        assert metrics.compute() == pytest.approx(result)

@@ -25,11 +25,11 @@ from sitlib.lite0 import load_lite0
 from sitlib.metrics import (
     InceptionError,
     classifier_score,
-    evaluate_reconstructions,
     frechet_distance,
     kernel_distance,
     lite0_features,
     psnr_per_image,
+    reconstruction_values,
     ssim_per_image,
 )
 from sitlib.results import read_metrics, write_metrics
@@ -89,7 +89,7 @@ def evaluate(profile, weights_folder, tmp_path_factory):
         "SMALLEST_SIZE": 16,
         "FEATURES": str(tmp_path_factory.mktemp("features")),
         "load_lite0": partial(load_lite0, weights_folder),
-        "evaluate_reconstructions": partial(evaluate_reconstructions, folder=weights_folder),
+        "reconstruction_values": partial(reconstruction_values, folder=weights_folder),
     }
 
     def evaluate(tokenizer, profile=profile):
@@ -285,11 +285,17 @@ class TestScores:
     ):
         pairs = []
 
-        def judge(images, references, **options):
-            pairs.append((images, references))
-            return {"fid": 3.0, "inception_score": 1.5, "inception_score_originals": 2.0}
+        class Judge:
+            def reset(self):
+                pairs.clear()
 
-        monkeypatch.setattr(tokenizer_evaluation, "InceptionMetrics", lambda: judge)
+            def add(self, images, references, **options):
+                pairs.append((images, references))
+
+            def compute(self, **options):
+                return {"fid": 3.0, "inception_score": 1.5, "inception_score_originals": 2.0}
+
+        monkeypatch.setattr(tokenizer_evaluation, "InceptionMetrics", Judge)
         monkeypatch.setattr(tokenizer_evaluation, "evaluated_sizes", lambda tokenizer: [64, 32])
         evaluation = profile.tokenizer.evaluation
         sets = {"extra": dataclasses.replace(evaluation.sets["extra"], views=2)}
@@ -300,6 +306,36 @@ class TestScores:
         ((images, references),) = pairs
         assert torch.equal(references, held_out_set(profile, "extra")[0][:2])
         assert torch.equal(images, baseline.decode(baseline.encode(references)))
+
+    def test_do_not_depend_on_the_parts_in_which_a_set_is_measured(
+        self, profile, causal, causal_scores, evaluate, monkeypatch
+    ):
+        monkeypatch.setattr(tokenizer_evaluation, "PART", 3)
+        most = []
+
+        def counted(tokenizer, images):
+            most.append(len(images))
+            return reconstructed(tokenizer, images)
+
+        monkeypatch.setattr(tokenizer_evaluation, "reconstructed", counted)
+        scores = evaluate(causal, profile)
+        assert max(most) == 3 < profile.tokenizer.evaluation.sets["extra"].views
+
+        def flat(values, where=""):
+            if isinstance(values, dict):
+                return {
+                    k: v for key, value in values.items() for k, v in flat(value, f"{where}/{key}").items()
+                }
+            if isinstance(values, list):
+                return flat(dict(enumerate(values)), where)
+            return {where: values}
+
+        found, expected = flat(scores), flat(causal_scores)
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert found[key] == (
+                pytest.approx(value, rel=1e-3, abs=1e-5) if isinstance(value, float) else value
+            ), key
 
 
 class TestFeaturesOfOriginals:

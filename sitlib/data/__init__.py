@@ -6,7 +6,7 @@ from sitlib.data.degraded import degraded
 from sitlib.data.index import DataError
 from sitlib.data.prefetch import prefetch
 from sitlib.data.sources import ImageSource, Record, open_images
-from sitlib.data.views import held_out_views, training_views
+from sitlib.data.views import held_out_positions, held_out_views, training_views
 
 __all__ = [
     "CaptionedImages",
@@ -18,6 +18,7 @@ __all__ = [
     "decode_rgb",
     "degraded",
     "emoji_captions",
+    "held_out_positions",
     "held_out_views",
     "open_captioned",
     "open_images",

@@ -81,15 +81,20 @@ def held_out_views(
         float32 [count, 3, size, size] in [0, 1], labels int64 [count] (-1: none), keys of the images.
     """
     _check(kind, min_crop, seed=seed, count=count, first=first)
-    order = source.order.permutation(seed, _HELD_OUT_ORDER, 0)
     views, labels, keys = [], [], []
-    for item in range(first, first + count):
-        position, image = source.picture(int(order[item % len(source)]))
+    for item, wanted in enumerate(held_out_positions(source, count, seed, first), first):
+        position, image = source.picture(wanted)
         rng = random_generator(seed, _HELD_OUT_VIEW, item)
         views.append(_view(source, image, size, rng, kind, min_crop, flip=False))
         labels.append(int(source.labels[position]))
         keys.append(source.key(position))
     return _batch(views), torch.tensor(labels, dtype=torch.int64), keys
+
+
+def held_out_positions(source: ImageSource, count: int, seed: int, first: int = 0) -> list[int]:
+    """Of which image of `source` each of the `held_out_views` is, without looking at them (an image that cannot be read is replaced)."""
+    order = source.order.permutation(seed, _HELD_OUT_ORDER, 0)
+    return [int(order[item % len(source)]) for item in range(first, first + count)]
 
 
 def _check(kind: str, min_crop: float, **counters: int) -> None:

@@ -10,6 +10,7 @@ from sitlib.config import Profile, SamplingConfig
 from sitlib.data import held_out_views, open_images
 from sitlib.experiments.codes import captioned, held_out_wide, images_of
 from sitlib.experiments.generators import trained_generator
+from sitlib.experiments.runs import best_device
 from sitlib.experiments.tokenizers import trained_tokenizer
 from sitlib.tokenizer import SpectralTokenizer
 
@@ -51,8 +52,9 @@ def text_task(profile: Profile) -> Task:
 
 def _models(profile: Profile, variant: str) -> tuple[AutoregressiveModel, SpectralTokenizer, SamplingConfig]:
     section, name = profile.generator_section(variant), profile.autoregressive_variant(variant).tokenizer
-    model = trained_generator(profile, variant, profile.applications.model_seed).model
-    return model, trained_tokenizer(profile, name, section.tokenizer_seed).model, profile.sampler(variant)
+    model = trained_generator(profile, variant, profile.applications.model_seed).model.to(best_device())
+    tokenizer = trained_tokenizer(profile, name, section.tokenizer_seed).model.to(best_device())
+    return model, tokenizer, profile.sampler(variant)
 
 
 def foreign(profile: Profile) -> Task:

@@ -18,7 +18,7 @@ from sitlib.data import CaptionedImages, ImageSource, degraded, training_views
 from sitlib.dual_encoder import DualEncoder, StoredDualEncoderConfig, contrastive_loss
 from sitlib.engine import Part
 from sitlib.experiments.codes import captioned
-from sitlib.experiments.runs import DualEncoderRun, Trained, command, trained
+from sitlib.experiments.runs import DualEncoderRun, Trained, best_device, command, trained
 from sitlib.experiments.tokenizers import trained_tokenizer
 from sitlib.lite0 import Lite0, load_lite0
 from sitlib.metrics import lite0_features
@@ -38,8 +38,11 @@ def trained_dual_encoder(profile: Profile, pipeline: bool = False) -> Trained[Du
     def train_now(checkpoints: Path) -> tuple[DualEncoder, list[Row]]:
         ensure_weights()
         seed = profile.text.tokenizer_seed
-        tokenizers = [trained_tokenizer(profile, name, seed).model for name in run.model.reconstructions]
-        return train_dual_encoder(run, captioned(profile, "train"), tokenizers, load_lite0(), checkpoints)
+        device, names = best_device(), run.model.reconstructions
+        tokenizers = [trained_tokenizer(profile, name, seed).model.to(device) for name in names]
+        return train_dual_encoder(
+            run, captioned(profile, "train"), tokenizers, load_lite0().to(device), checkpoints
+        )
 
     return trained(run, "dual_encoder", "text", DualEncoder, train_now, pipeline)
 
@@ -118,7 +121,7 @@ def view_features(
         worse = [
             degraded(views, seed + copy * len(images) + start) for copy in range(run.model.degraded_views)
         ]
-        again = [torch.cat([model.reconstruct(x) for x in views.split(64)]) for model in tokenizers]
+        again = [torch.cat([model.reconstruct(x).cpu() for x in views.split(64)]) for model in tokenizers]
         for number, version in enumerate((views, *worse, *again), 1):
             title = f"images {start + 1} to {start + len(views)}, version {number}"
             parts.append(judge_features(version, lite0, run, title))

@@ -11,7 +11,7 @@ from sitlib.dual_encoder import DualEncoder
 from sitlib.experiments.application_tasks import Task
 from sitlib.experiments.codes import captioned
 from sitlib.experiments.dual_encoder import judge_features, trained_dual_encoder
-from sitlib.experiments.runs import DualEncoderRun
+from sitlib.experiments.runs import DualEncoderRun, best_device
 from sitlib.experiments.text_evaluation import prompts as evaluation_prompts
 from sitlib.lite0 import load_lite0
 from sitlib.metrics import (
@@ -41,11 +41,15 @@ def editing(profile: Profile, task: Task) -> dict[str, Any]:
         the new names, and of the originals. The judge knows the new names from its training and not the images' own, and each is sought
         among captions of its own kind, so the two are to be compared with their ceilings and not with each other.
     """
-    judge, run, lite0 = trained_dual_encoder(profile).model, DualEncoderRun.of(profile), load_lite0()
+    judge, run, lite0 = (
+        trained_dual_encoder(profile).model,
+        DualEncoderRun.of(profile),
+        load_lite0().to(best_device()),
+    )
     asked, known, names = new_captions(profile, len(task.images))
     texts = captioned(profile, "test")
     own, own_names = [texts.captions[position][0] for position in task.positions], task.keys
-    codes = torch.cat([task.tokenizer.encode(batch) for batch in task.images.split(64)])
+    codes = torch.cat([task.tokenizer.encode(batch).cpu() for batch in task.images.split(64)])
     seen = evaluation_prompts(profile, "seen")
     of_new = judge_features(seen.images, lite0, run, "real images with the new names")
     of_own = judge_features(task.images, lite0, run, "originals")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sitlib.config import Profile
 from sitlib.experiments.generators import trained_generator
+from sitlib.experiments.runs import best_device
 from sitlib.experiments.tokenizers import trained_tokenizer
 from sitlib.sampling import generate
 
@@ -28,9 +29,9 @@ def film(profile: Profile, variant: str, seed: int, prompts: Tensor | list[str],
     sampling = replace(
         profile.sampler(variant), batch_size=max(1, len(prompts))
     )  # all frames of one scale together
-    model = trained_generator(profile, variant, seed).model
+    model = trained_generator(profile, variant, seed).model.to(best_device())
     name = profile.autoregressive_variant(variant).tokenizer
-    tokenizer = trained_tokenizer(profile, name, section.tokenizer_seed).model
+    tokenizer = trained_tokenizer(profile, name, section.tokenizer_seed).model.to(best_device())
     full = tokenizer.config.size
     if model.config.num_scales > 1:
         shown: list[Tensor] = []
@@ -39,10 +40,10 @@ def film(profile: Profile, variant: str, seed: int, prompts: Tensor | list[str],
             prompts,
             sampling,
             tokenizer=tokenizer,
-            on_scale=lambda first, scale, images: shown.append(F.interpolate(images, (full, full))),
+            on_scale=lambda first, scale, images: shown.append(F.interpolate(images.cpu(), (full, full))),
         )
         return shown
-    codes = generate(model, prompts, sampling)
+    codes = generate(model, prompts, sampling).cpu()
     total = codes.shape[2]
     return [_partly(tokenizer, codes, max(1, round(total * (i + 1) / frames))) for i in range(frames)]
 
@@ -51,7 +52,7 @@ def _partly(tokenizer, codes: Tensor, drawn: int) -> Tensor:
     grid, total = tokenizer.config.grid, codes.shape[2]
     so_far = codes.clone()
     so_far[:, :, drawn:] = codes[:, :, drawn - 1 : drawn]
-    images = tokenizer.decode(so_far)
+    images = tokenizer.decode(so_far).cpu()
     is_drawn = (torch.arange(total) < drawn).view(1, 1, grid, grid).float()
     mask = F.interpolate(is_drawn, images.shape[2:])
     return images * mask + UNDRAWN * (1 - mask)

@@ -13,7 +13,7 @@ from sitlib.applications import Drawn, Preview, preview, refine
 from sitlib.config import Profile
 from sitlib.experiments.application_tasks import Task
 from sitlib.experiments.dual_encoder import judge_features, trained_dual_encoder
-from sitlib.experiments.runs import DualEncoderRun
+from sitlib.experiments.runs import DualEncoderRun, best_device
 from sitlib.experiments.text_evaluation import prompts as evaluation_prompts
 from sitlib.lite0 import load_lite0
 from sitlib.metrics import (
@@ -25,7 +25,7 @@ from sitlib.sampling import generate
 def best_preview(profile: Profile, shown: Preview, caption: str) -> int:
     """Which preview fits a caption best, where nobody can choose: the one that the dual encoder finds the most similar."""
     judge, run = trained_dual_encoder(profile).model, DualEncoderRun.of(profile)
-    features = judge_features(shown.images, load_lite0(), run, "previews")
+    features = judge_features(shown.images, load_lite0().to(best_device()), run, "previews")
     with torch.no_grad():
         similarity = judge.similarity(features, judge.text_tokenizer.encode([caption], truncate=True))
     return int(similarity[:, 0].argmax())
@@ -71,7 +71,11 @@ def _preview_seconds(profile: Profile, task: Task) -> dict[str, dict[str, float]
 
 def _preview_choice(profile: Profile, task: Task) -> list[dict[str, Any]]:
     settings = profile.applications
-    judge, run, lite0 = trained_dual_encoder(profile).model, DualEncoderRun.of(profile), load_lite0()
+    judge, run, lite0 = (
+        trained_dual_encoder(profile).model,
+        DualEncoderRun.of(profile),
+        load_lite0().to(best_device()),
+    )
     asked = evaluation_prompts(profile, "seen")
     captions, known = (texts[: settings.preview_prompts] for texts in (asked.captions, asked.known))
     told = [caption for caption in captions for _ in range(settings.previews)]
@@ -80,7 +84,7 @@ def _preview_choice(profile: Profile, task: Task) -> list[dict[str, Any]]:
 
     def scores(scales: int) -> np.ndarray:
         """Cosine of each image of the first scales with its caption, [prompts, previews]."""
-        images = torch.cat([task.tokenizer.decode(batch, scales) for batch in codes.split(64)])
+        images = torch.cat([task.tokenizer.decode(batch, scales).cpu() for batch in codes.split(64)])
         features = judge_features(images, lite0, run, f"previews of {scales} scales")
         with torch.no_grad():
             similarity = (judge.embed_images(features) * judge.embed_texts(tokens)).sum(dim=1)

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from sitlib.config import Profile
+from sitlib.experiments.runs import best_device
 from sitlib.experiments.tokenizer_evaluation import reconstructed
 from sitlib.experiments.tokenizers import held_out_set, trained_tokenizer
 from sitlib.metrics import bits_per_pixel, evaluate_reconstructions
@@ -49,7 +50,7 @@ def rate_distortion(profile: Profile, tokenizers: list[str], seed: int) -> dict[
         }
 
     for name in tokenizers:
-        tokenizer = trained_tokenizer(profile, name, seed).model
+        tokenizer = trained_tokenizer(profile, name, seed).model.to(best_device())
         codes, whole = reconstructed(tokenizer, images)
         curves[name] = [
             point(f"{scales} scales", _bits(tokenizer, codes[:, :scales]), found)
@@ -122,7 +123,7 @@ def _by_scales(tokenizer: SpectralTokenizer, codes: Tensor, whole: Tensor) -> li
         return [(scales, whole)]
     parts = []
     for k in range(1, scales):
-        small = torch.cat([tokenizer.decode(batch, k) for batch in codes.split(64)])
+        small = torch.cat([tokenizer.decode(batch, k).cpu() for batch in codes.split(64)])
         parts.append((k, _enlarged(small, full)))
     return [*parts, (scales, whole)]
 

@@ -1,13 +1,15 @@
 """Judging a tokenizer on held-out images: `python -m sitlib.experiments.tokenizer_evaluation`.
 
 Every set of the profile's `tokenizer.evaluation.sets` is judged at every size with the same views. Smaller images are the views averaged
-over squares of pixels, as the Haar transform does it.
+over squares of pixels, as the Haar transform does it. `PART` views at a time are in memory.
 """
 
 import argparse
 import hashlib
 import os
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +22,18 @@ from torch import Tensor
 from sitlib import lite0 as lite0_module
 from sitlib.checkpoint import read_about, write_tensors
 from sitlib.config import DataConfig, Profile, digest, load_profile
-from sitlib.experiments.runs import TokenizerRun, command
+from sitlib.experiments.runs import TokenizerRun, best_device, command
 from sitlib.experiments.tokenizers import held_out_set, trained_tokenizer
 from sitlib.lite0 import Lite0, load_lite0
 from sitlib.metrics import (
     InceptionMetrics,
     bits_per_pixel,
     codebook_statistics,
-    evaluate_reconstructions,
     generation_metrics,
     lite0_features,
     lite0_score,
+    reconstruction_scores,
+    reconstruction_values,
 )
 from sitlib.paths import resolve
 from sitlib.results import read_metrics, write_metrics
@@ -38,6 +41,7 @@ from sitlib.tokenizer import SpectralTokenizer
 from sitlib.wavelets import dwt2, orthonormal_gains
 from sitlib.weights import ensure_weights
 
+PART = 512  # views
 ERROR_LEVELS = 3  # scales of the error budget: those of SIT-4, for every model
 SMALLEST_SIZE = 4  # px; down to which a tokenizer of one size is judged: the coarsest scale of SIT-5
 FEATURES = "build/features"  # of originals, which are the same for every tokenizer
@@ -60,7 +64,7 @@ def evaluated_sizes(tokenizer: SpectralTokenizer) -> list[int]:
 
 
 def reconstructed(tokenizer: SpectralTokenizer, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes [V, k, N] and reconstructions [V, 3, H, H] of images [V, 3, H, H] in [0, 1].
+    """Codes [V, k, N] and reconstructions [V, 3, H, H], on the CPU, of images [V, 3, H, H] in [0, 1].
 
     To a tokenizer that does not take images of H px they are given as the paper gives them to its baseline (SIT, arXiv 2412.09607):
     enlarged to its full size (bicubic, clamped); and the reconstruction is averaged down to H px again.
@@ -71,8 +75,8 @@ def reconstructed(tokenizer: SpectralTokenizer, images: Tensor) -> tuple[Tensor,
             tokenizer, F.interpolate(images, (full, full), mode="bicubic").clamp(0, 1)
         )
         return codes, F.avg_pool2d(large, full // size)
-    codes = torch.cat([tokenizer.encode(batch) for batch in images.split(64)])
-    return codes, torch.cat([tokenizer.decode(batch) for batch in codes.split(64)])
+    codes = torch.cat([tokenizer.encode(batch).cpu() for batch in images.split(64)])
+    return codes, torch.cat([tokenizer.decode(batch).cpu() for batch in codes.split(64)])
 
 
 def error_by_scale(images: Tensor, reconstructions: Tensor, levels: int = ERROR_LEVELS) -> list[float]:
@@ -84,6 +88,17 @@ def error_by_scale(images: Tensor, reconstructions: Tensor, levels: int = ERROR_
     return [
         float((gain * x).square().sum() / images.numel()) for gain, x in zip(gains, coefficients, strict=True)
     ]
+
+
+@dataclass
+class _Measured:
+    """What is measured of some views, one value for each; but for the error."""
+
+    codes: Tensor  # [V, k, N]
+    values: dict[str, Tensor]  # of `reconstruction_values`, [V] each
+    features: Tensor  # Lite0's of the reconstructions, [V, 1280]
+    originals: Tensor  # and of the originals
+    error_by_scale: list[float]  # of all of them; empty where an image is too small for the transform
 
 
 def evaluate_tokenizer(
@@ -106,65 +121,108 @@ def evaluate_tokenizer(
         `parameters`.
     """
     settings, config = profile.tokenizer.evaluation, tokenizer.config
-    lite0 = load_lite0()
     inception = InceptionMetrics() if settings.inception else None
+    lite0 = load_lite0().to(best_device())
     sizes, sets, first, own = evaluated_sizes(tokenizer), {}, {}, next(iter(settings.sets))
     if data is not None and data.source != profile.data.source:
         sizes = sizes[:1]
         own = next((name for name, chosen in settings.sets.items() if chosen.source == data.source), own)
-    for name in settings.sets:
-        views, keys = held_out_set(profile, name, config.size)
+    for name, chosen in settings.sets.items():
+        keys: list[str] = []
+        parts: dict[int, list[_Measured]] = {size: [] for size in sizes}
+        if inception is not None:
+            inception.reset()
+        for start in range(0, chosen.views, PART):
+            views, keys_of_part = held_out_set(profile, name, config.size, PART, start)
+            keys += keys_of_part
+            for size in sizes:
+                images = F.avg_pool2d(views, config.size // size)
+                codes, reconstructions = reconstructed(tokenizer, images)
+                title = f"{name}, {size} px" + (f", from view {start + 1}" if chosen.views > PART else "")
+                about, nets = [chosen, size, settings.seed], _nets(size == sizes[0])
+                parts[size].append(_measured(images, codes, reconstructions, lite0, nets, about, title))
+                if inception is not None and size == sizes[0]:
+                    inception.add(reconstructions, images, progress=title)
         sets[name] = {}
         for size in sizes:
-            images = F.avg_pool2d(views, config.size // size)
-            codes, reconstructions = reconstructed(tokenizer, images)
-            nets = ("alex", "vgg") if size == sizes[0] else ("alex",)
-            scores = _scores(images, reconstructions, keys, lite0, profile, name, nets)
-            scores["bits_per_pixel"] = bits_per_pixel(codes[0].numel(), config.num_codes, size)
+            measured = _joined(parts[size])
+            scores = _scores(measured, keys, lite0, profile, name, size, _nets(size == sizes[0]))
+            scores["bits_per_pixel"] = bits_per_pixel(measured.codes[0].numel(), config.num_codes, size)
             if inception is not None and size == sizes[0]:
-                scores |= inception(reconstructions, images, seed=settings.seed, progress=name)
+                scores |= inception.compute(seed=settings.seed)
             if size not in tokenizer.sizes:
                 scores["protocol"]["size_change"] = (
                     f"enlarged to {config.size} px (bicubic, clamped), reconstructed, averaged down again"
                 )
             sets[name][str(size)] = scores
             if name == own and size == sizes[0]:
-                first = _of_first(tokenizer, images, codes, reconstructions, scores)
+                first = _of_first(tokenizer, measured, scores)
     return {**first, "parameters": sum(p.numel() for p in tokenizer.parameters()), "sets": sets}
 
 
-def _of_first(
-    tokenizer: SpectralTokenizer, images: Tensor, codes: Tensor, reconstructions: Tensor, scores: dict
-) -> dict[str, Any]:
+def _nets(is_full_size: bool) -> tuple[str, ...]:
+    """Trunks of LPIPS; VGG takes most of the time."""
+    return ("alex", "vgg") if is_full_size else ("alex",)
+
+
+def _of_first(tokenizer: SpectralTokenizer, measured: _Measured, scores: Mapping[str, Any]) -> dict[str, Any]:
     """What is reported of the first set at full size: its scores, and what is measured there only."""
     config = tokenizer.config
     books = min(config.num_codebooks, config.num_scales)
-    statistics = codebook_statistics(codes, config.num_codes, num_codebooks=books)
+    statistics = codebook_statistics(measured.codes, config.num_codes, num_codebooks=books)
     return {
         **{name: value for name, value in scores.items() if name not in BY_PHOTOGRAPH},
-        "error_by_scale": error_by_scale(images, reconstructions),
+        "error_by_scale": measured.error_by_scale,
         "usage": min(book["usage"] for book in statistics["codebooks"].values()),
         **statistics,
     }
 
 
-def _scores(
+def _measured(
     images: Tensor,
+    codes: Tensor,
     reconstructions: Tensor,
+    lite0: Lite0,
+    lpips_nets: tuple[str, ...],
+    about: list[Any],
+    title: str,
+) -> _Measured:
+    """Measures views [V, 3, H, H] and their reconstructions; `about` names the set, as for `original_features`."""
+    values = reconstruction_values(images, reconstructions, lpips_nets=lpips_nets, progress=title)
+    features = lite0_features(reconstructions, lite0, progress=title)
+    originals = original_features(images, lite0, about, progress=f"{title}, originals")
+    fits = images.shape[-1] % 2**ERROR_LEVELS == 0
+    errors = error_by_scale(images, reconstructions) if fits else []
+    return _Measured(codes, values, features, originals, errors)
+
+
+def _joined(parts: Sequence[_Measured]) -> _Measured:
+    """Parts of a set as a whole."""
+    shares = [len(part.codes) / sum(len(part.codes) for part in parts) for part in parts]
+    errors = zip(*(part.error_by_scale for part in parts), strict=True)
+    return _Measured(
+        torch.cat([part.codes for part in parts]),
+        {name: torch.cat([part.values[name] for part in parts]) for name in parts[0].values},
+        torch.cat([part.features for part in parts]),
+        torch.cat([part.originals for part in parts]),
+        [sum(share * error for share, error in zip(shares, scale, strict=True)) for scale in errors],
+    )
+
+
+def _scores(
+    measured: _Measured,
     keys: list[str],
     lite0: Lite0,
     profile: Profile,
     name: str,
+    size: int,
     lpips_nets: tuple[str, ...],
 ) -> dict[str, Any]:
-    """Scores of reconstructions of the first views of the evaluation set `name`, at the size that they have."""
-    settings, size = profile.tokenizer.evaluation, images.shape[-1]
-    chosen, title = settings.sets[name], f"{name}, {size} px"
-    scores = evaluate_reconstructions(images, reconstructions, keys, lpips_nets=lpips_nets, progress=title)
-    features = lite0_features(reconstructions, lite0, progress=title)
-    about = [settings.sets[name], size, settings.seed]
-    originals = original_features(images, lite0, about, progress=f"{title}, originals")
-    subset = min(100, max(2, len(images) // 2))  # of KID; larger subsets would be nearly the same
+    """Scores of reconstructions of all views of the evaluation set `name` at a size in px, of what `_measured` found."""
+    settings = profile.tokenizer.evaluation
+    chosen, features, originals = settings.sets[name], measured.features, measured.originals
+    scores = reconstruction_scores(measured.values, keys, (size, size), lpips_nets=lpips_nets)
+    subset = min(100, max(2, len(keys) // 2))  # of KID; larger subsets would be nearly the same
     distances = generation_metrics(features, originals, kid_subset_size=subset, seed=settings.seed)
     cut = {"crops": "random crops of {} held-out photographs", "wide": "wide views of {} held-out images"}
     protocol = {
@@ -213,7 +271,7 @@ def tokenizer_scores(profile: Profile, variant: str, seed: int) -> dict[str, Any
     if resolve(path).exists() and (scores := read_metrics(path)).get("run") == run:
         return scores
     ensure_weights()
-    tokenizer = trained_tokenizer(profile, variant, seed).model
+    tokenizer = trained_tokenizer(profile, variant, seed).model.to(best_device())
     return evaluate_tokenizer(tokenizer, profile, profile.tokenizer_data(variant))
 
 
@@ -234,7 +292,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="metrics file to write")
     arguments = parser.parse_args()
     profile = load_profile(arguments.profile)
-    tokenizer = trained_tokenizer(profile, arguments.variant, arguments.seed).model
+    tokenizer = trained_tokenizer(profile, arguments.variant, arguments.seed).model.to(best_device())
     run = {"run": _run(profile, arguments.variant, arguments.seed)}
     scores = evaluate_tokenizer(tokenizer, profile, profile.tokenizer_data(arguments.variant))
     write_metrics(arguments.output, {**run, **scores})

@@ -56,13 +56,18 @@ def trained_tokenizer(
 
 
 def held_out_set(
-    profile: Profile, name: str | None = None, size: int | None = None
+    profile: Profile,
+    name: str | None = None,
+    size: int | None = None,
+    count: int | None = None,
+    first: int = 0,
 ) -> tuple[Tensor, list[str]]:
     """Evaluation views [V, 3, H, H] of a profile, the same for every tokenizer, and the keys of their photographs.
 
     Args:
         name: of `tokenizer.evaluation.sets`; default: the first.
         size: H, px; default: the size of training views.
+        count, first: how many views, from which on; default: all, which of a large set may be more than the memory holds.
 
     Raises:
         ValueError: the profile has no set of this name.
@@ -73,7 +78,8 @@ def held_out_set(
         raise ValueError(f"There is no evaluation set {name!r}; the profile has {', '.join(settings.sets)}.")
     chosen, size = settings.sets[name], profile.data.size if size is None else size
     source = open_images(chosen.source, "test")
-    images, _, keys = held_out_views(source, chosen.views, size, settings.seed, kind=chosen.kind)
+    count = chosen.views - first if count is None else min(count, chosen.views - first)
+    images, _, keys = held_out_views(source, count, size, settings.seed, kind=chosen.kind, first=first)
     return images, keys
 
 

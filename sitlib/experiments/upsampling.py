@@ -12,6 +12,7 @@ from torch import Tensor
 from sitlib.applications import upsample
 from sitlib.config import Profile, SamplingConfig
 from sitlib.experiments.application_tasks import Task
+from sitlib.experiments.runs import best_device
 from sitlib.lite0 import Lite0, load_lite0
 from sitlib.metrics import (
     bootstrap_interval,
@@ -48,7 +49,7 @@ def upsampling(profile: Profile, tasks: list[Task]) -> dict[str, Any]:
     Returns:
         variant -> share as text -> `_ways`; and `several`: of repeated samples at 1/8.
     """
-    lite0, found = load_lite0(), {}
+    lite0, found = load_lite0().to(best_device()), {}
     for task in tasks:
         originals = lite0_features(task.images, lite0, progress=f"{task.variant}, originals")
         found[task.variant] = {
@@ -83,7 +84,7 @@ def _ways(task: Task, share: int, originals: Tensor, lite0: Lite0, profile: Prof
         for temperature in sorted({*settings.temperatures, 1.0}) if is_largest else (1.0,):
             sampling = replace(task.sampling, temperature=temperature)
             ways[f"told, temperature {temperature:g}"] = drawn(task.prompts, sampling)
-    ways["reconstruction"] = torch.cat([task.tokenizer.reconstruct(x) for x in task.images.split(64)])
+    ways["reconstruction"] = torch.cat([task.tokenizer.reconstruct(x).cpu() for x in task.images.split(64)])
     scores, lpips = {}, {}
     for way, images in ways.items():
         title = f"{task.variant}, 1/{share}, {way}"
@@ -147,7 +148,7 @@ def _several(task: Task, profile: Profile) -> dict[str, float]:
 
 def foreign_upsampling(profile: Profile, task: Task) -> dict[str, Any]:
     """The extra photographs from 1/8 of the size: bicubic, Lanczos, and the class-conditional model that is told nothing."""
-    lite0 = load_lite0()
+    lite0 = load_lite0().to(best_device())
     originals = lite0_features(task.images, lite0, progress="extra, originals")
     subset = min(profile.applications.kid_subset_size, len(task.images) // 2)
     chosen = replace(profile, applications=replace(profile.applications, kid_subset_size=subset))

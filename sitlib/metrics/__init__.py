@@ -22,6 +22,7 @@ from sitlib.metrics.reconstruction import (
     evaluate_reconstructions,
     lpips_per_image,
     psnr_per_image,
+    reconstruction_scores,
     reconstruction_values,
     ssim_per_image,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "precision_recall",
     "psnr_per_image",
     "r_precision",
+    "reconstruction_scores",
     "reconstruction_values",
     "split_distance",
     "ssim_per_image",

@@ -30,7 +30,10 @@ class InceptionMetrics:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # torchmetrics: the features are kept in memory
                 self.distance = FrechetInceptionDistance(feature=2048).to(default_device())
-                self.score = InceptionScore().to(default_device())
+                self.scores = {
+                    name: InceptionScore().to(default_device())
+                    for name in ("inception_score", "inception_score_originals")
+                }
         except ModuleNotFoundError:
             raise InceptionError(
                 "FID and Inception score (evaluation.inception: true) need the package torch-fidelity: "
@@ -42,30 +45,31 @@ class InceptionMetrics:
                 f"download ({error}): the machine needs internet, once; or set evaluation.inception to false."
             ) from None
 
-    def __call__(
-        self, images: Tensor, references: Tensor, *, seed: int = 0, progress: bool | str = False
-    ) -> dict[str, float]:
-        """`fid` of `images` against `references`, both `[B, 3, H, W]` in [0, 1], and the `inception_score` of each.
+    def reset(self) -> None:
+        """Forgets all images."""
+        for metric in (self.distance, *self.scores.values()):
+            metric.reset()
 
-        The score is the mean over ten random splits, drawn with `seed`. FID with fewer images than 2048 is biased upwards.
-        """
+    def add(self, images: Tensor, references: Tensor, *, progress: bool | str = False) -> None:
+        """Takes more images to be judged, and more originals, both `[B, 3, H, W]` in [0, 1]."""
         for name, batch in (("images", images), ("references", references)):
             check_images(name, batch)
             check_count("InceptionMetrics", batch)
-        self.distance.reset()
-        scores = []
-        for real, batch in ((False, images), (True, references)):
-            self.score.reset()
+        for real, batch, score in zip((False, True), (images, references), self.scores.values(), strict=True):
             for i in batch_starts(len(batch), BATCH_SIZE, "Inception", progress):
                 pixels = (255 * batch[i : i + BATCH_SIZE].clamp(0, 1)).round().byte()
                 pixels = pixels.to(self.distance.device)
                 self.distance.update(pixels, real=real)
-                self.score.update(pixels)
+                score.update(pixels)
+
+    def compute(self, *, seed: int = 0) -> dict[str, float]:
+        """`fid` of the images against the originals, their `inception_score` and `inception_score_originals`.
+
+        A score is the mean over ten random splits, drawn with `seed`. FID with fewer images than 2048 is biased upwards.
+        """
+        found = {"fid": self.distance.compute().item()}
+        for name, score in self.scores.items():
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                scores.append(self.score.compute()[0].item())
-        return {
-            "fid": self.distance.compute().item(),
-            "inception_score": scores[0],
-            "inception_score_originals": scores[1],
-        }
+                found[name] = score.compute()[0].item()
+        return found

@@ -3,7 +3,7 @@
 Images are RGB in [0, 1], `[B, 3, H, W]`.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -148,7 +148,6 @@ def evaluate_reconstructions(
     """
     check_pair(reconstructions, images)
     check_count("evaluate_reconstructions", images)
-    groups = range(len(images)) if groups is None else groups
     values = reconstruction_values(
         images,
         reconstructions,
@@ -159,6 +158,24 @@ def evaluate_reconstructions(
         progress=progress,
         device=device,
     )
+    groups = range(len(images)) if groups is None else groups
+    return reconstruction_scores(values, groups, images.shape[2:], lpips_nets=lpips_nets, ssim=ssim)
+
+
+def reconstruction_scores(
+    values: Mapping[str, Tensor],
+    groups: Sequence[Hashable],
+    size: Sequence[int],
+    *,
+    lpips_nets: Sequence[str] = ("alex", "vgg"),
+    ssim: bool = True,
+) -> dict:
+    """What `evaluate_reconstructions` returns, from `reconstruction_values` [B], which may have been gathered in parts.
+
+    Args:
+        size: height and width of the images, px.
+        groups, lpips_nets, ssim: as for `evaluate_reconstructions`.
+    """
     means = {name: value.mean().item() for name, value in values.items()}
     photographs, _, counts = group_means(values["psnr"], groups)
     several = len(photographs) > 1
@@ -176,12 +193,11 @@ def evaluate_reconstructions(
             name: [float(f"{mean:.4g}") for mean in group_means(value, groups)[1]]
             for name, value in values.items()
         },
-        "protocol": _protocol(images, lpips_nets, ssim, len(photographs)),
+        "protocol": _protocol(len(groups), list(size), lpips_nets, ssim, len(photographs)),
     }
 
 
-def _protocol(images: Tensor, lpips_nets: Sequence[str], ssim: bool, photographs: int) -> dict:
-    size = list(images.shape[2:])
+def _protocol(images: int, size: list[int], lpips_nets: Sequence[str], ssim: bool, photographs: int) -> dict:
     small = min(size) < LPIPS_SIZE
     about_ssim = (
         f"RGB in [0, 1], Gaussian window of {SSIM_WINDOW}x{SSIM_WINDOW} px, deviation 1.5 px, borders mirrored; mean over images"
@@ -189,7 +205,7 @@ def _protocol(images: Tensor, lpips_nets: Sequence[str], ssim: bool, photographs
         else f"none: smaller than its window of {SSIM_WINDOW}x{SSIM_WINDOW} px"
     )
     return {
-        "images": len(images),
+        "images": images,
         "size": size,
         "psnr": "RGB in [0, 1], clamped; mean over images of the PSNR of each",
         **({"ssim": about_ssim} if ssim else {}),
