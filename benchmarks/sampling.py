@@ -28,13 +28,6 @@ from sitlib.config import AutoregressiveConfig, SamplingConfig
 from sitlib.sampling import draw, filtered_probabilities, generate
 from sitlib.transformer import SequenceLayout
 
-try:
-    from transformers import GPT2Config, GPT2LMHeadModel, logging
-except ImportError:
-    raise SystemExit(
-        "Hugging Face transformers is what this compares with: pip install -e '.[peers]'"
-    ) from None
-
 OURS, STATIC, DYNAMIC, UNCACHED = (
     "sitlib",
     "GPT-2 generate, static",
@@ -76,6 +69,14 @@ def our_model(options: argparse.Namespace) -> AutoregressiveModel:
 
 
 def hugging_face(options: argparse.Namespace, **cache: str) -> Callable[[], Tensor]:
+    try:
+        from transformers import GPT2Config, GPT2LMHeadModel, logging
+    except ImportError:
+        raise SystemExit(
+            "Hugging Face transformers is what this compares with: pip install -e '.[peers]'"
+        ) from None
+
+    logging.set_verbosity_error()
     config = GPT2Config(
         vocab_size=options.codes,
         n_positions=options.tokens + 1,
@@ -102,16 +103,17 @@ def without_cache(model: AutoregressiveModel, labels: Tensor) -> Tensor:
     shape = (len(labels), model.config.num_scales, model.config.tokens_per_scale)
     codes_BT = torch.zeros(len(labels), model.num_tokens, dtype=torch.int64)
     for position in range(model.num_tokens):
-        hidden = _hidden(model, codes_BT[:, :position], labels)
-        logits = model.heads[0](hidden[:, -1])
+        logits = next_logits(model, codes_BT[:, :position], labels)
         codes_BT[:, position] = draw(filtered_probabilities(logits), torch.rand(len(labels)))
     return codes_BT.view(shape)
 
 
-def _hidden(model: AutoregressiveModel, codes_BT: Tensor, labels: Tensor) -> Tensor:
+def next_logits(model: AutoregressiveModel, codes_BT: Tensor, labels: Tensor) -> Tensor:
+    """Logits [B, K] of the code after some codes [B, t], of which nothing is remembered."""
     prefix, _ = model._prefix(labels)
     x_BTC = torch.cat([prefix, model._embed(codes_BT, 0, model._places())], dim=1)
-    return model.transformer(x_BTC, SequenceLayout(1, x_BTC.shape[1], "causal"))
+    hidden_BTC = model.transformer(x_BTC, SequenceLayout(1, x_BTC.shape[1], "causal"))
+    return model.heads[0](hidden_BTC[:, -1])
 
 
 def seconds(call: Callable) -> float:
@@ -122,6 +124,11 @@ def seconds(call: Callable) -> float:
 
 def products(options: argparse.Namespace) -> float:
     """Seconds of the matrix products of all steps: [B, C] times the weights of every layer, and the head."""
+    step = products_of_step(options)
+    return seconds(lambda: [step() for _ in range(options.tokens)])
+
+
+def products_of_step(options: argparse.Namespace) -> Callable[[], None]:
     width, batch = options.width, options.batch
     shapes = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)] * options.layers
     weights = [torch.randn(rows, columns) for rows, columns in [*shapes, (width, options.codes)]]
@@ -131,7 +138,7 @@ def products(options: argparse.Namespace) -> float:
         for weight in weights:
             torch.mm(inputs[weight.shape[0]], weight)
 
-    return seconds(lambda: [step() for _ in range(options.tokens)])
+    return step
 
 
 def copy_rate() -> float:
@@ -144,8 +151,12 @@ def copy_rate() -> float:
 
 def cache_reading(options: argparse.Namespace) -> float:
     """Seconds in which the keys and values of all earlier positions are read once in every step."""
+    return cache_bytes(options) / copy_rate()
+
+
+def cache_bytes(options: argparse.Namespace) -> float:
     position_bytes = 2 * 4 * options.layers * options.width * options.batch
-    return position_bytes * options.tokens * (options.tokens + 1) / 2 / copy_rate()
+    return position_bytes * options.tokens * (options.tokens + 1) / 2
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -159,7 +170,6 @@ def main(arguments: list[str] | None = None) -> None:
     if min(vars(options).values()) < 1 or options.tokens % 4:
         parser.error("every number must be at least 1, and tokens a multiple of 4.")
 
-    logging.set_verbosity_error()
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
     model, labels = our_model(options), torch.zeros(options.batch, dtype=torch.int64)
@@ -185,12 +195,15 @@ def main(arguments: list[str] | None = None) -> None:
         bounds["matrix products"].append(products(options))
         bounds["reading the cache"].append(cache_reading(options))
     ours = statistics.median(times[OURS])
+    limit = sum(statistics.median(values) for values in bounds.values())
     for name, values in times.items():
         middle = statistics.median(values)
-        print(
-            f"  {name:26s}{middle:8.2f} s{options.batch * options.tokens / middle:10.0f} codes/s   {middle / ours:6.2f} x sitlib"
+        ratios = (
+            ""
+            if name == OURS
+            else f"   {middle / ours:6.2f} x sitlib's time, {middle / limit:.2f} x the limit's"
         )
-    limit = sum(statistics.median(values) for values in bounds.values())
+        print(f"  {name:26s}{middle:8.2f} s{options.batch * options.tokens / middle:10.0f} codes/s{ratios}")
     for name, values in bounds.items():
         print(f"  {name:26s}{statistics.median(values):8.2f} s")
     print(f"  {'limit (both)':26s}{limit:8.2f} s   sitlib reaches {limit / ours:.0%} of it")

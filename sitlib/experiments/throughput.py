@@ -169,8 +169,9 @@ def measure(profile: Profile, name: str, rounds: int) -> dict[str, Any]:
         for model, share in times:
             if geometry.name == "profile":  # warms up
                 seconds(subjects[model], share)
-        for _ in range(rounds):
-            for model, share in times:
+        for number in range(rounds):
+            # There and back, so that a machine that grows slower or faster favours nobody.
+            for model, share in list(times)[:: 1 if number % 2 == 0 else -1]:
                 times[model, share].append(usual_seconds(subjects[model], share))
         with ThreadPoolExecutor() as pool:  # what a process needs does not depend on another one
             found = pool.map(partial(_memory_elsewhere, geometry=geometry.name, profile=name), MODELS)
@@ -217,7 +218,7 @@ def measure(profile: Profile, name: str, rounds: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m sitlib.experiments.throughput", description=__doc__)
     parser.add_argument("--profile", required=True)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--output", default="metrics/throughput.json", help="metrics file to write")
     parser.add_argument("--memory", nargs=2, metavar=("MODEL", "GEOMETRY"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
