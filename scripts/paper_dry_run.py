@@ -49,6 +49,7 @@ COUNTS: dict[str, dict[str, Any]] = {
         "kid_subset_size": 2,
         "neighbours": 1,
         "guidance_sweep": [1.0, 1.5],
+        "top_p_sweep": [],
         "sweep_samples": 4,
         "throughput_batch_size": 1,
     },

@@ -12,6 +12,7 @@ from sitlib.experiments.codes import held_out_wide
 from sitlib.experiments.generation_evaluation import (
     held_out_nats,
     load_second_scores,
+    real_features,
     sampled_labels,
     second_decoder_scores,
 )
@@ -47,6 +48,25 @@ def test_samples_have_the_classes_of_the_reference_views():
         label: 2 * times for label, times in Counter(labels.tolist()).items()
     }
     assert sampled_labels(PROFILE, count - 1).tolist() == labels[:-1].tolist()
+
+
+def test_features_do_not_depend_on_the_parts_in_which_views_are_made(monkeypatch):
+    variant, most = next(iter(PROFILE.autoregressive.variants)), []
+
+    def brightness(images, *_, **__):  # in place of a network
+        most.append(len(images))
+        return images.mean(dim=(2, 3))
+
+    monkeypatch.setattr(generation_evaluation, "lite0_features", brightness)
+    whole = real_features(PROFILE, variant)
+    views = PROFILE.autoregressive.evaluation.reference_views
+    assert most == [views, views]
+    most.clear()
+    monkeypatch.setattr(generation_evaluation, "PART", views // 2 - 1)
+    parts = real_features(PROFILE, variant)
+    assert max(most) == views // 2 - 1 and sum(most) == 2 * views
+    for name, features in whole.items():
+        assert torch.equal(parts[name], features)
 
 
 def test_a_second_decoder_of_other_codes_and_missing_results_are_refused(tmp_path, monkeypatch):

@@ -206,8 +206,12 @@ def results_are_there(finished):
     sampler = load_profile("smoke").sampler("ar_captioned_sit4_sc")
     assert scores["protocol"]["top_p"] == sampler.top_p == 0.8
     assert [row["top_p"] for row in scores["top_p_sweep"]] == [0.5, 0.8]
-    assert scores["top_p_sweep"][1]["fd_lite0"] == scores["fd_lite0"]  # drawn again, in the same way
-    assert scores["top_p_sweep"][0]["fd_lite0"] != scores["fd_lite0"]
+    assert [row["guidance"] for row in scores["guidance_sweep"]] == [1.0, sampler.guidance]
+    for sweep in ("top_p_sweep", "guidance_sweep"):
+        other, own = scores[sweep]
+        assert own["fd_lite0"] == scores["fd_lite0"] != other["fd_lite0"]
+    scores = json.loads((finished / "metrics/generation/ar_sit5_sc-seed0.json").read_text())
+    assert [row["top_p"] for row in scores["top_p_sweep"]] == [0.8]
     assert {"weights", "wavelet_analysis", "tokenizer_results", "generation_results"} <= set(
         headline["seconds"]
     )

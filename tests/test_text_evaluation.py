@@ -68,6 +68,7 @@ def test_r_precision_is_the_share_of_samples_that_show_what_was_asked_for(monkey
     assert found["r_precision"] == pytest.approx(100 * (8 - wrong) / 8 + wrong / 8 * found["chance"])
     low, high = found["interval"]
     assert low <= found["r_precision"] <= high and found["chance"] == 25
+    assert found["by_prompt"] == [25.0] * wrong + [100.0] * (8 - wrong)
 
 
 # -- longer training ---------------------------------------------------------------------------------------------------------------------
@@ -93,7 +94,7 @@ def test_a_trial_that_is_not_about_texts_or_of_no_model_is_refused():
 
 def test_a_trial_says_how_often_each_name_was_drawn_and_is_judged_without_a_sweep(monkeypatch):
     def judged(model, variant, real, profile):
-        assert profile.text.evaluation.top_p_sweep == []
+        assert profile.text.evaluation.top_p_sweep == profile.text.evaluation.guidance_sweep == []
         return {}, {"r_precision_seen": 12.0}
 
     model = SimpleNamespace(model=None, curve={"seconds": [1.0, 7.0]})

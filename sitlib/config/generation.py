@@ -140,6 +140,14 @@ class SamplingConfig(Strict):
         require_seed(self.seed)
 
 
+def _require_sweeps(guidance: list[float], top_p: list[float]) -> None:
+    require(
+        all(math.isfinite(weight) for weight in guidance),
+        f"guidance_sweep must list finite numbers, it is {guidance}",
+    )
+    require(all(0 < p <= 1 for p in top_p), f"top_p_sweep must list numbers in (0, 1], it is {top_p}")
+
+
 @dataclass(frozen=True)
 class GenerationEvaluationConfig(Strict):
     """Samples and held-out views between which FD-Lite0, KID, precision and recall are measured."""
@@ -149,6 +157,7 @@ class GenerationEvaluationConfig(Strict):
     kid_subset_size: int
     neighbours: int  # k of the manifolds of precision and recall (arXiv 1904.06991)
     guidance_sweep: list[float]  # guidance weights that are compared; empty = no sweep
+    top_p_sweep: list[float]  # likewise
     sweep_samples: int  # samples at each of them
     throughput_batch_size: int  # images that are sampled at a time where speed is measured
     seed: int
@@ -164,10 +173,7 @@ class GenerationEvaluationConfig(Strict):
             1 <= self.neighbours < smallest,
             f"neighbours must lie in 1 ... {smallest - 1}, below the numbers of images, it is {self.neighbours}",
         )
-        require(
-            all(math.isfinite(weight) for weight in self.guidance_sweep),
-            f"guidance_sweep must list finite numbers, it is {self.guidance_sweep}",
-        )
+        _require_sweeps(self.guidance_sweep, self.top_p_sweep)
         require(
             self.throughput_batch_size > 0,
             f"throughput_batch_size must be at least 1, it is {self.throughput_batch_size}",
@@ -252,6 +258,7 @@ class TextEvaluationConfig(Strict):
     kid_subset_size: int
     neighbours: int
     top_p_sweep: list[float]  # at which held-out names are drawn too, to compare; empty = no sweep
+    guidance_sweep: list[float]  # likewise
     seed: int
 
     def __post_init__(self):
@@ -268,10 +275,7 @@ class TextEvaluationConfig(Strict):
             1 <= self.neighbours < self.prompts,
             f"neighbours must lie in 1 ... {self.prompts - 1}, it is {self.neighbours}",
         )
-        require(
-            all(0 < top_p <= 1 for top_p in self.top_p_sweep),
-            f"top_p_sweep must list numbers in (0, 1], it is {self.top_p_sweep}",
-        )
+        _require_sweeps(self.guidance_sweep, self.top_p_sweep)
         require_seed(self.seed)
 
 

@@ -1,4 +1,7 @@
-"""Judging class-conditional samples against held-out photographs: `python -m sitlib.experiments.generation_evaluation`."""
+"""Judging class-conditional samples against held-out photographs: `python -m sitlib.experiments.generation_evaluation`.
+
+Of large sets only features and codes are in memory, and `PART` images at a time.
+"""
 
 import argparse
 from collections.abc import Callable
@@ -13,11 +16,11 @@ from torch import Tensor
 from sitlib.autoregressive import AutoregressiveModel
 from sitlib.checkpoint import read_about, write_tensors
 from sitlib.config import Profile, SamplingConfig, digest, load_profile
-from sitlib.data import training_views
+from sitlib.data import held_out_positions, training_views
 from sitlib.experiments.codes import Codes, held_out_wide, images_of, load_codes
 from sitlib.experiments.generators import trained_generator
-from sitlib.experiments.runs import AutoregressiveRun, TokenizerRun, command
-from sitlib.experiments.tokenizer_evaluation import original_features
+from sitlib.experiments.runs import AutoregressiveRun, CodesRun, TokenizerRun, best_device, command
+from sitlib.experiments.tokenizer_evaluation import PART, original_features, reconstructed
 from sitlib.experiments.tokenizers import trained_tokenizer
 from sitlib.lite0 import Lite0, load_lite0
 from sitlib.metrics import generation_metrics, lite0_features
@@ -41,43 +44,65 @@ def real_features(profile: Profile, variant: str) -> dict[str, Tensor]:
             f"autoregressive.evaluation.neighbours is {settings.neighbours}, but there are {views:.0f} views of each held-out photograph: "
             "precision and recall would measure whether samples show the very same photograph. Raise it above that number."
         )
-    held_out, _ = held_out_wide(profile, variant, settings.reference_views)
     photographs, size = images_of(profile, variant, "train"), run.tokenizer.data.size
-    train, *_ = training_views(photographs, 0, settings.reference_views, size, settings.seed, kind="wide")
-    lite0 = load_lite0()
+    lite0 = load_lite0().to(best_device())
+
+    def train(start: int, count: int) -> Tensor:
+        views, *_ = training_views(photographs, start // PART, PART, size, settings.seed, kind="wide")
+        return views[:count]
+
+    def held_out(start: int, count: int) -> Tensor:
+        return held_out_wide(profile, variant, count, start)[0]
+
     return {
-        name: lite0_features(images, lite0, progress=True)
-        for name, images in (("held_out", held_out), ("train", train))
+        name: torch.cat([lite0_features(part(*where), lite0, progress=True) for where in _parts(profile)])
+        for name, part in (("held_out", held_out), ("train", train))
     }
+
+
+def _parts(profile: Profile) -> list[tuple[int, int]]:
+    """The first of the reference views, and how many, for every part."""
+    total = profile.autoregressive.evaluation.reference_views
+    return [(start, min(PART, total - start)) for start in range(0, total, PART)]
 
 
 def held_out_nats(model: AutoregressiveModel, codes: Tensor, conditions: Tensor) -> dict[str, Any]:
     """Nats per token of held-out codes [V, S, N] given their conditions: a mean, and one for every scale."""
+    device = next(model.parameters()).device
     with torch.no_grad():
-        batches = zip(codes.split(BATCH), conditions.split(BATCH), strict=True)
+        batches = zip(codes.to(device).split(BATCH), conditions.to(device).split(BATCH), strict=True)
         total = sum(model.nats_per_token(*batch) * len(batch[0]) for batch in batches)
         by_scale = cast(Tensor, total) / len(codes)
     return {"nats_per_token": float(by_scale.mean()), "nats_by_scale": by_scale.tolist()}
 
 
 def decoded(tokenizer: SpectralTokenizer, codes: Tensor) -> Tensor:
-    """Images [M, 3, H, W] of codes [M, S, N], in batches."""
-    return torch.cat([tokenizer.decode(batch) for batch in codes.split(BATCH)])
+    """Images [M, 3, H, W], on the CPU, of codes [M, S, N]."""
+    return torch.cat([tokenizer.decode(batch).cpu() for batch in codes.split(BATCH)])
+
+
+def decoded_features(tokenizer: SpectralTokenizer, codes: Tensor, lite0: Lite0) -> Tensor:
+    """Lite0 features [M, 1280] of the images of codes [M, S, N]."""
+    parts = codes.split(PART)
+    return torch.cat([lite0_features(decoded(tokenizer, part), lite0, progress=True) for part in parts])
 
 
 def sampled_labels(profile: Profile, count: int) -> Tensor:
     """Class ids [count] with the frequencies of the reference views, so that the mix of classes is not part of a distance to them."""
     variant = next(iter(profile.autoregressive.variants))
-    _, frequencies = held_out_wide(profile, variant, profile.autoregressive.evaluation.reference_views)
+    images, seed = images_of(profile, variant, "test"), CodesRun.of(profile, variant).codes.seed
+    views = held_out_positions(images, profile.autoregressive.evaluation.reference_views, seed)
+    frequencies = images.labels[views]
     return frequencies.repeat(-(-count // len(frequencies)))[:count]
 
 
 def draw_samples(
     model: AutoregressiveModel, profile: Profile, count: int, sampling: SamplingConfig
 ) -> tuple[Tensor, Tensor]:
-    """Codes [count, S, N] and their class ids [count], those of `sampled_labels`."""
+    """Codes [count, S, N] and their class ids [count], those of `sampled_labels`, both on the CPU."""
     labels = sampled_labels(profile, count)
-    return generate(model, labels, sampling, progress=f"sampling, guidance {sampling.guidance:g}"), labels
+    title = f"sampling, guidance {sampling.guidance:g}, top-p {sampling.top_p:g}"
+    return generate(model, labels, sampling, progress=title).cpu(), labels
 
 
 def sampling_protocol(sampling: SamplingConfig) -> dict[str, Any]:
@@ -95,31 +120,40 @@ def evaluate_generator(
     profile: Profile,
     variant: str,
 ) -> dict[str, Any]:
-    """FD-Lite0, KID, precision and recall of sampled codes [M, S, N]; held-out nats per token; and a sweep of guidance weights.
+    """FD-Lite0, KID, precision and recall of sampled codes [M, S, N]; held-out nats per token; and sweeps of guidance and of top-p.
 
-    Two more distances say how to read them: "reconstruction", of held-out views after the tokenizer alone, which bounds every model over
-    its codes; and "real", of views of the training photographs. All are to the same held-out views.
+    Two more distances say how to read them: "reconstruction", of held-out views after the tokenizer alone, what a model that knew the
+    right codes would have (not a bound: without details an image can be nearer); and "real", of views of the training photographs. All
+    are to the same held-out views. Of a sweep only one thing differs from how `sampled` was drawn.
     """
     settings, sampling = profile.autoregressive.evaluation, profile.sampler(variant)
-    distances = _distances(real["held_out"], profile, load_lite0())
-    scores = distances(decoded(tokenizer, sampled))
+    lite0 = load_lite0().to(best_device())
+    distances = _distances(real["held_out"], profile, lite0)
+    scores = distances(decoded_features(tokenizer, sampled, lite0))
     scores["protocol"] |= {
         "references": REFERENCES,
         **sampling_protocol(sampling),
     }
-    held_out, _ = held_out_wide(profile, variant, settings.reference_views)
-    bounds = {"reconstruction": tokenizer.reconstruct(held_out), "real": real["train"]}
-    for name, images in bounds.items():
-        scores[name] = {metric: value for metric, value in distances(images).items() if metric in DISTANCES}
-    sweep = []
-    for weight in settings.guidance_sweep:
-        drawn, _ = draw_samples(model, profile, settings.sweep_samples, replace(sampling, guidance=weight))
-        found = distances(decoded(tokenizer, drawn))
-        sweep.append({"guidance": weight, **{metric: found[metric] for metric in DISTANCES}})
+    views = (held_out_wide(profile, variant, count, start)[0] for start, count in _parts(profile))
+    reconstructions = [
+        lite0_features(reconstructed(tokenizer, part)[1], lite0, progress=True) for part in views
+    ]
+    for name, features in (("reconstruction", torch.cat(reconstructions)), ("real", real["train"])):
+        scores[name] = {metric: value for metric, value in distances(features).items() if metric in DISTANCES}
+
+    def drawn_with(**changed: float) -> dict[str, float]:
+        """A row of a sweep."""
+        chosen, found = replace(sampling, **cast(Any, changed)), scores
+        if chosen != sampling or settings.sweep_samples != len(sampled):
+            drawn, _ = draw_samples(model, profile, settings.sweep_samples, chosen)
+            found = distances(decoded_features(tokenizer, drawn, lite0))
+        return {**changed, **{metric: found[metric] for metric in DISTANCES}}
+
     return {
         **scores,
         **held_out_nats(model, codes.held_out, codes.held_out_labels),
-        "guidance_sweep": sweep,
+        "guidance_sweep": [drawn_with(guidance=weight) for weight in settings.guidance_sweep],
+        "top_p_sweep": [drawn_with(top_p=top_p) for top_p in settings.top_p_sweep],
         "parameters": sum(p.numel() for p in model.parameters()),
     }
 
@@ -145,7 +179,7 @@ def _distances(references: Tensor, profile: Profile, lite0: Lite0) -> Callable[[
 def distances_to_held_out(images: Tensor, profile: Profile, variant: str) -> dict[str, Any]:
     """FD-Lite0, KID, precision and recall of images [M, 3, H, W] against held-out views, whose features are kept for the next time."""
     views, _ = held_out_wide(profile, variant, profile.autoregressive.evaluation.reference_views)
-    lite0 = load_lite0()
+    lite0 = load_lite0().to(best_device())
     references = original_features(views, lite0, ["wide", len(views)], progress="originals")
     return _distances(references, profile, lite0)(images)
 
@@ -158,7 +192,7 @@ def generator_scores(profile: Profile, variant: str, seed: int) -> dict[str, Any
     ):
         return scores
     ensure_weights()
-    model = trained_generator(profile, variant, seed).model
+    model = _model(profile, variant, seed)
     sampled, _ = _pipeline_samples(profile, variant, seed) or draw_samples(
         model, profile, profile.autoregressive.evaluation.samples, profile.sampler(variant)
     )
@@ -178,7 +212,7 @@ def load_samples(profile: Profile, variant: str, seed: int) -> tuple[Tensor, Ten
 
     The codes are the pipeline's where it has sampled this very run, else they are drawn now.
     """
-    model = trained_generator(profile, variant, seed).model
+    model = _model(profile, variant, seed)
     count = profile.autoregressive.evaluation.samples
     codes, labels = _pipeline_samples(profile, variant, seed) or draw_samples(
         model, profile, count, profile.sampler(variant)
@@ -205,8 +239,9 @@ def second_decoder_scores(
     run, tokenizer_seed = AutoregressiveRun.of(profile, variant, seed), profile.autoregressive.tokenizer_seed
     if TokenizerRun.of(profile, decoder, tokenizer_seed).codes != run.codes.tokenizer:
         raise ValueError(f"{decoder} does not decode the codes that {variant} models.")
-    tokenizer = trained_tokenizer(profile, decoder, tokenizer_seed).model
-    scores = _distances(references, profile, load_lite0())(decoded(tokenizer, codes))
+    tokenizer = trained_tokenizer(profile, decoder, tokenizer_seed).model.to(best_device())
+    lite0 = load_lite0().to(best_device())
+    scores = _distances(references, profile, lite0)(decoded_features(tokenizer, codes, lite0))
     scores["protocol"] |= {"references": REFERENCES, **sampling_protocol(profile.sampler(variant))}
     return scores
 
@@ -232,9 +267,16 @@ def _second_run(profile: Profile, variant: str, decoder: str, seed: int) -> str:
     return digest(_samples_run(profile, variant, seed), run)
 
 
+def _model(profile: Profile, variant: str, seed: int) -> AutoregressiveModel:
+    return trained_generator(profile, variant, seed).model.to(best_device())
+
+
 def _tokenizer(profile: Profile, variant: str) -> SpectralTokenizer:
-    name = profile.autoregressive_variant(variant).tokenizer
-    return trained_tokenizer(profile, name, profile.generator_section(variant).tokenizer_seed).model
+    name, seed = (
+        profile.autoregressive_variant(variant).tokenizer,
+        profile.generator_section(variant).tokenizer_seed,
+    )
+    return trained_tokenizer(profile, name, seed).model.to(best_device())
 
 
 def _samples_path(variant: str, seed: int) -> Path:
@@ -279,7 +321,7 @@ def main() -> None:
         run = {"run": _second_run(profile, variant, arguments.decoder, seed)}
         write_metrics(f"metrics/generation/{variant}_second-seed{seed}.json", {**run, **scores})
         return
-    model = trained_generator(profile, variant, seed).model
+    model = _model(profile, variant, seed)
     sampled, labels = draw_samples(model, profile, settings.evaluation.samples, profile.sampler(variant))
     write_tensors(_samples_path(variant, seed), {"codes": sampled, "labels": labels}, run)
     scores = evaluate_generator(

@@ -2,14 +2,14 @@
 
 A sample is right if, among many captions, a dual encoder that was trained on real images finds the sample's own caption the most similar
 one (R-precision; AttnGAN, arXiv 1711.10485). The same is measured of real held-out images, which is the ceiling of such a judge, and of
-their reconstructions, which bound every model over the tokenizer's codes.
+their reconstructions, which is what a model over the tokenizer's codes can reach.
 """
 
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,7 +30,8 @@ from sitlib.experiments.generation_evaluation import (
     sampling_protocol,
 )
 from sitlib.experiments.generators import trained_generator
-from sitlib.experiments.runs import AutoregressiveRun, CodesRun, DualEncoderRun, command
+from sitlib.experiments.runs import AutoregressiveRun, CodesRun, DualEncoderRun, best_device, command
+from sitlib.experiments.tokenizer_evaluation import reconstructed
 from sitlib.experiments.tokenizers import trained_tokenizer
 from sitlib.lite0 import Lite0, load_lite0
 from sitlib.metrics import bootstrap_interval, generation_metrics, lite0_features, r_precision
@@ -104,13 +105,13 @@ def _one_of_each_name(
 def real_text_features(profile: Profile) -> dict[str, Tensor]:
     """Lite0 features [M, 1280] of the real images with the held-out names."""
     images = prompts(profile, "held_out").images
-    return {"held_out": lite0_features(images, load_lite0(), progress="real images")}
+    return {"held_out": lite0_features(images, load_lite0().to(best_device()), progress="real images")}
 
 
 def retrieved(
     judge: DualEncoder, images: Tensor, asked: Prompts, profile: Profile, lite0: Lite0, title: str
 ) -> dict[str, Any]:
-    """R-precision of images [M, 3, H, W] in %, with an interval of 95 % over names.
+    """R-precision of images [M, 3, H, W] in %, with an interval of 95 % over names, and `by_prompt`: of each image, in %.
 
     Captions are in the phrasings of training, whatever the samples were asked for with: new words are a test of the generator, not of
     the judge.
@@ -128,13 +129,14 @@ def retrieved(
         "r_precision": float(values.mean()),
         "interval": list(bootstrap_interval(values, asked.names)),
         "chance": 100 / settings.candidates,
+        "by_prompt": [round(value, 1) for value in values.tolist()],
     }
 
 
 def draw_text_samples(model: AutoregressiveModel, asked: Prompts, sampling: SamplingConfig) -> Tensor:
-    """Codes [M, S, N] sampled for prompts."""
-    title = f"sampling, {asked.kind}, top-p {sampling.top_p:g}"
-    return generate(model, asked.captions, sampling, progress=title)
+    """Codes [M, S, N], on the CPU, sampled for prompts."""
+    title = f"sampling, {asked.kind}, top-p {sampling.top_p:g}, guidance {sampling.guidance:g}"
+    return generate(model, asked.captions, sampling, progress=title).cpu()
 
 
 def evaluate_text_generator(
@@ -145,7 +147,7 @@ def evaluate_text_generator(
     real: dict[str, Tensor],
     profile: Profile,
 ) -> dict[str, Any]:
-    """R-precision of samples of every kind of prompts; FD-Lite0, KID, precision and recall of those of held-out names; a sweep of top-p.
+    """R-precision of samples of every kind of prompts; FD-Lite0, KID, precision and recall of those of held-out names; sweeps.
 
     Args:
         asked: prompts of every kind.
@@ -153,13 +155,15 @@ def evaluate_text_generator(
         real: features [M, 1280] of the real images with the held-out names, from `real_text_features`.
 
     Returns:
-        for every kind `samples`, `reconstruction`, `real`, each with `r_precision` (%), `interval`, `chance` (%); the distances of the
-        samples of held-out names to the real images with these names; `r_precision_<kind>` of samples; held-out nats per token;
-        `top_p_sweep`, rows with `top_p` and the scores of samples of held-out names; `parameters`; `protocol`.
+        for every kind `samples`, `reconstruction`, `real`, each with `r_precision` (%), `interval`, `chance` (%), and of samples
+        `by_prompt`; the distances of the samples of held-out names to the real images with these names; `r_precision_<kind>` of samples;
+        held-out nats per token; `top_p_sweep` and `guidance_sweep`, rows with the one setting of the sampler that differs and the scores
+        of samples of held-out names; `parameters`; `protocol`.
     """
-    settings, lite0, sampling = profile.text.evaluation, load_lite0(), profile.sampler(variant)
+    settings, sampling = profile.text.evaluation, profile.sampler(variant)
+    lite0 = load_lite0().to(best_device())
     judge, name = trained_dual_encoder(profile).model, profile.autoregressive_variant(variant).tokenizer
-    tokenizer = trained_tokenizer(profile, name, profile.text.tokenizer_seed).model
+    tokenizer = trained_tokenizer(profile, name, profile.text.tokenizer_seed).model.to(best_device())
 
     def distances_to(references: Tensor, images: Tensor, title: str) -> dict[str, Any]:
         return generation_metrics(
@@ -172,12 +176,29 @@ def evaluate_text_generator(
             progress=title,
         )
 
-    scores, distances, sweep = {}, {}, []
+    def drawn_with(told: Prompts, **changed: float) -> dict[str, float]:
+        """A row of a sweep; the settings of the samples themselves are not drawn again."""
+        chosen = replace(sampling, **cast(Any, changed))
+        found, right = distances["samples"], scores[told.kind]["samples"]
+        if chosen != sampling:
+            title = ", ".join(f"{name} {value:g}" for name, value in changed.items())
+            drawn = decoded(tokenizer, draw_text_samples(model, told, chosen))
+            found = distances_to(real[told.kind], drawn, title)
+            right = retrieved(judge, drawn, told, profile, lite0, title)
+        return {
+            **changed,
+            "r_precision": right["r_precision"],
+            **{metric: found[metric] for metric in DISTANCES},
+        }
+
+    scores: dict[str, dict[str, dict[str, Any]]] = {}
+    distances: dict[str, dict[str, Any]] = {}
+    sweeps: dict[str, list[dict[str, float]]] = {"top_p_sweep": [], "guidance_sweep": []}
     for told in asked:
         kind = told.kind
         images = {
             "samples": decoded(tokenizer, sampled[kind]),
-            "reconstruction": tokenizer.reconstruct(told.images),
+            "reconstruction": reconstructed(tokenizer, told.images)[1],
             "real": told.images,
         }
         scores[kind] = {
@@ -186,12 +207,11 @@ def evaluate_text_generator(
         }
         for what in ("samples", "reconstruction") if kind in real else ():
             distances[what] = distances_to(real[kind], images[what], what)
-        for top_p in settings.top_p_sweep if kind in real else ():
-            drawn = decoded(tokenizer, draw_text_samples(model, told, replace(sampling, top_p=top_p)))
-            found = distances_to(real[kind], drawn, f"top-p {top_p:g}")
-            right = retrieved(judge, drawn, told, profile, lite0, f"top-p {top_p:g}")["r_precision"]
-            row = {"top_p": top_p, "r_precision": right, **{metric: found[metric] for metric in DISTANCES}}
-            sweep.append(row)
+        for what in ("reconstruction", "real"):
+            del scores[kind][what]["by_prompt"]
+        if kind in real:
+            sweeps["top_p_sweep"] = [drawn_with(told, top_p=value) for value in settings.top_p_sweep]
+            sweeps["guidance_sweep"] = [drawn_with(told, guidance=value) for value in settings.guidance_sweep]
     codes, texts = load_codes(profile, variant), captioned(profile, "test")
     captions = [texts.captions[image][0] for image in codes.held_out_labels.tolist()]
     assert model.text_tokenizer is not None
@@ -209,7 +229,7 @@ def evaluate_text_generator(
         "kinds": scores,
         "reconstruction": {k: v for k, v in distances["reconstruction"].items() if k != "protocol"},
         **held_out_nats(model, codes.held_out, tokens),
-        "top_p_sweep": sweep,
+        **sweeps,
         "parameters": sum(p.numel() for p in model.parameters()),
         "protocol": protocol,
     }
@@ -219,7 +239,7 @@ def judged_generator(
     model: AutoregressiveModel, variant: str, real: dict[str, Tensor], profile: Profile
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Codes that a model draws for the prompts of every kind, and what `evaluate_text_generator` says of them."""
-    asked = [prompts(profile, kind) for kind in KINDS]
+    model, asked = model.to(best_device()), [prompts(profile, kind) for kind in KINDS]
     sampled = {told.kind: draw_text_samples(model, told, profile.sampler(variant)) for told in asked}
     return sampled, evaluate_text_generator(model, variant, asked, sampled, real, profile)
 
@@ -237,11 +257,12 @@ def text_scores(profile: Profile, variant: str, seed: int) -> dict[str, Any]:
 def load_text_samples(profile: Profile, variant: str, seed: int, kind: str) -> Tensor:
     """Images [M, 3, H, W] sampled for the prompts of a kind: the pipeline's of this very run, or drawn now."""
     run = CodesRun.of(profile, variant).tokenizer
-    tokenizer = trained_tokenizer(profile, profile.autoregressive_variant(variant).tokenizer, run.seed).model
+    name = profile.autoregressive_variant(variant).tokenizer
+    tokenizer = trained_tokenizer(profile, name, run.seed).model.to(best_device())
     path = _samples_path(variant, seed)
     if read_about(path).get("run") == _run(profile, variant, seed):
         return decoded(tokenizer, load_file(path)[kind])
-    model = trained_generator(profile, variant, seed).model
+    model = trained_generator(profile, variant, seed).model.to(best_device())
     return decoded(tokenizer, draw_text_samples(model, prompts(profile, kind), profile.sampler(variant)))
 
 

@@ -32,7 +32,7 @@ def run_trial(profile: Profile, usual: Profile, variant: str, seed: int = 0) -> 
         `prompts`: what each kind of prompts is; and what `evaluate_text_generator` returns, without a sweep.
     """
     ensure_weights()
-    without_sweep = replace(usual.text.evaluation, top_p_sweep=[])
+    without_sweep = replace(usual.text.evaluation, top_p_sweep=[], guidance_sweep=[])
     usual = replace(usual, text=replace(usual.text, evaluation=without_sweep))
     trained, optimiser = trained_generator(profile, variant, seed), profile.generator_optimiser(variant)
     _, scores = judged_generator(trained.model, variant, real_text_features(usual), usual)

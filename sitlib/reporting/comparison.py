@@ -67,6 +67,24 @@ def interval(scores: Sequence[Scores], metric: str, images: str, size: int) -> t
     return float(np.average(values, weights=counts)), *bootstrap_interval(values, list(found), counts=counts)
 
 
+def recognised(scores: Sequence[Scores], kind: str) -> tuple[float, float, float]:
+    """R-precision, %, of samples for one kind of prompts: a mean over seeds, and its interval of 95 % over prompts: (value, low, high)."""
+    values = _by_prompt(scores, kind)
+    return float(values.mean()), *bootstrap_interval(values, range(len(values)))
+
+
+def recognised_more(
+    scores: Sequence[Scores], others: Sequence[Scores], kind: str
+) -> tuple[float, float, float]:
+    """By how many percentage points the R-precision of samples is above that of others for the same prompts: (value, low, high)."""
+    ours, theirs = _by_prompt(scores, kind), _by_prompt(others, kind)
+    return float((ours - theirs).mean()), *paired_interval(ours, theirs, range(len(ours)))
+
+
+def _by_prompt(scores: Sequence[Scores], kind: str) -> np.ndarray:
+    return np.mean([seed["kinds"][kind]["samples"]["by_prompt"] for seed in scores], axis=0)
+
+
 def with_interval(value: float, low: float, high: float, digits: int = 2, sign: str = "") -> str:
     """ "0.83 [0.81, 0.85]"; `sign` "+" shows the sign of positive numbers."""
     return f"{value:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from sitlib.reporting.comparison import recognised
 from sitlib.reporting.plots import colour, label
 
 
@@ -40,8 +41,9 @@ def sweep_curves(
 def retrieval_bars(scores: Mapping[str, Sequence[Mapping[str, Any]]], kinds: Mapping[str, str]) -> Figure:
     """R-precision of samples beside what bounds it, one panel for each kind of prompts {name: title}.
 
-    scores: model -> its seeds, each with `kinds[kind][samples | reconstruction | real]`. Bars are means over seeds, dots are seeds;
-    the lines of real images and their interval are of the first model and seed, since all models are judged with the same images.
+    scores: model -> its seeds, each with `kinds[kind][samples | reconstruction | real]`. Bars are means over seeds, with intervals over
+    prompts on those of samples; dots are seeds. The lines of real images and their interval are of the first model and seed, since all
+    models are judged with the same images.
     """
     fig, axes = plt.subplots(1, len(kinds), figsize=(3.7 * len(kinds), 3.4), sharey=True, squeeze=False)
     for axis, (kind, title) in zip(axes[0], kinds.items(), strict=True):
@@ -50,6 +52,9 @@ def retrieval_bars(scores: Mapping[str, Sequence[Mapping[str, Any]]], kinds: Map
                 values = [seed["kinds"][kind][what]["r_precision"] for seed in seeds]
                 axis.bar(place + shift, np.mean(values), 0.36, color=colour(name), alpha=shade)
                 axis.plot([place + shift] * len(values), values, ".", color="0.15", markersize=5)
+                if what == "samples":
+                    mean, low, high = recognised(seeds, kind)
+                    axis.errorbar(place + shift, mean, [[mean - low], [high - mean]], color="0.15", capsize=3)
                 axis.annotate(
                     "samples" if what == "samples" else "reconstructions",
                     (place + shift, 0),

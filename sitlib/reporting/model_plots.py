@@ -145,5 +145,5 @@ def nats_by_scale(models: Mapping[str, Sequence[float]], uniform: float) -> Figu
         ylabel="nats per token",
         xticks=range(1, longest + 1),
     )
-    axis.legend()
+    fig.legend(loc="outside upper center", ncols=2)
     return fig

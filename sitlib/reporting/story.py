@@ -94,8 +94,8 @@ def headline_rows(results: Results) -> list[dict[str, Any]]:
                 ratio = _mean(records[ours], "fd_lite0") / _mean(records[base], "fd_lite0")
                 add(ours, "distance to real images ↓", f"x {paper / paper_base:.2f}", f"x {ratio:.2f}")
     for row in (results.throughput or {"rows": []})["rows"]:
-        if row["geometry"] == "profile" and row["paper_ratio"]:
-            size = "" if row["share"] == 1 else f", 1/{row['share']} of the side"
+        if row["geometry"] == "paper" and row["paper_ratio"]:
+            size = f" at {row['size']} px"
             ratios = (f"x {row['paper_ratio']:.2f}", f"x {row['ratio']:.2f}")
             add(next(iter(row["images_per_second"])), f"images a second{size} ↑", *ratios)
     return rows
