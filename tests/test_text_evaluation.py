@@ -15,6 +15,8 @@ from sitlib.experiments.codes import captioned
 from sitlib.experiments.text_evaluation import KINDS, Prompts, prompts, retrieved
 from sitlib.paths import ROOT
 from sitlib.reporting.ablation_plots import recognition
+from sitlib.reporting.comparison import recognised, recognised_more
+from sitlib.reporting.generation_plots import retrieval_bars
 
 PROFILE = load_profile("smoke")
 COUNT = PROFILE.text.evaluation.prompts
@@ -138,3 +140,44 @@ def test_recognition_is_drawn_against_draws_with_intervals_and_bounds():
     axis = recognition([*trials, other], KINDS).axes[0]
     assert len(axis.containers) == 3
     assert axis.get_legend_handles_labels()[1][-1].endswith(", 43 captions an image")
+
+
+# -- comparing models --------------------------------------------------------------------------------------------------------------------
+
+
+def seeds_of(*by_prompt):
+    """Scores of a model's seeds, found captions of one kind of prompts each."""
+
+    def judged(values):
+        return {
+            "r_precision": float(np.mean(values)),
+            "interval": [0.0, 100.0],
+            "chance": 1.0,
+            "by_prompt": values,
+        }
+
+    bounds = {"reconstruction": judged([50.0]), "real": judged([70.0])}
+    return [{"kinds": {"seen": {"samples": judged(values), **bounds}}} for values in by_prompt]
+
+
+def test_recognition_is_a_mean_over_seeds_and_its_difference_is_taken_prompt_by_prompt():
+    hard = [0.0, 100.0] * 40  # every other prompt is found by everyone
+    ours = seeds_of(hard, hard[:-2] + [100.0, 100.0])
+    value, low, high = recognised(ours, "seen")
+    assert value == pytest.approx(np.mean(hard) + 100 / 160) and low < value < high
+    assert high - low == pytest.approx(4 * 50 / 80**0.5, rel=0.15)  # of a mean of eighty coins
+    value, low, high = recognised_more(ours, seeds_of(hard), "seen")
+    assert (
+        value == pytest.approx(100 / 160) and 0 <= low <= value <= high < 3
+    )  # how hard a prompt is drops out
+    assert recognised_more(ours, ours, "seen") == (0, 0, 0)
+
+
+def test_bars_of_samples_have_intervals_over_prompts():
+    found = [0.0, 100.0, 0.0, 0.0] * 10
+    axis = retrieval_bars({"ar_captioned_sit4_sc": seeds_of(found)}, {"seen": "seen names"}).axes[0]
+    (bar,) = [
+        container for container in axis.containers if hasattr(container, "has_yerr") and container.has_yerr
+    ]
+    ((x, low), (_, high)) = bar.lines[2][0].get_segments()[0]
+    assert [low, high] == pytest.approx(recognised(seeds_of(found), "seen")[1:]) and x == -0.2
