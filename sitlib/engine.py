@@ -17,13 +17,14 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, DistributedType, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from sitlib.config import EngineConfig
 from sitlib.data import prefetch
 from sitlib.distributed import num_processes, of_first_process, process_index
 from sitlib.paths import resolve
 from sitlib.results import Row
-from sitlib.transformer import Block, Transformer
+from sitlib.transformer import Block, ContextProjection, Transformer
 
 ONE_PROCESS = EngineConfig("no", "single", 1, 1, 0, 0, False, False, [], 0)
 
@@ -65,7 +66,7 @@ class Engine:
             )
         self.config, self._batch_size = config, batch_size
         _forget_earlier_runs()
-        plugin = _sharding() if config.strategy == "fsdp" else None
+        self._plugin = plugin = _sharding() if config.strategy == "fsdp" else None
         try:
             self.accelerator = Accelerator(
                 mixed_precision=precision(config.precision),
@@ -120,8 +121,9 @@ class Engine:
                 part.recomputes = self.config.activation_checkpointing
             if isinstance(part, Block) and self.config.compile and torch.cuda.is_available():
                 part.compile()
-        if self.config.strategy == "fsdp":
+        if self._plugin is not None:
             self._spare[id(module)] = copy.deepcopy(module)
+            self._plugin.transformer_cls_names_to_wrap = _sharded_by_itself(module)
             warnings.filterwarnings(
                 "ignore", "FSDP2-wrapped module .* returned a view"
             )  # logits: never changed
@@ -145,10 +147,10 @@ class Engine:
         spare = self._spare.pop(id(module), None)
         if spare is None:
             return module
-        state = self.accelerator.get_state_dict(prepared)  # on the first process; empty on the others
-        if process_index() == 0:
-            spare.load_state_dict(state)
-        self.share(spare)
+        weights = spare.state_dict()
+        for name, weight in prepared.state_dict().items():
+            # Gathered where the shards are: between GPUs (nccl) nothing can be sent that lies on a CPU, as this copy does.
+            weights[name].copy_(weight.full_tensor() if isinstance(weight, DTensor) else weight)
         return spare
 
     def log(self, row: Row) -> None:
@@ -225,12 +227,17 @@ def _shard_on_cpu(plugin: FullyShardedDataParallelPlugin) -> None:
     PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
 
+def _sharded_by_itself(module: nn.Module) -> list[str]:
+    """Names of the classes of a module's parts whose weights are gathered when they compute, and no longer."""
+    classes = {type(part) for part in module.modules()}
+    return [unit.__name__ for unit in (Block, ContextProjection) if unit in classes]
+
+
 def _sharding() -> FullyShardedDataParallelPlugin:
     return FullyShardedDataParallelPlugin(
         fsdp_version=2,
         reshard_after_forward=True,
         auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=[Block.__name__],
         state_dict_type="FULL_STATE_DICT",
         cpu_ram_efficient_loading=False,
     )

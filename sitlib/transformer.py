@@ -166,6 +166,13 @@ def attend(
     return attention(q_BHTD, k_BHTD, v_BHTD, is_causal=is_causal)
 
 
+class ContextProjection(nn.Linear):
+    """Keys and values, side by side, of what cross-attention reads: all layers read it before the first block computes.
+
+    So sharding gathers these weights by themselves (`sitlib.engine`), and those of the rest of a block when it computes.
+    """
+
+
 class CrossAttention(nn.Module):
     """Attention of tokens to a `Context`, pre-norm; part of a block."""
 
@@ -174,7 +181,7 @@ class CrossAttention(nn.Module):
         self.num_heads = num_heads
         self.norm = options.make_norm(width)
         self.query = nn.Linear(width, width, bias=options.bias)
-        self.key_value = nn.Linear(width, 2 * width, bias=options.bias)
+        self.key_value = ContextProjection(width, 2 * width, bias=options.bias)
         self.out = nn.Linear(width, width, bias=options.bias)
 
     def read(self, context_BLC: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from sitlib.distributed import process_index
 from sitlib.engine import ONE_PROCESS, join_processes
 from sitlib.experiments.runs import TokenizerRun
 from sitlib.experiments.tokenizers import train_tokenizer
+from sitlib.text import TextTokenizer
 from sitlib.training import Phase, seed_everything, train
 
 PROFILE = load_profile("smoke")
@@ -40,28 +42,35 @@ def tokenizer(folder: Path, engine: EngineConfig, **changes) -> tuple[nn.Module,
     return train_tokenizer(run, images, folder / "states", "test", engine=engine)
 
 
-def adversary(folder: Path, engine: EngineConfig) -> tuple[nn.Module, list]:
+def adversary(folder: Path, engine: EngineConfig, **changes) -> tuple[nn.Module, list]:
     """The same with a discriminator, which sees how a part of a batch varies: the same parts are needed for the same result.
 
     Spectral normalisation goes on by a round with every part, and so is left out.
     """
     settings = {"weight": 0.5, "start": 1, "warmup": 1, "ramp": 1, "r1": 0.1, "r1_every": 2}
-    return tokenizer(folder, engine, adversarial={**settings, "spectral_norm": False})
+    return tokenizer(folder, engine, adversarial={**settings, "spectral_norm": False}, **changes)
 
 
-def generator(folder: Path, engine: EngineConfig, stop_at: int | None = None) -> tuple[nn.Module, list]:
-    """A small model over random codes; `stop_at` raises in the middle of that step."""
-    shape = replace(PROFILE.autoregressive_variant("ar_sit4"), dropout=0.0, layers=2)
-    optimiser = replace(
-        PROFILE.autoregressive.optimiser, steps=6, batch_size=8, log_every=1, checkpoint_every=3
-    )
+def generator(
+    folder: Path, engine: EngineConfig, variant: str = "ar_sit4", stop_at: int | None = None, **changes
+) -> tuple[nn.Module, list]:
+    """A small model over random codes, `changes` of its optimiser; `stop_at` raises in the middle of that step."""
+    shape = replace(PROFILE.autoregressive_variant(variant), dropout=0.0, layers=2)
+    settings = {"steps": 6, "batch_size": 8, "log_every": 1, "checkpoint_every": 3, **changes}
+    optimiser = replace(PROFILE.autoregressive.optimiser, **settings)
     seed_everything(0)
-    model = AutoregressiveModel(CodeModelConfig(shape, 4, 16, 64, 2, ["a", "b"], None))
+    classes, texts, captions = ["a", "b"], None, ["a red cat", "two dogs", "a hat"]
+    if shape.text is not None:
+        classes, texts = [], TextTokenizer.train(captions, shape.text.vocabulary, shape.text.max_tokens)
+    model = AutoregressiveModel(
+        CodeModelConfig(shape, 4, 16, 64, 2, classes, texts.to_json() if texts else None)
+    )
 
     def batch_at(step, part):
         random = torch.Generator().manual_seed(step)
         codes = torch.randint(64, (8, 4, 16), generator=random)
-        return part.of((codes, torch.randint(3, (8,), generator=random)))
+        condition = torch.randint(3, (8,), generator=random)
+        return part.of((codes, texts.encode(captions)[condition] if texts else condition))
 
     def loss(module, batch, step):
         if step == stop_at:
@@ -72,6 +81,11 @@ def generator(folder: Path, engine: EngineConfig, stop_at: int | None = None) ->
     phase = Phase(model, loss)
     rows = train([phase], batch_at, optimiser, checkpoints=folder / "states", engine=engine)
     return phase.module, rows
+
+
+def captioned(folder: Path, engine: EngineConfig, **changes) -> tuple[nn.Module, list]:
+    """The same of texts, which all layers read before the first one computes."""
+    return generator(folder, engine, "ar_captioned_sit4_sc", **changes)
 
 
 def main() -> None:
@@ -88,7 +102,13 @@ def main() -> None:
     with contextlib.suppress(KeyboardInterrupt):
         generator(folder / "fsdp", sharded, stop_at=4)
     assert (folder / "fsdp/states/step-00000003").exists()
-    results["generator-fsdp"] = generator(folder / "fsdp", sharded)
+    refused = AssertionError(
+        "GPUs (nccl) cannot send what lies on a CPU, where the whole of a sharded model is"
+    )
+    with mock.patch("sitlib.engine.of_first_process", side_effect=refused):
+        results["generator-fsdp"] = generator(folder / "fsdp", sharded)
+        recomputed = replace(sharded, activation_checkpointing=True, micro_batch_size=2)
+        results["captioned-fsdp"] = captioned(folder / "captioned", recomputed)
     for name, (model, rows) in results.items():
         torch.save(model.state_dict(), folder / f"{name}-{process_index()}.pt")
         (folder / f"{name}-{process_index()}.json").write_text(json.dumps(rows))

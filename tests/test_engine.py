@@ -129,7 +129,7 @@ def assert_alike(ours, theirs):
 
 
 def test_two_processes_train_what_one_trains(tmp_path):
-    """Weights, codebooks, restarts, adversary and curve: with DDP, accumulated too, and sharded with a kill (gloo on CPUs)."""
+    """Weights, codebooks, restarts, adversary, texts and curve: with DDP, accumulated too, and sharded with a kill (gloo on CPUs)."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     result = subprocess.run(
         [*command, str(ROOT / "tests/processes.py"), str(tmp_path)],
@@ -141,7 +141,7 @@ def test_two_processes_train_what_one_trains(tmp_path):
     assert result.returncode == 0, result.stderr[-3000:]
     one = {
         name: getattr(processes, name)(tmp_path / f"one-{name}", ONE_PROCESS)
-        for name in ("tokenizer", "generator")
+        for name in ("tokenizer", "generator", "captioned")
     }
     # Each process has four images, and so has each part here.
     one["adversary"] = processes.adversary(
@@ -150,7 +150,7 @@ def test_two_processes_train_what_one_trains(tmp_path):
     restarted = [row["restarted"] for row in one["tokenizer"][1]]
     assert sum(restarted) > 0 and restarted[0] == 0
     assert all(row["adversarial"] and row["discriminator"] for row in one["adversary"][1][3:])
-    for name in ("tokenizer-ddp", "adversary-ddp", "generator-ddp", "generator-fsdp"):
+    for name in ("tokenizer-ddp", "adversary-ddp", "generator-ddp", "generator-fsdp", "captioned-fsdp"):
         weights, others = (torch.load(tmp_path / f"{name}-{rank}.pt") for rank in (0, 1))
         assert all(torch.equal(value, others[key]) for key, value in weights.items()), name
         rows = json.loads((tmp_path / f"{name}-0.json").read_text())
