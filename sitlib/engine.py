@@ -163,7 +163,11 @@ class Engine:
         """Gives a picture, uint8 [H, W, 3], to those trackers that show any."""
         for tracker in self.accelerator.trackers if process_index() == 0 else ():
             if hasattr(tracker, "log_images"):
-                tracker.log_images({"images": image_HWC[None]}, step=step)
+                takes_one = tracker.name in ("aim", "clearml")  # the others take several
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images(
+                    {"images": image_HWC if takes_one else image_HWC[None]}, step=step, **layout
+                )
 
     def finish(self) -> None:
         if self.config.trackers:

@@ -214,12 +214,13 @@ def _train(
             rate = config.learning_rate * learning_rate_factor(step, config)
             seconds = elapsed + time.perf_counter() - began
             rows.append({"step": done, "learning_rate": rate, "seconds": round(seconds, 1), **means})
-            engine.log(rows[-1])
             bar.set_postfix({name: f"{means[name]:.3f}" for name in list(means)[:2]}, refresh=False)
-        if pictures is not None and engine.config.images_every and done % engine.config.images_every == 0:
-            _show(pictures, done, title, engine)
         if done % config.checkpoint_every == 0 and done < config.steps and not pending:
             store.save(done, rows)
+        if not pending:  # after the state, which no tracker or picture that fails shall cost
+            engine.log(rows[-1])
+        if pictures is not None and engine.config.images_every and done % engine.config.images_every == 0:
+            _show(pictures, done, title, engine)
         bar.update()
     bar.close()
     engine.finish()

@@ -8,22 +8,31 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
+import numpy as np
 import processes
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sitlib import engine as engines
-from sitlib import states
+from sitlib import states, training
 from sitlib.config import ConfigError, Profile, from_dict, load_profile
+from sitlib.data import CaptionedImages
 from sitlib.engine import ONE_PROCESS, Engine, Part, precision
+from sitlib.experiments import generators
+from sitlib.experiments.codes import Codes
 from sitlib.experiments.launch import LaunchError, launch_command, stream
-from sitlib.experiments.tokenizers import trained_tokenizer
+from sitlib.experiments.runs import AutoregressiveRun, Trained, best_device
+from sitlib.experiments.tokenizers import PICTURES, trained_tokenizer
 from sitlib.paths import ROOT, resolve
 from sitlib.states import StateError
+from sitlib.tokenizer import SpectralTokenizer
 from sitlib.training import Phase, learning_rate_factor, make_optimiser, seed_everything, train
 from sitlib.transformer import Block, BlockOptions, SequenceLayout, Transformer
 
@@ -495,6 +504,83 @@ def test_trackers_get_every_row(tmp_path, monkeypatch):
     events.Reload()
     found = [(event.step, event.value) for event in events.Scalars("l2")]
     assert found == [(row["step"], pytest.approx(row["l2"])) for row in rows]
+
+
+def assert_shown(folder, size):
+    """The pictures of steps 3 and 6, in TensorBoard and as files, of this width and height."""
+    from tensorboard.backend.event_processing import event_accumulator
+
+    events = event_accumulator.EventAccumulator(str(folder / "scratch/trackers/test"))
+    events.Reload()
+    found = [(event.step, event.width, event.height) for event in events.Images("images")]
+    assert found == [(3, *size), (6, *size)]
+    files = sorted((folder / "scratch/images/test").iterdir())
+    assert [file.name for file in files] == ["step-00000003.png", "step-00000006.png"]
+    assert {Image.open(file).size for file in files} == {size}
+
+
+SHOWN = replace(ONE_PROCESS, trackers=["tensorboard"], images_every=3)
+
+
+def test_reconstructions_are_shown_while_a_tokenizer_trains(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    for module in (engines, training):
+        monkeypatch.setattr(module, "resolve", lambda path: tmp_path / path)
+    shown, _ = processes.tokenizer(tmp_path, SHOWN)
+    assert_shown(tmp_path, (2 * PICTURES * 64, 64))
+    plain, _ = processes.tokenizer(tmp_path / "plain", ONE_PROCESS)
+    assert all(map(torch.equal, shown.state_dict().values(), plain.state_dict().values()))
+
+
+@pytest.mark.parametrize("variant", ["ar_sit4", "ar_captioned_sit4_sc"])
+def test_samples_are_shown_while_a_generator_trains(tmp_path, monkeypatch, variant):
+    """Given a class or a text; nothing that it shows changes what is learned."""
+    pytest.importorskip("tensorboard")
+    profile = processes.PROFILE
+    optimiser = {"steps": 6, "batch_size": 4, "log_every": 3, "checkpoint_every": 3}
+    run = AutoregressiveRun.of(profile, variant, 0)
+    run = replace(run, optimiser=replace(run.optimiser, **optimiser))
+    seed_everything(0)
+    tokenizer = Trained(SpectralTokenizer(run.codes.tokenizer.model).eval(), {}, tmp_path)
+    monkeypatch.setattr(generators, "trained_tokenizer", lambda *_: tokenizer)
+    maps, texts, labels = torch.randint(64, (10, 4, 16)), None, torch.arange(10) % 2
+    if run.codes.captions is not None:
+        texts, labels = CaptionedImages([], [["a cat"], ["a hat"]] * 5, list("abcdefghij")), torch.arange(10)
+    codes = Codes(maps, labels, maps, labels, ["a", "b"] if texts is None else [])
+    models = []
+    for name, engine in {"shown": SHOWN, "plain": ONE_PROCESS}.items():
+        for module in (engines, training):
+            monkeypatch.setattr(module, "resolve", lambda path, name=name: tmp_path / name / path)
+        pictures = generators._Pictures(profile, variant, codes, texts) if engine is SHOWN else None
+        folder = tmp_path / name / "states"
+        models.append(generators._train(run, codes, texts, folder, "test", engine, pictures)[0])
+    assert_shown(tmp_path / "shown", (generators.PICTURES * 64, 64))
+    assert all(map(torch.equal, *(model.state_dict().values() for model in models)))
+
+
+@pytest.mark.parametrize("broken", ["log", "log_image"])
+def test_what_cannot_be_shown_costs_no_state(tmp_path, monkeypatch, broken):
+    monkeypatch.setattr(training, "resolve", lambda path: tmp_path / path)
+
+    def fails(self, value, step=None):
+        if (step or value["step"]) == 6:
+            raise OSError("the tracker is not there")
+
+    monkeypatch.setattr(Engine, broken, fails)
+    options = {"engine": replace(ONE_PROCESS, images_every=3), "pictures": lambda: torch.rand(3, 3, 8, 8)}
+    with pytest.raises(OSError, match="the tracker is not there"):
+        train([Phase(network(), loss)], batch_at, OPTIMISER, checkpoints=tmp_path / "states", **options)
+    assert [path.name for path in (tmp_path / "states").iterdir()] == ["step-00000006"]
+
+
+@pytest.mark.parametrize(("name", "shape"), [("aim", (4, 8, 3)), ("wandb", (1, 4, 8, 3))])
+def test_trackers_get_as_many_pictures_as_they_take(name, shape):
+    shown = []
+    log_images = lambda values, step: shown.append((values["images"].shape, step))  # noqa: E731
+    engine = Engine(ONE_PROCESS, 8, "test")
+    engine.accelerator.trackers = [SimpleNamespace(name=name, log_images=log_images)]
+    engine.log_image(np.zeros((4, 8, 3), np.uint8), 5)
+    assert shown == [(shape, 5)]
 
 
 # -- settings --------------------------------------------------------------------------------------------------------------------------
