@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# The whole pipeline on several nodes of a SLURM cluster: sbatch scripts/slurm.sh
-# The number of nodes is engine.machines of the profile, and that of GPUs on each engine.processes.
+# The whole pipeline on a SLURM cluster: sbatch scripts/slurm.sh
+# The numbers here are those of the profile paper: as many nodes as engine.machines, as many GPUs on each as engine.processes.
+# With machines: 8 in the profile, sbatch --nodes=8 scripts/slurm.sh. Training refuses a job of another number of nodes.
 # Stages run on the first node; those that train start torchrun on all of them (sitlib/experiments/launch.py).
 #SBATCH --job-name=sit
-#SBATCH --nodes=8
+#SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=64

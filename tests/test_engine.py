@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -198,7 +199,27 @@ def test_one_machine_is_started_with_torchrun_and_several_with_srun(tmp_path, mo
         "module",
     ]
     with pytest.raises(LaunchError, match="start this from a SLURM job of as many nodes"):
-        launch_command(replace(engine, machines=4), [], {"SLURM_JOB_NUM_NODES": "2", "MASTER_ADDR": "a"})
+        launch_command(replace(engine, machines=4), [], {"MASTER_ADDR": "a"})
+
+
+@pytest.mark.parametrize(("machines", "nodes"), [(1, 8), (4, 2), (2, 1)])
+def test_a_slurm_job_of_more_or_fewer_nodes_than_machines_is_refused(machines, nodes):
+    engine = replace(ONE_PROCESS, strategy="ddp", processes=8, machines=machines)
+    sentence = (
+        rf"job has {nodes} node\(s\), .* is {machines}: .*--nodes={machines}\), or set machines: {nodes}\."
+    )
+    with pytest.raises(LaunchError, match=sentence):
+        launch_command(engine, [], {"SLURM_JOB_NUM_NODES": str(nodes), "MASTER_ADDR": "a"})
+    command = launch_command(replace(engine, machines=1), ["-m", "module"], {"SLURM_JOB_NUM_NODES": "1"})
+    assert command[-3:] == ["--standalone", "-m", "module"]
+
+
+def test_the_slurm_script_asks_for_what_its_profile_uses():
+    script = (ROOT / "scripts/slurm.sh").read_text()
+    asked = dict(re.findall(r"^#SBATCH --(\S+)=(\S+)$", script, re.MULTILINE))
+    (name,) = re.findall(r"PROFILE:-(\w+)", script)
+    engine = load_profile(name).engine
+    assert (asked["nodes"], asked["gpus-per-node"]) == (str(engine.machines), str(engine.processes))
 
 
 def test_what_a_program_prints_appears_and_its_exit_code_is_told(capsys):

@@ -66,13 +66,18 @@ def launch_command(engine: EngineConfig, program: list[str], environment: Mappin
     """The command line that starts `program` (arguments of torchrun, such as `-m`, a module and its arguments) in all processes.
 
     Raises:
-        LaunchError: several machines without a SLURM allocation of as many nodes, or without MASTER_ADDR.
+        LaunchError: a SLURM allocation of more or fewer nodes than machines; or several machines without one, or without MASTER_ADDR.
     """
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(engine.processes)]
+    nodes = environment.get("SLURM_JOB_NUM_NODES", environment.get("SLURM_NNODES"))
+    if nodes is not None and nodes != str(engine.machines):
+        raise LaunchError(
+            f"This SLURM job has {nodes} node(s), and engine.machines of the profile is {engine.machines}: start a job of as many nodes "
+            f"(sbatch --nodes={engine.machines}), or set machines: {nodes}."
+        )
     if engine.machines == 1:
         return [*torchrun, "--standalone", *program]
-    nodes = environment.get("SLURM_JOB_NUM_NODES", environment.get("SLURM_NNODES"))
-    if nodes != str(engine.machines) or "MASTER_ADDR" not in environment or shutil.which("srun") is None:
+    if nodes is None or "MASTER_ADDR" not in environment or shutil.which("srun") is None:
         raise LaunchError(
             f"engine.machines is {engine.machines}: start this from a SLURM job of as many nodes with MASTER_ADDR set to the first of "
             "them (scripts/slurm.sh is an example), or start torchrun on every machine yourself (docs/scale.md)."
