@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ import yaml
 from PIL import Image
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sitlib import engine as engines
 from sitlib import states, training
@@ -465,26 +467,77 @@ def test_a_block_compiles_as_one_graph():
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU has to be waited for")
-def test_between_rows_of_the_curve_nothing_waits_for_the_gpu(tmp_path):
-    """Of a tokenizer with restarts and a discriminator; at the steps that write rows it may."""
+class Waits(TorchDispatchMode):
+    """Refuses what a GPU has to be waited for: numbers that Python reads, and results whose size depends on numbers."""
 
-    def guarded(module, batch, step):
-        torch.cuda.set_sync_debug_mode("error" if (step + 1) % 3 else "default")
-        return loss(module, batch, step)
+    names = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount", "_unique2", "unique_dim")
 
-    phase = Phase(network(), guarded, after_update=lambda _: torch.cuda.set_sync_debug_mode("default") or {})
-    train([phase], batch_at, replace(OPTIMISER, log_every=3), checkpoints=tmp_path)
-    from sitlib.quantizer import Codebook
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        places = args[1] if name in ("index", "index_put", "index_put_") else ()
+        if name in self.names or any(x is not None and x.dtype == torch.bool for x in places):
+            raise RuntimeError(f"{name} waits")
+        return func(*args, **(kwargs or {}))
 
-    book, z = Codebook(32, 4, learning="ema").cuda(), torch.randn(64, 4, device="cuda")
+
+@contextmanager
+def nothing_waits():
+    """Waiting for the GPU is an error; on a CPU, which never has to wait, what would wait for a GPU is."""
+    if not torch.cuda.is_available():
+        with Waits():
+            yield
+        return
     torch.cuda.set_sync_debug_mode("error")
     try:
-        codes = book(z).codes
-        book.follow(z, codes)
-        book.restart_dead(z, codes, after=1)
+        yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def adversary(folder, **optimiser):
+    """Codes restart on GPUs only: there for all codes, because a CPU first looks how many are needed."""
+    settings = {"lpips": 0.0, "restart_after": 2 * torch.cuda.is_available(), "smaller": 0.3}
+    optimiser = {"steps": 6, "batch_size": 8, "checkpoint_every": 3, **optimiser}
+    return processes.adversary(folder, ONE_PROCESS, loss=settings, optimiser=optimiser)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        adversary,
+        partial(processes.generator, engine=ONE_PROCESS),
+        partial(processes.captioned, engine=replace(ONE_PROCESS, activation_checkpointing=True)),
+    ],
+    ids=["tokenizer with a discriminator", "model of classes", "model of texts"],
+)
+def test_between_rows_of_the_curve_nothing_waits_for_the_gpu(tmp_path, monkeypatch, what):
+    """From the first loss of a step to that of the next; the steps that write rows may wait."""
+    real, guarded, guard = training._accumulate, [], ExitStack()
+
+    def accumulate(phase, module, parts, step, engine):
+        if step not in guarded:
+            guard.close()
+            if (step + 1) % 3:
+                guarded.append(step)
+                guard.enter_context(nothing_waits())
+        return real(phase, module, parts, step, engine)
+
+    monkeypatch.setattr(training, "_accumulate", accumulate)
+    # The schedule reads a number that is never on a GPU.
+    monkeypatch.setattr(training, "learning_rate_factor", lambda step, config: 1.0)
+    with guard:
+        _, rows = what(tmp_path, log_every=3)
+    assert guarded == [0, 1, 3, 4] and [row["step"] for row in rows] == [3, 6]
+    if what is adversary:
+        assert rows[-1]["adversarial"] and rows[-1]["discriminator"]
+        assert rows[-1]["restarted"] > 0 or not torch.cuda.is_available()
+
+
+def test_what_waits_for_the_gpu_is_noticed():
+    numbers = torch.ones(2, device=best_device())
+    for read in (torch.Tensor.nonzero, lambda x: x[0].item(), lambda x: x[x > 0]):
+        with pytest.raises(RuntimeError), nothing_waits():
+            read(numbers)
 
 
 # -- what is shown while it trains -----------------------------------------------------------------------------------------------------
