@@ -122,7 +122,7 @@ def test_live_bytes_are_those_of_tensors_that_are_alive():
         assert tracker.now == 64 and tracker.peak == 464
 
 
-@pytest.mark.parametrize("size", ["1", "2"])
+@pytest.mark.parametrize("size", ["1", "2", "3"])
 def test_the_estimate_of_memory_is_what_a_real_step_takes(memory, size):
     for name, subject in memory.subjects(size).items():
         assert cost(subject).peak_bytes == pytest.approx(memory.measured_peak(subject), rel=0.15), name
