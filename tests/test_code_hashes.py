@@ -8,9 +8,10 @@ import sys
 import nbformat
 import pytest
 
+from sitlib import essence as essences
+from sitlib.essence import essence
 from sitlib.paths import ROOT
 from sitlib.reporting import code_hashes
-from sitlib.reporting.code_hashes import essence
 
 SOURCE = '''"""About the module."""
 import os
@@ -92,14 +93,15 @@ def project(tmp_path, monkeypatch):
     }
     for name, text in files.items():
         (tmp_path / "sitlib" / name).write_text(text)
-    monkeypatch.setattr(code_hashes, "ROOT", tmp_path)
+    for module in (code_hashes, essences):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
 
     def notebook(*sources):
         cells = [nbformat.v4.new_code_cell(source) for source in sources]
         nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "notebooks/01_x.ipynb")
 
     def hashes():
-        code_hashes._module.cache_clear()
+        essences._module.cache_clear()
         command = [str(tmp_path / "notebooks"), "--output", str(tmp_path / "code")]
         status = code_hashes.main(command)
         return (
@@ -108,7 +110,7 @@ def project(tmp_path, monkeypatch):
 
     notebook("import sitlib.styled")
     yield tmp_path / "sitlib", notebook, hashes
-    code_hashes._module.cache_clear()
+    essences._module.cache_clear()
 
 
 def test_a_change_reaches_those_that_import_it_and_no_other(project):
