@@ -1,7 +1,6 @@
 """Files that say what they are: weights in safetensors with the model's configuration in the metadata."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sitlib.config import ConfigError, from_dict, to_dict
+from sitlib.disk import whole_file
 from sitlib.paths import resolve
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -21,13 +21,13 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], about: dict[str,
     Args:
         about: plain values for the file's metadata. They are one JSON text, because safetensors keeps no order between entries and
             equal content should be equal bytes.
+
+    Raises:
+        DiskError: it could not be written, for instance to a full disk.
     """
-    path = resolve(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     metadata = {"about": json.dumps(about, sort_keys=True)}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
-    os.replace(partial, path)
+    with whole_file(resolve(path)) as file:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata)
 
 
 def read_about(path: str | Path) -> dict[str, Any]:

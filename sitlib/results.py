@@ -1,10 +1,14 @@
-"""Results as files: metrics in JSON, training curves in CSV, both small and readable in a diff."""
+"""Results as files: metrics in JSON, training curves in CSV, both small and readable in a diff.
+
+What cannot be written, for instance to a full disk, is a DiskError.
+"""
 
 import csv
 import json
 from pathlib import Path
 from typing import Any
 
+from sitlib.disk import whole_file
 from sitlib.paths import resolve
 
 Row = dict[str, float]
@@ -12,9 +16,8 @@ Row = dict[str, float]
 
 def write_metrics(path: str | Path, values: dict[str, Any]) -> None:
     """Writes metrics as JSON, six significant digits."""
-    path = resolve(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_rounded(values), indent=2) + "\n")
+    with whole_file(resolve(path)) as file:
+        file.write_text(json.dumps(_rounded(values), indent=2) + "\n")
 
 
 def read_metrics(path: str | Path) -> dict[str, Any]:
@@ -24,9 +27,7 @@ def read_metrics(path: str | Path) -> dict[str, Any]:
 
 def write_curve(path: str | Path, rows: list[Row]) -> None:
     """Writes a training curve as CSV, six significant digits; a value that a row lacks is "nan"."""
-    path = resolve(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with whole_file(resolve(path)) as partial, partial.open("w", newline="") as file:
         names = list(dict.fromkeys(name for row in rows for name in row))
         writer = csv.DictWriter(file, names, restval="nan", lineterminator="\n")
         writer.writeheader()

@@ -17,6 +17,7 @@ import filelock
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
+from sitlib.disk import make_durable, unwritten
 from sitlib.distributed import process_index, wait_for_all
 from sitlib.results import Row
 
@@ -26,8 +27,12 @@ class StateError(OSError):
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds `folder` for this run. The lock is the operating system's: it ends with the process, however that ends.
+def locked(path: Path, what: str = "This very run is being trained") -> Iterator[None]:
+    """Holds `path` for this run. The lock is the operating system's: it ends with the process, however that ends.
+
+    Args:
+        path: a folder of states, or a name beside them for something else that one run at a time may have.
+        what: begins the sentence for those who are refused.
 
     Raises:
         StateError: a process that is alive holds it.
@@ -35,15 +40,13 @@ def locked(folder: Path) -> Iterator[None]:
     if process_index() > 0:  # the first process holds it for all
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    lock, holder = filelock.FileLock(folder / ".lock"), folder / ".holder"
+    file = lock_file(path)
+    lock, holder = filelock.FileLock(file), file.with_suffix(".holder")
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         who = holder.read_text() if holder.exists() else "another process"
-        raise StateError(
-            f"This very run is being trained by {who}: wait until it has finished, or stop it. (Its states are in {folder}.)"
-        ) from None
+        raise StateError(f"{what} by {who}: wait until it has finished, or stop it.") from None
     try:
         holder.write_text(
             f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
@@ -52,7 +55,16 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
-        (folder / ".lock").unlink(missing_ok=True)
+
+
+def lock_file(path: Path) -> Path:
+    """What is locked for `path`: a file in a folder `locks` beside it.
+
+    It stays. If it went with the states, or when it is free, one process could hold the file that is gone and another a new one.
+    """
+    folder = path.parent / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{path.name}.lock"
 
 
 class States:
@@ -120,7 +132,7 @@ class States:
                 progress = {"step": step, "kind": self.kind, "rows": rows}
                 (partial / "progress.json").write_text(json.dumps(progress))
                 for path in [*partial.rglob("*"), partial]:
-                    _make_durable(path)
+                    make_durable(path)
         # Writers of tensors report a full disk in ways of their own.
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
@@ -128,36 +140,17 @@ class States:
             kept = (
                 f"That of {good[-1].name.replace('-', ' ')} is intact" if good else "There is no earlier one"
             )
-            free = shutil.disk_usage(self.folder).free / 2**30
             raise StateError(
-                f"The state of step {step} could not be written to {self.folder} ({_reason(error)}; {free:.1f} GiB are free there). "
+                f"{unwritten(f'The state of step {step}', self.folder, error)} "
                 f"{kept}: make room, then give the same command again, and training goes on from it."
             ) from error
         if process_index() == 0:
             older = self._found()
             os.replace(partial, final)
-            _make_durable(self.folder)
+            make_durable(self.folder)
             for state in older:
                 shutil.rmtree(state)
         wait_for_all()
 
     def _found(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
-
-
-def _make_durable(path: Path) -> None:
-    """Waits until a file or folder is on the disk, so that a rename cannot overtake what it is about."""
-    if os.name != "posix" and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _reason(error: BaseException) -> str:
-    """The system's own words where an error was raised because of them."""
-    while error.__context__ is not None and not (isinstance(error, OSError) and error.strerror):
-        error = error.__context__
-    return getattr(error, "strerror", None) or " ".join(str(error).split())[:200]

@@ -11,12 +11,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
+from sitlib import checkpoint
 from sitlib.config import load_profile
 from sitlib.data import held_out_views, open_captioned, open_images, training_views
+from sitlib.disk import DiskError
 from sitlib.experiments import code_shards, codes, generators
 from sitlib.experiments.code_shards import jobs, make_shards, read_manifest, read_maps
+from sitlib.states import StateError
 from sitlib.tokenizer import SpectralTokenizer
+
+
+@pytest.fixture(autouse=True)
+def locks_elsewhere(tmp_path_factory, monkeypatch):
+    project = tmp_path_factory.mktemp("project")
+    monkeypatch.setattr(code_shards, "resolve", lambda path: project / path)
 
 
 def write(folder, sizes=(3, 5, 4), num_codes=512, seconds=0.0, identity="a", made=None):
@@ -103,6 +113,70 @@ class TestShards:
         (tmp_path / "codes/train-00001.safetensors").unlink()
         with pytest.raises(FileNotFoundError, match=r"lacks the codes train-00001\.safetensors: extract"):
             read_maps(tmp_path / "codes", "train")
+
+    def test_another_run_of_the_same_folder_is_refused_while_the_first_lives(self, tmp_path):
+        """Whichever finished first would remove what the other has made."""
+        left = tmp_path / ".codes.c"
+        (left / "shards").mkdir(parents=True)
+        (left / f"of a process that was killed{code_shards.ALIVE}").touch()
+        wanted = jobs({"train": 1}, 1)
+
+        def make(job):
+            with pytest.raises(StateError, match=r"is being made by another run, .* \(in \.codes\.a\)"):
+                write(tmp_path / "codes", identity="b")
+            return torch.zeros(2, 1, 1, dtype=torch.int64), torch.zeros(2)
+
+        make_shards(tmp_path / "codes", "a", wanted, make, {}, 512)
+        assert not left.exists() and len(read_maps(tmp_path / "codes", "train")) == 2
+        write(tmp_path / "codes", identity="b")
+        assert len(read_maps(tmp_path / "codes", "train")) == 12
+
+    def test_codes_of_another_run_are_never_taken_for_ones_own(self, tmp_path, monkeypatch):
+        write(tmp_path / "codes")
+        monkeypatch.setattr(
+            code_shards, "_claimed", lambda *_: iter(())
+        )  # as if the folder had been cleared away
+        with pytest.raises(StateError, match="was made by another run meanwhile"):
+            write(tmp_path / "codes", identity="b")
+
+    def test_killed_while_an_older_folder_is_replaced(self, tmp_path, monkeypatch):
+        write(tmp_path / "codes")
+        real = code_shards.shutil.rmtree
+
+        def killed(folder, **options):
+            (folder / "train-00000.safetensors").unlink()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(code_shards.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "codes", identity="b")
+        monkeypatch.setattr(code_shards.shutil, "rmtree", real)
+        write(tmp_path / "codes")  # the older one again: not taken for whole
+        assert len(read_maps(tmp_path / "codes", "train")) == 12
+
+    def test_a_full_disk_leaves_the_finished_shards_and_nothing_else(self, tmp_path, monkeypatch):
+        made, real = [], checkpoint.save_file
+
+        def full(tensors, path, metadata):
+            Path(path).write_bytes(b"as much as there was room for")
+            raise SafetensorError("No space left on device (os error 28)")
+
+        def save(tensors, path, metadata):
+            (full if len(made) == 2 else real)(tensors, path, metadata)
+
+        monkeypatch.setattr(checkpoint, "save_file", save)
+        for _ in range(3):
+            with pytest.raises(
+                DiskError, match=r"train-00001\.safetensors could not be written .*No space left"
+            ):
+                write(tmp_path / "codes", made=made)
+            made[:] = made[:1]
+        files = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+        assert [name for name in files if not name.endswith((".lock", code_shards.ALIVE))] == [made[0]]
+        monkeypatch.setattr(checkpoint, "save_file", real)
+        write(tmp_path / "codes", made=made)
+        write(tmp_path / "undisturbed")
+        assert len(made) == 3 and content(tmp_path / "codes") == content(tmp_path / "undisturbed")
 
     def test_shards_are_cut_by_size(self, monkeypatch):
         monkeypatch.setattr(code_shards, "SHARD_BYTES", 100)

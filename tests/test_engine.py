@@ -356,7 +356,7 @@ def test_a_full_disk_ends_with_a_sentence_and_the_last_good_state(tmp_path, monk
     elif writer == "torch":
         monkeypatch.setattr(torch, "save", fails(torch.save))
     else:
-        monkeypatch.setattr(states, "_make_durable", fails(states._make_durable))
+        monkeypatch.setattr(states, "make_durable", fails(states.make_durable))
     with pytest.raises(StateError) as caught:
         train([Phase(network(), watched)], batch_at, OPTIMISER, checkpoints=tmp_path)
     assert "No space left on device" in str(caught.value) and "That of step 00000006 is intact" in str(
@@ -391,7 +391,7 @@ with locked(Path({str(tmp_path)!r})):
     os.kill(os.getpid(), signal.SIGKILL)
 """
     died = subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert died.returncode == -signal.SIGKILL and (tmp_path / ".lock").exists()
+    assert died.returncode == -signal.SIGKILL and states.lock_file(tmp_path).exists()
     with states.locked(tmp_path):
         pass
 

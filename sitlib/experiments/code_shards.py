@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,15 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sitlib.checkpoint import write_tensors
+from sitlib.config import digest
 from sitlib.data.order import EpochOrder
-from sitlib.paths import resolve
+from sitlib.disk import whole_file
+from sitlib.paths import ROOT, resolve
+from sitlib.states import StateError, lock_file
 
 SHARD_BYTES = 2**27  # of codes, at most (but at least one batch)
 MANIFEST = "manifest.json"
+ALIVE = ".alive"  # of files that a process locks as long as it makes shards
 
 
 class CodeMaps:
@@ -110,40 +115,81 @@ def make_shards(
         make: codes [m, S, N] and labels [m] of a shard; called for some of the shards where other processes make others.
         about: plain values for the manifest.
         num_codes: codes are below it.
+
+    Raises:
+        StateError: a living process makes codes of another identity in the same place, or has put them there.
+        DiskError: a shard could not be written, for instance to a full disk. The finished ones stay.
     """
     output = resolve(output)
-    # Not in the manifest: equal codes should be equal files, whatever the times of the images from which they were made.
+    # Not in the manifest: equal codes should be equal files, whatever the code and the images from which they were made.
     finished = output.with_name(f".{output.name}.finished")
-    if (output / MANIFEST).exists() and finished.exists() and finished.read_text() == identity:
-        return
     work = output.with_name(f".{output.name}.{identity}")
     shards = work / "shards"
-    for job in _claimed(wanted, work, shards):
-        codes, labels = make(job)
-        dtype = torch.uint16 if num_codes <= 2**16 else torch.int32
-        partial = work / f"{job.name}.{uuid4().hex}"
-        write_tensors(partial, {"codes": codes.to(dtype), "labels": labels.to(torch.int32)}, {})
-        os.replace(partial, shards / job.name)
-    try:
-        lock = FileLock(work / "finish.lock").acquire()
-    except FileNotFoundError:
-        return  # another process has finished it and cleared it away
-    with lock:
-        if shards.exists():
-            manifest = {**about, "shards": [job.name for job in wanted]}
-            (shards / MANIFEST).write_text(json.dumps(manifest, indent=1))
-            if output.is_dir():
-                shutil.rmtree(output)
-            output.unlink(missing_ok=True)  # codes of earlier versions were one file
-            os.replace(shards, output)
-            finished.write_text(identity)
-    for left in output.parent.glob(f".{output.name}.*"):  # also of earlier runs, which this one replaces
-        shutil.rmtree(left, ignore_errors=True)
+    place = output.relative_to(ROOT) if output.is_relative_to(ROOT) else output
+    gate = FileLock(lock_file(resolve(".ckpt") / f"codes-{output.name}-{digest(str(place))}"))
+    with ExitStack() as life:
+        with gate:  # while others neither come nor finish
+            if (output / MANIFEST).exists() and _text(finished) == identity:
+                shutil.rmtree(work, ignore_errors=True)  # locks of a process that was killed at its end
+                return
+            for other in output.parent.glob(f".{output.name}.*"):
+                if other != work and _is_alive(other):
+                    raise StateError(
+                        f"{output} is being made by another run, with other settings, images or code (in {other.name}): wait until it has "
+                        "finished, or stop it."
+                    )
+            shards.mkdir(parents=True, exist_ok=True)
+            life.enter_context(FileLock(work / f"{uuid4().hex}{ALIVE}"))
+        for job in _claimed(wanted, work, shards):
+            codes, labels = make(job)
+            dtype = torch.uint16 if num_codes <= 2**16 else torch.int32
+            whole = work / job.name
+            write_tensors(whole, {"codes": codes.to(dtype), "labels": labels.to(torch.int32)}, {})
+            os.replace(whole, shards / job.name)
+        with gate:
+            if all((shards / job.name).exists() for job in wanted):
+                manifest = {**about, "shards": [job.name for job in wanted]}
+                _publish(shards, output, manifest, finished, identity)
+            life.close()
+            if not shards.exists():  # published, by this process or another: the last one clears up
+                # Also what earlier runs have left, which this one replaces.
+                for left in output.parent.glob(f".{output.name}.*"):
+                    if not _is_alive(left):
+                        shutil.rmtree(left, ignore_errors=True)
+    if _text(finished) != identity:
+        raise StateError(f"{output} was made by another run meanwhile: give the same command again.")
+
+
+def _publish(shards: Path, output: Path, manifest: dict[str, Any], finished: Path, identity: str) -> None:
+    """Puts all shards in the place of `output`; killed at any line, the next call does it again."""
+    with whole_file(shards / MANIFEST) as file:
+        file.write_text(json.dumps(manifest, indent=1))
+    finished.unlink(missing_ok=True)  # from here on `output` is nobody's
+    if output.is_dir():
+        shutil.rmtree(output)
+    output.unlink(missing_ok=True)  # codes of earlier versions were one file
+    with whole_file(finished) as file:
+        file.write_text(identity)
+    os.replace(shards, output)
+
+
+def _is_alive(work: Path) -> bool:
+    """Whether a process makes shards there: every one holds a lock of its own from its beginning to its end."""
+    for file in work.glob(f"*{ALIVE}"):
+        try:
+            with FileLock(file, timeout=0):
+                continue
+        except Timeout:
+            return True
+    return False
+
+
+def _text(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
 
 
 def _claimed(wanted: list[Job], work: Path, shards: Path) -> Iterator[Job]:
     """Shards that are not there, each while nobody else works on it; ends when all are there or the folder is finished."""
-    shards.mkdir(parents=True, exist_ok=True)
     wait = 0.0  # first what nobody has taken, then what others have and may not finish
     while left := [job for job in wanted if shards.exists() and not (shards / job.name).exists()]:
         for job in left:

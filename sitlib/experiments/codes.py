@@ -26,7 +26,7 @@ from sitlib.data import (
 from sitlib.data.captions import Phrasing
 from sitlib.data.manifest import sha256_of
 from sitlib.experiments.code_shards import CodeMaps, Job, jobs, make_shards, read_manifest, read_maps
-from sitlib.experiments.runs import CodesRun, best_device, checkpoint_folder, command
+from sitlib.experiments.runs import CodesRun, best_device, command, resume_key
 from sitlib.experiments.tokenizers import trained_tokenizer
 from sitlib.paths import resolve
 
@@ -140,8 +140,7 @@ def extract_codes(profile: Profile, variant: str, output: str | Path, workers: i
     )
     class_names = [] if run.captions is not None else images["train"].class_names
     about = {"run": digest(run), "classes": class_names}
-    identity = checkpoint_folder(run, sha256_of(tokenizer.path)).name
-    make_shards(output, identity, wanted, make, about, config.num_codes)
+    make_shards(output, resume_key(run, sha256_of(tokenizer.path)), wanted, make, about, config.num_codes)
     return read_codes(output)
 
 

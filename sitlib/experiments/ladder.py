@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -51,6 +51,8 @@ HELD_OUT_TIMES = 8  # at which the diffusion model's held-out loss is measured, 
 @dataclass(frozen=True)
 class DiffusionRun:
     """Everything that determines a trained diffusion model, its tokenizer included."""
+
+    made_by: ClassVar[str] = "sitlib/experiments/ladder.py"
 
     codes: CodesRun
     model: DiffusionConfig

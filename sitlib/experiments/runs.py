@@ -5,15 +5,19 @@ A run is the parts of a profile that determine a trained model, and a seed. In t
 exploring never touches what the pipeline has made.
 """
 
-import hashlib
+import errno
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import torch
 import yaml
+from braceexpand import braceexpand
 
 from sitlib.checkpoint import read_about
 from sitlib.config import (
@@ -29,16 +33,23 @@ from sitlib.config import (
     TokenizerTraining,
     digest,
 )
+from sitlib.data.manifest import sha256_of
+from sitlib.disk import DiskError
 from sitlib.distributed import agreed, process_index, wait_for_all
-from sitlib.paths import ROOT, resolve
+from sitlib.essence import ABOUT, FETCHING, code_hashes
+from sitlib.paths import resolve
 from sitlib.results import Row, read_curve, write_curve
-from sitlib.states import StateError
+from sitlib.states import StateError, locked
 from sitlib.training import forget_checkpoints
+
+SMALL_SET = 2**28  # bytes of images that are read to tell whether they are the same: a second or less
 
 
 @dataclass(frozen=True)
 class TokenizerRun:
     """Everything that determines a trained tokenizer."""
+
+    made_by: ClassVar[str] = "sitlib/experiments/tokenizers.py"
 
     data: DataConfig  # with the size of the model
     model: TokenizerConfig
@@ -61,6 +72,8 @@ class TokenizerRun:
 class CodesRun:
     """Everything that determines a set of extracted codes."""
 
+    made_by: ClassVar[str] = "sitlib/experiments/codes.py"
+
     tokenizer: TokenizerRun
     codes: CodesConfig
     captions: CaptionsConfig | None  # None: images with classes
@@ -81,6 +94,8 @@ class CodesRun:
 class AutoregressiveRun:
     """Everything that determines a trained autoregressive model, its tokenizer included."""
 
+    made_by: ClassVar[str] = "sitlib/experiments/generators.py"
+
     codes: CodesRun
     model: AutoregressiveConfig
     optimiser: OptimiserConfig
@@ -99,6 +114,8 @@ class AutoregressiveRun:
 @dataclass(frozen=True)
 class DualEncoderRun:
     """Everything that determines the dual encoder that judges text-conditional samples."""
+
+    made_by: ClassVar[str] = "sitlib/experiments/dual_encoder.py"
 
     data: DataConfig
     captions: CaptionsConfig
@@ -129,7 +146,13 @@ class DualEncoderRun:
 
 
 class Run(Protocol):
-    """What determines a trained model: a dataclass, hashed into the name of its result."""
+    """What determines a trained model: a dataclass, hashed into the name of its result.
+
+    Attributes:
+        made_by: file of the code that does it, which is no part of the name.
+    """
+
+    made_by: ClassVar[str]
 
     @property
     def seed(self) -> int: ...
@@ -179,6 +202,10 @@ def trained(
         pipeline: train, and write the pipeline's files, as its stages do. Otherwise take the pipeline's result if it is of this very
             run, else what was trained in `scratch/` before, else train there.
         launch: where the run is to be trained in processes of its own: starts them and waits until they have written its files.
+
+    Raises:
+        StateError: another process is making these files, or a state could not be written.
+        DiskError: they could not be written, for instance to a full disk. The last state is still there.
     """
     key = digest(run)
     shared, own = _pipeline_files(kind, variant, run.seed), _own_files(kind, variant, run.seed, key)
@@ -193,13 +220,16 @@ def trained(
     if launch is not None:
         launch()
         return files.load(model_class)
-    checkpoints = agreed(checkpoint_folder(run))
-    model, rows = train_now(checkpoints)
-    if process_index() == 0:
-        write_curve(files.curve, rows)
-        model.cpu().save(files.model, run=key, name=f"{kind}/{variant}-seed{run.seed}")
-        forget_checkpoints(checkpoints)
-    wait_for_all()
+    # Runs of other settings may have the same output, and of the same settings another one.
+    with locked(resolve(".ckpt") / f"{kind}-{files.model.parent.name}", f"{files.model} is being made"):
+        checkpoints = agreed(checkpoint_folder(run))
+        model, rows = train_now(checkpoints)
+        if process_index() == 0:
+            write_curve(files.curve, rows)
+            model.cpu().save(files.model, run=key, name=f"{kind}/{variant}-seed{run.seed}")
+            with suppress(StateError), locked(checkpoints):  # unless another process goes on from them
+                forget_checkpoints(checkpoints)
+        wait_for_all()
     return files.load(model_class)
 
 
@@ -235,19 +265,64 @@ def pipeline_parameters() -> dict[str, Any]:
 
 
 def checkpoint_folder(run: Run | CodesRun, purpose: str = "") -> Path:
-    """Where a run keeps its resumable states: named by its configuration, its images (path, size and time of their files) and the code."""
-    source = resolve(run.source)
-    found = source.rglob("*") if source.is_dir() else source.parent.glob(source.name)
-    stats = [(str(path), path.stat()) for path in sorted(found) if path.is_file()]
-    files = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
-    modules = [path for path in sorted((ROOT / "sitlib").rglob("*.py")) if path.parent.name != "reporting"]
-    code = b"".join(path.read_bytes() for path in modules)
-    return resolve(".ckpt") / digest(run, purpose, files, hashlib.sha256(code).hexdigest())
+    """Where a run keeps its resumable states; says so if there are some that it cannot go on from."""
+    folder = resolve(".ckpt") / resume_key(run, purpose)
+    if process_index() == 0:
+        _tell_of_others(folder)
+    return folder
+
+
+def resume_key(run: Run | CodesRun, purpose: str = "") -> str:
+    """Names what may be gone on with: digests of the run's configuration, of its images and of the code that makes it, joined by "-"."""
+    code = code_hashes({run.made_by}, ABOUT + FETCHING)
+    return "-".join(digest(part) for part in ([run, purpose], _fingerprint(run.source), code))
+
+
+def _fingerprint(source: str) -> list[list[Any]]:
+    """Of images: names and contents. Of a large set names and sizes, and contents of what lists it, such as manifests with checksums.
+
+    No times and no absolute paths: a copy of the images is as good.
+    """
+    path = resolve(source)
+    if path.is_dir():
+        files, root = [file for file in path.rglob("*") if file.is_file()], path
+    else:
+        files, root = (
+            [Path(name) for pattern in braceexpand(str(path)) for name in glob(pattern)],
+            path.parent,
+        )
+    sizes = {file: file.stat().st_size for file in sorted(files)}
+    is_small = sum(sizes.values()) <= SMALL_SET
+    return [
+        [os.path.relpath(file, root), size, sha256_of(file) if is_small or file.suffix == ".json" else ""]
+        for file, size in sizes.items()
+    ]
+
+
+def _tell_of_others(folder: Path) -> None:
+    """Says on the terminal where states of a run are that were made from other images or by other code than those of `folder`."""
+    own = folder.name.split("-")
+    for other in sorted(folder.parent.glob(f"{own[0]}-*-*")):
+        states = sorted(other.glob("step-*"))
+        if other == folder or not states:
+            continue
+        parts = zip(("settings", "images", "code"), own, other.name.split("-"), strict=True)
+        changed = " and ".join(name for name, ours, theirs in parts if ours != theirs)
+        step = int(states[-1].name.removeprefix("step-"))
+        print(
+            f"This run has a state of step {step} in {other}, of other {changed}: it does not go on from there, and that folder can be "
+            f"removed (unless you go back to that {changed}).",
+            file=sys.stderr,
+        )
 
 
 def command(main: Callable[[], None]) -> None:
     """Runs the `main` of a module; what is wrong with its input ends in one sentence on the terminal and exit code 1."""
     try:
         main()
-    except (ValueError, FileNotFoundError, StateError) as error:
+    except (ValueError, FileNotFoundError, StateError, DiskError) as error:
         sys.exit(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.exit(f"The disk is full ({error}): make room, then give the same command again.")

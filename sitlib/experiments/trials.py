@@ -82,7 +82,7 @@ def run_trial(trial: Trial, values: dict[str, Any], seed: int = SEED) -> dict[st
     profile = trial.profile(values)
     run = TokenizerRun.of(profile, trial.variant, seed)
     images, validation = open_images(run.data.source, "train").split_off(VALIDATION_SHARE)
-    checkpoints = checkpoint_folder(run, "trial")
+    checkpoints = checkpoint_folder(run, f"trial without {VALIDATION_SHARE}")
     tokenizer, curve = train_tokenizer(run, images, checkpoints, f"{trial.variant}, {trial.change}")
     views = held_out_views(validation, VALIDATION_VIEWS, run.data.size, seed, kind="crops")[0]
     tokenizer = tokenizer.cpu().eval()

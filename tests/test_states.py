@@ -1,0 +1,236 @@
+"""Runs and their files: who may write them, what the name of a state depends on, what a full disk leaves."""
+
+import errno
+import os
+import shutil
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sitlib import essence
+from sitlib.checkpoint import read_about, write_tensors
+from sitlib.config import digest, load_profile
+from sitlib.disk import DiskError
+from sitlib.experiments import runs
+from sitlib.experiments.runs import TokenizerRun, checkpoint_folder, command, resume_key, trained
+from sitlib.paths import ROOT
+from sitlib.results import read_curve, write_curve, write_metrics
+from sitlib.states import StateError, locked
+
+RUN = TokenizerRun.of(load_profile("smoke"), "sit4", 0)
+ROWS = [{"step": 1, "seconds": 0.5}]
+
+
+class Weights:
+    """A model of nothing but so many numbers."""
+
+    def __init__(self, count: int = 4):
+        self.tensors = {"weights": torch.zeros(count)}
+
+    def save(self, path, **about):
+        write_tensors(path, self.tensors, about)
+
+    def cpu(self):
+        return self
+
+    @classmethod
+    def from_checkpoint(cls, path):
+        return cls()
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """Where the results of runs go."""
+    monkeypatch.setattr(runs, "resolve", lambda path: tmp_path / path)
+    monkeypatch.setattr(runs, "resume_key", lambda run, purpose="": f"{digest(run)}-images-code")
+    return tmp_path
+
+
+def make(train_now, run=RUN, pipeline=True):
+    return trained(run, "tokenizer", "sit4", Weights, train_now, pipeline)
+
+
+def with_a_state(checkpoints: Path) -> tuple[Weights, list]:
+    (checkpoints / "step-00000004").mkdir(parents=True)
+    return Weights(), ROWS
+
+
+# -- who may write ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_of_other_settings_is_refused_while_the_same_files_are_made(home):
+    other = replace(RUN, data=replace(RUN.data, min_crop=0.5))
+
+    def train_now(checkpoints):
+        with pytest.raises(
+            StateError, match=rf"model\.safetensors is being made by process {os.getpid()} on "
+        ):
+            make(with_a_state, other)
+        made = make(with_a_state, other, pipeline=False)  # files of its own
+        assert made.path.is_relative_to(home / "scratch")
+        return Weights(), ROWS
+
+    first = make(train_now)
+    assert first.path.is_relative_to(home / "models") and read_about(first.path)["run"] == digest(RUN)
+    make(with_a_state, other)  # free again
+    assert read_about(first.path)["run"] == digest(other)
+
+
+def test_states_that_another_process_goes_on_from_are_left_to_it(home):
+    with ExitStack() as other:
+
+        def train_now(checkpoints):
+            other.enter_context(locked(checkpoints))
+            return with_a_state(checkpoints)
+
+        make(train_now)
+        assert len(list(home.glob(".ckpt/*/step-*"))) == 1
+    shutil.rmtree(next(home.glob(".ckpt/*/step-*")))
+    make(with_a_state)
+    assert not list(home.glob(".ckpt/*/step-*"))
+
+
+def test_a_lock_is_the_same_file_for_all_who_ever_want_it(tmp_path):
+    """One that is removed when it is free can be held by two: by who had opened it, and by who makes it again."""
+    with locked(tmp_path / "states"):
+        shutil.rmtree(tmp_path / "states", ignore_errors=True)
+        with pytest.raises(StateError, match="wait until it has finished"), locked(tmp_path / "states"):
+            pass
+    before = {path: path.stat().st_ino for path in tmp_path.rglob("*.lock")}
+    with locked(tmp_path / "states"):
+        assert before == {path: path.stat().st_ino for path in tmp_path.rglob("*.lock")} != {}
+
+
+# -- what the name of a state depends on -----------------------------------------------------------------------------------------------
+
+
+def test_states_are_gone_on_from_after_an_edit_that_changes_no_program(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "sitlib", tmp_path / "sitlib", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(essence, "ROOT", tmp_path)
+
+    def key(file, old="", new=""):
+        path = tmp_path / "sitlib" / file
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new, 1))
+        essence._module.cache_clear()
+        return resume_key(RUN).split("-")
+
+    first = key("tokenizer.py")
+    assert key("tokenizer.py", "\nimport", "\n# a comment\nimport") == first
+    assert key("training.py", '"""The training loop', '"""The loop') == first
+    assert key("describe.py", "\nimport", "\nNEW = 1\nimport") == first  # trains nothing
+    run, images, code = key("training.py", "torch.pi", "3.14")
+    assert [run, images] == first[:2] and code != first[2]
+    essence._module.cache_clear()
+
+
+def test_a_copy_of_the_images_is_as_good_and_other_images_are_not(tmp_path, monkeypatch):
+    def images(source):
+        return resume_key(replace(RUN, data=replace(RUN.data, source=str(source)))).split("-")[1]
+
+    one, two = tmp_path / "one", tmp_path / "elsewhere/two"
+    for folder in (one, two):
+        (folder / "train").mkdir(parents=True)
+        (folder / "train/a.png").write_bytes(b"pixels")
+        (folder / "train.manifest.json").write_text("{}")
+    os.utime(two / "train/a.png", (1, 1))
+    first = images(one)
+    assert images(two) == first
+    assert images(one / "train/{a,a}.png") == images(two / "train/*.png") != first
+    (two / "train/a.png").write_bytes(b"PIXELS")
+    assert images(two) != first
+    monkeypatch.setattr(runs, "SMALL_SET", 0)  # large ones are not read
+    assert images(two) == images(one)
+    (two / "train.manifest.json").write_text("[]")
+    assert images(two) != images(one)
+    (one / "train/a.png").rename(one / "train/b.png")
+    (two / "train.manifest.json").write_text("{}")
+    assert images(two) != images(one)
+
+
+def test_states_that_a_run_cannot_go_on_from_are_named(home, monkeypatch, capsys):
+    folder = checkpoint_folder(RUN)
+    (folder / "step-00000004").mkdir(parents=True)
+    checkpoint_folder(RUN)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(runs, "resume_key", lambda run, purpose="": f"{digest(run)}-images-newer")
+    make(with_a_state)
+    assert f"has a state of step 4 in {folder}, of other code: " in capsys.readouterr().err
+    monkeypatch.setattr(runs, "resume_key", lambda run, purpose="": f"{digest(run)}-others-newer")
+    checkpoint_folder(RUN)
+    assert "of other images and code" in capsys.readouterr().err
+    checkpoint_folder(replace(RUN, seed=1))
+    assert capsys.readouterr().err == ""
+
+
+# -- a full disk -----------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def no_room(size: int = 4096):
+    """No file can grow beyond so many bytes: the system refuses to write, as on a full disk."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def sentence(path: Path) -> str:
+    return rf"{path.name} could not be written to {path.parent} \(.*GiB are free there\)\. Make room, then give the same command"
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("model.safetensors", lambda path, n: Weights(n).save(path)),
+        ("curve.csv", lambda path, n: write_curve(path, ROWS * n)),
+        ("scores.json", lambda path, n: write_metrics(path, {"values": [0.5] * n})),
+    ],
+)
+def test_what_cannot_be_written_leaves_what_was_there_and_nothing_else(tmp_path, name, write):
+    path = tmp_path / "results" / name
+    write(path, 2)
+    before = path.read_bytes()
+    with no_room(), pytest.raises(DiskError, match=sentence(path)):
+        write(path, 10_000)
+    assert path.read_bytes() == before and [*path.parent.iterdir()] == [path]
+
+
+def test_a_model_that_cannot_be_written_costs_no_state(home):
+    def train_now(checkpoints):
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        (checkpoints / "step-00000004").mkdir(exist_ok=True)
+        return Weights(10_000), ROWS
+
+    with no_room(), pytest.raises(DiskError, match=r"model\.safetensors could not be written"):
+        make(train_now)
+    assert len(list(home.glob(".ckpt/*/step-*"))) == 1 and not list(home.rglob("*.partial"))
+    assert read_curve(make(train_now).path.parents[3] / "metrics/curves/tokenizer/sit4-seed0.csv")
+    assert not list(home.glob(".ckpt/*/step-*"))
+
+
+@pytest.mark.parametrize("error", [DiskError("no room"), OSError(errno.ENOSPC, "No space left on device")])
+def test_a_command_says_a_full_disk_in_a_sentence(error):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        command(main)
+    assert str(ended.value) in (
+        "no room",
+        "The disk is full ([Errno 28] No space left on device): make room, then give the same command again.",
+    )
+
+
+def test_a_command_hides_no_other_error():
+    def main():
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output"):
+        command(main)
