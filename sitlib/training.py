@@ -215,7 +215,8 @@ def _train(
             seconds = elapsed + time.perf_counter() - began
             rows.append({"step": done, "learning_rate": rate, "seconds": round(seconds, 1), **means})
             bar.set_postfix({name: f"{means[name]:.3f}" for name in list(means)[:2]}, refresh=False)
-        if done % config.checkpoint_every == 0 and done < config.steps and not pending:
+        is_last = done == config.steps  # its state stays until the model is written: there may be no room
+        if (done % config.checkpoint_every == 0 or is_last) and not pending:
             store.save(done, rows)
         if not pending:  # after the state, which no tracker or picture that fails shall cost
             engine.log(rows[-1])
