@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sitlib.checkpoint import load_model, save_model
 from sitlib.config import AutoregressiveConfig
+from sitlib.precision import precisely
 from sitlib.text import TextTokenizer
 from sitlib.text_encoder import TextEncoder
 from sitlib.transformer import BlockOptions, Context, KeyValueCache, SequenceLayout, Transformer, rotation
@@ -48,7 +49,7 @@ class Writing:
 
     cache: KeyValueCache
     context: Context | None
-    places_TC: Tensor  # embeddings of scale and position of every code
+    places_TC: Tensor  # what is added to every input: embeddings of scale and position of its code, nothing to the prefix
     rotation_2TF: Tensor | None
 
 
@@ -158,7 +159,11 @@ class AutoregressiveModel(nn.Module):
     # -- writing one code after another --------------------------------------------------------------------------------------------
 
     def begin(
-        self, condition: Tensor, length: int | None = None, codes_BT: Tensor | None = None
+        self,
+        condition: Tensor,
+        length: int | None = None,
+        codes_BT: Tensor | None = None,
+        static: bool | None = None,
     ) -> tuple[Writing, Tensor]:
         """Starts a sequence: what to keep, and logits [B, K] of the first code, or of the one after the given codes.
 
@@ -166,30 +171,36 @@ class AutoregressiveModel(nn.Module):
             condition: as for `forward`.
             length: how many codes will be written, the given ones included; all T by default.
             codes_BT: codes that the sequence starts with, [B, t] with t < length.
+            static: whether the steps of one kind (`kind_of_step`) are the same operations on the same memory; by default on a GPU.
         """
         length = self.num_tokens if length is None else length
         x_BTC, context = self._prefix(condition)
         places_TC = self._places()
         if codes_BT is not None:
             x_BTC = torch.cat([x_BTC, self._embed(codes_BT, 0, places_TC)], dim=1)
-        cache = self.transformer.new_cache(len(condition), length)
+        cache = self.transformer.new_cache(len(condition), length, static)
+        places_TC = F.pad(places_TC[:-1], (0, 0, 1, 0))
         writing = Writing(cache, context, places_TC, self._rotation(x_BTC.device))
         return writing, self._next_logits(writing, x_BTC)
 
     def proceed(self, writing: Writing, codes_B: Tensor) -> Tensor:
         """Takes the code [B] that was chosen for the next position, and returns logits [B, K] of the one after it."""
         position = writing.cache.length - 1  # of this code; the prefix is in the cache too
-        x_BC = self.code_embedding[self._vocabulary[position]](codes_B) + writing.places_TC[position]
-        return self._next_logits(writing, x_BC[:, None])
+        x_B1C = self.code_embedding[self._vocabulary[position]](codes_B)[:, None]
+        return self._next_logits(writing, x_B1C + writing.places_TC[writing.cache.rows(1)])
+
+    def kind_of_step(self, writing: Writing) -> tuple[int, int, int]:
+        """Of the next `proceed`: the codebooks of the code that it takes and of the one that it predicts, and how far attention reads."""
+        length = writing.cache.length
+        return self._vocabulary[length - 1], self._vocabulary[length], writing.cache.reach(1)
 
     def _next_logits(self, writing: Writing, x_BTC: Tensor) -> Tensor:
-        start = writing.cache.length
         layout = SequenceLayout(1, x_BTC.shape[1], "causal")
         turned = writing.rotation_2TF
         if turned is not None:
-            turned = turned[:, start : start + x_BTC.shape[1]]
+            turned = turned[:, writing.cache.rows(x_BTC.shape[1])]
         x_BTC = self.transformer(x_BTC, layout, writing.cache, rotation_2TF=turned, context=writing.context)
-        return self.heads[self._vocabulary[writing.cache.length - 1]](x_BTC[:, -1])
+        return precisely(self.heads[self._vocabulary[writing.cache.length - 1]], x_BTC[:, -1])
 
     # -- embeddings ----------------------------------------------------------------------------------------------------------------
 

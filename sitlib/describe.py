@@ -21,7 +21,8 @@ from sitlib.estimates import Cost, autoregressive_subject, cost, tokenizer_subje
 from sitlib.experiments.runs import command
 from sitlib.text import TextTokenizer
 
-FLOAT32 = 4  # bytes: weights, gradients, moments and the cache of sampling
+FLOAT32 = 4  # bytes: weights, gradients and moments
+BF16 = 2  # bytes: the cache of sampling on a GPU
 GIB = 2**30
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
 
@@ -197,7 +198,7 @@ def _of_generator(profile: Profile, name: str, num_classes: int, costs: dict[str
     positions = tokens + (
         text.max_tokens if text is not None else 0
     )  # those of the text are kept for every layer too
-    cache = 2 * shape.layers * shape.width * positions * FLOAT32
+    cache = 2 * shape.layers * shape.width * positions * BF16
     parts = _parts(model, AUTOREGRESSIVE_PARTS)
     return Description(name, parts, _learning([model]), tokens, costs[key], batch, optimiser, cache, engine)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -23,6 +23,7 @@ from sitlib.config import EngineConfig
 from sitlib.data import prefetch
 from sitlib.distributed import num_processes, of_first_process, process_index
 from sitlib.paths import resolve
+from sitlib.precision import precision
 from sitlib.results import Row
 from sitlib.transformer import Block, ContextProjection, Transformer
 
@@ -177,22 +178,6 @@ class Engine:
 def join_processes() -> None:
     """Makes this process one of those that a launcher started, if it did: before anything asks for a device."""
     PartialState(cpu=not torch.cuda.is_available())
-
-
-def precision(wanted: Literal["auto", "no", "bf16", "fp16"] = "auto") -> Literal["no", "fp16", "bf16"]:
-    """Mixed precision of this device; "auto": bf16 on GPUs and CPUs (AMX) that have it, fp16 with loss scaling on older GPUs, else none.
-
-    Raises:
-        ValueError: fp16 on a CPU.
-    """
-    if wanted == "fp16" and not torch.cuda.is_available():
-        raise ValueError("engine.precision: fp16 needs a GPU; set auto, no or bf16.")
-    if wanted != "auto":
-        return wanted
-    if not torch.cuda.is_available():
-        has_amx = torch.cpu.get_capabilities().get("amx_bf16", False)
-        return "bf16" if has_amx else "no"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def _pinned(batch: Any) -> Any:

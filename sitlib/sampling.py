@@ -5,7 +5,8 @@ Keys and values are kept in memory that is allocated once for a batch; the condi
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -15,7 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sitlib.autoregressive import AutoregressiveModel
+from sitlib.captured import CapturedSteps
 from sitlib.config import SamplingConfig
+from sitlib.precision import mixed, product_dtype
 from sitlib.tokenizer import SpectralTokenizer
 
 Streamed = Callable[[int, int, Tensor], None]
@@ -73,7 +76,6 @@ def generate(
         _check_streaming(model, tokenizer)
 
     device = next(model.parameters()).device
-    batch_size = config.batch_size or largest_batch(model, config, scales)
     bar = tqdm(
         total=len(conditions),
         desc=progress,
@@ -83,38 +85,62 @@ def generate(
         disable=progress is None,
     )
     batches = [prefix_codes.new_empty(0, scales * shape.tokens_per_scale).to(device)]
-    was_training, gradients = model.training, torch.is_grad_enabled()
+    was_training, outside = model.training, (torch.is_grad_enabled(), torch.is_autocast_enabled(device.type))
     model.eval()  # dropout would make a sample depend on more than its seed
     try:
-        for start in range(0, len(conditions), batch_size):
-            chosen = slice(start, start + batch_size)
-            streamed = None
-            if on_scale is not None and tokenizer is not None:
-                streamed = partial(_show, on_scale, tokenizer, gradients, start)
-            given = prefix_codes[chosen].flatten(1).to(device)
-            batches.append(
-                _generate_batch(
-                    model,
-                    conditions[chosen].to(device),
-                    first_sample + start,
-                    given,
-                    scales,
-                    config,
-                    streamed,
+        with _used_on(device):
+            batch_size = config.batch_size or largest_batch(model, config, scales)
+            for start in range(0, len(conditions), batch_size):
+                chosen = slice(start, start + batch_size)
+                streamed = None
+                if on_scale is not None and tokenizer is not None:
+                    streamed = partial(_show, on_scale, tokenizer, outside, start)
+                given = prefix_codes[chosen].flatten(1).to(device)
+                batches.append(
+                    _generate_batch(
+                        model,
+                        conditions[chosen].to(device),
+                        first_sample + start,
+                        given,
+                        scales,
+                        config,
+                        streamed,
+                    )
                 )
-            )
-            bar.update(len(batches[-1]))
+                bar.update(len(batches[-1]))
     finally:
         model.train(was_training)
         bar.close()
     return torch.cat(batches).unflatten(1, (scales, shape.tokens_per_scale))
 
 
+@contextmanager
+def _used_on(device: torch.device) -> Iterator[None]:
+    """Around sampling: on a GPU in its precision, and as the blocks are written, compiled or not, since steps are recorded."""
+    if device.type != "cuda":
+        yield
+        return
+    try:
+        with mixed(device), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        torch.clear_autocast_cache()  # casts without gradients are nothing for an autocast around
+
+
 def _show(
-    on_scale: Streamed, tokenizer: SpectralTokenizer, gradients: bool, first: int, codes: Tensor
+    on_scale: Streamed, tokenizer: SpectralTokenizer, outside: tuple[bool, bool], first: int, codes: Tensor
 ) -> None:
-    """Calls `on_scale` with the images of codes [b, k, N] of the samples from `first` on, which may be used for anything."""
-    with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+    """Calls `on_scale` with the images of codes [b, k, N] of the samples from `first` on, which may be used for anything.
+
+    Args:
+        outside: whether gradients and autocast are enabled around `generate`, and so here.
+    """
+    gradients, autocast = outside
+    with (
+        torch.inference_mode(False),
+        torch.set_grad_enabled(gradients),
+        torch.autocast(codes.device.type, enabled=autocast),
+    ):
         on_scale(first, codes.shape[1], tokenizer.decode(codes.clone()))
 
 
@@ -123,7 +149,8 @@ def largest_batch(model: AutoregressiveModel, config: SamplingConfig, scales: in
     parameter, shape = next(model.parameters()), model.config
     text = shape.shape.text.max_tokens if shape.shape.text else 0
     length = scales * shape.tokens_per_scale + text
-    values = 2 * shape.shape.layers * shape.shape.width * length + 8 * shape.num_codes
+    cached = 2 * shape.shape.layers * shape.shape.width * length * product_dtype(parameter).itemsize
+    others = 8 * shape.num_codes * parameter.element_size()
     halves = 1 if config.guidance == 1.0 else 2
     if parameter.is_cuda:
         free = torch.cuda.mem_get_info(parameter.device)[0]
@@ -131,7 +158,7 @@ def largest_batch(model: AutoregressiveModel, config: SamplingConfig, scales: in
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     else:
         free = 2 * 2**30
-    return max(1, min(1024, int(free / 2 / (values * halves * parameter.element_size()))))
+    return max(1, min(1024, int(free / 2 / ((cached + others) * halves))))
 
 
 def guidance_of_scale(scale: int, num_scales: int, config: SamplingConfig) -> float:
@@ -168,6 +195,7 @@ def _generate_batch(
     if guided:
         condition = torch.cat([condition, model.unconditional(condition)])
     writing, logits_BK = model.begin(condition, length, both(given_Bt) if given else None)
+    proceed = CapturedSteps(model, writing) if condition.is_cuda else partial(model.proceed, writing)
     for position in range(given, length):
         scale = position // tokens + 1
         if guided:
@@ -182,7 +210,7 @@ def _generate_batch(
         if streamed is not None and (position + 1) % tokens == 0:
             streamed(codes_BT[:, : position + 1].unflatten(1, (scale, tokens)))
         if position + 1 < length:
-            logits_BK = model.proceed(writing, both(codes_B))
+            logits_BK = proceed(both(codes_B))
     return codes_BT
 
 

@@ -18,6 +18,7 @@ from sitlib.checkpoint import load_model, save_model
 from sitlib.config import TokenizerConfig, to_dict
 from sitlib.decompositions import Decomposition, decomposition
 from sitlib.geometry import band_statistics
+from sitlib.precision import mixed, precisely
 from sitlib.quantizer import Codebook, Quantized
 from sitlib.scales import ScaleTransformer
 from sitlib.squares import cut_codes, cut_images, join_codes, join_images
@@ -154,7 +155,7 @@ class SpectralTokenizer(nn.Module):
     def latents(self, images: Tensor) -> Tensor:
         """Encoder outputs [B, k, N, D] in the lookup space, before normalisation and quantization, of square images with k scales."""
         values = self.token_values(images)
-        x_BTC = torch.cat([_precisely(embed, v) for embed, v in zip(self.embed, values, strict=False)], dim=1)
+        x_BTC = torch.cat([precisely(embed, v) for embed, v in zip(self.embed, values, strict=False)], dim=1)
         x_BTC = self.encoder(x_BTC)
         return self._per_codebook(self.to_code, x_BTC.unflatten(1, (len(values), -1)))
 
@@ -175,7 +176,7 @@ class SpectralTokenizer(nn.Module):
         """Code vectors [B, k, N, D] of the first k scales of squares -> their token values, which `images` turns into pixels."""
         x_BTC = self.decoder(self._per_codebook(self.from_code, vectors).flatten(1, 2))
         x_SBNC = x_BTC.unflatten(1, vectors.shape[1:3]).unbind(1)
-        return [_precisely(head, x_BNC) for head, x_BNC in zip(self.to_values, x_SBNC, strict=False)]
+        return [precisely(head, x_BNC) for head, x_BNC in zip(self.to_values, x_SBNC, strict=False)]
 
     def forward(self, images: Tensor, quantization: float = 1.0, smaller: int = 0) -> TokenizerOutput:
         """One differentiable pass over square images [B, 3, H, H] in [0, 1].
@@ -225,7 +226,8 @@ class SpectralTokenizer(nn.Module):
             raise ValueError(f"images must lie in [0, 1], these span {float(low):.3g} ... {float(high):.3g}.")
         side = self._unit(self.num_scales(*images.shape[2:]))
         squares, (rows, columns) = cut_images(images, side)
-        codes = self.quantize(self.latents(squares)).codes
+        with mixed(images.device):
+            codes = self.quantize(self.latents(squares)).codes
         return join_codes(codes, rows, columns, self.config.grid)
 
     @torch.no_grad()
@@ -244,7 +246,8 @@ class SpectralTokenizer(nn.Module):
             ValueError: a shape, a number of scales or a code that this tokenizer cannot have produced.
         """
         codes, (rows, columns) = cut_codes(self._checked(codes, scales), self.config.grid, token_grid)
-        squares = self.images(self.decode_vectors(self.code_vectors(codes)))
+        with mixed(codes.device):
+            squares = self.images(self.decode_vectors(self.code_vectors(codes)))
         return join_images(squares, rows, columns).clamp(0, 1)
 
     def reconstruct(self, images: Tensor, scales: int | None = None) -> Tensor:
@@ -356,7 +359,7 @@ class SpectralTokenizer(nn.Module):
 
     def _per_codebook(self, modules: nn.ModuleList, x_BS: Tensor) -> Tensor:
         return torch.cat(
-            [_precisely(module, part) for module, part in zip(modules, self.by_codebook(x_BS), strict=True)],
+            [precisely(module, part) for module, part in zip(modules, self.by_codebook(x_BS), strict=True)],
             dim=1,
         )
 
@@ -397,15 +400,6 @@ def _transformer(config: TokenizerConfig, part: str) -> ScaleTransformer:
 def _head(width: int, out: int) -> nn.Sequential:
     """ViT-VQGAN's head after a transformer: two layers with tanh between (arXiv 2110.04627, section 3.1)."""
     return nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, out))
-
-
-def _precisely(layers: nn.Module, x: Tensor) -> Tensor:
-    """`layers(x)` in the precision of their weights, also under autocast.
-
-    For the layers between values, transformers and codes: they are small, and what they round no other layer can mend.
-    """
-    with torch.autocast(x.device.type, enabled=False):
-        return layers(x.to(next(layers.parameters()).dtype))
 
 
 def _whiten(linear: nn.Linear, outputs: Tensor) -> None:

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sitlib.precision import product_dtype
+
 
 @dataclass(frozen=True)
 class SequenceLayout:
@@ -73,31 +75,67 @@ class Context:
 class KeyValueCache:
     """Keys and values of all positions seen so far, in memory allocated once.
 
+    Usually attention reads the positions that are filled, one more at every step. That of a static cache reads a multiple of `READ`
+    positions, of which a mask hides those to come, and where the next one is written is said by a tensor: steps are then the same
+    operations on the same memory, which a CUDA graph can repeat, until attention has to read further.
+
     Args:
         num_layers, batch_size, num_heads, capacity, head_dim: shape of the store, [layers, 2, B, H, capacity, D].
+        static: for a GPU, where starting kernels costs more than what they read in vain.
     """
 
-    def __init__(self, num_layers, batch_size, num_heads, capacity, head_dim, *, device=None, dtype=None):
+    READ = 256
+
+    def __init__(
+        self, num_layers, batch_size, num_heads, capacity, head_dim, *, static=False, device=None, dtype=None
+    ):
         self.store = torch.zeros(
             num_layers, 2, batch_size, num_heads, capacity, head_dim, device=device, dtype=dtype
         )
         self.length = 0  # positions filled by every layer; advanced by the transformer after its last layer
+        # The same number for a static cache, where kernels can see it.
+        self.position = torch.zeros(1, dtype=torch.int64, device=device) if static else None
 
     @property
     def capacity(self) -> int:
         return self.store.shape[4]
 
+    def rows(self, count: int) -> slice | Tensor:
+        """Index of the next `count` positions in a table of all; on the device, int64 [1], if static and they are not the first."""
+        if self.position is None or self.length == 0:
+            return slice(self.length, self.length + count)
+        return self.position
+
+    def reach(self, count: int) -> int:
+        """How many positions attention reads from the next `count`."""
+        stop = self.length + count
+        if isinstance(self.rows(count), slice):
+            return stop
+        return min(-(-stop // self.READ) * self.READ, self.capacity)
+
+    def visible(self, count: int) -> Tensor | None:
+        """Bool [1, reach], which of them the next `count` positions see; None: all, or as is usual between themselves."""
+        if isinstance(at := self.rows(count), slice):
+            return None
+        return torch.arange(self.reach(count), device=at.device)[None] <= at
+
     def update(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores keys and values of new positions and returns those of all positions, views of the store."""
+        """Stores keys and values of new positions and returns those that attention reads, views of the store."""
         stop = self.length + k_BHTD.shape[2]
         if stop > self.capacity:
             raise ValueError(
                 f"the cache holds {self.capacity} positions, position {stop} was asked for: allocate a larger one."
             )
-        k, v = self.store[layer]
-        k[:, :, self.length : stop] = k_BHTD
-        v[:, :, self.length : stop] = v_BHTD
-        return k[:, :, :stop], v[:, :, :stop]
+        (k, v), rows, reach = self.store[layer], self.rows(k_BHTD.shape[2]), self.reach(k_BHTD.shape[2])
+        k[:, :, rows] = k_BHTD.to(k.dtype)
+        v[:, :, rows] = v_BHTD.to(v.dtype)
+        return k[:, :, :reach], v[:, :, :reach]
+
+    def advance(self, count: int) -> None:
+        """Says that every layer has stored `count` new positions."""
+        self.length += count
+        if self.position is not None:
+            self.position += count
 
 
 def rotation(places_TP: Tensor, head_dim: int) -> Tensor:
@@ -147,10 +185,10 @@ def attend(
     inside a scale attention is full.
 
     Args:
-        key_mask: bool [B, T], False for keys that nobody sees (the padding of short texts); with attention "full" only.
+        key_mask: bool [B, T], False for keys that nobody sees (the padding of short texts); with attention "full" only, or for one query.
     """
     if key_mask is not None:
-        if layout.attention != "full":
+        if layout.attention != "full" and q_BHTD.shape[2] > 1:
             raise ValueError(
                 f"keys can be hidden in full attention only, not in {layout.attention} attention."
             )
@@ -353,6 +391,8 @@ class Transformer(nn.Module):
         lengths = [x_BTC.shape[1]] if cache is not None else layout.lengths(len(self.norm))
         streams = list(x_BTC.split(lengths, dim=1))
         others = {"rotation_2TF": rotation_2TF, "key_mask": key_mask, "context": context}
+        if cache is not None and key_mask is None:
+            others["key_mask"] = cache.visible(x_BTC.shape[1])
         recomputes = self.recomputes and torch.is_grad_enabled() and cache is None
         for layer, block in enumerate(self.blocks):
             if recomputes:
@@ -360,7 +400,7 @@ class Transformer(nn.Module):
             else:
                 streams = block(streams, layout, cache, layer, **others)
         if cache is not None:
-            cache.length += x_BTC.shape[1]
+            cache.advance(x_BTC.shape[1])
         return _join([norm(x) for x, norm in zip(streams, self.norm, strict=False)])
 
     def read(self, context_BLC: Tensor, mask_BL: Tensor | None = None) -> Context:
@@ -368,11 +408,16 @@ class Transformer(nn.Module):
         readers = [cast(CrossAttention, cast(Block, block).cross) for block in self.blocks]
         return Context([reader.read(context_BLC) for reader in readers], mask_BL)
 
-    def new_cache(self, batch_size: int, capacity: int) -> KeyValueCache:
-        """An empty cache for `capacity` positions of `batch_size` sequences, on the model's device and in its precision."""
+    def new_cache(self, batch_size: int, capacity: int, static: bool | None = None) -> KeyValueCache:
+        """An empty cache for `capacity` positions of `batch_size` sequences, on the model's device and in its precision.
+
+        Args:
+            static: as for `KeyValueCache`; None: on a GPU.
+        """
         weight = cast(Block, self.blocks[0]).attention_out.weight
         shape = (len(self.blocks), batch_size, self.num_heads, capacity, self.width // self.num_heads)
-        return KeyValueCache(*shape, device=weight.device, dtype=weight.dtype)
+        static = weight.is_cuda if static is None else static
+        return KeyValueCache(*shape, static=static, device=weight.device, dtype=product_dtype(weight))
 
 
 def _join(streams: list[Tensor]) -> Tensor:

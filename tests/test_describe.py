@@ -151,8 +151,8 @@ def test_a_description_says_what_follows_from_its_numbers(capsys):
     for item in found:
         assert any(line.split()[0] == item.name for line in printed.splitlines() if line.strip())
     generator = found[1]
-    assert generator.cache_bytes == 2 * 1 * 32 * 64 * 4
-    assert found[2].cache_bytes == 2 * 1 * 32 * (64 + 48) * 4
+    assert generator.cache_bytes == 2 * 1 * 32 * 64 * 2
+    assert found[2].cache_bytes == 2 * 1 * 32 * (64 + 48) * 2
     assert generator.state_bytes == 2 * 4 * generator.learning
     expected = generator.cost.step_flops / 16 * 16 * 12
     assert generator.training_flops == pytest.approx(expected)

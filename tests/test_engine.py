@@ -24,8 +24,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sitlib import engine as engines
-from sitlib import states, training
-from sitlib.config import ConfigError, Profile, from_dict, load_profile
+from sitlib import sampling, states, training
+from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig
+from sitlib.config import ConfigError, Profile, TextEncoderConfig, from_dict, load_profile
 from sitlib.data import CaptionedImages
 from sitlib.engine import ONE_PROCESS, Engine, Part, precision
 from sitlib.experiments import generators
@@ -34,14 +35,16 @@ from sitlib.experiments.launch import LaunchError, launch_command, stream
 from sitlib.experiments.runs import AutoregressiveRun, Trained, best_device
 from sitlib.experiments.tokenizers import PICTURES, trained_tokenizer
 from sitlib.paths import ROOT, resolve
+from sitlib.precision import mixed
+from sitlib.sampling import generate
 from sitlib.states import StateError
+from sitlib.text import TextTokenizer
 from sitlib.tokenizer import SpectralTokenizer
 from sitlib.training import Phase, learning_rate_factor, make_optimiser, seed_everything, train
 from sitlib.transformer import Block, BlockOptions, SequenceLayout, Transformer
 
-OPTIMISER = replace(
-    load_profile("smoke").tokenizer.optimiser, steps=10, warmup_steps=4, checkpoint_every=3, log_every=1
-)
+SMOKE = load_profile("smoke")
+OPTIMISER = replace(SMOKE.tokenizer.optimiser, steps=10, warmup_steps=4, checkpoint_every=3, log_every=1)
 
 
 def network():
@@ -435,27 +438,61 @@ def test_recomputing_keeps_a_small_part_of_the_activations():
 FAST = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
 
 
-@pytest.mark.parametrize(
+every_device = pytest.mark.parametrize(
     "device",
     ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))],
 )
-@pytest.mark.parametrize("case", ["full", "scale_causal", "causal", "padded", "cross", "cached"])
+
+
+@every_device
+@pytest.mark.parametrize("case", ["full", "scale_causal", "causal", "padded", "cross"])
 def test_no_attention_falls_back_to_materialised_scores(case, device):
     options = BlockOptions(cross_attention=case == "cross")
     model = Transformer(2, 128, 2, num_types=2 if case == "scale_causal" else 1, options=options).to(device)
     x = torch.randn(2, 64, 128, device=device)
     mask = torch.arange(64, device=device) < torch.tensor([[40], [64]], device=device)
     with sdpa_kernel(FAST), torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-        if case == "cached":
-            cache = model.new_cache(2, 65)
-            with torch.no_grad():
-                model(x, SequenceLayout(1, 64, "causal"), cache)
-                model(x[:, :1], SequenceLayout(1, 1, "causal"), cache)
-            return
         layout = SequenceLayout(4, 16, case if case in ("scale_causal", "causal") else "full")
         context = model.read(x, mask) if case == "cross" else None
         key_mask = mask if case == "padded" else None
         model(x, layout, key_mask=key_mask, context=context).float().square().mean().backward()
+
+
+@every_device
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("kind", ["class", "text"])
+def test_sampling_falls_back_to_no_materialised_scores(monkeypatch, kind, static, device):
+    """With and without a prefix; the mask of a static cache rules flash attention out, not the memory-efficient one."""
+    new_cache = Transformer.new_cache
+    monkeypatch.setattr(
+        Transformer, "new_cache", lambda self, size, length, _: new_cache(self, size, length, static)
+    )
+    if not static:  # only steps on a static cache can be recorded
+        monkeypatch.setattr(sampling, "CapturedSteps", lambda model, writing: partial(model.proceed, writing))
+    texts = TextTokenizer.train(["a cat", "a dog"], 300, 16)
+    text = TextEncoderConfig(layers=1, vocabulary=300, max_tokens=16) if kind == "text" else None
+    shape = replace(SMOKE.autoregressive_variant("ar_sit4"), width=128, heads=2, layers=1, text=text)
+    described = ([], texts.to_json()) if text else (["cat", "dog"], None)
+    model = AutoregressiveModel(CodeModelConfig(shape, 2, 4, 20, 2, *described)).to(device)
+    prompts = ["a cat", "a dog"] if text else torch.tensor([0, 1])
+    sampler = replace(SMOKE.autoregressive.sampling, guidance=2.0)
+    with sdpa_kernel(FAST):
+        codes = generate(model, prompts, sampler)
+        generate(model, prompts, sampler, prefix_codes=codes[:, :1])
+
+
+@every_device
+@pytest.mark.parametrize("attention", ["full", "scale_causal"])
+def test_encoding_and_decoding_fall_back_to_no_materialised_scores(attention, device):
+    sizes = {
+        f"{part}_{name}": value
+        for part in ("encoder", "decoder")
+        for name, value in (("width", 128), ("heads", 2), ("attention", attention))
+    }
+    tokenizer = SpectralTokenizer(replace(SMOKE.tokenizer_variant("sit4"), **sizes)).to(device)
+    side = tokenizer.config.size
+    with sdpa_kernel(FAST):
+        tokenizer.decode(tokenizer.encode(torch.rand(2, 3, side, side, device=device)))
 
 
 def test_a_block_compiles_as_one_graph():
@@ -698,6 +735,16 @@ def test_a_cpu_computes_in_bf16_if_it_multiplies_matrices_in_it(monkeypatch, cap
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert precision("auto") == chosen
+
+
+@pytest.mark.parametrize(("has_bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_trained_models_are_used_in_a_gpus_precision_and_on_a_cpu_in_their_own(monkeypatch, has_bf16, dtype):
+    with mixed(torch.device("cpu")):
+        assert not torch.is_autocast_enabled("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    monkeypatch.setattr(torch, "autocast", lambda *arguments: arguments)
+    assert mixed(torch.device("cuda", 1)) == ("cuda", dtype)
 
 
 def test_bf16_trains_too(tmp_path):

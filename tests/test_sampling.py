@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import sitlib.transformer
+from sitlib import sampling
 from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig
 from sitlib.config import SamplingConfig, TextEncoderConfig, load_profile
 from sitlib.sampling import (
@@ -480,6 +481,19 @@ def test_streamed_images_may_be_changed_and_trained_on():
 
     codes = generate(model, torch.tensor([0, 1]), PLAIN, tokenizer=tokenizer, on_scale=on_scale)
     assert factor.grad > 0 and torch.equal(codes, generate(model, torch.tensor([0, 1]), PLAIN))
+
+
+def test_what_is_shown_knows_nothing_of_the_precision_of_sampling(monkeypatch):
+    precise, seen = torch.is_autocast_enabled("cpu"), []
+    monkeypatch.setattr(sampling, "_used_on", lambda device: torch.autocast("cpu", torch.bfloat16))
+    model, tokenizer = model_of(num_scales=4), tokenizer_of()
+    hook = model.transformer.register_forward_pre_hook(
+        lambda *_: seen.append(torch.is_autocast_enabled("cpu"))
+    )
+    shown = lambda *_: seen.append(torch.is_autocast_enabled("cpu"))  # noqa: E731
+    generate(model, torch.tensor([0, 1]), PLAIN, tokenizer=tokenizer, on_scale=shown)
+    hook.remove()
+    assert not precise and seen == [*[True] * 4, False] * 4
 
 
 def test_streaming_needs_a_tokenizer_that_decodes_scale_by_scale():

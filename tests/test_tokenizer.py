@@ -151,6 +151,18 @@ def test_in_mixed_precision_the_layers_at_the_ends_are_exact():
     assert torch.equal(found.reconstruction, expected.reconstruction)
 
 
+def test_encoding_and_decoding_are_in_the_precision_of_the_device(monkeypatch):
+    tokenizer, images, seen = tokenizer_of("sit4"), photographs(), []
+    expected = tokenizer.decode(tokenizer.encode(images))
+    for part in (tokenizer.encoder, tokenizer.decoder):
+        part.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    monkeypatch.setattr("sitlib.tokenizer.mixed", lambda device: torch.autocast(device.type, torch.bfloat16))
+    codes = tokenizer.encode(images)
+    found = tokenizer.decode(codes)
+    assert seen == [True, True] and codes.dtype == torch.int64 and found.dtype == torch.float32
+    assert 0 < (found - expected).abs().mean() < 0.05
+
+
 class Same(torch.nn.Module):
     """A transformer that does nothing."""
 

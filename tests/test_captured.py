@@ -1,0 +1,265 @@
+"""Static caches, whose steps are the same operations again and again, and the CUDA graphs that repeat them."""
+
+import itertools
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import cache, partial
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from sitlib import captured, sampling
+from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig
+from sitlib.captured import CapturedSteps
+from sitlib.config import TextEncoderConfig, load_profile
+from sitlib.sampling import generate
+from sitlib.text import TextTokenizer
+from sitlib.transformer import KeyValueCache, Transformer
+
+TEXTS = TextTokenizer.train(["a red cat", "a blue dog"], 300, 16)
+SMOKE = load_profile("smoke")
+LLAMA = {"norm": "rms", "mlp": "swiglu", "bias": False, "qk_norm": True}
+CASES = list(itertools.product(["class", "text"], ["learned", "rotary"], [{}, LLAMA]))
+every_case = pytest.mark.parametrize(("kind", "positions", "options"), CASES)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+LENGTH = 12  # codes: three scales of four
+
+
+@pytest.fixture(autouse=True)
+def _attention_reads_five_positions_at_a_time(monkeypatch):
+    monkeypatch.setattr(KeyValueCache, "READ", 5)
+
+
+@cache
+def model_of(kind="class", positions="learned", llama=False, width=16):
+    """With two codebooks, and weights large enough that every prediction is far from uniform."""
+    torch.manual_seed(0)
+    text = TextEncoderConfig(layers=1, vocabulary=300, max_tokens=16) if kind == "text" else None
+    changes = {"layers": 2, "width": width, "heads": 2, "positions": positions, "text": text}
+    shape = replace(SMOKE.autoregressive_variant("ar_sit4"), **changes, **(LLAMA if llama else {}))
+    classes, texts = ([], TEXTS.to_json()) if text else (["cat", "dog"], None)
+    model = AutoregressiveModel(CodeModelConfig(shape, 3, 4, 20, 2, classes, texts)).eval()
+    for parameter in model.parameters():
+        if parameter.ndim >= 2:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def condition_of(model):
+    return torch.tensor([0, 1]) if model.text_tokenizer is None else TEXTS.encode(["a red cat", "a dog"])
+
+
+def codes_of():
+    return torch.randint(20, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+
+
+def written(model, static, given=0, steps_of=lambda model, writing: partial(model.proceed, writing)):
+    """Logits [2, t, K] of the codes after the given ones, when those of `codes_of` are drawn; and how they were written."""
+    codes_BT, device = codes_of(), next(model.parameters()).device
+    prefix = codes_BT[:, :given].to(device) if given else None
+    writing, logits = model.begin(condition_of(model).to(device), codes_BT=prefix, static=static)
+    steps, proceed = [logits.clone()], steps_of(model, writing)
+    for position in range(given, LENGTH - 1):
+        steps.append(proceed(codes_BT[:, position].to(device)).clone())
+    return torch.stack(steps, dim=1), writing
+
+
+class Recorder(TorchDispatchMode):
+    """Operations and their arguments; what they change is put back in the end, as if they were recorded only."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self._before = [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        for value, argument in zip(args, func._schema.arguments, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                self._before.append((value, value.clone()))
+        out = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, out))
+        return out
+
+    def put_back(self):
+        for tensor, value in reversed(self._before):
+            tensor.copy_(value)
+
+
+# -- the static form -------------------------------------------------------------------------------------------------------------------
+
+
+@every_case
+@pytest.mark.parametrize("given", [0, 1, 4, 7, 11])
+@torch.no_grad()
+def test_static_and_growing_caches_give_the_same_logits(kind, positions, options, given):
+    model = model_of(kind, positions, bool(options))
+    growing, _ = written(model, False, given)
+    static, writing = written(model, True, given)
+    torch.testing.assert_close(static, growing, atol=1e-4, rtol=1e-5)
+    assert writing.cache.length == int(writing.cache.position) == LENGTH and growing.std() > 0.1
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("kind", ["class", "text"])
+@torch.no_grad()
+def test_logits_are_float32_in_whatever_precision_the_blocks_compute(kind, static):
+    model = model_of(kind)
+    expected, _ = written(model, static)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = written(model, static)
+    assert found.dtype == torch.float32 and not torch.equal(found, found.bfloat16().float())
+    assert 0 < (found - expected).abs().mean() < 0.05 * expected.std()
+
+
+@torch.no_grad()
+def test_a_static_cache_refuses_what_it_cannot_hold():
+    model = model_of()
+    writing, _ = model.begin(torch.tensor([0]), 3, static=True)
+    for _ in range(2):
+        model.proceed(writing, torch.tensor([1]))
+    with pytest.raises(ValueError, match="holds 3 positions"):
+        model.proceed(writing, torch.tensor([1]))
+
+
+def operations(model, static):
+    """Kind of step -> what each of its steps did: operations, shapes, numbers, and addresses of what outlives a step."""
+    found = {}
+
+    def recorded(writing, codes_B):
+        kind, lasting = model.kind_of_step(writing), [writing.cache.store, *model.parameters()]
+        addresses = {tensor.untyped_storage().data_ptr() for tensor in lasting}
+
+        def described(value):
+            if not isinstance(value, torch.Tensor):
+                return value
+            is_lasting = value.untyped_storage().data_ptr() in addresses
+            return value.shape, value.stride(), value.dtype, value.data_ptr() if is_lasting else None
+
+        with Recorder() as recorder:
+            logits = model.proceed(writing, codes_B)
+        calls = [(str(func), tree_map(described, (args, kwargs))) for func, args, kwargs, _ in recorder.calls]
+        found.setdefault(kind, []).append(calls)
+        return logits
+
+    written(model, static, steps_of=lambda model, writing: partial(recorded, writing))
+    return found
+
+
+@every_case
+@torch.no_grad()
+def test_steps_of_a_kind_on_a_static_cache_are_the_same_operations_on_the_same_memory(
+    kind, positions, options
+):
+    found = operations(model_of(kind, positions, bool(options)), static=True)
+    # (codebook read, codebook predicted, positions read); five are read at a time, of which there are twelve.
+    assert {name: len(steps) for name, steps in found.items()} == {
+        (0, 0, 5): 3,
+        (0, 1, 5): 1,
+        (1, 1, 10): 5,
+        (1, 1, 12): 2,
+    }
+    for steps in found.values():
+        assert all(step == steps[0] for step in steps)
+        names = {name for name, _ in steps[0]}
+        assert not names & {
+            "aten._local_scalar_dense.default",
+            "aten.nonzero.default",
+        }  # they would wait for a GPU
+
+
+@torch.no_grad()
+def test_steps_on_a_growing_cache_are_not_the_same():
+    steps = [step for of_kind in operations(model_of(), static=False).values() for step in of_kind]
+    assert len(steps) == 11 and all(one != other for one, other in itertools.combinations(steps, 2))
+
+
+# -- graphs ----------------------------------------------------------------------------------------------------------------------------
+
+
+class FakeGraph:
+    """A CUDA graph as far as a CPU can imitate one: the recorded operations on the very same tensors, without any of the Python around."""
+
+    made = 0
+
+    def __init__(self):
+        FakeGraph.made += 1
+
+    def replay(self):
+        for func, args, kwargs, out in self.calls:
+            for old, new in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+@contextmanager
+def fake_capture(graph, **options):
+    with Recorder() as recorder:
+        yield
+    recorder.put_back()
+    graph.calls = recorder.calls
+
+
+@every_case
+@pytest.mark.parametrize("given", [0, 4])
+@torch.inference_mode()
+def test_captured_steps_give_the_same_logits(monkeypatch, kind, positions, options, given):
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", fake_capture)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(captured, "_stream", lambda device: None)
+    monkeypatch.setattr(FakeGraph, "made", 0)
+    model = model_of(kind, positions, bool(options))
+    expected, _ = written(model, True, given)
+    found, writing = written(model, True, given, CapturedSteps)
+    torch.testing.assert_close(found, expected)
+    assert writing.cache.length == int(writing.cache.position) == LENGTH
+    assert FakeGraph.made == (
+        3 if given == 0 else 2
+    )  # one for each kind of which there is more than one step
+
+
+@needs_gpu
+@pytest.mark.parametrize("kind", ["class", "text"])
+@torch.inference_mode()
+def test_steps_do_not_wait_for_the_gpu(kind):
+    model = AutoregressiveModel(model_of(kind).config).eval().cuda()
+    writing, _ = model.begin(condition_of(model).cuda())
+    codes_B = torch.tensor([3, 4], device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(LENGTH - 1):
+            model.proceed(writing, codes_B)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_gpu
+@every_case
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_graphs_draw_on_a_gpu_what_steps_draw(monkeypatch, kind, positions, options, guidance):
+    model = AutoregressiveModel(model_of(kind, positions, bool(options), width=64).config).eval().cuda()
+    prompts = torch.tensor([0, 1, 1]) if kind == "class" else ["a red cat", "a dog", "a blue cat"]
+    config = replace(SMOKE.autoregressive.sampling, guidance=guidance, batch_size=2)
+    found = generate(model, prompts, config)
+    monkeypatch.setattr(sampling, "CapturedSteps", lambda model, writing: partial(model.proceed, writing))
+    assert torch.equal(found, generate(model, prompts, config))
+
+
+@needs_gpu
+def test_a_gpu_samples_in_its_precision_and_leaves_the_model_and_autocast_as_they_were(monkeypatch):
+    model, seen = AutoregressiveModel(model_of().config).eval().cuda(), []
+    new_cache = Transformer.new_cache
+
+    def noted(self, *arguments):
+        seen.append(new_cache(self, *arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(Transformer, "new_cache", noted)
+    generate(model, torch.tensor([0, 1]), SMOKE.autoregressive.sampling)
+    assert {cache.store.dtype for cache in seen} <= {torch.bfloat16, torch.float16}
+    assert not torch.is_autocast_enabled("cuda")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    logits = model(torch.zeros(2, 3, 4, dtype=torch.int64, device="cuda"), torch.tensor([0, 1]).cuda())
+    logits.sum().backward()
