@@ -41,8 +41,9 @@ COUNTS: dict[str, dict[str, Any]] = {
     "tokenizer.evaluation.sets.coco": {"views": IMAGES},
     "tokenizer.evaluation.sets.extra": {"views": IMAGES},
     "tokenizer.evaluation": {"inception": False},  # its network is downloaded
-    "autoregressive.codes": {"held_out_views": IMAGES},
+    "autoregressive.codes": {"views_per_image": 1, "held_out_views": IMAGES},
     "autoregressive.optimiser": OPTIMISER,
+    "autoregressive.variants.ar_sit4_improved.optimiser": {"steps": 2, "batch_size": 2},
     "autoregressive.evaluation": {
         "samples": 4,
         "reference_views": 4,
@@ -77,6 +78,7 @@ COUNTS: dict[str, dict[str, Any]] = {
     },
 }
 SEEDS = {"seeds": [0], "second_decoder_seeds": [0], "generator_seeds": [0], "text_seeds": [0]}
+VARIANTS = {"improved_generators": ["sit4"]}  # what params.yaml lists is run, and these
 
 
 def scaled(profile: dict[str, Any], layers: int | None) -> dict[str, Any]:
@@ -156,7 +158,7 @@ def prepare(folder: Path, layers: int | None) -> None:
     profile = scaled(read(folder / "profiles/paper.yaml"), layers)
     write(folder / "profiles/paper.yaml", profile)
     parameters = {"profile": "paper", "data_folder": "data/imagenet", "captioned_data_folder": "data/coco"}
-    write(folder / "params.yaml", read(folder / "params.yaml") | parameters | SEEDS)
+    write(folder / "params.yaml", read(folder / "params.yaml") | parameters | SEEDS | VARIANTS)
     ablations = read(folder / "ablations/params.yaml")
     ablations["common"] |= {"tokenizer.optimiser.steps": 12, "tokenizer.optimiser.warmup_steps": 2}
     write(folder / "ablations/params.yaml", ablations)

@@ -619,6 +619,17 @@ def test_headline_gathers_every_listed_run(project, capsys):
     json.dumps(found, allow_nan=False)
 
 
+def test_headline_has_improved_models_where_params_yaml_lists_them(project):
+    metrics = project / "metrics/generation"
+    write_json(
+        metrics / "ar_sit4_improved-seed0.json", json.loads((metrics / "ar_sit4-seed0.json").read_text())
+    )
+    assert list(headline.gather(project)["generation"]["class"]) == ["ar_sit4"]
+    with (project / "params.yaml").open("a") as file:
+        file.write("improved_generators: [sit4]\n")
+    assert list(headline.gather(project)["generation"]["class"]) == ["ar_sit4", "ar_sit4_improved"]
+
+
 def test_headline_shows_where_protocols_differ(project):
     path = project / "metrics" / "tokenizer" / "sit4-seed0.json"
     write_json(path, json.loads(path.read_text()) | {"protocol": {"views": "100 crops", "seed": 0}})

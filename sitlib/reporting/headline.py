@@ -204,6 +204,8 @@ def gather(root: Path = ROOT) -> dict[str, Any]:
     tokenizers = runs_of(metrics / "tokenizer", trained)
     sampled = _generator_runs(parameters, "generators", "generator_seeds")
     again = _generator_runs(parameters, "second_generators", "generator_seeds", "_second")
+    if sampled is not None:
+        sampled += _generator_runs(parameters, "improved_generators", "generator_seeds", "_improved") or []
     generation = runs_of(metrics / "generation", None if sampled is None else sampled + (again or []))
     written = _generator_runs(parameters, "text_generators", "text_seeds")
     text = runs_of(metrics / "text", written)
