@@ -200,16 +200,39 @@ def fake_capture(graph, **options):
     graph.calls = recorder.calls
 
 
-@every_case
-@pytest.mark.parametrize("given", [0, 4])
-@torch.inference_mode()
-def test_captured_steps_give_the_same_logits(monkeypatch, kind, positions, options, given):
+@pytest.fixture
+def fake_graphs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "graph", fake_capture)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(captured, "_stream", lambda device: None)
     monkeypatch.setattr(FakeGraph, "made", 0)
+
+
+@pytest.mark.parametrize("recorded", [0, 2])
+@torch.inference_mode()
+def test_where_recording_fails_steps_run_as_they_are(monkeypatch, fake_graphs, recorded):
+    @contextmanager
+    def failing(graph, **options):
+        with fake_capture(graph, **options):
+            yield
+        if FakeGraph.made > recorded:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "graph", failing)
+    expected, _ = written(model_of(), True)
+    with pytest.warns(UserWarning, match="not permitted") as told:
+        found, writing = written(model_of(), True, 0, CapturedSteps)
+    assert len(told) == 1 and FakeGraph.made == recorded + 1
+    torch.testing.assert_close(found, expected)
+    assert writing.cache.length == int(writing.cache.position) == LENGTH
+
+
+@every_case
+@pytest.mark.parametrize("given", [0, 4])
+@torch.inference_mode()
+def test_captured_steps_give_the_same_logits(fake_graphs, kind, positions, options, given):
     model = model_of(kind, positions, bool(options))
     expected, _ = written(model, True, given)
     found, writing = written(model, True, given, CapturedSteps)
