@@ -241,8 +241,14 @@ def pipeline_runs(params: dict[str, Any]) -> list[str]:
         for name in params["second_decoders"]
         for seed in params["second_decoder_seeds"]
     ]
-    for models, seeds in (("generators", "generator_seeds"), ("text_generators", "text_seeds")):
-        names += [f"autoregressive/ar_{name}-seed{seed}" for name in params[models] for seed in params[seeds]]
+    for models, seeds, end in (
+        ("generators", "generator_seeds", ""),
+        ("improved_generators", "generator_seeds", "_improved"),
+        ("text_generators", "text_seeds", ""),
+    ):
+        names += [
+            f"autoregressive/ar_{name}{end}-seed{seed}" for name in params[models] for seed in params[seeds]
+        ]
     return names
 
 
