@@ -1,5 +1,6 @@
 """Files that are whole or not there, and a full disk said in a sentence."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ class DiskError(OSError):
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, make_folder: bool = True) -> Iterator[Path]:
     """A path beside `path` to write to, which is renamed to it once it is on the disk. What was left unfinished is removed.
 
     Raises:
@@ -22,13 +23,15 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(f"{path.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         make_durable(partial)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
+        remedy = "Make room" if is_full(error) else "Mend that"
         raise DiskError(
-            f"{unwritten(path.name, path.parent, error)} Make room, then give the same command again: it goes on from what is finished."
+            f"{unwritten(path.name, path.parent, error)} {remedy}, then give the same command again: it goes on from what is finished."
         ) from error
     finally:
         with suppress(OSError):
@@ -40,6 +43,15 @@ def unwritten(what: str, folder: Path, error: BaseException) -> str:
     there = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(there).free / 2**30
     return f"{what} could not be written to {folder} ({_reason(error)}; {free:.1f} GiB are free there)."
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error is about a disk, a quota or a file that can hold no more."""
+    numbers, words = (
+        {errno.ENOSPC, errno.EDQUOT, errno.EFBIG},
+        ("No space left", "quota exceeded", "File too large"),
+    )
+    return getattr(error, "errno", None) in numbers or any(text in str(error) for text in words)
 
 
 def make_durable(path: Path) -> None:

@@ -39,8 +39,9 @@ def generate(
 ) -> Tensor:
     """Draws one code sequence for each prompt.
 
-    Sample i depends on the seed and on i alone, not on the batch in which it is drawn (up to floating-point ties): each has its own
-    random numbers, one for each position. So codes given as a prefix, if they are those that would have been drawn, change nothing.
+    Sample i depends on the seed and on i alone, not on the batch in which it is drawn: each has its own random numbers, one for each
+    position. So codes given as a prefix, if they are those that would have been drawn, change nothing. Both are up to rounding, which on
+    a CPU decides ties only; in the bf16 of GPUs it can choose another code (docs/scale.md).
 
     Args:
         prompts: class ids [B] int64; B texts for a text-conditional model (or their token ids [B, L]); or B alone, for samples of which

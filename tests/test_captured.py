@@ -47,6 +47,13 @@ def model_of(kind="class", positions="learned", llama=False, width=16):
     return model
 
 
+def on_gpu(model):
+    """A copy, with the same weights."""
+    copy = AutoregressiveModel(model.config)
+    copy.load_state_dict(model.state_dict())
+    return copy.eval().cuda()
+
+
 def condition_of(model):
     return torch.tensor([0, 1]) if model.text_tokenizer is None else TEXTS.encode(["a red cat", "a dog"])
 
@@ -206,15 +213,20 @@ def fake_graphs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "graph", fake_capture)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(captured, "_stream", lambda device: None)
+    monkeypatch.setattr(captured, "_stream", lambda device: "recording")
+    current = ["own"]
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[0])
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: current.__setitem__(0, stream))
     monkeypatch.setattr(FakeGraph, "made", 0)
+    return current
 
 
 @pytest.mark.parametrize("recorded", [0, 2])
 @torch.inference_mode()
 def test_where_recording_fails_steps_run_as_they_are(monkeypatch, fake_graphs, recorded):
     @contextmanager
-    def failing(graph, **options):
+    def failing(graph, stream, **options):
+        torch.cuda.set_stream(stream)
         with fake_capture(graph, **options):
             yield
         if FakeGraph.made > recorded:
@@ -224,7 +236,7 @@ def test_where_recording_fails_steps_run_as_they_are(monkeypatch, fake_graphs, r
     expected, _ = written(model_of(), True)
     with pytest.warns(UserWarning, match="not permitted") as told:
         found, writing = written(model_of(), True, 0, CapturedSteps)
-    assert len(told) == 1 and FakeGraph.made == recorded + 1
+    assert len(told) == 1 and FakeGraph.made == recorded + 1 and fake_graphs == ["own"]
     torch.testing.assert_close(found, expected)
     assert writing.cache.length == int(writing.cache.position) == LENGTH
 
@@ -247,7 +259,7 @@ def test_captured_steps_give_the_same_logits(fake_graphs, kind, positions, optio
 @pytest.mark.parametrize("kind", ["class", "text"])
 @torch.inference_mode()
 def test_steps_do_not_wait_for_the_gpu(kind):
-    model = AutoregressiveModel(model_of(kind).config).eval().cuda()
+    model = on_gpu(model_of(kind))
     writing, _ = model.begin(condition_of(model).cuda())
     codes_B = torch.tensor([3, 4], device="cuda")
     torch.cuda.set_sync_debug_mode("error")
@@ -262,7 +274,7 @@ def test_steps_do_not_wait_for_the_gpu(kind):
 @every_case
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_graphs_draw_on_a_gpu_what_steps_draw(monkeypatch, kind, positions, options, guidance):
-    model = AutoregressiveModel(model_of(kind, positions, bool(options), width=64).config).eval().cuda()
+    model = on_gpu(model_of(kind, positions, bool(options), width=64))
     prompts = torch.tensor([0, 1, 1]) if kind == "class" else ["a red cat", "a dog", "a blue cat"]
     config = replace(SMOKE.autoregressive.sampling, guidance=guidance, batch_size=2)
     found = generate(model, prompts, config)
@@ -272,7 +284,7 @@ def test_graphs_draw_on_a_gpu_what_steps_draw(monkeypatch, kind, positions, opti
 
 @needs_gpu
 def test_a_gpu_samples_in_its_precision_and_leaves_the_model_and_autocast_as_they_were(monkeypatch):
-    model, seen = AutoregressiveModel(model_of().config).eval().cuda(), []
+    model, seen = on_gpu(model_of()), []
     new_cache = Transformer.new_cache
 
     def noted(self, *arguments):

@@ -154,6 +154,33 @@ class TestShards:
         write(tmp_path / "codes")  # the older one again: not taken for whole
         assert len(read_maps(tmp_path / "codes", "train")) == 12
 
+    @pytest.mark.parametrize("number", [0, 1, 2])
+    def test_without_locks_between_machines_work_is_done_twice_and_not_wrongly(
+        self, tmp_path, monkeypatch, number
+    ):
+        class NoLock:
+            def __init__(self, path, timeout=-1): ...
+            def __enter__(self): ...
+            def __exit__(self, *_): ...
+
+        monkeypatch.setattr(code_shards, "FileLock", NoLock)
+        writes, real = [], code_shards.write_tensors
+
+        def and_another(path, *arguments):
+            """While a shard is being written, another machine makes everything."""
+            writes.append(path)
+            if len(writes) == number + 1:
+                write(tmp_path / "codes")
+            real(path, *arguments)
+
+        monkeypatch.setattr(code_shards, "write_tensors", and_another)
+        write(tmp_path / "codes")
+        monkeypatch.undo()
+        write(tmp_path / "undisturbed")
+        assert content(tmp_path / "codes") == content(tmp_path / "undisturbed")
+        assert len(set(writes)) == len(writes) > 3
+        assert sorted(path.name for path in tmp_path.glob(".codes*")) == [".codes.finished"]
+
     def test_a_full_disk_leaves_the_finished_shards_and_nothing_else(self, tmp_path, monkeypatch):
         made, real = [], checkpoint.save_file
 

@@ -149,6 +149,14 @@ def test_a_copy_of_the_images_is_as_good_and_other_images_are_not(tmp_path, monk
     (one / "train/a.png").rename(one / "train/b.png")
     (two / "train.manifest.json").write_text("{}")
     assert images(two) != images(one)
+    for folder in (one, two):  # without a manifest nothing but their times tells that they have changed
+        (folder / "train.manifest.json").unlink()
+    (one / "train/b.png").rename(one / "train/a.png")
+    for folder, time in ((one, 1), (two, 2)):
+        os.utime(folder / "train/a.png", (time, time))
+    assert images(two) != images(one)
+    os.utime(two / "train/a.png", (1, 1))
+    assert images(two) == images(one)
 
 
 def test_states_that_a_run_cannot_go_on_from_are_named(home, monkeypatch, capsys):

@@ -143,9 +143,13 @@ def make_shards(
         for job in _claimed(wanted, work, shards):
             codes, labels = make(job)
             dtype = torch.uint16 if num_codes <= 2**16 else torch.int32
-            whole = work / job.name
+            # A name of its own: without locks between machines two may make the same shard.
+            whole = work / f"{uuid4().hex}-{job.name}"
             write_tensors(whole, {"codes": codes.to(dtype), "labels": labels.to(torch.int32)}, {})
-            os.replace(whole, shards / job.name)
+            if shards.exists():
+                os.replace(whole, shards / job.name)
+            else:  # published meanwhile by one that did not see our lock
+                whole.unlink()
         with gate:
             if all((shards / job.name).exists() for job in wanted):
                 manifest = {**about, "shards": [job.name for job in wanted]}
@@ -162,7 +166,7 @@ def make_shards(
 
 def _publish(shards: Path, output: Path, manifest: dict[str, Any], finished: Path, identity: str) -> None:
     """Puts all shards in the place of `output`; killed at any line, the next call does it again."""
-    with whole_file(shards / MANIFEST) as file:
+    with whole_file(shards / MANIFEST, make_folder=False) as file:  # one that is gone was published
         file.write_text(json.dumps(manifest, indent=1))
     finished.unlink(missing_ok=True)  # from here on `output` is nobody's
     if output.is_dir():

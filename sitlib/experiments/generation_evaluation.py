@@ -207,8 +207,8 @@ def generator_scores(profile: Profile, variant: str, seed: int) -> dict[str, Any
     )
 
 
-def load_samples(profile: Profile, variant: str, seed: int) -> tuple[Tensor, Tensor, list[str]]:
-    """Images [M, 3, H, W] sampled by a variant, their class ids [M] and the names of the classes.
+def load_samples(profile: Profile, variant: str, seed: int, each: int) -> dict[str, Tensor]:
+    """Class -> the first images [each, 3, H, W] of it that a variant has sampled, of the classes of which there are as many.
 
     The codes are the pipeline's where it has sampled this very run, else they are drawn now.
     """
@@ -217,7 +217,9 @@ def load_samples(profile: Profile, variant: str, seed: int) -> tuple[Tensor, Ten
     codes, labels = _pipeline_samples(profile, variant, seed) or draw_samples(
         model, profile, count, profile.sampler(variant)
     )
-    return decoded(_tokenizer(profile, variant), codes), labels, model.config.classes
+    tokenizer = _tokenizer(profile, variant)
+    of_class = {name: codes[labels == index] for index, name in enumerate(model.config.classes)}
+    return {name: decoded(tokenizer, own[:each]) for name, own in of_class.items() if len(own) >= each}
 
 
 def _pipeline_samples(profile: Profile, variant: str, seed: int) -> tuple[Tensor, Tensor] | None:

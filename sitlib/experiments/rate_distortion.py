@@ -24,18 +24,19 @@ from sitlib.tokenizer import SpectralTokenizer
 
 JPEG_QUALITIES = (1, 5, 10, 20, 35, 50, 70)
 JPEG2000_RATES = (100, 40, 28, 20, 12, 6)  # how many times fewer bytes than the pixels have are asked for
+VIEWS = 500  # at most: all of them are in memory, in several forms
 QUALITIES, RATES = range(1, 96), range(200, 1, -1)  # from few bits to many, of files as large as a code
 
 
 def rate_distortion(profile: Profile, tokenizers: list[str], seed: int) -> dict[str, Any]:
-    """PSNR and LPIPS-Alex at the bits that tokenizers and files take, on the first evaluation set at full size.
+    """PSNR and LPIPS-Alex at the bits that tokenizers and files take, on the first views of the first evaluation set at full size.
 
     Returns:
         `curves`: name -> points with `setting`, `bits_per_pixel`, `psnr` (dB), `lpips_alex`, `intervals`, and for files also
         `bits_per_pixel_of_file`; `matched`: tokenizer -> kind of file -> a point of files each of which is the largest that takes no more
         bits than the tokenizer's codes, or the smallest that can be made; `protocol`.
     """
-    images, keys = held_out_set(profile)
+    images, keys = held_out_set(profile, count=VIEWS)
     curves: dict[str, list[dict[str, Any]]] = {}
 
     def point(setting: str, bits: float, found: Tensor, whole: float | None = None) -> dict[str, Any]:

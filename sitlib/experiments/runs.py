@@ -279,9 +279,10 @@ def resume_key(run: Run | CodesRun, purpose: str = "") -> str:
 
 
 def _fingerprint(source: str) -> list[list[Any]]:
-    """Of images: names and contents. Of a large set names and sizes, and contents of what lists it, such as manifests with checksums.
+    """Of images: names and contents. Of a large set names and sizes, and contents of the manifests with checksums that list it; if there
+    are none, the times of its files.
 
-    No times and no absolute paths: a copy of the images is as good.
+    No absolute paths, and no times where contents are known: a copy of the images is as good.
     """
     path = resolve(source)
     if path.is_dir():
@@ -293,10 +294,14 @@ def _fingerprint(source: str) -> list[list[Any]]:
         )
     sizes = {file: file.stat().st_size for file in sorted(files)}
     is_small = sum(sizes.values()) <= SMALL_SET
-    return [
-        [os.path.relpath(file, root), size, sha256_of(file) if is_small or file.suffix == ".json" else ""]
-        for file, size in sizes.items()
-    ]
+    is_listed = any(file.suffix == ".json" for file in sizes)
+
+    def content(file: Path) -> str:
+        if is_small or file.suffix == ".json":
+            return sha256_of(file)
+        return "" if is_listed else str(file.stat().st_mtime_ns)
+
+    return [[os.path.relpath(file, root), size, content(file)] for file, size in sizes.items()]
 
 
 def _tell_of_others(folder: Path) -> None:
@@ -306,12 +311,12 @@ def _tell_of_others(folder: Path) -> None:
         states = sorted(other.glob("step-*"))
         if other == folder or not states:
             continue
-        parts = zip(("settings", "images", "code"), own, other.name.split("-"), strict=True)
+        parts = zip(("images", "code"), own[1:], other.name.split("-")[1:], strict=True)
         changed = " and ".join(name for name, ours, theirs in parts if ours != theirs)
         step = int(states[-1].name.removeprefix("step-"))
         print(
-            f"This run has a state of step {step} in {other}, of other {changed}: it does not go on from there, and that folder can be "
-            f"removed (unless you go back to that {changed}).",
+            f"This run has a state of step {step} in {other}, of other {changed}: it does not go on from there, and unless you go back to "
+            f"that {changed}, or it is being trained, the folder can be removed.",
             file=sys.stderr,
         )
 

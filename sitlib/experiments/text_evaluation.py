@@ -254,16 +254,17 @@ def text_scores(profile: Profile, variant: str, seed: int) -> dict[str, Any]:
     return judged_generator(model, variant, real_text_features(profile), profile)[1]
 
 
-def load_text_samples(profile: Profile, variant: str, seed: int, kind: str) -> Tensor:
-    """Images [M, 3, H, W] sampled for the prompts of a kind: the pipeline's of this very run, or drawn now."""
+def load_text_samples(profile: Profile, variant: str, seed: int, kind: str, count: int) -> Tensor:
+    """Images [count, 3, H, W] sampled for the first prompts of a kind: the pipeline's of this very run, or drawn now."""
     run = CodesRun.of(profile, variant).tokenizer
     name = profile.autoregressive_variant(variant).tokenizer
     tokenizer = trained_tokenizer(profile, name, run.seed).model.to(best_device())
     path = _samples_path(variant, seed)
     if read_about(path).get("run") == _run(profile, variant, seed):
-        return decoded(tokenizer, load_file(path)[kind])
+        return decoded(tokenizer, load_file(path)[kind][:count])
     model = trained_generator(profile, variant, seed).model.to(best_device())
-    return decoded(tokenizer, draw_text_samples(model, prompts(profile, kind), profile.sampler(variant)))
+    drawn = draw_text_samples(model, prompts(profile, kind), profile.sampler(variant))
+    return decoded(tokenizer, drawn[:count])
 
 
 def _samples_path(variant: str, seed: int) -> Path:

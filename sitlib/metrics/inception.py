@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sitlib.metrics.batches import batch_starts, default_device
-from sitlib.metrics.checks import check_count, check_images
+from sitlib.metrics.checks import check_images
 
 BATCH_SIZE = 32
 
@@ -54,7 +54,6 @@ class InceptionMetrics:
         """Takes more images to be judged, and more originals, both `[B, 3, H, W]` in [0, 1]."""
         for name, batch in (("images", images), ("references", references)):
             check_images(name, batch)
-            check_count("InceptionMetrics", batch)
         for real, batch, score in zip((False, True), (images, references), self.scores.values(), strict=True):
             for i in batch_starts(len(batch), BATCH_SIZE, "Inception", progress):
                 pixels = (255 * batch[i : i + BATCH_SIZE].clamp(0, 1)).round().byte()
@@ -66,7 +65,12 @@ class InceptionMetrics:
         """`fid` of the images against the originals, their `inception_score` and `inception_score_originals`.
 
         A score is the mean over ten random splits, drawn with `seed`. FID with fewer images than 2048 is biased upwards.
+
+        Raises ValueError for fewer than two images of either.
         """
+        counts = (self.distance.fake_features_num_samples, self.distance.real_features_num_samples)
+        if min(map(int, counts)) < 2:
+            raise ValueError("InceptionMetrics needs at least two images, and two originals.")
         found = {"fid": self.distance.compute().item()}
         for name, score in self.scores.items():
             with torch.random.fork_rng(devices=[]):

@@ -269,7 +269,7 @@ def codes_panel(tokenizer: SpectralTokenizer, pictures: Pictures) -> Panel:
         return {
             "image": pictures.images[first],
             "second": pictures.images[second],
-            "what the codes give": tokenizer.decode(mixed, kept)[0],
+            "what the codes give": tokenizer.decode(mixed, kept)[0].cpu(),
         }
 
     swap = {f"swap_{scale}": True for scale in range(1, scales + 1)}
@@ -305,7 +305,7 @@ def edit_panel(
         drawn = edit(model, tokenizer, image[None], [caption], keep, changed)
         return {
             "image": image,
-            "what stays": tokenizer.decode(drawn.codes, keep)[0] if keep else torch.ones_like(image),
+            "what stays": tokenizer.decode(drawn.codes, keep)[0].cpu() if keep else torch.ones_like(image),
             "edited": drawn.images[0],
         }
 
@@ -334,7 +334,7 @@ class _Codes:
     def __call__(self, name: str) -> Tensor:
         image = self.pictures.images[name]
         if name not in self._known or self._known[name][0] is not image:
-            self._known[name] = image, self.tokenizer.encode(image[None])
+            self._known[name] = image, self.tokenizer.encode(image[None]).cpu()
         return self._known[name][1]
 
 
