@@ -209,7 +209,8 @@ def front_page(
             f"parameters, this run the images of the profile {escape(headline['profile'])} with small ones. Distance is FID in the "
             "paper and FD-Lite0 here; the paper's text-conditional model has the scale-causal decoder alone (AR-SIT-SCD-4) and reads "
             "captions of photographs, ours of emoji. Images a second are of the paper's sizes, 256 px and 1,024 tokens, with a transformer "
-            "small enough for this machine and random weights. Brackets: 95 % over photographs. ↑: higher is better; ↓: lower is better.</p>"
+            "small enough for this machine and random weights. Brackets: 95 % over photographs. ↑: higher is better; ↓: lower is "
+            "better.</p>"
         )
         table = html_table(
             rows, "Against ViT-VQGAN, or the model over its codes: differences in dB, all else ratios (x)"
