@@ -57,6 +57,7 @@ def test_features_do_not_depend_on_the_parts_in_which_views_are_made(monkeypatch
         most.append(len(images))
         return images.mean(dim=(2, 3))
 
+    monkeypatch.setattr(generation_evaluation, "load_lite0", torch.nn.Identity)
     monkeypatch.setattr(generation_evaluation, "lite0_features", brightness)
     whole = real_features(PROFILE, variant)
     views = PROFILE.autoregressive.evaluation.reference_views
