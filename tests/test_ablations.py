@@ -211,7 +211,7 @@ def test_a_grid_runs_what_waits_tells_what_failed_and_does_nothing_twice(project
         grid.main()
     assert "so much for that" in (project / "scratch/logs/bad.log").read_text()
     assert (project / "report.txt").read_text() == "good\n\n"  # alone, with as many threads as it likes
-    assert grid.waiting_stages("dvc.yaml") == ["bad", "after"]
+    assert grid.waiting_stages("dvc.yaml", grid.needed_by_stage("dvc.yaml")) == ["bad", "after"]
 
 
 def test_stages_that_tell_what_has_changed_run_first(project, monkeypatch, capsys):

@@ -53,14 +53,16 @@ def needed_by_stage(file: str) -> dict[str, set[str]]:
     return needed
 
 
-def waiting_stages(file: str) -> list[str]:
-    """Names of the stages in a DVC file that have changed in dependencies, parameters or results, or come after such, in its order.
+def waiting_stages(file: str, needed: Mapping[str, set[str]]) -> list[str]:
+    """Names of the stages in a DVC file that have changed in dependencies, parameters or results, or come after such.
+
+    Args:
+        needed: every stage with those that it depends on (`needed_by_stage`); its order is that of the answer.
 
     Raises:
         ValueError: DVC cannot read the file.
     """
     changed = set(json.loads(_answer(file, "status", "--json") or "{}"))
-    needed = needed_by_stage(file)
     waiting: set[str] = set()
     more = changed & needed.keys()
     while more:
@@ -139,9 +141,8 @@ def run_stages(
                 return failed, list(left)
             done = count - len(left) - len(running)
             bar.set_description_str(f"{done} of {count} stages", refresh=False)
-            bar.set_postfix_str(", ".join(stage.split(":")[-1] for stage in running.values()))
+            bar.set_postfix_str(", ".join(stage.split(":")[-1] for stage in running.values()))  # and the time
             finished = wait(running, timeout=REFRESH_SECONDS, return_when=FIRST_COMPLETED).done
-            bar.refresh()  # the time goes on
             for job in finished:
                 stage, (succeeded, log) = running.pop(job), job.result()
                 bar.update(work[stage])
@@ -213,20 +214,21 @@ def main() -> None:
     arguments = parser.parse_args()
     has_gpu = torch.cuda.is_available()  # which a stage uses whole
     jobs = arguments.jobs or (1 if has_gpu else min(os.cpu_count() or 1, MOST_JOBS))
-    stages = waiting_stages(arguments.file)
+    needed = needed_by_stage(arguments.file)
+    stages = waiting_stages(arguments.file, needed)
     first = [stage for stage in stages if stage.split(":")[-1] in arguments.first]
     for stage in first:
         succeeded, log = run_stage(stage)
         if not succeeded:
             raise ValueError(f"{stage} failed: {log.read_text().strip()}")
     if first:
-        stages = waiting_stages(arguments.file)
+        stages = waiting_stages(arguments.file, needed)
     if not stages:
         print(f"All stages of {arguments.file} are up to date.")
         return
     failed, skipped = run_stages(
         stages,
-        needed_by_stage(arguments.file),
+        needed,
         jobs,
         arguments.alone,
         threads=None if has_gpu else 1,
