@@ -78,7 +78,8 @@ COUNTS: dict[str, dict[str, Any]] = {
     },
 }
 SEEDS = {"seeds": [0], "second_decoder_seeds": [0], "generator_seeds": [0], "text_seeds": [0]}
-VARIANTS = {"improved_generators": ["sit4"]}  # what params.yaml lists is run, and these
+# What params.yaml lists is run, and these.
+CHOICES = {"improved_generators": ["sit4"], "throughput_rounds": 1}
 
 
 def scaled(profile: dict[str, Any], layers: int | None) -> dict[str, Any]:
@@ -158,7 +159,7 @@ def prepare(folder: Path, layers: int | None) -> None:
     profile = scaled(read(folder / "profiles/paper.yaml"), layers)
     write(folder / "profiles/paper.yaml", profile)
     parameters = {"profile": "paper", "data_folder": "data/imagenet", "captioned_data_folder": "data/coco"}
-    write(folder / "params.yaml", read(folder / "params.yaml") | parameters | SEEDS | VARIANTS)
+    write(folder / "params.yaml", read(folder / "params.yaml") | parameters | SEEDS | CHOICES)
     ablations = read(folder / "ablations/params.yaml")
     ablations["common"] |= {"tokenizer.optimiser.steps": 12, "tokenizer.optimiser.warmup_steps": 2}
     write(folder / "ablations/params.yaml", ablations)

@@ -148,6 +148,7 @@ def workspace(tmp_path_factory):
         "text_generators": ["captioned_sit4_sc"],
         "text_seeds": [0],
         "core_ablations": ["wavelet_typed_decoder_causal"],
+        "throughput_rounds": 1,
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(parameters))
     ablations = yaml.safe_load((folder / "ablations/params.yaml").read_text())
