@@ -1,4 +1,4 @@
-"""Mixed precision: what a device computes in, where models are used and not trained, and layers that stay precise."""
+"""The device that models run on, and its mixed precision: what it computes in where they are used, and layers that stay precise."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
@@ -7,6 +7,11 @@ import torch
 from torch import Tensor, nn
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def best_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def precision(wanted: Literal["auto", "no", "bf16", "fp16"] = "auto") -> Literal["no", "fp16", "bf16"]:

@@ -32,10 +32,10 @@ from sitlib.engine import ONE_PROCESS, Engine, Part, precision
 from sitlib.experiments import generators
 from sitlib.experiments.codes import Codes
 from sitlib.experiments.launch import LaunchError, launch_command, stream
-from sitlib.experiments.runs import AutoregressiveRun, Trained, best_device
+from sitlib.experiments.runs import AutoregressiveRun, Trained
 from sitlib.experiments.tokenizers import PICTURES, trained_tokenizer
 from sitlib.paths import ROOT, resolve
-from sitlib.precision import mixed
+from sitlib.precision import best_device, mixed
 from sitlib.sampling import generate
 from sitlib.states import StateError
 from sitlib.text import TextTokenizer

@@ -10,8 +10,8 @@ from sitlib.config import Profile, SamplingConfig
 from sitlib.data import held_out_views, open_images
 from sitlib.experiments.codes import captioned, held_out_wide, images_of
 from sitlib.experiments.generators import trained_generator
-from sitlib.experiments.runs import best_device
 from sitlib.experiments.tokenizers import trained_tokenizer
+from sitlib.precision import best_device
 from sitlib.tokenizer import SpectralTokenizer
 
 

@@ -26,9 +26,10 @@ from sitlib.data import (
 from sitlib.data.captions import Phrasing
 from sitlib.data.manifest import sha256_of
 from sitlib.experiments.code_shards import CodeMaps, Job, jobs, make_shards, read_manifest, read_maps
-from sitlib.experiments.runs import CodesRun, best_device, command, resume_key
+from sitlib.experiments.runs import CodesRun, command, resume_key
 from sitlib.experiments.tokenizers import trained_tokenizer
 from sitlib.paths import resolve
+from sitlib.precision import best_device
 
 BATCH = 64  # views at a time
 

@@ -18,10 +18,11 @@ from sitlib.data import CaptionedImages, ImageSource, degraded, training_views
 from sitlib.dual_encoder import DualEncoder, StoredDualEncoderConfig, contrastive_loss
 from sitlib.engine import Part
 from sitlib.experiments.codes import captioned
-from sitlib.experiments.runs import DualEncoderRun, Trained, best_device, command, trained
+from sitlib.experiments.runs import DualEncoderRun, Trained, command, trained
 from sitlib.experiments.tokenizers import trained_tokenizer
 from sitlib.lite0 import Lite0, load_lite0
 from sitlib.metrics import lite0_features
+from sitlib.precision import best_device
 from sitlib.results import Row
 from sitlib.text import TextTokenizer
 from sitlib.tokenizer import SpectralTokenizer

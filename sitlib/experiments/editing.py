@@ -11,7 +11,7 @@ from sitlib.dual_encoder import DualEncoder
 from sitlib.experiments.application_tasks import Task
 from sitlib.experiments.codes import captioned
 from sitlib.experiments.dual_encoder import judge_features, trained_dual_encoder
-from sitlib.experiments.runs import DualEncoderRun, best_device
+from sitlib.experiments.runs import DualEncoderRun
 from sitlib.experiments.text_evaluation import prompts as evaluation_prompts
 from sitlib.lite0 import load_lite0
 from sitlib.metrics import (
@@ -20,6 +20,7 @@ from sitlib.metrics import (
     r_precision,
 )
 from sitlib.perceptual import load_lpips
+from sitlib.precision import best_device
 
 
 def new_captions(profile: Profile, count: int) -> tuple[list[str], list[str], list[str]]:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from sitlib.config import Profile
 from sitlib.experiments.generators import trained_generator
-from sitlib.experiments.runs import best_device
 from sitlib.experiments.tokenizers import trained_tokenizer
+from sitlib.precision import best_device
 from sitlib.sampling import generate
 
 UNDRAWN = 0.85  # grey of places whose codes are not drawn yet

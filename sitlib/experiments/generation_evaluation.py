@@ -19,12 +19,13 @@ from sitlib.config import Profile, SamplingConfig, digest, load_profile
 from sitlib.data import held_out_positions, training_views
 from sitlib.experiments.codes import Codes, held_out_wide, images_of, load_codes
 from sitlib.experiments.generators import trained_generator
-from sitlib.experiments.runs import AutoregressiveRun, CodesRun, TokenizerRun, best_device, command
+from sitlib.experiments.runs import AutoregressiveRun, CodesRun, TokenizerRun, command
 from sitlib.experiments.tokenizer_evaluation import PART, original_features, reconstructed
 from sitlib.experiments.tokenizers import trained_tokenizer
 from sitlib.lite0 import Lite0, load_lite0
 from sitlib.metrics import generation_metrics, lite0_features
 from sitlib.paths import resolve
+from sitlib.precision import best_device
 from sitlib.results import read_metrics, write_metrics
 from sitlib.sampling import generate
 from sitlib.tokenizer import SpectralTokenizer

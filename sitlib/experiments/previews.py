@@ -13,12 +13,13 @@ from sitlib.applications import Drawn, Preview, preview, refine
 from sitlib.config import Profile
 from sitlib.experiments.application_tasks import Task
 from sitlib.experiments.dual_encoder import judge_features, trained_dual_encoder
-from sitlib.experiments.runs import DualEncoderRun, best_device
+from sitlib.experiments.runs import DualEncoderRun
 from sitlib.experiments.text_evaluation import prompts as evaluation_prompts
 from sitlib.lite0 import load_lite0
 from sitlib.metrics import (
     bootstrap_interval,
 )
+from sitlib.precision import best_device
 from sitlib.sampling import generate
 
 

@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from sitlib.config import Profile
-from sitlib.experiments.runs import best_device
 from sitlib.experiments.tokenizer_evaluation import reconstructed
 from sitlib.experiments.tokenizers import held_out_set, trained_tokenizer
 from sitlib.metrics import bits_per_pixel, evaluate_reconstructions
+from sitlib.precision import best_device
 from sitlib.tokenizer import SpectralTokenizer
 
 JPEG_QUALITIES = (1, 5, 10, 20, 35, 50, 70)

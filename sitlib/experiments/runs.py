@@ -15,7 +15,6 @@ from glob import glob
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
-import torch
 import yaml
 from braceexpand import braceexpand
 
@@ -252,11 +251,6 @@ def _pipeline_files(kind: str, variant: str, seed: int) -> _Files:
 def _own_files(kind: str, variant: str, seed: int, key: str) -> _Files:
     folder = resolve(f"scratch/{kind}/{variant}-seed{seed}-{key}")
     return _Files(folder / "model.safetensors", folder / "curve.csv")
-
-
-def best_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def pipeline_parameters() -> dict[str, Any]:

@@ -30,12 +30,13 @@ from sitlib.experiments.generation_evaluation import (
     sampling_protocol,
 )
 from sitlib.experiments.generators import trained_generator
-from sitlib.experiments.runs import AutoregressiveRun, CodesRun, DualEncoderRun, best_device, command
+from sitlib.experiments.runs import AutoregressiveRun, CodesRun, DualEncoderRun, command
 from sitlib.experiments.tokenizer_evaluation import reconstructed
 from sitlib.experiments.tokenizers import trained_tokenizer
 from sitlib.lite0 import Lite0, load_lite0
 from sitlib.metrics import bootstrap_interval, generation_metrics, lite0_features, r_precision
 from sitlib.paths import resolve
+from sitlib.precision import best_device
 from sitlib.results import read_metrics, write_metrics
 from sitlib.sampling import generate
 from sitlib.weights import ensure_weights

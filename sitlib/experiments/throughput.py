@@ -28,7 +28,8 @@ from torch import Tensor
 
 from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig
 from sitlib.config import AutoregressiveConfig, Profile, SamplingConfig, TokenizerConfig, load_profile
-from sitlib.experiments.runs import best_device, command
+from sitlib.experiments.runs import command
+from sitlib.precision import best_device
 from sitlib.results import write_metrics
 from sitlib.sampling import generate
 from sitlib.tokenizer import SpectralTokenizer

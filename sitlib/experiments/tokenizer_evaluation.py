@@ -22,7 +22,7 @@ from torch import Tensor
 from sitlib import lite0 as lite0_module
 from sitlib.checkpoint import read_about, write_tensors
 from sitlib.config import DataConfig, Profile, digest, load_profile
-from sitlib.experiments.runs import TokenizerRun, best_device, command
+from sitlib.experiments.runs import TokenizerRun, command
 from sitlib.experiments.tokenizers import held_out_set, trained_tokenizer
 from sitlib.lite0 import Lite0, load_lite0
 from sitlib.metrics import (
@@ -36,6 +36,7 @@ from sitlib.metrics import (
     reconstruction_values,
 )
 from sitlib.paths import resolve
+from sitlib.precision import best_device
 from sitlib.results import read_metrics, write_metrics
 from sitlib.tokenizer import SpectralTokenizer
 from sitlib.wavelets import dwt2, orthonormal_gains

@@ -23,8 +23,9 @@ from sitlib.discriminator import (
 from sitlib.distributed import num_processes, sum_over_processes
 from sitlib.engine import ONE_PROCESS, Part
 from sitlib.experiments.launch import launcher, training_command
-from sitlib.experiments.runs import TokenizerRun, Trained, best_device, command, trained
+from sitlib.experiments.runs import TokenizerRun, Trained, command, trained
 from sitlib.losses import TokenizerLoss
+from sitlib.precision import best_device
 from sitlib.results import Row
 from sitlib.tokenizer import SpectralTokenizer, TokenizerOutput
 from sitlib.training import Logged, Phase, seed_everything, train

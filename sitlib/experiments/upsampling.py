@@ -12,7 +12,6 @@ from torch import Tensor
 from sitlib.applications import upsample
 from sitlib.config import Profile, SamplingConfig
 from sitlib.experiments.application_tasks import Task
-from sitlib.experiments.runs import best_device
 from sitlib.lite0 import Lite0, load_lite0
 from sitlib.metrics import (
     bootstrap_interval,
@@ -24,6 +23,7 @@ from sitlib.metrics import (
     reconstruction_values,
 )
 from sitlib.perceptual import load_lpips
+from sitlib.precision import best_device
 from sitlib.sampling import Prompts
 
 SHARES = (8, 4, 2)  # of the full side, that inputs of upsampling have

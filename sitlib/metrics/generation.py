@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from sitlib.lite0 import INPUT_SIZE, NUM_FEATURES, Lite0, load_lite0
-from sitlib.metrics.batches import batch_starts, default_device
+from sitlib.metrics.batches import batch_starts
 from sitlib.metrics.checks import check_count, check_features, check_images
+from sitlib.precision import best_device
 
 BLOCK = 2**23  # distances in memory at a time, 64 MB
 
@@ -43,7 +44,7 @@ def lite0_features(
     """
     check_images("images", images)
     if lite0 is None:
-        lite0 = load_lite0(folder).to(default_device())
+        lite0 = load_lite0(folder).to(best_device())
     device = lite0.classifier.weight.device
     batch_size = batch_size or (16 if torch.get_num_threads() == 1 else 8)
     starts = batch_starts(len(images), batch_size, "Lite0 features", progress)
@@ -214,7 +215,7 @@ def generation_metrics(
     subsets, or too many neighbours.
     """
     if lite0 is None and (samples.ndim == 4 or references.ndim == 4):
-        lite0 = load_lite0(folder).to(default_device())
+        lite0 = load_lite0(folder).to(best_device())
 
     def features_of(batch: Tensor) -> Tensor:
         return (

@@ -5,8 +5,9 @@ import warnings
 import torch
 from torch import Tensor
 
-from sitlib.metrics.batches import batch_starts, default_device
+from sitlib.metrics.batches import batch_starts
 from sitlib.metrics.checks import check_images
+from sitlib.precision import best_device
 
 BATCH_SIZE = 32
 
@@ -29,9 +30,9 @@ class InceptionMetrics:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # torchmetrics: the features are kept in memory
-                self.distance = FrechetInceptionDistance(feature=2048).to(default_device())
+                self.distance = FrechetInceptionDistance(feature=2048).to(best_device())
                 self.scores = {
-                    name: InceptionScore().to(default_device())
+                    name: InceptionScore().to(best_device())
                     for name in ("inception_score", "inception_score_originals")
                 }
         except ModuleNotFoundError:

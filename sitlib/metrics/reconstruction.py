@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from sitlib.metrics.batches import batch_starts, default_device
+from sitlib.metrics.batches import batch_starts
 from sitlib.metrics.checks import check_count, check_pair
 from sitlib.metrics.intervals import LEVEL, RESAMPLES, bootstrap_interval, group_means
 from sitlib.perceptual import PerceptualDistance, load_lpips
+from sitlib.precision import best_device
 
 SSIM_WINDOW = 11  # px; a smaller image has no SSIM
 LPIPS_SIZE = 64  # px; smaller images are enlarged to it
@@ -96,7 +97,7 @@ def reconstruction_values(
     Arguments and errors as for `evaluate_reconstructions`.
     """
     check_pair(reconstructions, images)
-    device = torch.device(device) if device else default_device()
+    device = torch.device(device) if device else best_device()
     networks = {f"lpips_{net}": load_lpips(net, folder).to(device) for net in lpips_nets}
     smallest = min(images.shape[2:])
     wanted = {
