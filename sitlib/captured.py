@@ -54,14 +54,15 @@ class CapturedSteps:
     def _record(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """The step that is next, recorded and not yet run."""
         graph, device = torch.cuda.CUDAGraph(), self._codes_B.device
-        before = torch.cuda.current_stream(device)
         # Other threads may go on, such as the one that pins the next batches while a model that is being trained is shown.
         options = {"pool": self._pool, "stream": _stream(device), "capture_error_mode": "thread_local"}
-        try:
-            with torch.cuda.device(device), torch.cuda.graph(graph, **options):
-                logits_BK = self._model.proceed(self._writing, self._codes_B)
-        finally:
-            torch.cuda.set_stream(before)  # which a recording that fails does not do
+        with torch.cuda.device(device):
+            before = torch.cuda.current_stream(device)
+            try:
+                with torch.cuda.graph(graph, **options):
+                    logits_BK = self._model.proceed(self._writing, self._codes_B)
+            finally:
+                torch.cuda.set_stream(before)  # which a recording that fails does not do
         return graph, logits_BK
 
 

@@ -88,9 +88,9 @@ class Description:
 
     @property
     def accumulated_bytes(self) -> int:
-        """Gradients of earlier parts of the batch, which are there while the next part passes."""
+        """Gradients of earlier parts of the batch, which are there while the next part passes; whole ones, also of sharded models."""
         parts = self.engine.accumulation(self.optimiser.batch_size)
-        return FLOAT32 * self.learning // self._shards if parts > 1 else 0
+        return FLOAT32 * self.learning if parts > 1 else 0
 
     @property
     def activation_bytes(self) -> int:

@@ -116,9 +116,10 @@ def _batch_deviation(x: Tensor) -> Tensor:
 
     The group is the whole batch, of any size, where StyleGAN2 takes four images. One image has deviation 0.
     """
-    variance = x.var(dim=0, correction=0)
+    values = x.float() if x.dtype == torch.float16 else x  # in which the constant would be 0
+    variance = values.var(dim=0, correction=0)
     deviation = (variance + 1e-8).sqrt().mean()  # the constant keeps the gradient finite at variance 0
-    return deviation.expand(len(x), 1, *x.shape[2:])
+    return deviation.to(x.dtype).expand(len(x), 1, *x.shape[2:])
 
 
 def _activation(x: Tensor) -> Tensor:

@@ -4,11 +4,13 @@ The loop (`sitlib.training`) asks for modules that are ready to train, and does 
 """
 
 import copy
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -17,16 +19,19 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, DistributedType, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from sitlib.config import EngineConfig
 from sitlib.data import prefetch
 from sitlib.distributed import num_processes, of_first_process, process_index
 from sitlib.paths import resolve
-from sitlib.precision import precision
+from sitlib.precision import DTYPES, precision
 from sitlib.results import Row
 from sitlib.transformer import Block, ContextProjection, Transformer
 
+# How long processes wait for the first one while it writes a state or starts codebooks. One that fails ends the others at once.
+PATIENCE = timedelta(hours=2)
 ONE_PROCESS = EngineConfig("no", "single", 1, 1, 0, 0, False, False, [], 0)
 
 
@@ -38,11 +43,14 @@ class Part:
     count: int
 
     def of(self, batch: Any) -> Any:
-        """This part of a tensor [B, ...], or of every tensor of a tuple; B a multiple of `count`."""
+        """This part of a tensor [B, ...], or of every tensor of a tuple; B a multiple of `count`.
+
+        It is a copy: processes that make batches ahead send whole storages, of a view those of all parts.
+        """
         if not isinstance(batch, Tensor):
             return tuple(self.of(tensor) for tensor in batch)
         size = len(batch) // self.count
-        return batch[self.index * size : (self.index + 1) * size]
+        return batch[self.index * size : (self.index + 1) * size].clone()
 
 
 class Engine:
@@ -67,7 +75,7 @@ class Engine:
             )
         self.config, self._batch_size = config, batch_size
         _forget_earlier_runs()
-        self._plugin = plugin = _sharding() if config.strategy == "fsdp" else None
+        self._plugin = plugin = _sharding(config) if config.strategy == "fsdp" else None
         try:
             self.accelerator = Accelerator(
                 mixed_precision=precision(config.precision),
@@ -171,13 +179,14 @@ class Engine:
                 )
 
     def finish(self) -> None:
-        if self.config.trackers:
-            self.accelerator.end_training()
+        """Ends the trackers; `end_training` of Accelerate would end the process group too, and the results are not written yet."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
 
 def join_processes() -> None:
     """Makes this process one of those that a launcher started, if it did: before anything asks for a device."""
-    PartialState(cpu=not torch.cuda.is_available())
+    PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
 
 
 def _pinned(batch: Any) -> Any:
@@ -205,6 +214,7 @@ def to_host(values: Sequence[Any]) -> list[float]:
 def _forget_earlier_runs() -> None:
     """Accelerate's settings outlive an accelerator; the next run of this process may have others."""
     AcceleratorState._reset_state()
+    os.environ.pop("ACCELERATE_USE_FSDP", None)
     state = PartialState._shared_state
     if state.get("distributed_type") == DistributedType.FSDP:
         has_gpu = torch.cuda.is_available()
@@ -222,8 +232,11 @@ def _sharded_by_itself(module: nn.Module) -> list[str]:
     return [unit.__name__ for unit in (Block, ContextProjection) if unit in classes]
 
 
-def _sharding() -> FullyShardedDataParallelPlugin:
+def _sharding(config: EngineConfig) -> FullyShardedDataParallelPlugin:
+    """How models are sharded. Gradients are added up in float32, over processes and over the parts of a batch."""
+    computed = DTYPES.get(precision(config.precision))
     return FullyShardedDataParallelPlugin(
+        mixed_precision_policy=MixedPrecisionPolicy(param_dtype=computed, reduce_dtype=torch.float32),
         fsdp_version=2,
         reshard_after_forward=True,
         auto_wrap_policy="transformer_based_wrap",

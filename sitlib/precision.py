@@ -1,12 +1,14 @@
 """The device that models run on, and its mixed precision: what it computes in where they are used, and layers that stay precise."""
 
+import copy
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def best_device() -> torch.device:
@@ -31,11 +33,29 @@ def precision(wanted: Literal["auto", "no", "bf16", "fp16"] = "auto") -> Literal
 
 
 def mixed(device: torch.device) -> AbstractContextManager:
-    """Around the use of a trained model: on a GPU autocast in its precision, on a CPU nothing, so that results stay as precise as they are.
+    """Around the use of a trained model: on a GPU autocast in its precision, on a CPU nothing: results stay as precise as they are."""
+    return torch.autocast("cuda", DTYPES[precision()]) if device.type == "cuda" else nullcontext()
 
-    Until it ends, casts of weights are kept, but only of weights that require gradients: autocast takes others for activations.
+
+def with_cast_layers(model: Model, dtype: torch.dtype, inside: type[nn.Module]) -> Model:
+    """A copy whose linear layers within modules `inside` have weights of a type already; everything else is shared with `model`.
+
+    Under autocast of that type it computes the same, without a cast of every weight at every use: autocast keeps casts only outside of
+    inference mode, and for as long as no thread leaves its autocast. The copy is not compiled.
     """
-    return torch.autocast("cuda", _DTYPES[precision()]) if device.type == "cuda" else nullcontext()
+    layers = [
+        layer
+        for part in model.modules()
+        if isinstance(part, inside)
+        for layer in part.modules()
+        if isinstance(layer, nn.Linear)
+    ]
+    shared = [*model.parameters(), *model.buffers(), *vars(model).values()]
+    known = {id(value): value for value in shared if not isinstance(value, dict)}
+    for layer in layers:
+        for parameter in layer.parameters():
+            known[id(parameter)] = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
+    return copy.deepcopy(model, known)
 
 
 def product_dtype(weight: Tensor) -> torch.dtype:

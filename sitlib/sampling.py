@@ -18,8 +18,9 @@ from tqdm import tqdm
 from sitlib.autoregressive import AutoregressiveModel
 from sitlib.captured import CapturedSteps
 from sitlib.config import SamplingConfig
-from sitlib.precision import mixed, product_dtype
+from sitlib.precision import mixed, product_dtype, with_cast_layers
 from sitlib.tokenizer import SpectralTokenizer
+from sitlib.transformer import Transformer
 
 Streamed = Callable[[int, int, Tensor], None]
 Prompts = Tensor | Sequence[str] | int
@@ -89,7 +90,7 @@ def generate(
     was_training, outside = model.training, (torch.is_grad_enabled(), torch.is_autocast_enabled(device.type))
     model.eval()  # dropout would make a sample depend on more than its seed
     try:
-        with _used_on(device):
+        with _in_its_precision(model, device) as used:
             batch_size = config.batch_size or largest_batch(model, config, scales)
             for start in range(0, len(conditions), batch_size):
                 chosen = slice(start, start + batch_size)
@@ -99,7 +100,7 @@ def generate(
                 given = prefix_codes[chosen].flatten(1).to(device)
                 batches.append(
                     _generate_batch(
-                        model,
+                        used,
                         conditions[chosen].to(device),
                         first_sample + start,
                         given,
@@ -116,16 +117,12 @@ def generate(
 
 
 @contextmanager
-def _used_on(device: torch.device) -> Iterator[None]:
-    """Around sampling: on a GPU in its precision, and as the blocks are written, compiled or not, since steps are recorded."""
-    if device.type != "cuda":
-        yield
-        return
-    try:
-        with mixed(device), torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        torch.clear_autocast_cache()  # casts without gradients are nothing for an autocast around
+def _in_its_precision(model: AutoregressiveModel, device: torch.device) -> Iterator[AutoregressiveModel]:
+    """Around sampling: the model to sample with, which on a GPU computes in its precision. Nor is it compiled: its steps are recorded."""
+    with mixed(device):
+        is_mixed = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type)
+        yield with_cast_layers(model, dtype, Transformer) if is_mixed else model
 
 
 def _show(
@@ -154,7 +151,9 @@ def largest_batch(model: AutoregressiveModel, config: SamplingConfig, scales: in
     others = 8 * shape.num_codes * parameter.element_size()
     halves = 1 if config.guidance == 1.0 else 2
     if parameter.is_cuda:
-        free = torch.cuda.mem_get_info(parameter.device)[0]
+        device = parameter.device  # what PyTorch keeps of earlier batches is free, too
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + kept
     elif hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     else:

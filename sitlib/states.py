@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from sitlib.disk import make_durable, unwritten
-from sitlib.distributed import process_index, wait_for_all
+from sitlib.distributed import agreed, process_index, wait_for_all
 from sitlib.results import Row
 
 
@@ -99,19 +99,31 @@ class States:
         """Restores the newest state; (its step, its curve), or (0, []) where there is none.
 
         Raises:
-            StateError: it was written by a run whose models were sharded and these are not, or the other way round.
+            StateError: it was written by a run whose models were sharded and these are not, or the other way round; or not all processes
+                see it.
         """
         states = self._found()
-        if not states:
+        newest = agreed(states[-1].name if states else None)
+        if newest is None:
             return 0, []
-        progress = json.loads((states[-1] / "progress.json").read_text())
+        state = self.folder / newest
+        if not (state / "progress.json").is_file():
+            raise StateError(
+                f"The first process goes on from {state}, which is not there for process {process_index()}: all machines have to share "
+                "the project's folder, .ckpt included."
+            )
+        progress = json.loads((state / "progress.json").read_text())
         if progress["kind"] != self.kind:
             strategy = "fsdp" if progress["kind"] == "sharded" else "single or ddp"
             raise StateError(
                 f"The state of step {progress['step']} in {self.folder} is of {progress['kind']} models, and engine.strategy asks "
                 f"for {self.kind} ones: set it to {strategy}, or remove the folder to begin again."
             )
-        self.accelerator.load_state(str(states[-1]))
+        scaler = self.accelerator.scaler
+        if not (state / "scaler.pt").is_file():  # of a device that needs none; this one may begin anew
+            self.accelerator.scaler = None
+        self.accelerator.load_state(str(state))
+        self.accelerator.scaler = scaler
         return progress["step"], progress["rows"]
 
     def save(self, step: int, rows: list[Row]) -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from sitlib.config import EngineConfig, OptimiserConfig
@@ -193,7 +193,7 @@ def _train(
             if phase.after_update is not None:
                 values |= phase.after_update(optimisers[index])
             if (average := averages[index]) is not None:
-                average.update_parameters(phase.module)
+                _follow(average, phase.module, settings[index].ema_decay)
             if index == 0:
                 assert norm is not None
                 values |= {"gradient_norm": norm.full_tensor() if isinstance(norm, DTensor) else norm}
@@ -256,7 +256,16 @@ def _average(module: nn.Module, config: OptimiserConfig) -> AveragedModel | None
     """The exponential moving average of a module's parameters, if the configuration asks for one."""
     if not config.ema_decay:
         return None
-    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+    return AveragedModel(module)
+
+
+def _follow(average: AveragedModel, module: nn.Module, decay: float) -> None:
+    """Moves the average: what its own `update_parameters` does with torch's moving average, which waits for the GPU at every step."""
+    means, values = (
+        [parameter.detach() for parameter in holder.parameters()] for holder in (average, module)
+    )
+    torch._foreach_lerp_(means, values, 1.0 - decay if average.n_averaged else 1.0)
+    average.n_averaged += 1  # on the CPU
 
 
 def _means(rows: list[Logged], device: torch.device) -> Row:

@@ -9,7 +9,7 @@ operations. Knows nothing of images.
 """
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sitlib.precision import product_dtype
+
+# Hopper GPUs prefer cuDNN's attention, whose gradients with a mask can be NaN for some lengths (pytorch/pytorch issue 196678), and which
+# prepares itself for every new shape. Flash and memory-efficient attention remain.
+torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 @dataclass(frozen=True)
@@ -200,7 +204,8 @@ def attend(
             parts.append(attention(q_BHND, k, v).transpose(1, 2))
         # Joined as the kernel leaves them, a token's heads side by side: the output projection then copies nothing.
         return torch.cat(parts, dim=1).transpose(1, 2)
-    is_causal = layout.attention == "causal" and q_BHTD.shape[2] > 1
+    # A plain bool: where lengths vary, a compiler makes a symbol of the condition itself, which attention does not take.
+    is_causal = True if layout.attention == "causal" and q_BHTD.shape[2] > 1 else False  # noqa: SIM210
     return attention(q_BHTD, k_BHTD, v_BHTD, is_causal=is_causal)
 
 
@@ -277,8 +282,8 @@ class Block(nn.Module):
     ) -> list[Tensor]:
         """Streams [B, T_t, C] of the types present, in the order of their positions -> the same shapes.
 
-        With a cache, the one stream holds only the new positions (all of one type, causal attention). Other arguments as for
-        `Transformer.forward`.
+        With a cache, the one stream holds only the new positions (all of one type, causal attention). The context is what this layer
+        reads. Other arguments as for `Transformer.forward`.
         """
         modules = zip(self.attention_norm, self.qkv, strict=True)
         qkv = _join([linear(norm(x)) for x, (norm, linear) in zip(streams, modules, strict=False)])
@@ -301,7 +306,8 @@ class Block(nn.Module):
         if self.cross is not None:
             if context is None or len(streams) > 1:
                 raise ValueError("a block with cross-attention needs a context, and tokens of one type.")
-            read = self.cross(streams[0], *context.keys_values[layer], context.mask)
+            ((k, v),) = context.keys_values
+            read = self.cross(streams[0], k, v, context.mask)
             streams = [streams[0] + self._drop(read)]
         modules = zip(self.mlp_norm, self.mlp_in, self.mlp_out, strict=True)
         return [
@@ -390,11 +396,13 @@ class Transformer(nn.Module):
         """
         lengths = [x_BTC.shape[1]] if cache is not None else layout.lengths(len(self.norm))
         streams = list(x_BTC.split(lengths, dim=1))
-        others = {"rotation_2TF": rotation_2TF, "key_mask": key_mask, "context": context}
+        others: dict[str, Any] = {"rotation_2TF": rotation_2TF, "key_mask": key_mask}
         if cache is not None and key_mask is None:
             others["key_mask"] = cache.visible(x_BTC.shape[1])
         recomputes = self.recomputes and torch.is_grad_enabled() and cache is None
         for layer, block in enumerate(self.blocks):
+            if context is not None:  # by itself: the graph of a compiled block would be one for every index
+                others["context"] = Context([context.keys_values[layer]], context.mask)
             if recomputes:
                 streams = checkpoint(block, streams, layout, None, layer, use_reentrant=False, **others)
             else:

@@ -97,8 +97,11 @@ def main() -> None:
     results = {
         "tokenizer-ddp": tokenizer(folder / "tokenizer", two),
         "adversary-ddp": adversary(folder / "adversary", two),
-        "generator-ddp": generator(folder / "ddp", replace(two, micro_batch_size=2)),
     }
+    with mock.patch("sitlib.engine.resolve", lambda path: folder / path):
+        tracked = replace(two, micro_batch_size=2, trackers=["tensorboard"])
+        results["generator-ddp"] = generator(folder / "ddp", tracked)
+    assert torch.distributed.is_initialized(), "results are not written yet"
     with contextlib.suppress(KeyboardInterrupt):
         generator(folder / "fsdp", sharded, stop_at=4)
     assert (folder / "fsdp/states/step-00000003").exists()

@@ -14,6 +14,7 @@ from sitlib import captured, sampling
 from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig
 from sitlib.captured import CapturedSteps
 from sitlib.config import TextEncoderConfig, load_profile
+from sitlib.precision import with_cast_layers
 from sitlib.sampling import generate
 from sitlib.text import TextTokenizer
 from sitlib.transformer import KeyValueCache, Transformer
@@ -117,6 +118,34 @@ def test_logits_are_float32_in_whatever_precision_the_blocks_compute(kind, stati
         found, _ = written(model, static)
     assert found.dtype == torch.float32 and not torch.equal(found, found.bfloat16().float())
     assert 0 < (found - expected).abs().mean() < 0.05 * expected.std()
+
+
+def casts_of_weights(model):
+    """Casts of parameters in two steps under autocast, as sampling makes them."""
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        writing, _ = model.begin(condition_of(model), static=True)
+        with Recorder() as recorder:
+            for code in (1, 2):
+                model.proceed(writing, torch.tensor([code, code]))
+    casts = [args for func, args, _, _ in recorder.calls if func is torch.ops.aten.to.dtype]
+    return sum(args[0].data_ptr() in weights and args[1] == torch.bfloat16 for args in casts)
+
+
+@pytest.mark.parametrize("kind", ["class", "text"])
+@torch.no_grad()
+def test_weights_that_are_cast_once_compute_what_autocast_computes(kind):
+    model = model_of(kind)
+    cast = with_cast_layers(model, torch.bfloat16, Transformer)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, _ = written(model, True)
+        found, _ = written(cast, True)
+    assert torch.equal(found, expected)
+    layers = 2 * (6 if kind == "text" else 4)
+    assert (casts_of_weights(model), casts_of_weights(cast)) == (2 * 2 * layers, 0)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert cast.heads[0].weight.data_ptr() == model.heads[0].weight.data_ptr()
+    assert cast.heads[0].weight.dtype == torch.float32
 
 
 @torch.no_grad()

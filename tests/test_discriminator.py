@@ -314,3 +314,10 @@ def test_without_spectral_norm_weights_are_plain_and_may_have_any_size():
         model.logit.weight.mul_(10)
         model.logit.bias.zero_()
     assert torch.allclose(model(images), 10 * before, rtol=1e-4)  # the norm would have undone it
+
+
+def test_images_that_are_alike_have_finite_gradients_in_half_precision_too():
+    x = torch.ones(4, 2, 3, 3, dtype=torch.float16, requires_grad=True)
+    deviation = _batch_deviation(x)
+    deviation.sum().backward()
+    assert deviation.dtype == torch.float16 and torch.isfinite(x.grad).all()

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,6 +86,8 @@ def test_parts_of_a_batch_are_all_of_it_in_order():
     parts = [Part(index, 4).of(batch) for index in range(4)]
     assert [len(part[0]) for part in parts] == [3] * 4
     assert torch.equal(torch.cat([part[1] for part in parts]), batch[1])
+    # Nothing else is sent along by a process that makes it.
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for part in parts for tensor in part)
 
 
 @pytest.mark.parametrize("what", [processes.tokenizer, processes.generator])
@@ -172,6 +175,12 @@ def test_two_processes_train_what_one_trains(tmp_path):
         assert_alike((weights, rows), one[name.split("-")[0]])
 
 
+@pytest.mark.parametrize(("wanted", "computed"), [("bf16", torch.bfloat16), ("no", None)])
+def test_gradients_of_sharded_models_are_added_up_in_float32(wanted, computed):
+    policy = engines._sharding(replace(ONE_PROCESS, precision=wanted)).mixed_precision_policy
+    assert (policy.param_dtype, policy.reduce_dtype) == (computed, torch.float32)
+
+
 def test_more_processes_than_there_are_is_refused(tmp_path):
     with pytest.raises(ValueError, match="asks for 2 processes and there are 1"):
         Engine(replace(ONE_PROCESS, strategy="ddp", processes=2), 8, "test")
@@ -205,6 +214,40 @@ def test_one_machine_is_started_with_torchrun_and_several_with_srun(tmp_path, mo
     ]
     with pytest.raises(LaunchError, match="start this from a SLURM job of as many nodes"):
         launch_command(replace(engine, machines=4), [], {"MASTER_ADDR": "a"})
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    job = {"SLURM_JOB_NUM_NODES": "4", "SLURM_CPUS_PER_TASK": "64", "MASTER_ADDR": "a"}
+    command = launch_command(replace(engine, machines=4), ["-m", "module"], job)
+    srun = ["srun", "--nodes", "4", "--ntasks-per-node", "1", "--kill-on-bad-exit=1", "--cpus-per-task", "64"]
+    assert command[: len(srun) + 1] == [*srun, sys.executable]
+
+
+FAILING = """
+import sys
+from sitlib.distributed import process_index, wait_for_all
+from sitlib.engine import join_processes
+from sitlib.experiments.launch import one_for_all
+join_processes()
+with one_for_all():
+    if process_index() == 1:
+        raise {error}
+    wait_for_all()
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [("OSError(28, 'no room')", "disk is full"), ("KeyError('x')", "KeyError: 'x'")]
+)
+def test_an_error_in_one_process_is_told_and_ends_the_others(tmp_path, error, told):
+    (tmp_path / "failing.py").write_text(FAILING.format(error=error))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    result = subprocess.run(
+        [*command, str(tmp_path / "failing.py")],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,  # without it, process 0 waits for hours
+    )
+    assert result.returncode != 0 and told in result.stderr, result.stderr[-2000:]
 
 
 @pytest.mark.parametrize(("machines", "nodes"), [(1, 8), (4, 2), (2, 1)])
@@ -236,7 +279,7 @@ def test_what_a_program_prints_appears_and_its_exit_code_is_told(capsys):
 def test_a_profile_of_two_machines_trains_on_two(tmp_path, monkeypatch):
     """Training is asked for here and happens in two processes that two torchruns started, as on two nodes; `srun` is a stand-in."""
     srun = tmp_path / "srun"
-    srun.write_text('#!/bin/sh\nshift 4\n"$@" &\n"$@" && wait $!\n')
+    srun.write_text('#!/bin/sh\nshift 5\n"$@" &\n"$@" && wait $!\n')
     srun.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     for name, value in {
@@ -493,6 +536,38 @@ def test_encoding_and_decoding_fall_back_to_no_materialised_scores(attention, de
     side = tokenizer.config.size
     with sdpa_kernel(FAST):
         tokenizer.decode(tokenizer.encode(torch.rand(2, 3, side, side, device=device)))
+
+
+def test_blocks_that_read_texts_compile_and_are_computed_again_whatever_the_length():
+    """The text models of the profile `paper`: more layers than a function may have graphs, and texts of changing length."""
+    texts = TextTokenizer.train(["a red cat", "a blue dog"], 300, 16)
+    text = TextEncoderConfig(layers=9, vocabulary=300, max_tokens=16)
+    shape = replace(
+        SMOKE.autoregressive_variant("ar_sit4"), layers=9, width=16, heads=2, text=text, dropout=0.0
+    )
+    models = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        models.append(AutoregressiveModel(CodeModelConfig(shape, 3, 4, 20, 2, [], texts.to_json())))
+        for head in models[-1].heads:
+            nn.init.normal_(head.weight)
+    plain, compiled = models
+    for part in compiled.modules():
+        if isinstance(part, Transformer):
+            part.recomputes = True
+        if isinstance(part, Block):
+            part.compile(backend="eager", fullgraph=True)
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for length in (5, 7, 9):
+            codes = torch.randint(20, (2, 3, 4))
+            tokens = torch.randint(1, texts.vocabulary, (2, length))
+            for model in models:
+                model.zero_grad()
+                model(codes, tokens).square().mean().backward()
+            for ours, theirs in zip(compiled.parameters(), plain.parameters(), strict=True):
+                if theirs.grad is not None:
+                    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-4)
 
 
 def test_a_block_compiles_as_one_graph():

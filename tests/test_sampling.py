@@ -485,7 +485,7 @@ def test_streamed_images_may_be_changed_and_trained_on():
 
 def test_what_is_shown_knows_nothing_of_the_precision_of_sampling(monkeypatch):
     precise, seen = torch.is_autocast_enabled("cpu"), []
-    monkeypatch.setattr(sampling, "_used_on", lambda device: torch.autocast("cpu", torch.bfloat16))
+    monkeypatch.setattr(sampling, "mixed", lambda device: torch.autocast("cpu", torch.bfloat16))
     model, tokenizer = model_of(num_scales=4), tokenizer_of()
     hook = model.transformer.register_forward_pre_hook(
         lambda *_: seen.append(torch.is_autocast_enabled("cpu"))

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 
-from sitlib import essence
+from sitlib import essence, states
 from sitlib.checkpoint import read_about, write_tensors
 from sitlib.config import digest, load_profile
 from sitlib.disk import DiskError
@@ -18,7 +19,7 @@ from sitlib.experiments import runs
 from sitlib.experiments.runs import TokenizerRun, checkpoint_folder, command, resume_key, trained
 from sitlib.paths import ROOT
 from sitlib.results import read_curve, write_curve, write_metrics
-from sitlib.states import StateError, locked
+from sitlib.states import StateError, States, locked
 
 RUN = TokenizerRun.of(load_profile("smoke"), "sit4", 0)
 ROWS = [{"step": 1, "seconds": 0.5}]
@@ -242,3 +243,22 @@ def test_a_command_hides_no_other_error():
 
     with pytest.raises(OSError, match="Input/output"):
         command(main)
+
+
+def test_a_state_without_loss_scaling_is_gone_on_from_with_it(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    store = States(tmp_path, accelerator, "single")
+    store.save(3, [{"step": 3}])
+    accelerator.scaler = scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    assert store.load() == (3, [{"step": 3}]) and accelerator.scaler is scaler
+    store.save(6, [])
+    accelerator.scaler = torch.amp.GradScaler("cpu")
+    assert store.load() == (6, []) and accelerator.scaler.get_scale() == 8.0
+
+
+def test_processes_that_do_not_see_the_same_states_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(states, "agreed", lambda own: "step-00000009")
+    with pytest.raises(
+        StateError, match="step-00000009, which is not there for process 0: all machines have"
+    ):
+        States(tmp_path, Accelerator(cpu=True), "ddp").load()

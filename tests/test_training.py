@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from sitlib import training
 from sitlib.config import digest, load_profile
 from sitlib.experiments import runs, tokenizers
 from sitlib.experiments.runs import TokenizerRun
@@ -134,6 +136,18 @@ def test_values_at_log_stand_in_the_row_of_their_steps(tmp_path):
         [phase], lambda step, part: torch.ones(1, 2), replace(OPTIMISER, log_every=3), checkpoints=tmp_path
     )
     assert [row["steps_since"] for row in rows] == [3, 3, 3, 1]
+
+
+def test_the_moving_average_is_torchs():
+    ours, theirs = (AveragedModel(nn.Linear(4, 3), multi_avg_fn=get_ema_multi_avg_fn(0.9)) for _ in range(2))
+    model = nn.Linear(4, 3)
+    for _ in range(4):
+        for parameter in model.parameters():
+            nn.init.normal_(parameter)
+        training._follow(ours, model, 0.9)
+        theirs.update_parameters(model)
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], value), name
 
 
 def test_the_moving_average_of_the_weights_is_what_is_kept(tmp_path):

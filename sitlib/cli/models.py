@@ -155,8 +155,7 @@ def chosen_generator(options: argparse.Namespace) -> Generator:
 
     name = given(options.model, options.text is not None)
     path = checkpoint_path(name, "autoregressive", "--model")
-    # Gradients are not asked for, but autocast keeps its casts of those weights only that may have one.
-    model = AutoregressiveModel.from_checkpoint(path).to(device_of(options))
+    model = AutoregressiveModel.from_checkpoint(path).to(device_of(options)).requires_grad_(False)
     class_id = _class_id(model, options.class_name, name)
     _check_text(model, options.text, name)
     variant = model.config.shape.tokenizer

@@ -185,16 +185,17 @@ def main() -> None:
     )
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument(
-        "--workers", type=int, default=0, help="processes that decode images (default: a thread)"
+        "--workers", type=int, help="processes that decode images (default: data_workers of the engine)"
     )
     arguments = parser.parse_args()
     profile = load_profile(arguments.profile)
+    workers = profile.engine.data_workers if arguments.workers is None else arguments.workers
     wanted = profile.generator_section(arguments.variant).tokenizer_seed
     if arguments.seed != wanted:
         raise ValueError(
             f"tokenizer_seed is {arguments.seed} in params.yaml and {wanted} in the profile: make them the same."
         )
-    codes = extract_codes(profile, arguments.variant, arguments.output, arguments.workers)
+    codes = extract_codes(profile, arguments.variant, arguments.output, workers)
     print(
         f"{len(codes.train)} training and {len(codes.held_out)} held-out code maps, {list(codes.train.shape[1:])} each"
     )

@@ -54,7 +54,7 @@ def editing(profile: Profile, task: Task) -> dict[str, Any]:
     seen = evaluation_prompts(profile, "seen")
     of_new = judge_features(seen.images, lite0, run, "real images with the new names")
     of_own = judge_features(task.images, lite0, run, "originals")
-    network, kept = load_lpips("alex"), {}
+    network, kept = load_lpips("alex").to(best_device()), {}
 
     def found_by(features: Tensor, captions: list[str], of: list[str]) -> dict[str, Any]:
         values = 100 * _retrieved(judge, features, captions, of, profile)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import cast
 
@@ -81,7 +81,8 @@ def _train(
     )
     model = AutoregressiveModel(config)
 
-    def batch_at(step: int, part: Part) -> tuple[Tensor, Tensor, Tensor]:
+    @lru_cache(maxsize=1)  # a process takes all its parts of one step, then those of the next
+    def batch_of(step: int) -> tuple[Tensor, Tensor, Tensor]:
         """What the model reads, codes [B, S, N] and a condition, some of it hidden or replaced; and the codes that it shall predict."""
         generator = np.random.default_rng([run.seed, step])
         chosen = torch.from_numpy(draw(step, generator))
@@ -99,7 +100,10 @@ def _train(
             codes.train[chosen],
         )
         read = noisy_codes(targets, tokenizer.num_codes, run.model.code_noise, generator)
-        return part.of((read, condition, targets))
+        return read, condition, targets
+
+    def batch_at(step: int, part: Part) -> tuple[Tensor, Tensor, Tensor]:
+        return part.of(batch_of(step))
 
     def loss(module: nn.Module, batch: tuple[Tensor, Tensor, Tensor], step: int) -> tuple[Tensor, Logged]:
         *read, targets = batch

@@ -11,7 +11,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +21,9 @@ import torch.distributed as dist
 import yaml
 
 from sitlib.config import EngineConfig, Profile, digest, load_profile, to_dict
+from sitlib.distributed import num_processes
 from sitlib.engine import join_processes
+from sitlib.experiments.runs import sentence_of
 from sitlib.paths import ROOT, resolve
 
 PORT = 29_400  # where the processes of several machines meet
@@ -85,7 +89,9 @@ def launch_command(engine: EngineConfig, program: list[str], environment: Mappin
     job = environment.get("SLURM_JOB_ID", "0")
     endpoint = f"{environment['MASTER_ADDR']}:{environment.get('MASTER_PORT', PORT)}"
     meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", job]
-    srun = ["srun", "--nodes", str(engine.machines), "--ntasks-per-node", "1"]
+    srun = ["srun", "--nodes", str(engine.machines), "--ntasks-per-node", "1", "--kill-on-bad-exit=1"]
+    if "SLURM_CPUS_PER_TASK" in environment:  # which srun does not take over from sbatch
+        srun += ["--cpus-per-task", environment["SLURM_CPUS_PER_TASK"]]
     return [*srun, *torchrun, "--nnodes", str(engine.machines), *meeting, *program]
 
 
@@ -134,8 +140,22 @@ def training_command(module: str, train: Callable[[Profile, str, int, bool], obj
     )
     if "RANK" in os.environ:
         join_processes()
-    try:
+    with one_for_all():
         train(profile, arguments.variant, arguments.seed, arguments.pipeline)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextmanager
+def one_for_all() -> Iterator[None]:
+    """Around the work of one of several processes: an error in it ends this process at once, after saying why, and so the others.
+
+    Leaving the group in an orderly way would wait for them, and they for this one.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if num_processes() == 1:
+            raise
+        print(sentence_of(error) or traceback.format_exc(), file=sys.stderr, flush=True)
+        os._exit(1)

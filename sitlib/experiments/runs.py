@@ -319,9 +319,16 @@ def command(main: Callable[[], None]) -> None:
     """Runs the `main` of a module; what is wrong with its input ends in one sentence on the terminal and exit code 1."""
     try:
         main()
-    except (ValueError, FileNotFoundError, StateError, DiskError) as error:
-        sys.exit(str(error))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if (sentence := sentence_of(error)) is None:
             raise
-        sys.exit(f"The disk is full ({error}): make room, then give the same command again.")
+        sys.exit(sentence)
+
+
+def sentence_of(error: BaseException) -> str | None:
+    """What a user is told of an error that is none of the code's, or None."""
+    if isinstance(error, ValueError | FileNotFoundError | StateError | DiskError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"The disk is full ({error}): make room, then give the same command again."
+    return None

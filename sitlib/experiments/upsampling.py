@@ -129,7 +129,7 @@ def _several(task: Task, profile: Profile) -> dict[str, float]:
     images = task.images[: settings.repeated]
     assert task.prompts is not None
     told = task.prompts[: settings.repeated]
-    small, network = F.avg_pool2d(images, share), load_lpips("alex")
+    small, network = F.avg_pool2d(images, share), load_lpips("alex").to(best_device())
     seeds = range(settings.seed, settings.seed + settings.samples)
     drawn = [
         upsample(task.model, task.tokenizer, small, told, replace(task.sampling, seed=seed)).images

@@ -75,6 +75,6 @@ class InceptionMetrics:
         found = {"fid": self.distance.compute().item()}
         for name, score in self.scores.items():
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+                torch.default_generator.manual_seed(seed)  # not those of GPUs, which nothing here uses
                 found[name] = score.compute()[0].item()
         return found

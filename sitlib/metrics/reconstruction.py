@@ -109,7 +109,7 @@ def reconstruction_values(
     title = ", ".join([*map(str.upper, wanted), "LPIPS"])
     for i in batch_starts(len(images), batch_size, title, progress):
         pair = reconstructions[i : i + batch_size], images[i : i + batch_size]
-        batch = {name: metric(*pair) for name, metric in wanted.items()}
+        batch = {name: metric(*pair).cpu() for name, metric in wanted.items()}
         batches.append(batch | {name: lpips_per_image(*pair, net) for name, net in networks.items()})
     return {name: torch.cat([batch[name] for batch in batches]).double() for name in batches[0]}
 
