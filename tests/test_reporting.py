@@ -273,7 +273,7 @@ def test_a_stopped_run_takes_its_kernel_along(number, status, tmp_path):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "up\n"
     process.send_signal(number)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == status
     assert "Traceback" not in said or "IPKernelApp" in said  # the kernel may complain, the runner does not
     kernel = int(Path(pid).read_text())

@@ -57,11 +57,26 @@ def trade_off(rows: Sequence[Mapping[str, Any]]) -> Figure:
         x, y = row["LPIPS-Alex"], row["FD-Lite0"]
         tone = ORANGE if row["row"] == "vit_vqgan" else BLUE
         axis.plot(x, y, "o", color=tone, markersize=7)
-        axis.annotate(label(row["row"]), (x, y), (5, 4), textcoords="offset points", fontsize=8.5)
+        side, align = (-5, "right") if _has_right_neighbour(row, rows) else (5, "left")
+        axis.annotate(
+            label(row["row"]), (x, y), (side, 4), textcoords="offset points", fontsize=8.5, ha=align
+        )
     axis.set_xlabel("LPIPS-Alex of reconstructions (left is better)")
     axis.set_ylabel("FD-Lite0 of samples (down is better)")
     axis.margins(0.12)
     return fig
+
+
+def _has_right_neighbour(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a label to the right of a point would run into the next one."""
+    near = {"LPIPS-Alex": 0.18, "FD-Lite0": 0.04}  # of what the points span
+    columns = {key: [other[key] for other in rows] for key in near}
+    reach = {key: near[key] * (max(values) - min(values)) for key, values in columns.items()}
+    return any(
+        0 < other["LPIPS-Alex"] - row["LPIPS-Alex"] < reach["LPIPS-Alex"]
+        and abs(other["FD-Lite0"] - row["FD-Lite0"]) < reach["FD-Lite0"]
+        for other in rows
+    )
 
 
 def costs(rows: Sequence[Mapping[str, Any]], exponents: Mapping[str, Mapping[str, float]]) -> Figure:
