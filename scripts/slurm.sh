@@ -10,7 +10,7 @@
 #SBATCH --cpus-per-task=64
 #SBATCH --exclusive
 #SBATCH --time=48:00:00
-#SBATCH --signal=B:TERM@120
+#SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?start this with sbatch}" # on a file system that all nodes share
@@ -20,7 +20,7 @@ MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT=29400
 export OMP_NUM_THREADS=8
 
-# A job that ends before training does is put back into the queue and goes on from its last checkpoint.
-trap 'scontrol requeue "$SLURM_JOB_ID"' TERM
+# A job whose time ends before training does (USR1; scancel sends TERM) is put back into the queue and goes on from its last checkpoint.
+trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
 python -m dvc exp run --set-param profile="${PROFILE:-paper}" "$@" &
 wait $!
