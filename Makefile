@@ -50,7 +50,7 @@ paper-dry-run: .venv/installed ## run all stages with the paper's shapes on eigh
 lint: .venv/installed ## check style and types
 	python -m ruff check --quiet .
 	python -m ruff format --quiet --check .
-	pyrefly check --output-format min-text --summary=none
+	pyrefly check --output-format min-text --summary=none --min-severity error
 
 clean: ## remove the environment, models, codes and intermediate files (results and DVC's cache stay)
 	rm -rf .venv build models codes samples scratch weights .ckpt reports/failed .pytest_cache .ruff_cache .hypothesis *.egg-info

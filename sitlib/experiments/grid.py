@@ -75,7 +75,9 @@ def run_stage(stage: str, threads: int | None = 1) -> tuple[bool, Path]:
     """Runs one stage, with as many threads as PyTorch likes if `threads` is None; whether it succeeded, and the file of its output."""
     log = resolve(LOGS) / f"{stage.split(':')[-1].replace('/', '-')}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    for _ in range(ATTEMPTS):
+    attempts = 0
+    while True:
+        attempts += 1
         limit = {"OMP_NUM_THREADS": str(threads)} if threads else {}
         with open(log, "w") as output:  # no pipe: a stage ends well even if this process is killed
             result = subprocess.run(
@@ -85,10 +87,10 @@ def run_stage(stage: str, threads: int | None = 1) -> tuple[bool, Path]:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        if result.returncode == 0 or not any(sign in log.read_text() for sign in BUSY):
-            break
+        is_busy = any(sign in log.read_text() for sign in BUSY)
+        if result.returncode == 0 or not is_busy or attempts == ATTEMPTS:
+            return result.returncode == 0, log
         time.sleep(WAIT_SECONDS)
-    return result.returncode == 0, log
 
 
 def run_stages(
@@ -175,13 +177,12 @@ def past_seconds() -> dict[str, float]:
 
 
 def _answer(file: str, *arguments: str) -> str:
-    for attempt in range(ATTEMPTS):
-        result = _dvc(*arguments, file)
-        if result.returncode == 0 or not any(sign in result.stderr for sign in BUSY):
-            break
-        if not attempt:
+    result, attempts = _dvc(*arguments, file), 1
+    while result.returncode and attempts < ATTEMPTS and any(sign in result.stderr for sign in BUSY):
+        if attempts == 1:
             print("Waiting for a stage that an earlier command has started.", flush=True)
         time.sleep(WAIT_SECONDS)
+        result, attempts = _dvc(*arguments, file), attempts + 1
     if result.returncode:
         raise ValueError(f"DVC cannot read {file}: {result.stderr.strip() or result.stdout.strip()}")
     return result.stdout
