@@ -270,7 +270,14 @@ def test_a_stopped_run_takes_its_kernel_along(number, status, tmp_path):
     nbformat.write(new_notebook(cells=[new_code_cell(source)]), tmp_path / "04_long.ipynb")
     command = [sys.executable, "-m", "sitlib.reporting.runner", str(tmp_path / "04_long.ipynb")]
     command += ["--output", str(tmp_path / "reports" / "04_long"), "--stage", "long"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell has its background jobs ignore SIGINT, and what they start ignores it too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout.readline() == "up\n"
     process.send_signal(number)
     _, said = process.communicate(timeout=120)
