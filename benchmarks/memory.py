@@ -29,9 +29,9 @@ SIZES = {  # width, layers, batch
 }
 
 
-def subjects(size: str, profile_name: str = "quick") -> dict[str, Callable[[], Subject]]:
-    """A tokenizer with LPIPS and discriminator, and a model over codes, of one size."""
-    settings = load_profile(profile_name)
+def subjects(size: str, pixels: int = 128) -> dict[str, Callable[[], Subject]]:
+    """A tokenizer of square images with LPIPS and discriminator, and a model over codes, of one size."""
+    settings = load_profile("quick")
     width, layers, batch = SIZES[size]
     shape = {
         f"{part}_{key}": value
@@ -40,7 +40,7 @@ def subjects(size: str, profile_name: str = "quick") -> dict[str, Callable[[], S
     }
     training = settings.tokenizer_training("sit4")
     training = replace(training, adversarial=replace(training.adversarial, weight=0.1, channels=16))
-    tokenizer = replace(settings.tokenizer_variant("sit4"), size=128, grid=8, **shape)
+    tokenizer = replace(settings.tokenizer_variant("sit4"), size=pixels, grid=8, **shape)
     model = replace(
         settings.autoregressive_variant("ar_sit4"), width=width, layers=layers, heads=4, dropout=0.1
     )

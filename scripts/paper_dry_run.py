@@ -163,6 +163,8 @@ def prepare(folder: Path, layers: int | None) -> None:
     ablations = read(folder / "ablations/params.yaml")
     ablations["common"] |= {"tokenizer.optimiser.steps": 12, "tokenizer.optimiser.warmup_steps": 2}
     write(folder / "ablations/params.yaml", ablations)
+    # Else every model is there a second time in DVC's cache, where the file system knows no reflinks.
+    (folder / ".dvc/config.local").write_text("[cache]\n    type = reflink,hardlink,copy\n")
     if not (folder / ".git").exists():  # DVC needs a repository of its own
         subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
 

@@ -7,7 +7,7 @@ does in a second at a stated utilisation (MFU); they are estimates, and no measu
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TextIO
 
@@ -20,6 +20,7 @@ from sitlib.config import EngineConfig, OptimiserConfig, Profile, digest, load_p
 from sitlib.estimates import Cost, autoregressive_subject, cost, tokenizer_subject
 from sitlib.experiments.runs import command
 from sitlib.text import TextTokenizer
+from sitlib.tokenizer import SpectralTokenizer
 
 FLOAT32 = 4  # bytes: weights, gradients and moments
 BF16 = 2  # bytes: the cache of sampling on a GPU
@@ -63,7 +64,6 @@ class Description:
 
     name: str
     parts: dict[str, int]  # parameters
-    learning: int  # of all parameters, those that are trained, of the discriminator too
     tokens: int  # codes of an image
     cost: Cost
     batch: int  # images of a process at a time
@@ -79,18 +79,18 @@ class Description:
     def state_bytes(self) -> int:
         """Two moments, and the moving average of the weights where there is one; a share of them where they are sharded."""
         copies = 2 + (self.optimiser.ema_decay > 0)
-        return copies * FLOAT32 * self.learning // self._shards
+        return copies * FLOAT32 * self.cost.learning // self._shards
 
     @property
     def bucket_bytes(self) -> int:
         """DDP keeps gradients a second time, in the buckets that it sends."""
-        return FLOAT32 * self.learning if self.engine.strategy == "ddp" else 0
+        return FLOAT32 * self.cost.learning if self.engine.strategy == "ddp" else 0
 
     @property
     def accumulated_bytes(self) -> int:
         """Gradients of earlier parts of the batch, which are there while the next part passes; whole ones, also of sharded models."""
         parts = self.engine.accumulation(self.optimiser.batch_size)
-        return FLOAT32 * self.learning if parts > 1 else 0
+        return FLOAT32 * self.cost.learning if parts > 1 else 0
 
     @property
     def activation_bytes(self) -> int:
@@ -106,7 +106,7 @@ class Description:
     @property
     def checkpoint_bytes(self) -> int:
         """A resumable state on the disk: weights, two moments, and the moving average."""
-        return (3 + (self.optimiser.ema_decay > 0)) * FLOAT32 * self.learning
+        return (3 + (self.optimiser.ema_decay > 0)) * FLOAT32 * self.cost.learning
 
     @property
     def training_flops(self) -> float:
@@ -158,14 +158,10 @@ def _of_tokenizer(profile: Profile, name: str, costs: dict[str, Cost]) -> Descri
     if key not in costs:
         costs[key] = cost(lambda: tokenizer_subject(config, training, batch), *_computing(engine))
     with FakeTensorMode():
-        subject = tokenizer_subject(config, training, 1)
-    trained = [m for m in subject.models if any(p.requires_grad for p in m.parameters())]
-    parts = _parts(subject.models[0], TOKENIZER_PARTS)
+        parts = _parts(SpectralTokenizer(config), TOKENIZER_PARTS)
     tokens = config.num_scales * config.tokens_per_scale
     engine = replace(engine, strategy="ddp") if engine.strategy == "fsdp" else engine
-    return Description(
-        name, parts, _learning(trained), tokens, costs[key], batch, training.optimiser, 0, engine
-    )
+    return Description(name, parts, tokens, costs[key], batch, training.optimiser, 0, engine)
 
 
 def _of_generator(profile: Profile, name: str, num_classes: int, costs: dict[str, Cost]) -> Description:
@@ -200,7 +196,7 @@ def _of_generator(profile: Profile, name: str, num_classes: int, costs: dict[str
     )  # those of the text are kept for every layer too
     cache = 2 * shape.layers * shape.width * positions * BF16
     parts = _parts(model, AUTOREGRESSIVE_PARTS)
-    return Description(name, parts, _learning([model]), tokens, costs[key], batch, optimiser, cache, engine)
+    return Description(name, parts, tokens, costs[key], batch, optimiser, cache, engine)
 
 
 def _computing(engine: EngineConfig) -> tuple[Literal["no", "bf16", "fp16"], bool]:
@@ -211,10 +207,6 @@ def _computing(engine: EngineConfig) -> tuple[Literal["no", "bf16", "fp16"], boo
 def _at_a_time(optimiser: OptimiserConfig, engine: EngineConfig) -> int:
     """Samples that pass a model at once in one process."""
     return optimiser.batch_size // engine.world_size // engine.accumulation(optimiser.batch_size)
-
-
-def _learning(models: Iterable[nn.Module]) -> int:
-    return sum(p.numel() for model in models for p in model.parameters() if p.requires_grad)
 
 
 def _parts(model: nn.Module, names: Mapping[str, tuple[str, ...]]) -> dict[str, int]:

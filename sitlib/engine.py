@@ -98,6 +98,7 @@ class Engine:
                     f"engine.trackers: {', '.join(config.trackers)} could not be started ({error}): install the package, or set []."
                 ) from None
             raise
+        self._products = torch.get_float32_matmul_precision()
         if has_gpu:  # float32 products in TF32, as convolutions are by default
             torch.set_float32_matmul_precision("high")
         if process_index() > 0:  # dropout of its own
@@ -179,7 +180,11 @@ class Engine:
                 )
 
     def finish(self) -> None:
-        """Ends the trackers; `end_training` of Accelerate would end the process group too, and the results are not written yet."""
+        """Ends the trackers; `end_training` of Accelerate would end the process group too, and the results are not written yet.
+
+        What is computed in float32 after this, the codes of trained tokenizers above all, is not in TF32.
+        """
+        torch.set_float32_matmul_precision(self._products)
         for tracker in self.accelerator.trackers:
             tracker.finish()
 

@@ -35,6 +35,7 @@ Step = Callable[[], None]
 class Cost:
     """Of one training step of one process."""
 
+    learning: int  # parameters that the step trains, the discriminator's too
     forward_flops: int  # of the model alone, without its losses
     step_flops: int  # forwards and backwards, losses and discriminator included
     weight_bytes: int  # of everything that is on the device before the step: model, discriminator, LPIPS
@@ -150,11 +151,12 @@ def cost(
 
         with torch.no_grad():
             forward = flops(autocast(made.forward))
+        learning = sum(p.numel() for m in made.models for p in m.parameters() if p.requires_grad)
         tracker = LiveBytes(*made.models)
         weights = tracker.now
         with tracker:
             step = flops(autocast(made.step))
-    return Cost(forward, step, weights, tracker.peak)
+    return Cost(learning, forward, step, weights, tracker.peak)
 
 
 def tokenizer_subject(config: TokenizerConfig, training: TokenizerTraining, batch: int) -> Subject:

@@ -116,7 +116,7 @@ def train(
         Rows with `step`, `learning_rate`, `gradient_norm`, `seconds` and the logged values, averaged over `log_every` steps.
 
     Raises:
-        FloatingPointError: a loss is not finite; the last good checkpoint stays.
+        FloatingPointError: a loss or a weight is not finite; the last good checkpoint stays.
         StateError: another process trains this run, or a checkpoint could not be written (a full disk); the last good one stays.
     """
     checkpoints = resolve(checkpoints)
@@ -217,6 +217,12 @@ def _train(
             bar.set_postfix({name: f"{means[name]:.3f}" for name in list(means)[:2]}, refresh=False)
         is_last = done == config.steps  # its state stays until the model is written: there may be no room
         if (done % config.checkpoint_every == 0 or is_last) and not pending:
+            if not _are_finite(
+                modules
+            ):  # of gradients that are not, only the next loss would tell, and a good state would be gone
+                raise FloatingPointError(
+                    f"{title}: weights are not finite after step {done}: lower the learning rate or the clip_norm."
+                )
             store.save(done, rows)
         if not pending:  # after the state, which no tracker or picture that fails shall cost
             engine.log(rows[-1])
@@ -252,6 +258,13 @@ def _accumulate(
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
+def _are_finite(modules: Sequence[nn.Module]) -> bool:
+    """Whether all weights are, of sharded modules those that this process holds."""
+    weights = [parameter.detach() for module in modules for parameter in module.parameters()]
+    own = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights]
+    return bool(torch.stack([weight.isfinite().all() for weight in own]).all())
+
+
 def _average(module: nn.Module, config: OptimiserConfig) -> AveragedModel | None:
     """The exponential moving average of a module's parameters, if the configuration asks for one."""
     if not config.ema_decay:
@@ -260,7 +273,8 @@ def _average(module: nn.Module, config: OptimiserConfig) -> AveragedModel | None
 
 
 def _follow(average: AveragedModel, module: nn.Module, decay: float) -> None:
-    """Moves the average: what its own `update_parameters` does with torch's moving average, which waits for the GPU at every step."""
+    """Moves the average of parameters: what its own `update_parameters` does with torch's moving average, which waits for the GPU at
+    every step."""
     means, values = (
         [parameter.detach() for parameter in holder.parameters()] for holder in (average, module)
     )

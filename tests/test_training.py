@@ -84,6 +84,19 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(tm
     assert (tmp_path / "step-00000006").exists()
 
 
+def test_weights_that_are_not_finite_end_the_run_before_they_are_a_checkpoint(tmp_path):
+    """The loss at the ninth step is 0 and its gradient is not a number, and this step writes a state: only the weights tell."""
+    model = nn.Linear(2, 2)
+
+    def loss(module, batch, step):
+        value = module(batch).sum() if step < 8 else (module.weight * 0.0).sum().sqrt()
+        return value, {}
+
+    with pytest.raises(FloatingPointError, match="weights are not finite after step 9"):
+        train([Phase(model, loss)], lambda step, part: torch.ones(1, 2), OPTIMISER, checkpoints=tmp_path)
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000006"]
+
+
 def test_two_phases_train_two_modules(tmp_path):
     """The place of a discriminator: an own loss and optimiser in the same loop."""
     models = [nn.Linear(2, 2), nn.Linear(2, 2)]

@@ -51,13 +51,14 @@ class CodeMaps:
         )
         self.shape = torch.Size([int(self._starts[-1]), *self._parts[0].shape[1:]])
         self.order = EpochOrder(np.diff(self._starts))
+        self._rows = np.arange(len(self))  # made once: there are millions, and every batch asks for some
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: Tensor | np.ndarray | slice) -> Tensor:
         """Codes [m, S, N] int64 of some rows."""
-        rows = np.arange(len(self))[rows.numpy() if isinstance(rows, Tensor) else rows]
+        rows = self._rows[rows.numpy() if isinstance(rows, Tensor) else rows]
         shards = np.searchsorted(self._starts, rows, side="right") - 1
         found = np.empty((len(rows), *self.shape[1:]), np.int64)
         for shard in np.unique(shards):

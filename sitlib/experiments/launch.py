@@ -157,5 +157,6 @@ def one_for_all() -> Iterator[None]:
     except BaseException as error:
         if num_processes() == 1:
             raise
+        sys.stdout.flush()
         print(sentence_of(error) or traceback.format_exc(), file=sys.stderr, flush=True)
         os._exit(1)

@@ -3,8 +3,8 @@
 A model over scale-causal codes stops after the scales that a size needs and decodes only these; a model over ViT-VQGAN's codes samples the
 whole image and averages it down. Speed does not depend on what weights hold, so they are random. Measured are code sampling and decoding
 together, with guidance (both halves of every step), in turns, medians over rounds; of short cases each round takes several, which one
-disturbance would change most. Peak memory is that of a process of its own for each model. The baseline does the same whatever the size, so
-it is measured once a round.
+disturbance would change most. (A single round, as tests and dry runs have it, takes one.) Peak memory is that of a process of its own for
+each model. The baseline does the same whatever the size, so it is measured once a round.
 """
 
 import argparse
@@ -173,7 +173,8 @@ def measure(profile: Profile, name: str, rounds: int) -> dict[str, Any]:
         for number in range(rounds):
             # There and back, so that a machine that grows slower or faster favours nobody.
             for model, share in list(times)[:: 1 if number % 2 == 0 else -1]:
-                times[model, share].append(usual_seconds(subjects[model], share))
+                measured = usual_seconds if rounds > 1 else seconds
+                times[model, share].append(measured(subjects[model], share))
         with ThreadPoolExecutor() as pool:  # what a process needs does not depend on another one
             found = pool.map(partial(_memory_elsewhere, geometry=geometry.name, profile=name), MODELS)
             used = dict(zip(MODELS, found, strict=True))
@@ -207,7 +208,7 @@ def measure(profile: Profile, name: str, rounds: int) -> dict[str, Any]:
         "weights": "random",
         "guidance": "on: conditional and unconditional halves in one batch",
         "rounds": rounds,
-        "seconds_a_round": ENOUGH_SECONDS,
+        "seconds_a_round": ENOUGH_SECONDS if rounds > 1 else 0.0,
         "threads": torch.get_num_threads(),
         "device": str(best_device()),
         "machine": platform.processor() or platform.machine(),
