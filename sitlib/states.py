@@ -148,13 +148,15 @@ class States:
         # Writers of tensors report a full disk in ways of their own.
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
-            good = self._found()
-            kept = (
-                f"That of {good[-1].name.replace('-', ' ')} is intact" if good else "There is no earlier one"
-            )
+            remedy = "There is no earlier one: make room, then give the same command again."
+            if good := self._found():  # writers do not always say that a disk is full, so say what one takes
+                size = sum(file.stat().st_size for file in good[-1].rglob("*")) / 2**30
+                remedy = (
+                    f"That of {good[-1].name.replace('-', ' ')} is intact and takes {size:.1f} GiB: make room for as much, then give the "
+                    "same command again, and training goes on from it."
+                )
             raise StateError(
-                f"{unwritten(f'The state of step {step}', self.folder, error)} "
-                f"{kept}: make room, then give the same command again, and training goes on from it."
+                f"{unwritten(f'The state of step {step}', self.folder, error)} {remedy}"
             ) from error
         if process_index() == 0:
             older = self._found()
