@@ -313,7 +313,7 @@ def trained_tokenizer_here(profile, seed, monkeypatch, folder):
     from sitlib.experiments import runs
 
     monkeypatch.setattr(runs, "resolve", lambda path: folder / path)
-    monkeypatch.setattr(runs, "checkpoint_folder", lambda run: folder / "states")
+    monkeypatch.setattr(runs, "checkpoint_folder", lambda key: folder / "states")
     return trained_tokenizer(profile, "sit4", seed)
 
 

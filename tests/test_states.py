@@ -16,6 +16,7 @@ from sitlib.checkpoint import read_about, write_tensors
 from sitlib.config import digest, load_profile
 from sitlib.disk import DiskError
 from sitlib.experiments import runs
+from sitlib.experiments.finished import FOLDER, Finished, forget
 from sitlib.experiments.runs import TokenizerRun, checkpoint_folder, command, resume_key, trained
 from sitlib.paths import ROOT
 from sitlib.results import read_curve, write_curve, write_metrics
@@ -90,8 +91,55 @@ def test_states_that_another_process_goes_on_from_are_left_to_it(home):
         make(train_now)
         assert len(list(home.glob(".ckpt/*/step-*"))) == 1
     shutil.rmtree(next(home.glob(".ckpt/*/step-*")))
+    forget(home / FOLDER)
     make(with_a_state)
     assert not list(home.glob(".ckpt/*/step-*"))
+
+
+def test_what_had_finished_is_not_trained_again_until_the_pipeline_has_gone_through(home):
+    """DVC removes the outputs of a stage before it runs it again, for instance after a notebook that failed once its model was trained."""
+    trained_runs = []
+
+    def train_now(checkpoints):
+        trained_runs.append(checkpoints.name)
+        return with_a_state(checkpoints)
+
+    def gone():
+        for folder in ("models", "metrics"):
+            shutil.rmtree(home / folder)
+
+    made = make(train_now)
+    content = made.path.read_bytes()
+    kept = home / FOLDER / "tokenizer-sit4-seed0"
+    assert made.path.samefile(next(kept.rglob("model.safetensors"))) and not list(home.glob(".ckpt/*/step-*"))
+    for _ in range(2):  # as often as it is lost
+        gone()
+        made.path.parent.mkdir(parents=True)
+        os.link(
+            next(kept.rglob("model.safetensors")), f"{made.path}.partial"
+        )  # left by a process that was killed
+        again = make(train_now)
+        assert again.path.read_bytes() == content and again.curve == made.curve and len(trained_runs) == 1
+    other = replace(RUN, data=replace(RUN.data, min_crop=0.5))
+    make(train_now, other)
+    assert len(trained_runs) == 2 and [folder.name for folder in kept.iterdir()] == trained_runs[1:]
+    make(train_now)
+    forget(home / FOLDER)
+    make(train_now)
+    assert len(trained_runs) == 4
+
+
+@pytest.mark.parametrize("can_link", [True, False])
+def test_kept_files_are_copied_where_there_are_no_links(tmp_path, monkeypatch, can_link):
+    if not can_link:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "no links")))
+    file = tmp_path / "model"
+    file.write_text("weights")
+    finished = Finished("sit4", "key", tmp_path / "finished")
+    finished.keep({"model": file})
+    file.unlink()
+    assert finished.restore({"model": file}) and file.read_text() == "weights"
+    assert not Finished("sit4", "other", tmp_path / "finished").restore({"model": file})
 
 
 def test_a_lock_is_the_same_file_for_all_who_ever_want_it(tmp_path):
@@ -161,17 +209,17 @@ def test_a_copy_of_the_images_is_as_good_and_other_images_are_not(tmp_path, monk
 
 
 def test_states_that_a_run_cannot_go_on_from_are_named(home, monkeypatch, capsys):
-    folder = checkpoint_folder(RUN)
+    folder = checkpoint_folder(runs.resume_key(RUN))
     (folder / "step-00000004").mkdir(parents=True)
-    checkpoint_folder(RUN)
+    checkpoint_folder(runs.resume_key(RUN))
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(runs, "resume_key", lambda run, purpose="": f"{digest(run)}-images-newer")
     make(with_a_state)
     assert f"has a state of step 4 in {folder}, of other code: " in capsys.readouterr().err
     monkeypatch.setattr(runs, "resume_key", lambda run, purpose="": f"{digest(run)}-others-newer")
-    checkpoint_folder(RUN)
+    checkpoint_folder(runs.resume_key(RUN))
     assert "of other images and code" in capsys.readouterr().err
-    checkpoint_folder(replace(RUN, seed=1))
+    checkpoint_folder(runs.resume_key(replace(RUN, seed=1)))
     assert capsys.readouterr().err == ""
 
 

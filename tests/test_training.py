@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from sitlib import training
 from sitlib.config import digest, load_profile
 from sitlib.experiments import runs, tokenizers
+from sitlib.experiments.finished import FOLDER, forget
 from sitlib.experiments.runs import TokenizerRun
 from sitlib.experiments.tokenizers import trained_tokenizer
 from sitlib.results import read_curve
@@ -267,6 +268,7 @@ def test_same_seed_same_result_and_a_killed_tokenizer_resumes_to_the_bit(elsewhe
         return real(self, *arguments, **options)
 
     monkeypatch.setattr(Codebook, "restart_dead", killed)
+    forget(elsewhere / FOLDER)
     with pytest.raises(KeyboardInterrupt):
         trained_tokenizer(profile, "sit4", 0, pipeline=True)
     monkeypatch.setattr(Codebook, "restart_dead", real)

@@ -36,6 +36,7 @@ from sitlib.data.manifest import sha256_of
 from sitlib.disk import DiskError
 from sitlib.distributed import agreed, process_index, wait_for_all
 from sitlib.essence import ABOUT, FETCHING, code_hashes
+from sitlib.experiments.finished import FOLDER, Finished
 from sitlib.paths import resolve
 from sitlib.results import Row, read_curve, write_curve
 from sitlib.states import StateError, locked
@@ -198,7 +199,8 @@ def trained(
         kind, variant: name the model's files, with the seed of the run.
         model_class: has `from_checkpoint` and `save`.
         train_now: trains with resumable checkpoints in the folder that it is given; returns the model and its training curve.
-        pipeline: train, and write the pipeline's files, as its stages do. Otherwise take the pipeline's result if it is of this very
+        pipeline: train, and write the pipeline's files, as its stages do, unless this very run had finished and the pipeline has not gone
+            through since then (`sitlib.experiments.finished`). Otherwise take the pipeline's result if it is of this very
             run, else what was trained in `scratch/` before, else train there.
         launch: where the run is to be trained in processes of its own: starts them and waits until they have written its files.
 
@@ -216,16 +218,26 @@ def trained(
             if is_there:
                 return files.load(model_class)
     files = shared if pipeline else own
+    name = f"{kind}-{files.model.parent.name}"
+    # Of a large set it takes a while to tell whether its images are the same: the first process does it, once.
+    is_first, resumed = process_index() == 0, resume_key(run) if process_index() == 0 else ""
+    finished = Finished(name, resumed, resolve(FOLDER))
+    if pipeline and agreed(is_first and finished.restore(files.by_name)):
+        if is_first:
+            print(f"This very run had finished: {files.model} is what it made.", file=sys.stderr)
+        return files.load(model_class)
     if launch is not None:
         launch()
         return files.load(model_class)
     # Runs of other settings may have the same output, and of the same settings another one.
-    with locked(resolve(".ckpt") / f"{kind}-{files.model.parent.name}", f"{files.model} is being made"):
-        checkpoints = agreed(checkpoint_folder(run))
+    with locked(resolve(".ckpt") / name, f"{files.model} is being made"):
+        checkpoints = agreed(checkpoint_folder(resumed) if is_first else Path())
         model, rows = train_now(checkpoints)
-        if process_index() == 0:
+        if is_first:
             write_curve(files.curve, rows)
             model.cpu().save(files.model, run=key, name=f"{kind}/{variant}-seed{run.seed}")
+            if pipeline:
+                finished.keep(files.by_name)
             with suppress(StateError), locked(checkpoints):  # unless another process goes on from them
                 forget_checkpoints(checkpoints)
         wait_for_all()
@@ -236,6 +248,10 @@ def trained(
 class _Files:
     model: Path
     curve: Path
+
+    @property
+    def by_name(self) -> dict[str, Path]:
+        return {"model.safetensors": self.model, "curve.csv": self.curve}
 
     def load(self, model_class: type[Model]) -> Trained[Model]:
         return Trained(model_class.from_checkpoint(self.model), read_curve(self.curve), self.model)
@@ -258,11 +274,10 @@ def pipeline_parameters() -> dict[str, Any]:
     return yaml.safe_load(resolve("params.yaml").read_text())
 
 
-def checkpoint_folder(run: Run | CodesRun, purpose: str = "") -> Path:
-    """Where a run keeps its resumable states; says so if there are some that it cannot go on from."""
-    folder = resolve(".ckpt") / resume_key(run, purpose)
-    if process_index() == 0:
-        _tell_of_others(folder)
+def checkpoint_folder(key: str) -> Path:
+    """Where the run of a `resume_key` keeps its states; says so if there are some that it cannot go on from."""
+    folder = resolve(".ckpt") / key
+    _tell_of_others(folder)
     return folder
 
 

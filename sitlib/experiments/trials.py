@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from sitlib.config import Profile, changed, digest, from_dict
 from sitlib.data import held_out_views, open_images
-from sitlib.experiments.runs import TokenizerRun, checkpoint_folder, command
+from sitlib.experiments.runs import TokenizerRun, checkpoint_folder, command, resume_key
 from sitlib.experiments.tokenizer_evaluation import error_by_scale
 from sitlib.experiments.tokenizers import train_tokenizer
 from sitlib.metrics import codebook_statistics, evaluate_reconstructions
@@ -82,7 +82,7 @@ def run_trial(trial: Trial, values: dict[str, Any], seed: int = SEED) -> dict[st
     profile = trial.profile(values)
     run = TokenizerRun.of(profile, trial.variant, seed)
     images, validation = open_images(run.data.source, "train").split_off(VALIDATION_SHARE)
-    checkpoints = checkpoint_folder(run, f"trial without {VALIDATION_SHARE}")
+    checkpoints = checkpoint_folder(resume_key(run, f"trial without {VALIDATION_SHARE}"))
     tokenizer, curve = train_tokenizer(run, images, checkpoints, f"{trial.variant}, {trial.change}")
     views = held_out_views(validation, VALIDATION_VIEWS, run.data.size, seed, kind="crops")[0]
     tokenizer = tokenizer.cpu().eval()
