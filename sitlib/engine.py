@@ -5,10 +5,9 @@ The loop (`sitlib.training`) asks for modules that are ready to train, and does 
 
 import copy
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -59,14 +58,12 @@ class Engine:
     Args:
         config: what is asked for.
         batch_size: samples of one update, over all processes.
-        title: names the run in trackers.
 
     Raises:
-        ValueError: there are not as many processes as the configuration says, a precision that this device does not have, or a tracker
-            that is not installed.
+        ValueError: there are not as many processes as the configuration says, or a precision that this device does not have.
     """
 
-    def __init__(self, config: EngineConfig, batch_size: int, title: str):
+    def __init__(self, config: EngineConfig, batch_size: int):
         has_gpu = torch.cuda.is_available()
         if config.world_size != num_processes():
             raise ValueError(
@@ -76,9 +73,10 @@ class Engine:
         self.config, self._batch_size = config, batch_size
         _forget_earlier_runs()
         self._plugin = plugin = _sharding(config) if config.strategy == "fsdp" else None
-        try:
+        mixed_precision = precision(config.precision)
+        with _told(config.trackers):
             self.accelerator = Accelerator(
-                mixed_precision=precision(config.precision),
+                mixed_precision=mixed_precision,
                 cpu=not has_gpu,
                 step_scheduler_with_optimizer=False,  # the schedule counts updates, not samples
                 log_with=list(config.trackers) or None,
@@ -87,17 +85,8 @@ class Engine:
                 # Buffers are the same on all processes because what changes them is.
                 kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
             )
-            if plugin is not None and not has_gpu:  # Accelerate shards on GPUs only; tests have none
-                _shard_on_cpu(plugin)
-            if config.trackers:
-                resolve("scratch/trackers").mkdir(parents=True, exist_ok=True)
-                self.accelerator.init_trackers(re.sub(r"[^\w.]+", "-", title).strip("-"))
-        except (ImportError, ValueError) as error:
-            if config.trackers:
-                raise ValueError(
-                    f"engine.trackers: {', '.join(config.trackers)} could not be started ({error}): install the package, or set []."
-                ) from None
-            raise
+        if plugin is not None and not has_gpu:  # Accelerate shards on GPUs only; tests have none
+            _shard_on_cpu(plugin)
         self._products = torch.get_float32_matmul_precision()
         if has_gpu:  # float32 products in TF32, as convolutions are by default
             torch.set_float32_matmul_precision("high")
@@ -163,6 +152,19 @@ class Engine:
             weights[name].copy_(weight.full_tensor() if isinstance(weight, DTensor) else weight)
         return spare
 
+    def track(self, name: str, first_step: int) -> None:
+        """Starts the trackers of a run; what an earlier process has told them of steps after `first_step` is told again.
+
+        Raises:
+            ValueError: a tracker that is not installed, or that does not start.
+        """
+        if not self.config.trackers:
+            return
+        resolve("scratch/trackers").mkdir(parents=True, exist_ok=True)
+        own = {"tensorboard": {"purge_step": first_step + 1}, "wandb": {"id": name, "resume": "allow"}}
+        with _told(self.config.trackers):
+            self.accelerator.init_trackers(name, init_kwargs=own)
+
     def log(self, row: Row) -> None:
         """Gives a row of the training curve to the trackers."""
         if self.config.trackers:
@@ -187,6 +189,19 @@ class Engine:
         torch.set_float32_matmul_precision(self._products)
         for tracker in self.accelerator.trackers:
             tracker.finish()
+
+
+@contextmanager
+def _told(trackers: Sequence[str]) -> Iterator[None]:
+    """Around the start of trackers: says which of the settings asks for them."""
+    try:
+        yield
+    except (ImportError, ValueError) as error:
+        if not trackers:
+            raise
+        raise ValueError(
+            f"engine.trackers: {', '.join(trackers)} could not be started ({error}): install the package, or set []."
+        ) from None
 
 
 def join_processes() -> None:

@@ -28,7 +28,8 @@ class StateError(OSError):
 
 @contextmanager
 def locked(path: Path, what: str = "This very run is being trained") -> Iterator[None]:
-    """Holds `path` for this run. The lock is the operating system's: it ends with the process, however that ends.
+    """Holds `path` for this run. The lock is the operating system's: it ends with the process, however that ends. (Where a file system has
+    no locks, it is a file that stays if the machine of the process does not remove it.)
 
     Args:
         path: a folder of states, or a name beside them for something else that one run at a time may have.
@@ -46,7 +47,9 @@ def locked(path: Path, what: str = "This very run is being trained") -> Iterator
         lock.acquire(timeout=0)
     except filelock.Timeout:
         who = holder.read_text() if holder.exists() else "another process"
-        raise StateError(f"{what} by {who}: wait until it has finished, or stop it.") from None
+        raise StateError(
+            f"{what} by {who}: wait until it has finished, or stop it. (If it ended with its machine, remove {file}.)"
+        ) from None
     try:
         holder.write_text(
             f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"

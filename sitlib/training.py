@@ -5,6 +5,7 @@ discriminator is a second one. The engine supplies devices, processes and precis
 """
 
 import math
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,13 +25,16 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from sitlib.config import EngineConfig, OptimiserConfig
-from sitlib.distributed import mean_over_processes, num_processes, process_index
+from sitlib.distributed import agreed, mean_over_processes, num_processes, process_index
 from sitlib.engine import ONE_PROCESS, Engine, Part, on_device, to_host
 from sitlib.paths import resolve
 from sitlib.results import Row
 from sitlib.states import States, locked
 
 Logged = Mapping[str, float | Tensor]
+STATE_SECONDS = (
+    20 * 60
+)  # after which a state is written, however far the next one is: the most that a killed run loses
 
 
 @dataclass
@@ -126,7 +130,7 @@ def train(
             batch_at,
             config,
             checkpoints,
-            Engine(engine, config.batch_size, title),
+            Engine(engine, config.batch_size),
             start,
             pictures,
             title,
@@ -157,12 +161,16 @@ def _train(
 
     store = States(checkpoints, accelerator, engine.config.strategy)
     first_step, rows = store.load()
+    # Runs of other settings have the same title.
+    name = re.sub(r"[^\w.]+", "-", f"{title} {checkpoints.name.partition('-')[0]}")
+    engine.track(name, first_step)
     if first_step == 0 and start is not None:
         if process_index() == 0:
             start()
         for phase in phases:
             engine.share(phase.module)
     elapsed, began = (rows[-1]["seconds"] if rows else 0.0), time.perf_counter()
+    saved = began
     pending: list[Logged] = []
     bar = tqdm(
         total=config.steps,
@@ -216,7 +224,8 @@ def _train(
             rows.append({"step": done, "learning_rate": rate, "seconds": round(seconds, 1), **means})
             bar.set_postfix({name: f"{means[name]:.3f}" for name in list(means)[:2]}, refresh=False)
         is_last = done == config.steps  # its state stays until the model is written: there may be no room
-        if (done % config.checkpoint_every == 0 or is_last) and not pending:
+        is_due = done % config.checkpoint_every == 0 or is_last
+        if not pending and (is_due or agreed(time.perf_counter() - saved > STATE_SECONDS)):
             if not _are_finite(
                 modules
             ):  # of gradients that are not, only the next loss would tell, and a good state would be gone
@@ -224,10 +233,11 @@ def _train(
                     f"{title}: weights are not finite after step {done}: lower the learning rate or the clip_norm."
                 )
             store.save(done, rows)
+            saved = time.perf_counter()
         if not pending:  # after the state, which no tracker or picture that fails shall cost
             engine.log(rows[-1])
         if pictures is not None and engine.config.images_every and done % engine.config.images_every == 0:
-            _show(pictures, done, title, engine)
+            _show(pictures, done, name, engine)
         bar.update()
     bar.close()
     engine.finish()
@@ -295,14 +305,14 @@ def _means(rows: list[Logged], device: torch.device) -> Row:
     return dict(zip(means, shared.tolist(), strict=True))
 
 
-def _show(pictures: Callable[[], Tensor], step: int, title: str, engine: Engine) -> None:
+def _show(pictures: Callable[[], Tensor], step: int, name: str, engine: Engine) -> None:
     """Writes a row of pictures to scratch/images; drawing them leaves the random numbers of training as they are."""
     if process_index() > 0:
         return
     with torch.random.fork_rng(), torch.no_grad():
         images = pictures().float().clamp(0, 1).cpu()
     row_HWC = np.asarray((torch.cat(list(images), dim=2) * 255).round().byte().permute(1, 2, 0))
-    path = resolve(f"scratch/images/{title.replace(', ', '-').replace(' ', '')}/step-{step:08d}.png")
+    path = resolve(f"scratch/images/{name}/step-{step:08d}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(row_HWC).save(path)
     engine.log_image(row_HWC, step)

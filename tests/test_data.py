@@ -1,10 +1,13 @@
 """Decoding, data sources and views of sitlib.data, on images made here."""
 
 import io
+import subprocess
+import sys
 import threading
 import time
 import warnings
 from contextlib import suppress
+from multiprocessing import get_all_start_methods
 
 import numpy as np
 import pytest
@@ -24,6 +27,7 @@ from sitlib.data import (
     sources,
     training_views,
 )
+from sitlib.paths import ROOT
 
 
 def gradient(width=40, height=24) -> np.ndarray:
@@ -476,3 +480,21 @@ class TestPrefetch:
         while threading.active_count() > before and time.time() < deadline:
             time.sleep(0.01)
         assert threading.active_count() == before and len(started) < 12
+
+    def test_a_batch_may_have_more_tensors_than_files_may_be_open_unless_one_asks(self):
+        """32 parts of three tensors of each step, as the paper's text models have them, each a file of shared memory."""
+        if "fork" not in get_all_start_methods():
+            pytest.skip("no worker processes here")
+        program = """if True:
+            import resource, torch
+            from sitlib.data import prefetch
+            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (128, most))
+            steps = prefetch(lambda step: [torch.full((4,), step) for _ in range(96)], 0, 8, workers=2)
+            found = []
+            for step, tensors in steps:
+                found.append(sum(int(tensor[0]) for tensor in tensors) == 96 * step)
+            print(found == [True] * 8)
+        """
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+        assert done.stdout == "True\n", done.stderr[-2000:]

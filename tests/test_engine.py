@@ -183,7 +183,7 @@ def test_gradients_of_sharded_models_are_added_up_in_float32(wanted, computed):
 
 def test_more_processes_than_there_are_is_refused(tmp_path):
     with pytest.raises(ValueError, match="asks for 2 processes and there are 1"):
-        Engine(replace(ONE_PROCESS, strategy="ddp", processes=2), 8, "test")
+        Engine(replace(ONE_PROCESS, strategy="ddp", processes=2), 8)
 
 
 def test_a_state_of_one_process_is_gone_on_from_and_one_of_sharded_models_refused(tmp_path):
@@ -668,7 +668,7 @@ def test_pictures_are_written_and_do_not_change_what_is_trained(tmp_path, monkey
             "title": "a, seed 0",
         }
         train([Phase(models[-1], loss)], batch_at, OPTIMISER, **options)
-    names = sorted(path.name for path in (tmp_path / "scratch/images/a-seed0").iterdir())
+    names = sorted(path.name for path in (tmp_path / "scratch/images/a-seed-0-4").iterdir())
     assert names == ["step-00000004.png", "step-00000008.png"]
     assert torch.equal(models[0][0].weight, models[1][0].weight)
 
@@ -685,21 +685,44 @@ def test_trackers_get_every_row(tmp_path, monkeypatch):
         engine=engine,
         title="net, seed 0",
     )
-    events = event_accumulator.EventAccumulator(str(tmp_path / "scratch/trackers/net-seed-0"))
+    events = event_accumulator.EventAccumulator(str(tmp_path / "scratch/trackers/net-seed-0-states"))
     events.Reload()
     found = [(event.step, event.value) for event in events.Scalars("l2")]
     assert found == [(row["step"], pytest.approx(row["l2"])) for row in rows]
+
+
+def test_trackers_get_a_row_once_when_a_run_is_killed_and_goes_on(tmp_path, monkeypatch):
+    """It goes on from step 6, after it has told of step 8: a curve in TensorBoard has these steps once."""
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setattr(engines, "resolve", lambda path: tmp_path / path)
+
+    def watched(module, batch, step):
+        if stopped and step == 8:
+            raise KeyboardInterrupt
+        return loss(module, batch, step)
+
+    options = {"checkpoints": tmp_path / "key-images-code", "title": "net, seed 0"}
+    options["engine"] = replace(ONE_PROCESS, trackers=["tensorboard"])
+    stopped = True
+    with pytest.raises(KeyboardInterrupt):
+        train([Phase(network(), watched)], batch_at, OPTIMISER, **options)
+    assert sorted(path.name for path in options["checkpoints"].iterdir()) == ["step-00000006"]
+    stopped = False
+    rows = train([Phase(network(), watched)], batch_at, OPTIMISER, **options)
+    events = event_accumulator.EventAccumulator(str(tmp_path / "scratch/trackers/net-seed-0-key"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("l2")] == [row["step"] for row in rows]
 
 
 def assert_shown(folder, size):
     """The pictures of steps 3 and 6, in TensorBoard and as files, of this width and height."""
     from tensorboard.backend.event_processing import event_accumulator
 
-    events = event_accumulator.EventAccumulator(str(folder / "scratch/trackers/test"))
+    events = event_accumulator.EventAccumulator(str(folder / "scratch/trackers/test-states"))
     events.Reload()
     found = [(event.step, event.width, event.height) for event in events.Images("images")]
     assert found == [(3, *size), (6, *size)]
-    files = sorted((folder / "scratch/images/test").iterdir())
+    files = sorted((folder / "scratch/images/test-states").iterdir())
     assert [file.name for file in files] == ["step-00000003.png", "step-00000006.png"]
     assert {Image.open(file).size for file in files} == {size}
 
@@ -762,7 +785,7 @@ def test_what_cannot_be_shown_costs_no_state(tmp_path, monkeypatch, broken):
 def test_trackers_get_as_many_pictures_as_they_take(name, shape):
     shown = []
     log_images = lambda values, step: shown.append((values["images"].shape, step))  # noqa: E731
-    engine = Engine(ONE_PROCESS, 8, "test")
+    engine = Engine(ONE_PROCESS, 8)
     engine.accelerator.trackers = [SimpleNamespace(name=name, log_images=log_images)]
     engine.log_image(np.zeros((4, 8, 3), np.uint8), 5)
     assert shown == [(shape, 5)]
@@ -783,7 +806,11 @@ def test_trackers_get_as_many_pictures_as_they_take(name, shape):
         ({"micro_batch_size": -1}, "micro_batch_size must be 0 (all) or more"),
         ({"precision": "bf8"}, "'auto', 'no', 'bf16' or 'fp16'"),
         ({"trackers": ["tensorbored"]}, "tensorboard"),
-        ({"strategy": "fsdp", "images_every": 10}, "strategy fsdp shards them: set images_every: 0"),
+        ({"strategy": "fsdp"}, "fsdp shards over several processes, and there is one: set single"),
+        (
+            {"strategy": "fsdp", "processes": 2, "images_every": 10},
+            "strategy fsdp shards them: set images_every: 0",
+        ),
         ({"proceses": 2}, "did you mean 'processes'"),
     ],
 )

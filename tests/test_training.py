@@ -73,6 +73,17 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(tmp_path, ema_decay):
     ]
 
 
+def test_a_slow_run_has_a_state_at_every_row_once_the_last_one_is_old(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "STATE_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "killed", stop_at=7, checkpoint_every=100, log_every=2)
+    assert [path.name for path in (tmp_path / "killed").iterdir()] == ["step-00000006"]
+    monkeypatch.setattr(training, "STATE_SECONDS", 60.0)
+    whole, _ = fit(tmp_path / "whole", checkpoint_every=100, log_every=2)
+    resumed, _ = fit(tmp_path / "killed", checkpoint_every=100, log_every=2)
+    assert all(torch.equal(one, other) for one, other in zip(resumed, whole, strict=True))
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(tmp_path):
     model = nn.Linear(2, 2)
 

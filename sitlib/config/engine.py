@@ -53,6 +53,10 @@ class EngineConfig(Strict):
             f"{self.world_size} processes need strategy: ddp or fsdp, it is single",
         )
         require(
+            self.strategy != "fsdp" or self.world_size > 1,
+            "strategy: fsdp shards over several processes, and there is one: set single",
+        )
+        require(
             self.strategy != "fsdp" or not self.images_every,
             "images_every needs whole models, and strategy fsdp shards them: set images_every: 0",
         )

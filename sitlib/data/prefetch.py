@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 Value = TypeVar("Value")
+MANY_FILES = 2**16
 
 
 def prefetch(
@@ -59,6 +60,7 @@ def _as_it_is(value: Value) -> Value:
 def _in_processes(
     fn: Callable[[int], Value], start_step: int, stop_step: int, depth: int, workers: int
 ) -> Iterator[tuple[int, Value]]:
+    _open_many_files()
     loader = DataLoader(
         _Steps(fn),
         batch_size=None,
@@ -73,6 +75,16 @@ def _in_processes(
         if error is not None:
             raise error
         yield step, value
+
+
+def _open_many_files() -> None:
+    """Every tensor on its way from a worker is an open file, thousands in all, and many systems permit 1,024 unless they are asked."""
+    import resource
+
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MANY_FILES if most == resource.RLIM_INFINITY else min(MANY_FILES, most)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _in_a_thread(
