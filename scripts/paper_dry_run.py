@@ -30,7 +30,7 @@ from sitlib.paths import ROOT
 
 FOLDER = ROOT / "scratch/paper-dry-run"
 IMAGES = 8  # of every split
-SIDE = 288  # px of the images' shorter side: more than the profile's 256
+SIDE = 576  # px of the images' shorter side: more than the largest of the profile, 512
 OPTIMISER = {"steps": 2, "batch_size": 2, "warmup_steps": 1, "log_every": 1, "checkpoint_every": 1}
 # What the dry run has less of than profiles/paper.yaml, by section.
 COUNTS: dict[str, dict[str, Any]] = {
@@ -78,8 +78,9 @@ COUNTS: dict[str, dict[str, Any]] = {
     },
 }
 SEEDS = {"seeds": [0], "second_decoder_seeds": [0], "generator_seeds": [0], "text_seeds": [0]}
-# What params.yaml lists is run, and these.
+# What params.yaml lists is run, and these: the paper's larger model, and its images of 512 px.
 CHOICES = {"improved_generators": ["sit4"], "throughput_rounds": 1}
+MORE_TOKENIZERS = ["sit6", "vit_vqgan_512"]
 
 
 def scaled(profile: dict[str, Any], layers: int | None) -> dict[str, Any]:
@@ -159,7 +160,9 @@ def prepare(folder: Path, layers: int | None) -> None:
     profile = scaled(read(folder / "profiles/paper.yaml"), layers)
     write(folder / "profiles/paper.yaml", profile)
     parameters = {"profile": "paper", "data_folder": "data/imagenet", "captioned_data_folder": "data/coco"}
-    write(folder / "params.yaml", read(folder / "params.yaml") | parameters | SEEDS | CHOICES)
+    chosen = read(folder / "params.yaml") | parameters | SEEDS | CHOICES
+    chosen["tokenizers"] += MORE_TOKENIZERS
+    write(folder / "params.yaml", chosen)
     ablations = read(folder / "ablations/params.yaml")
     ablations["common"] |= {"tokenizer.optimiser.steps": 12, "tokenizer.optimiser.warmup_steps": 2}
     write(folder / "ablations/params.yaml", ablations)

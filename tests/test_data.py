@@ -496,5 +496,7 @@ class TestPrefetch:
                 found.append(sum(int(tensor[0]) for tensor in tensors) == 96 * step)
             print(found == [True] * 8)
         """
-        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
         assert done.stdout == "True\n", done.stderr[-2000:]

@@ -1,21 +1,27 @@
 """Judging class-conditional samples: likelihoods beside a naive version, the mix of classes, and results that are not there."""
 
+import sys
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
+import torchmetrics.image.fid
 from test_applications import model_of
 
 from sitlib.config import load_profile
-from sitlib.experiments import generation_evaluation
+from sitlib.experiments import generation_evaluation, inception
 from sitlib.experiments.codes import held_out_wide
 from sitlib.experiments.generation_evaluation import (
     held_out_nats,
+    inception_scores,
     load_second_scores,
     real_features,
     sampled_labels,
     second_decoder_scores,
 )
+from sitlib.metrics import InceptionError
+from sitlib.tokenizer import SpectralTokenizer
 
 PROFILE = load_profile("smoke")
 
@@ -68,6 +74,41 @@ def test_features_do_not_depend_on_the_parts_in_which_views_are_made(monkeypatch
     assert max(most) == views // 2 - 1 and sum(most) == 2 * views
     for name, features in whole.items():
         assert torch.equal(parts[name], features)
+
+
+def test_the_inception_network_judges_all_samples_against_all_views_where_it_is_asked_for(monkeypatch):
+    judged, originals = [], []
+
+    class Judge:
+        def add_images(self, images, **_):
+            judged.append(images)
+
+        def add_references(self, images, **_):
+            originals.append(images)
+
+        def compute(self, seed):
+            return {"fid": 3.0, "inception_score": 1.5, "inception_score_originals": 2.0}
+
+    monkeypatch.setattr(generation_evaluation, "InceptionMetrics", Judge)
+    monkeypatch.setattr(generation_evaluation, "PART", 3)
+    torch.manual_seed(0)
+    tokenizer = SpectralTokenizer(PROFILE.tokenizer_variant("vit_vqgan")).eval()
+    codes, views = torch.randint(tokenizer.config.num_codes, (7, 1, 64)), torch.rand(5, 3, 64, 64)
+    assert inception_scores(tokenizer, codes, [views], PROFILE, 0) == {} and not judged
+    evaluation = replace(PROFILE.tokenizer.evaluation, inception=True)
+    asking = replace(PROFILE, tokenizer=replace(PROFILE.tokenizer, evaluation=evaluation))
+    assert inception_scores(tokenizer, codes, views.split(2), asking, 0)["fid"] == 3.0
+    assert torch.equal(torch.cat(judged), tokenizer.decode(codes)) and max(map(len, judged)) == 3
+    assert torch.equal(torch.cat(originals), views)
+
+
+def test_a_missing_inception_network_is_found_out_before_anything_is_trained(monkeypatch):
+    monkeypatch.setattr(torchmetrics.image.fid, "_TORCH_FIDELITY_AVAILABLE", False)
+    monkeypatch.setattr(sys, "argv", ["inception", "--profile", "paper"])
+    with pytest.raises(InceptionError, match="pip install"):
+        inception.main()
+    monkeypatch.setattr(sys, "argv", ["inception", "--profile", "quick"])
+    inception.main()
 
 
 def test_a_second_decoder_of_other_codes_and_missing_results_are_refused(tmp_path, monkeypatch):

@@ -124,6 +124,8 @@ def test_the_dry_run_has_the_papers_shapes_and_few_of_everything_else(layers, tm
         text=True,
     )
     assert done.stdout.split() == ["2", str(layers or 8), "512", "8192", "data/imagenet"], done.stderr
+    asked = yaml.safe_load((tmp_path / "params.yaml").read_text())["tokenizers"]
+    assert {"sit4", "sit6"} <= set(asked) and len(asked) == len(set(asked))
     assert len(list(tmp_path.glob("data/imagenet/*/*/*.jpg"))) == 2 * paper_dry_run.IMAGES
     assert len(list(tmp_path.glob("data/coco/*2017/*.jpg"))) == 2 * paper_dry_run.IMAGES
 

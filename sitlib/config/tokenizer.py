@@ -255,7 +255,8 @@ class TokenizerEvaluationConfig(Strict):
 
     sets: dict[str, EvaluationSet]
     seed: int  # of the views, the same for every model
-    inception: bool  # also the standard FID and IS, whose network is downloaded (extra "inception")
+    # Also the standard FID and IS, of samples too; their network is downloaded (extra "inception").
+    inception: bool
 
     def __post_init__(self):
         require_seed(self.seed)

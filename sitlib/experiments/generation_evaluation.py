@@ -4,7 +4,7 @@ Of large sets only features and codes are in memory, and `PART` images at a time
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +23,7 @@ from sitlib.experiments.runs import AutoregressiveRun, CodesRun, TokenizerRun, c
 from sitlib.experiments.tokenizer_evaluation import PART, original_features, reconstructed
 from sitlib.experiments.tokenizers import trained_tokenizer
 from sitlib.lite0 import Lite0, load_lite0
-from sitlib.metrics import generation_metrics, lite0_features
+from sitlib.metrics import InceptionMetrics, generation_metrics, lite0_features
 from sitlib.paths import resolve
 from sitlib.precision import best_device
 from sitlib.results import read_metrics, write_metrics
@@ -67,6 +67,11 @@ def _parts(profile: Profile) -> list[tuple[int, int]]:
     return [(start, min(PART, total - start)) for start in range(0, total, PART)]
 
 
+def _views(profile: Profile, variant: str) -> Iterator[Tensor]:
+    """The reference views, in parts [P, 3, H, W]."""
+    return (held_out_wide(profile, variant, count, start)[0] for start, count in _parts(profile))
+
+
 def held_out_nats(model: AutoregressiveModel, codes: Tensor, conditions: Tensor) -> dict[str, Any]:
     """Nats per token of held-out codes [V, S, N] given their conditions: a mean, and one for every scale."""
     device = next(model.parameters()).device
@@ -86,6 +91,21 @@ def decoded_features(tokenizer: SpectralTokenizer, codes: Tensor, lite0: Lite0) 
     """Lite0 features [M, 1280] of the images of codes [M, S, N]."""
     parts = codes.split(PART)
     return torch.cat([lite0_features(decoded(tokenizer, part), lite0, progress=True) for part in parts])
+
+
+def inception_scores(
+    tokenizer: SpectralTokenizer, codes: Tensor, originals: Iterable[Tensor], profile: Profile, seed: int
+) -> dict[str, float]:
+    """The standard `fid`, `inception_score` and `inception_score_originals` of the images of codes [M, S, N] against originals, parts of
+    [V, 3, H, W] in [0, 1]; nothing if the profile does not ask for them (`tokenizer.evaluation.inception`)."""
+    if not profile.tokenizer.evaluation.inception:
+        return {}
+    inception = InceptionMetrics()
+    for part in codes.split(PART):
+        inception.add_images(decoded(tokenizer, part), progress=True)
+    for part in originals:
+        inception.add_references(part, progress=True)
+    return inception.compute(seed=seed)
 
 
 def sampled_labels(profile: Profile, count: int) -> Tensor:
@@ -121,7 +141,8 @@ def evaluate_generator(
     profile: Profile,
     variant: str,
 ) -> dict[str, Any]:
-    """FD-Lite0, KID, precision and recall of sampled codes [M, S, N]; held-out nats per token; and sweeps of guidance and of top-p.
+    """FD-Lite0, KID, precision and recall of sampled codes [M, S, N]; held-out nats per token; and sweeps of guidance and of top-p; with
+    `tokenizer.evaluation.inception` also FID and Inception score.
 
     Two more distances say how to read them: "reconstruction", of held-out views after the tokenizer alone, what a model that knew the
     right codes would have (not a bound: without details an image can be nearer); and "real", of views of the training photographs. All
@@ -135,9 +156,10 @@ def evaluate_generator(
         "references": REFERENCES,
         **sampling_protocol(sampling),
     }
-    views = (held_out_wide(profile, variant, count, start)[0] for start, count in _parts(profile))
+    scores |= inception_scores(tokenizer, sampled, _views(profile, variant), profile, settings.seed)
     reconstructions = [
-        lite0_features(reconstructed(tokenizer, part)[1], lite0, progress=True) for part in views
+        lite0_features(reconstructed(tokenizer, part)[1], lite0, progress=True)
+        for part in _views(profile, variant)
     ]
     for name, features in (("reconstruction", torch.cat(reconstructions)), ("real", real["train"])):
         scores[name] = {metric: value for metric, value in distances(features).items() if metric in DISTANCES}
@@ -246,7 +268,8 @@ def second_decoder_scores(
     lite0 = load_lite0().to(best_device())
     scores = _distances(references, profile, lite0)(decoded_features(tokenizer, codes, lite0))
     scores["protocol"] |= {"references": REFERENCES, **sampling_protocol(profile.sampler(variant))}
-    return scores
+    evaluation_seed = profile.autoregressive.evaluation.seed
+    return scores | inception_scores(tokenizer, codes, _views(profile, variant), profile, evaluation_seed)
 
 
 def load_second_scores(profile: Profile, variant: str, decoder: str, seed: int) -> dict[str, Any]:

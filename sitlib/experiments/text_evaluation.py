@@ -27,11 +27,12 @@ from sitlib.experiments.generation_evaluation import (
     DISTANCES,
     decoded,
     held_out_nats,
+    inception_scores,
     sampling_protocol,
 )
 from sitlib.experiments.generators import trained_generator
 from sitlib.experiments.runs import AutoregressiveRun, CodesRun, DualEncoderRun, command
-from sitlib.experiments.tokenizer_evaluation import reconstructed
+from sitlib.experiments.tokenizer_evaluation import PART, reconstructed
 from sitlib.experiments.tokenizers import trained_tokenizer
 from sitlib.lite0 import Lite0, load_lite0
 from sitlib.metrics import bootstrap_interval, generation_metrics, lite0_features, r_precision
@@ -157,7 +158,8 @@ def evaluate_text_generator(
 
     Returns:
         for every kind `samples`, `reconstruction`, `real`, each with `r_precision` (%), `interval`, `chance` (%), and of samples
-        `by_prompt`; the distances of the samples of held-out names to the real images with these names; `r_precision_<kind>` of samples;
+        `by_prompt`; the distances of the samples of held-out names to the real images with these names, with
+        `tokenizer.evaluation.inception` also FID and Inception score; `r_precision_<kind>` of samples;
         held-out nats per token; `top_p_sweep` and `guidance_sweep`, rows with the one setting of the sampler that differs and the scores
         of samples of held-out names; `parameters`; `protocol`.
     """
@@ -211,6 +213,9 @@ def evaluate_text_generator(
         for what in ("reconstruction", "real"):
             del scores[kind][what]["by_prompt"]
         if kind in real:
+            distances["samples"] |= inception_scores(
+                tokenizer, sampled[kind], told.images.split(PART), profile, settings.seed
+            )
             sweeps["top_p_sweep"] = [drawn_with(told, top_p=value) for value in settings.top_p_sweep]
             sweeps["guidance_sweep"] = [drawn_with(told, guidance=value) for value in settings.guidance_sweep]
     codes, texts = load_codes(profile, variant), captioned(profile, "test")

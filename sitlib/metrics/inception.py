@@ -53,14 +53,24 @@ class InceptionMetrics:
 
     def add(self, images: Tensor, references: Tensor, *, progress: bool | str = False) -> None:
         """Takes more images to be judged, and more originals, both `[B, 3, H, W]` in [0, 1]."""
-        for name, batch in (("images", images), ("references", references)):
-            check_images(name, batch)
-        for real, batch, score in zip((False, True), (images, references), self.scores.values(), strict=True):
-            for i in batch_starts(len(batch), BATCH_SIZE, "Inception", progress):
-                pixels = (255 * batch[i : i + BATCH_SIZE].clamp(0, 1)).round().byte()
-                pixels = pixels.to(self.distance.device)
-                self.distance.update(pixels, real=real)
-                score.update(pixels)
+        self.add_images(images, progress=progress)
+        self.add_references(references, progress=progress)
+
+    def add_images(self, images: Tensor, *, progress: bool | str = False) -> None:
+        """Takes more images to be judged, `[B, 3, H, W]` in [0, 1]."""
+        self._add("images", images, "inception_score", progress)
+
+    def add_references(self, references: Tensor, *, progress: bool | str = False) -> None:
+        """Takes more originals, `[B, 3, H, W]` in [0, 1]."""
+        self._add("references", references, "inception_score_originals", progress)
+
+    def _add(self, name: str, batch: Tensor, score: str, progress: bool | str) -> None:
+        check_images(name, batch)
+        for i in batch_starts(len(batch), BATCH_SIZE, "Inception", progress):
+            pixels = (255 * batch[i : i + BATCH_SIZE].clamp(0, 1)).round().byte()
+            pixels = pixels.to(self.distance.device)
+            self.distance.update(pixels, real=name == "references")
+            self.scores[score].update(pixels)
 
     def compute(self, *, seed: int = 0) -> dict[str, float]:
         """`fid` of the images against the originals, their `inception_score` and `inception_score_originals`.
