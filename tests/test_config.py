@@ -132,6 +132,7 @@ def change(path, value):
         ),
         ("tokenizer.evaluation.sets.extra", KeyError, "tokenizer.evaluation.sets needs an entry `extra`"),
         ("applications.temperatures", [], "temperatures must be positive numbers"),
+        ("text.evaluation.candidates", 151, "images must be at least text.evaluation.candidates = 151"),
         ("applications.repeated", 10**6, "repeated must lie in 1 ... images"),
         ("autoregressive.evaluation.throughput_batch_size", 0, "throughput_batch_size must be at least 1"),
         (

@@ -101,6 +101,12 @@ class Profile(Strict):
         known(section.class_generator, self.autoregressive.variants, "applications.class_generator")
         known(section.text_generator, self.text.variants, "applications.text_generator")
         known(section.baseline, self.tokenizer.variants, "applications.baseline")
+        candidates = self.text.evaluation.candidates
+        require(
+            section.images >= candidates,
+            f"applications.images must be at least text.evaluation.candidates = {candidates}, captions among which that of an edited image "
+            f"has to be found; it is {section.images}",
+        )
         require(
             "extra" in self.tokenizer.evaluation.sets,
             "applications: the class-conditional model also upsamples images of other things than it was trained on: "
