@@ -2,8 +2,8 @@
 
 Between the end of a training and the moment at which DVC has its model lie the rest of a notebook, hashes and copies of gigabytes, and DVC
 removes the outputs of a stage before it runs it again. A machine that fails there would cost days. So the files of a finished run stay
-linked under `.ckpt/finished`, which takes no room as long as they are the same files, and the same run takes them from there. The last
-stage of the pipeline forgets them; from then on a stage that is forced trains again.
+linked under `.ckpt/finished`, and the same run takes them from there. They take no room until DVC has copies, then that of a model. The
+last stage of the pipeline forgets them; from then on a stage that is forced trains again.
 """
 
 import os
