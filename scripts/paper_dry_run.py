@@ -7,8 +7,9 @@ vocabularies, codebooks, image sizes, token counts and variants are the profile'
 The project is copied to scratch/paper-dry-run, with eight training and eight held-out images in the form of ImageNet and of MS-COCO, and
 `dvc repro` runs there, so the results of the project itself are not touched. The same command goes on where it was stopped.
 
-On CPUs, sampling from models of 700M parameters takes hours and training them needs 24 GB. `--layers 1` cuts all stacks of blocks to that
-depth, so that what remains is checked in about an hour on one core.
+On CPUs, sampling from models of 700M parameters takes hours, and the second decoder's 1.27 billion parameters, their gradients, moments and
+average need 42 GB, swap included. `--layers 1` leaves one block of every stack, so that what remains is checked in about an hour on one
+core.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from PIL import Image
 
@@ -29,6 +31,10 @@ from sitlib.experiments.ablations import RESULTS
 from sitlib.paths import ROOT
 
 FOLDER = ROOT / "scratch/paper-dry-run"
+MEMORY, DISK = (
+    40,
+    80,
+)  # GB that the whole depth takes on a CPU: weights, moments and their average; models and two states
 IMAGES = 8  # of every split
 SIDE = 576  # px of the images' shorter side: more than the largest of the profile, 512
 OPTIMISER = {"steps": 2, "batch_size": 2, "warmup_steps": 1, "log_every": 1, "checkpoint_every": 1}
@@ -197,6 +203,25 @@ def summary(folder: Path) -> str:
     return "\n".join([*rows, f"{total} {folder.relative_to(ROOT)}/reports"])
 
 
+def lacking(memory: float, disk: float) -> str | None:
+    """A sentence if the whole depth would end in the middle for want of memory or disk, both in GB."""
+    if memory >= MEMORY and disk >= DISK:
+        return None
+    return (
+        f"On a CPU the whole depth takes {MEMORY} GB of memory, of which half may be swap, and {DISK} GB on the disk; here are "
+        f"{memory:.0f} and {disk:.0f}. Make room, or run stacks of one block: make paper-dry-run LAYERS=1."
+    )
+
+
+def memory_and_swap() -> float:
+    """GB; without end where the system does not tell."""
+    file = Path("/proc/meminfo")
+    if not file.exists():
+        return float("inf")
+    sizes = dict(line.split(":") for line in file.read_text().splitlines())
+    return sum(int(sizes[name].split()[0]) for name in ("MemTotal", "SwapTotal")) * 1024 / 1e9
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -205,6 +230,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.layers is not None and arguments.layers < 1:
         parser.error(f"--layers must be at least 1, it is {arguments.layers}")
+    is_begun = (FOLDER / "models").exists()  # then some of it is on the disk already
+    disk = float("inf") if is_begun else shutil.disk_usage(ROOT).free / 1e9
+    sentence = lacking(memory_and_swap(), disk)
+    if sentence and not arguments.layers and not torch.cuda.is_available():
+        sys.exit(sentence)
     prepare(FOLDER, arguments.layers)
     if status := run(FOLDER):
         sys.exit(status)

@@ -130,6 +130,19 @@ def test_the_dry_run_has_the_papers_shapes_and_few_of_everything_else(layers, tm
     assert len(list(tmp_path.glob("data/coco/*2017/*.jpg"))) == 2 * paper_dry_run.IMAGES
 
 
+def test_a_machine_that_is_too_small_for_the_whole_depth_is_told_before_anything_runs(monkeypatch):
+    assert paper_dry_run.lacking(42, 80) is None
+    assert "here are 24 and 100" in paper_dry_run.lacking(24.0, 100.0)
+    assert "LAYERS=1" in paper_dry_run.lacking(64.0, 79.0)
+    assert paper_dry_run.memory_and_swap() > 0.5
+    monkeypatch.setattr(paper_dry_run, "memory_and_swap", lambda: 1.0)
+    monkeypatch.setattr(paper_dry_run, "prepare", lambda *_: pytest.fail("it has begun"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["paper_dry_run.py"])
+    with pytest.raises(SystemExit, match="takes 42 GB of memory"):
+        paper_dry_run.main()
+
+
 # -- the whole, at the smallest profile ------------------------------------------------------------------------------------------------
 
 
