@@ -31,10 +31,8 @@ from sitlib.experiments.ablations import RESULTS
 from sitlib.paths import ROOT
 
 FOLDER = ROOT / "scratch/paper-dry-run"
-MEMORY, DISK = (
-    40,
-    80,
-)  # GB that the whole depth takes on a CPU: weights, moments and their average; models and two states
+# GB that the whole depth takes on a CPU: weights, gradients, moments and their average; models and two states.
+MEMORY, DISK = 42, 80
 IMAGES = 8  # of every split
 SIDE = 576  # px of the images' shorter side: more than the largest of the profile, 512
 OPTIMISER = {"steps": 2, "batch_size": 2, "warmup_steps": 1, "log_every": 1, "checkpoint_every": 1}
