@@ -32,9 +32,8 @@ from sitlib.results import Row
 from sitlib.states import States, locked
 
 Logged = Mapping[str, float | Tensor]
-STATE_SECONDS = (
-    20 * 60
-)  # after which a state is written, however far the next one is: the most that a killed run loses
+# After which a state is written, however far the next one is: a killed run loses no more, but for the steps up to a row of its curve.
+STATE_SECONDS = 20 * 60
 
 
 @dataclass
@@ -226,9 +225,8 @@ def _train(
         is_last = done == config.steps  # its state stays until the model is written: there may be no room
         is_due = done % config.checkpoint_every == 0 or is_last
         if not pending and (is_due or agreed(time.perf_counter() - saved > STATE_SECONDS)):
-            if not _are_finite(
-                modules
-            ):  # of gradients that are not, only the next loss would tell, and a good state would be gone
+            # Of gradients that are not finite only the next loss would tell, and a good state would be gone.
+            if not _are_finite(modules):
                 raise FloatingPointError(
                     f"{title}: weights are not finite after step {done}: lower the learning rate or the clip_norm."
                 )

@@ -131,9 +131,9 @@ def test_the_dry_run_has_the_papers_shapes_and_few_of_everything_else(layers, tm
 
 
 def test_a_machine_that_is_too_small_for_the_whole_depth_is_told_before_anything_runs(monkeypatch):
-    assert paper_dry_run.lacking(42, 80) is None
-    assert "here are 24 and 100" in paper_dry_run.lacking(24.0, 100.0)
-    assert "LAYERS=1" in paper_dry_run.lacking(64.0, 79.0)
+    assert paper_dry_run.lacking(42, 80, False) is paper_dry_run.lacking(42, 20, True) is None
+    assert "here are 24 and 100" in paper_dry_run.lacking(24.0, 100.0, True)
+    assert "LAYERS=1" in paper_dry_run.lacking(64.0, 79.0, False)
     assert paper_dry_run.memory_and_swap() > 0.5
     monkeypatch.setattr(paper_dry_run, "memory_and_swap", lambda: 1.0)
     monkeypatch.setattr(paper_dry_run, "prepare", lambda *_: pytest.fail("it has begun"))
