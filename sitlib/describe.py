@@ -30,7 +30,7 @@ IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
 
 @dataclass(frozen=True)
 class GPU:
-    """A GPU after its maker's data sheet; dense products, without sparsity."""
+    """A GPU after its maker's data sheet; dense products, for which some sheets give twice as much, with sparsity."""
 
     memory: int  # GB
     bf16: float  # 10^12 operations a second
@@ -39,7 +39,13 @@ class GPU:
 
 GPUS = {
     "A100": GPU(80, 312.0, 156.0),  # NVIDIA A100 80GB SXM
-    "H100": GPU(80, 989.4, 494.7),  # NVIDIA H100 SXM; the sheet's 1,979 and 989 are with sparsity
+    "A100-40GB": GPU(40, 312.0, 156.0),
+    "H100": GPU(80, 989.4, 494.7),  # NVIDIA H100 SXM
+    "H200": GPU(141, 989.4, 494.7),
+    "L40S": GPU(48, 362.0, 183.0),
+    "L4": GPU(24, 121.0, 60.0),
+    "A10": GPU(24, 125.0, 62.5),
+    "RTX4090": GPU(24, 165.2, 82.6),  # with sums in float32
 }
 
 # Parts of a model for the reader, by the first name of a parameter.
@@ -364,7 +370,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m sitlib.describe", description=__doc__.split("\n")[0])
     parser.add_argument("profile", nargs="?", default="quick", help="name, or path of a .yaml file (quick)")
     parser.add_argument("--variants", nargs="+", help="some of its variants (all)")
-    parser.add_argument("--gpu", default="H100", choices=GPUS)
+    parser.add_argument("--gpu", default="H100", choices=GPUS, help="after its data sheet (H100)")
     parser.add_argument("--utilisation", type=float, default=0.35, help="MFU, a share of the peak (0.35)")
     parser.add_argument("--classes", type=int, default=IMAGENET_CLASSES, help="of the data (ImageNet's 1000)")
     parser.add_argument(

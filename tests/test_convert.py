@@ -408,7 +408,21 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr()
     assert "4 images in 1 shards" in said.out and "1 skipped" in said.out
     assert "skipped train/class0/broken.png" in said.err and "image/s" in said.err
+    assert "classes" not in said.err
     assert read_json(tmp_path / "out/train.manifest.json")["images"] == 4
     monkeypatch.setattr(sys, "argv", command(*arguments, "--quality", 80)[2:])
     with pytest.raises(SystemExit, match="other settings .*quality was None, is 80"):
         main()
+
+
+def test_who_converts_images_without_classes_is_told(tmp_path, monkeypatch, capsys):
+    image_folder(tmp_path / "source", count=4)
+    for split in ("train", "val"):
+        (tmp_path / "flat" / split).mkdir(parents=True)
+        for number, file in enumerate(sorted((tmp_path / "source").rglob("*.png"))):
+            (tmp_path / "flat" / split / f"{number}.png").write_bytes(file.read_bytes())
+    monkeypatch.setattr(
+        sys, "argv", command(tmp_path / "flat", tmp_path / "out", "--split", "val", "--processes", 1)[2:]
+    )
+    main()
+    assert "Neither classes nor captions in val-" in capsys.readouterr().err

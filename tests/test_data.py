@@ -239,6 +239,23 @@ class TestSources:
         image = train[0].image.float().mean((1, 2))
         assert train[0].class_name == "lime" and image[1] > 200 > 60 > image[0]
 
+    def test_of_a_test_split_without_classes_the_validation_images_are_taken(self, tmp_path):
+        """As ImageNet and MS-COCO are downloaded."""
+        root = colour_folder(tmp_path / "imagenet", ["train", "val"])
+        (root / "test").mkdir()
+        (root / "test/0.jpg").write_bytes(jpeg("red"))
+        test = open_images(root, "test")
+        assert len(test) == len(test.labelled()) == 12 and test.keys[0] == "val/lime/0.jpg"
+        for split in ("train2017", "val2017", "test2017"):
+            (tmp_path / "coco" / split).mkdir(parents=True)
+            (tmp_path / "coco" / split / "a.jpg").write_bytes(jpeg("red"))
+        assert open_images(tmp_path / "coco", "test").keys == ["val2017/a.jpg"]
+        (tmp_path / "coco/val2017/a.jpg").unlink()
+        (tmp_path / "coco/val2017").rmdir()
+        assert open_images(tmp_path / "coco", "test").keys == ["test2017/a.jpg"]  # better than none
+        own = colour_folder(tmp_path / "own", ["train", "val", "test"])
+        assert open_images(own, "test").keys[0] == "test/lime/0.jpg"
+
     def test_folder_with_classes_and_without(self, tmp_path):
         colour_folder(tmp_path / "a", [""], per_class=40)
         train, test = open_images(tmp_path / "a", "train"), open_images(tmp_path / "a", "test")

@@ -139,6 +139,13 @@ def test_nothing_is_allocated_for_a_model_of_billions():
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6  # KiB
 
 
+@pytest.mark.parametrize("variant", ["sit6", "ar_sit5_sc", "ar_captioned_sit4_sc"])
+def test_the_gpu_profile_fits_where_it_says(variant):
+    """24 GB; a tenth is left for the allocator, kernels and the CUDA context."""
+    (found,) = descriptions(load_profile("gpu"), [variant])
+    assert 2e9 < found.gpu_bytes < 0.9 * 24e9
+
+
 # -- what is printed -------------------------------------------------------------------------------------------------------------------
 
 

@@ -270,6 +270,32 @@ def test_the_slurm_script_asks_for_what_its_profile_uses():
     assert (asked["nodes"], asked["gpus-per-node"]) == (str(engine.machines), str(engine.processes))
 
 
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_the_slurm_script_checks_its_nodes_and_after_a_requeue_removes_dvcs_marks(tmp_path, restarts):
+    programs, marks = tmp_path / "programs", tmp_path / ".dvc/tmp/rwlock"
+    for file, text in (
+        (programs / "python", '#!/bin/sh\necho "$@" >> called\n'),
+        (programs / "scontrol", "#!/bin/sh\necho first; echo second\n"),
+        (tmp_path / ".venv/bin/activate", ""),
+        (marks, "{}"),
+    ):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        file.chmod(0o755)
+    environment = {
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_NODELIST": "nodes",
+        "SLURM_RESTART_COUNT": str(restarts),
+    }
+    subprocess.run(["bash", ROOT / "scripts/slurm.sh", "-S", "data_folder=x"], env=environment, check=True)
+    assert (tmp_path / "called").read_text().splitlines() == [
+        "-m sitlib.experiments.preflight --profile paper --nodes",
+        "-m dvc exp run --set-param profile=paper -S data_folder=x",
+    ]
+    assert marks.exists() == (not restarts)
+
+
 def test_what_a_program_prints_appears_and_its_exit_code_is_told(capsys):
     assert stream([sys.executable, "-c", "print('grün', flush=True); raise SystemExit(3)"]) == 3
     assert capsys.readouterr().out == "grün\n"

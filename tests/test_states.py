@@ -3,6 +3,8 @@
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -206,6 +208,22 @@ def test_a_copy_of_the_images_is_as_good_and_other_images_are_not(tmp_path, monk
     assert images(two) != images(one)
     os.utime(two / "train/a.png", (1, 1))
     assert images(two) == images(one)
+    (one / ".nfs0001").write_text("of the file system")
+    assert images(two) == images(one)
+    for folder, time in ((one, 1), (two, 2)):
+        (folder / "captions.json").write_text("{}")  # no manifest
+        os.utime(folder / "train/a.png", (time, time))
+    assert images(two) != images(one)
+    os.utime(two / "train/a.png", (1, 1))
+    assert images(two) == images(one)
+    assert images(tmp_path / "one/../one/train/*.png") == images(two / "train/*.png")
+
+
+def test_a_command_whose_reader_has_read_enough_ends_quietly():
+    program = "from sitlib.experiments.runs import command; command(lambda: [print('line') for _ in range(100_000)])"
+    shell = f'{sys.executable} -c "{program}" | head -n 1'
+    found = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True)
+    assert (found.stdout, found.stderr) == ("line\n", "")
 
 
 def test_states_that_a_run_cannot_go_on_from_are_named(home, monkeypatch, capsys):

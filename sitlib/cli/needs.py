@@ -21,6 +21,7 @@ def add_describe(commands: Any) -> None:
     parser.add_argument(
         "variants", nargs="*", help="some of its tokenizers and autoregressive models (default: all)"
     )
+    parser.add_argument("--variants", dest="more", nargs="+", default=[], help="the same")
     parser.add_argument(
         "--gpu",
         default="H100",
@@ -35,8 +36,9 @@ def add_describe(commands: Any) -> None:
 
 
 def _describe(options: argparse.Namespace) -> int:
+    variants = [*options.variants, *options.more]
     print("Counting what models would need, up to some minutes ...", file=sys.stderr, flush=True)
     from sitlib.describe import describe
 
-    describe(options.profile, options.variants or None, gpu=options.gpu, utilisation=options.utilisation)
+    describe(options.profile, variants or None, gpu=options.gpu, utilisation=options.utilisation)
     return 0

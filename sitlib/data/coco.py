@@ -78,7 +78,7 @@ def _index(source: str, folder: Path, split: str, captions: str, names: list[str
         there = [name for name, found in zip(names, is_there, strict=True) if found]
         missing = [name for name, found in zip(names, is_there, strict=True) if not found]
         return index_images([folder / name for name in there], [None] * len(there), there), missing
-    index, _ = find_split(folder, split)
+    index, _ = find_split(folder, split, exact=True)
     row_of = {key: row for row, key in enumerate(index.keys)}
     rows, there, missing = [], [], []
     for name in names:

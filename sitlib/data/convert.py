@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from sitlib.data.index import DataError
+from sitlib.data.index_cache import index_shards
 from sitlib.data.manifest import manifest_file, read_json, work_folder, write_json
 from sitlib.data.originals import Columns, ImageFiles, ParquetRows, open_originals
 from sitlib.data.shards import QUALITY, Settings, Shard, is_finished, made
@@ -246,6 +247,14 @@ def main() -> None:
         f"{manifest['images']} images in {len(manifest['shards'])} shards, {manifest['bytes'] / 1e6:.1f} MB{left_out}; see "
         f"{manifest_file(resolve(arguments.output), arguments.split)}"
     )
+    first = resolve(arguments.output) / manifest["shards"][0]["name"]
+    is_told = arguments.captions or arguments.caption_column
+    if not is_told and set(index_shards([first]).class_of) == {None}:
+        print(
+            f"Neither classes nor captions in {first.name}: tokenizers can learn from these images, models that are told what to draw "
+            "cannot. Images of a class belong into a folder of its name (ImageNet's validation images come in one folder for all).",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ Accepted sources:
   (`train2017`, as those of MS-COCO do).
 Where neither shards nor folders name splits, a hash of every key (or relative path) sends about 10 % of the
 images to "test", whatever other images there are. A set that has "val" (or "valid", "validation") and no
-"test" is accepted for "test".
+"test" is accepted for "test". "val" is also taken where "test" has no classes: what ImageNet and MS-COCO
+call "test" are images of which nobody is told what they show.
 """
 
 import os
@@ -33,15 +34,21 @@ STAND_INS = {
 TEST_PERCENT = 10
 
 
-def find_split(source: str | Path, split: str) -> tuple[Index, list[str | int]]:
+def find_split(source: str | Path, split: str, exact: bool = False) -> tuple[Index, list[str | int]]:
     """Index of one split of a data source, and the classes of all its splits (sorted names, or numbers).
+
+    Args:
+        exact: not "val" instead of a "test" without classes.
 
     Raises:
         DataError: nothing there, no such split, or class names mixed with class numbers.
     """
     shards = _shards(source)
     splits = _shard_splits(shards, split) if shards else _folder_splits(resolve(source), split)
-    chosen = next((name for name in (split, *STAND_INS.get(split, ())) if name in splits), None)
+    names = [name for name in (split, *STAND_INS.get(split, ())) if name in splits]
+    if not exact and names[:1] == ["test"] and set(splits["test"].class_of) <= {None}:
+        names = names[1:] or names  # those of "val" are known as well, or better
+    chosen = next(iter(names), None)
     if chosen is None:
         raise DataError(
             f"There is no split {split!r} in {resolve(source)}; found the splits {sorted(splits)}. Looked "

@@ -7,6 +7,7 @@ exploring never touches what the pipeline has made.
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,6 +33,7 @@ from sitlib.config import (
     TokenizerTraining,
     digest,
 )
+from sitlib.data.manifest import SUFFIX as MANIFEST_SUFFIX
 from sitlib.data.manifest import sha256_of
 from sitlib.disk import DiskError
 from sitlib.distributed import agreed, process_index, wait_for_all
@@ -288,10 +290,10 @@ def resume_key(run: Run | CodesRun, purpose: str = "") -> str:
 
 
 def _fingerprint(source: str) -> list[list[Any]]:
-    """Of images: names and contents. Of a large set names and sizes, and contents of the manifests with checksums that list it; if there
-    are none, the times of its files.
+    """Of images: names and contents. Of a large set names and sizes, and contents of its JSON files; if none of them is a manifest with
+    checksums of the others, also their times.
 
-    No absolute paths, and no times where contents are known: a copy of the images is as good.
+    No absolute paths, no hidden files, and no times where contents are known: a copy of the images is as good.
     """
     path = resolve(source)
     if path.is_dir():
@@ -301,16 +303,18 @@ def _fingerprint(source: str) -> list[list[Any]]:
             [Path(name) for pattern in braceexpand(str(path)) for name in glob(pattern)],
             path.parent,
         )
-    sizes = {file: file.stat().st_size for file in sorted(files)}
+    name_of = {file: os.path.relpath(file, root) for file in sorted(files)}
+    hidden = re.compile(r"(^|/)\.(?!\./)")  # a part that starts with a dot and is not ".."
+    sizes = {file: file.stat().st_size for file, name in name_of.items() if not hidden.search(name)}
     is_small = sum(sizes.values()) <= SMALL_SET
-    is_listed = any(file.suffix == ".json" for file in sizes)
+    is_listed = any(file.name.endswith(MANIFEST_SUFFIX) for file in sizes)
 
     def content(file: Path) -> str:
         if is_small or file.suffix == ".json":
             return sha256_of(file)
         return "" if is_listed else str(file.stat().st_mtime_ns)
 
-    return [[os.path.relpath(file, root), size, content(file)] for file, size in sizes.items()]
+    return [[name_of[file], size, content(file)] for file, size in sizes.items()]
 
 
 def _tell_of_others(folder: Path) -> None:
@@ -334,6 +338,10 @@ def command(main: Callable[[], None]) -> None:
     """Runs the `main` of a module; what is wrong with its input ends in one sentence on the terminal and exit code 1."""
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads, `head` for instance, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         if (sentence := sentence_of(error)) is None:
             raise
