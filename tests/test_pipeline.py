@@ -18,6 +18,7 @@ from sitlib.config import load_profile
 from sitlib.paths import ROOT
 from sitlib.reporting.canonical import main as canonical
 from sitlib.reporting.code_hashes import ABOUT, code_hashes, entry_points
+from sitlib.reporting.machine import machine
 from sitlib.tokenizer import SpectralTokenizer
 
 STAGES = {
@@ -207,7 +208,7 @@ def test_the_pipeline_runs_end_to_end_then_has_nothing_to_do_and_retrains_only_w
 
 def results_are_there(finished):
     headline = json.loads((finished / "metrics/headline.json").read_text())
-    assert headline["profile"] == "smoke" and headline["hardware"]
+    assert headline["profile"] == "smoke" and headline["hardware"] == [machine()]
     assert set(headline["tokenizer"]) == {"vit_vqgan", "sit5_sc", "sit5_sc_second"}
     assert set(headline["text_tokenizer"]) == {"captioned_sit4_sc"}
     for scores in headline["tokenizer"].values():

@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
+import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 from skimage.color import rgb2lab
@@ -26,7 +27,9 @@ from sitlib.engine import precision
 from sitlib.paths import ROOT
 from sitlib.reporting import canonical, executed, front, headline, names, page, plots, runner, site, tables
 from sitlib.reporting.comparison import sets_table
+from sitlib.reporting.front import environment
 from sitlib.reporting.generation_plots import sweep_curves
+from sitlib.reporting.machine import machine
 from sitlib.reporting.names import of_each
 
 # ---------------------------------------------------------------- canonical notebooks
@@ -620,10 +623,46 @@ def test_headline_gathers_every_listed_run(project, capsys):
     assert found["generation"]["class"]["ar_sit4"]["kid"] == {"mean": 0.0123, "std": None, "seeds": 1}
     assert found["seconds"] == {"extract_codes@sit4": 60.0, "train@sit4-0": 150.0, "weights": 30.5}
     assert found["protocol"]["tokenizer"] == {"views": "400 crops", "seed": 0}
-    assert found["hardware"]["logical_cores"] >= 1 and found["hardware"]["cpu"]
-    assert found["precision"] == precision(load_profile("quick").engine.precision)
+    assert found["hardware"] == [machine()] and machine()["logical_cores"] >= 1 and machine()["cpu"]
+    assert found["precision"] == load_profile("quick").engine.precision
     assert found["versions"]["torch"] and found["versions"]["python"].startswith("3.")
     json.dumps(found, allow_nan=False)
+
+
+def test_results_are_of_the_machines_that_their_stages_ran_on(project):
+    cluster = {**machine(), "cpu": "A", "gpu": "8 x H100", "auto_precision": "bf16"}
+    laptop = {**machine(), "cpu": "B", "memory_gib": None, "gpu": None, "auto_precision": "no"}
+    for name, seconds, where in (("a", 1.0, laptop), ("b", 5.0, cluster), ("c", 3.0, laptop)):
+        write_json(
+            project / f"metrics/seconds/{name}.json", {"stage": name, "seconds": seconds, "machine": where}
+        )
+    found = headline.gather(project)
+    assert found["hardware"] == [cluster, laptop]
+    facts = environment({**found, "precision": "auto"})
+    assert facts["Hardware"].startswith("A, ") and "8 x H100; B, " in facts["Hardware"]
+    assert facts["Precision"] == "bf16 in training, float32 elsewhere; float32"
+    assert environment({**found, "precision": "no"})["Precision"] == "float32"
+
+
+def test_the_machine_is_told_as_torch_knows_it():
+    found = machine()
+    assert found["auto_precision"] == precision("auto")
+    assert (found["gpu"] is not None) == torch.cuda.is_available()
+
+
+@pytest.mark.parametrize(
+    ("rows", "gpu", "meant"),
+    [
+        ("NVIDIA H100, 9.0\nNVIDIA H100, 9.0\n", "2 x NVIDIA H100", "bf16"),
+        ("Tesla T4, 7.5\n", "Tesla T4", "fp16"),
+    ],
+)
+def test_the_gpus_of_a_machine_are_those_that_the_driver_names(tmp_path, monkeypatch, rows, gpu, meant):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\ncat <<END\n{rows}END\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert (machine()["gpu"], machine()["auto_precision"]) == (gpu, meant)
 
 
 def test_headline_has_improved_models_where_params_yaml_lists_them(project):

@@ -109,15 +109,22 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
-def environment(headline: Mapping[str, Any]) -> dict[str, str]:
-    machine = headline["hardware"]
-    commit, dirty, _ = headline["revision"].partition("-dirty")
+def _hardware(machine: Mapping[str, Any]) -> str:
     memory = f", {machine['memory_gib']:g} GiB of memory" if machine["memory_gib"] else ""
+    return f"{machine['cpu']}, {machine['logical_cores']} logical cores{memory}, {machine['gpu'] or 'no GPU'}"
+
+
+def _precision(wanted: str, machine: Mapping[str, Any]) -> str:
+    found = machine["auto_precision"] if wanted == "auto" else wanted
+    return "float32" if found == "no" else f"{found} in training, float32 elsewhere"
+
+
+def environment(headline: Mapping[str, Any]) -> dict[str, str]:
+    commit, dirty, _ = headline["revision"].partition("-dirty")
+    machines = headline["hardware"]
     return {
-        "Hardware": f"{machine['cpu']}, {machine['logical_cores']} logical cores{memory}, {machine['gpu'] or 'no GPU'}",
-        "Precision": "float32"
-        if headline["precision"] == "no"
-        else f"{headline['precision']} in training, float32 elsewhere",
+        "Hardware": "; ".join(map(_hardware, machines)),
+        "Precision": "; ".join(dict.fromkeys(_precision(headline["precision"], each) for each in machines)),
         "Versions": ", ".join(f"{name} {number}" for name, number in headline["versions"].items()),
         "Commit": f"{commit}{', with changes that were not committed' if dirty else ''}, when the results were gathered",
     }

@@ -10,7 +10,6 @@ one seed) over the seeds of a variant.
 import argparse
 import json
 import math
-import os
 import platform
 import re
 import statistics
@@ -21,12 +20,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from sitlib.config import load_profile
-from sitlib.engine import precision
 from sitlib.paths import ROOT, resolve
+from sitlib.reporting.machine import machine
 
 TOKENIZER_METRICS = (
     "psnr",
@@ -118,25 +116,6 @@ def protocol(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     return merged
 
 
-def hardware() -> dict[str, Any]:
-    """Processor, logical cores this process may use, memory in GiB and GPU (null without one)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = None
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        memory = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": _cpu_name(), "logical_cores": cores, "memory_gib": memory, "gpu": gpu}
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        match = re.search(r"^model name\s*:\s*(.+)$", info.read_text(errors="replace"), re.MULTILINE)
-        if match:
-            return " ".join(match[1].split())
-    return platform.processor() or platform.machine() or "unknown"
-
-
 def versions() -> dict[str, str]:
     """Python and the packages that the numbers depend on."""
     found = {"python": platform.python_version()}
@@ -196,6 +175,16 @@ def _is_listed(stage: str, runs: Sequence[str]) -> bool:
     return not runs or run in runs or not re.search(r"-\d+$", run)
 
 
+def _machines(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Those that stages ran on, the one with most seconds first; this one if none says."""
+    seconds: dict[str, float] = {}
+    for record in records:
+        if "machine" in record:
+            key = json.dumps(record["machine"], sort_keys=True)
+            seconds[key] = seconds.get(key, 0.0) + record["seconds"]
+    return [json.loads(key) for key in sorted(seconds, key=lambda key: -seconds[key])] or [machine()]
+
+
 def gather(root: Path = ROOT) -> dict[str, Any]:
     """The headline of the project at `root`. Raises HeadlineError if there is nothing to gather."""
     metrics = root / "metrics"
@@ -220,8 +209,8 @@ def gather(root: Path = ROOT) -> dict[str, Any]:
     return {
         "profile": parameters["profile"],
         "revision": revision(root),
-        "hardware": hardware(),
-        "precision": precision(load_profile(parameters["profile"]).engine.precision),
+        "hardware": _machines([r for r in seconds if _is_listed(r["stage"], runs)]),
+        "precision": load_profile(parameters["profile"]).engine.precision,
         "versions": versions(),
         "seconds": {r["stage"]: r["seconds"] for r in seconds if _is_listed(r["stage"], runs)},
         "tokenizer": summary(photographs, TOKENIZER_METRICS),

@@ -39,6 +39,7 @@ from traitlets.config import Config
 from sitlib.paths import ROOT, resolve
 from sitlib.reporting.canonical import UNREADABLE
 from sitlib.reporting.executed import clean
+from sitlib.reporting.machine import machine
 
 
 class RunError(RuntimeError):
@@ -133,7 +134,7 @@ def run(
 ) -> None:
     """Execute the notebook `path` from the project's root; write `<output>.ipynb`.
 
-    seconds: where to write `{"stage", "report", "seconds"}`, the wall time of the run.
+    seconds: where to write `{"stage", "report", "seconds", "machine"}`, the wall time of the run and where it was.
     Raises RunError with what the terminal should say; the kernel is gone then, and after Ctrl-C.
     """
     started = time.monotonic()
@@ -170,7 +171,8 @@ def run(
     clean(notebook)
     write(output.with_name(f"{output.name}.ipynb"), nbformat.writes(notebook) + "\n")
     if seconds is not None:
-        record = {"stage": stage, "report": output.name, "seconds": round(time.monotonic() - started, 1)}
+        took = round(time.monotonic() - started, 1)
+        record = {"stage": stage, "report": output.name, "seconds": took, "machine": machine()}
         write(seconds, json.dumps(record, indent=2) + "\n")
     partial.unlink()
 
