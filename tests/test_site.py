@@ -123,6 +123,12 @@ def test_figures_have_captions_of_their_own_and_no_caption_is_stale():
             assert any(alt.startswith(begins) for alt in alternatives[notebook]), (notebook, begins)
 
 
+def test_words_in_the_tables_of_a_guide_stand_left_and_wrap_and_numbers_right():
+    page = (REPORTS / "pages/scale.html").read_text()
+    assert "<td class=text>most samples that pass a model at once" in page
+    assert "<td>110.8</td>" in page
+
+
 def test_every_module_of_the_library_is_documented():
     files = (ROOT / "sitlib").rglob("*.py")
     modules = {str(path.relative_to(ROOT).with_suffix("")).removesuffix("/__init__") for path in files}

@@ -42,8 +42,8 @@ def _gpus() -> list[tuple[str, float]]:
         return []
     command = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
     found = subprocess.run(command, capture_output=True, text=True)
-    rows = [line.rpartition(", ") for line in found.stdout.splitlines()] if found.returncode == 0 else []
-    return [(name, float(capability)) for name, comma, capability in rows if comma]
+    rows = re.findall(r"^(.+), (\d+\.\d+)$", found.stdout, re.MULTILINE) if found.returncode == 0 else []
+    return [(name, float(capability)) for name, capability in rows]
 
 
 def _of_cpu(key: str) -> str:

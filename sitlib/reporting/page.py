@@ -211,7 +211,8 @@ class _Renderer(IPythonRenderer):
         return super().link(text, self.links(url), title)
 
     def table(self, text: str) -> str:
-        return f'<div class="tables scroll" data-label="Table, which scrolls">\n<table>\n{text}</table>\n</div>\n'
+        table = aligned(f"<table>\n{text}</table>")
+        return f'<div class="tables scroll" data-label="Table, which scrolls">\n{table}\n</div>\n'
 
 
 class _Exporter(HTMLExporter):
