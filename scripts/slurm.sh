@@ -19,13 +19,14 @@ source .venv/bin/activate
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT=29400
 export OMP_NUM_THREADS=8
+PROFILE=${PROFILE:-paper}
 
 # Before nodes are kept for hours: is this a job of as many as the profile says?
-python -m sitlib.experiments.preflight --profile "${PROFILE:-paper}" --nodes
+python -m sitlib.experiments.preflight --profile "$PROFILE" --nodes
 # DVC marks what it works on with the number of its process, which on another node belongs to someone else.
 if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then rm -f .dvc/tmp/rwlock; fi
 
 # A job whose time ends before training does (USR1; scancel sends TERM) is put back into the queue and goes on from its last checkpoint.
 trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
-python -m dvc exp run --set-param profile="${PROFILE:-paper}" "$@" &
+python -m dvc exp run --set-param profile="$PROFILE" "$@" &
 wait $!

@@ -1,16 +1,14 @@
 """Judging class-conditional samples: likelihoods beside a naive version, the mix of classes, and results that are not there."""
 
-import sys
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
-import torchmetrics.image.fid
 from test_applications import model_of
 
 from sitlib.config import load_profile
-from sitlib.experiments import generation_evaluation, inception
+from sitlib.experiments import generation_evaluation
 from sitlib.experiments.codes import held_out_wide
 from sitlib.experiments.generation_evaluation import (
     held_out_nats,
@@ -20,7 +18,6 @@ from sitlib.experiments.generation_evaluation import (
     sampled_labels,
     second_decoder_scores,
 )
-from sitlib.metrics import InceptionError
 from sitlib.tokenizer import SpectralTokenizer
 
 PROFILE = load_profile("smoke")
@@ -100,15 +97,6 @@ def test_the_inception_network_judges_all_samples_against_all_views_where_it_is_
     assert inception_scores(tokenizer, codes, views.split(2), asking, 0)["fid"] == 3.0
     assert torch.equal(torch.cat(judged), tokenizer.decode(codes)) and max(map(len, judged)) == 3
     assert torch.equal(torch.cat(originals), views)
-
-
-def test_a_missing_inception_network_is_found_out_before_anything_is_trained(monkeypatch):
-    monkeypatch.setattr(torchmetrics.image.fid, "_TORCH_FIDELITY_AVAILABLE", False)
-    monkeypatch.setattr(sys, "argv", ["inception", "--profile", "paper"])
-    with pytest.raises(InceptionError, match="pip install"):
-        inception.main()
-    monkeypatch.setattr(sys, "argv", ["inception", "--profile", "quick"])
-    inception.main()
 
 
 def test_a_second_decoder_of_other_codes_and_missing_results_are_refused(tmp_path, monkeypatch):

@@ -61,9 +61,9 @@ def main() -> None:
     if arguments.nodes:
         launch_command(profile.engine, [], os.environ)
         return
-    check_images(profile, pipeline_parameters())
     if profile.tokenizer.evaluation.inception:
         InceptionMetrics()
+    check_images(profile, pipeline_parameters())
 
 
 if __name__ == "__main__":
