@@ -43,7 +43,7 @@ ablations: repro ## run the full grid of ablations, model sizes and costs that h
 	python -m sitlib.experiments.ablations --table --output ablations/results.csv
 	python -m dvc repro ablations scaling report
 
-# On a CPU LAYERS=1 takes an hour, the whole depth many hours and 42 GB of memory.
+# On a CPU LAYERS=1 takes an hour or two, the whole depth many hours and 42 GB of memory.
 paper-dry-run: .venv/installed ## run all stages with the paper's shapes on eight images (LAYERS=1: stacks of that depth)
 	python scripts/paper_dry_run.py $(if $(LAYERS),--layers $(LAYERS))
 

@@ -8,8 +8,8 @@ The project is copied to scratch/paper-dry-run, with eight training and eight he
 its pipeline runs there, so the results of the project itself are not touched. The same command goes on where it was stopped.
 
 On CPUs, sampling from models of 700M parameters takes hours, and the second decoder's 1.27 billion parameters, their gradients, moments and
-average need 42 GB, swap included. `--layers 1` leaves one block of every stack, so that what remains is checked in about an hour, two
-stages at a time.
+average need 42 GB, swap included. `--layers 1` leaves one block of every stack, so that what remains is checked in an hour or two,
+two stages at a time.
 """
 
 import argparse

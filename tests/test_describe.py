@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from sitlib.cli import main as sit
 from sitlib.config import load_profile
 from sitlib.describe import describe, descriptions, main
 from sitlib.estimates import LiveBytes, cost, flops, tokenizer_subject
@@ -164,6 +165,13 @@ def test_a_description_says_what_follows_from_its_numbers(capsys):
     assert generator.state_bytes == 2 * 4 * generator.cost.learning
     expected = generator.cost.step_flops / 16 * 16 * 12
     assert generator.training_flops == pytest.approx(expected)
+
+
+def test_the_command_sit_takes_variants_with_and_without_the_option(capsys):
+    assert sit(["describe", "smoke", "sit4", "--variants", "ar_sit4", "--gpu", "L4"]) == 0
+    printed = capsys.readouterr().out
+    assert "of 24 GB" in printed
+    assert {"sit4", "ar_sit4"} < set(printed.split()) and "sit5" not in printed.split()
 
 
 def test_processes_share_a_batch_and_ddp_needs_its_buckets():
