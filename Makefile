@@ -23,7 +23,7 @@ help: ## this list
 # `dvc repro` of the stages, as many at a time as there are cores (JOBS=1: one). With one thread each they take less time than
 # one after another with all threads, and results do not depend on the number of cores.
 repro: .venv/installed ## run every stage of the pipeline that is not up to date, then see reports/index.html
-	python -m sitlib.experiments.grid dvc.yaml $(if $(JOBS),--jobs $(JOBS)) --first notebooks code --alone throughput
+	python -m workbook.grid dvc.yaml $(if $(JOBS),--jobs $(JOBS)) --first notebooks code --alone throughput
 
 tokenizer: .venv/installed ## train only the tokenizer that the command sit uses by default
 	OMP_NUM_THREADS=1 python -m dvc repro train_tokenizer@sit5_sc-0
@@ -35,12 +35,12 @@ lab: .venv/installed ## open JupyterLab on the notebooks
 	python -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 trials: .venv/installed ## run the trials of the tokenizer's recipe that have no result yet (an hour for all of them)
-	OMP_NUM_THREADS=1 python -m sitlib.experiments.trials
+	OMP_NUM_THREADS=1 python -m workbook.trials
 
 # Results are of two processes of one thread each; what is finished stays so when it is interrupted.
 ablations: repro ## run the full grid of ablations, model sizes and costs that has no result yet (a few hours for all)
-	python -m sitlib.experiments.grid ablations/dvc.yaml --jobs 2 --alone efficiency
-	python -m sitlib.experiments.ablations --table --output ablations/results.csv
+	python -m workbook.grid ablations/dvc.yaml --jobs 2 --alone efficiency
+	python -m workbook.ablations --table --output ablations/results.csv
 	python -m dvc repro ablations scaling report
 
 # On a CPU LAYERS=1 takes an hour or two, the whole depth many hours and 42 GB of memory.

@@ -25,7 +25,7 @@ import ptwt
 import pywt
 import torch
 
-from sitlib.wavelets import dwt2, idwt2, orthonormal_gains
+from sitlib.model.wavelets import dwt2, idwt2, orthonormal_gains
 
 TOLERANCE = 1e-5  # float32, pixels in [0, 1]
 BASELINES = ("ptwt", "PyWavelets", "copy")
@@ -59,7 +59,9 @@ def candidates(images: torch.Tensor, wavelet: str, levels: int) -> dict[str, dic
     return {"forward": forward, "inverse": inverse}
 
 
-def check(images: torch.Tensor, wavelet: str, levels: int, calls: dict[str, dict[str, Callable]]) -> None:
+def check(
+    images: torch.Tensor, wavelet: str, levels: int, calls: dict[str, dict[str, Callable]]
+) -> None:
     """Raise AssertionError unless coefficients and reconstructions agree; print the largest differences."""
     ours = calls["forward"]["sitlib"]()
     gains = orthonormal_gains(levels)
@@ -101,8 +103,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--wavelet", default="haar", help="a discrete wavelet of PyWavelets (default: haar)")
-    parser.add_argument("--size", type=int, default=256, help="side of the square images, pixels (256)")
+    parser.add_argument(
+        "--wavelet", default="haar", help="a discrete wavelet of PyWavelets (default: haar)"
+    )
+    parser.add_argument(
+        "--size", type=int, default=256, help="side of the square images, pixels (256)"
+    )
     parser.add_argument("--batch", type=int, default=16, help="number of RGB images (16)")
     parser.add_argument("--levels", type=int, default=3, help="levels of the pyramid (3)")
     parser.add_argument("--repeats", type=int, default=40, help="timed rounds (40)")
@@ -115,13 +121,20 @@ def main() -> None:
     print(
         f"{options.wavelet}, {options.levels} levels of {shape} float32, {torch.get_num_threads()} threads,"
     )
-    print(f"torch {torch.__version__}, PyWavelets {pywt.__version__}, Python {platform.python_version()}")
+    print(
+        f"torch {torch.__version__}, PyWavelets {pywt.__version__}, Python {platform.python_version()}"
+    )
     if hasattr(os, "getloadavg"):
-        print(f"{os.cpu_count()} cores, of which {os.getloadavg()[0]:.1f} were busy in the last minute")
+        print(
+            f"{os.cpu_count()} cores, of which {os.getloadavg()[0]:.1f} were busy in the last minute"
+        )
     with torch.inference_mode():
         calls = candidates(images, options.wavelet, options.levels)
         check(images, options.wavelet, options.levels, calls)
-        print(f"\n{'':10s}{'sitlib':>10s}" + "".join(f"{name:>12s}{'ratio':>8s}" for name in BASELINES))
+        print(
+            f"\n{'':10s}{'sitlib':>10s}"
+            + "".join(f"{name:>12s}{'ratio':>8s}" for name in BASELINES)
+        )
         for direction, group in calls.items():
             median = medians(group, options.repeats)
             row = f"{direction:10s}{median['sitlib'] * 1e3:7.2f} ms"

@@ -1,4 +1,4 @@
-"""The memory that `sitlib.describe` estimates for a training step beside the memory that a real one takes, on the CPU in float32.
+"""The memory that `workbook.describe` estimates for a training step beside the memory that a real one takes, on the CPU in float32.
 
     python benchmarks/memory.py [--sizes 1 2 3]
 
@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, in
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from sitlib.autoregressive import CodeModelConfig
 from sitlib.config import load_profile
-from sitlib.estimates import Subject, autoregressive_subject, cost, tokenizer_subject
+from sitlib.model.generator import CodeModelConfig
+from workbook.estimates import Subject, autoregressive_subject, cost, tokenizer_subject
 
 SIZES = {  # width, layers, batch
     "1": (64, 2, 8),
@@ -56,7 +56,8 @@ def measured_peak(subject: Callable[[], Subject]) -> int:
     made = subject()
     tensors = [t for model in made.models for t in (*model.parameters(), *model.buffers())]
     held = sum(
-        s.nbytes() for s in {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors}.values()
+        s.nbytes()
+        for s in {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors}.values()
     )
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         made.step()

@@ -1,8 +1,8 @@
-"""One real optimisation step of the paper's SIT-4 and ViT-VQGAN at 256 px on the CPU, batch 1: that the shapes train, and what it takes.
+"""One real optimization step of the paper's SIT-4 and ViT-VQGAN at 256 px on the CPU, batch 1: that the shapes train, and what it takes.
 
     python benchmarks/paper_step.py [--variants vit_vqgan sit4] [--steps 2]
 
-The models, losses (LPIPS-VGG, discriminator) and optimiser are those of the paper profile, in float32; codebooks are not started with
+The models, losses (LPIPS-VGG, discriminator) and optimizer are those of the paper profile, in float32; codebooks are not started with
 k-means, and the discriminator speaks from the first step on. Pretrained LPIPS weights are not needed: random ones cost the same.
 """
 
@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, in
 import torch
 
 from sitlib.config import load_profile
-from sitlib.estimates import cost, tokenizer_subject
-from sitlib.training import make_optimiser
+from sitlib.train.loop import make_optimizer
+from workbook.estimates import cost, tokenizer_subject
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,18 +36,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config, training = profile.tokenizer_variant(variant), profile.tokenizer_training(variant)
         torch.manual_seed(0)
         subject = tokenizer_subject(config, training, 1)
-        learning = [model for model in subject.models if any(p.requires_grad for p in model.parameters())]
-        optimisers = [make_optimiser(model, training.optimiser) for model in learning]
+        learning = [
+            model for model in subject.models if any(p.requires_grad for p in model.parameters())
+        ]
+        optimizers = [make_optimizer(model, training.optimizer) for model in learning]
         before = [p.detach().clone() for model in learning for p in model.parameters()]
         seconds = []
         for _ in range(options.steps):
             began = time.perf_counter()
             subject.step()
-            for model, optimiser in zip(learning, optimisers, strict=True):
-                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), training.optimiser.clip_norm)
+            for model, optimizer in zip(learning, optimizers, strict=True):
+                norm = torch.nn.utils.clip_grad_norm_(
+                    model.parameters(), training.optimizer.clip_norm
+                )
                 assert math.isfinite(norm)
-                optimiser.step()
-                optimiser.zero_grad()
+                optimizer.step()
+                optimizer.zero_grad()
             seconds.append(time.perf_counter() - began)
         after = [p.detach() for model in learning for p in model.parameters()]
         moved = sum(not torch.equal(a, b) for a, b in zip(before, after, strict=True))

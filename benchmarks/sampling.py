@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, in
 import torch
 from torch import Tensor
 
-from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig
 from sitlib.config import AutoregressiveConfig, SamplingConfig
-from sitlib.sampling import draw, filtered_probabilities, generate
-from sitlib.transformer import SequenceLayout
+from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
+from sitlib.model.transformer import SequenceLayout
+from sitlib.sample.generate import draw, filtered_probabilities, generate
 
 OURS, STATIC, DYNAMIC, UNCACHED = (
     "sitlib",
@@ -130,7 +130,12 @@ def products(options: argparse.Namespace) -> float:
 
 def products_of_step(options: argparse.Namespace) -> Callable[[], None]:
     width, batch = options.width, options.batch
-    shapes = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)] * options.layers
+    shapes = [
+        (width, 3 * width),
+        (width, width),
+        (width, 4 * width),
+        (4 * width, width),
+    ] * options.layers
     weights = [torch.randn(rows, columns) for rows, columns in [*shapes, (width, options.codes)]]
     inputs = {rows: torch.randn(batch, rows) for rows in (width, 4 * width)}
 
@@ -163,7 +168,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    defaults = {"layers": 6, "width": 256, "heads": 8, "codes": 1024, "tokens": 512, "batch": 16, "rounds": 3}
+    defaults = {
+        "layers": 6,
+        "width": 256,
+        "heads": 8,
+        "codes": 1024,
+        "tokens": 512,
+        "batch": 16,
+        "rounds": 3,
+    }
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"({value})")
     options = parser.parse_args(arguments)
@@ -203,7 +216,9 @@ def main(arguments: list[str] | None = None) -> None:
             if name == OURS
             else f"   {middle / ours:6.2f} x sitlib's time, {middle / limit:.2f} x the limit's"
         )
-        print(f"  {name:26s}{middle:8.2f} s{options.batch * options.tokens / middle:10.0f} codes/s{ratios}")
+        print(
+            f"  {name:26s}{middle:8.2f} s{options.batch * options.tokens / middle:10.0f} codes/s{ratios}"
+        )
     for name, values in bounds.items():
         print(f"  {name:26s}{statistics.median(values):8.2f} s")
     print(f"  {'limit (both)':26s}{limit:8.2f} s   sitlib reaches {limit / ours:.0%} of it")

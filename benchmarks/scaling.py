@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py [--processes 1 2] [--variant sit4] [--steps 40]
 
-Processes are started as `sitlib.experiments.launch` starts them; on a machine with GPUs each takes one. The first row of the training curve
+Processes are started as `workbook.launch` starts them; on a machine with GPUs each takes one. The first row of the training curve
 is left out: it holds the warm-up. On a machine with other work, or with fewer cores than processes, the table says little.
 """
 
@@ -22,16 +22,18 @@ import torch
 
 from sitlib.config import EngineConfig, load_profile
 from sitlib.data import open_images
-from sitlib.distributed import process_index
-from sitlib.engine import join_processes
-from sitlib.experiments.launch import launch_command
-from sitlib.experiments.runs import TokenizerRun
-from sitlib.experiments.tokenizers import train_tokenizer
+from sitlib.train.distributed import process_index
+from sitlib.train.engine import join_processes
+from workbook.launch import launch_command
+from workbook.runs import TokenizerRun
+from workbook.tokenizers import train_tokenizer
 
 
 def engine_of(processes: int) -> EngineConfig:
     return replace(
-        load_profile("smoke").engine, processes=processes, strategy="single" if processes == 1 else "ddp"
+        load_profile("smoke").engine,
+        processes=processes,
+        strategy="single" if processes == 1 else "ddp",
     )
 
 
@@ -42,23 +44,27 @@ def work(options: argparse.Namespace) -> None:
     profile = load_profile(options.profile)
     run = TokenizerRun.of(profile, options.variant, 0)
     training, steps = run.training, options.steps
-    optimiser = replace(
-        training.optimiser,
+    optimizer = replace(
+        training.optimizer,
         steps=steps,
         warmup_steps=0,
         log_every=steps // 4,
         checkpoint_every=steps // 4 * 100,
     )
     run = replace(
-        run, training=replace(training, optimiser=optimiser, loss=replace(training.loss, lpips=0.0))
+        run, training=replace(training, optimizer=optimizer, loss=replace(training.loss, lpips=0.0))
     )
     with tempfile.TemporaryDirectory() as folder:
         images = open_images(run.data.source, "train")
-        _, rows = train_tokenizer(run, images, Path(folder), "scaling", engine=engine_of(options.work))
+        _, rows = train_tokenizer(
+            run, images, Path(folder), "scaling", engine=engine_of(options.work)
+        )
     if process_index() == 0:
         seconds = rows[-1]["seconds"] - rows[0]["seconds"]
-        images = (rows[-1]["step"] - rows[0]["step"]) * optimiser.batch_size
-        Path(options.output).write_text(json.dumps({"rate": images / seconds, "loss": rows[-1]["loss"]}))
+        images = (rows[-1]["step"] - rows[0]["step"]) * optimizer.batch_size
+        Path(options.output).write_text(
+            json.dumps({"rate": images / seconds, "loss": rows[-1]["loss"]})
+        )
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -76,13 +82,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.work:
         return work(options)
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {torch.cuda.device_count()} GPUs")
+    print(
+        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {torch.cuda.device_count()} GPUs"
+    )
     print("  processes  images/s  of the first  loss of the last rows")
     first = None
     for processes in options.processes:
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder, "result.json")
-            own = ["--profile", options.profile, "--variant", options.variant, "--steps", str(options.steps)]
+            own = [
+                "--profile",
+                options.profile,
+                "--variant",
+                options.variant,
+                "--steps",
+                str(options.steps),
+            ]
             program = [__file__, *own, "--work", str(processes), "--output", str(output)]
             command = (
                 [sys.executable, *program]

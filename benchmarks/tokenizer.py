@@ -28,17 +28,21 @@ import torch
 from torch import Tensor
 
 from sitlib.config import Profile, TokenizerConfig, load_profile
-from sitlib.estimates import flops
-from sitlib.losses import TokenizerLoss
-from sitlib.tokenizer import SpectralTokenizer
-from sitlib.training import make_optimiser
-from sitlib.weights import ensure_weights
+from sitlib.metrics.weights import ensure_weights
+from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.train.loop import make_optimizer
+from sitlib.train.losses import TokenizerLoss
+from workbook.estimates import flops
 
 VARIANTS = {"ViT-VQGAN": "vit_vqgan", "SIT-4": "sit4"}  # of the profile; the baseline first
 OPERATIONS = ("training step", "encode", "decode")
 SQUARES = (512, 1024, 2048)  # sides of the matrices whose product shows what the machine can do
 PAPER_SIZE = 256  # px
-PAPER_SMALL = {"layers": 8, "width": 512, "heads": 8}  # of encoder and decoder; MLPs are 4 times as wide
+PAPER_SMALL = {
+    "layers": 8,
+    "width": 512,
+    "heads": 8,
+}  # of encoder and decoder; MLPs are 4 times as wide
 
 
 class Subject:
@@ -49,18 +53,20 @@ class Subject:
         self.training = profile.tokenizer
         self.tokenizer = SpectralTokenizer(config)
         self.loss = TokenizerLoss(self.training.loss)
-        self.optimiser = make_optimiser(self.tokenizer, self.training.optimiser)
+        self.optimizer = make_optimizer(self.tokenizer, self.training.optimizer)
         self.images = torch.rand(batch_size, 3, config.size, config.size)
         self.codes = self.tokenizer.encode(self.images)
 
     def training_step(self) -> None:
-        """As `sitlib.training.train` makes it with the loss of `sitlib.experiments.tokenizers`."""
+        """As `sitlib.train.loop.train` makes it with the loss of `workbook.tokenizers`."""
         output = self.tokenizer(self.images)
         total = self.loss(output, self.images).total
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         total.backward()
-        torch.nn.utils.clip_grad_norm_(self.tokenizer.parameters(), self.training.optimiser.clip_norm)
-        self.optimiser.step()
+        torch.nn.utils.clip_grad_norm_(
+            self.tokenizer.parameters(), self.training.optimizer.clip_norm
+        )
+        self.optimizer.step()
         self.tokenizer.update_codebooks(output, self.training.loss.restart_after)
 
     def encode(self) -> Tensor:
@@ -78,9 +84,13 @@ def configurations(profile: Profile, geometry: str) -> dict[str, TokenizerConfig
     """The two tokenizers in a geometry, "profile" or "paper"."""
     configs = {name: profile.tokenizer_variant(variant) for name, variant in VARIANTS.items()}
     if geometry == "paper":
-        small = {f"{part}_{key}": n for part in ("encoder", "decoder") for key, n in PAPER_SMALL.items()}
+        small = {
+            f"{part}_{key}": n for part in ("encoder", "decoder") for key, n in PAPER_SMALL.items()
+        }
         configs = {
-            name: replace(c, size=PAPER_SIZE, grid=c.grid * PAPER_SIZE // c.size, mlp_ratio=4.0, **small)
+            name: replace(
+                c, size=PAPER_SIZE, grid=c.grid * PAPER_SIZE // c.size, mlp_ratio=4.0, **small
+            )
             for name, c in configs.items()
         }
     return configs
@@ -108,7 +118,11 @@ def product_rate(rows: int, inner: int, columns: int) -> float:
 
 def compare(subjects: dict[str, Subject], repetitions: int) -> None:
     """Times both models in turns and prints their table."""
-    calls = {(name, what): call for name, subject in subjects.items() for what, call in subject.calls.items()}
+    calls = {
+        (name, what): call
+        for name, subject in subjects.items()
+        for what, call in subject.calls.items()
+    }
     work = {key: gigaflops(call) for key, call in calls.items()}  # which also warms up
     times: dict[tuple, list[float]] = {key: [] for key in calls}
     rates = []
@@ -120,7 +134,9 @@ def compare(subjects: dict[str, Subject], repetitions: int) -> None:
     median = {key: statistics.median(values) for key, values in times.items()}
 
     print(f"  matrix products of sides {SQUARES}: {max(rates):.1f} GFLOP/s at best")
-    print(f"  {'':16s}{'':12s}{'ms':>10s}{'images/s':>10s}{'GFLOP':>9s}{'GFLOP/s':>9s}{'of best':>9s}")
+    print(
+        f"  {'':16s}{'':12s}{'ms':>10s}{'images/s':>10s}{'GFLOP':>9s}{'GFLOP/s':>9s}{'of best':>9s}"
+    )
     baseline, sit = subjects
     for what in OPERATIONS:
         for name, subject in subjects.items():
@@ -153,7 +169,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--profile", default="quick", help="profile with the two variants (quick)")
     parser.add_argument(
-        "--geometry", nargs="+", choices=("profile", "paper"), default=["profile", "paper"], help="(both)"
+        "--geometry",
+        nargs="+",
+        choices=("profile", "paper"),
+        default=["profile", "paper"],
+        help="(both)",
     )
     parser.add_argument(
         "--repetitions",
@@ -175,9 +195,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"torch {torch.__version__}, Python {platform.python_version()}, {options.threads} threads, float32"
     )
     if hasattr(os, "getloadavg"):
-        print(f"{os.cpu_count()} cores, of which {os.getloadavg()[0]:.1f} were busy in the last minute")
+        print(
+            f"{os.cpu_count()} cores, of which {os.getloadavg()[0]:.1f} were busy in the last minute"
+        )
     for geometry in options.geometry:
-        batch_size = profile.tokenizer.optimiser.batch_size if geometry == "profile" else 1
+        batch_size = profile.tokenizer.optimizer.batch_size if geometry == "profile" else 1
         repetitions = options.repetitions if geometry == "profile" else -(-options.repetitions // 5)
         configs = configurations(profile, geometry)
         subjects = {name: Subject(config, profile, batch_size) for name, config in configs.items()}

@@ -67,7 +67,12 @@ WITHOUT_CLASS = {
 }  # an underground railway; station1 to station4 are rocket halls and station modules
 # Pictures of one place from one point of view, chosen by eye (a difference hash and ORB matches between all
 # pairs find no closer ones): they stay in one split.
-SAME_SCENE = (("mfield0", "mfield1"), ("water5", "water9"), ("canyon1", "canyon8"), ("station1", "station4"))
+SAME_SCENE = (
+    ("mfield0", "mfield1"),
+    ("water5", "water9"),
+    ("canyon1", "canyon8"),
+    ("station1", "station4"),
+)
 
 SKIN_TONES = {
     "1F3FB": "light skin tone",
@@ -205,12 +210,21 @@ def write_shards(folder: Path, samples: list[tuple[dict, str, bytes]]) -> None:
     for split in sorted({record["split"] for record, _, _ in samples}):
         pattern = str(folder / f"{split}-%04d.tar")
         with webdataset.ShardWriter(
-            pattern, maxsize=4e6, verbose=0, encoder=False, mtime=0, user="root", group="root", mode=0o644
+            pattern,
+            maxsize=4e6,
+            verbose=0,
+            encoder=False,
+            mtime=0,
+            user="root",
+            group="root",
+            mode=0o644,
         ) as shards:
             for record, extension, content in sorted(samples, key=lambda s: s[0]["key"]):
                 if record["split"] == split:
                     text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
-                    shards.write({"__key__": record["key"], extension: content, "json": text.encode()})
+                    shards.write(
+                        {"__key__": record["key"], extension: content, "json": text.encode()}
+                    )
 
 
 def landscape_class(key: str) -> str | None:
@@ -225,12 +239,16 @@ def land_licences(copyright_text: str) -> list[dict]:
     paragraphs = []
     for block in re.split(r"\n\s*\n", copyright_text):
         fields = dict(
-            re.findall(r"^(Files|Copyright|License|Comment):(.*(?:\n[ \t].*)*)", block, flags=re.MULTILINE)
+            re.findall(
+                r"^(Files|Copyright|License|Comment):(.*(?:\n[ \t].*)*)", block, flags=re.MULTILINE
+            )
         )
         globs = [g for g in fields.get("Files", "").split() if g.startswith("images/land/")]
         if globs:
             licence, *text = fields["License"].strip().split("\n")
-            author, contact = re.fullmatch(r"(.*?)\s*(?:[(<](.*)[)>])?", fields["Copyright"].strip()).groups()
+            author, contact = re.fullmatch(
+                r"(.*?)\s*(?:[(<](.*)[)>])?", fields["Copyright"].strip()
+            ).groups()
             note = " ".join(" ".join([*text, fields.get("Comment", "")]).split())
             paragraphs.append(
                 {
@@ -257,7 +275,9 @@ def licence_of(file: str, paragraphs: list[dict]) -> dict:
 
 def landscapes(cache: Path) -> list[tuple[dict, str, bytes]]:
     deb = package(cache, "endless-sky-high-dpi_0.9.8-1_all.deb")
-    content = subprocess.run(["dpkg-deb", "--fsys-tarfile", deb], capture_output=True, check=True).stdout
+    content = subprocess.run(
+        ["dpkg-deb", "--fsys-tarfile", deb], capture_output=True, check=True
+    ).stdout
     photos, paragraphs = {}, None
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         for member in tar:
@@ -276,7 +296,11 @@ def landscapes(cache: Path) -> list[tuple[dict, str, bytes]]:
             resized = image.convert("RGB").resize((512, 256), Image.Resampling.LANCZOS)
             changes = f"resized from {image.width}x{image.height} to 512x256, re-encoded as WebP"
         terms = licence_of(file, paragraphs)
-        record = {"key": key, "split": "test" if key in test else "train", "class": landscape_class(key)}
+        record = {
+            "key": key,
+            "split": "test" if key in test else "train",
+            "class": landscape_class(key),
+        }
         record |= {
             "package": "Debian endless-sky-high-dpi 0.9.8-1",
             "file": file,
@@ -313,7 +337,9 @@ def emoji(cache: Path) -> list[tuple[dict, str, bytes]]:
                 image = Image.open(io.BytesIO(tar.extractfile(member).read())).convert("RGBA")
                 white = Image.new("RGBA", image.size, "white")
                 white.alpha_composite(image)
-                renderings[match[1]] = white.convert("RGB").resize((128, 128), Image.Resampling.LANCZOS)
+                renderings[match[1]] = white.convert("RGB").resize(
+                    (128, 128), Image.Resampling.LANCZOS
+                )
     if licences != ["MIT", "MIT"]:
         raise SystemExit(
             f"The emoji packages state the licences {licences}, expected MIT: read them before building."
@@ -329,12 +355,18 @@ def emoji(cache: Path) -> list[tuple[dict, str, bytes]]:
     groups = defaultdict(list)
     for key in sorted(renderings):
         groups[group_of[names[code(key)][0]["name"]]].append(key)
-    test = held_out(groups, {g: names[code(keys[0])][0]["category"] for g, keys in groups.items()}, 0.1)
+    test = held_out(
+        groups, {g: names[code(keys[0])][0]["category"] for g, keys in groups.items()}, 0.1
+    )
 
     samples = []
     for key, image in renderings.items():
         entry, tones = names[code(key)]
-        record = {"key": key, "split": "test" if key in test else "train", "class": entry["category"]}
+        record = {
+            "key": key,
+            "split": "test" if key in test else "train",
+            "class": entry["category"],
+        }
         record |= {
             "name": ", ".join([entry["name"], *(SKIN_TONES[tone] for tone in tones)]),
             "base_name": entry["name"],
@@ -358,7 +390,11 @@ def extra(cache: Path) -> list[tuple[dict, str, bytes]]:
     samples = []
     for label, wheel, evidence in [
         ("PyPI scikit-image 0.26.0", "scikit_image-0.26.0-*.whl", "skimage/data/_fetchers.py"),
-        ("PyPI scikit-learn 1.9.1", "scikit_learn-1.9.1-*.whl", "sklearn/datasets/images/README.txt"),
+        (
+            "PyPI scikit-learn 1.9.1",
+            "scikit_learn-1.9.1-*.whl",
+            "sklearn/datasets/images/README.txt",
+        ),
     ]:
         with zipfile.ZipFile(package(cache, wheel)) as archive:
             stated = " ".join(archive.read(evidence).decode().split())
@@ -374,7 +410,9 @@ def extra(cache: Path) -> list[tuple[dict, str, bytes]]:
                 original = image.size
                 if original[0] * original[1] > 500_000:
                     scale = np.sqrt(500_000 / (original[0] * original[1]))
-                    image = image.resize([int(scale * side) for side in original], Image.Resampling.LANCZOS)
+                    image = image.resize(
+                        [int(scale * side) for side in original], Image.Resampling.LANCZOS
+                    )
                 if image.size != original or not file.endswith(".jpg"):
                     content, extension, changes = encode(image, 92), "webp", "re-encoded as WebP"
                     if image.size != original:
@@ -392,7 +430,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("sets", nargs="*", help=f"which to build; default: {', '.join(sets)}")
-    parser.add_argument("--cache", type=Path, required=True, help="folder for the packages, about 250 MB")
+    parser.add_argument(
+        "--cache", type=Path, required=True, help="folder for the packages, about 250 MB"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "data")
     arguments = parser.parse_args()
     if unknown := set(arguments.sets) - set(sets):

@@ -74,13 +74,17 @@ followed. CC BY 2.0: https://creativecommons.org/licenses/by/2.0/
 
 def table(header: list[str], rows: list[list]) -> str:
     cells = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join("" if c is None else str(c) for c in row) + " |" for row in cells)
+    return "\n".join(
+        "| " + " | ".join("" if c is None else str(c) for c in row) + " |" for row in cells
+    )
 
 
 def class_table(records: list[dict]) -> str:
     count = Counter((record["class"] or "(none)", record["split"]) for record in records)
     names = sorted({name for name, _ in count}, key=lambda name: (name == "(none)", name))
-    return table(["class", "train", "test"], [[n, count[n, "train"], count[n, "test"]] for n in names])
+    return table(
+        ["class", "train", "test"], [[n, count[n, "train"], count[n, "test"]] for n in names]
+    )
 
 
 def write_readme(out: Path, words_of_class: dict[str, tuple[str, ...]], mit: str) -> None:
@@ -92,7 +96,10 @@ def write_readme(out: Path, words_of_class: dict[str, tuple[str, ...]], mit: str
         mit: text of the licence of the emoji.
     """
     what = {
-        "landscapes": ("photographs, 512x256", "CC-BY-SA 3.0, CC-BY-SA 4.0 or public domain, per image"),
+        "landscapes": (
+            "photographs, 512x256",
+            "CC-BY-SA 3.0, CC-BY-SA 4.0 or public domain, per image",
+        ),
         "emoji": ("renderings on white, 128x128, with names", "MIT"),
         "extra": ("held-out photographs", "CC0, public domain or CC BY 2.0, per image"),
     }
@@ -137,7 +144,9 @@ def write_readme(out: Path, words_of_class: dict[str, tuple[str, ...]], mit: str
         words=words,
         land_classes=class_table(records["landscapes"]),
         emoji_classes=class_table(records["emoji"]),
-        extra_table=table(["image", "title", "source", "licence", "author", "page", "changes"], others),
+        extra_table=table(
+            ["image", "title", "source", "licence", "author", "page", "changes"], others
+        ),
         land_table=table(
             ["image", "class", "split", "licence", "author", "contact", "note in the package"], land
         ),

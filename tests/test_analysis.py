@@ -8,7 +8,9 @@ import pytest
 import torch
 from scipy import stats
 
-from sitlib.analysis import (
+from sitlib.model.patchify import SpectralGeometry
+from sitlib.results import write_metrics
+from workbook.analysis import (
     fit_distributions,
     fit_power_law,
     orthonormal_coefficients,
@@ -19,8 +21,6 @@ from sitlib.analysis import (
     summary,
     token_budget,
 )
-from sitlib.geometry import SpectralGeometry
-from sitlib.results import write_metrics
 
 RANDOM = np.random.default_rng(0)
 
@@ -44,7 +44,9 @@ def test_laplace_sample_is_recognised():
     # entropy of a Laplace distribution: log2(2 b e); the Gaussian of the same variance: log2(2 pi e sigma^2)
     # / 2
     assert fit.laplace_bits == pytest.approx(math.log2(2 * 0.05 * math.e), abs=0.02)
-    assert fit.gaussian_bits == pytest.approx(math.log2(2 * math.pi * math.e * 2 * 0.05**2) / 2, abs=0.02)
+    assert fit.gaussian_bits == pytest.approx(
+        math.log2(2 * math.pi * math.e * 2 * 0.05**2) / 2, abs=0.02
+    )
     assert fit.laplace_divergence < 0.005 < 0.05 < fit.gaussian_divergence
 
 
@@ -72,7 +74,9 @@ def test_costs_are_the_mean_negative_log_likelihoods():
     fit = fit_distributions(values)
     gaussian = stats.norm(values.mean(), values.std()).logpdf(values).mean()
     laplace = (
-        stats.laplace(np.median(values), np.abs(values - np.median(values)).mean()).logpdf(values).mean()
+        stats.laplace(np.median(values), np.abs(values - np.median(values)).mean())
+        .logpdf(values)
+        .mean()
     )
     assert fit.gaussian_bits == pytest.approx(-gaussian / math.log(2))
     assert fit.laplace_bits == pytest.approx(-laplace / math.log(2))
@@ -104,12 +108,16 @@ def test_energy_of_white_noise_is_shared_like_the_values():
 
 def test_energy_of_a_blocky_image_is_at_its_own_scale():
     checkerboard = (torch.arange(16).view(-1, 1) + torch.arange(16)) % 2
-    images = checkerboard.float().repeat_interleave(4, 0).repeat_interleave(4, 1).expand(1, 3, 64, 64)
+    images = (
+        checkerboard.float().repeat_interleave(4, 0).repeat_interleave(4, 1).expand(1, 3, 64, 64)
+    )
     share = {}
     coefficients = orthonormal_coefficients(images.double() - 0.5, "haar", 3)
     for name, scale in zip(scale_names(3), coefficients, strict=True):
         share[name] = scale.square().sum().item() / (0.25 * images.numel())
-    assert share == pytest.approx({"approximation": 0, "details 3": 1, "details 2": 0, "details 1": 0})
+    assert share == pytest.approx(
+        {"approximation": 0, "details 3": 1, "details 2": 0, "details 1": 0}
+    )
 
 
 def test_constant_images_have_no_energy_to_share():
@@ -162,9 +170,16 @@ def test_keeping_more_is_never_worse_and_keeping_all_is_exact(wavelet):
 
 def test_psnr_of_kept_is_that_of_the_dropped_energy():
     """In an orthonormal basis the error is the sum of the squares that were dropped, whatever the basis."""
-    images = 0.5 + 0.05 * torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)).double()
+    images = (
+        0.5 + 0.05 * torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)).double()
+    )
     centred = images - images.mean(dim=(2, 3), keepdim=True)
-    flat = torch.cat([scale.flatten() for scale in orthonormal_coefficients(centred)]).square().sort().values
+    flat = (
+        torch.cat([scale.flatten() for scale in orthonormal_coefficients(centred)])
+        .square()
+        .sort()
+        .values
+    )
     dropped = flat[: round(0.75 * flat.numel())].sum() / flat.numel()
     assert psnr_of_kept(images, [0.25])[0] == pytest.approx(-10 * math.log10(dropped), abs=1e-6)
 

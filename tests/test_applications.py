@@ -10,17 +10,23 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sitlib.applications import edit, preview, refine, upsample
-from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig
 from sitlib.config import SamplingConfig, TextEncoderConfig, load_profile
 from sitlib.data import held_out_views, open_images
-from sitlib.sampling import generate
-from sitlib.text import TextTokenizer
-from sitlib.tokenizer import SpectralTokenizer
+from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
+from sitlib.model.text import TextTokenizer
+from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.sample.applications import edit, preview, refine, upsample
+from sitlib.sample.generate import generate
 
 SMOKE = load_profile("smoke")
 CLASSES = ["mountain", "water", "city"]
-CAPTIONS = ["a red cat", "a blue dog that sleeps", "two green birds", "a cat and a dog", "a red bird"]
+CAPTIONS = [
+    "a red cat",
+    "a blue dog that sleeps",
+    "two green birds",
+    "a cat and a dog",
+    "a red bird",
+]
 TEXTS = TextTokenizer.train(CAPTIONS, 300, 12)
 PLAIN = SamplingConfig(
     temperature=1.0,
@@ -41,7 +47,7 @@ def tokenizer_of(variant="sit5_sc"):
     torch.manual_seed(0)
     tokenizer = SpectralTokenizer(SMOKE.tokenizer_variant(variant)).eval()
     with torch.no_grad():
-        tokenizer.initialise_codebooks(photographs(16))
+        tokenizer.initialize_codebooks(photographs(16))
     return tokenizer
 
 
@@ -70,7 +76,11 @@ def photographs(count=4):
 
 
 def prompts_of(kind, count):
-    return torch.arange(count) % 3 if kind == "class" else [CAPTIONS[i % len(CAPTIONS)] for i in range(count)]
+    return (
+        torch.arange(count) % 3
+        if kind == "class"
+        else [CAPTIONS[i % len(CAPTIONS)] for i in range(count)]
+    )
 
 
 @class_and_text
@@ -88,7 +98,9 @@ def test_upsampling_adds_details_and_changes_nothing_else(kind, size):
     whole = torch.cat(
         [
             book.lookup(part)
-            for book, part in zip(tokenizer.codebooks, tokenizer.by_codebook(result.codes), strict=True)
+            for book, part in zip(
+                tokenizer.codebooks, tokenizer.by_codebook(result.codes), strict=True
+            )
         ],
         1,
     )
@@ -99,8 +111,12 @@ def test_upsampling_adds_details_and_changes_nothing_else(kind, size):
 def test_upsampling_without_a_prompt_is_told_nothing():
     model, tokenizer, small = model_of("class"), tokenizer_of(), F.avg_pool2d(photographs(), 8)
     untold = upsample(model, tokenizer, small, None, PLAIN).codes
-    assert torch.equal(untold, upsample(model, tokenizer, small, 4, replace(PLAIN, guidance=7.0)).codes)
-    assert not torch.equal(untold, upsample(model, tokenizer, small, torch.zeros(4).long(), PLAIN).codes)
+    assert torch.equal(
+        untold, upsample(model, tokenizer, small, 4, replace(PLAIN, guidance=7.0)).codes
+    )
+    assert not torch.equal(
+        untold, upsample(model, tokenizer, small, torch.zeros(4).long(), PLAIN).codes
+    )
 
 
 @class_and_text
@@ -128,8 +144,14 @@ def test_an_edit_that_keeps_nothing_is_a_sample():
 @class_and_text
 @pytest.mark.parametrize("scales", [1, 2, 5])
 @pytest.mark.parametrize("growth", ["constant", "linear"])
-def test_a_refined_preview_is_the_sample_that_drawing_everything_would_have_given(kind, scales, growth):
-    model, tokenizer, sampling = model_of(kind), tokenizer_of(), replace(PLAIN, guidance_growth=growth)
+def test_a_refined_preview_is_the_sample_that_drawing_everything_would_have_given(
+    kind, scales, growth
+):
+    model, tokenizer, sampling = (
+        model_of(kind),
+        tokenizer_of(),
+        replace(PLAIN, guidance_growth=growth),
+    )
     prompt = 1 if kind == "class" else CAPTIONS[1]
     shown = preview(model, tokenizer, prompt, sampling, count=4, scales=scales)
     assert shown.codes.shape == (4, scales, 16) and shown.images.shape[-1] == 64 >> (5 - scales)
@@ -207,8 +229,12 @@ def test_one_text_is_not_a_list_of_prompts_and_indices_may_be_of_any_integer_typ
     refused("1 images but 3 prompts", edit, model, tokenizer, images, 3, 1, PLAIN)
     shown = preview(model, tokenizer, "a red cat", PLAIN, count=3, scales=2)
     index = np.array([0.0, 0.0, 1.0]).argmax()
-    assert torch.equal(refine(model, tokenizer, shown, index).codes, refine(model, tokenizer, shown, 2).codes)
-    assert edit(model, tokenizer, images, ["a cat"], np.int64(5), PLAIN).images.shape == images.shape
+    assert torch.equal(
+        refine(model, tokenizer, shown, index).codes, refine(model, tokenizer, shown, 2).codes
+    )
+    assert (
+        edit(model, tokenizer, images, ["a cat"], np.int64(5), PLAIN).images.shape == images.shape
+    )
     refused(
         "scales must be a whole number in 2 ... 5, from those of the preview on",
         refine,

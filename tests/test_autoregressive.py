@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig, code_nats
 from sitlib.config import TextEncoderConfig, load_profile
-from sitlib.text import TextTokenizer
-from sitlib.transformer import SequenceLayout, rotation
+from sitlib.model.generator import AutoregressiveModel, CodeModelConfig, code_nats
+from sitlib.model.text import TextTokenizer
+from sitlib.model.transformer import SequenceLayout, rotation
 
 CLASSES = ["mountain", "water", "city"]
 CAPTIONS = ["a red cat", "a blue dog that sleeps", "two green birds", "a cat and a dog"]
@@ -21,7 +21,9 @@ every_case = pytest.mark.parametrize(("kind", "books", "positions"), CASES)
 class_and_text = pytest.mark.parametrize("kind", ["class", "text"])
 
 
-def model_of(kind="class", books=2, positions="learned", num_scales=3, tokens_per_scale=4, **changes):
+def model_of(
+    kind="class", books=2, positions="learned", num_scales=3, tokens_per_scale=4, **changes
+):
     """A small model with weights large enough that every prediction is far from uniform."""
     model = fresh_model_of(kind, books, positions, num_scales, tokens_per_scale, **changes)
     for parameter in model.parameters():
@@ -30,11 +32,19 @@ def model_of(kind="class", books=2, positions="learned", num_scales=3, tokens_pe
     return model
 
 
-def fresh_model_of(kind="class", books=2, positions="learned", num_scales=3, tokens_per_scale=4, **changes):
+def fresh_model_of(
+    kind="class", books=2, positions="learned", num_scales=3, tokens_per_scale=4, **changes
+):
     torch.manual_seed(0)
     is_text = kind == "text"
-    text = TextEncoderConfig(layers=1, vocabulary=300, max_tokens=TEXTS.max_tokens) if is_text else None
-    shape = replace(SMOKE, layers=2, width=16, mlp_ratio=2.0, positions=positions, text=text, **changes)
+    text = (
+        TextEncoderConfig(layers=1, vocabulary=300, max_tokens=TEXTS.max_tokens)
+        if is_text
+        else None
+    )
+    shape = replace(
+        SMOKE, layers=2, width=16, mlp_ratio=2.0, positions=positions, text=text, **changes
+    )
     classes, tokenizer = ([], TEXTS.to_json()) if is_text else (CLASSES, None)
     config = CodeModelConfig(shape, num_scales, tokens_per_scale, 20, books, classes, tokenizer)
     return AutoregressiveModel(config).eval()
@@ -60,7 +70,9 @@ def condition_of(model, *numbers):
 
 @every_case
 @torch.no_grad()
-def test_logits_are_those_of_a_loop_over_positions_with_the_codebook_of_their_scale(kind, books, positions):
+def test_logits_are_those_of_a_loop_over_positions_with_the_codebook_of_their_scale(
+    kind, books, positions
+):
     """Embeddings, heads and rotation of every position from the definitions; the transformer itself is tested elsewhere."""
     model = model_of(kind, books, positions).double()
     codes, condition = codes_of(model), condition_of(model, 0, 2)
@@ -122,10 +134,14 @@ def test_no_information_flows_from_finer_to_coarser_scales(kind, books, position
     before = model(codes, condition)
     for finer in (1, 2):
         changed = codes.clone()
-        changed[:, finer:] = (changed[:, finer:] + torch.randint(1, 20, changed[:, finer:].shape)) % 20
+        changed[:, finer:] = (
+            changed[:, finer:] + torch.randint(1, 20, changed[:, finer:].shape)
+        ) % 20
         after = model(changed, condition)
         assert torch.equal(after[:, :finer], before[:, :finer])
-        assert torch.equal(after[:, finer, 0], before[:, finer, 0])  # the first of a scale is drawn before it
+        assert torch.equal(
+            after[:, finer, 0], before[:, finer, 0]
+        )  # the first of a scale is drawn before it
         assert not torch.allclose(after[:, finer, 1:], before[:, finer, 1:])
 
 
@@ -146,7 +162,9 @@ def test_codebooks_have_own_embeddings_and_heads(kind, books, positions):
         before = model(codes, condition)
         model.code_embedding[book].weight *= 2
         after = model(codes, condition)
-        first = scales[0]  # the first scale whose inputs change; its first code is drawn before any of them
+        first = scales[
+            0
+        ]  # the first scale whose inputs change; its first code is drawn before any of them
         assert torch.equal(after[:, :first], before[:, :first])
         assert torch.equal(after[:, first, 0], before[:, first, 0])
         assert not torch.allclose(after[:, first, 1:], before[:, first, 1:])
@@ -171,7 +189,9 @@ def test_the_first_predictions_of_a_fresh_model_are_uniform(kind, options):
         fresh = fresh_model_of(kind, books, **options)
         codes, condition = codes_of(fresh), condition_of(fresh, 0, 2)
         assert not fresh(codes, condition).any()
-        torch.testing.assert_close(fresh.nats_per_token(codes, condition), torch.full((3,), 20.0).log())
+        torch.testing.assert_close(
+            fresh.nats_per_token(codes, condition), torch.full((3,), 20.0).log()
+        )
 
 
 @class_and_text
@@ -198,7 +218,12 @@ def test_dropout_acts_in_training_only():
 
 def test_one_scale_has_one_codebook_whatever_the_tokenizer_says():
     model = model_of(num_scales=1, books=2)
-    assert len(model.heads) == 1 and model(codes_of(model), torch.tensor([0, 1])).shape == (2, 1, 4, 20)
+    assert len(model.heads) == 1 and model(codes_of(model), torch.tensor([0, 1])).shape == (
+        2,
+        1,
+        4,
+        20,
+    )
 
 
 # -- writing one code after another ----------------------------------------------------------------------------------------------------
@@ -228,7 +253,9 @@ def test_one_scale_is_written_too(kind):
     codes, condition = codes_of(model), condition_of(model, 0, 2)
     writing, logits = model.begin(condition)
     steps = [logits, *(model.proceed(writing, codes[:, 0, i]) for i in range(8))]
-    torch.testing.assert_close(torch.stack(steps, dim=1), model(codes, condition)[:, 0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        torch.stack(steps, dim=1), model(codes, condition)[:, 0], atol=1e-4, rtol=0
+    )
 
 
 @torch.no_grad()
@@ -263,7 +290,9 @@ def test_padding_of_a_text_changes_nothing(positions):
     model = model_of("text", positions=positions)
     codes, tokens = codes_of(model), condition_of(model, 0, 1)
     used = int((tokens != TEXTS.pad).sum(1).max())
-    assert used < TEXTS.max_tokens and (tokens[0, :used] == TEXTS.pad).any()  # one is shorter than the other
+    assert (
+        used < TEXTS.max_tokens and (tokens[0, :used] == TEXTS.pad).any()
+    )  # one is shorter than the other
     together = model(codes, tokens)
     torch.testing.assert_close(model(codes, tokens[:, :used]), together, atol=1e-4, rtol=0)
     alone = model(codes[:1], tokens[:1, : int((tokens[0] != TEXTS.pad).sum())])
@@ -312,7 +341,9 @@ def test_some_of_a_batch_may_be_hidden():
         codes, condition = codes_of(model, 3), condition_of(model, 0, 1, 2)
         hidden = torch.tensor([False, True, False])
         mixed = torch.where(
-            hidden if kind == "class" else hidden[:, None], model.unconditional(condition), condition
+            hidden if kind == "class" else hidden[:, None],
+            model.unconditional(condition),
+            condition,
         )
         expected = torch.stack(
             [
@@ -360,7 +391,11 @@ def block_parameters(layers, width, hidden, swiglu=False, bias=True, rms=False, 
     """Of blocks and final norm, by hand: four projections, two or three MLP matrices, and the same four again to read a text."""
     norm = width * (1 if rms or not bias else 2)
     matrices = 4 * width**2 + (3 if swiglu else 2) * width * hidden + (4 * width**2 if cross else 0)
-    biases = 4 * width + (2 if swiglu else 1) * hidden + width + (4 * width if cross else 0) if bias else 0
+    biases = (
+        4 * width + (2 if swiglu else 1) * hidden + width + (4 * width if cross else 0)
+        if bias
+        else 0
+    )
     return layers * (matrices + biases + (3 if cross else 2) * norm) + norm
 
 
@@ -396,7 +431,9 @@ def test_the_class_conditional_model_of_the_paper_has_vim_bases_blocks():
     two codebooks are added. So the nominal size holds to 5% for the blocks and to 13% for everything."""
     model, width = paper_model("ar_sit4", IMAGENET), 1536
     blocks = block_parameters(24, width, 4 * width)
-    vocabularies = BOOKS * (NUM_CODES * width + (width + 1) * NUM_CODES)  # embeddings, and heads with biases
+    vocabularies = BOOKS * (
+        NUM_CODES * width + (width + 1) * NUM_CODES
+    )  # embeddings, and heads with biases
     places = (1001 + SCALES + PLACES) * width
     print(f"\nar_sit4: {count(model):,} parameters, {count(model.transformer):,} of them in blocks")
     assert count(model.transformer) == blocks
@@ -411,9 +448,13 @@ def test_the_improved_class_conditional_model_of_the_paper_has_llamagen_ls_size(
     model, width = paper_model("ar_sit4_improved", IMAGENET), 1024
     blocks = block_parameters(24, width, 2816, swiglu=True, bias=False, rms=True)
     vocabularies = BOOKS * 2 * NUM_CODES * width
-    print(f"\nar_sit4_improved: {count(model):,} parameters, {count(model.transformer):,} of them in blocks")
+    print(
+        f"\nar_sit4_improved: {count(model):,} parameters, {count(model.transformer):,} of them in blocks"
+    )
     assert count(model.transformer) == blocks
-    assert count(model) == blocks + vocabularies + (1001 + SCALES) * width  # places in the grid are rotary
+    assert (
+        count(model) == blocks + vocabularies + (1001 + SCALES) * width
+    )  # places in the grid are rotary
     assert count(model) == pytest.approx(343e6, rel=0.002)
 
 

@@ -8,13 +8,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sitlib.estimates import flops
 from sitlib.paths import ROOT
+from workbook.estimates import flops
 
 
 def loaded(name):
     """A file of benchmarks/ as a module."""
-    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", ROOT / "benchmarks" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(
+        f"{name}_benchmark", ROOT / "benchmarks" / f"{name}.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -34,9 +36,13 @@ def test_tokenizer_benchmark_prints_a_ratio_for_every_operation(
 ):
     monkeypatch.setattr(benchmark, "ensure_weights", lambda: None)
     with_weights = benchmark.TokenizerLoss
-    monkeypatch.setattr(benchmark, "TokenizerLoss", lambda config: with_weights(config, str(weights_folder)))
+    monkeypatch.setattr(
+        benchmark, "TokenizerLoss", lambda config: with_weights(config, str(weights_folder))
+    )
     monkeypatch.setattr(benchmark, "SQUARES", (64,))
-    benchmark.main(["--profile", "smoke", "--geometry", "profile", "--repetitions", "1", "--threads", "1"])
+    benchmark.main(
+        ["--profile", "smoke", "--geometry", "profile", "--repetitions", "1", "--threads", "1"]
+    )
     printed = capsys.readouterr().out
     ratios = re.findall(r"(training step|encode|decode) +SIT-4 / ViT-VQGAN: (\S+) in time", printed)
     assert [name for name, _ in ratios] == ["training step", "encode", "decode"]
@@ -47,7 +53,10 @@ def test_both_models_of_both_geometries_have_as_many_tokens(benchmark):
     profile = benchmark.load_profile("quick")
     for geometry, tokens in (("profile", 64), ("paper", 1024)):
         configs = benchmark.configurations(profile, geometry).values()
-        assert [config.num_scales * config.tokens_per_scale for config in configs] == [tokens, tokens]
+        assert [config.num_scales * config.tokens_per_scale for config in configs] == [
+            tokens,
+            tokens,
+        ]
 
 
 def test_flops_of_attention_are_counted_forwards_and_backwards(benchmark):
@@ -59,7 +68,9 @@ def test_flops_of_attention_are_counted_forwards_and_backwards(benchmark):
         return torch.nn.functional.scaled_dot_product_attention(q, k, v)
 
     assert benchmark.gigaflops(attention) * 1e9 == pytest.approx(2 * product)
-    assert benchmark.gigaflops(lambda: attention().sum().backward()) * 1e9 == pytest.approx(7 * product)
+    assert benchmark.gigaflops(lambda: attention().sum().backward()) * 1e9 == pytest.approx(
+        7 * product
+    )
 
 
 # -- sampling ------------------------------------------------------------------------------------------------------------------------------

@@ -56,7 +56,10 @@ class TestEmojiCaptions:
             for phrasing, templates in TEMPLATES.items()
         }
         name = "waving hand sign, medium skin tone"
-        assert {len(texts) for texts in every.values()} == {len(TEMPLATES["training"]), len(TEMPLATES["new"])}
+        assert {len(texts) for texts in every.values()} == {
+            len(TEMPLATES["training"]),
+            len(TEMPLATES["new"]),
+        }
         assert all(name in text for texts in every.values() for text in texts)
         assert {
             name,
@@ -67,11 +70,20 @@ class TestEmojiCaptions:
         assert f"{name}, or in other words wave" in every["new"]
 
     def test_more_captions_than_templates_are_in_further_phrasings(self):
-        usual, most = (emoji_captions(WAVE, count=count) for count in (len(TEMPLATES["training"]), 99))
+        usual, most = (
+            emoji_captions(WAVE, count=count) for count in (len(TEMPLATES["training"]), 99)
+        )
         assert most[: len(usual)] == usual and len(most) == len(usual) + len(MORE)
         assert all("waving hand sign, medium skin tone" in text for text in most)
-        few = {"key": "k", "name": "A house"}  # has fewer captions than templates, but none of the others
-        assert len(emoji_captions(few, count=len(usual))) < len(usual) < len(emoji_captions(few, count=99))
+        few = {
+            "key": "k",
+            "name": "A house",
+        }  # has fewer captions than templates, but none of the others
+        assert (
+            len(emoji_captions(few, count=len(usual)))
+            < len(usual)
+            < len(emoji_captions(few, count=99))
+        )
 
     def test_phrasings_share_no_template_and_no_caption(self):
         assert not {*TEMPLATES["training"], *MORE} & set(TEMPLATES["new"])
@@ -82,7 +94,9 @@ class TestEmojiCaptions:
         first = emoji_captions(WAVE, phrasing, seed=3)
         random.seed(1)  # other random numbers play no part
         assert emoji_captions(dict(reversed(WAVE.items())), phrasing, seed=3) == first
-        assert len(first) == len(set(first)) == 4 and emoji_captions(WAVE, phrasing, 3, 6)[:4] == first
+        assert (
+            len(first) == len(set(first)) == 4 and emoji_captions(WAVE, phrasing, 3, 6)[:4] == first
+        )
         assert any(emoji_captions(WAVE, phrasing, seed) != first for seed in range(4, 8))
         keys = [{**WAVE, "key": str(number)} for number in range(200)]
         starts = [emoji_captions(record, phrasing, seed=3)[0] for record in keys]
@@ -143,7 +157,9 @@ class TestEmojiCaptions:
             assert not any(c in string.ascii_letters + string.digits for c in name)
         else:
             assert len(texts) == 4
-            assert all(text == " ".join(text.split()) and not set(text) & set('*_"#{}()') for text in texts)
+            assert all(
+                text == " ".join(text.split()) and not set(text) & set('*_"#{}()') for text in texts
+            )
 
     def test_wrong_arguments(self):
         with pytest.raises(ValueError, match="no phrasing 'old': choose 'training' or 'new'"):
@@ -151,7 +167,9 @@ class TestEmojiCaptions:
         with pytest.raises(ValueError, match="count is 0"):
             emoji_captions(WAVE, count=0)
         for record in ({"key": "k"}, {"key": "k", "name": None}, {"key": "k", "name": "***"}):
-            with pytest.raises(DataError, match="record of 'k' has no `name` with a letter or digit"):
+            with pytest.raises(
+                DataError, match="record of 'k' has no `name` with a letter or digit"
+            ):
                 emoji_captions(record)
 
 
@@ -166,7 +184,9 @@ class TestOpenNames:
             }
             for i, name in enumerate(names)
         ]
-        samples.insert(1, {"__key__": "broken", "png": b"no picture", "json": {"key": "broken", "name": "x"}})
+        samples.insert(
+            1, {"__key__": "broken", "png": b"no picture", "json": {"key": "broken", "name": "x"}}
+        )
         with webdataset.TarWriter(str(tmp_path / "train-0.tar")) as writer:
             for sample in samples:
                 writer.write(sample)
@@ -174,7 +194,8 @@ class TestOpenNames:
             found = open_captioned(tmp_path, "train", "names", seed=5, count=3)
         assert found.images.keys == ["0", "1", "2"] and found.names == ["BEAR", "BEAR", "COW"]
         expected = [
-            emoji_captions({"key": f"{i}", "name": name}, "training", 5, 3) for i, name in enumerate(names)
+            emoji_captions({"key": f"{i}", "name": name}, "training", 5, 3)
+            for i, name in enumerate(names)
         ]
         assert found.captions == expected
         with pytest.warns(UserWarning, match="skipped"):
@@ -190,7 +211,10 @@ class TestOpenNames:
 
     def test_base_names_and_captions_of_test_are_not_in_train(self, emoji):
         bases, texts = (
-            {split: {value for record in records for value in of(record)} for split, records in emoji.items()}
+            {
+                split: {value for record in records for value in of(record)}
+                for split, records in emoji.items()
+            }
             for of in (lambda record: [record["base_name"]], emoji_captions)
         )
         assert not bases["train"] & bases["test"] and not texts["train"] & texts["test"]
@@ -218,7 +242,8 @@ class TestOpenNames:
         (tmp_path / "train").mkdir()
         (tmp_path / "train" / "a.jpg").write_bytes(picture("red"))
         with pytest.raises(
-            DataError, match=r"split 'train' of .* has no names .* record of 'train/a\.jpg' has no `name`"
+            DataError,
+            match=r"split 'train' of .* has no names .* record of 'train/a\.jpg' has no `name`",
         ):
             open_captioned(tmp_path, "train", "names")
         with pytest.raises(DataError, match="no data source"):
@@ -238,7 +263,11 @@ def write_coco(path, captions: dict[str, list[str]], start=0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
         json.dumps(
-            {"info": {}, "images": images, "annotations": sorted(annotations, key=lambda a: -a["image_id"])}
+            {
+                "info": {},
+                "images": images,
+                "annotations": sorted(annotations, key=lambda a: -a["image_id"]),
+            }
         )
     )
 
@@ -268,9 +297,13 @@ class TestOpenCoco:
         assert train.captions == [["one b", "two b"], ["one a", "two a"]]
         assert train.images.labels.tolist() == [-1, -1] and train.images[1].class_name is None
         assert train.images[1].key == "a.jpg" and train.images[1].image.shape == (3, 16, 16)
-        assert repr(train.images) == f"ImageSource(the split 'train' of {source}: 2 images, 0 classes)"
+        assert (
+            repr(train.images) == f"ImageSource(the split 'train' of {source}: 2 images, 0 classes)"
+        )
         assert open_captioned(source, "val", captions).names == ["c.jpg"]
-        assert open_captioned(source, "test", captions).names == ["c.jpg"]  # test2017 has no captions
+        assert open_captioned(source, "test", captions).names == [
+            "c.jpg"
+        ]  # test2017 has no captions
         assert not recwarn.list
 
     def test_one_folder_whose_splits_are_in_the_files(self, tmp_path, recwarn):
@@ -281,7 +314,10 @@ class TestOpenCoco:
             open_captioned(tmp_path / "images", split, tmp_path / "{split}.json")
             for split in ("train", "test")
         ]
-        assert [each.names for each in found] == [["a.jpg", "x/c.jpg"], ["b.jpg"]] and not recwarn.list
+        assert [each.names for each in found] == [
+            ["a.jpg", "x/c.jpg"],
+            ["b.jpg"],
+        ] and not recwarn.list
 
     @pytest.mark.parametrize("inside", ["", "{split}/"])
     def test_one_file_and_a_folder_with_splits(self, tmp_path, inside, recwarn):
@@ -292,9 +328,14 @@ class TestOpenCoco:
         ]
         write_coco(tmp_path / "captions.json", {name: [f"of {name}"] for name in names})
         train, test = (
-            open_captioned(tmp_path / "set", split, tmp_path / "captions.json") for split in ("train", "test")
+            open_captioned(tmp_path / "set", split, tmp_path / "captions.json")
+            for split in ("train", "test")
         )
-        assert train.names == names[:2] and test.names == names[2:] and test.captions == [[f"of {names[2]}"]]
+        assert (
+            train.names == names[:2]
+            and test.names == names[2:]
+            and test.captions == [[f"of {names[2]}"]]
+        )
         assert not recwarn.list  # an image of the other split is not missing
 
     def test_split_folders_inside_the_source_as_other_stages_read_them(self, tmp_path, recwarn):
@@ -308,7 +349,9 @@ class TestOpenCoco:
             assert len(open_images(tmp_path / "set", split)) == 1
         assert not recwarn.list
 
-    def test_one_file_and_a_folder_without_splits_are_divided_as_everywhere(self, tmp_path, recwarn):
+    def test_one_file_and_a_folder_without_splits_are_divided_as_everywhere(
+        self, tmp_path, recwarn
+    ):
         names = [f"{number}.jpg" for number in range(40)]
         write_images(tmp_path / "set", *names)
         write_coco(tmp_path / "captions.json", {name: [name] for name in names})
@@ -316,7 +359,8 @@ class TestOpenCoco:
             found = open_captioned(tmp_path / "set", split, tmp_path / "captions.json")
             assert sorted(found.names) == sorted(open_images(tmp_path / "set", split).keys)
             assert (
-                found.captions == [[name] for name in found.names] and found.images[0].key == found.names[0]
+                found.captions == [[name] for name in found.names]
+                and found.images[0].key == found.names[0]
             )
         assert not recwarn.list
 
@@ -341,7 +385,9 @@ class TestOpenCoco:
         (warning,) = caught
         message = str(warning.message)
         assert warning.filename == __file__ and "6 of the 8 images that" in message
-        assert f"4 not in {tmp_path / 'train2017'} (gone1.jpg, gone2.jpg, gone3.jpg, ...)" in message
+        assert (
+            f"4 not in {tmp_path / 'train2017'} (gone1.jpg, gone2.jpg, gone3.jpg, ...)" in message
+        )
         assert "1 without a caption (silent.jpg)" in message
         assert "1 unreadable (damaged.jpg: it cannot be decoded" in message
         assert found.names == found.images.keys == ["a.jpg", "b.jpg"] and found.captions == [
@@ -357,28 +403,34 @@ class TestOpenCoco:
             warnings.simplefilter("error")
             found = open_captioned(source, "train", captions)
         with pytest.warns(UserWarning, match=r"skipped .*b\.jpg"):
-            assert found.images[0].key == "a.jpg"  # the next one stands in, and its key leads to its captions
+            assert (
+                found.images[0].key == "a.jpg"
+            )  # the next one stands in, and its key leads to its captions
 
     def test_an_image_that_is_listed_twice_has_all_captions(self, tmp_path):
         write_images(tmp_path / "train", "a.jpg")
         images = [{"id": number, "file_name": "a.jpg"} for number in (1, 2)]
         annotations = [{"image_id": number, "caption": str(number)} for number in (1, 2, 3)]
-        (tmp_path / "train.json").write_text(json.dumps({"images": images, "annotations": annotations}))
-        assert open_captioned(tmp_path / "{split}", "train", tmp_path / "{split}.json").captions == [
-            ["1", "2"]
-        ]
+        (tmp_path / "train.json").write_text(
+            json.dumps({"images": images, "annotations": annotations})
+        )
+        assert open_captioned(
+            tmp_path / "{split}", "train", tmp_path / "{split}.json"
+        ).captions == [["1", "2"]]
 
     def test_nothing_there(self, coco, tmp_path):
         source, captions = coco
         with pytest.raises(
-            DataError, match=r"split 'train' of .* has no captions: there is no file .*/wrong_train\.json\.$"
+            DataError,
+            match=r"split 'train' of .* has no captions: there is no file .*/wrong_train\.json\.$",
         ):
             open_captioned(source, "train", tmp_path / "wrong_{split}.json")
         with pytest.raises(DataError, match=r"there is no folder .*/wrong\.$"):
             open_captioned(tmp_path / "wrong", "train", captions)
         (tmp_path / "annotations/captions_val2017.json").unlink()
         with pytest.raises(
-            DataError, match=r"no file .*_test2017\.json; no file .*_val2017\.json; no file .*no folder"
+            DataError,
+            match=r"no file .*_test2017\.json; no file .*_val2017\.json; no file .*no folder",
         ):
             open_captioned(source, "test", captions)
 
@@ -398,7 +450,10 @@ class TestOpenCoco:
             ("[]", "not a COCO captions file: it holds no object"),
             ('{"annotations": []}', "not a COCO captions file: it has no list 'images'"),
             ('{"images": []}', "it has no list 'annotations'"),
-            ('{"images": [{"id": 1}], "annotations": []}', "not all of its 'images' have a 'file_name'"),
+            (
+                '{"images": [{"id": 1}], "annotations": []}',
+                "not all of its 'images' have a 'file_name'",
+            ),
             (
                 '{"images": [{"file_name": "a.jpg"}], "annotations": []}',
                 "not all of its 'images' have a 'id'",

@@ -10,14 +10,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from sitlib import captured, sampling
-from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig
-from sitlib.captured import CapturedSteps
 from sitlib.config import TextEncoderConfig, load_profile
-from sitlib.precision import with_cast_layers
-from sitlib.sampling import generate
-from sitlib.text import TextTokenizer
-from sitlib.transformer import KeyValueCache, Transformer
+from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
+from sitlib.model.precision import with_cast_layers
+from sitlib.model.text import TextTokenizer
+from sitlib.model.transformer import KeyValueCache, Transformer
+from sitlib.sample import cuda_graphs as captured
+from sitlib.sample import generate as sampling
+from sitlib.sample.cuda_graphs import CapturedSteps
+from sitlib.sample.generate import generate
 
 TEXTS = TextTokenizer.train(["a red cat", "a blue dog"], 300, 16)
 SMOKE = load_profile("smoke")
@@ -56,14 +57,20 @@ def on_gpu(model):
 
 
 def condition_of(model):
-    return torch.tensor([0, 1]) if model.text_tokenizer is None else TEXTS.encode(["a red cat", "a dog"])
+    return (
+        torch.tensor([0, 1])
+        if model.text_tokenizer is None
+        else TEXTS.encode(["a red cat", "a dog"])
+    )
 
 
 def codes_of():
     return torch.randint(20, (2, LENGTH), generator=torch.Generator().manual_seed(1))
 
 
-def written(model, static, given=0, steps_of=lambda model, writing: partial(model.proceed, writing)):
+def written(
+    model, static, given=0, steps_of=lambda model, writing: partial(model.proceed, writing)
+):
     """Logits [2, t, K] of the codes after the given ones, when those of `codes_of` are drawn; and how they were written."""
     codes_BT, device = codes_of(), next(model.parameters()).device
     prefix = codes_BT[:, :given].to(device) if given else None
@@ -170,11 +177,19 @@ def operations(model, static):
             if not isinstance(value, torch.Tensor):
                 return value
             is_lasting = value.untyped_storage().data_ptr() in addresses
-            return value.shape, value.stride(), value.dtype, value.data_ptr() if is_lasting else None
+            return (
+                value.shape,
+                value.stride(),
+                value.dtype,
+                value.data_ptr() if is_lasting else None,
+            )
 
         with Recorder() as recorder:
             logits = model.proceed(writing, codes_B)
-        calls = [(str(func), tree_map(described, (args, kwargs))) for func, args, kwargs, _ in recorder.calls]
+        calls = [
+            (str(func), tree_map(described, (args, kwargs)))
+            for func, args, kwargs, _ in recorder.calls
+        ]
         found.setdefault(kind, []).append(calls)
         return logits
 
@@ -307,7 +322,9 @@ def test_graphs_draw_on_a_gpu_what_steps_draw(monkeypatch, kind, positions, opti
     prompts = torch.tensor([0, 1, 1]) if kind == "class" else ["a red cat", "a dog", "a blue cat"]
     config = replace(SMOKE.autoregressive.sampling, guidance=guidance, batch_size=2)
     found = generate(model, prompts, config)
-    monkeypatch.setattr(sampling, "CapturedSteps", lambda model, writing: partial(model.proceed, writing))
+    monkeypatch.setattr(
+        sampling, "CapturedSteps", lambda model, writing: partial(model.proceed, writing)
+    )
     assert torch.equal(found, generate(model, prompts, config))
 
 
@@ -325,5 +342,7 @@ def test_a_gpu_samples_in_its_precision_and_leaves_the_model_and_autocast_as_the
     assert {cache.store.dtype for cache in seen} <= {torch.bfloat16, torch.float16}
     assert not torch.is_autocast_enabled("cuda")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    logits = model(torch.zeros(2, 3, 4, dtype=torch.int64, device="cuda"), torch.tensor([0, 1]).cuda())
+    logits = model(
+        torch.zeros(2, 3, 4, dtype=torch.int64, device="cuda"), torch.tensor([0, 1]).cuda()
+    )
     logits.sum().backward()

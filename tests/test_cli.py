@@ -12,22 +12,25 @@ import torch.nn.functional as F
 from PIL import Image
 from test_applications import model_of, photographs, tokenizer_of
 
-from sitlib.applications import edit, upsample
-from sitlib.autoregressive import AutoregressiveModel
 from sitlib.checkpoint import read_about
 from sitlib.cli import build_parser, main, models
 from sitlib.cli.codes import codes_digest, decode_codes, encode_image
 from sitlib.cli.files import find_sources, plan, write_file
 from sitlib.cli.options import UsageError
-from sitlib.codebook_use import bits_per_pixel
 from sitlib.config import load_profile
 from sitlib.data import decode_image, open_images
+from sitlib.metrics.codebook import bits_per_pixel
+from sitlib.model.generator import AutoregressiveModel
+from sitlib.model.tiling import pad, unpad
+from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.paths import ROOT
-from sitlib.sampling import generate
-from sitlib.squares import pad, unpad
-from sitlib.tokenizer import SpectralTokenizer
+from sitlib.sample.applications import edit, upsample
+from sitlib.sample.generate import generate
 
-GENERATORS = {"ar_sit5_sc": ("class", "sit5_sc"), "ar_captioned_sit4_sc": ("text", "captioned_sit4_sc")}
+GENERATORS = {
+    "ar_sit5_sc": ("class", "sit5_sc"),
+    "ar_captioned_sit4_sc": ("text", "captioned_sit4_sc"),
+}
 
 
 def retold(kind, variant):
@@ -45,7 +48,9 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("project")
     for variant in ("sit5_sc", "sit4", "captioned_sit4_sc"):
         name = f"tokenizer/{variant}-seed0"
-        tokenizer_of(variant).save(root / f"models/{name}/model.safetensors", name=name, run=variant)
+        tokenizer_of(variant).save(
+            root / f"models/{name}/model.safetensors", name=name, run=variant
+        )
     for name, (kind, variant) in GENERATORS.items():
         run = f"autoregressive/{name}-seed0"
         retold(kind, variant).save(root / f"models/{run}/model.safetensors", name=run, run=name)
@@ -57,7 +62,7 @@ def root(tmp_path_factory):
 def home(root, tmp_path, monkeypatch):
     """An empty working directory, with that project's models, without LPIPS weights."""
     monkeypatch.setattr(models, "resolve", lambda path: root / path)
-    monkeypatch.setattr("sitlib.perceptual.load_weights", missing_weights)
+    monkeypatch.setattr("sitlib.metrics.perceptual.load_weights", missing_weights)
     models.pipeline_profile.cache_clear()
     monkeypatch.chdir(tmp_path)
     yield tmp_path
@@ -84,7 +89,9 @@ def pixels(path):
 
 
 def files_below(folder):
-    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
+    return sorted(
+        str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()
+    )
 
 
 # -- codes of images -------------------------------------------------------------------------------------------------------------------
@@ -109,7 +116,11 @@ def test_a_codes_file_says_what_it_is(photos):
     main(["encode", "photos/a.png", "-o", "a.safetensors"])
     about = read_about(Path("a.safetensors").absolute())
     digest = codes_digest(tokenizer_of("sit5_sc"))
-    assert about["tokenizer"] == {"name": "tokenizer/sit5_sc-seed0", "run": "sit5_sc", "codes": digest}
+    assert about["tokenizer"] == {
+        "name": "tokenizer/sit5_sc-seed0",
+        "run": "sit5_sc",
+        "codes": digest,
+    }
     assert (about["class"], about["size"], about["token_grid"]) == ("Codes", [70, 150], [8, 12])
     assert Path("a.safetensors").stat().st_size < 2 * 5 * 8 * 12 + 800  # two bytes a code
 
@@ -139,11 +150,15 @@ def test_images_of_any_size_have_codes_of_the_smallest_square_that_holds_them(si
 
 def test_more_squares_than_a_batch_holds_are_put_together_again(monkeypatch):
     tokenizer = tokenizer_of("sit5_sc")
-    image = torch.cat([photographs(4), photographs(4).flip(3)]).transpose(0, 1).reshape(1, 3, 128, 256)
+    image = (
+        torch.cat([photographs(4), photographs(4).flip(3)]).transpose(0, 1).reshape(1, 3, 128, 256)
+    )
     whole = encode_image(tokenizer, image)
     monkeypatch.setattr("sitlib.cli.codes.BATCH", 3)
     parts = encode_image(tokenizer, image)
-    assert torch.equal(parts.codes, whole.codes) and torch.equal(whole.codes[None], tokenizer.encode(image))
+    assert torch.equal(parts.codes, whole.codes) and torch.equal(
+        whole.codes[None], tokenizer.encode(image)
+    )
     found = decode_codes(tokenizer, parts)
     torch.testing.assert_close(found, tokenizer.reconstruct(image), atol=1e-5, rtol=0)
 
@@ -170,9 +185,9 @@ def test_the_table_of_reconstructions_and_the_images_side_by_side(photos, capsys
 
 def test_lpips_is_shown_where_its_weights_are(photos, monkeypatch, capsys):
     import sitlib.metrics
-    import sitlib.perceptual
+    import sitlib.metrics.perceptual
 
-    monkeypatch.setattr(sitlib.perceptual, "load_lpips", lambda net: net)
+    monkeypatch.setattr(sitlib.metrics.perceptual, "load_lpips", lambda net: net)
     monkeypatch.setattr(sitlib.metrics, "lpips_per_image", lambda x, y, net: (x - x + 0.25).mean())
     assert main(["reconstruct", "photos/a.png"]) == 0
     header, row = capsys.readouterr().out.splitlines()
@@ -200,7 +215,13 @@ def test_codes_of_another_tokenizer_are_refused(photos, root, capsys):
     other = SpectralTokenizer(tokenizer_of("sit5_sc").config)  # of one name and shape, trained anew
     other.save(photos.parent / "other.safetensors", name="tokenizer/sit5_sc-seed0", run="sit5_sc")
     refused(
-        capsys, 1, "before it was trained anew", "decode", "a.safetensors", "--tokenizer", "other.safetensors"
+        capsys,
+        1,
+        "before it was trained anew",
+        "decode",
+        "a.safetensors",
+        "--tokenizer",
+        "other.safetensors",
     )
     assert not Path("decoded").exists()
 
@@ -225,7 +246,13 @@ def test_what_is_no_codes_file_is_refused(home, root, capsys):
 def test_missing_models_say_how_to_get_one(photos, root, monkeypatch, capsys):
     refused(capsys, 1, "did you mean 'sit4'?", "encode", "photos", "--tokenizer", "sit44")
     refused(
-        capsys, 1, "There is no checkpoint no/such/model", "encode", "photos", "--tokenizer", "no/such/model"
+        capsys,
+        1,
+        "There is no checkpoint no/such/model",
+        "encode",
+        "photos",
+        "--tokenizer",
+        "no/such/model",
     )
     refused(
         capsys,
@@ -237,10 +264,14 @@ def test_missing_models_say_how_to_get_one(photos, root, monkeypatch, capsys):
         root / "models/autoregressive/ar_sit5_sc-seed0",
     )
     monkeypatch.setattr(
-        models, "resolve", lambda path: ROOT / path if path == "params.yaml" else Path("empty") / path
+        models,
+        "resolve",
+        lambda path: ROOT / path if path == "params.yaml" else Path("empty") / path,
     )
     models.pipeline_profile.cache_clear()
-    refused(capsys, 1, "none is trained yet: make tokenizer trains the default one", "encode", "photos")
+    refused(
+        capsys, 1, "none is trained yet: make tokenizer trains the default one", "encode", "photos"
+    )
     refused(capsys, 1, "make repro", "sample", "--class", "mountain")
     monkeypatch.setattr(models, "resolve", lambda path: Path("empty") / path)
     models.pipeline_profile.cache_clear()
@@ -261,7 +292,9 @@ def test_numbers_of_scales_that_an_image_does_not_have_are_refused(photos, capsy
         "--scales",
         "2",
     )
-    refused(capsys, 2, "is not a number of scales", "reconstruct", "photos/a.png", "--scales", "1,0")
+    refused(
+        capsys, 2, "is not a number of scales", "reconstruct", "photos/a.png", "--scales", "1,0"
+    )
 
 
 @pytest.mark.parametrize(
@@ -298,7 +331,14 @@ def test_a_broken_file_is_named_and_the_others_are_done(photos, capsys):
     refused(capsys, 1, f"{Path('photos/broken.jpg')}: it cannot be decoded", "encode", "photos")
     assert files_below("codes") == ["a.safetensors", "below/b.safetensors"]
     refused(
-        capsys, 1, "nothing.png: there is no such file", "encode", "photos/a.png", "nothing.png", "-o", "two"
+        capsys,
+        1,
+        "nothing.png: there is no such file",
+        "encode",
+        "photos/a.png",
+        "nothing.png",
+        "-o",
+        "two",
     )
     assert files_below("two") == ["a.safetensors"]
 
@@ -315,8 +355,19 @@ def test_nothing_is_overwritten_unless_asked_for(photos, capsys):
 
 def test_an_input_is_never_replaced(photos, capsys):
     before = (photos / "a.png").read_bytes()
-    refused(capsys, 1, "would replace an input", "reconstruct", "photos", "-o", "photos", "--overwrite")
-    refused(capsys, 1, "would replace an input", "edit", "photos/a.png", "-o", "photos/a.png", "--overwrite")
+    refused(
+        capsys, 1, "would replace an input", "reconstruct", "photos", "-o", "photos", "--overwrite"
+    )
+    refused(
+        capsys,
+        1,
+        "would replace an input",
+        "edit",
+        "photos/a.png",
+        "-o",
+        "photos/a.png",
+        "--overwrite",
+    )
     assert (photos / "a.png").read_bytes() == before
 
 
@@ -347,7 +398,9 @@ def test_where_outputs_go(home):
         Path(name).touch()
     assert places(["y"]) == {"y/1.png": "out/1.png", "y/below/2.PNG": "out/below/2.png"}
     assert places(["x"]) == {"x/1.png": "out/1.png.png", "x/1.jpg": "out/1.jpg.png"}
-    assert places(["y", "x/1.png"])["y/1.png"] == "out/y/1.png" and len(places(["y", "y/1.png"])) == 2
+    assert (
+        places(["y", "x/1.png"])["y/1.png"] == "out/y/1.png" and len(places(["y", "y/1.png"])) == 2
+    )
     assert places(["y/1.png"], "z/new.webp") == {"y/1.png": "z/new.webp"}
     assert places(["y/1.png"], "v1.5") == {"y/1.png": "v1.5/1.png"}
     with pytest.raises(ValueError, match="would both become"):
@@ -401,7 +454,9 @@ def test_samples_are_those_of_generate(home, told, monkeypatch):
     given = ["--seed", "3", "--guidance", "2.5", "--temperature", "0.8", "--top-p", "0.9"]
     assert main(["sample", option, value, "--count", "3", "--grid", *given]) == 0
     names = [f"samples/{stem}-seed3-{index}.png" for index in range(3)]
-    assert files_below("samples") == [Path(name).name for name in names] + [f"{stem}-seed3-grid.png"]
+    assert files_below("samples") == [Path(name).name for name in names] + [
+        f"{stem}-seed3-grid.png"
+    ]
     variant = "sit5_sc" if kind == "class" else "captioned_sit4_sc"
     profile = load_profile("smoke")
     base = (profile.autoregressive if kind == "class" else profile.text).sampling
@@ -419,10 +474,14 @@ def test_a_model_is_drawn_as_its_profile_says_however_it_is_named(home, root):
     profile, variant = load_profile("smoke"), "ar_captioned_sit4_sc"
     stored = root / f"models/autoregressive/{variant}-seed0"
     elsewhere = home / "model.safetensors"
-    retold("text", "captioned_sit4_sc").save(elsewhere, name="autoregressive/mine-seed0", run="mine")
+    retold("text", "captioned_sit4_sc").save(
+        elsewhere, name="autoregressive/mine-seed0", run="mine"
+    )
 
     def sampler(*model):
-        return models.sampler(build_parser().parse_args(["sample", "--text", "a cat", *model]), True)
+        return models.sampler(
+            build_parser().parse_args(["sample", "--text", "a cat", *model]), True
+        )
 
     for name in (variant, f"{variant}-seed0", str(stored), str(stored / "model.safetensors")):
         assert sampler("--model", name) == profile.sampler(variant)
@@ -435,16 +494,41 @@ def test_previews_have_the_size_of_their_scales(home):
     assert main(["sample", "--class", "water", "-o", "large.png"]) == 0
     tokenizer, small = tokenizer_of("sit5_sc"), decode_image("small.png") / 255
     assert small.shape == (3, 8, 8)
-    codes = generate(model_of("class"), torch.tensor([1]), load_profile("smoke").autoregressive.sampling)
+    codes = generate(
+        model_of("class"), torch.tensor([1]), load_profile("smoke").autoregressive.sampling
+    )
     torch.testing.assert_close(small, tokenizer.decode(codes, 2)[0], atol=0.51 / 255, rtol=0)
 
 
 def test_prompts_that_a_model_does_not_take_are_refused(home, capsys):
-    refused(capsys, 1, "it knows mountain, water, city (did you mean 'water'?)", "sample", "--class", "watr")
     refused(
-        capsys, 1, "is told texts, not classes", "sample", "--class", "x", "--model", "ar_captioned_sit4_sc"
+        capsys,
+        1,
+        "it knows mountain, water, city (did you mean 'water'?)",
+        "sample",
+        "--class",
+        "watr",
     )
-    refused(capsys, 1, "is told classes, not texts", "sample", "--text", "a cat", "--model", "ar_sit5_sc")
+    refused(
+        capsys,
+        1,
+        "is told texts, not classes",
+        "sample",
+        "--class",
+        "x",
+        "--model",
+        "ar_captioned_sit4_sc",
+    )
+    refused(
+        capsys,
+        1,
+        "is told classes, not texts",
+        "sample",
+        "--text",
+        "a cat",
+        "--model",
+        "ar_sit5_sc",
+    )
     refused(capsys, 1, "is empty", "sample", "--text", " ")
     refused(
         capsys,
@@ -471,7 +555,9 @@ def squares(home):
     """A photograph of 64 px, and the same averaged down to 8 px."""
     for size in (64, 8):
         image = F.avg_pool2d(photographs(1), 64 // size)[0]
-        Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()).save(home / f"{size}.png")
+        Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()).save(
+            home / f"{size}.png"
+        )
     return home
 
 
@@ -494,13 +580,27 @@ def test_upsampling_and_editing_are_those_of_the_library(squares):
         assert (pixels(f"{name}-0.png") != pixels(f"{name}-1.png")).any()
 
 
-def test_images_of_other_sizes_are_upsampled_only_when_asked_to_make_them_small(squares, photos, capsys):
+def test_images_of_other_sizes_are_upsampled_only_when_asked_to_make_them_small(
+    squares, photos, capsys
+):
     refused(
-        capsys, 1, "squares of 4 or 8 or 16 or 32 px can be upsampled: --size 32", "upsample", "photos/a.png"
+        capsys,
+        1,
+        "squares of 4 or 8 or 16 or 32 px can be upsampled: --size 32",
+        "upsample",
+        "photos/a.png",
     )
     refused(capsys, 1, "give --size 4 or 8 or 16 or 32", "upsample", "photos/a.png", "--size", "12")
     refused(
-        capsys, 1, "of one size only", "upsample", "8.png", "--tokenizer", "sit4", "--model", one_size_model()
+        capsys,
+        1,
+        "of one size only",
+        "upsample",
+        "8.png",
+        "--tokenizer",
+        "sit4",
+        "--model",
+        one_size_model(),
     )
     # The centre of 64 px averaged down to 8 px is what the 8 px file holds, but for its rounding to 8 bits.
     assert main(["upsample", "64.png", "--size", "8", "-o", "x.png"]) == 0
@@ -537,25 +637,33 @@ def test_help_is_there_at_once():
         "except SystemExit as stop:\n    heavy = {'torch', 'numpy', 'yaml', 'pydantic', 'PIL'} & set(sys.modules)\n"
         "    print(heavy, file=sys.stderr)\n    sys.exit(stop.code or len(heavy))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     for name in ("encode", "decode", "reconstruct", "sample", "upsample", "edit", "doctor"):
         assert f"\n    {name}" in done.stdout
     direct = [sys.executable, "-m", "sitlib.cli", "--version"]
-    assert subprocess.run(direct, cwd=ROOT, capture_output=True, text=True).stdout.startswith("sit 0.")
+    assert subprocess.run(direct, cwd=ROOT, capture_output=True, text=True).stdout.startswith(
+        "sit 0."
+    )
 
 
 def test_every_subcommand_has_examples_that_its_parser_takes(home, capsys):
     import shlex
 
     parser = build_parser()
-    commands = next(action for action in parser._actions if hasattr(action, "choices") and action.choices)
+    commands = next(
+        action for action in parser._actions if hasattr(action, "choices") and action.choices
+    )
     assert len(commands.choices) >= 7
     for name, command in commands.choices.items():
         lines = command.epilog.splitlines()[1:]
         assert lines and all(shown.strip().startswith(f"sit {name}") for shown in lines)
         for shown in lines:
-            assert parser.parse_args(shlex.split(shown, comments=True)[1:]).run is command.get_default("run")
+            assert parser.parse_args(
+                shlex.split(shown, comments=True)[1:]
+            ).run is command.get_default("run")
     assert main(["sample", "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     profile = load_profile("smoke")

@@ -8,10 +8,10 @@ import sys
 import nbformat
 import pytest
 
-from sitlib import essence as essences
-from sitlib.essence import essence
 from sitlib.paths import ROOT
-from sitlib.reporting import code_hashes
+from workbook import essence as essences
+from workbook.essence import essence
+from workbook.reporting import code_hashes
 
 SOURCE = '''"""About the module."""
 import os
@@ -66,13 +66,15 @@ def test_a_block_that_ends_earlier_is_another_program():
     assert essence("x = f'''a\n\n{b}'''\n") != essence("x = f'''a\n{b}'''\n")
 
 
-@pytest.mark.parametrize("name", ["experiments.tokenizer_evaluation", "experiments.ablations", "weights"])
+@pytest.mark.parametrize("name", ["tokenizer_evaluation", "ablations", "weights"])
 def test_every_module_that_is_loaded_is_hashed(name):
     code = (
-        f"import json, sys, sitlib.{name}; "
+        f"import json, sys, {name}; "
         "print(json.dumps([m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'sitlib']))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     loaded = {file.removeprefix(f"{ROOT}/") for file in json.loads(done.stdout)}
     left_out = set(code_hashes.ABOUT) | (set() if name == "weights" else set(code_hashes.FETCHING))
     assert len(loaded) >= 3
@@ -105,7 +107,9 @@ def project(tmp_path, monkeypatch):
         command = [str(tmp_path / "notebooks"), "--output", str(tmp_path / "code")]
         status = code_hashes.main(command)
         return (
-            {path.stem: path.read_text() for path in (tmp_path / "code").glob("*")} if status == 0 else None
+            {path.stem: path.read_text() for path in (tmp_path / "code").glob("*")}
+            if status == 0
+            else None
         )
 
     notebook("import sitlib.styled")
@@ -135,7 +139,10 @@ def test_cells_may_have_magics_and_what_cannot_be_followed_is_named(project, cap
     notebook("%matplotlib inline\nimport sitlib.low", "!ls", "%%bash\nls")
     assert set(json.loads(hashes()["01_x"])) == {"sitlib/low.py"}
     notebook("x = 1", "x = (")
-    assert hashes() is None and "Cell 2 of 01_x.ipynb cannot be read as Python" in capsys.readouterr().err
+    assert (
+        hashes() is None
+        and "Cell 2 of 01_x.ipynb cannot be read as Python" in capsys.readouterr().err
+    )
     notebook("x = 1")
     mistakes = {
         "x = (\n": "styled.py cannot be read",
@@ -143,7 +150,9 @@ def test_cells_may_have_magics_and_what_cannot_be_followed_is_named(project, cap
     }
     for text, said in mistakes.items():
         (package / "styled.py").write_text(text)
-        (package / "high.py").write_text('import sitlib.styled\nif __name__ == "__main__":\n    pass\n')
+        (package / "high.py").write_text(
+            'import sitlib.styled\nif __name__ == "__main__":\n    pass\n'
+        )
         assert hashes() is None and re.search(said, capsys.readouterr().err)
     (package / "styled.py").write_bytes(b"\xff")
     assert hashes() is None and "styled.py cannot be read as Python" in capsys.readouterr().err
@@ -155,8 +164,8 @@ def test_what_trains_depends_on_no_figure_and_no_maker_of_its_codes():
         entries[name]
         for name in ("02a_tokenizer_training", "03a_autoregressive_training", "04a_text_training")
     )
-    assert "sitlib/tokenizer.py" in tokenizer and "sitlib/training.py" in tokenizer
-    assert {"sitlib/autoregressive.py", "sitlib/transformer.py", "sitlib/training.py"} <= {*generator} & {
-        *text
-    }
-    assert "sitlib/tokenizer.py" not in {*generator, *text}
+    assert "sitlib/model/tokenizer.py" in tokenizer and "sitlib/train/loop.py" in tokenizer
+    assert {"sitlib/model/generator.py", "sitlib/model/transformer.py", "sitlib/train/loop.py"} <= {
+        *generator
+    } & {*text}
+    assert "sitlib/model/tokenizer.py" not in {*generator, *text}

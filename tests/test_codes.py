@@ -16,11 +16,12 @@ from safetensors import SafetensorError
 from sitlib import checkpoint
 from sitlib.config import load_profile
 from sitlib.data import held_out_views, open_captioned, open_images, training_views
+from sitlib.data import token_shards as code_shards
+from sitlib.data.token_shards import jobs, make_shards, read_manifest, read_maps
 from sitlib.disk import DiskError
-from sitlib.experiments import code_shards, codes, generators
-from sitlib.experiments.code_shards import jobs, make_shards, read_manifest, read_maps
-from sitlib.states import StateError
-from sitlib.tokenizer import SpectralTokenizer
+from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.train.checkpoint import StateError
+from workbook import codes, generators
 
 
 @pytest.fixture(autouse=True)
@@ -53,10 +54,16 @@ class TestShards:
     def test_rows_are_read_where_they_lie(self, tmp_path):
         count = write(tmp_path / "codes")
         maps = read_maps(tmp_path / "codes", "train")
-        assert maps.shape == (12, 2, 4) and len(maps) == count and maps.labels.tolist() == list(range(12))
+        assert (
+            maps.shape == (12, 2, 4)
+            and len(maps) == count
+            and maps.labels.tolist() == list(range(12))
+        )
         rows = torch.tensor([11, 0, 3, 3, 7, 2])
         assert torch.equal(maps[rows][:, 1, 2], rows) and maps[rows].dtype == torch.int64
-        assert maps[rows.numpy()[:0]].shape == (0, 2, 4) and maps[2:9][:, 0, 0].tolist() == list(range(2, 9))
+        assert maps[rows.numpy()[:0]].shape == (0, 2, 4) and maps[2:9][:, 0, 0].tolist() == list(
+            range(2, 9)
+        )
         assert maps[np.array([-1])][0, 0, 0] == 11
         with pytest.raises(IndexError):
             maps[torch.tensor([12])]
@@ -111,7 +118,9 @@ class TestShards:
         assert len(made) == 5 and len(read_maps(tmp_path / "codes", "train")) == 4
         assert sorted(path.name for path in tmp_path.iterdir()) == [".codes.finished", "codes"]
         (tmp_path / "codes/train-00001.safetensors").unlink()
-        with pytest.raises(FileNotFoundError, match=r"lacks the codes train-00001\.safetensors: extract"):
+        with pytest.raises(
+            FileNotFoundError, match=r"lacks the codes train-00001\.safetensors: extract"
+        ):
             read_maps(tmp_path / "codes", "train")
 
     def test_another_run_of_the_same_folder_is_refused_while_the_first_lives(self, tmp_path):
@@ -122,7 +131,9 @@ class TestShards:
         wanted = jobs({"train": 1}, 1)
 
         def make(job):
-            with pytest.raises(StateError, match=r"is being made by another run, .* \(in \.codes\.a\)"):
+            with pytest.raises(
+                StateError, match=r"is being made by another run, .* \(in \.codes\.a\)"
+            ):
                 write(tmp_path / "codes", identity="b")
             return torch.zeros(2, 1, 1, dtype=torch.int64), torch.zeros(2)
 
@@ -199,7 +210,9 @@ class TestShards:
                 write(tmp_path / "codes", made=made)
             made[:] = made[:1]
         files = [path.name for path in tmp_path.rglob("*") if path.is_file()]
-        assert [name for name in files if not name.endswith((".lock", code_shards.ALIVE))] == [made[0]]
+        assert [name for name in files if not name.endswith((".lock", code_shards.ALIVE))] == [
+            made[0]
+        ]
         monkeypatch.setattr(checkpoint, "save_file", real)
         write(tmp_path / "codes", made=made)
         write(tmp_path / "undisturbed")
@@ -219,7 +232,8 @@ class TestShards:
         context, sizes = multiprocessing.get_context("fork"), (3,) * 24
         options = {"sizes": sizes, "seconds": 0.03}
         workers = [
-            context.Process(target=write, args=(tmp_path / "codes",), kwargs=options) for _ in range(3)
+            context.Process(target=write, args=(tmp_path / "codes",), kwargs=options)
+            for _ in range(3)
         ]
         for worker in workers:
             worker.start()
@@ -249,7 +263,8 @@ class TestShards:
             made = manager.list()
             options = {"sizes": (3,) * 16, "seconds": 0.02, "made": made}
             workers = [
-                context.Process(target=write, args=(tmp_path / "codes",), kwargs=options) for _ in range(3)
+                context.Process(target=write, args=(tmp_path / "codes",), kwargs=options)
+                for _ in range(3)
             ]
             for worker in workers:
                 worker.start()
@@ -278,9 +293,12 @@ def smoke(monkeypatch, tmp_path):
 
 class TestExtraction:
     @pytest.mark.parametrize(
-        ("variant", "shard_bytes", "workers"), [("ar_sit5_sc", 1, 0), ("ar_captioned_vit_vqgan", 2**20, 2)]
+        ("variant", "shard_bytes", "workers"),
+        [("ar_sit5_sc", 1, 0), ("ar_captioned_vit_vqgan", 2**20, 2)],
     )
-    def test_codes_are_those_of_one_loop(self, smoke, tmp_path, monkeypatch, variant, shard_bytes, workers):
+    def test_codes_are_those_of_one_loop(
+        self, smoke, tmp_path, monkeypatch, variant, shard_bytes, workers
+    ):
         monkeypatch.setattr(code_shards, "SHARD_BYTES", shard_bytes)
         found = codes.extract_codes(smoke, variant, tmp_path / "codes", workers)
         name = smoke.autoregressive_variant(variant).tokenizer
@@ -294,7 +312,8 @@ class TestExtraction:
             for split in ("train", "test")
         }
         place_of = {
-            split: {key: row for row, key in enumerate(found.keys)} for split, found in images.items()
+            split: {key: row for row, key in enumerate(found.keys)}
+            for split, found in images.items()
         }
         total = section.codes.views_per_image * len(images["train"])
         expected, labels = [], []
@@ -307,7 +326,10 @@ class TestExtraction:
             for shown in [views, views.flip(-1)][: 1 + section.codes.mirrored]:
                 expected.append(model.encode(shown[:count]))
                 labels += rows[:count]
-        assert torch.equal(found.train[:], torch.cat(expected)) and found.train_labels.tolist() == labels
+        assert (
+            torch.equal(found.train[:], torch.cat(expected))
+            and found.train_labels.tolist() == labels
+        )
         count = section.codes.held_out_views
         views, classes, keys = held_out_views(
             images["test"], count, data.size, section.codes.seed, kind="wide"
@@ -354,8 +376,13 @@ class TestDraws:
         monkeypatch.setattr(generators, "WINDOW", 50)
         of_codes = SimpleNamespace(train=read_maps(tmp_path / "codes", "train"), train_labels=None)
         draw = generators.code_map_draws(of_codes, None, 12, seed=3)
-        epochs = [np.concatenate([draw(step, None) for step in range(8 * e, 8 * e + 8)]) for e in range(2)]
-        assert all(sorted(epoch) == list(range(96)) for epoch in epochs) and (epochs[0] != epochs[1]).any()
+        epochs = [
+            np.concatenate([draw(step, None) for step in range(8 * e, 8 * e + 8)]) for e in range(2)
+        ]
+        assert (
+            all(sorted(epoch) == list(range(96)) for epoch in epochs)
+            and (epochs[0] != epochs[1]).any()
+        )
         assert (draw(5, None) == epochs[0][60:72]).all()
         # Names with more images than others are drawn, as often as the others.
         unequal = SimpleNamespace(train=of_codes.train, train_labels=torch.arange(96))

@@ -70,7 +70,8 @@ def test_every_profile_is_valid_and_has_the_keys_of_quick(name):
 def test_sit4_and_the_baseline_have_equal_tokens(name):
     profile = load_profile(name)
     counts = {
-        v: (c := profile.tokenizer_variant(v)).num_scales * c.tokens_per_scale for v in ("vit_vqgan", "sit4")
+        v: (c := profile.tokenizer_variant(v)).num_scales * c.tokens_per_scale
+        for v in ("vit_vqgan", "sit4")
     }
     assert counts["sit4"] == counts["vit_vqgan"]
 
@@ -96,8 +97,8 @@ def change(path, value):
         ("data.flip", KeyError, "data.flip is missing"),
         ("data.size", "64", "valid integer"),
         ("data.size", 32, "needs a tokenizer of data.size 32 px"),
-        ("tokenizer.optimiser.learning_rate", "1e-3", "write 1.0e-3"),
-        ("tokenizer.optimiser.steps", 0, "steps must be at least 1"),
+        ("tokenizer.optimizer.learning_rate", "1e-3", "write 1.0e-3"),
+        ("tokenizer.optimizer.steps", 0, "steps must be at least 1"),
         ("tokenizer.variants.sit4.grid", 5, "multiple of grid * 2^levels = 40"),
         ("tokenizer.common.encoder_heads", 3, "must be a multiple of encoder_heads 3"),
         ("tokenizer.common.encoder_attention", "causal", "'full' or 'scale_causal'"),
@@ -106,7 +107,7 @@ def change(path, value):
         ("tokenizer.common.code_learning", "emma", "'gradient' or 'ema'"),
         ("tokenizer.common.code_decay", 1.0, "code_decay must lie in (0, 1)"),
         ("tokenizer.adversarial.r1_every", 0, "r1_every must be at least 1"),
-        ("tokenizer.optimiser.ema_decay", 1.0, "ema_decay must lie in [0, 1)"),
+        ("tokenizer.optimizer.ema_decay", 1.0, "ema_decay must lie in [0, 1)"),
         ("tokenizer.variants.sit4.loss", {"lipps": 0.1}, "did you mean 'lpips'"),
         ("tokenizer.variants.sit4.codes_from", "sit55", "did you mean 'sit5'"),
         (
@@ -114,27 +115,51 @@ def change(path, value):
             8,
             "code_dim cannot differ from sit5_sc, whose codes it takes over",
         ),
-        ("tokenizer.variants.sit4.codes_from", "sit5_sc_second", "has codes of another variant itself"),
+        (
+            "tokenizer.variants.sit4.codes_from",
+            "sit5_sc_second",
+            "has codes of another variant itself",
+        ),
         ("tokenizer.variants.sit5_sc_second.codes_from", "sit4", "codes_from must be sit5_sc"),
         (
-            "tokenizer.variants.sit4.optimiser",
+            "tokenizer.variants.sit4.optimizer",
             None,
             "lists the keys in which the variant differs, it is None",
         ),
         ("tokenizer.loss.quantization_ramp", 99_999, "must be shorter than training"),
-        ("tokenizer.loss.smaller", 0.1, "which need several levels and decoder_attention: scale_causal"),
+        (
+            "tokenizer.loss.smaller",
+            0.1,
+            "which need several levels and decoder_attention: scale_causal",
+        ),
         ("autoregressive.common.code_noise", 1.5, "code_noise must lie in [0, 1]"),
-        ("autoregressive.common.text_noise", 2, "text_noise is of texts, but this model is told classes"),
+        (
+            "autoregressive.common.text_noise",
+            2,
+            "text_noise is of texts, but this model is told classes",
+        ),
         (
             "applications.text_generator",
             "ar_sit5_sc",
             "applications.text_generator: 'ar_sit5_sc' is not known",
         ),
-        ("tokenizer.evaluation.sets.extra", KeyError, "tokenizer.evaluation.sets needs an entry `extra`"),
+        (
+            "tokenizer.evaluation.sets.extra",
+            KeyError,
+            "tokenizer.evaluation.sets needs an entry `extra`",
+        ),
         ("applications.temperatures", [], "temperatures must be positive numbers"),
-        ("text.evaluation.candidates", 151, "images must be at least text.evaluation.candidates = 151"),
+        (
+            "text.evaluation.candidates",
+            151,
+            "images must be at least text.evaluation.candidates = 151",
+        ),
         ("applications.repeated", 10**6, "repeated must lie in 1 ... images"),
-        ("autoregressive.evaluation.throughput_batch_size", 0, "throughput_batch_size must be at least 1"),
+        (
+            "autoregressive.evaluation.throughput_batch_size",
+            0,
+            "throughput_batch_size must be at least 1",
+        ),
         (
             "tokenizer.variants.sit4.adversarial",
             {"weight": 0.1, "start": 99_999},
@@ -142,9 +167,13 @@ def change(path, value):
         ),
         ("tokenizer.common.mlp_ratio", 0.001, "leaves no unit of encoder_width 128"),
         ("tokenizer.evaluation.sets.emoji.kind", "narrow", "'crops' or 'wide'"),
-        ("tokenizer.common.num_codes", 100_000, "raise data.normalisation_views or lower num_codes"),
-        ("tokenizer.optimiser.checkpoint_every", 30, "must be a multiple of log_every"),
-        ("tokenizer.optimiser.beta1", 2.0, "beta1 must lie in"),
+        (
+            "tokenizer.common.num_codes",
+            100_000,
+            "raise data.normalization_views or lower num_codes",
+        ),
+        ("tokenizer.optimizer.checkpoint_every", 30, "must be a multiple of log_every"),
+        ("tokenizer.optimizer.beta1", 2.0, "beta1 must lie in"),
         # codebooks
         (
             "tokenizer.variants.sit4.num_codebooks",
@@ -155,18 +184,26 @@ def change(path, value):
         ("tokenizer.variants.vit_vqgan.num_codebooks", 4, "or 1 (one for every scale), it is 4"),
         ("tokenizer.common.num_codebooks", 0, "it is 0"),
         # a tokenizer variant's own data
-        ("tokenizer.variants.captioned_sit4_sc.data", {"sorce": "data/emoji"}, "did you mean 'source'"),
+        (
+            "tokenizer.variants.captioned_sit4_sc.data",
+            {"sorce": "data/emoji"},
+            "did you mean 'source'",
+        ),
         (
             "tokenizer.variants.captioned_sit4_sc.data",
             "data/emoji",
             "lists the keys in which the variant differs",
         ),
-        ("tokenizer.variants.captioned_sit4_sc.data", {"min_crop": 0.0}, "min_crop is a fraction in (0, 1]"),
+        (
+            "tokenizer.variants.captioned_sit4_sc.data",
+            {"min_crop": 0.0},
+            "min_crop is a fraction in (0, 1]",
+        ),
         ("tokenizer.variants.captioned_sit4_sc.data", {"flip": "no"}, "valid boolean"),
         (
             "tokenizer.variants.captioned_sit4_sc.data",
-            {"normalisation_views": 1},
-            "raise data.normalisation_views or lower num_codes",
+            {"normalization_views": 1},
+            "raise data.normalization_views or lower num_codes",
         ),
         # autoregressive models
         ("autoregressive.variants.ar_sit4.tokenizer", "sit44", "did you mean 'sit4'"),
@@ -186,25 +223,41 @@ def change(path, value):
         ("autoregressive.common.positions", "sine", "'learned' or 'rotary'"),
         ("autoregressive.common.bias", 1, "valid boolean"),
         ("autoregressive.common.qk_norm", "yes", "valid boolean"),
-        # a generator variant's own sampler and optimiser
+        # a generator variant's own sampler and optimizer
         ("autoregressive.samplers", {"ar_sit44": {}}, "did you mean 'ar_sit4'"),
         ("text.samplers", {"ar_sit4": {}}, "text.samplers: 'ar_sit4' is not known"),
         ("text.samplers", {"ar_captioned_sit4_sc": {"top_q": 0.5}}, "did you mean 'top_p'"),
         ("text.samplers", {"ar_captioned_sit4_sc": {"top_p": 0.0}}, "top_p must lie in (0, 1]"),
         ("text.evaluation.top_p_sweep", [0.5, 1.5], "top_p_sweep must list numbers in (0, 1]"),
-        ("autoregressive.variants.ar_sit4.optimiser", {"stps": 10}, "did you mean 'steps'"),
-        ("autoregressive.variants.ar_sit4.optimiser", 10, "lists the keys in which the variant differs"),
-        ("autoregressive.variants.ar_sit4.optimiser", {"steps": 10}, "must lie in 0 ... steps = 10"),
-        ("autoregressive.variants.ar_sit4.optimiser", {"learning_rate": "1e-3"}, "write 1.0e-3"),
-        ("text.variants.ar_captioned_sit4_sc.optimiser", {"beta1": 1.0}, "beta1 must lie in [0, 1)"),
-        ("text.variants.ar_captioned_sit4_sc.optimiser", None, "differs, it is None"),
+        ("autoregressive.variants.ar_sit4.optimizer", {"stps": 10}, "did you mean 'steps'"),
+        (
+            "autoregressive.variants.ar_sit4.optimizer",
+            10,
+            "lists the keys in which the variant differs",
+        ),
+        (
+            "autoregressive.variants.ar_sit4.optimizer",
+            {"steps": 10},
+            "must lie in 0 ... steps = 10",
+        ),
+        ("autoregressive.variants.ar_sit4.optimizer", {"learning_rate": "1e-3"}, "write 1.0e-3"),
+        (
+            "text.variants.ar_captioned_sit4_sc.optimizer",
+            {"beta1": 1.0},
+            "beta1 must lie in [0, 1)",
+        ),
+        ("text.variants.ar_captioned_sit4_sc.optimizer", None, "differs, it is None"),
         # texts, and no texts
         (
             "text.common.text",
             None,
             "text.ar_captioned_vit_vqgan: `text` describes a text encoder, which a model",
         ),
-        ("text.variants.ar_captioned_sit4_sc.text", None, "which a model of the section text needs"),
+        (
+            "text.variants.ar_captioned_sit4_sc.text",
+            None,
+            "which a model of the section text needs",
+        ),
         (
             "autoregressive.variants.ar_sit4.text",
             {"layers": 1, "vocabulary": 512, "max_tokens": 48},
@@ -220,7 +273,11 @@ def change(path, value):
             "captioned_sit4",
             "did you mean 'captioned_sit4_sc'",
         ),
-        ("text.variants.ar_sit4", {}, "autoregressive.variants and text.variants both have ar_sit4"),
+        (
+            "text.variants.ar_sit4",
+            {},
+            "autoregressive.variants and text.variants both have ar_sit4",
+        ),
         (
             "autoregressive.variants.ar_captioned_sit4_sc",
             {},
@@ -241,10 +298,14 @@ def change(path, value):
         ("text.dual_encoder.vocabulary", 0, "vocabulary"),
         ("text.dual_encoder.max_tokens", 0, "max_tokens"),
         ("text.dual_encoder.dropout", 1.0, "dropout must lie in [0, 1)"),
-        ("text.dual_encoder.optimiser.clip_norm", 0.0, "clip_norm must be positive"),
+        ("text.dual_encoder.optimizer.clip_norm", 0.0, "clip_norm must be positive"),
         # codes and sampling
         ("text.codes.views_per_image", 0, "views_per_image and held_out_views must be at least 1"),
-        ("autoregressive.codes.held_out_views", 0, "views_per_image and held_out_views must be at least 1"),
+        (
+            "autoregressive.codes.held_out_views",
+            0,
+            "views_per_image and held_out_views must be at least 1",
+        ),
         ("autoregressive.sampling.top_k", -1, "top_k must be 0 (off) or more"),
         ("autoregressive.sampling.top_p", 0.0, "top_p must lie in (0, 1]"),
         ("autoregressive.sampling.top_p", 1.1, "top_p must lie in (0, 1]"),
@@ -272,11 +333,14 @@ def test_wrong_values_are_refused_with_a_sentence(path, value, sentence):
     ("path", "value"),
     [
         ("autoregressive.common.width", 0),
-        ("autoregressive.common.mlp_ratio", 0.001),  # no hidden unit; tokenizer.common.mlp_ratio is refused
+        (
+            "autoregressive.common.mlp_ratio",
+            0.001,
+        ),  # no hidden unit; tokenizer.common.mlp_ratio is refused
         ("autoregressive.codes.seed", -1),
         ("autoregressive.evaluation.seed", -1),
         ("autoregressive.tokenizer_seed", -1),
-        ("autoregressive.optimiser.weight_decay", -1.0),
+        ("autoregressive.optimizer.weight_decay", -1.0),
         ("autoregressive.sampling.guidance", float("nan")),
         ("text.captions.seed", -1),
         ("text.evaluation.seed", -1),
@@ -301,13 +365,16 @@ def test_wrong_values_of_any_kind_end_in_sentences_or_a_profile():
         except ConfigError as error:
             refused += 1
             assert all(
-                line.startswith("quick.yaml: ") and line.endswith(".") for line in str(error).split("\n")
+                line.startswith("quick.yaml: ") and line.endswith(".")
+                for line in str(error).split("\n")
             )
     assert refused > 100
 
 
 def test_applications_need_a_tokenizer_that_knows_small_images():
-    with pytest.raises(ConfigError, match="applications: ar_sit4 upsamples .* tokenizer sit4 needs"):
+    with pytest.raises(
+        ConfigError, match="applications: ar_sit4 upsamples .* tokenizer sit4 needs"
+    ):
         from_dict(Profile, change("applications.class_generator", "ar_sit4"))
 
 
@@ -316,8 +383,10 @@ def test_unknown_names_list_what_there_is():
         load_profile("quikc")
     with pytest.raises(ConfigError, match="did you mean 'sit4'"):
         load_profile("quick").tokenizer_variant("sit44")
-    for method in ("autoregressive_variant", "generator_section", "generator_optimiser"):
-        with pytest.raises(ConfigError, match="autoregressive or text variant: .*did you mean 'ar_sit4'"):
+    for method in ("autoregressive_variant", "generator_section", "generator_optimizer"):
+        with pytest.raises(
+            ConfigError, match="autoregressive or text variant: .*did you mean 'ar_sit4'"
+        ):
             getattr(load_profile("quick"), method)("ar_sit44")
     with pytest.raises(ConfigError, match="tokenizer variant: 'emoji' is not known"):
         load_profile("quick").tokenizer_data("emoji")
@@ -335,13 +404,13 @@ def test_digest_names_the_values_and_nothing_else():
     assert digest(quick.tokenizer_variant("sit4")) != digest(quick.tokenizer_variant("sit5"))
 
 
-def test_a_variant_may_have_a_loss_and_an_optimiser_of_its_own():
+def test_a_variant_may_have_a_loss_and_an_optimizer_of_its_own():
     values = change("tokenizer.variants.sit4.loss", {"lpips": 0.0})
-    values["tokenizer"]["variants"]["sit4"]["optimiser"] = {"steps": 1000}
+    values["tokenizer"]["variants"]["sit4"]["optimizer"] = {"steps": 1000}
     profile = from_dict(Profile, values)
     own, others = profile.tokenizer_training("sit4"), profile.tokenizer_training("sit5")
-    assert own.loss.lpips == 0.0 and own.optimiser.steps == 1000
-    assert others.loss.lpips > 0 and others.optimiser.steps != 1000
+    assert own.loss.lpips == 0.0 and own.optimizer.steps == 1000
+    assert others.loss.lpips > 0 and others.optimizer.steps != 1000
     assert own.loss.commitment == others.loss.commitment
     assert profile.tokenizer_variant("sit4") == load_profile("quick").tokenizer_variant("sit4")
 
@@ -355,15 +424,21 @@ def test_a_second_decoder_has_the_codes_of_the_first():
 
 
 def test_a_variant_may_be_of_another_size():
-    config = load_profile("quick").tokenizer_variant("sit6")  # the paper's 512 px at a quarter of the side
-    assert (config.size, config.num_scales, config.num_scales * config.tokens_per_scale) == (128, 6, 96)
+    config = load_profile("quick").tokenizer_variant(
+        "sit6"
+    )  # the paper's 512 px at a quarter of the side
+    assert (config.size, config.num_scales, config.num_scales * config.tokens_per_scale) == (
+        128,
+        6,
+        96,
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_scales_share_codebooks_or_have_their_own(count):
-    config = from_dict(Profile, change("tokenizer.variants.sit4.num_codebooks", count)).tokenizer_variant(
-        "sit4"
-    )
+    config = from_dict(
+        Profile, change("tokenizer.variants.sit4.num_codebooks", count)
+    ).tokenizer_variant("sit4")
     assert config.num_codebooks == count and config.num_scales == 4
 
 
@@ -372,7 +447,9 @@ def test_a_tokenizer_variant_may_have_images_of_its_own():
     own, usual = profile.tokenizer_data("captioned_sit4_sc"), profile.tokenizer_data("sit4")
     assert usual == profile.data
     assert (own.source, own.flip) == ("data/emoji", False) != (usual.source, usual.flip)
-    assert own.normalisation_views == usual.normalisation_views  # what it does not say is as everywhere
+    assert (
+        own.normalization_views == usual.normalization_views
+    )  # what it does not say is as everywhere
     assert profile.tokenizer_data("sit6").size == 128  # of the model, not of the section
     # A second decoder learns on the images of its codes, unless it says otherwise.
     values = change("tokenizer.variants.sit5_sc.data", {"source": "data/emoji", "flip": False})
@@ -381,19 +458,21 @@ def test_a_tokenizer_variant_may_have_images_of_its_own():
     assert (second.source, second.flip) == ("data/emoji", True)
 
 
-def test_a_generator_variant_may_have_an_optimiser_of_its_own():
-    values = change("autoregressive.variants.ar_sit4.optimiser", {"steps": 1000, "beta2": 0.9})
-    values["text"]["variants"]["ar_captioned_sit4_sc"]["optimiser"] = {"steps": 700}
+def test_a_generator_variant_may_have_an_optimizer_of_its_own():
+    values = change("autoregressive.variants.ar_sit4.optimizer", {"steps": 1000, "beta2": 0.9})
+    values["text"]["variants"]["ar_captioned_sit4_sc"]["optimizer"] = {"steps": 700}
     profile, usual = from_dict(Profile, values), load_profile("quick")
-    own = profile.generator_optimiser("ar_sit4")
+    own = profile.generator_optimizer("ar_sit4")
     assert (own.steps, own.beta2) == (1000, 0.9)
     changed = {
-        key for key, value in to_dict(own).items() if value != getattr(profile.autoregressive.optimiser, key)
+        key
+        for key, value in to_dict(own).items()
+        if value != getattr(profile.autoregressive.optimizer, key)
     }
     assert changed == {"steps", "beta2"}
-    assert profile.generator_optimiser("ar_vit_vqgan") == usual.autoregressive.optimiser
-    assert profile.generator_optimiser("ar_captioned_sit4_sc").steps == 700
-    assert profile.generator_optimiser("ar_captioned_vit_vqgan") == usual.text.optimiser
+    assert profile.generator_optimizer("ar_vit_vqgan") == usual.autoregressive.optimizer
+    assert profile.generator_optimizer("ar_captioned_sit4_sc").steps == 700
+    assert profile.generator_optimizer("ar_captioned_vit_vqgan") == usual.text.optimizer
     assert profile.autoregressive_variant("ar_sit4") == usual.autoregressive_variant("ar_sit4")
 
 
@@ -422,7 +501,9 @@ def test_rotary_positions_need_heads_of_a_multiple_of_four_dimensions():
     assert from_dict(AutoregressiveConfig, {**rotary, "width": 48}).width == 48
     with pytest.raises(ConfigError, match="heads of a multiple of 4 dimensions, not 6"):
         from_dict(AutoregressiveConfig, {**rotary, "width": 24})
-    assert from_dict(AutoregressiveConfig, {**rotary, "width": 24, "positions": "learned"}).width == 24
+    assert (
+        from_dict(AutoregressiveConfig, {**rotary, "width": 24, "positions": "learned"}).width == 24
+    )
 
 
 @pytest.mark.parametrize(
@@ -450,12 +531,28 @@ def test_plain_values_make_the_same_profile_again():
 
 def test_the_papers_improved_model_has_llamagens_blocks_and_training():
     profile = load_profile("paper")
-    model, usual = (profile.autoregressive_variant(name) for name in ("ar_sit4_improved", "ar_sit4"))
-    assert (model.norm, model.mlp, model.bias, model.positions) == ("rms", "swiglu", False, "rotary")
-    assert int(model.width * model.mlp_ratio) == 2816  # 2/3 of 4 times the width, up to a multiple of 256
-    assert (usual.norm, usual.mlp, usual.bias, usual.positions) == ("layer", "gelu", True, "learned")
-    own, others = (profile.generator_optimiser(name) for name in ("ar_sit4_improved", "ar_sit4"))
-    assert own.steps * own.batch_size // 1_281_167 == 299  # 300 epochs of ImageNet, to a third of one
+    model, usual = (
+        profile.autoregressive_variant(name) for name in ("ar_sit4_improved", "ar_sit4")
+    )
+    assert (model.norm, model.mlp, model.bias, model.positions) == (
+        "rms",
+        "swiglu",
+        False,
+        "rotary",
+    )
+    assert (
+        int(model.width * model.mlp_ratio) == 2816
+    )  # 2/3 of 4 times the width, up to a multiple of 256
+    assert (usual.norm, usual.mlp, usual.bias, usual.positions) == (
+        "layer",
+        "gelu",
+        True,
+        "learned",
+    )
+    own, others = (profile.generator_optimizer(name) for name in ("ar_sit4_improved", "ar_sit4"))
+    assert (
+        own.steps * own.batch_size // 1_281_167 == 299
+    )  # 300 epochs of ImageNet, to a third of one
     assert own != others and own.learning_rate == own.final_learning_rate == 1e-4
 
 

@@ -10,11 +10,13 @@ from PIL import Image
 from sitlib.config import Ablations, Profile, from_dict
 from sitlib.data import open_images, training_views
 from sitlib.metrics import evaluate_reconstructions, reconstruction
+from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.paths import ROOT
-from sitlib.tokenizer import SpectralTokenizer
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
-SNIPPETS = [yaml.safe_load(snippet) for snippet in re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)]
+SNIPPETS = [
+    yaml.safe_load(snippet) for snippet in re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+]
 
 
 def smoke(variant: dict) -> SpectralTokenizer:

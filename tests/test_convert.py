@@ -59,7 +59,11 @@ class TestFolders:
     def test_every_image_is_in_one_shard_unchanged(self, tmp_path):
         source = image_folder(tmp_path / "source")
         manifest = convert(source, tmp_path / "out", "train", Settings(per_shard=8))
-        assert manifest["images"] == 20 and [shard["images"] for shard in manifest["shards"]] == [8, 8, 4]
+        assert manifest["images"] == 20 and [shard["images"] for shard in manifest["shards"]] == [
+            8,
+            8,
+            4,
+        ]
         before, after = open_images(source, "train"), open_images(tmp_path / "out", "train")
         assert len(after) == 20 and after.class_names == before.class_names
         found = {record.meta["file"]: record for record in after}
@@ -87,11 +91,22 @@ class TestFolders:
         source = image_folder(tmp_path / "source", count=3, side=40)
         (source / "train/class0/small.png").write_bytes(picture(7, side=16))
         convert(source, tmp_path / "out", "train", Settings(short_side=20))
-        found = {Path(record.meta["file"]).name: record for record in open_images(tmp_path / "out", "train")}
-        assert found["000.png"].image.shape == (3, 20, 24) and found["000.png"].meta["size"] == [24, 20]
-        assert (found["small.png"].image == decode_image(picture(7, side=16))).all()  # never enlarged
+        found = {
+            Path(record.meta["file"]).name: record
+            for record in open_images(tmp_path / "out", "train")
+        }
+        assert found["000.png"].image.shape == (3, 20, 24) and found["000.png"].meta["size"] == [
+            24,
+            20,
+        ]
+        assert (
+            found["small.png"].image == decode_image(picture(7, side=16))
+        ).all()  # never enlarged
         convert(source, tmp_path / "jpeg", "train", Settings(quality=90))
-        jpeg = {Path(record.meta["file"]).name: record for record in open_images(tmp_path / "jpeg", "train")}
+        jpeg = {
+            Path(record.meta["file"]).name: record
+            for record in open_images(tmp_path / "jpeg", "train")
+        }
         assert jpeg["small.png"].image.shape == (3, 16, 24)
         assert not (jpeg["small.png"].image == found["small.png"].image).all()
 
@@ -147,7 +162,9 @@ class TestRefusals:
         (source / "train/class0/new.png").unlink()
         times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
         convert(source, out, "train", Settings(per_shard=8))  # nothing is left to do
-        assert contents(out) == before and times == {path: path.stat().st_mtime_ns for path in out.iterdir()}
+        assert contents(out) == before and times == {
+            path: path.stat().st_mtime_ns for path in out.iterdir()
+        }
 
     def test_shards_of_others(self, tmp_path):
         source, out = image_folder(tmp_path / "source", count=2), tmp_path / "out"
@@ -163,13 +180,21 @@ class TestRefusals:
         source, out = image_folder(tmp_path / "source", count=2), tmp_path / "out"
         work = work_folder(out, "train")
         work.mkdir(parents=True)
-        with FileLock(work / "lock"), pytest.raises(DataError, match="Another process is converting"):
+        with (
+            FileLock(work / "lock"),
+            pytest.raises(DataError, match="Another process is converting"),
+        ):
             convert(source, out, "train")
         convert(source, out, "train")
 
 
 def convert_some(folder: Path, count=12) -> Path:
-    convert(image_folder(folder / "some", count=count), folder / "converted", "train", Settings(per_shard=5))
+    convert(
+        image_folder(folder / "some", count=count),
+        folder / "converted",
+        "train",
+        Settings(per_shard=5),
+    )
     return folder / "converted"
 
 
@@ -187,7 +212,10 @@ class TestInterruption:
         monkeypatch.setattr(shards, "_add", into_a_small_disk)
         with pytest.raises(DataError, match="disk of .*out is full.*give the same command again"):
             convert(source, out, "train", Settings(per_shard=5))
-        assert sorted(path.name for path in out.glob("*.tar")) == ["train-00000.tar", "train-00001.tar"]
+        assert sorted(path.name for path in out.glob("*.tar")) == [
+            "train-00000.tar",
+            "train-00001.tar",
+        ]
         assert not list(out.rglob("*.partial"))
         times = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
         with pytest.raises(DataError, match="'train' in .*out is not finished"):
@@ -219,11 +247,15 @@ class TestInterruption:
             while any(map(is_running, workers)) and time.time() < deadline:
                 time.sleep(0.02)
             assert not any(map(is_running, workers))  # nobody writes on
-        finished = {path.with_suffix(".tar").name for path in work_folder(out, "train").glob("train-*.json")}
+        finished = {
+            path.with_suffix(".tar").name for path in work_folder(out, "train").glob("train-*.json")
+        }
         times = {name: (out / name).stat().st_mtime_ns for name in finished}
         settings = Settings(per_shard=5, short_side=200)
         convert(source, out, "train", settings)
-        assert len(times) >= 4 and all((out / name).stat().st_mtime_ns == at for name, at in times.items())
+        assert len(times) >= 4 and all(
+            (out / name).stat().st_mtime_ns == at for name, at in times.items()
+        )
         convert(source, tmp_path / "undisturbed", "train", settings)
         assert contents(out) == contents(tmp_path / "undisturbed")
         assert len(open_images(out, "train")) == 60
@@ -278,14 +310,19 @@ def write_parquet(path: Path, rows: list[dict], features: dict | None = None, gr
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pyarrow.Table.from_pylist(rows)
     if features:
-        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        table = table.replace_schema_metadata(
+            {"huggingface": json.dumps({"info": {"features": features}})}
+        )
     parquet.write_table(table, path, row_group_size=group)
 
 
 class TestParquet:
     def rows(self, numbers, **columns):
         return [
-            {"image": {"bytes": picture(n, "JPEG" if n % 2 else "PNG"), "path": None}, "label": n % 3}
+            {
+                "image": {"bytes": picture(n, "JPEG" if n % 2 else "PNG"), "path": None},
+                "label": n % 3,
+            }
             | {name: value(n) for name, value in columns.items()}
             for n in numbers
         ]
@@ -302,7 +339,9 @@ class TestParquet:
             self.rows(range(10, 17), text=lambda n: [f"caption {n}"]),
             features,
         )
-        write_parquet(tmp_path / "data/validation-00000-of-00001.parquet", self.rows(range(3)), features)
+        write_parquet(
+            tmp_path / "data/validation-00000-of-00001.parquet", self.rows(range(3)), features
+        )
         out = tmp_path / "out"
         columns = Columns(caption="text")
         manifest = convert(tmp_path, out, "train", Settings(per_shard=5), columns=columns)
@@ -316,7 +355,9 @@ class TestParquet:
         for record, captions in zip(found, captioned.captions, strict=True):
             number = int(captions[0].split()[1])
             seen[number] += 1
-            assert (record.image == decode_image(picture(number, "JPEG" if number % 2 else "PNG"))).all()
+            assert (
+                record.image == decode_image(picture(number, "JPEG" if number % 2 else "PNG"))
+            ).all()
             assert record.label == number % 3
             assert captions == (
                 [f"caption {number}", f"again {number}"] if number < 10 else [f"caption {number}"]
@@ -327,7 +368,9 @@ class TestParquet:
             open_captioned(out, "val", "records")
 
     def test_bare_bytes_unknown_labels_and_rows_without_images(self, tmp_path):
-        rows = [{"picture": picture(n), "kind": n - 1} for n in range(3)] + [{"picture": None, "kind": 0}]
+        rows = [{"picture": picture(n), "kind": n - 1} for n in range(3)] + [
+            {"picture": None, "kind": 0}
+        ]
         write_parquet(tmp_path / "photos.parquet", rows)
         columns = Columns("picture", "kind")
         manifest = convert(tmp_path / "photos.parquet", tmp_path / "out", "train", columns=columns)
@@ -384,7 +427,9 @@ class TestCoco:
         (root / "test2017/t.jpg").write_bytes(picture(1, "JPEG"))
         assert open_captioned(root, "test", json_of).images.keys == ["x.jpg", "y.jpg"]
         (root / "train2014").mkdir()
-        with pytest.raises(DataError, match="two folders of the split 'train', train2014 and train2017"):
+        with pytest.raises(
+            DataError, match="two folders of the split 'train', train2014 and train2017"
+        ):
             open_images(root, "train")
 
     def test_converted_it_says_the_same(self, tmp_path):
@@ -393,10 +438,15 @@ class TestCoco:
         for split in ("train", "val"):
             convert(root, out, split, Settings(per_shard=3), captions=json_of)
         for split in ("train", "test"):
-            before, after = open_captioned(root, split, json_of), open_captioned(out, split, "records")
+            before, after = (
+                open_captioned(root, split, json_of),
+                open_captioned(out, split, "records"),
+            )
             said = dict(zip(before.images.keys, before.captions, strict=True))
             files = [record.meta["file"] for record in after.images]
-            assert sorted(files) == sorted(said) and after.captions == [said[name] for name in files]
+            assert sorted(files) == sorted(said) and after.captions == [
+                said[name] for name in files
+            ]
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
@@ -422,7 +472,9 @@ def test_who_converts_images_without_classes_is_told(tmp_path, monkeypatch, caps
         for number, file in enumerate(sorted((tmp_path / "source").rglob("*.png"))):
             (tmp_path / "flat" / split / f"{number}.png").write_bytes(file.read_bytes())
     monkeypatch.setattr(
-        sys, "argv", command(tmp_path / "flat", tmp_path / "out", "--split", "val", "--processes", 1)[2:]
+        sys,
+        "argv",
+        command(tmp_path / "flat", tmp_path / "out", "--split", "val", "--processes", 1)[2:],
     )
     main()
     assert "Neither classes nor captions in val-" in capsys.readouterr().err

@@ -32,7 +32,9 @@ from sitlib.paths import ROOT
 
 def gradient(width=40, height=24) -> np.ndarray:
     y, x = np.mgrid[0:height, 0:width]
-    return np.stack([x * 255 // (width - 1), y * 255 // (height - 1), (x + y) * 3], -1).astype(np.uint8)
+    return np.stack([x * 255 // (width - 1), y * 255 // (height - 1), (x + y) * 3], -1).astype(
+        np.uint8
+    )
 
 
 def file_of(image: Image.Image, format: str, **options) -> bytes:
@@ -69,7 +71,9 @@ class TestDecoding:
     def test_grey_one_bit_and_palette(self):
         image = Image.fromarray(gradient())
         grey = np.asarray(image.convert("L"))
-        assert np.array_equal(pixels(file_of(image.convert("L"), "PNG")), np.repeat(grey[..., None], 3, -1))
+        assert np.array_equal(
+            pixels(file_of(image.convert("L"), "PNG")), np.repeat(grey[..., None], 3, -1)
+        )
         assert set(np.unique(pixels(file_of(image.convert("1"), "PNG")))) == {0, 255}
         palette = image.quantize(16)
         assert np.array_equal(pixels(file_of(palette, "PNG")), np.asarray(palette.convert("RGB")))
@@ -77,7 +81,9 @@ class TestDecoding:
     def test_transparency_is_composited_on_white(self):
         alpha = np.full((24, 40, 1), 255, np.uint8)
         alpha[:, :10], alpha[:, 10:20] = 0, 128
-        found = pixels(file_of(Image.fromarray(np.concatenate([gradient(), alpha], -1)), "PNG")).astype(float)
+        found = pixels(
+            file_of(Image.fromarray(np.concatenate([gradient(), alpha], -1)), "PNG")
+        ).astype(float)
         weight = alpha / 255
         assert np.abs(found - (weight * gradient() + (1 - weight) * 255)).max() <= 1
         assert np.all(found[:, :10] == 255)
@@ -115,7 +121,9 @@ class TestDecoding:
     def test_animation_gives_the_first_frame(self, format):
         frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime", "blue")]
         options = {"lossless": True} if format == "WEBP" else {}
-        content = file_of(frames[0], format, save_all=True, append_images=frames[1:], duration=50, **options)
+        content = file_of(
+            frames[0], format, save_all=True, append_images=frames[1:], duration=50, **options
+        )
         assert np.all(pixels(content) == [255, 0, 0])
 
     @pytest.mark.parametrize(
@@ -127,7 +135,10 @@ class TestDecoding:
             (file_of(Image.fromarray(gradient(200, 200)), "PNG")[:-2000], "cannot be decoded"),
             (jpeg("red", (1, 1)), "only 1x1 pixels"),
             (jpeg("red", (500, 3)), "only 500x3 pixels"),
-            (file_of(Image.fromarray(gradient()[..., 0].astype(np.float32)), "TIFF"), "floating point"),
+            (
+                file_of(Image.fromarray(gradient()[..., 0].astype(np.float32)), "TIFF"),
+                "floating point",
+            ),
             (
                 file_of(Image.fromarray(gradient()[..., 0].astype(np.int32) * 1000), "TIFF"),
                 "do not fit 16 bits",
@@ -145,7 +156,9 @@ class TestDecoding:
         ).flatten().tolist() == [0, 255, 0]
 
     @settings(max_examples=60, deadline=None)
-    @given(st.integers(0, 10_000), st.integers(0, 255), st.sampled_from(["PNG", "JPEG", "WEBP", "GIF"]))
+    @given(
+        st.integers(0, 10_000), st.integers(0, 255), st.sampled_from(["PNG", "JPEG", "WEBP", "GIF"])
+    )
     def test_damage_gives_an_image_or_an_image_error(self, where, value, format):
         content = bytearray(file_of(Image.fromarray(gradient()), format))
         content[where % len(content)] = value
@@ -179,8 +192,13 @@ class TestSources:
         write_shard(tmp_path / "train-0000.tar", samples[:7])
         write_shard(tmp_path / "train-0001.tar", samples[7:])
         source = open_images(tmp_path, "train")
-        assert source.labels.tolist() == [i % 3 for i in range(12)] and source.labels.dtype == torch.int64
-        assert source.class_names == ["0", "1", "2"] and source.keys == [f"n{i:03}" for i in range(12)]
+        assert (
+            source.labels.tolist() == [i % 3 for i in range(12)]
+            and source.labels.dtype == torch.int64
+        )
+        assert source.class_names == ["0", "1", "2"] and source.keys == [
+            f"n{i:03}" for i in range(12)
+        ]
         record = source[10]
         assert (record.key, record.label, record.class_name) == ("n010", 1, "1")
         assert record.image.shape == (3, 24, 32) and abs(int(record.image[0].max()) - 10) <= 2
@@ -198,9 +216,15 @@ class TestSources:
             ]
             write_shard(tmp_path / f"{split}-0.tar", samples)
         train, test = (open_images(tmp_path, split) for split in ("train", "test"))
-        assert train.class_names == test.class_names == ["ant", "cat", "dog"]  # one meaning in all splits
+        assert (
+            train.class_names == test.class_names == ["ant", "cat", "dog"]
+        )  # one meaning in all splits
         assert train.labels.tolist() == [1, 2, -1] and test.labels.tolist() == [0, 2]
-        assert train[2].class_name is None and train[0].meta == {"class": "cat"} and train[0].key == "train/0"
+        assert (
+            train[2].class_name is None
+            and train[0].meta == {"class": "cat"}
+            and train[0].key == "train/0"
+        )
         labelled = train.labelled()
         assert (
             labelled.labels.tolist() == [1, 2]
@@ -227,9 +251,12 @@ class TestSources:
         train, test = (set(open_images(tmp_path, split).keys) for split in ("train", "test"))
         assert not train & test and len(train | test) == 200 and 8 <= len(test) <= 35
         write_shard(
-            tmp_path / "more.tar", [{"__key__": f"x{i}", "jpg": jpeg("red", (8, 8))} for i in range(50)]
+            tmp_path / "more.tar",
+            [{"__key__": f"x{i}", "jpg": jpeg("red", (8, 8))} for i in range(50)],
         )
-        assert test <= set(open_images(tmp_path, "test").keys)  # more images move none of the old ones
+        assert test <= set(
+            open_images(tmp_path, "test").keys
+        )  # more images move none of the old ones
 
     def test_folder_with_splits(self, tmp_path):
         colour_folder(tmp_path, ["train", "val"])
@@ -259,14 +286,24 @@ class TestSources:
     def test_folder_with_classes_and_without(self, tmp_path):
         colour_folder(tmp_path / "a", [""], per_class=40)
         train, test = open_images(tmp_path / "a", "train"), open_images(tmp_path / "a", "test")
-        assert len(train) + len(test) == 80 and not set(train.keys) & set(test.keys) and 1 <= len(test) <= 20
+        assert (
+            len(train) + len(test) == 80
+            and not set(train.keys) & set(test.keys)
+            and 1 <= len(test) <= 20
+        )
         assert train.class_names == test.class_names == ["lime", "red"]
         (tmp_path / "b").mkdir()
         for number in range(3):
             (tmp_path / "b" / f"{number}.JPG").write_bytes(jpeg("red"))
         plain = open_images(tmp_path / "b", "train")
-        assert len(plain) == 2 and len(open_images(tmp_path / "b", "test")) == 1  # never an empty side
-        assert plain.labels.tolist() == [-1, -1] and plain.class_names == [] and plain[0].class_name is None
+        assert (
+            len(plain) == 2 and len(open_images(tmp_path / "b", "test")) == 1
+        )  # never an empty side
+        assert (
+            plain.labels.tolist() == [-1, -1]
+            and plain.class_names == []
+            and plain[0].class_name is None
+        )
         with pytest.raises(DataError, match="has a class"):
             plain.labelled()
 
@@ -274,10 +311,14 @@ class TestSources:
         with pytest.raises(DataError, match="looked for a folder or a .tar shard at .*nowhere"):
             open_images(tmp_path / "nowhere")
         (tmp_path / "notes.txt").write_text("no images")
-        with pytest.raises(DataError, match=r"neither WebDataset shards .* found there: notes\.txt"):
+        with pytest.raises(
+            DataError, match=r"neither WebDataset shards .* found there: notes\.txt"
+        ):
             open_images(tmp_path)
         root = colour_folder(tmp_path / "set", ["train"])
-        with pytest.raises(DataError, match=r"no split 'test' in .*set; found the splits \['train'\]"):
+        with pytest.raises(
+            DataError, match=r"no split 'test' in .*set; found the splits \['train'\]"
+        ):
             open_images(root, "test")
         with pytest.raises(DataError, match=r"no class \['blue'\] in .*'train'.*\['lime', 'red'\]"):
             open_images(root, "train", classes=["red", "blue"])
@@ -333,7 +374,9 @@ class TestSources:
         assert again[2] == fresh[2]
 
     def test_damaged_shards(self, tmp_path):
-        write_shard(tmp_path / "train-0.tar", [{"__key__": f"{i}", "jpg": jpeg("red")} for i in range(6)])
+        write_shard(
+            tmp_path / "train-0.tar", [{"__key__": f"{i}", "jpg": jpeg("red")} for i in range(6)]
+        )
         write_shard(
             tmp_path / "train-1.tar",
             [{"__key__": "text", "txt": "no image"}, {"__key__": "z", "jpg": jpeg("red")}],
@@ -385,7 +428,9 @@ class TestViews:
         position = {key: index for index, key in enumerate(photos.keys)}
         assert labels.tolist() == [int(photos.labels[position[key]]) for key in keys]
         assert (
-            images.shape == (6, 3, 16, 16) and images.dtype == torch.float32 and labels.dtype == torch.int64
+            images.shape == (6, 3, 16, 16)
+            and images.dtype == torch.float32
+            and labels.dtype == torch.int64
         )
         assert images.min() >= 0 and images.max() <= 1
         assert not torch.equal(images, first[1][0])
@@ -427,11 +472,20 @@ class TestViews:
         assert 31 <= side.min() < 35 and 122 < side.max() <= 130
         assert abs(side.log().mean().exp() - 64) < 5  # log-uniform between 32 and 128
         assert 0.42 < mirrored.float().mean() < 0.58
-        assert centre_x.min() < 40 and centre_x.max() > 215 and centre_y.min() < 30 and centre_y.max() > 98
+        assert (
+            centre_x.min() < 40
+            and centre_x.max() > 215
+            and centre_y.min() < 30
+            and centre_y.max() > 98
+        )
         assert not measure(flip=False)[1].any()
         side, mirrored, centre_x, _ = measure(kind="wide")
-        assert side.min() >= 113 and side.max() <= 130 and centre_x.min() < 70 and centre_x.max() > 185
-        assert measure(min_crop=0.01)[0].min() >= 15  # never enlarged while the picture is large enough
+        assert (
+            side.min() >= 113 and side.max() <= 130 and centre_x.min() < 70 and centre_x.max() > 185
+        )
+        assert (
+            measure(min_crop=0.01)[0].min() >= 15
+        )  # never enlarged while the picture is large enough
 
     def test_views_are_antialiased(self, tmp_path):
         board = np.indices((128, 128)).sum(0) % 2 * 255
@@ -460,7 +514,10 @@ class TestViews:
 
     def test_labelled_views_all_have_a_class(self, photos):
         labels = torch.cat(
-            [training_views(photos.labelled(), step, 8, 16, seed=0, kind="wide")[1] for step in range(4)]
+            [
+                training_views(photos.labelled(), step, 8, 16, seed=0, kind="wide")[1]
+                for step in range(4)
+            ]
         )
         assert labels.min() == 0 and labels.max() == 1
         assert -1 in training_views(photos, 0, 20, 16, seed=0)[1]

@@ -30,7 +30,9 @@ def own_folders(tmp_path, monkeypatch):
 
 def data(source: str) -> DataConfig:
     return from_dict(
-        DataConfig, dict(source=source, size=8, min_crop=1.0, flip=False, normalisation_views=1), "data"
+        DataConfig,
+        dict(source=source, size=8, min_crop=1.0, flip=False, normalization_views=1),
+        "data",
     )
 
 
@@ -38,8 +40,12 @@ def data(source: str) -> DataConfig:
 def test_profiles_follow(own_folders, name):
     profile = load_profile(name)
     assert profile.data.source == OWN["data_folder"]
-    captioned = {profile.autoregressive_variant(variant).tokenizer for variant in profile.text.variants}
-    assert {profile.tokenizer_data(variant).source for variant in captioned} == {OWN["captioned_data_folder"]}
+    captioned = {
+        profile.autoregressive_variant(variant).tokenizer for variant in profile.text.variants
+    }
+    assert {profile.tokenizer_data(variant).source for variant in captioned} == {
+        OWN["captioned_data_folder"]
+    }
     sources = {chosen.source for chosen in profile.tokenizer.evaluation.sets.values()}
     assert sources <= set(OWN.values()) and OWN["data_folder"] in sources
     if name == "paper":

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sitlib.config import load_profile
-from sitlib.decompositions import decomposition
-from sitlib.lifting import LIFTING_STEPS, patch_dwt2
-from sitlib.tokenizer import SpectralTokenizer
-from sitlib.wavelets import dwt2
+from sitlib.model.lifting import LIFTING_STEPS, patch_dwt2
+from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.model.transforms import decomposition
+from sitlib.model.wavelets import dwt2
 
 WAYS = [
     ("wavelet", "haar", False),
@@ -32,7 +32,9 @@ def made(transform, wavelet, patch_local, size=64, levels=3, grid=4):
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**31), batch=st.integers(1, 3))
 def test_images_come_back_from_maps_and_maps_from_tokens(way, seed, batch):
-    images = torch.rand(batch, 3, 64, 64, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    images = torch.rand(
+        batch, 3, 64, 64, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     ours = made(*way)
     maps = ours.split(images)
     assert torch.allclose(ours.merge(maps), images, atol=1e-12)
@@ -50,7 +52,9 @@ def test_the_pyramid_s_first_scales_are_the_averaged_image_and_raster_blocks_are
         assert torch.allclose(pyramid.merge(pyramid.split(images)[:k]), averaged, atol=1e-6)
     raster = made("raster", "haar", False)
     assert torch.equal(raster.merge(raster.split(images)[:3]), images[:, :, :48])
-    patches = torch.cat(raster.tokens(raster.split(images)), dim=1)  # 64 patches of 8 px in raster order
+    patches = torch.cat(
+        raster.tokens(raster.split(images)), dim=1
+    )  # 64 patches of 8 px in raster order
     assert torch.equal(patches[1, 9], images[1, :, 8:16, 8:16].flatten())
 
 
@@ -58,7 +62,9 @@ def test_the_pyramid_s_first_scales_are_the_averaged_image_and_raster_blocks_are
 def test_a_pixel_changes_coefficients_of_its_own_token_only_if_transforms_are_patch_local(wavelet):
     images = torch.rand(1, 3, 64, 64)
     changed = images.clone()
-    changed[:, :, 17, 30] += 1  # in row 1, column 1 of the grid of 16 px parts, beside the border of column 2
+    changed[:, :, 17, 30] += (
+        1  # in row 1, column 1 of the grid of 16 px parts, beside the border of column 2
+    )
     touched = {}
     for local in (False, True):
         ours = made("wavelet", wavelet, local)
@@ -72,8 +78,12 @@ def test_patch_local_haar_is_haar_and_constants_have_no_details():
     for ours, theirs in zip(patch_dwt2(images, "haar", 3, 4), dwt2(images, "haar", 3), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-6)
     for wavelet in LIFTING_STEPS:
-        low, *details = patch_dwt2(torch.full((1, 3, 32, 32), 0.7, dtype=torch.float64), wavelet, 2, 2)
-        assert torch.allclose(low, torch.full_like(low, 0.7)) and all(d.abs().max() < 1e-12 for d in details)
+        low, *details = patch_dwt2(
+            torch.full((1, 3, 32, 32), 0.7, dtype=torch.float64), wavelet, 2, 2
+        )
+        assert torch.allclose(low, torch.full_like(low, 0.7)) and all(
+            d.abs().max() < 1e-12 for d in details
+        )
 
 
 @pytest.mark.parametrize("wavelet", [name for name in LIFTING_STEPS if name != "haar"])
@@ -85,7 +95,9 @@ def test_lifting_is_the_wavelet_of_pywavelets_away_from_borders(wavelet):
         theirs = torch.from_numpy(theirs)
         inner = ours[8:24, 8:24].flatten()
         found = [  # PyWavelets keeps more samples, and may begin elsewhere and count with other signs and factors
-            torch.corrcoef(torch.stack([inner, theirs[8 + i : 24 + i, 8 + j : 24 + j].flatten()]))[0, 1].abs()
+            torch.corrcoef(torch.stack([inner, theirs[8 + i : 24 + i, 8 + j : 24 + j].flatten()]))[
+                0, 1
+            ].abs()
             for i in range(-4, 5)
             for j in range(-4, 5)
         ]
@@ -110,7 +122,7 @@ def test_tokenizers_of_every_kind_run_and_a_scale_causal_one_keeps_to_its_scales
     for parameter in tokenizer.parameters():  # the mixing of neighbours starts at nothing
         torch.nn.init.normal_(parameter, std=0.2) if parameter.abs().max() == 0 else None
     images = torch.rand(2, 3, 64, 64)
-    tokenizer.measure_normalisation(images)
+    tokenizer.measure_normalization(images)
     output = tokenizer(images)
     assert output.reconstruction.shape == images.shape and output.codes.shape == (2, 4, 16)
     output.reconstruction.mean().backward()

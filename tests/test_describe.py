@@ -11,10 +11,10 @@ from torch import nn
 
 from sitlib.cli import main as sit
 from sitlib.config import load_profile
-from sitlib.describe import describe, descriptions, main
-from sitlib.estimates import LiveBytes, cost, flops, tokenizer_subject
+from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.paths import ROOT
-from sitlib.tokenizer import SpectralTokenizer
+from workbook.describe import describe, descriptions, main
+from workbook.estimates import LiveBytes, cost, flops, tokenizer_subject
 
 SMOKE, PAPER = load_profile("smoke"), load_profile("paper")
 
@@ -22,7 +22,9 @@ SMOKE, PAPER = load_profile("smoke"), load_profile("paper")
 @pytest.fixture(scope="module")
 def memory():
     """benchmarks/memory.py as a module."""
-    spec = importlib.util.spec_from_file_location("memory_benchmark", ROOT / "benchmarks" / "memory.py")
+    spec = importlib.util.spec_from_file_location(
+        "memory_benchmark", ROOT / "benchmarks" / "memory.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -43,7 +45,10 @@ def test_transformers_of_vit_vqgan_have_the_published_shapes(layers, width, head
     84.9 and 629.1 million. So what follows from the shapes is held to 3 %, and what is printed beside them to 25 %.
     """
     config = replace(
-        PAPER.tokenizer_variant("vit_vqgan"), encoder_layers=layers, encoder_width=width, encoder_heads=heads
+        PAPER.tokenizer_variant("vit_vqgan"),
+        encoder_layers=layers,
+        encoder_width=width,
+        encoder_heads=heads,
     )
     with torch.device("meta"):
         encoder = SpectralTokenizer(config).encoder
@@ -127,11 +132,18 @@ def test_live_bytes_are_those_of_tensors_that_are_alive():
 def test_the_estimate_of_memory_is_what_a_real_step_takes(memory, size):
     quick = 64  # pixels, half the benchmark's
     for name, subject in memory.subjects(size, quick).items():
-        assert cost(subject).peak_bytes == pytest.approx(memory.measured_peak(subject), rel=0.15), name
+        assert cost(subject).peak_bytes == pytest.approx(memory.measured_peak(subject), rel=0.15), (
+            name
+        )
 
 
 def test_nothing_is_allocated_for_a_model_of_billions():
-    shape = {**PAPER.autoregressive.variants["ar_vit_vqgan"], "width": 8192, "heads": 64, "layers": 4}
+    shape = {
+        **PAPER.autoregressive.variants["ar_vit_vqgan"],
+        "width": 8192,
+        "heads": 64,
+        "layers": 4,
+    }
     variants = {**PAPER.autoregressive.variants, "ar_vit_vqgan": shape}
     profile = replace(PAPER, autoregressive=replace(PAPER.autoregressive, variants=variants))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -153,7 +165,11 @@ def test_the_gpu_profile_fits_where_it_says(variant):
 def test_a_description_says_what_follows_from_its_numbers(capsys):
     profile = replace(SMOKE, engine=replace(SMOKE.engine, precision="auto"))
     found = describe(
-        profile, ["sit4", "ar_sit4", "ar_captioned_sit4_sc"], gpu="A100", utilisation=0.5, num_classes=10
+        profile,
+        ["sit4", "ar_sit4", "ar_captioned_sit4_sc"],
+        gpu="A100",
+        utilisation=0.5,
+        num_classes=10,
     )
     printed = capsys.readouterr().out
     assert "156 TFLOP/s on each: 50% of the 312 of its data sheet" in printed

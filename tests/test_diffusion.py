@@ -5,13 +5,15 @@ import torch
 import torch.nn.functional as F
 
 from sitlib.config import DiffusionConfig
-from sitlib.diffusion import DiffusionModel, FlowConfig
+from workbook.diffusion import DiffusionModel, FlowConfig
 
 
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return DiffusionModel(FlowConfig(DiffusionConfig(1, 16, 2, 2.0, 0.0, 0.1), 2, 4, 3, ["a", "b"])).eval()
+    return DiffusionModel(
+        FlowConfig(DiffusionConfig(1, 16, 2, 2.0, 0.0, 0.1), 2, 4, 3, ["a", "b"])
+    ).eval()
 
 
 def test_the_loss_of_an_untrained_model_is_the_variance_of_the_velocity(model):
@@ -30,7 +32,10 @@ def test_a_constant_velocity_is_followed_to_its_end(model):
     labels = torch.tensor([0, 1, 1])
     found = [model.draw(labels, steps=steps, guidance=2.0, seed=5) for steps in (1, 7)]
     start = torch.stack(
-        [torch.randn(2, 4, 3, generator=torch.Generator().manual_seed((5 << 32) + i)) for i in range(3)]
+        [
+            torch.randn(2, 4, 3, generator=torch.Generator().manual_seed((5 << 32) + i))
+            for i in range(3)
+        ]
     )
     expected = F.normalize(start + torch.tensor([3.0, -2.0, 1.0]), dim=-1)
     for drawn in found:
@@ -42,7 +47,9 @@ def test_samples_do_not_depend_on_their_batch_and_guidance_one_is_none(model):
         torch.nn.init.normal_(parameter, std=0.3)
     labels = torch.tensor([0, 1, 0, 1, 1])
     whole = model.draw(labels, steps=3, guidance=1.5, seed=1)
-    assert torch.allclose(whole, model.draw(labels, steps=3, guidance=1.5, seed=1, batch_size=2), atol=1e-5)
+    assert torch.allclose(
+        whole, model.draw(labels, steps=3, guidance=1.5, seed=1, batch_size=2), atol=1e-5
+    )
     assert not torch.allclose(whole, model.draw(labels, steps=3, guidance=1.0, seed=1), atol=1e-3)
     assert torch.allclose(
         model._guided(whole, 0.5, labels, 1.0),
@@ -51,16 +58,18 @@ def test_samples_do_not_depend_on_their_batch_and_guidance_one_is_none(model):
 
 
 def test_it_learns_two_points_and_opens_from_its_file(model, tmp_path):
-    points = F.normalize(torch.randn(2, 2, 4, 3, generator=torch.Generator().manual_seed(3)), dim=-1)
-    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
+    points = F.normalize(
+        torch.randn(2, 2, 4, 3, generator=torch.Generator().manual_seed(3)), dim=-1
+    )
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     generator = torch.Generator().manual_seed(0)
     for _ in range(300):
         labels = torch.randint(2, (64,), generator=generator)
         noise = torch.randn(64, 2, 4, 3, generator=generator)
         loss = model.loss(points[labels], labels, noise, torch.rand(64, generator=generator)).mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     labels = torch.tensor([0, 1] * 8)
     drawn = model.draw(labels, steps=20, guidance=1.0, seed=0)
     cosine = (drawn * points[labels]).sum(-1).mean()
@@ -68,5 +77,6 @@ def test_it_learns_two_points_and_opens_from_its_file(model, tmp_path):
     model.save(tmp_path / "model.safetensors")
     again = DiffusionModel.from_checkpoint(tmp_path / "model.safetensors")
     assert torch.equal(
-        again.draw(labels, steps=2, guidance=1.0, seed=0), model.draw(labels, steps=2, guidance=1.0, seed=0)
+        again.draw(labels, steps=2, guidance=1.0, seed=0),
+        model.draw(labels, steps=2, guidance=1.0, seed=0),
     )

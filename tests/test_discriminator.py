@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sitlib.config import AdversarialConfig
-from sitlib.discriminator import (
+from sitlib.train.discriminator import (
     Discriminator,
     _batch_deviation,
     _Halve,
@@ -78,9 +78,13 @@ def test_halving_is_the_binomial_filter_and_removes_what_would_alias():
     filtered = halve(x)
     taps = np.array([1, 3, 3, 1]) / 8
     for image, result in zip(x.flatten(0, 1), filtered.flatten(0, 1), strict=True):
-        expected = scipy.signal.convolve2d(np.pad(image.numpy(), 1), np.outer(taps, taps), mode="valid")
+        expected = scipy.signal.convolve2d(
+            np.pad(image.numpy(), 1), np.outer(taps, taps), mode="valid"
+        )
         np.testing.assert_allclose(result.numpy(), expected[::2, ::2], atol=1e-12)
-    stripes = torch.tensor([1.0, -1.0]).repeat(4).expand(1, 1, 8, 8).double()  # the highest frequency
+    stripes = (
+        torch.tensor([1.0, -1.0]).repeat(4).expand(1, 1, 8, 8).double()
+    )  # the highest frequency
     assert halve(stripes)[..., 1:-1].abs().max() < 1e-12
     torch.testing.assert_close(
         halve(torch.ones_like(stripes))[..., 1:-1, 1:-1], torch.ones_like(stripes[..., :2, :2])
@@ -90,7 +94,9 @@ def test_halving_is_the_binomial_filter_and_removes_what_would_alias():
 def test_batch_deviation_is_the_mean_deviation_of_every_feature_and_smooth_for_equal_images():
     torch.manual_seed(0)
     x = torch.randn(5, 2, 3, 3)
-    expected = np.mean([np.std(x[:, c, i, j].numpy()) for c in range(2) for i in range(3) for j in range(3)])
+    expected = np.mean(
+        [np.std(x[:, c, i, j].numpy()) for c in range(2) for i in range(3) for j in range(3)]
+    )
     deviation = _batch_deviation(x)
     assert deviation.shape == (5, 1, 3, 3)
     np.testing.assert_allclose(deviation.numpy(), expected, rtol=1e-5)
@@ -132,18 +138,22 @@ def test_power_iteration_moves_in_training_and_rests_in_evaluation():
     for mode in (False, True):
         before = copy.deepcopy(model.state_dict())
         model.train(mode)(images)
-        moved = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+        moved = [
+            name
+            for name, value in model.state_dict().items()
+            if not torch.equal(value, before[name])
+        ]
         assert bool(moved) == mode and all(name.endswith(("_u", "_v")) for name in moved)
 
 
 def test_a_restored_discriminator_goes_on_to_the_bit():
-    def step(model, optimiser, seed):
+    def step(model, optimizer, seed):
         generator = torch.Generator().manual_seed(seed)
         real, fake = torch.rand(2, 5, 3, 16, 16, generator=generator)
         loss = discriminator_loss(model(real), model(fake)) + gradient_penalty(model, real)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         model(fake)  # the generator's turn
 
     def build(seed):
@@ -151,17 +161,17 @@ def test_a_restored_discriminator_goes_on_to_the_bit():
         model = Discriminator(16, 4)
         return model, torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.0, 0.99), fused=True)
 
-    model, optimiser = build(0)
+    model, optimizer = build(0)
     for seed in range(3):
-        step(model, optimiser, seed)
-    saved = copy.deepcopy((model.state_dict(), optimiser.state_dict()))
-    step(model, optimiser, 3)
-    step(model, optimiser, 4)
-    restored, its_optimiser = build(1)
+        step(model, optimizer, seed)
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    step(model, optimizer, 3)
+    step(model, optimizer, 4)
+    restored, its_optimizer = build(1)
     restored.load_state_dict(saved[0])
-    its_optimiser.load_state_dict(saved[1])
-    step(restored, its_optimiser, 3)
-    step(restored, its_optimiser, 4)
+    its_optimizer.load_state_dict(saved[1])
+    step(restored, its_optimizer, 3)
+    step(restored, its_optimizer, 4)
     for name, value in model.state_dict().items():
         assert torch.equal(value, restored.state_dict()[name]), name
         if name.endswith(("original", "_v")):  # both have moved since
@@ -228,7 +238,9 @@ def test_gradient_penalty_trains_every_weight_in_training_mode_and_under_autocas
     for enabled in (False, True):
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            loss = discriminator_loss(model(images), model(images)) + gradient_penalty(model, images)
+            loss = discriminator_loss(model(images), model(images)) + gradient_penalty(
+                model, images
+            )
         loss.backward()
         for layer in weighted_layers(model):
             gradient = layer.parametrizations.weight.original.grad
@@ -249,7 +261,9 @@ def test_losses_are_the_logistic_ones():
         [-math.log(1 - sigmoid(x)) for x in fake]
     )
     assert float(discriminator_loss(real, fake)) == pytest.approx(expected)
-    assert float(generator_loss(fake)) == pytest.approx(np.mean([-math.log(sigmoid(x)) for x in fake]))
+    assert float(generator_loss(fake)) == pytest.approx(
+        np.mean([-math.log(sigmoid(x)) for x in fake])
+    )
 
 
 def test_losses_stay_finite_and_the_generators_does_not_saturate():
@@ -267,7 +281,8 @@ def test_pixels_that_overshoot_have_a_gradient():
 
 
 @pytest.mark.parametrize(
-    ("step", "weight"), [(0, 0), (10, 0), (14, 0), (15, 0), (16, 0.005), (25, 0.05), (35, 0.1), (10_000, 0.1)]
+    ("step", "weight"),
+    [(0, 0), (10, 0), (14, 0), (15, 0), (16, 0.005), (25, 0.05), (35, 0.1), (10_000, 0.1)],
 )
 def test_weight_is_0_through_the_warmup_and_then_ramps_up(step, weight):
     assert adversarial_weight(step, CONFIG) == pytest.approx(weight)
@@ -279,7 +294,12 @@ def test_without_a_ramp_the_weight_is_there_at_once():
 
 
 def test_the_discriminator_learns_from_start_on_and_never_without_a_weight():
-    assert [discriminator_learns(step, CONFIG) for step in (0, 9, 10, 11)] == [False, False, True, True]
+    assert [discriminator_learns(step, CONFIG) for step in (0, 9, 10, 11)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
     without = AdversarialConfig(**{**vars(CONFIG), "weight": 0.0})
     assert not discriminator_learns(50, without) and adversarial_weight(50, without) == 0
 
@@ -292,12 +312,12 @@ def test_it_learns_to_tell_sharp_images_from_blurred_ones():
         return sharp, F.avg_pool2d(F.pad(sharp, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
 
     model = Discriminator(16, 8)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.0, 0.99), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.0, 0.99), weight_decay=0.0)
     for _ in range(60):
         real, fake = batch()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         discriminator_loss(model(real), model(fake)).backward()
-        optimiser.step()
+        optimizer.step()
     real, fake = batch()
     with torch.no_grad():
         real, fake = model.eval()(real), model(fake)
@@ -306,7 +326,7 @@ def test_it_learns_to_tell_sharp_images_from_blurred_ones():
 
 def test_without_spectral_norm_weights_are_plain_and_may_have_any_size():
     torch.manual_seed(0)
-    model = Discriminator(16, 2, normalised=False)
+    model = Discriminator(16, 2, normalized=False)
     assert not any("parametrizations" in name for name in model.state_dict())
     images = torch.rand(2, 3, 16, 16)
     before = model(images)

@@ -43,15 +43,22 @@ def vision(kept):
             raise RuntimeError("operator torchvision::nms does not exist")
         return torch.tensor(kept)
 
-    return only(torch=torch, torchvision=SimpleNamespace(ops=SimpleNamespace(nms=nms), __version__="0"))
+    return only(
+        torch=torch, torchvision=SimpleNamespace(ops=SimpleNamespace(nms=nms), __version__="0")
+    )
 
 
-WEIGHTS = "python -m sitlib.weights"
+WEIGHTS = "python -m sitlib.metrics.weights"
 CASES = {
     "python": (lambda: doctor.python((3, 11, 0)), True, True, ""),
     "old python": (lambda: doctor.python((3, 10, 9)), False, True, "Install Python 3.11"),
     "packages": (lambda: doctor.packages(listed=["torch>=2", "numpy"]), True, True, ""),
-    "absent package": (lambda: doctor.packages(listed=["no-such-thing>=1"]), False, True, "pip install -e ."),
+    "absent package": (
+        lambda: doctor.packages(listed=["no-such-thing>=1"]),
+        False,
+        True,
+        "pip install -e .",
+    ),
     "old package": (lambda: doctor.packages(listed=["numpy>=99"]), False, True, "pip install -e ."),
     "part lab": (lambda: doctor.packages("lab", ["no-such-thing"]), False, False, '".[lab]"'),
     "nothing listed": (lambda: doctor.packages(listed=[]), False, True, "pip install -e ."),
@@ -77,13 +84,23 @@ CASES = {
         False,
         "connect this machine",
     ),
-    "untrained": (lambda: doctor.trained_models("no/such/folder"), False, False, "make repro (or dvc repro)"),
+    "untrained": (
+        lambda: doctor.trained_models("no/such/folder"),
+        False,
+        False,
+        "make repro (or dvc repro)",
+    ),
     "disk": (lambda: doctor.disk(5e9), True, True, ""),
     "full disk": (lambda: doctor.disk(1e9), False, True, "Free 2 GB"),
     "little memory": (lambda: doctor.memory(1e9), False, False, "batch_size"),
     "memory": (lambda: doctor.memory(8e9), True, False, ""),
     "no gpu": (lambda: doctor.gpu(cuda(False), ""), True, False, ""),
-    "driver without gpu": (lambda: doctor.gpu(cuda(False), "/bin/nvidia-smi"), False, False, "CUDA version"),
+    "driver without gpu": (
+        lambda: doctor.gpu(cuda(False), "/bin/nvidia-smi"),
+        False,
+        False,
+        "CUDA version",
+    ),
     "no browser": (lambda: doctor.browser(lambda name: None), False, False, "apt install chromium"),
     "browser": (lambda: doctor.browser(lambda name: f"/bin/{name}"), True, False, ""),
 }
@@ -98,7 +115,9 @@ def test_what_is_absent_is_found_and_mended_in_one_sentence(name):
     if ok:
         assert shown.startswith("ok ") and "->" not in shown
     else:
-        assert remedy in found.remedy and found.remedy.endswith(".") and shown.endswith(found.remedy)
+        assert (
+            remedy in found.remedy and found.remedy.endswith(".") and shown.endswith(found.remedy)
+        )
         assert shown.startswith("missing" if needed else "optional")
 
 
@@ -127,8 +146,18 @@ def test_a_kernel_of_another_python_is_told(tmp_path):
 
 
 def test_trained_models_are_those_of_the_pipeline(tmp_path):
-    few = {"tokenizers": ["a", "b"], "seeds": [0, 2], "second_decoders": ["b"], "second_decoder_seeds": [0]}
-    few |= {"generators": ["b"], "generator_seeds": [1], "text_generators": ["e"], "text_seeds": [0]}
+    few = {
+        "tokenizers": ["a", "b"],
+        "seeds": [0, 2],
+        "second_decoders": ["b"],
+        "second_decoder_seeds": [0],
+    }
+    few |= {
+        "generators": ["b"],
+        "generator_seeds": [1],
+        "text_generators": ["e"],
+        "text_seeds": [0],
+    }
     few |= {"improved_generators": ["b"]}
     names = ["a-seed0", "a-seed2", "b-seed0", "b-seed2", "b_second-seed0"]
     names += ["ar_b-seed1", "ar_b_improved-seed1", "ar_e-seed0"]
@@ -140,7 +169,10 @@ def test_trained_models_are_those_of_the_pipeline(tmp_path):
         (tmp_path / run).mkdir(parents=True)
         (tmp_path / run / "model.safetensors").touch()
     found = doctor.trained_models(tmp_path)
-    assert f"{len(runs) - 1} of {len(runs)}, without {runs[0].split('/')[1]}" in found.what and not found.ok
+    assert (
+        f"{len(runs) - 1} of {len(runs)}, without {runs[0].split('/')[1]}" in found.what
+        and not found.ok
+    )
 
 
 def test_the_exit_code_says_whether_something_needed_is_missing(monkeypatch, capsys):
@@ -165,21 +197,27 @@ def test_the_exit_code_says_whether_something_needed_is_missing(monkeypatch, cap
         assert len(shown) == len(checks) + 1 and shown[-1] == last
     monkeypatch.setattr(doctor, "CHECKS", [broken])
     main(["doctor"])
-    assert "broken: could not be looked at -> RuntimeError: it cannot be." in capsys.readouterr().out
+    assert (
+        "broken: could not be looked at -> RuntimeError: it cannot be." in capsys.readouterr().out
+    )
 
 
 def test_every_check_runs_on_this_machine(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "weights_can_be_fetched", lambda: True)  # asks the network
     main(["doctor"])
     shown = capsys.readouterr().out
-    assert len(shown.splitlines()) == len(doctor.CHECKS) + 1 and "could not be looked at" not in shown
+    assert (
+        len(shown.splitlines()) == len(doctor.CHECKS) + 1 and "could not be looked at" not in shown
+    )
     assert "whose operators work" in shown and "ok        packages: all" in shown
 
 
 def test_a_machine_without_torch_is_examined_to_the_end():
     """In a process of its own, in which torch cannot be imported."""
     code = "import sys; sys.modules['torch'] = None; from sitlib.cli import main; sys.exit(main(['doctor']))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     shown = done.stdout.splitlines()
     assert done.returncode == 1 and done.stderr == ""
     assert len(shown) == len(doctor.CHECKS) + 1 and shown[-1].startswith("1 needed missing")

@@ -9,17 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
-from sitlib.config import CaptionsConfig, DataConfig, DualEncoderConfig, OptimiserConfig
+from sitlib.config import CaptionsConfig, DataConfig, DualEncoderConfig, OptimizerConfig
 from sitlib.data import CaptionedImages, open_images, training_views
-from sitlib.dual_encoder import DualEncoder, StoredDualEncoderConfig, contrastive_loss
-from sitlib.experiments import dual_encoder
-from sitlib.experiments.dual_encoder import train_dual_encoder, trained_dual_encoder, view_features
-from sitlib.experiments.runs import DualEncoderRun
-from sitlib.lite0 import load_lite0
 from sitlib.metrics import lite0_features
-from sitlib.text import TextTokenizer
+from sitlib.metrics.efficientnet import load_lite0
+from sitlib.model.dual_encoder import DualEncoder, StoredDualEncoderConfig, contrastive_loss
+from sitlib.model.text import TextTokenizer
+from workbook import dual_encoder
+from workbook.dual_encoder import train_dual_encoder, trained_dual_encoder, view_features
+from workbook.runs import DualEncoderRun
 
-OPTIMISER = OptimiserConfig(
+OPTIMISER = OptimizerConfig(
     steps=40,
     batch_size=8,
     learning_rate=3e-3,
@@ -44,7 +44,7 @@ SHAPE = DualEncoderConfig(
     image_size=64,
     degraded_views=1,
     reconstructions=[],
-    optimiser=OPTIMISER,
+    optimizer=OPTIMISER,
 )
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (20, 40, 220)}
 TEXTS = [f"a {colour} square" for colour in COLOURS]
@@ -52,7 +52,9 @@ TEXTS = [f"a {colour} square" for colour in COLOURS]
 
 @pytest.fixture(scope="module")
 def texts():
-    return TextTokenizer.train([*TEXTS, "a square of one colour only"], SHAPE.vocabulary, SHAPE.max_tokens)
+    return TextTokenizer.train(
+        [*TEXTS, "a square of one colour only"], SHAPE.vocabulary, SHAPE.max_tokens
+    )
 
 
 @pytest.fixture
@@ -67,7 +69,9 @@ def naive_loss(logits, names):
     for table in (logits, logits.T):
         for row in range(count):
             allowed = [c for c in range(count) if c == row or names[c] != names[row]]
-            total -= math.log(math.exp(table[row, row]) / sum(math.exp(table[row, c]) for c in allowed))
+            total -= math.log(
+                math.exp(table[row, row]) / sum(math.exp(table[row, c]) for c in allowed)
+            )
     return total / (2 * count)
 
 
@@ -79,7 +83,9 @@ class TestLoss:
         for place in np.ndindex(5, 5):
             step = np.zeros((5, 5))
             step[place] = 1e-5
-            expected[place] = (naive_loss(logits + step, names) - naive_loss(logits - step, names)) / 2e-5
+            expected[place] = (
+                naive_loss(logits + step, names) - naive_loss(logits - step, names)
+            ) / 2e-5
         found = torch.from_numpy(logits).requires_grad_()
         loss = contrastive_loss(found, torch.tensor(names))
         loss.backward()
@@ -124,7 +130,9 @@ class TestModel:
         whole = model.embed_texts(tokens)
         torch.testing.assert_close(model.embed_texts(tokens[:, : lengths[1]]), whole)
         for row, length in enumerate(lengths):
-            torch.testing.assert_close(model.embed_texts(tokens[row : row + 1, :length])[0], whole[row])
+            torch.testing.assert_close(
+                model.embed_texts(tokens[row : row + 1, :length])[0], whole[row]
+            )
 
     @torch.no_grad()
     def test_the_order_of_tokens_matters(self, model, texts):
@@ -146,14 +154,18 @@ class TestModel:
     def test_learns_which_text_belongs_to_which_features(self, texts):
         """Two numbers of each image say what it shows; the others are noise."""
         torch.manual_seed(0)
-        model = DualEncoder(StoredDualEncoderConfig(replace(SHAPE, dropout=0.0), texts.to_json(), 20))
+        model = DualEncoder(
+            StoredDualEncoderConfig(replace(SHAPE, dropout=0.0), texts.to_json(), 20)
+        )
         centres, tokens = 3 * torch.randn(3, 20), texts.encode(TEXTS)
-        optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
         names = torch.arange(3).repeat(4)
         for _ in range(30):
-            optimiser.zero_grad()
-            contrastive_loss(model(centres[names] + torch.randn(12, 20), tokens[names]), names).backward()
-            optimiser.step()
+            optimizer.zero_grad()
+            contrastive_loss(
+                model(centres[names] + torch.randn(12, 20), tokens[names]), names
+            ).backward()
+            optimizer.step()
         names = torch.arange(3).repeat(20)
         similarity = model.eval().similarity(centres[names] + torch.randn(60, 20), tokens)
         assert (similarity.argmax(dim=1) == names).float().mean() > 0.9
@@ -183,7 +195,9 @@ def data(tmp_path_factory):
     for name, colour in COLOURS.items():
         (folder / "train" / name).mkdir(parents=True)
         for index in range(5):
-            pixels = np.clip(np.array(colour) + generator.normal(scale=20, size=(24, 24, 3)), 0, 255)
+            pixels = np.clip(
+                np.array(colour) + generator.normal(scale=20, size=(24, 24, 3)), 0, 255
+            )
             Image.fromarray(pixels.astype(np.uint8)).save(folder / "train" / name / f"{index}.png")
     images = open_images(folder, "train")
     names = [images.class_names[label] for label in images.labels]
@@ -192,17 +206,19 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def run():
-    images = DataConfig("none", size=16, min_crop=0.5, flip=True, normalisation_views=1)
+    images = DataConfig("none", size=16, min_crop=0.5, flip=True, normalization_views=1)
     return DualEncoderRun(images, CaptionsConfig("names", per_image=2, seed=0), SHAPE, [], seed=0)
 
 
 def shortened(run):
-    return replace(run, model=replace(SHAPE, optimiser=replace(OPTIMISER, steps=4)))
+    return replace(run, model=replace(SHAPE, optimizer=replace(OPTIMISER, steps=4)))
 
 
 class TestTraining:
     def test_features_are_those_of_wide_views_in_their_order(self, data, run, lite0, monkeypatch):
-        monkeypatch.setattr(dual_encoder, "VIEWS", 4)  # of 15 images: the last views are of a second epoch
+        monkeypatch.setattr(
+            dual_encoder, "VIEWS", 4
+        )  # of 15 images: the last views are of a second epoch
         features, positions = view_features(
             replace(run, model=replace(SHAPE, degraded_views=0)), data.images, [], lite0
         )
@@ -212,7 +228,9 @@ class TestTraining:
         assert [data.images.key(int(position)) for position in positions] == keys
         assert torch.equal(data.images.labels[positions], labels)
 
-    def test_degraded_and_reconstructed_views_come_with_the_position_of_their_image(self, data, run, lite0):
+    def test_degraded_and_reconstructed_views_come_with_the_position_of_their_image(
+        self, data, run, lite0
+    ):
         class Inverting:
             def reconstruct(self, images):
                 return 1 - images
@@ -225,7 +243,9 @@ class TestTraining:
         assert np.array_equal(positions, np.tile(order, 3))
         torch.testing.assert_close(features[:15], clean)
         views = training_views(data.images, 0, 15, 16, 0, kind="wide", flip=False)[0]
-        torch.testing.assert_close(features[30:], lite0_features(1 - views, lite0, size=SHAPE.image_size))
+        torch.testing.assert_close(
+            features[30:], lite0_features(1 - views, lite0, size=SHAPE.image_size)
+        )
         assert not torch.allclose(features[15:30], clean)
 
     def test_learns_the_captions_and_gives_equal_weights_again(self, data, run, lite0, tmp_path):
@@ -240,14 +260,18 @@ class TestTraining:
         with torch.no_grad():
             similarity = model.similarity(features, model.text_tokenizer.encode(TEXTS))
         found = [list(COLOURS)[place] for place in similarity.argmax(dim=1)]
-        assert np.mean([name == data.names[p] for name, p in zip(found, positions, strict=True)]) > 0.9
+        assert (
+            np.mean([name == data.names[p] for name, p in zip(found, positions, strict=True)]) > 0.9
+        )
 
         again, _ = train_dual_encoder(run, data, [], lite0, tmp_path / "second")
-        for value, other in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
+        for value, other in zip(
+            model.state_dict().values(), again.state_dict().values(), strict=True
+        ):
             assert torch.equal(value, other)
 
     def test_keeps_the_temperature_limited(self, data, run, lite0, tmp_path, monkeypatch):
-        monkeypatch.setattr("sitlib.dual_encoder.LARGEST_SCALE", 14.0)  # below the first one
+        monkeypatch.setattr("sitlib.model.dual_encoder.LARGEST_SCALE", 14.0)  # below the first one
         model, _ = train_dual_encoder(shortened(run), data, [], lite0, tmp_path / "checkpoints")
         assert model.log_scale.exp().item() <= 14.001
 

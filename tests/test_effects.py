@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sitlib.experiments.effects import (
+from workbook.effects import (
     contrast,
     difference,
     factorial_effects,
@@ -17,7 +17,8 @@ PHOTOGRAPHS = [f"p{i}" for i in range(42)]
 def row(values, *, photographs=PHOTOGRAPHS):
     """A row from scores [seeds, photographs]."""
     seeds = {
-        str(i): {"psnr": float(v.mean()), "by_photograph": {"psnr": v.tolist()}} for i, v in enumerate(values)
+        str(i): {"psnr": float(v.mean()), "by_photograph": {"psnr": v.tolist()}}
+        for i, v in enumerate(values)
     }
     return {"photographs": photographs, "seeds": seeds}
 
@@ -73,7 +74,9 @@ def test_factorial_effects_are_those_that_were_put_in():
     rows = experiment(rng, effects, seed_sd=1e-6, pair_sd=1e-6)
     found = factorial_effects(rows, cells, ["A", "B"])
     assert {name: round(e.value, 4) for name, e in found.items()} == truth
-    with_b, without_b = (contrast(rows, {cells[(1, b)]: 1.0, cells[(0, b)]: -1.0}).value for b in (1, 0))
+    with_b, without_b = (
+        contrast(rows, {cells[(1, b)]: 1.0, cells[(0, b)]: -1.0}).value for b in (1, 0)
+    )
     assert found["A x B"].value == pytest.approx((with_b - without_b) / 2)
 
 

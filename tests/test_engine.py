@@ -24,28 +24,32 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sitlib import engine as engines
-from sitlib import sampling, states, training
-from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig
 from sitlib.config import ConfigError, Profile, TextEncoderConfig, from_dict, load_profile
 from sitlib.data import CaptionedImages
-from sitlib.engine import ONE_PROCESS, Engine, Part, precision
-from sitlib.experiments import generators
-from sitlib.experiments.codes import Codes
-from sitlib.experiments.launch import LaunchError, launch_command, stream
-from sitlib.experiments.runs import AutoregressiveRun, Trained
-from sitlib.experiments.tokenizers import PICTURES, trained_tokenizer
+from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
+from sitlib.model.precision import best_device, mixed
+from sitlib.model.text import TextTokenizer
+from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.model.transformer import Block, BlockOptions, SequenceLayout, Transformer
 from sitlib.paths import ROOT, resolve
-from sitlib.precision import best_device, mixed
-from sitlib.sampling import generate
-from sitlib.states import StateError
-from sitlib.text import TextTokenizer
-from sitlib.tokenizer import SpectralTokenizer
-from sitlib.training import Phase, learning_rate_factor, make_optimiser, seed_everything, train
-from sitlib.transformer import Block, BlockOptions, SequenceLayout, Transformer
+from sitlib.sample import generate as sampling
+from sitlib.sample.generate import generate
+from sitlib.train import checkpoint as states
+from sitlib.train import engine as engines
+from sitlib.train import loop as training
+from sitlib.train.checkpoint import StateError
+from sitlib.train.engine import ONE_PROCESS, Engine, Part, precision
+from sitlib.train.loop import Phase, learning_rate_factor, make_optimizer, seed_everything, train
+from workbook import generators
+from workbook.codes import Codes
+from workbook.launch import LaunchError, launch_command, stream
+from workbook.runs import AutoregressiveRun, Trained
+from workbook.tokenizers import PICTURES, trained_tokenizer
 
 SMOKE = load_profile("smoke")
-OPTIMISER = replace(SMOKE.tokenizer.optimiser, steps=10, warmup_steps=4, checkpoint_every=3, log_every=1)
+OPTIMISER = replace(
+    SMOKE.tokenizer.optimizer, steps=10, warmup_steps=4, checkpoint_every=3, log_every=1
+)
 
 
 def network():
@@ -69,14 +73,14 @@ def test_one_process_trains_to_the_bit_what_a_plain_loop_trains(tmp_path):
     model = network()
     train([Phase(model, loss)], batch_at, OPTIMISER, checkpoints=tmp_path)
     plain = network()
-    optimiser = make_optimiser(plain, OPTIMISER)
+    optimizer = make_optimizer(plain, OPTIMISER)
     for step in range(OPTIMISER.steps):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = OPTIMISER.learning_rate * learning_rate_factor(step, OPTIMISER)
         loss(plain, batch_at(step, Part(0, 1)), step)[0].backward()
         nn.utils.clip_grad_norm_(plain.parameters(), OPTIMISER.clip_norm)
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -87,7 +91,9 @@ def test_parts_of_a_batch_are_all_of_it_in_order():
     assert [len(part[0]) for part in parts] == [3] * 4
     assert torch.equal(torch.cat([part[1] for part in parts]), batch[1])
     # Nothing else is sent along by a process that makes it.
-    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for part in parts for tensor in part)
+    assert all(
+        tensor.untyped_storage().nbytes() == tensor.nbytes for part in parts for tensor in part
+    )
 
 
 @pytest.mark.parametrize("what", [processes.tokenizer, processes.generator])
@@ -100,7 +106,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, what):
 def test_whoever_makes_the_batches_they_are_the_same(tmp_path, what):
     alone, _ = what(tmp_path / "thread", ONE_PROCESS)
     shared, _ = what(tmp_path / "workers", replace(ONE_PROCESS, data_workers=2))
-    for (name, ours), theirs in zip(shared.state_dict().items(), alone.state_dict().values(), strict=True):
+    for (name, ours), theirs in zip(
+        shared.state_dict().items(), alone.state_dict().values(), strict=True
+    ):
         assert torch.equal(ours, theirs), name
 
 
@@ -143,12 +151,22 @@ def assert_alike(ours, theirs):
     assert [sorted(row) for row in rows] == [sorted(row) for row in other_rows]
     for row, expected in zip(rows, other_rows, strict=True):
         for name in row.keys() - {"seconds"}:
-            assert row[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), (row["step"], name)
+            assert row[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), (
+                row["step"],
+                name,
+            )
 
 
 def test_two_processes_train_what_one_trains(tmp_path):
     """Weights, codebooks, restarts, adversary, texts and curve: with DDP, accumulated too, and sharded with a kill (gloo on CPUs)."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     result = subprocess.run(
         [*command, str(ROOT / "tests/processes.py"), str(tmp_path)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -168,7 +186,13 @@ def test_two_processes_train_what_one_trains(tmp_path):
     restarted = [row["restarted"] for row in one["tokenizer"][1]]
     assert sum(restarted) > 0 and restarted[0] == 0
     assert all(row["adversarial"] and row["discriminator"] for row in one["adversary"][1][3:])
-    for name in ("tokenizer-ddp", "adversary-ddp", "generator-ddp", "generator-fsdp", "captioned-fsdp"):
+    for name in (
+        "tokenizer-ddp",
+        "adversary-ddp",
+        "generator-ddp",
+        "generator-fsdp",
+        "captioned-fsdp",
+    ):
         weights, others = (torch.load(tmp_path / f"{name}-{rank}.pt") for rank in (0, 1))
         assert all(torch.equal(value, others[key]) for key, value in weights.items()), name
         rows = json.loads((tmp_path / f"{name}-0.json").read_text())
@@ -192,7 +216,8 @@ def test_a_state_of_one_process_is_gone_on_from_and_one_of_sharded_models_refuse
     progress = json.loads((state / "progress.json").read_text())
     (state / "progress.json").write_text(json.dumps(progress | {"kind": "sharded"}))
     with pytest.raises(
-        StateError, match="of sharded models, and engine.strategy asks for whole ones: set it to fsdp"
+        StateError,
+        match="of sharded models, and engine.strategy asks for whole ones: set it to fsdp",
     ):
         processes.generator(tmp_path, ONE_PROCESS)
 
@@ -217,15 +242,24 @@ def test_one_machine_is_started_with_torchrun_and_several_with_srun(tmp_path, mo
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     job = {"SLURM_JOB_NUM_NODES": "4", "SLURM_CPUS_PER_TASK": "64", "MASTER_ADDR": "a"}
     command = launch_command(replace(engine, machines=4), ["-m", "module"], job)
-    srun = ["srun", "--nodes", "4", "--ntasks-per-node", "1", "--kill-on-bad-exit=1", "--cpus-per-task", "64"]
+    srun = [
+        "srun",
+        "--nodes",
+        "4",
+        "--ntasks-per-node",
+        "1",
+        "--kill-on-bad-exit=1",
+        "--cpus-per-task",
+        "64",
+    ]
     assert command[: len(srun) + 1] == [*srun, sys.executable]
 
 
 FAILING = """
 import sys
-from sitlib.distributed import process_index, wait_for_all
-from sitlib.engine import join_processes
-from sitlib.experiments.launch import one_for_all
+from sitlib.train.distributed import process_index, wait_for_all
+from sitlib.train.engine import join_processes
+from workbook.launch import one_for_all
 join_processes()
 with one_for_all():
     if process_index() == 1:
@@ -235,11 +269,19 @@ with one_for_all():
 
 
 @pytest.mark.parametrize(
-    ("error", "told"), [("OSError(28, 'no room')", "disk is full"), ("KeyError('x')", "KeyError: 'x'")]
+    ("error", "told"),
+    [("OSError(28, 'no room')", "disk is full"), ("KeyError('x')", "KeyError: 'x'")],
 )
 def test_an_error_in_one_process_is_told_and_ends_the_others(tmp_path, error, told):
     (tmp_path / "failing.py").write_text(FAILING.format(error=error))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     result = subprocess.run(
         [*command, str(tmp_path / "failing.py")],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -253,12 +295,12 @@ def test_an_error_in_one_process_is_told_and_ends_the_others(tmp_path, error, to
 @pytest.mark.parametrize(("machines", "nodes"), [(1, 8), (4, 2), (2, 1)])
 def test_a_slurm_job_of_more_or_fewer_nodes_than_machines_is_refused(machines, nodes):
     engine = replace(ONE_PROCESS, strategy="ddp", processes=8, machines=machines)
-    sentence = (
-        rf"job has {nodes} node\(s\), .* is {machines}: .*--nodes={machines}\), or set machines: {nodes}\."
-    )
+    sentence = rf"job has {nodes} node\(s\), .* is {machines}: .*--nodes={machines}\), or set machines: {nodes}\."
     with pytest.raises(LaunchError, match=sentence):
         launch_command(engine, [], {"SLURM_JOB_NUM_NODES": str(nodes), "MASTER_ADDR": "a"})
-    command = launch_command(replace(engine, machines=1), ["-m", "module"], {"SLURM_JOB_NUM_NODES": "1"})
+    command = launch_command(
+        replace(engine, machines=1), ["-m", "module"], {"SLURM_JOB_NUM_NODES": "1"}
+    )
     assert command[-3:] == ["--standalone", "-m", "module"]
 
 
@@ -271,7 +313,9 @@ def test_the_slurm_script_asks_for_what_its_profile_uses():
 
 
 @pytest.mark.parametrize("restarts", [0, 1])
-def test_the_slurm_script_checks_its_nodes_and_after_a_requeue_removes_dvcs_marks(tmp_path, restarts):
+def test_the_slurm_script_checks_its_nodes_and_after_a_requeue_removes_dvcs_marks(
+    tmp_path, restarts
+):
     programs, marks = tmp_path / "programs", tmp_path / ".dvc/tmp/rwlock"
     for file, text in (
         (programs / "python", '#!/bin/sh\necho "$@" >> called\n'),
@@ -288,9 +332,11 @@ def test_the_slurm_script_checks_its_nodes_and_after_a_requeue_removes_dvcs_mark
         "SLURM_JOB_NODELIST": "nodes",
         "SLURM_RESTART_COUNT": str(restarts),
     }
-    subprocess.run(["bash", ROOT / "scripts/slurm.sh", "-S", "data_folder=x"], env=environment, check=True)
+    subprocess.run(
+        ["bash", ROOT / "scripts/slurm.sh", "-S", "data_folder=x"], env=environment, check=True
+    )
     assert (tmp_path / "called").read_text().splitlines() == [
-        "-m sitlib.experiments.preflight --profile paper --nodes",
+        "-m workbook.preflight --profile paper --nodes",
         "-m dvc exp run --set-param profile=paper -S data_folder=x",
     ]
     assert marks.exists() == (not restarts)
@@ -316,8 +362,8 @@ def test_a_profile_of_two_machines_trains_on_two(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     profile = load_profile("smoke")
     section, seed = profile.tokenizer, 20_270_001
-    optimiser = replace(section.optimiser, steps=6, log_every=1)
-    tokenizer = replace(section, loss=replace(section.loss, lpips=0.0), optimiser=optimiser)
+    optimizer = replace(section.optimizer, steps=6, log_every=1)
+    tokenizer = replace(section, loss=replace(section.loss, lpips=0.0), optimizer=optimizer)
     profile = replace(profile, tokenizer=tokenizer)
     engine = replace(ONE_PROCESS, strategy="ddp", machines=2)
     try:
@@ -336,7 +382,7 @@ def test_a_profile_of_two_machines_trains_on_two(tmp_path, monkeypatch):
 
 
 def trained_tokenizer_here(profile, seed, monkeypatch, folder):
-    from sitlib.experiments import runs
+    from workbook import runs
 
     monkeypatch.setattr(runs, "resolve", lambda path: folder / path)
     monkeypatch.setattr(runs, "checkpoint_folder", lambda key: folder / "states")
@@ -356,8 +402,8 @@ KILLED = """
 
     def fit(name):
         model = t.network()
-        optimiser = replace(t.OPTIMISER, steps=120, checkpoint_every=2, log_every=2)
-        t.train([t.Phase(model, t.loss)], t.batch_at, optimiser, checkpoints=folder / name)
+        optimizer = replace(t.OPTIMISER, steps=120, checkpoint_every=2, log_every=2)
+        t.train([t.Phase(model, t.loss)], t.batch_at, optimizer, checkpoints=folder / name)
         torch.save(model.state_dict(), folder / f"{{name}}.pt")
 
     def child(name):
@@ -432,7 +478,10 @@ def test_a_full_disk_ends_with_a_sentence_and_the_last_good_state(tmp_path, monk
     with pytest.raises(StateError) as caught:
         train([Phase(network(), watched)], batch_at, OPTIMISER, checkpoints=tmp_path)
     said = str(caught.value)
-    assert "No space left on device" in said and "That of step 00000006 is intact and takes 0.0 GiB" in said
+    assert (
+        "No space left on device" in said
+        and "That of step 00000006 is intact and takes 0.0 GiB" in said
+    )
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000006"]
     model = network()
@@ -457,11 +506,13 @@ def test_the_lock_of_a_killed_process_holds_nobody_up(tmp_path):
     program = f"""
 import os, signal
 from pathlib import Path
-from sitlib.states import locked
+from sitlib.train.checkpoint import locked
 with locked(Path({str(tmp_path)!r})):
     os.kill(os.getpid(), signal.SIGKILL)
 """
-    died = subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    died = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
     assert died.returncode == -signal.SIGKILL and states.lock_file(tmp_path).exists()
     with states.locked(tmp_path):
         pass
@@ -508,7 +559,12 @@ FAST = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.C
 
 every_device = pytest.mark.parametrize(
     "device",
-    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))],
+    [
+        "cpu",
+        pytest.param(
+            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+        ),
+    ],
 )
 
 
@@ -516,7 +572,9 @@ every_device = pytest.mark.parametrize(
 @pytest.mark.parametrize("case", ["full", "scale_causal", "causal", "padded", "cross"])
 def test_no_attention_falls_back_to_materialised_scores(case, device):
     options = BlockOptions(cross_attention=case == "cross")
-    model = Transformer(2, 128, 2, num_types=2 if case == "scale_causal" else 1, options=options).to(device)
+    model = Transformer(
+        2, 128, 2, num_types=2 if case == "scale_causal" else 1, options=options
+    ).to(device)
     x = torch.randn(2, 64, 128, device=device)
     mask = torch.arange(64, device=device) < torch.tensor([[40], [64]], device=device)
     with sdpa_kernel(FAST), torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
@@ -533,13 +591,19 @@ def test_sampling_falls_back_to_no_materialised_scores(monkeypatch, kind, static
     """With and without a prefix; the mask of a static cache rules flash attention out, not the memory-efficient one."""
     new_cache = Transformer.new_cache
     monkeypatch.setattr(
-        Transformer, "new_cache", lambda self, size, length, _: new_cache(self, size, length, static)
+        Transformer,
+        "new_cache",
+        lambda self, size, length, _: new_cache(self, size, length, static),
     )
     if not static:  # only steps on a static cache can be recorded
-        monkeypatch.setattr(sampling, "CapturedSteps", lambda model, writing: partial(model.proceed, writing))
+        monkeypatch.setattr(
+            sampling, "CapturedSteps", lambda model, writing: partial(model.proceed, writing)
+        )
     texts = TextTokenizer.train(["a cat", "a dog"], 300, 16)
     text = TextEncoderConfig(layers=1, vocabulary=300, max_tokens=16) if kind == "text" else None
-    shape = replace(SMOKE.autoregressive_variant("ar_sit4"), width=128, heads=2, layers=1, text=text)
+    shape = replace(
+        SMOKE.autoregressive_variant("ar_sit4"), width=128, heads=2, layers=1, text=text
+    )
     described = ([], texts.to_json()) if text else (["cat", "dog"], None)
     model = AutoregressiveModel(CodeModelConfig(shape, 2, 4, 20, 2, *described)).to(device)
     prompts = ["a cat", "a dog"] if text else torch.tensor([0, 1])
@@ -598,7 +662,10 @@ def test_blocks_that_read_texts_compile_and_are_computed_again_whatever_the_leng
 def test_a_block_compiles_as_one_graph():
     torch.manual_seed(0)
     block = Block(32, 2, 4.0, num_types=2)
-    streams, layout = [torch.randn(2, 4, 32), torch.randn(2, 8, 32)], SequenceLayout(3, 4, "scale_causal")
+    streams, layout = (
+        [torch.randn(2, 4, 32), torch.randn(2, 8, 32)],
+        SequenceLayout(3, 4, "scale_causal"),
+    )
     compiled = torch.compile(block, backend="eager", fullgraph=True)
     for ours, theirs in zip(compiled(streams, layout), block(streams, layout), strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -607,7 +674,15 @@ def test_a_block_compiles_as_one_graph():
 class Waits(TorchDispatchMode):
     """Refuses what a GPU has to be waited for: numbers that Python reads, and results whose size depends on numbers."""
 
-    names = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount", "_unique2", "unique_dim")
+    names = (
+        "_local_scalar_dense",
+        "nonzero",
+        "masked_select",
+        "equal",
+        "bincount",
+        "_unique2",
+        "unique_dim",
+    )
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
@@ -631,11 +706,11 @@ def nothing_waits():
         torch.cuda.set_sync_debug_mode("default")
 
 
-def adversary(folder, **optimiser):
+def adversary(folder, **optimizer):
     """Codes restart on GPUs only: there for all codes, because a CPU first looks how many are needed."""
     settings = {"lpips": 0.0, "restart_after": 2 * torch.cuda.is_available(), "smaller": 0.3}
-    optimiser = {"steps": 6, "batch_size": 8, "checkpoint_every": 3, **optimiser}
-    return processes.adversary(folder, ONE_PROCESS, loss=settings, optimiser=optimiser)
+    optimizer = {"steps": 6, "batch_size": 8, "checkpoint_every": 3, **optimizer}
+    return processes.adversary(folder, ONE_PROCESS, loss=settings, optimizer=optimizer)
 
 
 @pytest.mark.parametrize(
@@ -681,7 +756,7 @@ def test_what_waits_for_the_gpu_is_noticed():
 
 
 def test_pictures_are_written_and_do_not_change_what_is_trained(tmp_path, monkeypatch):
-    monkeypatch.setattr("sitlib.training.resolve", lambda path: tmp_path / path)
+    monkeypatch.setattr("sitlib.train.loop.resolve", lambda path: tmp_path / path)
     models = []
     for every in (0, 4):
         models.append(network())
@@ -700,7 +775,9 @@ def test_pictures_are_written_and_do_not_change_what_is_trained(tmp_path, monkey
 
 
 def test_trackers_get_every_row(tmp_path, monkeypatch):
-    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    event_accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
     monkeypatch.setattr(engines, "resolve", lambda path: tmp_path / path)
     engine = replace(ONE_PROCESS, trackers=["tensorboard"])
     rows = train(
@@ -711,7 +788,9 @@ def test_trackers_get_every_row(tmp_path, monkeypatch):
         engine=engine,
         title="net, seed 0",
     )
-    events = event_accumulator.EventAccumulator(str(tmp_path / "scratch/trackers/net-seed-0-states"))
+    events = event_accumulator.EventAccumulator(
+        str(tmp_path / "scratch/trackers/net-seed-0-states")
+    )
     events.Reload()
     found = [(event.step, event.value) for event in events.Scalars("l2")]
     assert found == [(row["step"], pytest.approx(row["l2"])) for row in rows]
@@ -719,7 +798,9 @@ def test_trackers_get_every_row(tmp_path, monkeypatch):
 
 def test_trackers_get_a_row_once_when_a_run_is_killed_and_goes_on(tmp_path, monkeypatch):
     """It goes on from step 6, after it has told of step 8: a curve in TensorBoard has these steps once."""
-    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    event_accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
     monkeypatch.setattr(engines, "resolve", lambda path: tmp_path / path)
 
     def watched(module, batch, step):
@@ -771,15 +852,18 @@ def test_samples_are_shown_while_a_generator_trains(tmp_path, monkeypatch, varia
     """Given a class or a text; nothing that it shows changes what is learned."""
     pytest.importorskip("tensorboard")
     profile = processes.PROFILE
-    optimiser = {"steps": 6, "batch_size": 4, "log_every": 3, "checkpoint_every": 3}
+    optimizer = {"steps": 6, "batch_size": 4, "log_every": 3, "checkpoint_every": 3}
     run = AutoregressiveRun.of(profile, variant, 0)
-    run = replace(run, optimiser=replace(run.optimiser, **optimiser))
+    run = replace(run, optimizer=replace(run.optimizer, **optimizer))
     seed_everything(0)
     tokenizer = Trained(SpectralTokenizer(run.codes.tokenizer.model).eval(), {}, tmp_path)
     monkeypatch.setattr(generators, "trained_tokenizer", lambda *_: tokenizer)
     maps, texts, labels = torch.randint(64, (10, 4, 16)), None, torch.arange(10) % 2
     if run.codes.captions is not None:
-        texts, labels = CaptionedImages([], [["a cat"], ["a hat"]] * 5, list("abcdefghij")), torch.arange(10)
+        texts, labels = (
+            CaptionedImages([], [["a cat"], ["a hat"]] * 5, list("abcdefghij")),
+            torch.arange(10),
+        )
     codes = Codes(maps, labels, maps, labels, ["a", "b"] if texts is None else [])
     models = []
     for name, engine in {"shown": SHOWN, "plain": ONE_PROCESS}.items():
@@ -801,9 +885,18 @@ def test_what_cannot_be_shown_costs_no_state(tmp_path, monkeypatch, broken):
             raise OSError("the tracker is not there")
 
     monkeypatch.setattr(Engine, broken, fails)
-    options = {"engine": replace(ONE_PROCESS, images_every=3), "pictures": lambda: torch.rand(3, 3, 8, 8)}
+    options = {
+        "engine": replace(ONE_PROCESS, images_every=3),
+        "pictures": lambda: torch.rand(3, 3, 8, 8),
+    }
     with pytest.raises(OSError, match="the tracker is not there"):
-        train([Phase(network(), loss)], batch_at, OPTIMISER, checkpoints=tmp_path / "states", **options)
+        train(
+            [Phase(network(), loss)],
+            batch_at,
+            OPTIMISER,
+            checkpoints=tmp_path / "states",
+            **options,
+        )
     assert [path.name for path in (tmp_path / "states").iterdir()] == ["step-00000006"]
 
 
@@ -856,7 +949,8 @@ def test_a_gpus_precision_is_refused_on_a_cpu(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "chosen"), [({"amx_bf16": True}, "bf16"), ({"avx512_bf16": True}, "no"), ({}, "no")]
+    ("capabilities", "chosen"),
+    [({"amx_bf16": True}, "bf16"), ({"avx512_bf16": True}, "no"), ({}, "no")],
 )
 def test_a_cpu_computes_in_bf16_if_it_multiplies_matrices_in_it(monkeypatch, capabilities, chosen):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -865,7 +959,9 @@ def test_a_cpu_computes_in_bf16_if_it_multiplies_matrices_in_it(monkeypatch, cap
 
 
 @pytest.mark.parametrize(("has_bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
-def test_trained_models_are_used_in_a_gpus_precision_and_on_a_cpu_in_their_own(monkeypatch, has_bf16, dtype):
+def test_trained_models_are_used_in_a_gpus_precision_and_on_a_cpu_in_their_own(
+    monkeypatch, has_bf16, dtype
+):
     with mixed(torch.device("cpu")):
         assert not torch.is_autocast_enabled("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

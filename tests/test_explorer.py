@@ -21,7 +21,7 @@ from test_applications import CLASSES, PLAIN, model_of, photographs, tokenizer_o
 
 from sitlib.data import ImageError
 from sitlib.paths import ROOT
-from sitlib.reporting.explorer import (
+from workbook.reporting.explorer import (
     WAVELETS,
     Pictures,
     PromptPanel,
@@ -53,7 +53,9 @@ def test_an_image_without_a_band_lacks_that_band_and_nothing_else(wavelet, level
     whole = panel.draw(**values)["without the band"]
     torch.testing.assert_close(whole, photographs(3)[0], atol=1e-4, rtol=0)
     rest = panel.draw(**values | {"zeroed": (levels, -1)})["without the band"]
-    thirds = [panel.draw(**values | {"zeroed": (levels, third)})["without the band"] for third in range(3)]
+    thirds = [
+        panel.draw(**values | {"zeroed": (levels, third)})["without the band"] for third in range(3)
+    ]
     torch.testing.assert_close(sum(whole - x for x in thirds), whole - rest, atol=1e-4, rtol=0)
     assert (whole - rest).abs().max() > 0.02
 
@@ -64,7 +66,9 @@ def test_an_edit_keeps_what_it_says_and_answers_an_empty_caption_in_words():
     whole = panel.draw(**values | {"keep": 5})
     torch.testing.assert_close(whole["edited"], tokenizer_of().reconstruct(photographs(3)[:1])[0])
     drawn = panel.draw(**values | {"keep": 2})
-    assert drawn["what stays"].shape == (3, 8, 8) and not torch.equal(drawn["edited"], whole["edited"])
+    assert drawn["what stays"].shape == (3, 8, 8) and not torch.equal(
+        drawn["edited"], whole["edited"]
+    )
     before = shown(live)
     panel.controls["keep"].value = 0
     assert shown(live)[2] != before[2]
@@ -130,14 +134,19 @@ def test_an_image_of_the_user_joins_every_menu_and_is_shown():
     about = {"type": "image/png", "size": 1, "last_modified": datetime.now()}
     button.value = ({"name": "mine.png", "content": png(), **about},)
     assert all("mine.png" in picker.options for picker in own.pickers.values())
-    assert own.images["mine.png"].shape == (3, 64, 64) and panels[0].controls["name"].value == "mine.png"
+    assert (
+        own.images["mine.png"].shape == (3, 64, 64)
+        and panels[0].controls["name"].value == "mine.png"
+    )
     assert (
         panels[1].controls["first"].value == "mine.png"
         and panels[1].controls["second"].value == "photograph 1"
     )
     assert shown(live)[0] == png_of(own.images["mine.png"])
     before = shown(live)
-    button.value = ({"name": "mine.png", "content": png(colour="blue"), **about},)  # the same name again
+    button.value = (
+        {"name": "mine.png", "content": png(colour="blue"), **about},
+    )  # the same name again
     assert shown(live)[0] == png_of(own.images["mine.png"]) != before[0]
     drawn = panels[1].draw(**panels[1].values())
     torch.testing.assert_close(
@@ -153,11 +162,19 @@ def test_an_image_of_the_user_joins_every_menu_and_is_shown():
 @pytest.mark.parametrize("kind", ["class", "text"])
 def test_previews_appear_and_the_one_that_is_chosen_is_finished(kind):
     panel = PromptPanel(
-        model_of(kind), tokenizer_of(), PLAIN, CLASSES[1] if kind == "class" else "a red cat", count=3
+        model_of(kind),
+        tokenizer_of(),
+        PLAIN,
+        CLASSES[1] if kind == "class" else "a red cat",
+        count=3,
     )
     live = panel.live()
     buttons = {button.description: button for button in widgets_in(live, ipywidgets.Button)}
-    assert [name for name in buttons if name.startswith("Finish")] == ["Finish 1", "Finish 2", "Finish 3"]
+    assert [name for name in buttons if name.startswith("Finish")] == [
+        "Finish 1",
+        "Finish 2",
+        "Finish 3",
+    ]
     finished = widgets_in(live, ipywidgets.Image)[-1]
     assert finished.layout.display == "none"
     buttons["Finish 2"].click()
@@ -187,7 +204,11 @@ def test_static_figures_show_every_example():
 
 def browser_or_reason():
     """Path of an installed Chromium, or why the browser test is skipped."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    path = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if path is None:
         return None, "no Chromium is installed (Debian: apt install chromium)"
     try:
@@ -229,7 +250,14 @@ def lab(tmp_path):
         "JUPYTER_PREFER_ENV_PATH": "1",
         "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}",
     }
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", f"--ServerApp.port={port}", "--allow-root"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        f"--ServerApp.port={port}",
+        "--allow-root",
+    ]
     options = [f"--ServerApp.root_dir={tmp_path}", "--IdentityProvider.token="]
     log = (tmp_path / "lab.log").open("w")
     server = subprocess.Popen([*command, *options], env=environment, stdout=log, stderr=log)
@@ -260,10 +288,12 @@ def test_the_explorer_lives_in_jupyterlab(lab, tmp_path):
         expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=60_000)
         page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
         page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
-        panels = page.locator(".jupyter-widgets.widget-vbox", has=page.locator(".widget-slider")).locator(
-            "xpath=self::*[not(ancestor::*[contains(@class, 'widget-vbox')])]"
+        panels = page.locator(
+            ".jupyter-widgets.widget-vbox", has=page.locator(".widget-slider")
+        ).locator("xpath=self::*[not(ancestor::*[contains(@class, 'widget-vbox')])]")
+        expect(page.get_by_role("button", name="Finish 1", exact=True)).to_be_visible(
+            timeout=100_000
         )
-        expect(page.get_by_role("button", name="Finish 1", exact=True)).to_be_visible(timeout=100_000)
         assert page.locator(".jp-OutputArea-output[data-mime-type*='error']").count() == 0
         first = panels.first
         first.scroll_into_view_if_needed()
@@ -278,7 +308,9 @@ def test_the_explorer_lives_in_jupyterlab(lab, tmp_path):
         slider = first.get_by_role("slider").first
         slider.focus()
         slider.press("ArrowLeft")
-        page.wait_for_function("([image, old]) => image.src !== old", arg=[middle.element_handle(), before])
+        page.wait_for_function(
+            "([image, old]) => image.src !== old", arg=[middle.element_handle(), before]
+        )
         expect(first).to_contain_text(re.compile(r"drawn in \d+ ms"))
         own, before = tmp_path / "own.png", images.first.get_attribute("src")
         Image.new("RGB", (80, 100), "orange").save(own)
@@ -292,13 +324,17 @@ def test_the_explorer_lives_in_jupyterlab(lab, tmp_path):
         mixed = panels.nth(1).locator("img").last
         before = mixed.get_attribute("src")
         panels.nth(1).get_by_role("checkbox").first.check()
-        page.wait_for_function("([image, old]) => image.src !== old", arg=[mixed.element_handle(), before])
+        page.wait_for_function(
+            "([image, old]) => image.src !== old", arg=[mixed.element_handle(), before]
+        )
         page.get_by_role("button", name="Finish 2", exact=True).click()
         expect(page.get_by_text("preview 2 finished in")).to_be_visible()
         if SCREENSHOTS is not None:
             for panel in (panels.nth(0), panels.nth(1)):
                 panel.locator("select").first.select_option("photograph 1")
             page.wait_for_timeout(1000)
-            for panel, name in zip(panels.all(), ("bands", "scales", "edits", "prompts"), strict=True):
+            for panel, name in zip(
+                panels.all(), ("bands", "scales", "edits", "prompts"), strict=True
+            ):
                 panel.screenshot(path=ROOT / SCREENSHOTS / f"explorer-{name}.png")
         browser.close()

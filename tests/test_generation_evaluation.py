@@ -8,9 +8,10 @@ import torch
 from test_applications import model_of
 
 from sitlib.config import load_profile
-from sitlib.experiments import generation_evaluation
-from sitlib.experiments.codes import held_out_wide
-from sitlib.experiments.generation_evaluation import (
+from sitlib.model.tokenizer import SpectralTokenizer
+from workbook import generation_evaluation
+from workbook.codes import held_out_wide
+from workbook.generation_evaluation import (
     held_out_nats,
     inception_scores,
     load_second_scores,
@@ -18,13 +19,14 @@ from sitlib.experiments.generation_evaluation import (
     sampled_labels,
     second_decoder_scores,
 )
-from sitlib.tokenizer import SpectralTokenizer
 
 PROFILE = load_profile("smoke")
 
 
 def test_held_out_nats_are_those_of_a_float64_model_one_sequence_at_a_time(monkeypatch):
-    monkeypatch.setattr(generation_evaluation, "BATCH", 3)  # 7 sequences: a part of a batch at the end
+    monkeypatch.setattr(
+        generation_evaluation, "BATCH", 3
+    )  # 7 sequences: a part of a batch at the end
     model = model_of("class")
     scales, tokens = model.config.num_scales, model.config.tokens_per_scale
     generator = torch.Generator().manual_seed(0)
@@ -39,7 +41,9 @@ def test_held_out_nats_are_those_of_a_float64_model_one_sequence_at_a_time(monke
                 for token in range(tokens):
                     right = logits[scale, token, one[scale, token]]
                     wanted[scale] += (logits[scale, token].logsumexp(0) - right) / (7 * tokens)
-    torch.testing.assert_close(torch.tensor(found["nats_by_scale"]).double(), wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        torch.tensor(found["nats_by_scale"]).double(), wanted, atol=1e-5, rtol=1e-5
+    )
     assert found["nats_per_token"] == pytest.approx(float(wanted.mean()), rel=1e-5)
 
 
@@ -73,7 +77,9 @@ def test_features_do_not_depend_on_the_parts_in_which_views_are_made(monkeypatch
         assert torch.equal(parts[name], features)
 
 
-def test_the_inception_network_judges_all_samples_against_all_views_where_it_is_asked_for(monkeypatch):
+def test_the_inception_network_judges_all_samples_against_all_views_where_it_is_asked_for(
+    monkeypatch,
+):
     judged, originals = [], []
 
     class Judge:

@@ -16,7 +16,6 @@ from skimage import data
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 
-from sitlib.lite0 import Lite0, SameConv, load_lite0
 from sitlib.metrics import (
     InceptionError,
     InceptionMetrics,
@@ -31,6 +30,7 @@ from sitlib.metrics import (
     split_distance,
 )
 from sitlib.metrics import generation as generation_module
+from sitlib.metrics.efficientnet import Lite0, SameConv, load_lite0
 
 
 def normal_features(seed, count, dim, scale=1.0, shift=0.0):
@@ -82,7 +82,9 @@ class TestDistances:
         x = normal_features(2, 500, 6)
         x = x - x.mean(0)
         x = x @ torch.linalg.inv(torch.linalg.cholesky(x.T @ x / 499)).T
-        assert frechet_distance(x, 2 * x + torch.tensor([3.0, 0, 0, 0, 0, 0])) == pytest.approx(9 + 6)
+        assert frechet_distance(x, 2 * x + torch.tensor([3.0, 0, 0, 0, 0, 0])) == pytest.approx(
+            9 + 6
+        )
 
     @given(seed=st.integers(0, 2**31), count=st.integers(2, 40))
     @settings(max_examples=25, deadline=None)
@@ -121,7 +123,11 @@ class TestDistances:
 
     def test_split_distance_shrinks_with_more_images(self):
         features = normal_features(0, 800, 16)
-        assert split_distance(features) < split_distance(features[:100]) < split_distance(features[:24])
+        assert (
+            split_distance(features)
+            < split_distance(features[:100])
+            < split_distance(features[:24])
+        )
         assert (
             split_distance(features, seed=1)
             == split_distance(features, seed=1)
@@ -154,7 +160,9 @@ def naive_precision_recall(features, references, neighbours):
     def covered(points, centres):
         radii = [sorted(np.linalg.norm(centres - centre, axis=1))[neighbours] for centre in centres]
         balls = list(zip(centres, radii, strict=True))
-        return np.mean([any(np.linalg.norm(point - c) <= radius for c, radius in balls) for point in points])
+        return np.mean(
+            [any(np.linalg.norm(point - c) <= radius for c, radius in balls) for point in points]
+        )
 
     return covered(features, references), covered(references, features)
 
@@ -177,7 +185,9 @@ class TestPrecisionRecall:
         """Points of a small grid: many lie exactly on a ball's boundary, and some balls have radius 0."""
         generator = np.random.default_rng(0)
         features, references = (generator.integers(4, size=(40, 2)).astype(float) for _ in range(2))
-        found = precision_recall(torch.from_numpy(features), torch.from_numpy(references), neighbours=2)
+        found = precision_recall(
+            torch.from_numpy(features), torch.from_numpy(references), neighbours=2
+        )
         assert found == pytest.approx(naive_precision_recall(features, references, 2))
 
     def test_does_not_depend_on_blocks(self, monkeypatch):
@@ -266,7 +276,9 @@ class TestLite0:
         noise = torch.randn(views.shape, generator=torch.Generator().manual_seed(0))
 
         def blurred(size):
-            return torch.nn.functional.avg_pool2d(views, size, 1, size // 2, count_include_pad=False)
+            return torch.nn.functional.avg_pool2d(
+                views, size, 1, size // 2, count_include_pad=False
+            )
 
         for distorted in (
             [blurred(k) for k in (3, 7)],
@@ -286,7 +298,11 @@ class TestLite0:
             *features, subset_size=8, seed=3
         )
         protocol = result["protocol"]
-        assert (protocol["samples"], protocol["reference_images"], protocol["kid_subset_size"]) == (16, 16, 8)
+        assert (protocol["samples"], protocol["reference_images"], protocol["kid_subset_size"]) == (
+            16,
+            16,
+            8,
+        )
         assert "rank deficient" in protocol["covariance"]
         assert not any(key.lower() == "fid" for key in result)
         assert "precision" not in result and "neighbours" not in protocol
@@ -296,7 +312,9 @@ class TestLite0:
         features = normal_features(0, 20, 1280), normal_features(0, 30, 1280)
         plain = generation_metrics(*features, kid_subset_size=8)
         result = generation_metrics(*features, kid_subset_size=8, neighbours=2)
-        assert (result.pop("precision"), result.pop("recall")) == precision_recall(*features, neighbours=2)
+        assert (result.pop("precision"), result.pop("recall")) == precision_recall(
+            *features, neighbours=2
+        )
         assert result["protocol"].pop("neighbours") == 2 and result == plain
 
     def test_bad_samples(self, photo_views, tmp_path):
@@ -319,7 +337,9 @@ class TestClassifierScore:
         logits = 3 * np.random.default_rng(seed).normal(size=(count, classes))
         p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
         divergences = [(row * np.log(row / p.mean(0))).sum() for row in p]
-        assert classifier_score(torch.from_numpy(logits)) == pytest.approx(np.exp(np.mean(divergences)))
+        assert classifier_score(torch.from_numpy(logits)) == pytest.approx(
+            np.exp(np.mean(divergences))
+        )
 
     def test_of_known_classifiers(self):
         sure = 1000 * torch.eye(5).repeat(4, 1)  # every class, with certainty
@@ -338,7 +358,9 @@ class TestClassifierScore:
 
     def test_the_lite0_score_needs_one_pass_only(self, lite0, photo_views):
         features = lite0_features(photo_views[::6], lite0)
-        assert lite0_score(features, lite0) == pytest.approx(classifier_score(lite0.logits(photo_views[::6])))
+        assert lite0_score(features, lite0) == pytest.approx(
+            classifier_score(lite0.logits(photo_views[::6]))
+        )
 
 
 class TestInception:
@@ -372,7 +394,9 @@ class TestInception:
             lambda feature: FrechetInceptionDistance(network),
         )
         monkeypatch.setattr(
-            torchmetrics.image.inception, "InceptionScore", lambda: InceptionScore(network, splits=1)
+            torchmetrics.image.inception,
+            "InceptionScore",
+            lambda: InceptionScore(network, splits=1),
         )
         images, references = photo_views[:40].flip(-1) - 0.2, photo_views
         metrics = InceptionMetrics()

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from sitlib.config import load_profile
-from sitlib.engine import Part
-from sitlib.experiments import generators
-from sitlib.experiments.codes import Codes
-from sitlib.experiments.runs import AutoregressiveRun
+from sitlib.train.engine import Part
+from workbook import generators
+from workbook.codes import Codes
+from workbook.runs import AutoregressiveRun
 
 PROFILE = load_profile("smoke")
 IMAGES, STEPS, DROPOUT = 40, 60, 0.25
@@ -20,7 +20,9 @@ IMAGES, STEPS, DROPOUT = 40, 60, 0.25
 def training(request, monkeypatch, tmp_path):
     """(model, codes, captions or None, batches) of a variant, of which every image has codes of its own."""
     usual = AutoregressiveRun.of(PROFILE, request.param, 0)
-    run = replace(usual, model=replace(usual.model, condition_dropout=DROPOUT, code_noise=0.0, text_noise=0))
+    run = replace(
+        usual, model=replace(usual.model, condition_dropout=DROPOUT, code_noise=0.0, text_noise=0)
+    )
     digits = torch.stack([torch.arange(IMAGES) // 16, torch.arange(IMAGES) % 16], dim=1)
     maps = digits.repeat(1, 32).view(IMAGES, 4, 16)
     is_text = usual.model.text is not None
@@ -34,7 +36,11 @@ def training(request, monkeypatch, tmp_path):
         return []
 
     monkeypatch.setattr(generators, "train", caught)
-    texts = SimpleNamespace(captions=captions, names=[str(i) for i in range(IMAGES)]) if is_text else None
+    texts = (
+        SimpleNamespace(captions=captions, names=[str(i) for i in range(IMAGES)])
+        if is_text
+        else None
+    )
     generators._train(run, codes, texts, tmp_path, "", PROFILE.engine, None)
     return found.model, codes, captions, [found.batch_at(step, Part(0, 1)) for step in range(STEPS)]
 
@@ -52,7 +58,9 @@ def test_a_share_of_the_conditions_is_hidden_and_nothing_else_is(training):
             true = model.text_tokenizer.encode([captions[i][0] for i in images.tolist()])
             true = true[:, : condition.shape[1]]
         nothing = model.unconditional(true)
-        kept, hidden = ((condition == wanted).view(len(images), -1).all(1) for wanted in (true, nothing))
+        kept, hidden = (
+            (condition == wanted).view(len(images), -1).all(1) for wanted in (true, nothing)
+        )
         assert torch.equal(kept, ~hidden)
         is_hidden.append(hidden)
     share = torch.cat(is_hidden).float().mean()

@@ -27,7 +27,11 @@ def resampled(statistic, groups, resamples, seed):
     rng = np.random.default_rng(seed)
     draws = rng.multinomial(len(places), np.full(len(places), 1 / len(places)), resamples)
     return [
-        statistic(np.concatenate([np.repeat(place, times) for place, times in zip(places, row, strict=True)]))
+        statistic(
+            np.concatenate(
+                [np.repeat(place, times) for place, times in zip(places, row, strict=True)]
+            )
+        )
         for row in draws
     ]
 
@@ -51,7 +55,9 @@ class TestInterval:
 
     def test_more_equal_views_of_a_photograph_do_not_narrow_it(self):
         values, groups = np.arange(10.0), [f"photo{i}" for i in range(10)]
-        once, often = (bootstrap_interval(np.repeat(values, n), np.repeat(groups, n)) for n in (1, 20))
+        once, often = (
+            bootstrap_interval(np.repeat(values, n), np.repeat(groups, n)) for n in (1, 20)
+        )
         assert often == pytest.approx(once)
         as_if_independent = bootstrap_interval(np.repeat(values, 20), range(200))
         assert np.diff(as_if_independent) < 0.4 * np.diff(once)
@@ -61,7 +67,10 @@ class TestInterval:
         rng, hits = np.random.default_rng(0), {"photographs": 0, "views": 0}
         for seed in range(300):
             values = np.repeat(rng.normal(size=40), 3) + 0.2 * rng.normal(size=120)
-            for name, groups in (("photographs", np.repeat(np.arange(40), 3)), ("views", np.arange(120))):
+            for name, groups in (
+                ("photographs", np.repeat(np.arange(40), 3)),
+                ("views", np.arange(120)),
+            ):
                 low, high = bootstrap_interval(values, groups, resamples=500, seed=seed)
                 hits[name] += low < 0 < high
         assert 0.88 < hits["photographs"] / 300 < 0.98
@@ -99,14 +108,18 @@ class TestPairs:
     def test_hard_photographs_do_not_hide_a_small_constant_gain(self):
         values, groups = views_of_photographs(4, spread=5)
         assert paired_interval(values + 0.3, values, groups) == pytest.approx((0.3, 0.3))
-        assert paired_interval(1.1 * values, values, groups, kind="ratio") == pytest.approx((1.1, 1.1))
+        assert paired_interval(1.1 * values, values, groups, kind="ratio") == pytest.approx(
+            (1.1, 1.1)
+        )
         alone = bootstrap_interval(values + 0.3, groups), bootstrap_interval(values, groups)
         assert alone[0][0] < alone[1][1]  # the intervals of the two models overlap by far
 
     def test_of_means_and_counts(self):
         values, groups = views_of_photographs(5)
         baseline = values + np.random.default_rng(0).normal(size=len(values))
-        (photographs, means, counts), (_, others, _) = (group_means(v, groups) for v in (values, baseline))
+        (photographs, means, counts), (_, others, _) = (
+            group_means(v, groups) for v in (values, baseline)
+        )
         found = paired_interval(means, others, photographs, counts=counts)
         assert found == pytest.approx(paired_interval(values, baseline, groups))
 

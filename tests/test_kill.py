@@ -42,6 +42,8 @@ def test_what_is_killed_at_random_moments_ends_with_the_same_bits(tmp_path, what
     if what == "tokenizer":  # everything that has a state was at work
         rows = whole["metrics/curves/tokenizer/sit-seed0.csv"]
         assert sum(float(row["restarted"]) for row in rows) > 0
-        assert all(math.isfinite(float(rows[-1][name])) for name in ("adversarial", "gradient_penalty"))
+        assert all(
+            math.isfinite(float(rows[-1][name])) for name in ("adversarial", "gradient_penalty")
+        )
     if what == "codes":
         assert sum(name.startswith("codes/train-") for name in whole) == 40

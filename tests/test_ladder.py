@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from sitlib.config import Rung, load_ablations, load_profile
-from sitlib.experiments import ladder, runs
-from sitlib.experiments.codes import Codes
-from sitlib.experiments.efficiency import configuration, exponents, measured
+from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.paths import ROOT
-from sitlib.tokenizer import SpectralTokenizer
+from workbook import ladder, runs
+from workbook.codes import Codes
+from workbook.efficiency import configuration, exponents, measured
 
 PROFILE = load_profile("smoke")
 RUNG = Rung("diffusion", "sit4", 1, 16, 2, 1e-3, 3, 4, sampling_steps=2)
@@ -32,16 +32,25 @@ def trained(tmp_path, monkeypatch):
     tokenizer = SpectralTokenizer(PROFILE.tokenizer_variant("sit4")).eval()
     train, held_out = (torch.randint(64, (count, 4, 16)) for count in (12, 5))
     codes = Codes(
-        train, torch.zeros(12, dtype=torch.int64), held_out, torch.zeros(5, dtype=torch.int64), ["a"]
+        train,
+        torch.zeros(12, dtype=torch.int64),
+        held_out,
+        torch.zeros(5, dtype=torch.int64),
+        ["a"],
     )
     profile = replace(
         PROFILE,
         autoregressive=replace(
-            PROFILE.autoregressive, optimiser=replace(PROFILE.autoregressive.optimiser, warmup_steps=1)
+            PROFILE.autoregressive,
+            optimizer=replace(PROFILE.autoregressive.optimizer, warmup_steps=1),
         ),
     )
     profile = ladder.with_rung(profile, RUNG, "tiny")
-    return lambda: ladder.trained_diffusion(profile, "ar_tiny", RUNG, codes, tokenizer, 0), codes, tokenizer
+    return (
+        lambda: ladder.trained_diffusion(profile, "ar_tiny", RUNG, codes, tokenizer, 0),
+        codes,
+        tokenizer,
+    )
 
 
 def test_a_diffusion_model_is_trained_once_and_found_again(trained):
@@ -82,7 +91,13 @@ def test_sit_grows_by_a_scale_a_doubling_and_the_baseline_fourfold():
 
 def test_exponents_are_those_of_the_costs():
     rows = [
-        {"variant": "v", "size": size, "batch_size": batch, "encode": 3.0 * size**2.4, "sample": None}
+        {
+            "variant": "v",
+            "size": size,
+            "batch_size": batch,
+            "encode": 3.0 * size**2.4,
+            "sample": None,
+        }
         | dict.fromkeys(("tokens", "parameters", "flops", "decode", "train", "memory_mb"), size**2)
         for size in (64, 128, 256)
         for batch in (1, 4)

@@ -22,7 +22,7 @@ from sitlib.metrics import (
     psnr_per_image,
     ssim_per_image,
 )
-from sitlib.perceptual import load_lpips
+from sitlib.metrics.perceptual import load_lpips
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,9 @@ def naive_ssim(image, reference):
     """Structural similarity of two images [C, H, W] in float64, by its definition, borders mirrored."""
 
     def blurred(x):
-        return np.stack([gaussian_filter(channel, 1.5, mode="mirror", truncate=3.5) for channel in x])
+        return np.stack(
+            [gaussian_filter(channel, 1.5, mode="mirror", truncate=3.5) for channel in x]
+        )
 
     x, y = image.double().numpy(), reference.double().numpy()
     mx, my = blurred(x), blurred(y)
@@ -58,7 +60,9 @@ class TestReconstruction:
     def test_psnr_is_that_of_scikit_image_for_each_clamped_image(self, seed, sigma, batch):
         generator = torch.Generator().manual_seed(seed)
         references = torch.rand(batch, 3, 9, 7, generator=generator)
-        images = references + sigma * torch.randn(references.shape, generator=generator).clamp(-0.9, 0.9)
+        images = references + sigma * torch.randn(references.shape, generator=generator).clamp(
+            -0.9, 0.9
+        )
         expected = [
             peak_signal_noise_ratio(a, b, data_range=1)
             for a, b in zip(references.numpy(), images.clamp(0, 1).numpy(), strict=True)
@@ -88,10 +92,14 @@ class TestReconstruction:
         with pytest.raises(ValueError, match="at least 11 px"):
             ssim_per_image(noisy_views[..., :10, :64], photo_views[..., :10, :64])
 
-    def test_lpips_of_small_images_is_that_of_both_enlarged(self, weights_folder, photo_views, noisy_views):
+    def test_lpips_of_small_images_is_that_of_both_enlarged(
+        self, weights_folder, photo_views, noisy_views
+    ):
         network = load_lpips("alex", weights_folder)
         small = [F.avg_pool2d(x, 8) for x in (noisy_views, photo_views)]
-        large = [F.interpolate(x.clamp(0, 1), scale_factor=8, mode="bicubic").clamp(0, 1) for x in small]
+        large = [
+            F.interpolate(x.clamp(0, 1), scale_factor=8, mode="bicubic").clamp(0, 1) for x in small
+        ]
         with torch.no_grad():
             expected = network(*large)
         torch.testing.assert_close(lpips_per_image(*small, network), expected)
@@ -123,7 +131,9 @@ class TestReconstruction:
         for name, value in values.items():
             value = value.double().numpy()
             assert result[name] == pytest.approx(value.mean(), rel=1e-5)
-            assert result["intervals"][name] == pytest.approx(bootstrap_interval(value, groups), rel=1e-4)
+            assert result["intervals"][name] == pytest.approx(
+                bootstrap_interval(value, groups), rel=1e-4
+            )
             means = [value[[1, 3, 4]].mean(), value[[0, 2]].mean(), value[5]]
             assert result["by_photograph"][name] == pytest.approx(means, rel=6e-4)
         assert set(result["intervals"]) == set(result["by_photograph"]) == set(values)
@@ -146,21 +156,29 @@ class TestReconstruction:
     ):
         options = {"lpips_nets": ("alex",), "folder": weights_folder}
         with_it, without = (
-            evaluate_reconstructions(photo_views, noisy_views, ssim=ssim, **options) for ssim in (True, False)
+            evaluate_reconstructions(photo_views, noisy_views, ssim=ssim, **options)
+            for ssim in (True, False)
         )
         assert with_it["ssim"] < 1 and without["ssim"] is None
         for part in ("intervals", "by_photograph", "protocol"):
             assert with_it[part].pop("ssim") and with_it[part] == without[part]
         assert with_it["psnr"] == without["psnr"] and with_it["lpips_alex"] == without["lpips_alex"]
 
-    def test_equal_images_and_views_of_one_photograph_have_no_interval(self, weights_folder, photo_views):
+    def test_equal_images_and_views_of_one_photograph_have_no_interval(
+        self, weights_folder, photo_views
+    ):
         options = {"lpips_nets": (), "folder": weights_folder}
         result = evaluate_reconstructions(photo_views, photo_views, **options)
         assert result["psnr"] == float("inf") and set(result["intervals"]) == {"ssim"}
-        assert evaluate_reconstructions(photo_views, photo_views, ["a"] * 6, **options)["intervals"] == {}
+        assert (
+            evaluate_reconstructions(photo_views, photo_views, ["a"] * 6, **options)["intervals"]
+            == {}
+        )
 
     def test_both_networks_by_default(self, weights_folder, photo_views):
-        result = evaluate_reconstructions(photo_views[:2], photo_views[:2].flip(-1), folder=weights_folder)
+        result = evaluate_reconstructions(
+            photo_views[:2], photo_views[:2].flip(-1), folder=weights_folder
+        )
         assert result["lpips_alex"] > 0 < result["lpips_vgg"]
 
     @pytest.mark.parametrize(
@@ -188,20 +206,32 @@ class TestCodebooks:
     def test_even_use_of_some_codes(self):
         """Scale 1 uses 4 of 8 codes evenly; scales 2 and 3 use 2 codes each, 4 of 8 together."""
         codes = torch.stack(
-            [torch.arange(4).repeat(4), torch.tensor([0, 1]).repeat(8), torch.tensor([6, 7]).repeat(8)]
+            [
+                torch.arange(4).repeat(4),
+                torch.tensor([0, 1]).repeat(8),
+                torch.tensor([6, 7]).repeat(8),
+            ]
         )[None].repeat(5, 1, 1)
         result = codebook_statistics(codes, 8)
         expected = {"approximation": (50, 4), "details": (50, 4)}
         for name, (usage, perplexity) in expected.items():
-            assert result["codebooks"][name] == pytest.approx({"usage": usage, "perplexity": perplexity})
+            assert result["codebooks"][name] == pytest.approx(
+                {"usage": usage, "perplexity": perplexity}
+            )
         assert [scale["usage"] for scale in result["scales"]] == pytest.approx([50, 25, 25])
         assert [scale["perplexity"] for scale in result["scales"]] == pytest.approx([4, 2, 2])
-        assert [scale["codebook"] for scale in result["scales"]] == ["approximation", "details", "details"]
+        assert [scale["codebook"] for scale in result["scales"]] == [
+            "approximation",
+            "details",
+            "details",
+        ]
         assert [scale["scale"] for scale in result["scales"]] == [1, 2, 3]
         assert result["usage_images"] == 5
 
     def test_perplexity_of_uneven_use(self):
-        codes = torch.tensor([0] * 8 + [1] * 4 + [2] * 4).view(1, 1, 16)  # shares 1/2, 1/4, 1/4: 1.5 bits
+        codes = torch.tensor([0] * 8 + [1] * 4 + [2] * 4).view(
+            1, 1, 16
+        )  # shares 1/2, 1/4, 1/4: 1.5 bits
         book = codebook_statistics(codes, 16)["codebooks"]["approximation"]
         assert book == pytest.approx({"usage": 100 * 3 / 16, "perplexity": 2**1.5})
 
@@ -223,7 +253,9 @@ class TestCodebooks:
         for name, part in parts.items():
             _, counts = np.unique(part.numpy(), return_counts=True)
             share = counts / counts.sum()
-            assert result["codebooks"][name]["usage"] == pytest.approx(100 * len(counts) / num_codes)
+            assert result["codebooks"][name]["usage"] == pytest.approx(
+                100 * len(counts) / num_codes
+            )
             assert result["codebooks"][name]["perplexity"] == pytest.approx(
                 np.exp(-(share * np.log(share)).sum())
             )
@@ -232,7 +264,9 @@ class TestCodebooks:
     def test_scales_can_share_one_codebook(self):
         codes = torch.arange(8).view(1, 2, 4)
         result = codebook_statistics(codes, 8, num_codebooks=1)
-        assert result["codebooks"] == {"approximation": pytest.approx({"usage": 100, "perplexity": 8})}
+        assert result["codebooks"] == {
+            "approximation": pytest.approx({"usage": 100, "perplexity": 8})
+        }
         assert {scale["codebook"] for scale in result["scales"]} == {"approximation"}
 
     @pytest.mark.parametrize(
@@ -250,7 +284,9 @@ class TestCodebooks:
             codebook_statistics(codes, 8, **options)
 
     def test_bits_per_pixel(self):
-        assert bits_per_pixel(1024, 8192, 256) == 1024 * 13 / 65536  # ViT-VQGAN and SIT-4 of the paper
+        assert (
+            bits_per_pixel(1024, 8192, 256) == 1024 * 13 / 65536
+        )  # ViT-VQGAN and SIT-4 of the paper
         assert bits_per_pixel(64, 512, (64, 32)) == 64 * 9 / 2048
         with pytest.raises(ValueError, match="at least 1"):
             bits_per_pixel(0, 512, 64)

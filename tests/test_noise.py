@@ -5,15 +5,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sitlib.experiments.noise import noisy_codes, noisy_texts
-from sitlib.text import TextTokenizer
+from sitlib.model.text import TextTokenizer
+from workbook.noise import noisy_codes, noisy_texts
 
 CAPTIONS = ["a red cat", "a blue dog that sleeps", "two green birds", "a cat and a dog"]
 TEXTS = TextTokenizer.train(CAPTIONS, 300, 16)
 
 
 def test_no_noise_is_the_very_input():
-    codes, tokens, generator = torch.zeros(2, 3, 4).long(), TEXTS.encode(CAPTIONS), np.random.default_rng(0)
+    codes, tokens, generator = (
+        torch.zeros(2, 3, 4).long(),
+        TEXTS.encode(CAPTIONS),
+        np.random.default_rng(0),
+    )
     assert noisy_codes(codes, 9, 0.0, generator) is codes
     assert noisy_texts(tokens, TEXTS, 0, generator) is tokens
 
@@ -24,7 +28,11 @@ def test_half_of_the_codes_at_most_is_a_quarter_on_average_and_sequences_differ(
     replaced = noisy != -1
     assert noisy[replaced].unique().tolist() == list(range(7))
     share = replaced.flatten(1).float().mean(1)
-    assert abs(float(share.mean()) - 0.25) < 0.02 and float(share.max()) < 0.7 and float(share.std()) > 0.1
+    assert (
+        abs(float(share.mean()) - 0.25) < 0.02
+        and float(share.max()) < 0.7
+        and float(share.std()) > 0.1
+    )
 
 
 @settings(max_examples=60, deadline=None)

@@ -48,7 +48,9 @@ class TestEpochOrder:
         killed_after=st.integers(0, 12),
         other=st.sampled_from([1, 2, 4]),
     )
-    def test_ranks_workers_and_restarts(self, sizes, window, ranks, workers, per_rank, killed_after, other):
+    def test_ranks_workers_and_restarts(
+        self, sizes, window, ranks, workers, per_rank, killed_after, other
+    ):
         """Steps are shared out to workers, batches to ranks; a run goes on with other numbers of both."""
         order, batch = EpochOrder(sizes, window), ranks * per_rank
         steps = -(-2 * len(order) // batch)
@@ -61,7 +63,12 @@ class TestEpochOrder:
                     part = batch // ranks
                     by_step[step] = sum(
                         (
-                            items(order, 7, (step * ranks + rank) * part, (step * ranks + rank + 1) * part)
+                            items(
+                                order,
+                                7,
+                                (step * ranks + rank) * part,
+                                (step * ranks + rank + 1) * part,
+                            )
                             for rank in range(ranks)
                         ),
                         [],
@@ -87,7 +94,9 @@ class TestEpochOrder:
             window = first[begin : begin + 500]
             assert len(set(window // 100)) == 5  # shards that are read at a time
             assert len(set(window[:100] // 100)) == 5  # and mixed
-        assert (first != second).any() and len(set(first[:500] // 100) ^ set(second[:500] // 100)) > 0
+        assert (first != second).any() and len(
+            set(first[:500] // 100) ^ set(second[:500] // 100)
+        ) > 0
         assert not (np.diff([first[b] // 100 for b in range(0, 5000, 500)]) >= 0).all()
 
 
@@ -98,7 +107,9 @@ def write_shards(folder, sizes, first=0):
             for _ in range(size):
                 file = io.BytesIO()
                 Image.new("RGB", (10, 10), (number, 0, 0)).save(file, "PNG")
-                record = json.dumps({"class": None if number % 5 == 0 else f"class {number % 3}"}).encode()
+                record = json.dumps(
+                    {"class": None if number % 5 == 0 else f"class {number % 3}"}
+                ).encode()
                 for suffix, content in (("png", file.getvalue()), ("json", record)):
                     member = tarfile.TarInfo(f"{number:04d}.{suffix}")
                     member.size = len(content)
@@ -122,18 +133,24 @@ class TestViewsOfLargeSets:
     @pytest.mark.parametrize("ranks", [2, 4])
     def test_parts_of_a_batch(self, large, ranks):
         whole = training_views(large, 5, 8, 8, seed=1)
-        parts = [training_views(large, 5 * ranks + rank, 8 // ranks, 8, seed=1) for rank in range(ranks)]
+        parts = [
+            training_views(large, 5 * ranks + rank, 8 // ranks, 8, seed=1) for rank in range(ranks)
+        ]
         assert torch.equal(torch.cat([part[0] for part in parts]), whole[0])
         assert sum((part[2] for part in parts), []) == whole[2]
 
     @pytest.mark.parametrize("workers", [1, 2])
     def test_worker_processes_give_the_same_batches_in_order(self, large, workers):
-        steps = list(prefetch(lambda step: training_views(large, step, 4, 8, seed=1), 3, 17, 2, workers))
+        steps = list(
+            prefetch(lambda step: training_views(large, step, 4, 8, seed=1), 3, 17, 2, workers)
+        )
         assert [step for step, _ in steps] == list(range(3, 17))
         for step, (views, labels, keys) in steps:
             expected = training_views(large, step, 4, 8, seed=1)
             assert (
-                torch.equal(views, expected[0]) and torch.equal(labels, expected[1]) and keys == expected[2]
+                torch.equal(views, expected[0])
+                and torch.equal(labels, expected[1])
+                and keys == expected[2]
             )
 
 
@@ -209,7 +226,9 @@ class TestIndexCache:
 
     def test_small_sets_leave_no_file(self, shards, tmp_path, monkeypatch):
         monkeypatch.setattr(index_cache, "CACHE_FROM", 10**9)
-        assert index_cache.index_shards(shards).keys == sum((index_shard(path).keys for path in shards), [])
+        assert index_cache.index_shards(shards).keys == sum(
+            (index_shard(path).keys for path in shards), []
+        )
         assert not (tmp_path / "cache").exists()
 
 
@@ -230,7 +249,9 @@ class TestIndexCache:
         ),
     ],
 )
-def test_views_of_the_sets_that_travel_with_the_repository_never_change(source, expected, means, deviations):
+def test_views_of_the_sets_that_travel_with_the_repository_never_change(
+    source, expected, means, deviations
+):
     """Trained results depend on them. Exact for keys and labels, and for pixels as far as decoders of several versions agree."""
     images = open_images(source, "train")
     digest = hashlib.sha256()

@@ -100,7 +100,9 @@ def test_the_command_sit_is_a_function_that_returns_an_exit_code(capsys):
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        ["make", *arguments], cwd=folder, capture_output=True, text=True, timeout=60
+    )
 
 
 @pytest.fixture
@@ -157,7 +159,7 @@ def test_make_installs_once_and_then_runs_the_stages_with_the_project_python(fol
     assert (
         said.count("-m venv") == 1
         and said.count("pip install") == 1
-        and said.count("-m sitlib.experiments.grid dvc.yaml") == 2
+        and said.count("-m workbook.grid dvc.yaml") == 2
     )
     assert "-e .[lab,test]" in said
 
@@ -175,7 +177,15 @@ def ignored(tool: list[str], names: list[str]) -> set[str]:
     return {line.strip().strip('"') for line in done.stdout.splitlines()}
 
 
-INTERMEDIATE = [".venv/x", "weights/a", "models/a", "codes/a", "build/a", ".ckpt/a", "reports/failed/a.ipynb"]
+INTERMEDIATE = [
+    ".venv/x",
+    "weights/a",
+    "models/a",
+    "codes/a",
+    "build/a",
+    ".ckpt/a",
+    "reports/failed/a.ipynb",
+]
 KEPT = [
     "metrics/headline.json",
     "reports/index.html",
@@ -191,8 +201,18 @@ def test_git_keeps_results_and_ignores_what_can_be_made_again():
 
 
 def test_dvc_sees_no_cache_folders():
-    hidden = ["sitlib/__pycache__/a.pyc", "notebooks/.ipynb_checkpoints/a.ipynb", ".ckpt/a", ".venv/a"]
-    seen = ["sitlib/wavelets.py", "notebooks/01_x.ipynb", "models/a", "build/notebooks/a.ipynb"]
+    hidden = [
+        "sitlib/__pycache__/a.pyc",
+        "notebooks/.ipynb_checkpoints/a.ipynb",
+        ".ckpt/a",
+        ".venv/a",
+    ]
+    seen = [
+        "sitlib/model/wavelets.py",
+        "notebooks/01_x.ipynb",
+        "models/a",
+        "build/notebooks/a.ipynb",
+    ]
     assert ignored([sys.executable, "-m", "dvc", "check-ignore"], hidden + seen) == set(hidden)
 
 

@@ -29,8 +29,8 @@ def test_every_image_has_the_codes_of_ten_crops():
 
 
 def test_partis_learning_rate_ends_at_its_ratio():
-    assert PAPER.text.optimiser.final_learning_rate == pytest.approx(
-        0.025 * PAPER.text.optimiser.learning_rate
+    assert PAPER.text.optimizer.final_learning_rate == pytest.approx(
+        0.025 * PAPER.text.optimizer.learning_rate
     )
 
 
@@ -70,11 +70,15 @@ def test_tokenizers_have_the_papers_numbers_of_codes(variant, size, tokens):
 def test_scale_causal_attention_is_where_the_name_says(prefix, name, causal):
     variant = "sit5_sc" if (prefix, name) == ("", "sc") else f"{prefix}sit4_{name}"
     config = PAPER.tokenizer_variant(variant)
-    assert (config.encoder_attention == "scale_causal", config.decoder_attention == "scale_causal") == causal
+    assert (
+        config.encoder_attention == "scale_causal",
+        config.decoder_attention == "scale_causal",
+    ) == causal
 
 
 @pytest.mark.parametrize(
-    "codes", ["vit_vqgan", "sit4", "captioned_vit_vqgan", "captioned_sit4_scd", "captioned_sit4_sce"]
+    "codes",
+    ["vit_vqgan", "sit4", "captioned_vit_vqgan", "captioned_sit4_scd", "captioned_sit4_sce"],
 )
 def test_for_generation_there_is_a_large_decoder_that_sees_what_the_small_one_does(codes):
     small, large = PAPER.tokenizer_variant(codes), PAPER.tokenizer_variant(f"{codes}_second")
@@ -103,7 +107,9 @@ def documented_overrides():
     """Of the command in docs/scale.md that trains the paper's tables."""
     text = (ROOT / "docs/scale.md").read_text().replace("\\\n", " ")
     (command,) = [
-        line for line in text.splitlines() if "dvc exp run" in line and "improved_generators" in line
+        line
+        for line in text.splitlines()
+        if "dvc exp run" in line and "improved_generators" in line
     ]
     words = shlex.split(command)
     return [words[i + 1] for i, word in enumerate(words) if word == "-S"]
@@ -111,22 +117,37 @@ def documented_overrides():
 
 def test_the_documented_command_trains_every_model_of_the_paper(tmp_path):
     overrides = documented_overrides()
-    found, parameters = stages(tmp_path, overrides), yaml.safe_load((tmp_path / "params.yaml").read_text())
+    found, parameters = (
+        stages(tmp_path, overrides),
+        yaml.safe_load((tmp_path / "params.yaml").read_text()),
+    )
     assert parameters["profile"] == "paper"
-    lists = ("tokenizers", "generators", "text_generators", "improved_generators", "second_decoders")
+    lists = (
+        "tokenizers",
+        "generators",
+        "text_generators",
+        "improved_generators",
+        "second_decoders",
+    )
     assert {key.partition("=")[0] for key in overrides} >= set(lists)
     for name in parameters["tokenizers"]:
         assert {f"train_tokenizer@{name}-0", f"evaluate_tokenizer@{name}-0"} <= found
     assert {f"train_autoregressive@{name}-0" for name in ("vit_vqgan", "sit4")} <= found
     assert {"train_improved@sit4-0", "evaluate_improved@sit4-0", "extract_codes@sit4"} <= found
-    assert {f"train_text@captioned_{name}-0" for name in ("vit_vqgan", "sit4_scd", "sit4_sce")} <= found
+    assert {
+        f"train_text@captioned_{name}-0" for name in ("vit_vqgan", "sit4_scd", "sit4_sce")
+    } <= found
     # What stages train are variants of the profile, on codes of tokenizers that others train.
-    for name in parameters["tokenizers"] + [f"{name}_second" for name in parameters["second_decoders"]]:
+    for name in parameters["tokenizers"] + [
+        f"{name}_second" for name in parameters["second_decoders"]
+    ]:
         PAPER.tokenizer_variant(name)
     names = parameters["generators"] + parameters["text_generators"]
     names += [f"{name}_improved" for name in parameters["improved_generators"]]
     for name in names:
-        assert PAPER.autoregressive_variant(f"ar_{name}").tokenizer == name.removesuffix("_improved")
+        assert PAPER.autoregressive_variant(f"ar_{name}").tokenizer == name.removesuffix(
+            "_improved"
+        )
         assert name.removesuffix("_improved") in parameters["tokenizers"]
     assert set(parameters["second_generators"]) <= set(parameters["second_decoders"])
     assert set(parameters["second_decoders"]) <= set(parameters["tokenizers"])
@@ -148,7 +169,9 @@ def test_improved_models_are_of_the_variants_of_the_same_name_and_of_no_tokenize
         text = yaml.safe_dump(described[usual], width=10_000).replace(
             "ar_${item.tokenizer}", "ar_${item.tokenizer}_improved"
         )
-        text = re.sub(rf"{usual}(?=[@-])", improved, text).replace("${generators}", "${improved_generators}")
+        text = re.sub(rf"{usual}(?=[@-])", improved, text).replace(
+            "${generators}", "${improved_generators}"
+        )
         expected = yaml.safe_load(text) | {"desc": described[improved]["desc"]}
         assert described[improved] == expected
 

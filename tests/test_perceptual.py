@@ -7,8 +7,8 @@ import pytest
 import torch
 from skimage import data
 
-from sitlib.perceptual import load_lpips
-from sitlib.weights import ALEXNET, load_weights
+from sitlib.metrics.perceptual import load_lpips
+from sitlib.metrics.weights import ALEXNET, load_weights
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,9 @@ def test_equals_the_lpips_package_with_the_trunk_copied_in(weights_folder, alex,
         warnings.simplefilter("ignore")  # torchvision: `pretrained` is deprecated
         reference = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
     trunk = load_weights(ALEXNET, weights_folder)
-    convolutions = [module for module in reference.net.modules() if isinstance(module, torch.nn.Conv2d)]
+    convolutions = [
+        module for module in reference.net.modules() if isinstance(module, torch.nn.Conv2d)
+    ]
     with torch.no_grad():
         for index, convolution in zip((0, 3, 6, 8, 10), convolutions, strict=True):
             convolution.weight.copy_(trunk[f"features.{index}.weight"])
@@ -64,7 +66,9 @@ def test_gradient_reaches_the_image_only_and_lowers_the_distance(alex, photo):
     distance = alex(image, target).sum()
     distance.backward()
     assert target.grad is None
-    assert all(parameter.grad is None and not parameter.requires_grad for parameter in alex.parameters())
+    assert all(
+        parameter.grad is None and not parameter.requires_grad for parameter in alex.parameters()
+    )
     step = 1e-2 * image.grad / image.grad.norm()
     assert alex(image - step, photo).item() < distance.item()
 

@@ -15,11 +15,11 @@ import torch
 import yaml
 
 from sitlib.config import load_profile
+from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.paths import ROOT
-from sitlib.reporting.canonical import main as canonical
-from sitlib.reporting.code_hashes import ABOUT, code_hashes, entry_points
-from sitlib.reporting.machine import machine
-from sitlib.tokenizer import SpectralTokenizer
+from workbook.reporting.canonical import main as canonical
+from workbook.reporting.code_hashes import ABOUT, code_hashes, entry_points
+from workbook.reporting.machine import machine
 
 STAGES = {
     f"{folder}{name}": stage
@@ -38,18 +38,24 @@ def entry_point(stage: dict) -> str:
     command = " ".join(stage["cmd"]) if isinstance(stage["cmd"], list) else stage["cmd"]
     notebook = next((word for word in command.split() if word.endswith(".ipynb")), None)
     modules = [
-        word for word in command.split() if word.startswith("sitlib.") and word != "sitlib.reporting.timed"
+        word
+        for word in command.split()
+        if word.startswith("sitlib.") and word != "workbook.reporting.timed"
     ]
     return Path(notebook).stem if notebook else modules[0].removeprefix("sitlib.")
 
 
-@pytest.mark.parametrize("name", [name for name in STAGES if name not in ("notebooks", "code", "report")])
+@pytest.mark.parametrize(
+    "name", [name for name in STAGES if name not in ("notebooks", "code", "report")]
+)
 def test_a_stage_depends_on_the_code_and_the_notebook_that_it_runs(name):
     stage = STAGES[name].get("do", STAGES[name])
     entry = entry_point(stage)
     assert entry in HASHES
     assert f"build/code/{entry}.json" in stage["deps"]
-    assert (f"build/notebooks/{entry}.ipynb" in stage["deps"]) == (entry in {path.stem for path in NOTEBOOKS})
+    assert (f"build/notebooks/{entry}.ipynb" in stage["deps"]) == (
+        entry in {path.stem for path in NOTEBOOKS}
+    )
     for dep in stage["deps"]:
         if "$" not in dep and dep.startswith(("sitlib", "data")):
             assert (ROOT / dep).exists(), f"{name} depends on {dep}, which does not exist"
@@ -84,8 +90,8 @@ def test_imports_run_one_way():
             if any(f"/{layer}" in f for layer in layers[layers.index("losses") :]) or "/data/" in f
         }
         assert not above, f"{file} imports {above}"
-    for file in [str(path.relative_to(ROOT)) for path in (ROOT / "sitlib/experiments").glob("*.py")]:
-        assert not any(f.startswith("sitlib/reporting") for f in code_hashes({file}, ABOUT)), file
+    for file in [str(path.relative_to(ROOT)) for path in (ROOT / "workbook").glob("*.py")]:
+        assert not any(f.startswith("workbook/reporting") for f in code_hashes({file}, ABOUT)), file
 
 
 # -- notebooks -------------------------------------------------------------------------------------------------------------------------
@@ -114,7 +120,7 @@ def test_the_dry_run_has_the_papers_shapes_and_few_of_everything_else(layers, tm
     code = (
         "import sys; from sitlib.config import load_profile; p = load_profile('paper'); t = p.tokenizer_variant('sit4'); "
         + (
-            "print(p.tokenizer.optimiser.steps, t.encoder_layers, t.encoder_width, t.num_codes, p.data.source)"
+            "print(p.tokenizer.optimizer.steps, t.encoder_layers, t.encoder_width, t.num_codes, p.data.source)"
         )
     )
     done = subprocess.run(
@@ -124,7 +130,9 @@ def test_the_dry_run_has_the_papers_shapes_and_few_of_everything_else(layers, tm
         capture_output=True,
         text=True,
     )
-    assert done.stdout.split() == ["2", str(layers or 8), "512", "8192", "data/imagenet"], done.stderr
+    assert done.stdout.split() == ["2", str(layers or 8), "512", "8192", "data/imagenet"], (
+        done.stderr
+    )
     asked = yaml.safe_load((tmp_path / "params.yaml").read_text())["tokenizers"]
     assert {"sit4", "sit6"} <= set(asked) and len(asked) == len(set(asked))
     assert len(list(tmp_path.glob("data/imagenet/*/*/*.jpg"))) == 2 * paper_dry_run.IMAGES
@@ -168,7 +176,7 @@ def workspace(tmp_path_factory):
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(parameters))
     ablations = yaml.safe_load((folder / "ablations/params.yaml").read_text())
-    steps = {"tokenizer.optimiser.steps": 12, "tokenizer.optimiser.warmup_steps": 2}
+    steps = {"tokenizer.optimizer.steps": 12, "tokenizer.optimizer.warmup_steps": 2}
     ablations |= {"profile": "smoke", "common": steps}
     (folder / "ablations/params.yaml").write_text(yaml.safe_dump(ablations, sort_keys=False))
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
@@ -197,7 +205,9 @@ def dvc(workspace, *arguments, **options):
 
 
 @pytest.mark.slow
-def test_the_pipeline_runs_end_to_end_then_has_nothing_to_do_and_retrains_only_what_changed(workspace):
+def test_the_pipeline_runs_end_to_end_then_has_nothing_to_do_and_retrains_only_what_changed(
+    workspace,
+):
     """One test, because tests of their own could land in several processes, each of which would run the whole pipeline."""
     result = dvc(workspace, "repro")
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
@@ -214,7 +224,11 @@ def results_are_there(finished):
     for scores in headline["tokenizer"].values():
         assert {"psnr", "lpips_alex", "lpips_vgg", "usage"} <= set(scores)
         assert 5 < scores["psnr"]["mean"] < 40 and 0 < scores["lpips_alex"]["mean"] < 1.5
-    assert set(headline["generation"]["class"]) == {"ar_vit_vqgan", "ar_sit5_sc", "ar_sit5_sc_second"}
+    assert set(headline["generation"]["class"]) == {
+        "ar_vit_vqgan",
+        "ar_sit5_sc",
+        "ar_sit5_sc_second",
+    }
     scores = headline["generation"]["class"]["ar_sit5_sc"]
     assert scores["fd_lite0"]["mean"] > 0 and scores["nats_per_token"]["mean"] > 0
     scores = headline["generation"]["text"]["ar_captioned_sit4_sc"]
@@ -265,13 +279,17 @@ def results_are_there(finished):
     assert set(scores["upsampling"]) == {"ar_sit5_sc", "ar_captioned_sit4_sc"}
     for shares in scores["upsampling"].values():
         assert set(shares) == {"8", "4", "2", "several"}
-        told, untold = (shares["8"][way]["consistency"] for way in ("told, temperature 1", "untold"))
+        told, untold = (
+            shares["8"][way]["consistency"] for way in ("told, temperature 1", "untold")
+        )
         assert abs(told - untold) < 2  # but for clamping, that of the scales that are given
     scores = json.loads((finished / "metrics/tokenizer/sit5_sc-seed0.json").read_text())
     assert set(scores["sets"]) == {"landscapes", "emoji", "extra"}
     assert list(scores["sets"]["emoji"]) == ["64", "32", "16", "8", "4"]
     first, second = (
-        SpectralTokenizer.from_checkpoint(finished / f"models/tokenizer/{name}-seed0/model.safetensors")
+        SpectralTokenizer.from_checkpoint(
+            finished / f"models/tokenizer/{name}-seed0/model.safetensors"
+        )
         for name in ("sit5_sc", "sit5_sc_second")
     )
     images = torch.rand(2, 3, 64, 64)
@@ -299,7 +317,9 @@ def nothing_to_do_is_quick_and_opening_a_notebook_trains_nothing(finished):
     opened = dvc(finished, "repro")
     assert opened.stdout.count("Running stage") == 1, opened.stdout
     code = next(
-        cell for cell in notebook.cells if cell.cell_type == "code" and "trained_tokenizer(" in cell.source
+        cell
+        for cell in notebook.cells
+        if cell.cell_type == "code" and "trained_tokenizer(" in cell.source
     )
     code.source += "\nprint('changed')"
     nbformat.write(notebook, path)

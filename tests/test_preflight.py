@@ -11,9 +11,9 @@ from PIL import Image
 
 from sitlib.config import ConfigError, load_profile
 from sitlib.data import DataError
-from sitlib.experiments.preflight import check_images, main
-from sitlib.experiments.runs import pipeline_parameters
 from sitlib.metrics import InceptionError
+from workbook.preflight import check_images, main
+from workbook.runs import pipeline_parameters
 
 SMOKE = load_profile("smoke")
 
@@ -67,7 +67,9 @@ def test_the_number_of_nodes_is_all_that_a_job_asks_first(nodes, monkeypatch, ca
     if nodes == "1":
         main()
     else:
-        with pytest.raises(ValueError, match=r"has 2 node\(s\), and engine\.machines of the profile is 1"):
+        with pytest.raises(
+            ValueError, match=r"has 2 node\(s\), and engine\.machines of the profile is 1"
+        ):
             main()
     assert capsys.readouterr().out == ""
 
@@ -76,6 +78,10 @@ def test_a_missing_inception_network_is_found_out_first(monkeypatch, capsys):
     monkeypatch.setattr(torchmetrics.image.fid, "_TORCH_FIDELITY_AVAILABLE", False)
     for profile in ("paper", "smoke"):  # which asks for none
         monkeypatch.setattr(sys, "argv", ["preflight", "--profile", profile])
-        with pytest.raises(InceptionError, match="pip install") if profile == "paper" else nullcontext():
+        with (
+            pytest.raises(InceptionError, match="pip install")
+            if profile == "paper"
+            else nullcontext()
+        ):
             main()
     assert "held-out images" in capsys.readouterr().out

@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sitlib.quantizer import Codebook
+from sitlib.model.quantizer import Codebook
 
 
 def nearest_by_distance(z, codes):
-    """Index of the code with the smallest Euclidean distance after normalising both."""
+    """Index of the code with the smallest Euclidean distance after normalizing both."""
     z, codes = F.normalize(z.double(), dim=-1), F.normalize(codes.double(), dim=-1)
     return torch.cdist(z, codes).argmin(-1)
 
@@ -47,7 +47,7 @@ def test_kmeans_start_finds_separate_clusters():
     centres = F.normalize(torch.randn(6, 8), dim=-1)
     z = (centres[:, None] + 0.02 * torch.randn(6, 200, 8)).flatten(0, 1)
     book = Codebook(24, 8)
-    book.initialise(z)
+    book.initialize(z)
     similarity = centres @ F.normalize(book.weight.detach(), dim=-1).T
     assert (similarity.max(dim=1).values > 0.99).all()
     assert (similarity.max(dim=0).values > 0.99).all()
@@ -57,7 +57,7 @@ def test_kmeans_lowers_the_quantization_error_of_a_random_codebook():
     torch.manual_seed(0)
     z, book = torch.randn(4000, 8), Codebook(64, 8)
     before = book(z).commitment_loss.mean()
-    book.initialise(z)
+    book.initialize(z)
     assert (
         book(z).commitment_loss.mean() < 0.85 * before
     )  # uniform on the sphere: the hardest case for any codebook
@@ -65,7 +65,7 @@ def test_kmeans_lowers_the_quantization_error_of_a_random_codebook():
 
 def test_kmeans_needs_enough_vectors():
     with pytest.raises(ValueError, match="at least 16 vectors"):
-        Codebook(16, 4).initialise(torch.randn(10, 4))
+        Codebook(16, 4).initialize(torch.randn(10, 4))
 
 
 def test_dead_codes_restart_on_outputs_and_live_ones_stay():
@@ -94,12 +94,14 @@ def test_rotation_turns_the_gradient_by_the_angle_between_output_and_code():
         axis = torch.linalg.cross(z[i].detach(), chosen[i])
         x, y, w = axis
         skew = torch.tensor([[0, -w, y], [w, 0, -x], [-y, x, 0]], dtype=torch.float64)
-        rotation = torch.eye(3, dtype=torch.float64) + skew + skew @ skew / (1 + z[i].detach() @ chosen[i])
+        rotation = (
+            torch.eye(3, dtype=torch.float64) + skew + skew @ skew / (1 + z[i].detach() @ chosen[i])
+        )
         direction = torch.randn(3, dtype=torch.float64)
         grad = torch.autograd.grad(out.vectors[i] @ direction, z, retain_graph=True)[0][i]
         tangent = (
             rotation.T @ direction
-        )  # z is normalised first: only what is tangent to the sphere comes through
+        )  # z is normalized first: only what is tangent to the sphere comes through
         torch.testing.assert_close(grad, tangent - (tangent @ z[i].detach()) * z[i].detach())
 
 

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from sitlib.data import held_out_views, open_images
-from sitlib.experiments import rate_distortion
-from sitlib.experiments.previews import choice_scores
-from sitlib.experiments.rate_distortion import encode_jpeg, encode_jpeg2000, largest_within, through_files
-from sitlib.experiments.upsampling import enlarged
+from workbook import rate_distortion
+from workbook.previews import choice_scores
+from workbook.rate_distortion import encode_jpeg, encode_jpeg2000, largest_within, through_files
+from workbook.upsampling import enlarged
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,9 @@ def test_files_are_read_again_and_their_coded_data_are_less_than_the_file(photog
     for encode, settings in ((encode_jpeg, (10, 50, 90)), (encode_jpeg2000, (40, 10, 4))):
         rates, errors = [], []
         for setting in settings:
-            found, coded, whole = through_files(photographs, lambda image, e=encode, s=setting: e(s, image))
+            found, coded, whole = through_files(
+                photographs, lambda image, e=encode, s=setting: e(s, image)
+            )
             assert 0 < coded < whole and found.shape == photographs.shape
             rates.append(coded)
             errors.append(float((found - photographs).square().mean()))
@@ -38,10 +40,15 @@ def test_coded_data_of_a_flat_image_are_next_to_nothing_though_its_file_is_not()
 def test_coded_data_of_a_jpeg_are_what_stands_after_its_headers():
     """Independent reading of the format: every segment before the scan has a marker and a length."""
     rng = np.random.default_rng(0)
-    data, coded = encode_jpeg(80, Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)))
+    data, coded = encode_jpeg(
+        80, Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    )
     position = 2
     while True:
-        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
+        marker, length = (
+            data[position + 1],
+            int.from_bytes(data[position + 2 : position + 4], "big"),
+        )
         assert data[position] == 0xFF
         position += 2 + length
         if marker == 0xDA:
@@ -57,7 +64,9 @@ def test_enlarging_is_what_torch_and_pillow_do(photographs):
     pixels = (64 + small * 128).round()  # Pillow clips bytes between its two passes
     ours = enlarged(pixels / 255, 64, "lanczos")
     for image, result in zip(pixels.byte(), ours, strict=True):
-        whole = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((64, 64), Image.Resampling.LANCZOS)
+        whole = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(
+            (64, 64), Image.Resampling.LANCZOS
+        )
         expected = torch.from_numpy(np.array(whole)).permute(2, 0, 1) / 255
         torch.testing.assert_close(result, expected, atol=1.5 / 255, rtol=0)
     with pytest.raises(ValueError, match="choose 'bicubic' or 'lanczos'"):
@@ -80,7 +89,8 @@ def test_choosing_by_previews():
     finished = np.array([[0.0, 1.0, 2.0], [3.0, 5.0, 4.0]])
     right = choice_scores(finished, finished)
     assert (
-        right["rank_correlation"] == pytest.approx(1.0) and right["chosen_by_preview"] == right["best"] == 3.5
+        right["rank_correlation"] == pytest.approx(1.0)
+        and right["chosen_by_preview"] == right["best"] == 3.5
     )
     assert right["gain"] == pytest.approx(1.0) and right["at_random"] == 2.5
     wrong = choice_scores(-finished, finished)
@@ -95,10 +105,14 @@ def test_prefixes_of_a_code_take_their_share_of_its_bits(photographs):
     tokenizer = tokenizer_of()
     codes = tokenizer.encode(photographs)
     bits = [rate_distortion._bits(tokenizer, codes[:, :k]) for k in range(1, 6)]
-    assert bits == pytest.approx([k * 16 * np.log2(tokenizer.config.num_codes) / 64**2 for k in range(1, 6)])
+    assert bits == pytest.approx(
+        [k * 16 * np.log2(tokenizer.config.num_codes) / 64**2 for k in range(1, 6)]
+    )
     parts = rate_distortion._by_scales(tokenizer, codes, tokenizer.decode(codes))
     assert [k for k, _ in parts] == [1, 2, 3, 4, 5]
     expected = F.interpolate(tokenizer.decode(codes, 3), (64, 64), mode="bicubic").clamp(0, 1)
     torch.testing.assert_close(parts[2][1], expected)
     whole = tokenizer_of("sit4")
-    assert [k for k, _ in rate_distortion._by_scales(whole, whole.encode(photographs), photographs)] == [4]
+    assert [
+        k for k, _ in rate_distortion._by_scales(whole, whole.encode(photographs), photographs)
+    ] == [4]

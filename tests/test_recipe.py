@@ -12,16 +12,16 @@ import yaml
 from PIL import Image
 
 from sitlib import checkpoint
-from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig
 from sitlib.config import ConfigError, changed, from_dict, load_profile
 from sitlib.data import DataError, open_images
-from sitlib.experiments import runs, trials
-from sitlib.experiments.trials import Trial, TrialList, read_trials, run_trial
+from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
+from sitlib.model.text import TextTokenizer
+from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.paths import ROOT
-from sitlib.reporting.comparison import change, paper_table, relative_table, with_interval
-from sitlib.reporting.trial_plots import trial_rows, trials_plane
-from sitlib.text import TextTokenizer
-from sitlib.tokenizer import SpectralTokenizer
+from workbook import runs, trials
+from workbook.reporting.comparison import change, paper_table, relative_table, with_interval
+from workbook.reporting.trial_plots import trial_rows, trials_plane
+from workbook.trials import Trial, TrialList, read_trials, run_trial
 
 VALUES = yaml.safe_load((ROOT / "profiles/smoke.yaml").read_text())
 
@@ -30,7 +30,9 @@ VALUES = yaml.safe_load((ROOT / "profiles/smoke.yaml").read_text())
 
 def test_every_trial_of_the_list_is_one_the_quick_profile_accepts():
     values = yaml.safe_load((ROOT / "profiles/quick.yaml").read_text())
-    listed = from_dict(TrialList, yaml.safe_load((ROOT / "profiles/trials/tokenizer.yaml").read_text()))
+    listed = from_dict(
+        TrialList, yaml.safe_load((ROOT / "profiles/trials/tokenizer.yaml").read_text())
+    )
     profiles = [trial.profile(changed(values, listed.common)) for trial in listed.trials]
     assert len(profiles) == len({str(trial) for trial in listed.trials})
     for trial, profile in zip(listed.trials, profiles, strict=True):
@@ -42,14 +44,18 @@ def test_every_trial_of_the_list_is_one_the_quick_profile_accepts():
 
 
 def test_a_trial_refuses_a_key_that_the_profile_does_not_have():
-    with pytest.raises(ConfigError, match="tokenizer.optimiser.speed, which the profile does not have"):
-        Trial("Speed", "sit4", {"tokenizer.optimiser.speed": 2}).profile(VALUES)
+    with pytest.raises(
+        ConfigError, match="tokenizer.optimizer.speed, which the profile does not have"
+    ):
+        Trial("Speed", "sit4", {"tokenizer.optimizer.speed": 2}).profile(VALUES)
 
 
 def test_validation_photographs_are_split_off_for_good():
     source = open_images("data/landscapes", "train")
     most, some = source.split_off(0.2)
-    assert not set(most.keys) & set(some.keys) and sorted(most.keys + some.keys) == sorted(source.keys)
+    assert not set(most.keys) & set(some.keys) and sorted(most.keys + some.keys) == sorted(
+        source.keys
+    )
     assert 0.1 < len(some) / len(source) < 0.3
     assert open_images("data/landscapes", "train").split_off(0.2)[1].keys == some.keys
     assert set(source.split_off(0.1)[1].keys) <= set(some.keys)
@@ -68,8 +74,8 @@ def test_a_trial_is_trained_judged_and_shown(tmp_path, monkeypatch, weights_fold
     monkeypatch.setattr(trials, "VALIDATION_VIEWS", 40)
     changes = {
         "tokenizer.loss.lpips": 0.0,
-        "tokenizer.optimiser.steps": 5,
-        "tokenizer.optimiser.warmup_steps": 1,
+        "tokenizer.optimizer.steps": 5,
+        "tokenizer.optimizer.warmup_steps": 1,
     }
     row = run_trial(Trial("Steps", "sit4", changes), VALUES)
     assert 3 < row["psnr"] < 40 and row["change"] == "lpips 0.0, steps 5, warmup_steps 1"
@@ -86,7 +92,9 @@ def test_a_trial_is_trained_judged_and_shown(tmp_path, monkeypatch, weights_fold
             ]
         )
     shown = trial_rows(read_trials(path))
-    assert [row["change, dB"] for row in shown] == [None, 1.5] and shown[1]["ratio"] == pytest.approx(0.8)
+    assert [row["change, dB"] for row in shown] == [None, 1.5] and shown[1][
+        "ratio"
+    ] == pytest.approx(0.8)
     assert trials_plane(read_trials(path)).axes
     assert read_trials(tmp_path / "none.csv") == []
 
@@ -95,7 +103,9 @@ def test_results_of_a_profile_that_has_changed_are_left_out(tmp_path):
     listed = from_dict(TrialList, yaml.safe_load((ROOT / trials.TRIALS).read_text()))
     current = list(trials._runs("quick", trials.TRIALS))
     path = tmp_path / "trials.csv"
-    path.write_text("question,change,run\n" + f"b,x,{current[1]}\n" + "old,x,0123\n" + f"a,x,{current[0]}\n")
+    path.write_text(
+        "question,change,run\n" + f"b,x,{current[1]}\n" + "old,x,0123\n" + f"a,x,{current[0]}\n"
+    )
     found, others = trials.listed_results("quick", results=path)
     assert (
         [row["question"] for row in found] == ["a", "b"]
@@ -134,7 +144,9 @@ def test_models_are_compared_on_the_same_photographs():
     assert (
         low < value < high and abs(value - 0.3) < 0.1 and high - low < 0.2
     )  # paired: not the 3 dB between photographs
-    assert change(ours, baseline, "lpips_alex", "ratio", "landscapes", 64) == pytest.approx((0.9, 0.9, 0.9))
+    assert change(ours, baseline, "lpips_alex", "ratio", "landscapes", 64) == pytest.approx(
+        (0.9, 0.9, 0.9)
+    )
     assert with_interval(0.3, 0.1, 0.5, sign="+") == "+0.30 [+0.10, +0.50]"
 
 
@@ -177,7 +189,11 @@ def saved(example, folder):
         shape = profile.autoregressive_variant(variant)
         codes = profile.tokenizer_variant(shape.tokenizer)
         sizes = (codes.num_scales, codes.tokens_per_scale, codes.num_codes, codes.num_codebooks)
-        texts = TextTokenizer.train(["an emoji of a red apple"], 300, 48).to_json() if shape.text else None
+        texts = (
+            TextTokenizer.train(["an emoji of a red apple"], 300, 48).to_json()
+            if shape.text
+            else None
+        )
         classes = [] if texts else ["city", "mountain"]
         AutoregressiveModel(CodeModelConfig(shape, *sizes, classes, texts)).save(folder / path)
 
@@ -191,7 +207,9 @@ def examples(tmp_path, monkeypatch):
         saved(example, tmp_path)
     monkeypatch.setattr(checkpoint, "resolve", lambda name: tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 150, 3), dtype=np.uint8)).save("photo.jpg")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 150, 3), dtype=np.uint8)).save(
+        "photo.jpg"
+    )
     return found
 
 
@@ -205,6 +223,8 @@ def test_the_examples_of_readme_and_docs_run_as_they_stand(examples):
     assert not math.isnan(float(enlarging["whole"].sum()))
     assert drawing["codes"].shape == (4, 5, 16) and drawing["images"].shape == (4, 3, 64, 64)
     assert drawing["previews"].shape == (4, 3, 8, 8)
-    assert torch.equal(drawing["finished"], drawing["codes"])  # the same seed goes on in the same way
+    assert torch.equal(
+        drawing["finished"], drawing["codes"]
+    )  # the same seed goes on in the same way
     assert applying["shown"].images.shape == (8, 3, 8, 8)
     assert all(applying[name].shape == (1, 3, 64, 64) for name in ("apple", "large", "green"))

@@ -23,14 +23,25 @@ from PIL import Image
 from skimage.color import rgb2lab
 
 from sitlib.config import load_profile
-from sitlib.engine import precision
 from sitlib.paths import ROOT
-from sitlib.reporting import canonical, executed, front, headline, names, page, plots, runner, site, tables
-from sitlib.reporting.comparison import sets_table
-from sitlib.reporting.front import environment
-from sitlib.reporting.generation_plots import sweep_curves
-from sitlib.reporting.machine import machine
-from sitlib.reporting.names import of_each
+from sitlib.train.engine import precision
+from workbook.reporting import (
+    canonical,
+    executed,
+    front,
+    headline,
+    names,
+    page,
+    plots,
+    runner,
+    site,
+    tables,
+)
+from workbook.reporting.comparison import sets_table
+from workbook.reporting.front import environment
+from workbook.reporting.generation_plots import sweep_curves
+from workbook.reporting.machine import machine
+from workbook.reporting.names import of_each
 
 # ---------------------------------------------------------------- canonical notebooks
 
@@ -40,7 +51,9 @@ def saved_in_lab() -> nbformat.NotebookNode:
     """A notebook as JupyterLab leaves it: outputs, counts, metadata, random ids, an empty cell at the end."""
     cells = [
         new_markdown_cell("# Title é", attachments={"a.png": {"image/png": "aGk="}}),
-        new_code_cell("x = 1\nx", execution_count=7, metadata={"tags": ["parameters"], "collapsed": True}),
+        new_code_cell(
+            "x = 1\nx", execution_count=7, metadata={"tags": ["parameters"], "collapsed": True}
+        ),
         new_code_cell("", metadata={"trusted": True}),
     ]
     cells[1].outputs = [new_output("execute_result", {"text/plain": "1"}, execution_count=7)]
@@ -56,7 +69,11 @@ def test_canonical_keeps_code_text_tags_and_attachments_only(saved_in_lab):
     assert kept["cells"][0]["attachments"] == {"a.png": {"image/png": "aGk="}}
     code = kept["cells"][1]
     assert code["metadata"] == {"tags": ["parameters"]}
-    assert (code["outputs"], code["execution_count"], code["source"]) == ([], None, ["x = 1\n", "x"])
+    assert (code["outputs"], code["execution_count"], code["source"]) == (
+        [],
+        None,
+        ["x = 1\n", "x"],
+    )
     assert text.endswith("}\n") and "é" in text
     nbformat.validate(nbformat.reads(text, as_version=4))
 
@@ -115,7 +132,7 @@ DEMO = [
     ),
     new_code_cell("variant: str = 'none'\nsteps = 1", metadata={"tags": ["parameters"]}),
     new_code_cell(
-        "import os, sys, warnings\nfrom tqdm import tqdm\nfrom sitlib.reporting import plots\n"
+        "import os, sys, warnings\nfrom tqdm import tqdm\nfrom workbook.reporting import plots\n"
         "for i in tqdm(range(steps)): pass\nprint('step 1 of 2, ETA 00:01')\nprint('50\\r100')\n"
         "print('where', os.getcwd(), sys.executable)\nprint(variant, type(steps).__name__)\n"
         "warnings.warn('careful')"
@@ -133,14 +150,23 @@ FAILING = [
 ]
 
 
-def run_notebook(cells: list, folder: Path, name: str, *arguments: str) -> subprocess.CompletedProcess:
+def run_notebook(
+    cells: list, folder: Path, name: str, *arguments: str
+) -> subprocess.CompletedProcess:
     """Run the command in a process of its own, as a stage of the pipeline does."""
     folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(
-        new_notebook(cells=cells, metadata={"kernelspec": canonical.KERNELSPEC}), folder / f"{name}.ipynb"
+        new_notebook(cells=cells, metadata={"kernelspec": canonical.KERNELSPEC}),
+        folder / f"{name}.ipynb",
     )
-    command = [sys.executable, "-m", "sitlib.reporting.runner", str(folder / f"{name}.ipynb")]
-    command += ["--output", str(folder / "reports" / f"{name}-run"), "--stage", "demo stage", *arguments]
+    command = [sys.executable, "-m", "workbook.reporting.runner", str(folder / f"{name}.ipynb")]
+    command += [
+        "--output",
+        str(folder / "reports" / f"{name}-run"),
+        "--stage",
+        "demo stage",
+        *arguments,
+    ]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
@@ -154,7 +180,9 @@ def demo(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
 
 
 def output_text(notebook: nbformat.NotebookNode) -> str:
-    return "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    return "".join(
+        output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])
+    )
 
 
 def test_a_run_prints_live_and_writes_report_and_time(demo):
@@ -168,7 +196,9 @@ def test_a_run_prints_live_and_writes_report_and_time(demo):
     assert not list((folder / "reports" / "failed").iterdir())
     record = json.loads((folder / "metrics" / "seconds.json").read_text())
     assert (
-        record["stage"] == "demo stage" and record["report"] == "01_demo-run" and 0 < record["seconds"] < 100
+        record["stage"] == "demo stage"
+        and record["report"] == "01_demo-run"
+        and 0 < record["seconds"] < 100
     )
 
 
@@ -205,7 +235,9 @@ class Page(HTMLParser):
         if tag == "img":
             self.alternatives.append(values.get("alt"))
         if tag != "a":
-            self.fetched += [values[key] for key in ("src", "href", "srcset", "data") if key in values]
+            self.fetched += [
+                values[key] for key in ("src", "href", "srcset", "data") if key in values
+            ]
 
 
 def fetched(html: str) -> list[str]:
@@ -221,16 +253,27 @@ def test_the_page_of_a_run_is_readable_offline(demo):
         "01_demo",
         links=lambda url: f"moved/{url}" if ":" not in url else url,
     )
-    html = page.page(made.title, made.body, home="../index.html", about="Seed 0", headings=made.headings)
+    html = page.page(
+        made.title, made.body, home="../index.html", about="Seed 0", headings=made.headings
+    )
     parsed = Page(html)
     assert fetched(html) == []
     assert parsed.alternatives == ['A line that "rises" & falls']
     text = re.sub(r"<(style|script)>.*?</\1>", "", html, flags=re.S)
     assert "math" in parsed.tags and "$" not in text
-    assert "<title>Demo of a run</title>" in html and 'href="../index.html"' in html and "Seed 0" in html
+    assert (
+        "<title>Demo of a run</title>" in html
+        and 'href="../index.html"' in html
+        and "Seed 0" in html
+    )
     assert 'href="https://arxiv.org/abs/1"' in html  # what leads outside stays
-    assert "23.456" in html and "Parameters of this run" in html and '<details class="code">' in html
-    assert '<figcaption><strong>Figure 1.</strong> A line that "rises" & falls</figcaption>' in unescape(html)
+    assert (
+        "23.456" in html and "Parameters of this run" in html and '<details class="code">' in html
+    )
+    assert (
+        '<figcaption><strong>Figure 1.</strong> A line that "rises" & falls</figcaption>'
+        in unescape(html)
+    )
 
 
 def test_equal_results_give_equal_bytes(demo):
@@ -258,20 +301,27 @@ def test_a_failing_cell_ends_in_two_lines_and_leaves_old_reports_alone(tmp_path)
 
 
 def test_a_dead_kernel_ends_in_two_lines(tmp_path):
-    cells = [new_code_cell("x = 1"), new_code_cell("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")]
+    cells = [
+        new_code_cell("x = 1"),
+        new_code_cell("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"),
+    ]
     done = run_notebook(cells, tmp_path, "03_dead")
     assert done.returncode == 1
     first, second = done.stderr.splitlines()
     assert first == "03_dead failed in cell 2: the kernel died, often because memory ran out"
-    assert (tmp_path / "reports" / "failed" / "03_dead-run.ipynb").exists() and "03_dead-run.ipynb" in second
+    assert (
+        tmp_path / "reports" / "failed" / "03_dead-run.ipynb"
+    ).exists() and "03_dead-run.ipynb" in second
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_takes_its_kernel_along(number, status, tmp_path):
     pid = str(tmp_path / "pid")
-    source = f"import os, time\nopen({pid!r}, 'w').write(str(os.getpid()))\nprint('up')\ntime.sleep(60)"
+    source = (
+        f"import os, time\nopen({pid!r}, 'w').write(str(os.getpid()))\nprint('up')\ntime.sleep(60)"
+    )
     nbformat.write(new_notebook(cells=[new_code_cell(source)]), tmp_path / "04_long.ipynb")
-    command = [sys.executable, "-m", "sitlib.reporting.runner", str(tmp_path / "04_long.ipynb")]
+    command = [sys.executable, "-m", "workbook.reporting.runner", str(tmp_path / "04_long.ipynb")]
     command += ["--output", str(tmp_path / "reports" / "04_long"), "--stage", "long"]
     process = subprocess.Popen(
         command,
@@ -285,7 +335,9 @@ def test_a_stopped_run_takes_its_kernel_along(number, status, tmp_path):
     process.send_signal(number)
     _, said = process.communicate(timeout=120)
     assert process.returncode == status
-    assert "Traceback" not in said or "IPKernelApp" in said  # the kernel may complain, the runner does not
+    assert (
+        "Traceback" not in said or "IPKernelApp" in said
+    )  # the kernel may complain, the runner does not
     kernel = int(Path(pid).read_text())
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline and alive(kernel):
@@ -307,7 +359,10 @@ def test_mistakes_on_the_command_line_are_sentences(tmp_path, capsys):
     nbformat.write(new_notebook(cells=DEMO[:2]), path)
     options = ["--output", str(tmp_path / "out"), "--stage", "s"]
     for extra, sentence in [
-        (["-p", "colour", "1"], "05_x has no parameter colour; its parameters cell defines: variant, steps."),
+        (
+            ["-p", "colour", "1"],
+            "05_x has no parameter colour; its parameters cell defines: variant, steps.",
+        ),
         (["-p", "steps", "[1"], "'[1' is not a YAML value: quote it."),
     ]:
         assert runner.main([str(path), *options, *extra]) == 1
@@ -357,7 +412,9 @@ def test_small_png_keeps_photographs_exact_and_drawings_close(tmp_path):
     assert np.array_equal(pixels(executed.smaller_png(encoded(noise))), noise)
     fig, axis = plt.subplots(dpi=100)
     for phase in range(8):
-        axis.plot(np.sin(np.arange(200) / 20 + phase), color=plots.colour(f"series {phase}"), alpha=0.7)
+        axis.plot(
+            np.sin(np.arange(200) / 20 + phase), color=plots.colour(f"series {phase}"), alpha=0.7
+        )
     drawing = plots.png(fig)
     plt.close(fig)
     smaller = executed.smaller_png(drawing)
@@ -385,7 +442,9 @@ def test_widget_outputs_are_dropped():
 
 
 def test_formulas_become_mathml_and_unknown_ones_stay():
-    assert "<msup>" in page.formula("a^2", "inline") and 'display="block"' in page.formula("x", "block")
+    assert "<msup>" in page.formula("a^2", "inline") and 'display="block"' in page.formula(
+        "x", "block"
+    )
     assert "<code>" in page.formula(r"\frac{", "inline")
 
 
@@ -449,7 +508,9 @@ def test_models_of_one_figure_are_told_apart_by_everybody(together, deficiency):
         rgb = np.array([int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)])
         linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
         changed = np.clip(np.asarray(DEFICIENCIES[deficiency]) @ linear, 0, 1)
-        shown = np.where(changed <= 0.0031308, 12.92 * changed, 1.055 * changed ** (1 / 2.4) - 0.055)
+        shown = np.where(
+            changed <= 0.0031308, 12.92 * changed, 1.055 * changed ** (1 / 2.4) - 0.055
+        )
         seen.append(rgb2lab(shown[None, None])[0, 0])
     distances = {
         (one, other): np.linalg.norm(seen[i] - seen[i + 1 + j])
@@ -466,14 +527,19 @@ def test_every_model_has_a_colour_of_its_own():
 
 def test_show_attaches_the_alternative_and_closes(monkeypatch):
     shown = []
-    monkeypatch.setattr(plots, "display", lambda data, raw, metadata: shown.append((data, metadata)))
+    monkeypatch.setattr(
+        plots, "display", lambda data, raw, metadata: shown.append((data, metadata))
+    )
     fig, _ = plt.subplots()
     with pytest.raises(ValueError, match="what the figure shows"):
         plots.show(fig, "  ")
     plots.show(fig, "One\n  line")
     ((data, metadata),) = shown
     assert metadata == {kind: {"alt": "One line"} for kind in ("image/png", "image/svg+xml")}
-    assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG") and data["text/plain"] == "One line"
+    assert (
+        base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
+        and data["text/plain"] == "One line"
+    )
     assert not plt.fignum_exists(fig.number)
 
 
@@ -488,7 +554,10 @@ def test_lines_are_drawn_as_vectors_and_pixels_as_pixels():
     plots.style()
     vectors, again = plots.svg(line()), plots.svg(line())
     assert (
-        vectors == again and ">PSNR</text>" in vectors and "<image" not in vectors and "Date" not in vectors
+        vectors == again
+        and ">PSNR</text>" in vectors
+        and "<image" not in vectors
+        and "Date" not in vectors
     )
     assert plots.svg(line(20_000)) is None  # larger than its pixels
     fig = line()
@@ -504,11 +573,18 @@ def test_lines_are_drawn_as_vectors_and_pixels_as_pixels():
 @pytest.mark.parametrize("rows", [None, ["original", "decoded from codes"]])
 def test_image_grid_draws_pixels_as_exact_squares(rows):
     images = np.random.default_rng(0).random((4, 3, 16, 16)).astype(np.float32)
-    fig = plots.image_grid(images, titles=["a", "b"] if rows else list("abcd"), row_labels=rows, scale=3)
+    fig = plots.image_grid(
+        images, titles=["a", "b"] if rows else list("abcd"), row_labels=rows, scale=3
+    )
     drawn = pixels(plots.png(fig))
     plt.close(fig)
     for image in images:
-        tile = (image.transpose(1, 2, 0) * 255 + 0.5).astype(np.uint8).repeat(3, axis=0).repeat(3, axis=1)
+        tile = (
+            (image.transpose(1, 2, 0) * 255 + 0.5)
+            .astype(np.uint8)
+            .repeat(3, axis=0)
+            .repeat(3, axis=1)
+        )
         windows = np.lib.stride_tricks.sliding_window_view(drawn, tile.shape)[:, :, 0]
         assert (windows == tile).all(axis=(2, 3, 4)).sum() == 1
 
@@ -538,12 +614,19 @@ def test_smoothing_keeps_lines_and_means():
 
 def test_curves_one_panel_a_column_and_one_legend_entry_a_run():
     runs = {
-        f"sit4-seed{seed}": {"step": range(40), "loss": np.arange(40.0), "psnr": [np.nan] * 20 + [20.0] * 20}
+        f"sit4-seed{seed}": {
+            "step": range(40),
+            "loss": np.arange(40.0),
+            "psnr": [np.nan] * 20 + [20.0] * 20,
+        }
         for seed in (0, 1)
     }
     fig = plots.curves(runs, {"loss": "loss", "psnr": "PSNR, dB"})
     assert [axis.get_ylabel() for axis in fig.axes] == ["loss", "PSNR, dB"]
-    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["SIT-4, seed 0", "SIT-4, seed 1"]
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == [
+        "SIT-4, seed 0",
+        "SIT-4, seed 1",
+    ]
     plt.close(fig)
     with pytest.raises(ValueError, match="sit4-seed0 lack 'lpips'"):
         plots.curves(runs, ["lpips"])
@@ -558,7 +641,11 @@ def test_tables_format_values_and_mark_the_best():
     ]
     html = tables.html_table(rows, "Scores & more", digits={"PSNR": 2}, best={"PSNR": "max"})
     assert "<caption>Scores &amp; more</caption>" in html and "a&lt;b" in html
-    assert "<td>23.46 ± 0.12</td>" in html and "<td><strong>24.00</strong></td>" in html and "n/a" in html
+    assert (
+        "<td>23.46 ± 0.12</td>" in html
+        and "<td><strong>24.00</strong></td>" in html
+        and "n/a" in html
+    )
     text = tables.text_table(rows, "Scores", digits={"PSNR": 2}, best={"PSNR": "max"})
     assert "24.00*" in text and len(text.splitlines()) == 5
     with pytest.raises(ValueError, match="LPIPS"):
@@ -584,21 +671,40 @@ def project(tmp_path) -> Path:
     files = {
         "tokenizer/sit4-seed0": {"psnr": 23.0, "lpips_alex": 0.2, "lpips_vgg": 0.3, "usage": 99.0},
         "tokenizer/sit4-seed1": {"psnr": 24.0, "lpips_alex": 0.18, "lpips_vgg": 0.3, "usage": 97.0},
-        "tokenizer/vit_vqgan-seed0": {"psnr": 22.0, "lpips_alex": 0.25, "lpips_vgg": None, "usage": 99.0},
-        "tokenizer/vit_vqgan-seed1": {"psnr": 22.2, "lpips_alex": 0.25, "lpips_vgg": 0.4, "usage": 99.0},
+        "tokenizer/vit_vqgan-seed0": {
+            "psnr": 22.0,
+            "lpips_alex": 0.25,
+            "lpips_vgg": None,
+            "usage": 99.0,
+        },
+        "tokenizer/vit_vqgan-seed1": {
+            "psnr": 22.2,
+            "lpips_alex": 0.25,
+            "lpips_vgg": 0.4,
+            "usage": 99.0,
+        },
         "tokenizer/sit9-seed0": {"psnr": 99.0},
         "generation/ar_sit4-seed0": {"fd_lite0": 120.5, "kid": 0.0123, "nats_per_token": 4.5},
     }
     for name, values in files.items():
-        protocol = {"views": "400 crops", "seed": 0} if name.startswith("tokenizer") else {"samples": 512}
+        protocol = (
+            {"views": "400 crops", "seed": 0} if name.startswith("tokenizer") else {"samples": 512}
+        )
         write_json(
             tmp_path / "metrics" / f"{name}.json",
             {**values, "protocol": protocol, "codebooks": {"detail": {}}},
         )
     # The last two are of runs that are not listed, and of no run.
-    timed = {"weights": 30.5, "train@sit4-0": 150.0, "train@sit9-0": 20.0, "extract_codes@sit4": 60.0}
+    timed = {
+        "weights": 30.5,
+        "train@sit4-0": 150.0,
+        "train@sit9-0": 20.0,
+        "extract_codes@sit4": 60.0,
+    }
     for stage, seconds in timed.items():
-        write_json(tmp_path / "metrics" / "seconds" / f"{stage}.json", {"stage": stage, "seconds": seconds})
+        write_json(
+            tmp_path / "metrics" / "seconds" / f"{stage}.json", {"stage": stage, "seconds": seconds}
+        )
     (tmp_path / "params.yaml").write_text(
         "profile: quick\ntokenizers: [vit_vqgan, sit4]\nseeds: [0, 1]\n"
         "generators: [sit4]\ngenerator_seeds: [0]\n"
@@ -620,7 +726,11 @@ def test_headline_gathers_every_listed_run(project, capsys):
     assert list(sit4) == ["psnr", "lpips_alex", "lpips_vgg", "usage"]
     assert sit4["psnr"] == {"mean": 23.5, "std": pytest.approx(0.707107), "seeds": 2}
     assert found["tokenizer"]["vit_vqgan"]["lpips_vgg"] == {"mean": None, "std": None, "seeds": 2}
-    assert found["generation"]["class"]["ar_sit4"]["kid"] == {"mean": 0.0123, "std": None, "seeds": 1}
+    assert found["generation"]["class"]["ar_sit4"]["kid"] == {
+        "mean": 0.0123,
+        "std": None,
+        "seeds": 1,
+    }
     assert found["seconds"] == {"extract_codes@sit4": 60.0, "train@sit4-0": 150.0, "weights": 30.5}
     assert found["protocol"]["tokenizer"] == {"views": "400 crops", "seed": 0}
     assert found["hardware"] == [machine()] and machine()["logical_cores"] >= 1 and machine()["cpu"]
@@ -634,7 +744,8 @@ def test_results_are_of_the_machines_that_their_stages_ran_on(project):
     laptop = {**machine(), "cpu": "B", "memory_gib": None, "gpu": None, "auto_precision": "no"}
     for name, seconds, where in (("a", 1.0, laptop), ("b", 5.0, cluster), ("c", 3.0, laptop)):
         write_json(
-            project / f"metrics/seconds/{name}.json", {"stage": name, "seconds": seconds, "machine": where}
+            project / f"metrics/seconds/{name}.json",
+            {"stage": name, "seconds": seconds, "machine": where},
         )
     found = headline.gather(project)
     assert found["hardware"] == [cluster, laptop]
@@ -657,7 +768,9 @@ def test_the_machine_is_told_as_torch_knows_it():
         ("Tesla T4, 7.5\n", "Tesla T4", "fp16"),
     ],
 )
-def test_the_gpus_of_a_machine_are_those_that_the_driver_names(tmp_path, monkeypatch, rows, gpu, meant):
+def test_the_gpus_of_a_machine_are_those_that_the_driver_names(
+    tmp_path, monkeypatch, rows, gpu, meant
+):
     program = tmp_path / "nvidia-smi"
     program.write_text(f"#!/bin/sh\ncat <<END\n{rows}END\n")
     program.chmod(0o755)
@@ -668,7 +781,8 @@ def test_the_gpus_of_a_machine_are_those_that_the_driver_names(tmp_path, monkeyp
 def test_headline_has_improved_models_where_params_yaml_lists_them(project):
     metrics = project / "metrics/generation"
     write_json(
-        metrics / "ar_sit4_improved-seed0.json", json.loads((metrics / "ar_sit4-seed0.json").read_text())
+        metrics / "ar_sit4_improved-seed0.json",
+        json.loads((metrics / "ar_sit4-seed0.json").read_text()),
     )
     assert list(headline.gather(project)["generation"]["class"]) == ["ar_sit4"]
     with (project / "params.yaml").open("a") as file:
@@ -696,7 +810,9 @@ def test_headline_without_metrics_or_with_broken_ones_is_a_sentence(project):
 def test_revision_is_dirty_only_for_tracked_sources(tmp_path):
     def git(*arguments):
         identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+        subprocess.run(
+            ["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True
+        )
 
     git("init", "-q")
     assert headline.revision(tmp_path) == "unknown"
@@ -744,7 +860,9 @@ def test_the_site_shows_the_headline_and_links_every_report(project, demo):
     }
     (drawn,) = (reports / "pages" / "figures").iterdir()  # three reports show the same figure
     for name, html in written[0].items():
-        assert set(fetched(html)) <= {f"figures/{drawn.name}"} and "prefers-color-scheme: dark" in html, name
+        assert (
+            set(fetched(html)) <= {f"figures/{drawn.name}"} and "prefers-color-scheme: dark" in html
+        ), name
     assert "<strong>23.50 ± 0.71</strong>" in first and "120.5" in first and "4 min 0 s" in first
     assert re.findall(r'href="(pages/[^"]+|api/[^"]+)">([^<]+)<', first) == [
         ("pages/01_demo.html", "Demo of a run"),
@@ -765,7 +883,12 @@ def test_the_site_shows_the_headline_and_links_every_report(project, demo):
     )
     scale = written[0]["scale.html"]
     assert 'href="01_demo.html">the run' in scale and 'href="../index.html#run">home' in scale
-    assert 'id="one"' in scale and 'href="#one-2"' in scale and "<msup>" in scale and "<td>1</td>" in scale
+    assert (
+        'id="one"' in scale
+        and 'href="#one-2"' in scale
+        and "<msup>" in scale
+        and "<td>1</td>" in scale
+    )
 
 
 def test_a_notebook_that_cannot_be_read_is_named_by_the_site(project, capsys):
@@ -773,20 +896,29 @@ def test_a_notebook_that_cannot_be_read_is_named_by_the_site(project, capsys):
     (project / "reports" / "01_x.ipynb").write_text("{")
     write_json(project / "metrics" / "headline.json", headline.gather(project))
     headline_file = str(project / "metrics" / "headline.json")
-    assert site.main(["--output", str(project / "reports" / "index.html"), "--headline", headline_file]) == 1
+    assert (
+        site.main(
+            ["--output", str(project / "reports" / "index.html"), "--headline", headline_file]
+        )
+        == 1
+    )
     assert "01_x.ipynb is not a readable notebook" in capsys.readouterr().err
 
 
 def test_front_page_without_headline_is_a_sentence(tmp_path, capsys):
     assert (
-        site.main(["--output", str(tmp_path / "index.html"), "--headline", str(tmp_path / "none.json")]) == 1
+        site.main(
+            ["--output", str(tmp_path / "index.html"), "--headline", str(tmp_path / "none.json")]
+        )
+        == 1
     )
     assert "run dvc repro" in capsys.readouterr().err
     assert not (tmp_path / "index.html").exists()
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (725, "12 min 5 s"), (7380, "2 h 3 min")]
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.6, "1 min 0 s"), (725, "12 min 5 s"), (7380, "2 h 3 min")],
 )
 def test_durations_are_readable(seconds, text):
     assert front.duration(seconds) == text
@@ -794,7 +926,7 @@ def test_durations_are_readable(seconds, text):
 
 def test_api_pages_do_not_tell_where_the_project_lies(tmp_path):
     from sitlib.paths import ROOT
-    from sitlib.reporting.api import write
+    from workbook.reporting.api import write
 
     write(tmp_path / "api")
     pages = [path for path in (tmp_path / "api").rglob("*") if path.is_file()]
@@ -803,7 +935,9 @@ def test_api_pages_do_not_tell_where_the_project_lies(tmp_path):
 
 def test_settings_that_differ_are_told_of_each_model():
     assert of_each(0.3) == "0.3" and of_each(None) == "None" and of_each("constant") == "constant"
-    assert of_each({"ar_sit4": 0.3, "ar_vit_vqgan": 0.6}) == "0.3 for AR-SIT-4, 0.6 for AR-ViT-VQGAN"
+    assert (
+        of_each({"ar_sit4": 0.3, "ar_vit_vqgan": 0.6}) == "0.3 for AR-SIT-4, 0.6 for AR-ViT-VQGAN"
+    )
 
 
 def test_a_sweep_is_a_line_through_means_and_a_dot_for_each_seed():
@@ -820,7 +954,9 @@ def test_a_sweep_is_a_line_through_means_and_a_dot_for_each_seed():
 
 def test_sizes_at_which_a_metric_was_not_measured_have_none_of_it():
     def seed(psnr, vgg):
-        record = dict.fromkeys(("psnr", "lpips_alex", "ssim", "fd_lite0", "kid", "lite0_score"), psnr)
+        record = dict.fromkeys(
+            ("psnr", "lpips_alex", "ssim", "fd_lite0", "kid", "lite0_score"), psnr
+        )
         record |= {"bits_per_pixel": 1.0, "photographs": ["a", "b"], "counts": [1, 1]}
         record["by_photograph"] = {"psnr": [psnr, psnr], "lpips_alex": [psnr, psnr]}
         return {"sets": {"photos": {"64": record | vgg, "32": record}}}

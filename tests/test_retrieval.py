@@ -36,7 +36,9 @@ class TestRPrecision:
 
     def test_draws_fairly_and_without_repetition(self):
         """With b of n other captions more similar, none of c - 1 is among them with probability C(n - b, c - 1) / C(n, c - 1)."""
-        similarity = torch.arange(20.0).flip(0)[None].repeat(3000, 1)  # three captions before the right one
+        similarity = (
+            torch.arange(20.0).flip(0)[None].repeat(3000, 1)
+        )  # three captions before the right one
         names = [
             *range(3),
             *["own"] * 4,
@@ -65,12 +67,16 @@ class TestRPrecision:
         before = r_precision(similarity, right, names, candidates=5)
         similarity[7, right[7]] = 2
         after = r_precision(similarity, right, names, candidates=5)
-        assert after[7] == 1 and torch.equal(after[torch.arange(40) != 7], before[torch.arange(40) != 7])
+        assert after[7] == 1 and torch.equal(
+            after[torch.arange(40) != 7], before[torch.arange(40) != 7]
+        )
 
     def test_is_seeded_and_leaves_the_random_states_alone(self):
         similarity, right, names = captions_of_names(1, images=40)
         state = np.random.get_state()[1].tolist(), torch.get_rng_state()
-        first, again, other = (r_precision(similarity, right, names, candidates=5, seed=s) for s in (0, 0, 1))
+        first, again, other = (
+            r_precision(similarity, right, names, candidates=5, seed=s) for s in (0, 0, 1)
+        )
         assert torch.equal(first, again) and not torch.equal(first, other)
         assert np.random.get_state()[1].tolist() == state[0]
         assert torch.equal(torch.get_rng_state(), state[1])
@@ -86,7 +92,10 @@ class TestRPrecision:
         ({"right": torch.tensor([4])}, "positions among 4 captions"),
         ({"right": torch.tensor([-1])}, "positions among 4 captions"),
         ({"similarity": torch.zeros(4)}, r"\[M, C\]"),
-        ({"similarity": torch.zeros(0, 4), "right": torch.zeros(0, dtype=torch.int64)}, "at least one image"),
+        (
+            {"similarity": torch.zeros(0, 4), "right": torch.zeros(0, dtype=torch.int64)},
+            "at least one image",
+        ),
         ({"similarity": torch.tensor([[0.0, 1.0, float("nan"), 0.0]])}, "NaN"),
     ],
 )

@@ -10,11 +10,13 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-import sitlib.transformer
-from sitlib import sampling
-from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig
+import sitlib.model.transformer
 from sitlib.config import SamplingConfig, TextEncoderConfig, load_profile
-from sitlib.sampling import (
+from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
+from sitlib.model.text import TextTokenizer
+from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.sample import generate as sampling
+from sitlib.sample.generate import (
     _random_numbers,
     draw,
     filtered_probabilities,
@@ -22,11 +24,15 @@ from sitlib.sampling import (
     guidance_of_scale,
     largest_batch,
 )
-from sitlib.text import TextTokenizer
-from sitlib.tokenizer import SpectralTokenizer
 
 CLASSES = ["mountain", "water", "city"]
-CAPTIONS = ["a red cat", "a blue dog that sleeps", "two green birds", "a cat and a dog", "a red bird"]
+CAPTIONS = [
+    "a red cat",
+    "a blue dog that sleeps",
+    "two green birds",
+    "a cat and a dog",
+    "a red bird",
+]
 TEXTS = TextTokenizer.train(CAPTIONS, 300, 32)
 SMOKE = load_profile("smoke")
 PLAIN = SamplingConfig(
@@ -44,7 +50,9 @@ class_and_text = pytest.mark.parametrize("kind", ["class", "text"])
 
 
 @cache
-def model_of(kind="class", positions="learned", num_scales=3, tokens_per_scale=4, num_codes=20, dropout=0.0):
+def model_of(
+    kind="class", positions="learned", num_scales=3, tokens_per_scale=4, num_codes=20, dropout=0.0
+):
     """A small model with weights large enough that every prediction is far from uniform; a codebook for every scale."""
     torch.manual_seed(0)
     is_text = kind == "text"
@@ -57,7 +65,9 @@ def model_of(kind="class", positions="learned", num_scales=3, tokens_per_scale=4
         text=TextEncoderConfig(layers=1, vocabulary=300, max_tokens=32) if is_text else None,
     )
     classes, texts = ([], TEXTS.to_json()) if is_text else (CLASSES, None)
-    config = CodeModelConfig(shape, num_scales, tokens_per_scale, num_codes, num_scales, classes, texts)
+    config = CodeModelConfig(
+        shape, num_scales, tokens_per_scale, num_codes, num_scales, classes, texts
+    )
     model = AutoregressiveModel(config).eval()
     for parameter in model.parameters():
         if parameter.ndim >= 2:
@@ -78,8 +88,16 @@ def condition_of(model, prompts):
 @cache
 def tokenizer_of(decoder_attention="scale_causal", levels=3, grid=2):
     torch.manual_seed(0)
-    changes = {"size": 16, "levels": levels, "grid": grid, "num_codes": 20, "num_codebooks": levels + 1}
-    config = replace(SMOKE.tokenizer_variant("sit4"), decoder_attention=decoder_attention, **changes)
+    changes = {
+        "size": 16,
+        "levels": levels,
+        "grid": grid,
+        "num_codes": 20,
+        "num_codebooks": levels + 1,
+    }
+    config = replace(
+        SMOKE.tokenizer_variant("sit4"), decoder_attention=decoder_attention, **changes
+    )
     return SpectralTokenizer(config).eval()
 
 
@@ -118,11 +136,14 @@ def plain_sample(model, condition, index, config):
         padded = torch.tensor(codes + [0] * (model.num_tokens - position))
         padded = padded.view(1, shape.num_scales, shape.tokens_per_scale)
         given, hidden = (
-            model(padded, c).flatten(1, 2)[0, position] for c in (condition, model.unconditional(condition))
+            model(padded, c).flatten(1, 2)[0, position]
+            for c in (condition, model.unconditional(condition))
         )
         weight = config.guidance
         if config.guidance_growth == "linear" and shape.num_scales > 1:
-            weight = 1 + (weight - 1) * (position // shape.tokens_per_scale) / (shape.num_scales - 1)
+            weight = 1 + (weight - 1) * (position // shape.tokens_per_scale) / (
+                shape.num_scales - 1
+            )
         p, _ = plain_filter(hidden + weight * (given - hidden), config)
         total, code = 0.0, -1
         while total <= float(numbers[position]):
@@ -169,7 +190,9 @@ def test_a_sample_depends_on_the_seed_and_its_index_only(kind, config):
     together = generate(model, prompts, config)
     assert together.shape == (5, 3, 4) and together.dtype == torch.int64
     for batch_size in (0, 1, 3, 5):
-        assert torch.equal(generate(model, prompts, replace(config, batch_size=batch_size)), together)
+        assert torch.equal(
+            generate(model, prompts, replace(config, batch_size=batch_size)), together
+        )
     assert torch.equal(generate(model, prompts[:2], config), together[:2])  # however many follow
     torch.manual_seed(99)
     assert torch.equal(generate(model, prompts, config), together)  # whatever else is drawn
@@ -219,7 +242,9 @@ def test_codes_follow_the_models_distribution():
     codes = generate(model, torch.zeros(count, dtype=torch.int64), config)[:, :, 0]
     observed = torch.bincount(4 * codes[:, 0] + codes[:, 1], minlength=16).view(4, 4) / count
     with torch.no_grad():
-        logits = model(torch.arange(4)[:, None, None].expand(4, 2, 1), torch.zeros(4, dtype=torch.int64))
+        logits = model(
+            torch.arange(4)[:, None, None].expand(4, 2, 1), torch.zeros(4, dtype=torch.int64)
+        )
     first, second = (logits[:, :, 0] / 0.7).softmax(-1).unbind(1)
     assert (observed - first[0][:, None] * second).abs().max() < 4 * (0.25 / count) ** 0.5
 
@@ -233,7 +258,9 @@ def test_the_first_scales_are_those_of_the_whole(kind, config):
     model = model_of(kind)
     whole = generate(model, prompts_of(model), config)
     for scales in (1, 2, 3):
-        assert torch.equal(generate(model, prompts_of(model), config, scales=scales), whole[:, :scales])
+        assert torch.equal(
+            generate(model, prompts_of(model), config, scales=scales), whole[:, :scales]
+        )
 
 
 @class_and_text
@@ -244,7 +271,9 @@ def test_a_prefix_of_what_would_be_drawn_changes_nothing(kind, positions, config
     whole = generate(model, prompts_of(model), config)
     for first in (0, 1, 2, 3):
         for scales in range(max(first, 1), 4):
-            drawn = generate(model, prompts_of(model), config, scales=scales, prefix_codes=whole[:, :first])
+            drawn = generate(
+                model, prompts_of(model), config, scales=scales, prefix_codes=whole[:, :first]
+            )
             assert torch.equal(drawn, whole[:, :scales])
 
 
@@ -260,7 +289,10 @@ def test_another_prefix_is_kept_and_changes_what_follows():
 @pytest.mark.parametrize(
     ("prefix", "sentence"),
     [
-        (torch.zeros(2, 1, 4), r"must be integers \[2, k, 4\] with k in 0 ... 3, they are torch.float32"),
+        (
+            torch.zeros(2, 1, 4),
+            r"must be integers \[2, k, 4\] with k in 0 ... 3, they are torch.float32",
+        ),
         (torch.zeros(2, 4, dtype=torch.int64), r"must be integers .* \[2, 4\]"),
         (torch.zeros(3, 1, 4, dtype=torch.int64), r"must be \[2, k, 4\] .* they are \[3, 1, 4\]"),
         (torch.zeros(2, 1, 5, dtype=torch.int64), r"they are \[2, 1, 5\]"),
@@ -295,7 +327,9 @@ def test_impossible_numbers_of_scales_are_refused(scales):
 def test_guidance_of_one_is_no_guidance(kind):
     model = model_of(kind)
     expected, seen = generate(model, prompts_of(model), PLAIN), []
-    hook = model.transformer.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    hook = model.transformer.register_forward_pre_hook(
+        lambda _, inputs: seen.append(len(inputs[0]))
+    )
     generate(model, prompts_of(model), PLAIN)
     assert set(seen) == {5}  # no unconditional half
     seen.clear()
@@ -304,7 +338,9 @@ def test_guidance_of_one_is_no_guidance(kind):
         assert torch.equal(generate(model, prompts_of(model), guided), expected)
     assert set(seen) == {10}
     hook.remove()
-    assert not torch.equal(generate(model, prompts_of(model), replace(PLAIN, guidance=4.0)), expected)
+    assert not torch.equal(
+        generate(model, prompts_of(model), replace(PLAIN, guidance=4.0)), expected
+    )
 
 
 @class_and_text
@@ -318,12 +354,16 @@ def test_guidance_of_zero_does_not_see_the_prompt(kind):
 def test_growing_guidance_starts_at_one_and_ends_at_the_weight():
     config = replace(PLAIN, guidance=4.0, guidance_growth="linear")
     for num_scales in (2, 3, 6):
-        weights = [guidance_of_scale(scale, num_scales, config) for scale in range(1, num_scales + 1)]
+        weights = [
+            guidance_of_scale(scale, num_scales, config) for scale in range(1, num_scales + 1)
+        ]
         assert weights[0] == 1.0 and weights[-1] == 4.0
         steps = [after - before for before, after in itertools.pairwise(weights)]
         assert steps == pytest.approx([3.0 / (num_scales - 1)] * (num_scales - 1))
         constant = replace(config, guidance_growth="constant")
-        assert {guidance_of_scale(s, num_scales, constant) for s in range(1, num_scales + 1)} == {4.0}
+        assert {guidance_of_scale(s, num_scales, constant) for s in range(1, num_scales + 1)} == {
+            4.0
+        }
     assert guidance_of_scale(1, 1, config) == 4.0  # of one scale
 
 
@@ -390,7 +430,12 @@ def test_filters_by_hand():
     assert kept(top_p=0.41) == [0.0, 0.5714, 0.4286, 0.0]
     assert kept(min_p=0.51) == [0.0, 0.5714, 0.4286, 0.0]
     assert kept(min_p=0.49) == [0.0, 0.4444, 0.3333, 0.2222]
-    assert kept(top_k=3, top_p=0.75) == [0.0, 0.5714, 0.4286, 0.0]  # the share is of what top-k has left
+    assert kept(top_k=3, top_p=0.75) == [
+        0.0,
+        0.5714,
+        0.4286,
+        0.0,
+    ]  # the share is of what top-k has left
     assert kept(min_p=0.49, top_p=0.75) == [0.0, 0.5714, 0.4286, 0.0]  # and of what min-p has left
     assert kept(temperature=0.5) == [0.0333, 0.5333, 0.3, 0.1333]
 
@@ -503,7 +548,10 @@ def test_streaming_needs_a_tokenizer_that_decodes_scale_by_scale():
     with pytest.raises(ValueError, match="decoder_attention: scale_causal"):
         generate(model, prompts, PLAIN, on_scale=print, tokenizer=tokenizer_of("full"))
     # One scale is the whole image: any decoder will do.
-    model, tokenizer = model_of(num_scales=1, tokens_per_scale=16), tokenizer_of("full", levels=0, grid=4)
+    model, tokenizer = (
+        model_of(num_scales=1, tokens_per_scale=16),
+        tokenizer_of("full", levels=0, grid=4),
+    )
     codes, shown = streamed(model, tokenizer, prompts, PLAIN)
     assert [event[:2] for event in shown] == [(0, 1)]
     torch.testing.assert_close(shown[0][2], tokenizer.decode(codes))
@@ -516,7 +564,12 @@ def test_texts_and_their_token_ids_give_the_same_samples():
     model = model_of("text")
     tokens = TEXTS.encode(CAPTIONS)
     expected = generate(model, CAPTIONS, GUIDED)
-    for prompts in (tuple(CAPTIONS), [f"  {text.upper()} " for text in CAPTIONS], tokens, tokens[:, :-1]):
+    for prompts in (
+        tuple(CAPTIONS),
+        [f"  {text.upper()} " for text in CAPTIONS],
+        tokens,
+        tokens[:, :-1],
+    ):
         assert torch.equal(generate(model, prompts, GUIDED), expected)
 
 
@@ -535,7 +588,10 @@ def test_no_prompt_has_no_sample(kind):
         (["a red cat", ""], "the caption '' is empty"),
         (["  \n"], "is empty; write what the image shows"),
         (["a very long text " * 10], "tokens, at most 31 are allowed: shorten it"),
-        (torch.tensor([0, 1]), r"conditioned on texts: give a list of texts, or int64 token ids \[B, L\]"),
+        (
+            torch.tensor([0, 1]),
+            r"conditioned on texts: give a list of texts, or int64 token ids \[B, L\]",
+        ),
         (torch.zeros(1, 4), "conditioned on texts"),
     ],
 )
@@ -560,7 +616,10 @@ def test_token_ids_that_no_text_has_are_refused(tokens):
 @pytest.mark.parametrize(
     ("prompts", "sentence"),
     [
-        (["water"], r"on a class, not on texts: give class ids in 0 ... 2 \(mountain, water, city\)"),
+        (
+            ["water"],
+            r"on a class, not on texts: give class ids in 0 ... 2 \(mountain, water, city\)",
+        ),
         ("water", "on a class, not on texts"),
         ([0, 1], "give class ids in 0 ... 2"),
         (torch.tensor([0.0]), "give class ids in 0 ... 2"),
@@ -583,7 +642,7 @@ def test_classes_that_are_not_known_are_refused_by_name(prompts, sentence):
 def test_keys_and_values_have_memory_of_their_own_once_for_each_batch(monkeypatch, kind, config):
     made, places = [], []
 
-    class Counted(sitlib.transformer.KeyValueCache):
+    class Counted(sitlib.model.transformer.KeyValueCache):
         def __init__(self, *arguments, **options):
             super().__init__(*arguments, **options)
             made.append(self)
@@ -595,7 +654,7 @@ def test_keys_and_values_have_memory_of_their_own_once_for_each_batch(monkeypatc
                 assert part.untyped_storage().data_ptr() == self.store.untyped_storage().data_ptr()
             return k, v
 
-    monkeypatch.setattr(sitlib.transformer, "KeyValueCache", Counted)
+    monkeypatch.setattr(sitlib.model.transformer, "KeyValueCache", Counted)
     model = model_of(kind)
     generate(model, prompts_of(model), replace(config, batch_size=2))
     halves = 1 if config is PLAIN else 2
@@ -617,7 +676,9 @@ def test_nothing_is_computed_twice(kind, config, given, scales):
         )
     ]
     if kind == "text":
-        hook = model.text_encoder.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].shape))
+        hook = model.text_encoder.register_forward_pre_hook(
+            lambda _, inputs: read.append(inputs[0].shape)
+        )
         hooks.append(hook)
     try:
         generate(model, prompts_of(model), config, scales=scales, prefix_codes=prefix)
@@ -628,7 +689,9 @@ def test_nothing_is_computed_twice(kind, config, given, scales):
     steps = [1 + 4 * given] + [1] * (4 * (scales - given) - 1) if given < scales else []
     assert passed == [(rows, length) for length in steps]
     assert sum(steps) == (4 * scales if given < scales else 0)  # the last code is drawn, not read
-    longest = max(int((row != TEXTS.pad).sum()) for row in TEXTS.encode(CAPTIONS))  # padding is not read
+    longest = max(
+        int((row != TEXTS.pad).sum()) for row in TEXTS.encode(CAPTIONS)
+    )  # padding is not read
     assert read == ([(rows, longest)] if kind == "text" and given < scales else [])
 
 
@@ -705,7 +768,9 @@ def test_the_largest_batch_is_between_1_and_1024(monkeypatch):
     assert largest_batch(model, PLAIN, 3) == 1024
     with_memory(monkeypatch, 2**20)
     sizes = [largest_batch(model, PLAIN, scales) for scales in (1, 2, 3)]
-    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3  # longer sequences need more
+    assert (
+        sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3
+    )  # longer sequences need more
     # Two halves need twice as much, and so does double precision.
     assert largest_batch(model, GUIDED, 1) == pytest.approx(sizes[0] / 2, abs=1)
     assert largest_batch(_double(model), PLAIN, 1) == pytest.approx(sizes[0] / 2, abs=1)

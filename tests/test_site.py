@@ -12,7 +12,7 @@ from PIL import Image
 from test_applications import photographs, tokenizer_of
 
 from sitlib.paths import ROOT
-from sitlib.reporting.examples import examples
+from workbook.reporting.examples import examples
 
 REPORTS = ROOT / "reports"
 INDEX = REPORTS / "index.html"
@@ -30,7 +30,11 @@ KINDS = [
 
 def browser_or_reason() -> tuple[str | None, str]:
     """Path of an installed Chromium, or why the tests in a browser are skipped."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    path = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if path is None:
         return None, "no Chromium is installed (Debian: apt install chromium)"
     for package in ("playwright", "axe_playwright_python"):
@@ -69,10 +73,14 @@ def open_page(browser):
         page.troubles = []
         page.on("console", lambda said: said.type == "error" and page.troubles.append(said.text))
         page.on("pageerror", lambda error: page.troubles.append(str(error)))
-        page.on("requestfailed", lambda request: page.troubles.append(f"missing: {request.url[:200]}"))
+        page.on(
+            "requestfailed", lambda request: page.troubles.append(f"missing: {request.url[:200]}")
+        )
         page.on(
             "request",
-            lambda request: request.url.startswith(("file:", "data:")) or page.troubles.append(request.url),
+            lambda request: (
+                request.url.startswith(("file:", "data:")) or page.troubles.append(request.url)
+            ),
         )
         page.goto((REPORTS / file).as_uri())
         return page
@@ -106,7 +114,7 @@ def test_every_link_leads_somewhere(file):
 
 
 def test_figures_have_captions_of_their_own_and_no_caption_is_stale():
-    from sitlib.reporting.front import CAPTIONS
+    from workbook.reporting.front import CAPTIONS
 
     alternatives = {}
     for file in PAGES:
@@ -117,7 +125,9 @@ def test_figures_have_captions_of_their_own_and_no_caption_is_stale():
         ]
         for alt, caption in figures:
             assert re.sub("<[^>]+>", "", caption).partition(". ")[2] not in ("", alt), (file, alt)
-            alternatives.setdefault(file.stem.partition("-")[0], []).append(alt.replace("&amp;", "&"))
+            alternatives.setdefault(file.stem.partition("-")[0], []).append(
+                alt.replace("&amp;", "&")
+            )
     for notebook, captions in CAPTIONS.items():
         for begins in captions if notebook != "index" else ():
             assert any(alt.startswith(begins) for alt in alternatives[notebook]), (notebook, begins)
@@ -131,10 +141,13 @@ def test_words_in_the_tables_of_a_guide_stand_left_and_wrap_and_numbers_right():
 
 def test_every_module_of_the_library_is_documented():
     files = (ROOT / "sitlib").rglob("*.py")
-    modules = {str(path.relative_to(ROOT).with_suffix("")).removesuffix("/__init__") for path in files}
-    library = {name for name in modules if not name.startswith("sitlib/reporting")}
+    modules = {
+        str(path.relative_to(ROOT).with_suffix("")).removesuffix("/__init__") for path in files
+    }
+    library = {name for name in modules if not name.startswith("workbook/reporting")}
     pages = {
-        str(path.relative_to(REPORTS / "api").with_suffix("")) for path in (REPORTS / "api").rglob("*.html")
+        str(path.relative_to(REPORTS / "api").with_suffix(""))
+        for path in (REPORTS / "api").rglob("*.html")
     }
     assert pages <= library
     # pdoc follows `__all__`: the modules inside such a package are described on its own page.
@@ -151,7 +164,9 @@ def test_examples_are_what_the_tokenizer_makes_of_the_photographs():
 
     def pixels(uri):
         return (
-            np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))).transpose(2, 0, 1)
+            np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))).transpose(
+                2, 0, 1
+            )
             / 255
         )
 
@@ -166,7 +181,9 @@ def test_examples_are_what_the_tokenizer_makes_of_the_photographs():
         codes, bits = tokenizer.encode(view[None]), np.log2(tokenizer.config.num_codes)
         for k, step in enumerate(photo["scales"], 1):
             partial = tokenizer.decode(codes, k)[0].clamp(0, 1)
-            assert step["size"] == partial.shape[-1] and step["bytes"] == np.ceil(step["codes"] * bits / 8)
+            assert step["size"] == partial.shape[-1] and step["bytes"] == np.ceil(
+                step["codes"] * bits / 8
+            )
             assert np.allclose(pixels(step["png"]), partial, atol=0.003)
 
 
@@ -174,11 +191,15 @@ def test_examples_are_what_the_tokenizer_makes_of_the_photographs():
 
 
 @in_browser
-@pytest.mark.parametrize("file", [Path("index.html"), *LAYOUTS, *KINDS[3:]], ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", [Path("index.html"), *LAYOUTS, *KINDS[3:]], ids=lambda file: file.stem
+)
 def test_a_page_is_whole_without_a_network_and_fits_a_phone(open_page, file):
     page = open_page(file, width=380)
     assert page.evaluate("document.documentElement.scrollWidth") <= 380
-    images = page.evaluate("[...document.images].map(i => [i.alt.trim().length, i.naturalWidth, i.complete])")
+    images = page.evaluate(
+        "[...document.images].map(i => [i.alt.trim().length, i.naturalWidth, i.complete])"
+    )
     assert all(alt and width and complete for alt, width, complete in images)
     assert page.troubles == []
 
@@ -247,7 +268,10 @@ def test_the_line_between_two_reconstructions_moves_by_mouse_and_keyboard(open_p
 @in_browser
 def test_the_slider_of_scales_decodes_more_by_keyboard_and_mouse(open_page):
     page = open_page(Path("index.html"))
-    slider, image = page.get_by_role("slider", name="Scales"), page.locator("#scales [data-partial]")
+    slider, image = (
+        page.get_by_role("slider", name="Scales"),
+        page.locator("#scales [data-partial]"),
+    )
     slider.focus()
     slider.press("Home")
     sides, sources = [], set()
@@ -305,8 +329,12 @@ def test_on_paper_the_page_is_light_and_without_controls(open_page):
     page = open_page(Path("index.html"), scheme="dark")
     page.emulate_media(media="print", color_scheme="dark")
     assert (
-        page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--back').trim()")
+        page.evaluate(
+            "getComputedStyle(document.documentElement).getPropertyValue('--back').trim()"
+        )
         == "#ffffff"
     )
-    assert not page.locator(".bar").is_visible() and not page.locator("#compare fieldset").is_visible()
+    assert (
+        not page.locator(".bar").is_visible() and not page.locator("#compare fieldset").is_visible()
+    )
     assert page.locator(".compare .over").is_visible()

@@ -13,16 +13,16 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from sitlib import essence, states
 from sitlib.checkpoint import read_about, write_tensors
 from sitlib.config import digest, load_profile
 from sitlib.disk import DiskError
-from sitlib.experiments import runs
-from sitlib.experiments.finished import FOLDER, Finished, forget
-from sitlib.experiments.runs import TokenizerRun, checkpoint_folder, command, resume_key, trained
 from sitlib.paths import ROOT
 from sitlib.results import read_curve, write_curve, write_metrics
-from sitlib.states import StateError, States, locked
+from sitlib.train import checkpoint as states
+from sitlib.train.checkpoint import StateError, States, locked
+from workbook import essence, runs
+from workbook.finished import FOLDER, Finished, forget
+from workbook.runs import TokenizerRun, checkpoint_folder, command, resume_key, trained
 
 RUN = TokenizerRun.of(load_profile("smoke"), "sit4", 0)
 ROWS = [{"step": 1, "seconds": 0.5}]
@@ -78,7 +78,9 @@ def test_a_run_of_other_settings_is_refused_while_the_same_files_are_made(home):
         return Weights(), ROWS
 
     first = make(train_now)
-    assert first.path.is_relative_to(home / "models") and read_about(first.path)["run"] == digest(RUN)
+    assert first.path.is_relative_to(home / "models") and read_about(first.path)["run"] == digest(
+        RUN
+    )
     make(with_a_state, other)  # free again
     assert read_about(first.path)["run"] == digest(other)
 
@@ -113,7 +115,9 @@ def test_what_had_finished_is_not_trained_again_until_the_pipeline_has_gone_thro
     made = make(train_now)
     content = made.path.read_bytes()
     kept = home / FOLDER / "tokenizer-sit4-seed0"
-    assert made.path.samefile(next(kept.rglob("model.safetensors"))) and not list(home.glob(".ckpt/*/step-*"))
+    assert made.path.samefile(next(kept.rglob("model.safetensors"))) and not list(
+        home.glob(".ckpt/*/step-*")
+    )
     for _ in range(2):  # as often as it is lost
         gone()
         made.path.parent.mkdir(parents=True)
@@ -121,7 +125,11 @@ def test_what_had_finished_is_not_trained_again_until_the_pipeline_has_gone_thro
             next(kept.rglob("model.safetensors")), f"{made.path}.partial"
         )  # left by a process that was killed
         again = make(train_now)
-        assert again.path.read_bytes() == content and again.curve == made.curve and len(trained_runs) == 1
+        assert (
+            again.path.read_bytes() == content
+            and again.curve == made.curve
+            and len(trained_runs) == 1
+        )
     other = replace(RUN, data=replace(RUN.data, min_crop=0.5))
     make(train_now, other)
     assert len(trained_runs) == 2 and [folder.name for folder in kept.iterdir()] == trained_runs[1:]
@@ -134,7 +142,9 @@ def test_what_had_finished_is_not_trained_again_until_the_pipeline_has_gone_thro
 @pytest.mark.parametrize("can_link", [True, False])
 def test_kept_files_are_copied_where_there_are_no_links(tmp_path, monkeypatch, can_link):
     if not can_link:
-        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "no links")))
+        monkeypatch.setattr(
+            os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "no links"))
+        )
     file = tmp_path / "model"
     file.write_text("weights")
     finished = Finished("sit4", "key", tmp_path / "finished")
@@ -148,7 +158,10 @@ def test_a_lock_is_the_same_file_for_all_who_ever_want_it(tmp_path):
     """One that is removed when it is free can be held by two: by who had opened it, and by who makes it again."""
     with locked(tmp_path / "states"):
         shutil.rmtree(tmp_path / "states", ignore_errors=True)
-        with pytest.raises(StateError, match="wait until it has finished"), locked(tmp_path / "states"):
+        with (
+            pytest.raises(StateError, match="wait until it has finished"),
+            locked(tmp_path / "states"),
+        ):
             pass
     before = {path: path.stat().st_ino for path in tmp_path.rglob("*.lock")}
     with locked(tmp_path / "states"):
@@ -159,7 +172,9 @@ def test_a_lock_is_the_same_file_for_all_who_ever_want_it(tmp_path):
 
 
 def test_states_are_gone_on_from_after_an_edit_that_changes_no_program(tmp_path, monkeypatch):
-    shutil.copytree(ROOT / "sitlib", tmp_path / "sitlib", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "sitlib", tmp_path / "sitlib", ignore=shutil.ignore_patterns("__pycache__")
+    )
     monkeypatch.setattr(essence, "ROOT", tmp_path)
 
     def key(file, old="", new=""):
@@ -200,7 +215,10 @@ def test_a_copy_of_the_images_is_as_good_and_other_images_are_not(tmp_path, monk
     (one / "train/a.png").rename(one / "train/b.png")
     (two / "train.manifest.json").write_text("{}")
     assert images(two) != images(one)
-    for folder in (one, two):  # without a manifest nothing but their times tells that they have changed
+    for folder in (
+        one,
+        two,
+    ):  # without a manifest nothing but their times tells that they have changed
         (folder / "train.manifest.json").unlink()
     (one / "train/b.png").rename(one / "train/a.png")
     for folder, time in ((one, 1), (two, 2)):
@@ -220,7 +238,7 @@ def test_a_copy_of_the_images_is_as_good_and_other_images_are_not(tmp_path, monk
 
 
 def test_a_command_whose_reader_has_read_enough_ends_quietly():
-    program = "from sitlib.experiments.runs import command; command(lambda: [print('line') for _ in range(100_000)])"
+    program = "from workbook.runs import command; command(lambda: [print('line') for _ in range(100_000)])"
     shell = f'{sys.executable} -c "{program}" | head -n 1'
     found = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True)
     assert (found.stdout, found.stderr) == ("line\n", "")
@@ -290,7 +308,9 @@ def test_a_model_that_cannot_be_written_costs_no_state(home):
     assert not list(home.glob(".ckpt/*/step-*"))
 
 
-@pytest.mark.parametrize("error", [DiskError("no room"), OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize(
+    "error", [DiskError("no room"), OSError(errno.ENOSPC, "No space left on device")]
+)
 def test_a_command_says_a_full_disk_in_a_sentence(error):
     def main():
         raise error

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sitlib.text import SMALLEST_VOCABULARY, TextTokenizer
+from sitlib.model.text import SMALLEST_VOCABULARY, TextTokenizer
 
 CAPTIONS = ["a cat on a mat", "the cat sat", "A hat, a bat", "that fat rat"]
 TOKENIZER = TextTokenizer.train(CAPTIONS, 280, 24)
@@ -77,11 +77,15 @@ class TestLearning:
         ]
 
     @settings(max_examples=60, deadline=None)
-    @given(st.lists(st.text("abc ", min_size=1, max_size=20).filter(str.strip), min_size=1, max_size=6))
+    @given(
+        st.lists(st.text("abc ", min_size=1, max_size=20).filter(str.strip), min_size=1, max_size=6)
+    )
     def test_merges_and_ids_are_those_of_textbook_bpe(self, captions):
         tokenizer = TextTokenizer.train(captions, SMALLEST_VOCABULARY + 6, 200)
         by_hand = learned_by_hand(captions, 6)
-        assert merges(tokenizer) == by_hand and tokenizer.vocabulary == SMALLEST_VOCABULARY + len(by_hand)
+        assert merges(tokenizer) == by_hand and tokenizer.vocabulary == SMALLEST_VOCABULARY + len(
+            by_hand
+        )
         number_of = {part: number + 2 for part, number in ids_of_parts(tokenizer).items()}
         for caption in captions:
             expected = []
@@ -95,7 +99,9 @@ class TestLearning:
     def test_same_captions_same_tokenizer(self):
         again = TextTokenizer.train((text for text in CAPTIONS), 280, 24)
         assert (
-            again == TOKENIZER and hash(again) == hash(TOKENIZER) and again.to_json() == TOKENIZER.to_json()
+            again == TOKENIZER
+            and hash(again) == hash(TOKENIZER)
+            and again.to_json() == TOKENIZER.to_json()
         )
         assert TextTokenizer.train(CAPTIONS[:2], 280, 24) != TOKENIZER and LONG != TOKENIZER
 
@@ -125,7 +131,7 @@ class TestCodes:
 
     @settings(max_examples=60, deadline=None)
     @given(st.text(max_size=30))
-    def test_any_text_comes_back_normalised_with_end_and_padding(self, text):
+    def test_any_text_comes_back_normalized_with_end_and_padding(self, text):
         expected = " ".join(unicodedata.normalize("NFKC", text).lower().split())
         if not expected:
             with pytest.raises(ValueError, match="is empty"):
@@ -135,9 +141,16 @@ class TestCodes:
         length = int((row != LONG.pad).sum())
         assert row[length - 1] == LONG.end and not row[length:].any()
         assert row[: length - 1].min() > LONG.end and row.max() < LONG.vocabulary
-        assert LONG.decode(row) == LONG.decode(row.tolist()) == LONG.decode(row[: length - 1]) == expected
+        assert (
+            LONG.decode(row)
+            == LONG.decode(row.tolist())
+            == LONG.decode(row[: length - 1])
+            == expected
+        )
 
-    @pytest.mark.parametrize("text", ["<pad> <end>", "[unk]", "\x00", "漢字 ñ 👍🏽", "\u200d", "end pad"])
+    @pytest.mark.parametrize(
+        "text", ["<pad> <end>", "[unk]", "\x00", "漢字 ñ 👍🏽", "\u200d", "end pad"]
+    )
     def test_no_characters_are_special(self, text):
         (row,) = TOKENIZER.encode([text])
         assert (row == TOKENIZER.end).sum() == 1 and TOKENIZER.decode(row) == text
@@ -159,7 +172,11 @@ class TestCodes:
         with pytest.raises(ValueError, match=r"'q{60}\.\.\.' has 101 tokens"):
             TOKENIZER.encode(["q" * 100])
         cut = TOKENIZER.encode(["cat", text], truncate=True)
-        assert cut.shape == (2, 24) and cut[1, -1] == TOKENIZER.end and TOKENIZER.decode(cut[1]) == "q" * 22
+        assert (
+            cut.shape == (2, 24)
+            and cut[1, -1] == TOKENIZER.end
+            and TOKENIZER.decode(cut[1]) == "q" * 22
+        )
         assert torch.equal(cut[:1], TOKENIZER.encode(["cat"]))
         whole = LONG.encode([text])[0]
         assert torch.equal(cut[1, :-1], whole[:23])

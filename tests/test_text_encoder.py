@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sitlib.text import TextTokenizer
-from sitlib.text_encoder import TextEncoder
-from sitlib.transformer import BlockOptions
+from sitlib.model.text import TextTokenizer
+from sitlib.model.text_encoder import TextEncoder
+from sitlib.model.transformer import BlockOptions
 
 OPTIONS = {
     "default": BlockOptions(),
@@ -114,9 +114,13 @@ def test_it_is_a_transformer_encoder_of_torch():
     reference.norm.load_state_dict(encoder.transformer.norm[0].state_dict())
     tokens = padded([ONE, TWO, [1, 1, 1, 2, 3, 4]])
     word, place = encoder.token_embedding.weight, encoder.position_embedding.weight
-    embedded = torch.stack([torch.stack([word[t] + place[i] for i, t in enumerate(row)]) for row in tokens])
+    embedded = torch.stack(
+        [torch.stack([word[t] + place[i] for i, t in enumerate(row)]) for row in tokens]
+    )
     features, mask = encoder(tokens)
-    torch.testing.assert_close(features[mask], reference(embedded, src_key_padding_mask=tokens == 0)[mask])
+    torch.testing.assert_close(
+        features[mask], reference(embedded, src_key_padding_mask=tokens == 0)[mask]
+    )
 
 
 @torch.no_grad()

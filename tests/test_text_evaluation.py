@@ -10,13 +10,13 @@ import torch
 import yaml
 
 from sitlib.config import ConfigError, TextTrial, from_dict, load_ablations, load_profile
-from sitlib.experiments import text_evaluation, text_trials
-from sitlib.experiments.codes import captioned
-from sitlib.experiments.text_evaluation import KINDS, Prompts, prompts, retrieved
 from sitlib.paths import ROOT
-from sitlib.reporting.ablation_plots import recognition
-from sitlib.reporting.comparison import recognised, recognised_more
-from sitlib.reporting.generation_plots import retrieval_bars
+from workbook import text_evaluation, text_trials
+from workbook.codes import captioned
+from workbook.reporting.ablation_plots import recognition
+from workbook.reporting.comparison import recognised, recognised_more
+from workbook.reporting.generation_plots import retrieval_bars
+from workbook.text_evaluation import KINDS, Prompts, prompts, retrieved
 
 PROFILE = load_profile("smoke")
 COUNT = PROFILE.text.evaluation.prompts
@@ -62,12 +62,16 @@ def test_r_precision_is_the_share_of_samples_that_show_what_was_asked_for(monkey
     shown = torch.arange(8.0)
     shown[:wrong] += 100  # of nothing that has a caption
     images = shown.view(8, 1, 1, 1).expand(8, 3, 2, 2)
-    told = Prompts("seen", [f"new {i}" for i in range(8)], captions, [str(i) for i in range(8)], images)
+    told = Prompts(
+        "seen", [f"new {i}" for i in range(8)], captions, [str(i) for i in range(8)], images
+    )
     settings = replace(PROFILE.text.evaluation, candidates=4, prompts=8, kid_subset_size=2)
     profile = replace(PROFILE, text=replace(PROFILE.text, evaluation=settings))
     found = retrieved(Judge(captions), images, told, profile, None, "")
     # Where nothing fits, all candidates are alike and share the first place.
-    assert found["r_precision"] == pytest.approx(100 * (8 - wrong) / 8 + wrong / 8 * found["chance"])
+    assert found["r_precision"] == pytest.approx(
+        100 * (8 - wrong) / 8 + wrong / 8 * found["chance"]
+    )
     low, high = found["interval"]
     assert low <= found["r_precision"] <= high and found["chance"] == 25
     assert found["by_prompt"] == [25.0] * wrong + [100.0] * (8 - wrong)
@@ -82,7 +86,10 @@ def test_every_trial_of_the_grid_is_a_model_of_the_profile_trained_otherwise():
     for trial in listed.text.values():
         profile = trial.profile_of(listed.values())
         assert trial.variant in usual.text.variants
-        assert profile.tokenizer == usual.tokenizer and profile.text.evaluation == usual.text.evaluation
+        assert (
+            profile.tokenizer == usual.tokenizer
+            and profile.text.evaluation == usual.text.evaluation
+        )
         assert (profile == usual) == (not trial.changes)
 
 
@@ -105,9 +112,9 @@ def test_a_trial_says_how_often_each_name_was_drawn_and_is_judged_without_a_swee
     monkeypatch.setattr(text_trials, "real_text_features", lambda _: {})
     monkeypatch.setattr(text_trials, "judged_generator", judged)
     found = text_trials.run_trial(PROFILE, PROFILE, "ar_captioned_sit4_sc")
-    optimiser = PROFILE.generator_optimiser("ar_captioned_sit4_sc")
+    optimizer = PROFILE.generator_optimizer("ar_captioned_sit4_sc")
     names = len(set(captioned(PROFILE, "train").names))
-    assert found["draws_per_name"] == pytest.approx(optimiser.steps * optimiser.batch_size / names)
+    assert found["draws_per_name"] == pytest.approx(optimizer.steps * optimizer.batch_size / names)
     assert found["seconds"] == 7.0 and found["r_precision_seen"] == 12.0
 
 
@@ -123,10 +130,11 @@ def test_recognition_is_drawn_against_draws_with_intervals_and_bounds():
     trials = [
         {
             "variant": f"ar_captioned_{name}",
-            "changes": {"text.optimiser.steps": draws},
+            "changes": {"text.optimizer.steps": draws},
             "draws_per_name": draws,
             "kinds": {
-                kind: {"samples": shown(kind, draws), "reconstruction": judged(50.0)} for kind in KINDS
+                kind: {"samples": shown(kind, draws), "reconstruction": judged(50.0)}
+                for kind in KINDS
             },
         }
         for name in ("vit_vqgan", "sit4_sc")
@@ -136,7 +144,7 @@ def test_recognition_is_drawn_against_draws_with_intervals_and_bounds():
     assert len(axes) == len(KINDS) and axes[0].get_ylim()[0] == 0 and axes[0].get_ylim()[1] > 63
     line = axes[0].containers[0].lines[0]
     np.testing.assert_allclose(line.get_xydata(), [[30, 3], [60, 6]])
-    other = {**trials[0], "changes": {"text.optimiser.steps": 60, "text.captions.per_image": 43}}
+    other = {**trials[0], "changes": {"text.optimizer.steps": 60, "text.captions.per_image": 43}}
     axis = recognition([*trials, other], KINDS).axes[0]
     assert len(axis.containers) == 3
     assert axis.get_legend_handles_labels()[1][-1].endswith(", 43 captions an image")
@@ -177,7 +185,9 @@ def test_bars_of_samples_have_intervals_over_prompts():
     found = [0.0, 100.0, 0.0, 0.0] * 10
     axis = retrieval_bars({"ar_captioned_sit4_sc": seeds_of(found)}, {"seen": "seen names"}).axes[0]
     (bar,) = [
-        container for container in axis.containers if hasattr(container, "has_yerr") and container.has_yerr
+        container
+        for container in axis.containers
+        if hasattr(container, "has_yerr") and container.has_yerr
     ]
     ((x, low), (_, high)) = bar.lines[2][0].get_segments()[0]
     assert [low, high] == pytest.approx(recognised(seeds_of(found), "seen")[1:]) and x == -0.2

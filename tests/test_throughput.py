@@ -6,20 +6,25 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sitlib.autoregressive import AutoregressiveModel, CodeModelConfig
 from sitlib.config import load_profile
-from sitlib.experiments import films, throughput
-from sitlib.tokenizer import SpectralTokenizer
+from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
+from sitlib.model.tokenizer import SpectralTokenizer
+from workbook import films, throughput
 
 PROFILE = load_profile("smoke")
 
 
 def test_both_models_have_as_many_tokens_in_both_geometries():
     for geometry in throughput.geometries(load_profile("quick")):
-        models = [throughput.Subject(name, geometry, load_profile("quick")) for name in throughput.MODELS]
+        models = [
+            throughput.Subject(name, geometry, load_profile("quick")) for name in throughput.MODELS
+        ]
         lengths = {subject.model.num_tokens for subject in models}
         assert lengths == ({64} if geometry.name == "profile" else {1024})
-        sizes = [{name: tuple(p.shape) for name, p in s.model.transformer.named_parameters()} for s in models]
+        sizes = [
+            {name: tuple(p.shape) for name, p in s.model.transformer.named_parameters()}
+            for s in models
+        ]
         assert sizes[0] == sizes[1]
 
 
@@ -52,12 +57,16 @@ def test_the_table_holds_ratios_of_medians_and_the_papers(monkeypatch):
     clock = {"ar_sit4_scd": 1.0, "ar_vit_vqgan": 4.0}
     monkeypatch.setattr(throughput, "seconds", lambda subject, share: clock[subject.name] / share)
     monkeypatch.setattr(
-        throughput, "Subject", lambda name, geometry, profile: SimpleNamespace(name=name, model=None)
+        throughput,
+        "Subject",
+        lambda name, geometry, profile: SimpleNamespace(name=name, model=None),
     )
     found = throughput.measure(PROFILE, "smoke", rounds=3)
     assert [row["size"] for row in found["rows"]] == [64, 32, 16, 8]
     assert [row["ratio"] for row in found["rows"]] == pytest.approx([4.0, 8.0, 16.0, 32.0])
-    assert {row["images_per_second"]["ar_vit_vqgan"] for row in found["rows"]} == {0.5}  # measured once
+    assert {row["images_per_second"]["ar_vit_vqgan"] for row in found["rows"]} == {
+        0.5
+    }  # measured once
     assert found["rows"][0]["images_per_second"] == {"ar_sit4_scd": 2.0, "ar_vit_vqgan": 0.5}
     paper = [row["paper_ratio"] for row in found["rows"]]
     assert paper[1] is None and paper[0] == pytest.approx(0.83, abs=0.005)
@@ -71,7 +80,9 @@ def throughput_geometry():
 
 
 def test_the_peak_of_another_process_is_its_own_and_not_that_of_this_one():
-    ballast = torch.ones(300_000_000, dtype=torch.uint8)  # this process has had a peak of 300 MB more
+    ballast = torch.ones(
+        300_000_000, dtype=torch.uint8
+    )  # this process has had a peak of 300 MB more
     used = throughput._memory_elsewhere("ar_vit_vqgan", "profile", "smoke")[1]
     assert 0.5 < used < 200 and len(ballast)
 
@@ -112,7 +123,9 @@ def test_a_film_of_rows_is_grey_where_nothing_is_drawn_yet(untrained):
     for index, frame in enumerate(frames, 1):
         rows = 16 * index
         assert torch.equal(frame[:, :, rows:], torch.full_like(frame[:, :, rows:], films.UNDRAWN))
-        assert not torch.equal(frame[:, :, :rows], torch.full_like(frame[:, :, :rows], films.UNDRAWN))
+        assert not torch.equal(
+            frame[:, :, :rows], torch.full_like(frame[:, :, :rows], films.UNDRAWN)
+        )
 
 
 def test_a_film_of_scales_needs_a_scale_causal_decoder(untrained):

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from sitlib.config import load_profile
 from sitlib.data import held_out_views, open_images
-from sitlib.experiments.tokenizers import quantization
-from sitlib.geometry import SpectralGeometry
-from sitlib.losses import TokenizerLoss
-from sitlib.scales import ScaleMixing, ScaleTransformer
-from sitlib.squares import pad, unpad
-from sitlib.tokenizer import SpectralTokenizer
-from sitlib.wavelets import dwt2
+from sitlib.model.patchify import SpectralGeometry
+from sitlib.model.scales import ScaleMixing, ScaleTransformer
+from sitlib.model.tiling import pad, unpad
+from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.model.wavelets import dwt2
+from sitlib.train.losses import TokenizerLoss
+from workbook.tokenizers import quantization
 
 SMOKE = load_profile("smoke")
 VARIANTS = [name for name in SMOKE.tokenizer.variants if SMOKE.tokenizer_variant(name).size == 64]
@@ -29,7 +29,9 @@ def tokenizer_of(variant, **changes):
 
 def photographs(count=4):
     torch.manual_seed(1)
-    return torch.nn.functional.interpolate(torch.rand(count, 3, 16, 16), size=64, mode="bicubic").clamp(0, 1)
+    return torch.nn.functional.interpolate(
+        torch.rand(count, 3, 16, 16), size=64, mode="bicubic"
+    ).clamp(0, 1)
 
 
 # -- geometry: the table of the paper --------------------------------------------------------------------------------------------------
@@ -64,7 +66,8 @@ def test_vit_vqgan_is_the_zero_level_case():
 def test_coefficients_survive_the_way_through_tokens(levels, grid, multiple):
     geometry = SpectralGeometry(grid * multiple * 2**levels, levels, grid)
     coefficients = [
-        torch.rand(2, geometry.scale_channels(s), *2 * [geometry.scale_size(s)]) for s in geometry.scales
+        torch.rand(2, geometry.scale_channels(s), *2 * [geometry.scale_size(s)])
+        for s in geometry.scales
     ]
     values = geometry.tokens(coefficients)
     assert [list(v.shape[1:]) for v in values] == [
@@ -91,9 +94,9 @@ def test_impossible_sizes_name_possible_ones():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_token_values_are_normalised_and_invertible(variant):
+def test_token_values_are_normalized_and_invertible(variant):
     tokenizer, images = tokenizer_of(variant), photographs(16)
-    tokenizer.measure_normalisation(images)
+    tokenizer.measure_normalization(images)
     values = tokenizer.token_values(images)
     for value in values:
         assert value.mean().abs() < 1e-3 and abs(value.std() - 1) < 0.02
@@ -105,7 +108,10 @@ def test_shapes_and_ranges(variant):
     tokenizer, images = tokenizer_of(variant), photographs()
     config = tokenizer.config
     codes = tokenizer.encode(images)
-    assert codes.shape == (4, config.num_scales, config.tokens_per_scale) and codes.dtype == torch.int64
+    assert (
+        codes.shape == (4, config.num_scales, config.tokens_per_scale)
+        and codes.dtype == torch.int64
+    )
     decoded = tokenizer.decode(codes)
     assert decoded.shape == images.shape and decoded.min() >= 0 and decoded.max() <= 1
     output = tokenizer(images)
@@ -123,10 +129,15 @@ def test_the_decoder_may_be_given_a_mixture_of_outputs_and_codes():
     )
     for share in (0.0, 0.25, 1.0):
         expected = tokenizer.images(tokenizer.decode_vectors((1 - share) * z + share * q))
-        torch.testing.assert_close(tokenizer(images, share).reconstruction, expected, atol=1e-5, rtol=1e-4)
-    assert [quantization(step, 4) for step in (0, 1, 4, 9)] == [0.0, 0.25, 1.0, 1.0] and quantization(
-        0, 0
-    ) == 1.0
+        torch.testing.assert_close(
+            tokenizer(images, share).reconstruction, expected, atol=1e-5, rtol=1e-4
+        )
+    assert [quantization(step, 4) for step in (0, 1, 4, 9)] == [
+        0.0,
+        0.25,
+        1.0,
+        1.0,
+    ] and quantization(0, 0) == 1.0
 
 
 def test_in_mixed_precision_the_lookup_stays_exact_and_dead_codes_restart():
@@ -143,7 +154,10 @@ def test_in_mixed_precision_the_lookup_stays_exact_and_dead_codes_restart():
 def test_in_mixed_precision_the_layers_at_the_ends_are_exact():
     """Without transformers between them nothing is left that autocast may round."""
     tokenizer, images = tokenizer_of("sit4"), photographs()
-    tokenizer.encoder, tokenizer.decoder = Same(tokenizer.encoder.position), Same(tokenizer.decoder.position)
+    tokenizer.encoder, tokenizer.decoder = (
+        Same(tokenizer.encoder.position),
+        Same(tokenizer.decoder.position),
+    )
     expected = tokenizer(images)
     with torch.autocast("cpu", torch.bfloat16):
         found = tokenizer(images)
@@ -156,7 +170,9 @@ def test_encoding_and_decoding_are_in_the_precision_of_the_device(monkeypatch):
     expected = tokenizer.decode(tokenizer.encode(images))
     for part in (tokenizer.encoder, tokenizer.decoder):
         part.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
-    monkeypatch.setattr("sitlib.tokenizer.mixed", lambda device: torch.autocast(device.type, torch.bfloat16))
+    monkeypatch.setattr(
+        "sitlib.model.tokenizer.mixed", lambda device: torch.autocast(device.type, torch.bfloat16)
+    )
     codes = tokenizer.encode(images)
     found = tokenizer.decode(codes)
     assert seen == [True, True] and codes.dtype == torch.int64 and found.dtype == torch.float32
@@ -177,7 +193,9 @@ class Same(torch.nn.Module):
 def test_the_two_codebooks_are_disjoint():
     tokenizer, images = tokenizer_of("sit4"), photographs()
     codes = tokenizer.encode(images)
-    before = tokenizer.images(tokenizer.decode_vectors(tokenizer.quantize(tokenizer.latents(images)).vectors))
+    before = tokenizer.images(
+        tokenizer.decode_vectors(tokenizer.quantize(tokenizer.latents(images)).vectors)
+    )
     with torch.no_grad():
         tokenizer.codebooks[0].weight.neg_()
     assert torch.equal(tokenizer.encode(images)[:, 1:], codes[:, 1:])
@@ -202,12 +220,19 @@ def test_a_scale_causal_transformer_gives_the_first_scales_what_it_gives_them_am
     for scales in (1, 2, 3):
         torch.testing.assert_close(model(x_BTC[:, : 4 * scales]), model(x_BTC)[:, : 4 * scales])
     full = ScaleTransformer(4, 2, "full", 2, 16, 2, 4.0, num_types=2, mixes=mixes).double()
-    assert not torch.allclose(full(x_BTC)[:, :4], full(torch.cat([x_BTC[:, :4], -x_BTC[:, 4:]], 1))[:, :4])
+    assert not torch.allclose(
+        full(x_BTC)[:, :4], full(torch.cat([x_BTC[:, :4], -x_BTC[:, 4:]], 1))[:, :4]
+    )
 
 
 def test_one_codebook_serves_all_scales():
     tokenizer = tokenizer_of("sit4", num_codebooks=1)
-    assert len(tokenizer.codebooks) == 1 and tokenizer.reconstruct(photographs()).shape == (4, 3, 64, 64)
+    assert len(tokenizer.codebooks) == 1 and tokenizer.reconstruct(photographs()).shape == (
+        4,
+        3,
+        64,
+        64,
+    )
 
 
 # -- many sizes from one model ---------------------------------------------------------------------------------------------------------
@@ -223,10 +248,10 @@ def real_photographs():
 
 
 def started(variant, **changes):
-    """A tokenizer whose normalisation and codebooks are those of photographs: its codes are many, not a few."""
+    """A tokenizer whose normalization and codebooks are those of photographs: its codes are many, not a few."""
     tokenizer, images = tokenizer_of(variant, **changes), real_photographs()
-    tokenizer.measure_normalisation(images)
-    tokenizer.initialise_codebooks(images)
+    tokenizer.measure_normalization(images)
+    tokenizer.initialize_codebooks(images)
     return tokenizer, images
 
 
@@ -234,7 +259,9 @@ def started(variant, **changes):
 def test_codes_of_a_downsampled_photograph_are_the_first_scales_of_the_whole(variant):
     tokenizer, images = started(variant, encoder_attention="scale_causal")
     codes = tokenizer.encode(images)
-    assert tokenizer.sizes == [64 >> halvings for halvings in range(tokenizer.config.levels, -1, -1)]
+    assert tokenizer.sizes == [
+        64 >> halvings for halvings in range(tokenizer.config.levels, -1, -1)
+    ]
     assert len(codes.unique()) > 30
     for scales, size in enumerate(tokenizer.sizes, 1):
         small = torch.nn.functional.avg_pool2d(images, 64 // size)
@@ -272,7 +299,9 @@ def test_any_first_scales_can_be_decoded_and_ignore_the_others():
 
 @pytest.mark.parametrize("scales", [1, 2, 4])
 def test_the_loss_may_ask_for_the_image_of_the_first_scales(scales):
-    tokenizer, images = started("sit5", encoder_attention="scale_causal", decoder_attention="scale_causal")
+    tokenizer, images = started(
+        "sit5", encoder_attention="scale_causal", decoder_attention="scale_causal"
+    )
     output = tokenizer(images, smaller=scales)
     reconstruction, target = output.smaller
     pooled = torch.nn.functional.avg_pool2d
@@ -301,7 +330,8 @@ def test_a_full_decoder_refuses_the_first_scales_alone():
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "scales"), [(64, 128, 5), (128, 64, 5), (96, 32, 4), (24, 40, 2), (4, 12, 1)]
+    ("height", "width", "scales"),
+    [(64, 128, 5), (128, 64, 5), (96, 32, 4), (24, 40, 2), (4, 12, 1)],
 )
 def test_images_of_any_shape_are_encoded_square_by_square(height, width, scales):
     tokenizer, photographs = started("sit5", **BOTH)
@@ -313,7 +343,9 @@ def test_images_of_any_shape_are_encoded_square_by_square(height, width, scales)
         torch.cat([tokenizer.reconstruct(square) for square in row.split(side, 3)], 3)
         for row in image.split(side, 2)
     ]
-    torch.testing.assert_close(tokenizer.reconstruct(image), torch.cat(by_square, 2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        tokenizer.reconstruct(image), torch.cat(by_square, 2), atol=1e-5, rtol=0
+    )
     # Codes are one grid over the whole image: the top left square's are its top left corner.
     grid = codes.unflatten(2, (4 * (height // side), 4 * (width // side)))
     assert torch.equal(grid[:, :, :4, :4].flatten(2), tokenizer.encode(image[:, :, :side, :side]))
@@ -327,7 +359,9 @@ def test_a_shape_has_to_be_named_where_it_is_not_square():
     with pytest.raises(ValueError, match="token_grid 2 x 16 does not fit"):
         tokenizer.decode(codes, token_grid=(2, 16))
     assert tokenizer.decode(codes, token_grid=(4, 8)).shape == (12, 3, 64, 128)
-    four = tokenizer.encode(torch.cat([images] * 4, 3))  # 64 codes a scale would make a square of 8 x 8, too
+    four = tokenizer.encode(
+        torch.cat([images] * 4, 3)
+    )  # 64 codes a scale would make a square of 8 x 8, too
     with pytest.raises(ValueError, match="of an image of several squares"):
         tokenizer.decode(four)
 
@@ -358,7 +392,8 @@ def test_sit6_is_a_configuration():
     assert [linear.in_features for linear in tokenizer.embed] == [3, 9, 36, 144, 576, 2304]
     images = torch.rand(1, 3, 128, 128)
     assert (
-        tokenizer.encode(images).shape == (1, 6, 16) and tokenizer.reconstruct(images).shape == images.shape
+        tokenizer.encode(images).shape == (1, 6, 16)
+        and tokenizer.reconstruct(images).shape == images.shape
     )
 
 
@@ -401,7 +436,9 @@ def test_a_second_decoder_keeps_every_code_and_only_itself_learns():
         {"encoder_heads": 1},
         {"encoder_attention": "full"},
     ):
-        with pytest.raises(ValueError, match=f"{next(iter(different))}.* of the two tokenizers differ"):
+        with pytest.raises(
+            ValueError, match=f"{next(iter(different))}.* of the two tokenizers differ"
+        ):
             tokenizer_of("sit5_sc", **different).take_codes_of(base)
 
 
@@ -417,14 +454,16 @@ def test_adtransformer_has_more_parameters_but_the_baseline_has_one_type():
 @pytest.mark.parametrize("wavelet", ["haar", "db2", "bior2.2", "bior4.4"])
 def test_any_wavelet(wavelet):
     tokenizer, images = tokenizer_of("sit4", wavelet=wavelet), photographs()
-    torch.testing.assert_close(tokenizer.images(tokenizer.token_values(images)), images, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        tokenizer.images(tokenizer.token_values(images)), images, atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_codes_start_where_the_data_is_and_the_data_is_spread_out(variant):
     tokenizer, images = tokenizer_of(variant), photographs(64)
-    tokenizer.measure_normalisation(images)
-    tokenizer.initialise_codebooks(images)
+    tokenizer.measure_normalization(images)
+    tokenizer.initialize_codebooks(images)
     latents = tokenizer.latents(images)
     for codebook, z in zip(tokenizer.codebooks, tokenizer.by_codebook(latents), strict=True):
         z = z.flatten(0, 2)
@@ -468,10 +507,10 @@ def test_bad_input_gets_a_sentence(call, sentence):
 
 
 def test_a_checkpoint_opens_by_itself_and_refuses_what_it_is_not(tmp_path):
-    from sitlib.autoregressive import AutoregressiveModel
+    from sitlib.model.generator import AutoregressiveModel
 
     tokenizer, images = tokenizer_of("sit4"), photographs()
-    tokenizer.measure_normalisation(images)
+    tokenizer.measure_normalization(images)
     path = tmp_path / "tokenizer.safetensors"
     tokenizer.save(path, run="x")
     again = SpectralTokenizer.from_checkpoint(path)

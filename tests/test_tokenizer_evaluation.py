@@ -12,16 +12,6 @@ from torch.nn.functional import interpolate
 
 from sitlib.config import load_profile
 from sitlib.data import held_out_views, open_images
-from sitlib.experiments import tokenizer_evaluation
-from sitlib.experiments.tokenizer_evaluation import (
-    error_by_scale,
-    evaluate_tokenizer,
-    evaluated_sizes,
-    held_out_set,
-    original_features,
-    reconstructed,
-)
-from sitlib.lite0 import load_lite0
 from sitlib.metrics import (
     InceptionError,
     classifier_score,
@@ -32,8 +22,18 @@ from sitlib.metrics import (
     reconstruction_values,
     ssim_per_image,
 )
+from sitlib.metrics.efficientnet import load_lite0
+from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.results import read_metrics, write_metrics
-from sitlib.tokenizer import SpectralTokenizer
+from workbook import tokenizer_evaluation
+from workbook.tokenizer_evaluation import (
+    error_by_scale,
+    evaluate_tokenizer,
+    evaluated_sizes,
+    held_out_set,
+    original_features,
+    reconstructed,
+)
 
 NUM_CODES = 256
 
@@ -53,7 +53,9 @@ class GreyTokens:
         size = self.sizes[codes.shape[1] - self.config.num_scales - 1]
         grey = codes[:, 0].unflatten(1, (4, 4)) / (NUM_CODES - 1)
         return (
-            grey.repeat_interleave(size // 4, 1).repeat_interleave(size // 4, 2)[:, None].repeat(1, 3, 1, 1)
+            grey.repeat_interleave(size // 4, 1)
+            .repeat_interleave(size // 4, 2)[:, None]
+            .repeat(1, 3, 1, 1)
         )
 
     def parameters(self):
@@ -130,7 +132,9 @@ class TestSets:
     def test_views_are_those_of_the_data_set_and_of_the_size_asked_for(self, profile):
         settings = profile.tokenizer.evaluation
         images, keys = held_out_set(profile, "extra", 16)
-        expected, _, expected_keys = held_out_views(open_images("data/extra", "test"), 10, 16, settings.seed)
+        expected, _, expected_keys = held_out_views(
+            open_images("data/extra", "test"), 10, 16, settings.seed
+        )
         assert torch.equal(images, expected) and keys == expected_keys
         first, _ = held_out_set(profile)
         assert first.shape == (4, 3, 64, 64)
@@ -179,7 +183,10 @@ class TestSizes:
 
 class TestScores:
     def test_every_set_and_size_has_every_metric(self, causal_scores, baseline_scores):
-        expected = [(causal_scores, ["64", "32", "16", "8", "4"]), (baseline_scores, ["64", "32", "16"])]
+        expected = [
+            (causal_scores, ["64", "32", "16", "8", "4"]),
+            (baseline_scores, ["64", "32", "16"]),
+        ]
         for scores, expected_sizes in expected:
             assert list(scores["sets"]) == ["landscapes", "extra"]
             for sizes in scores["sets"].values():
@@ -207,9 +214,13 @@ class TestScores:
         assert scores["psnr"] == pytest.approx(expected.mean().item(), abs=1e-4)
         assert scores["photographs"] == sorted(set(keys)) and sum(scores["counts"]) == len(keys)
         assert scores["protocol"]["images"] == len(keys)
-        assert scores["protocol"]["views"] == f"random crops of {len(set(keys))} held-out photographs"
+        assert (
+            scores["protocol"]["views"] == f"random crops of {len(set(keys))} held-out photographs"
+        )
 
-    def test_of_photographs_with_several_views_are_their_means(self, profile, causal, causal_scores):
+    def test_of_photographs_with_several_views_are_their_means(
+        self, profile, causal, causal_scores
+    ):
         views, keys = held_out_set(profile, "extra")
         similarity = ssim_per_image(causal.decode(causal.encode(views)), views).numpy()
         scores = causal_scores["sets"]["extra"]["64"]
@@ -227,7 +238,9 @@ class TestScores:
         )
         logits = [lite0.classifier(x) for x in features]
         assert scores["lite0_score"] == pytest.approx(classifier_score(logits[0]), rel=1e-4)
-        assert scores["lite0_score_originals"] == pytest.approx(classifier_score(logits[1]), rel=1e-4)
+        assert scores["lite0_score_originals"] == pytest.approx(
+            classifier_score(logits[1]), rel=1e-4
+        )
 
     def test_top_level_is_the_first_set_at_full_size(self, profile, causal, causal_scores):
         first = causal_scores["sets"]["landscapes"]["64"]
@@ -238,13 +251,17 @@ class TestScores:
                 assert causal_scores[name] == value
         images, _ = held_out_set(profile)
         reconstructions = causal.decode(causal.encode(images))
-        assert causal_scores["psnr"] == psnr_per_image(reconstructions, images).double().mean().item()
+        assert (
+            causal_scores["psnr"] == psnr_per_image(reconstructions, images).double().mean().item()
+        )
         assert causal_scores["error_by_scale"] == error_by_scale(images, reconstructions)
         assert causal_scores["parameters"] == 17
         assert causal_scores["protocol"]["source"] == "data/landscapes"
         assert causal_scores["protocol"]["seed"] == 1
 
-    def test_codes_are_those_of_the_first_set(self, profile, causal, causal_scores, baseline_scores):
+    def test_codes_are_those_of_the_first_set(
+        self, profile, causal, causal_scores, baseline_scores
+    ):
         codes = causal.encode(held_out_set(profile)[0])
         usage = 100 * min(len(scale.unique()) for scale in codes.unbind(1)) / NUM_CODES
         assert causal_scores["usage"] == pytest.approx(usage)
@@ -262,7 +279,9 @@ class TestScores:
     def test_the_protocol_says_what_was_resized(self, causal_scores, baseline_scores):
         for scores, sizes in ((causal_scores, set()), (baseline_scores, {"32", "16"})):
             at_sizes = scores["sets"]["landscapes"]
-            assert {s for s, at_size in at_sizes.items() if "size_change" in at_size["protocol"]} == sizes
+            assert {
+                s for s, at_size in at_sizes.items() if "size_change" in at_size["protocol"]
+            } == sizes
 
     def test_survive_their_file(self, causal_scores, tmp_path):
         write_metrics(tmp_path / "scores.json", causal_scores)
@@ -271,7 +290,9 @@ class TestScores:
         assert scores["sets"].keys() == causal_scores["sets"].keys()
         json.dumps(scores, allow_nan=False)
 
-    def test_a_missing_inception_network_is_found_out_at_the_start(self, profile, causal, monkeypatch):
+    def test_a_missing_inception_network_is_found_out_at_the_start(
+        self, profile, causal, monkeypatch
+    ):
         monkeypatch.setattr(torchmetrics.image.fid, "_TORCH_FIDELITY_AVAILABLE", False)
         evaluation = dataclasses.replace(profile.tokenizer.evaluation, inception=True)
         section = dataclasses.replace(profile.tokenizer, evaluation=evaluation)
@@ -324,7 +345,9 @@ class TestScores:
         def flat(values, where=""):
             if isinstance(values, dict):
                 return {
-                    k: v for key, value in values.items() for k, v in flat(value, f"{where}/{key}").items()
+                    k: v
+                    for key, value in values.items()
+                    for k, v in flat(value, f"{where}/{key}").items()
                 }
             if isinstance(values, list):
                 return flat(dict(enumerate(values)), where)

@@ -9,22 +9,28 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sitlib import training
 from sitlib.config import digest, load_profile
-from sitlib.experiments import runs, tokenizers
-from sitlib.experiments.finished import FOLDER, forget
-from sitlib.experiments.runs import TokenizerRun
-from sitlib.experiments.tokenizers import trained_tokenizer
 from sitlib.results import read_curve
-from sitlib.training import Phase, learning_rate_factor, make_optimiser, seed_everything, train
+from sitlib.train import loop as training
+from sitlib.train.loop import Phase, learning_rate_factor, make_optimizer, seed_everything, train
+from workbook import runs, tokenizers
+from workbook.finished import FOLDER, forget
+from workbook.runs import TokenizerRun
+from workbook.tokenizers import trained_tokenizer
 
 OPTIMISER = replace(
-    load_profile("smoke").tokenizer.optimiser, steps=10, warmup_steps=4, checkpoint_every=3, log_every=1
+    load_profile("smoke").tokenizer.optimizer,
+    steps=10,
+    warmup_steps=4,
+    checkpoint_every=3,
+    log_every=1,
 )
 
 
 def test_learning_rate_warms_up_then_falls_along_a_cosine():
-    config = replace(OPTIMISER, steps=104, warmup_steps=4, learning_rate=1.0, final_learning_rate=0.1)
+    config = replace(
+        OPTIMISER, steps=104, warmup_steps=4, learning_rate=1.0, final_learning_rate=0.1
+    )
     factors = [learning_rate_factor(step, config) for step in range(105)]
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
     assert factors[54] == pytest.approx(0.55) and factors[104] == pytest.approx(0.1)
@@ -33,8 +39,10 @@ def test_learning_rate_warms_up_then_falls_along_a_cosine():
 
 def test_weight_decay_spares_vectors_positions_and_codebooks():
     model = nn.ModuleDict({"codebooks": nn.Linear(3, 3), "mlp": nn.Linear(3, 3)})
-    decayed, exempt = make_optimiser(model, replace(OPTIMISER, weight_decay=0.1)).param_groups
-    assert [p.shape for p in decayed["params"]] == [(3, 3)] and decayed["params"][0] is model["mlp"].weight
+    decayed, exempt = make_optimizer(model, replace(OPTIMISER, weight_decay=0.1)).param_groups
+    assert [p.shape for p in decayed["params"]] == [(3, 3)] and decayed["params"][0] is model[
+        "mlp"
+    ].weight
     assert len(exempt["params"]) == 3 and exempt["weight_decay"] == 0
 
 
@@ -53,7 +61,10 @@ def fit(folder, stop_at=None, steps=10, **changes):
         return value, {"l2": value.detach()}
 
     rows = train(
-        [Phase(model, loss)], batch_at, replace(OPTIMISER, steps=steps, **changes), checkpoints=folder
+        [Phase(model, loss)],
+        batch_at,
+        replace(OPTIMISER, steps=steps, **changes),
+        checkpoints=folder,
     )
     return [p.detach().clone() for p in model.parameters()], rows
 
@@ -64,7 +75,9 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(tmp_path, ema_decay):
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path / "killed", stop_at=8, ema_decay=ema_decay)
     assert [path.name for path in (tmp_path / "killed").iterdir()] == ["step-00000006"]
-    (tmp_path / "killed" / "partial").mkdir()  # a checkpoint that was being written when the run was killed
+    (
+        tmp_path / "killed" / "partial"
+    ).mkdir()  # a checkpoint that was being written when the run was killed
     resumed, resumed_rows = fit(tmp_path / "killed", ema_decay=ema_decay)
     assert all(torch.equal(one, other) for one, other in zip(resumed, whole, strict=True))
     drop = {"seconds"}
@@ -92,7 +105,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(tm
         return value, {}
 
     with pytest.raises(FloatingPointError, match="not finite at step 8"):
-        train([Phase(model, loss)], lambda step, part: torch.ones(1, 2), OPTIMISER, checkpoints=tmp_path)
+        train(
+            [Phase(model, loss)],
+            lambda step, part: torch.ones(1, 2),
+            OPTIMISER,
+            checkpoints=tmp_path,
+        )
     assert (tmp_path / "step-00000006").exists()
 
 
@@ -105,15 +123,22 @@ def test_weights_that_are_not_finite_end_the_run_before_they_are_a_checkpoint(tm
         return value, {}
 
     with pytest.raises(FloatingPointError, match="weights are not finite after step 9"):
-        train([Phase(model, loss)], lambda step, part: torch.ones(1, 2), OPTIMISER, checkpoints=tmp_path)
+        train(
+            [Phase(model, loss)],
+            lambda step, part: torch.ones(1, 2),
+            OPTIMISER,
+            checkpoints=tmp_path,
+        )
     assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000006"]
 
 
 def test_two_phases_train_two_modules(tmp_path):
-    """The place of a discriminator: an own loss and optimiser in the same loop."""
+    """The place of a discriminator: an own loss and optimizer in the same loop."""
     models = [nn.Linear(2, 2), nn.Linear(2, 2)]
     starts = [m.weight.detach().clone() for m in models]
-    phases = [Phase(m, lambda module, batch, step: (module(batch).square().mean(), {})) for m in models]
+    phases = [
+        Phase(m, lambda module, batch, step: (module(batch).square().mean(), {})) for m in models
+    ]
     train(phases, lambda step, part: torch.ones(4, 2), OPTIMISER, checkpoints=tmp_path)
     assert all(not torch.equal(m.weight, start) for m, start in zip(models, starts, strict=True))
 
@@ -136,7 +161,7 @@ def test_a_phase_may_rest_and_has_settings_of_its_own(tmp_path):
         Phase(
             models[1],
             second,
-            optimiser=replace(OPTIMISER, learning_rate=0.0125, warmup_steps=0, weight_decay=0.0),
+            optimizer=replace(OPTIMISER, learning_rate=0.0125, warmup_steps=0, weight_decay=0.0),
         ),
     ]
     rows = train(phases, lambda step, part: torch.ones(4, 2), OPTIMISER, checkpoints=tmp_path)
@@ -155,16 +180,23 @@ def test_values_at_log_stand_in_the_row_of_their_steps(tmp_path):
         return {"steps_since": count}
 
     model = nn.Linear(2, 2)
-    phase = Phase(model, lambda module, batch, step: (module(batch).square().mean(), {}), at_log=at_log)
-    phase.after_update = lambda optimiser: seen.append(1) or {}
+    phase = Phase(
+        model, lambda module, batch, step: (module(batch).square().mean(), {}), at_log=at_log
+    )
+    phase.after_update = lambda optimizer: seen.append(1) or {}
     rows = train(
-        [phase], lambda step, part: torch.ones(1, 2), replace(OPTIMISER, log_every=3), checkpoints=tmp_path
+        [phase],
+        lambda step, part: torch.ones(1, 2),
+        replace(OPTIMISER, log_every=3),
+        checkpoints=tmp_path,
     )
     assert [row["steps_since"] for row in rows] == [3, 3, 3, 1]
 
 
 def test_the_moving_average_is_torchs():
-    ours, theirs = (AveragedModel(nn.Linear(4, 3), multi_avg_fn=get_ema_multi_avg_fn(0.9)) for _ in range(2))
+    ours, theirs = (
+        AveragedModel(nn.Linear(4, 3), multi_avg_fn=get_ema_multi_avg_fn(0.9)) for _ in range(2)
+    )
     model = nn.Linear(4, 3)
     for _ in range(4):
         for parameter in model.parameters():
@@ -183,7 +215,7 @@ def test_the_moving_average_of_the_weights_is_what_is_kept(tmp_path):
         torch.manual_seed(0)
         model = nn.Linear(3, 3)
         phase = Phase(model, lambda module, batch, step: (module(batch).square().mean(), {}))
-        phase.after_update = lambda optimiser: history.append(model.weight.detach().clone()) or {}
+        phase.after_update = lambda optimizer: history.append(model.weight.detach().clone()) or {}
         train(
             [phase],
             lambda step, part: torch.ones(4, 3),
@@ -225,7 +257,8 @@ def without_lpips():
     section = profile.tokenizer
     variants = section.variants | {"sit4_gan": GAN}
     return replace(
-        profile, tokenizer=replace(section, variants=variants, loss=replace(section.loss, lpips=0.0))
+        profile,
+        tokenizer=replace(section, variants=variants, loss=replace(section.loss, lpips=0.0)),
     )
 
 
@@ -239,7 +272,7 @@ GAN = {
     "levels": 3,
     "grid": 4,
     "adversarial": {"weight": 0.1, "r1": 1.0, "r1_every": 2},
-    "optimiser": {"ema_decay": 0.9},
+    "optimizer": {"ema_decay": 0.9},
 }
 
 
@@ -250,7 +283,7 @@ def test_a_run_of_ones_own_goes_to_scratch_and_is_found_again(elsewhere, monkeyp
     assert [path.name for path in (elsewhere / ".ckpt").iterdir()] == [
         "locks"
     ]  # the checkpoints of a finished run are gone
-    assert first.curve["step"][-1] == profile.tokenizer.optimiser.steps and not first.model.training
+    assert first.curve["step"][-1] == profile.tokenizer.optimizer.steps and not first.model.training
     stamp = first.path.stat().st_mtime_ns
     assert trained_tokenizer(profile, "sit4", 0).path.stat().st_mtime_ns == stamp
 
@@ -268,7 +301,7 @@ def test_the_pipelines_result_is_taken_only_if_it_is_of_the_same_run(elsewhere):
 def test_same_seed_same_result_and_a_killed_tokenizer_resumes_to_the_bit(elsewhere, monkeypatch):
     profile = without_lpips()
     whole = trained_tokenizer(profile, "sit4", 0, pipeline=True).model
-    from sitlib.quantizer import Codebook
+    from sitlib.model.quantizer import Codebook
 
     real, calls = Codebook.restart_dead, []
 
@@ -293,7 +326,9 @@ def test_same_seed_same_result_and_a_killed_tokenizer_resumes_to_the_bit(elsewhe
 
 
 def weights_of(model):
-    return torch.cat([p.detach().flatten() for p in model.state_dict().values() if p.is_floating_point()])
+    return torch.cat(
+        [p.detach().flatten() for p in model.state_dict().values() if p.is_floating_point()]
+    )
 
 
 @pytest.mark.parametrize("variant", ["sit4", "sit4_gan", "sit5_sc_second"])
@@ -356,14 +391,14 @@ def psnr_by_pass(monkeypatch, steps, **adversarial):
         "training_views",
         lambda images, step, *rest, **options: real(images, step % 4, *rest, **options),
     )
-    optimiser = {
+    optimizer = {
         "steps": steps,
         "log_every": 4,
         "checkpoint_every": steps,
         "learning_rate": 2e-3,
         "final_learning_rate": 1e-3,
     }
-    variant = {"levels": 3, "grid": 4, "optimiser": optimiser, "adversarial": adversarial}
+    variant = {"levels": 3, "grid": 4, "optimizer": optimizer, "adversarial": adversarial}
     profile = without_lpips()
     profile = replace(
         profile, tokenizer=replace(profile.tokenizer, variants={"gan": variant}), **NO_GENERATORS
@@ -371,7 +406,9 @@ def psnr_by_pass(monkeypatch, steps, **adversarial):
     curve = trained_tokenizer(profile, "gan", 0).curve
     speaks = sum(step <= adversarial["start"] + adversarial["warmup"] for step in curve["step"])
     assert not math.isnan(curve["adversarial"][-1]) and math.isnan(curve["adversarial"][speaks - 1])
-    return [10 * math.log10(4 / error) for error in curve["l2"]], speaks  # peak 2, for errors in [-1, 1]
+    return [
+        10 * math.log10(4 / error) for error in curve["l2"]
+    ], speaks  # peak 2, for errors in [-1, 1]
 
 
 def test_switching_the_adversarial_term_on_does_not_ruin_a_reconstruction(elsewhere, monkeypatch):
@@ -381,5 +418,7 @@ def test_switching_the_adversarial_term_on_does_not_ruin_a_reconstruction(elsewh
 
 
 def test_without_warm_up_and_ramp_a_heavy_adversarial_term_does(elsewhere, monkeypatch):
-    psnr, speaks = psnr_by_pass(monkeypatch, 100, weight=2.0, start=60, warmup=0, ramp=0, learning_rate=1e-3)
+    psnr, speaks = psnr_by_pass(
+        monkeypatch, 100, weight=2.0, start=60, warmup=0, ramp=0, learning_rate=1e-3
+    )
     assert min(psnr[speaks:]) < psnr[speaks - 1] - 0.5

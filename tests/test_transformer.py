@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sitlib.transformer import (
+from sitlib.model.transformer import (
     Block,
     BlockOptions,
     Context,
@@ -82,7 +82,9 @@ def test_attention_without_mask_equals_masked_attention_and_so_do_gradients(layo
 def naive_norm(module, x):
     if isinstance(module, nn.LayerNorm):
         centred = x - x.mean(-1, keepdim=True)
-        out = centred / (centred.square().mean(-1, keepdim=True) + module.eps).sqrt() * module.weight
+        out = (
+            centred / (centred.square().mean(-1, keepdim=True) + module.eps).sqrt() * module.weight
+        )
         return out if module.bias is None else out + module.bias
     assert isinstance(module, nn.RMSNorm)
     return x / x.square().mean(-1, keepdim=True).sqrt() * module.weight
@@ -130,9 +132,13 @@ def naive_block(block, options, x, mask, kinds=None, angles=None, context=None, 
     kinds = kinds or [0] * x.shape[1]
 
     def typed(function, modules, x):
-        return torch.stack([function(modules[kind], x[:, i]) for i, kind in enumerate(kinds)], dim=1)
+        return torch.stack(
+            [function(modules[kind], x[:, i]) for i, kind in enumerate(kinds)], dim=1
+        )
 
-    q, k, v = typed(naive_linear, block.qkv, typed(naive_norm, block.attention_norm, x)).chunk(3, dim=-1)
+    q, k, v = typed(naive_linear, block.qkv, typed(naive_norm, block.attention_norm, x)).chunk(
+        3, dim=-1
+    )
     q, k, v = (heads_of(part, block.num_heads) for part in (q, k, v))
     if options.qk_norm:
         q, k = naive_norm(block.qk_norm[0], q), naive_norm(block.qk_norm[1], k)
@@ -144,7 +150,8 @@ def naive_block(block, options, x, mask, kinds=None, angles=None, context=None, 
         cross = block.cross
         q = heads_of(naive_linear(cross.query, naive_norm(cross.norm, x)), block.num_heads)
         k, v = (
-            heads_of(part, block.num_heads) for part in naive_linear(cross.key_value, context).chunk(2, -1)
+            heads_of(part, block.num_heads)
+            for part in naive_linear(cross.key_value, context).chunk(2, -1)
         )
         read = naive_attention(q, k, v, context_mask[:, None, None])
         x = x + naive_linear(cross.out, torch.cat(read.unbind(1), dim=-1))
@@ -194,7 +201,13 @@ def test_a_block_and_its_gradients_are_those_of_the_definitions(options, rotary,
     turned = torch.stack([angles.cos(), angles.sin()]) if rotary else None
     (ours,) = block([x], layout, rotation_2TF=turned, context=read)
     reference = naive_block(
-        block, options, x, mask_of(layout), angles=angles, context=context, context_mask=CONTEXT_MASK
+        block,
+        options,
+        x,
+        mask_of(layout),
+        angles=angles,
+        context=context,
+        context_mask=CONTEXT_MASK,
     )
     assert_same_with_gradients(ours, reference, inputs)
 
@@ -241,7 +254,14 @@ def test_the_default_block_is_the_pre_norm_layer_of_torch():
     torch.manual_seed(0)
     block = loud(Block(16, 2, 2.0).double())
     layer = nn.TransformerEncoderLayer(
-        16, 2, 32, dropout=0.0, activation="gelu", batch_first=True, norm_first=True, dtype=torch.float64
+        16,
+        2,
+        32,
+        dropout=0.0,
+        activation="gelu",
+        batch_first=True,
+        norm_first=True,
+        dtype=torch.float64,
     )
     pairs = {
         "self_attn.in_proj": block.qkv[0],
@@ -253,7 +273,11 @@ def test_the_default_block_is_the_pre_norm_layer_of_torch():
     }
     join = {name: "_" if name.endswith("in_proj") else "." for name in pairs}
     layer.load_state_dict(
-        {f"{n}{join[n]}{kind}": getattr(m, kind) for n, m in pairs.items() for kind in ("weight", "bias")}
+        {
+            f"{n}{join[n]}{kind}": getattr(m, kind)
+            for n, m in pairs.items()
+            for kind in ("weight", "bias")
+        }
     )
     x, layout = torch.randn(2, 6, 16, dtype=torch.float64), SequenceLayout(1, 6, "causal")
     torch.testing.assert_close(block([x], layout)[0], layer(x, src_mask=~mask_of(layout)))
@@ -289,7 +313,9 @@ def test_options_decide_which_parameters_there_are(options):
     counts = {
         "matrices": 4 * 16 * 16 + (3 if options.mlp == "swiglu" else 2) * 16 * 40,
         "norms": 2 * 16 * (2 if options.norm == "layer" and options.bias else 1),
-        "biases": (3 * 16 + 16 + 16 + (80 if options.mlp == "swiglu" else 40)) if options.bias else 0,
+        "biases": (3 * 16 + 16 + 16 + (80 if options.mlp == "swiglu" else 40))
+        if options.bias
+        else 0,
         "qk_norm": 2 * 8 if options.qk_norm else 0,
         "cross": (
             4 * 16 * 16
@@ -320,13 +346,17 @@ def test_a_fresh_transformer_has_unit_gain_small_branches_and_keys_like_queries(
         for weight in inner:
             assert float(weight.std()) * weight.shape[1] ** 0.5 == pytest.approx(1, abs=0.05)
         for weight in outer:
-            assert float(weight.std()) * (weight.shape[1] * branches) ** 0.5 == pytest.approx(1, abs=0.05)
+            assert float(weight.std()) * (weight.shape[1] * branches) ** 0.5 == pytest.approx(
+                1, abs=0.05
+            )
         correlation = torch.corrcoef(torch.stack([query.flatten(), key.flatten()]))[0, 1]
         assert float(correlation) == pytest.approx(0.5**0.5, abs=0.05)
-        assert all(m.bias is None or not m.bias.any() for m in block.modules() if isinstance(m, nn.Linear))
+        assert all(
+            m.bias is None or not m.bias.any() for m in block.modules() if isinstance(m, nn.Linear)
+        )
 
 
-def test_attention_of_normalised_queries_and_keys_does_not_see_how_large_they_are():
+def test_attention_of_normalized_queries_and_keys_does_not_see_how_large_they_are():
     torch.manual_seed(0)
     options = replace(OPTIONS["qk_norm"], bias=False)
     block, layout = Block(16, 2, 2.0, options=options).double(), SequenceLayout(1, 6, "full")
@@ -344,7 +374,10 @@ def test_attention_of_normalised_queries_and_keys_does_not_see_how_large_they_ar
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=6), st.integers(1, 5))
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=6),
+    st.integers(1, 5),
+)
 def test_rotation_is_multiplication_by_complex_numbers(places, quarter):
     head_dim = 4 * quarter
     torch.manual_seed(0)
@@ -383,12 +416,16 @@ def test_products_of_rotated_queries_and_keys_depend_on_the_distance_only(one, o
     def moved(place):
         return (place[0] + shift[0], place[1] + shift[1])
 
-    torch.testing.assert_close(product(one, other), product(moved(one), moved(other)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        product(one, other), product(moved(one), moved(other)), atol=1e-5, rtol=0
+    )
     if one != other:
         assert not torch.isclose(product(one, other), (q * k).sum(), atol=1e-5)
 
 
-@pytest.mark.parametrize(("coordinates", "head_dim", "wanted"), [(1, 7, 2), (2, 6, 4), (2, 10, 4), (3, 8, 6)])
+@pytest.mark.parametrize(
+    ("coordinates", "head_dim", "wanted"), [(1, 7, 2), (2, 6, 4), (2, 10, 4), (3, 8, 6)]
+)
 def test_heads_that_cannot_be_rotated_are_refused(coordinates, head_dim, wanted):
     with pytest.raises(ValueError, match=f"a multiple of {wanted} dimensions, not {head_dim}"):
         rotation(torch.zeros(1, coordinates), head_dim)
@@ -414,7 +451,9 @@ def test_rotation_keeps_the_precision_of_queries_and_keys(dtype):
 @given(st.lists(st.booleans(), min_size=1, max_size=7).filter(any), st.integers(0, 1000))
 def test_a_key_mask_gives_what_the_sequence_without_these_keys_gives(seen, seed):
     generator = torch.Generator().manual_seed(seed)
-    q, k, v = (torch.randn(1, 2, len(seen), 4, generator=generator, dtype=torch.float64) for _ in range(3))
+    q, k, v = (
+        torch.randn(1, 2, len(seen), 4, generator=generator, dtype=torch.float64) for _ in range(3)
+    )
     mask = torch.tensor(seen)
     ours = attend(q, k, v, SequenceLayout(1, len(seen), "full"), mask[None])
     everything = torch.ones(len(seen), int(mask.sum()), dtype=torch.bool)
@@ -425,13 +464,17 @@ def test_a_key_mask_gives_what_the_sequence_without_these_keys_gives(seen, seed)
 def test_hidden_keys_change_nothing_whatever_they_are(options):
     torch.manual_seed(0)
     transformer, layout = loud(Transformer(2, 16, 2, options=options)), SequenceLayout(1, 6, "full")
-    mask = torch.tensor([[True, True, True, True, False, False], [True, False, True, True, True, True]])
+    mask = torch.tensor(
+        [[True, True, True, True, False, False], [True, False, True, True, True, True]]
+    )
     x = torch.randn(2, 6, 16, requires_grad=True)
     changed = torch.where(mask[..., None], x, 100 * torch.randn(2, 6, 16))
     ours = transformer(x, layout, key_mask=mask)
     assert torch.equal(ours[mask], transformer(changed, layout, key_mask=mask)[mask])
     for row in range(2):  # and they need not be there
-        alone = transformer(x[row : row + 1, mask[row]], SequenceLayout(1, int(mask[row].sum()), "full"))
+        alone = transformer(
+            x[row : row + 1, mask[row]], SequenceLayout(1, int(mask[row].sum()), "full")
+        )
         torch.testing.assert_close(alone[0], ours[row, mask[row]], atol=1e-4, rtol=1e-4)
     (gradient,) = torch.autograd.grad(ours[mask].square().sum(), x)
     assert not gradient[~mask].any() and gradient[mask].any(dim=-1).all()
@@ -440,7 +483,9 @@ def test_hidden_keys_change_nothing_whatever_they_are(options):
 @pytest.mark.parametrize("rotary", [False, True])
 def test_hidden_places_of_a_context_change_nothing(rotary):
     torch.manual_seed(0)
-    transformer = loud(Transformer(2, 16, 2, options=OPTIONS["all"] if rotary else OPTIONS["cross"]))
+    transformer = loud(
+        Transformer(2, 16, 2, options=OPTIONS["all"] if rotary else OPTIONS["cross"])
+    )
     x, context = torch.randn(2, 6, 16), torch.randn(2, 5, 16, requires_grad=True)
     turned = rotation(torch.tensor(places_of(6)).float(), 8) if rotary else None
     layout = SequenceLayout(1, 6, "causal")
@@ -488,7 +533,9 @@ def test_scale_causal_outputs_ignore_finer_scales(options, rotary):
     context = transformer.read(torch.randn(1, 5, 16)) if options.cross_attention else None
     x = torch.randn(1, 12, 16)
     turned = (
-        rotation(torch.tensor(places_of(12)).float(), 8) if rotary else torch.stack([torch.ones(12, 4)] * 2)
+        rotation(torch.tensor(places_of(12)).float(), 8)
+        if rotary
+        else torch.stack([torch.ones(12, 4)] * 2)
     )
 
     def out(x, num_scales):
@@ -505,7 +552,10 @@ def test_scale_causal_outputs_ignore_finer_scales(options, rotary):
 
 def test_dropout_acts_in_training_on_residual_branches_only():
     torch.manual_seed(0)
-    transformer, x = Transformer(1, 16, 2, dropout=0.5, options=OPTIONS["cross"]), torch.randn(1, 6, 16)
+    transformer, x = (
+        Transformer(1, 16, 2, dropout=0.5, options=OPTIONS["cross"]),
+        torch.randn(1, 6, 16),
+    )
     layout, context = SequenceLayout(1, 6, "causal"), transformer.read(torch.randn(1, 3, 16))
 
     def out():
@@ -516,7 +566,7 @@ def test_dropout_acts_in_training_on_residual_branches_only():
     assert torch.equal(out(), out())
     transformer.train()
     for block in transformer.blocks:
-        block.dropout = 1.0  # nothing is added: the input is left, normalised
+        block.dropout = 1.0  # nothing is added: the input is left, normalized
     torch.testing.assert_close(out(), transformer.norm[0](x))
 
 
@@ -541,7 +591,9 @@ def test_cache_gives_what_no_cache_gives(options, rotary, prefix):
     for start, stop in [(0, prefix), *((i, i + 1) for i in range(prefix, 9))]:
         layout = SequenceLayout(1, stop - start, "causal")
         part = None if turned is None else turned[:, start:stop]
-        parts.append(transformer(x[:, start:stop], layout, cache, rotation_2TF=part, context=context))
+        parts.append(
+            transformer(x[:, start:stop], layout, cache, rotation_2TF=part, context=context)
+        )
         assert cache.length == stop and cache.store.data_ptr() == storage
     torch.testing.assert_close(torch.cat(parts, dim=1), whole)
 

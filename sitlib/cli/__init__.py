@@ -77,7 +77,10 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except ImportError as error:
-        print(f"sit: a package cannot be used ({error}): sit doctor says what is missing", file=sys.stderr)
+        print(
+            f"sit: a package cannot be used ({error}): sit doctor says what is missing",
+            file=sys.stderr,
+        )
         return 1
     except (ValueError, OSError) as error:
         print(f"sit: {sentence(error)}", file=sys.stderr)

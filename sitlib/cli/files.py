@@ -53,7 +53,9 @@ class Outputs:
         """Raises `KeptError` unless all of these may be written; to be called before work is spent on them."""
         for target in targets:
             if target in self.claimed:
-                raise KeptError(f"{target} was just written for another input: use another output folder")
+                raise KeptError(
+                    f"{target} was just written for another input: use another output folder"
+                )
             if target.exists() and not self.overwrite:
                 raise KeptError(f"{target} is there already; --overwrite replaces it")
         self.claimed.update(targets)
@@ -90,7 +92,9 @@ def find_images(options: argparse.Namespace) -> list[Source]:
     """The image files that a command's inputs stand for; see `find_sources`."""
     from sitlib.data.decoding import IMAGE_SUFFIXES
 
-    return find_sources(options.inputs, [f".{suffix}" for suffix in IMAGE_SUFFIXES], output_of(options))
+    return find_sources(
+        options.inputs, [f".{suffix}" for suffix in IMAGE_SUFFIXES], output_of(options)
+    )
 
 
 def output_of(options: argparse.Namespace) -> str:
@@ -105,7 +109,9 @@ def _walk(folder: Path, output: str) -> list[Path]:
     for where, folders, names in os.walk(folder):
         here = Path(where)
         folders[:] = [
-            name for name in folders if not name.startswith(".") and (here / name).resolve() != left_out
+            name
+            for name in folders
+            if not name.startswith(".") and (here / name).resolve() != left_out
         ]
         files += [here / name for name in names if not name.startswith(".")]
     return sorted(files)
@@ -143,7 +149,9 @@ def plan(sources: list[Source], output: str, suffix: str = ".png") -> list[Job]:
         first[job.target] = job.source
     inputs = {source.path.resolve() for source in sources}
     if replaced := [target for target in first if target.resolve() in inputs]:
-        raise ValueError(f"{replaced[0]} would replace an input: name another output folder with -o.")
+        raise ValueError(
+            f"{replaced[0]} would replace an input: name another output folder with -o."
+        )
     return jobs
 
 
@@ -169,7 +177,11 @@ def as_file(output: str, suffix: str) -> Path | None:
     """
     path = Path(output).expanduser()
     ending = path.suffix.lower()
-    if path.is_dir() or output.endswith(("/", os.sep)) or ending not in (*_pillow_formats(), CODES_SUFFIX):
+    if (
+        path.is_dir()
+        or output.endswith(("/", os.sep))
+        or ending not in (*_pillow_formats(), CODES_SUFFIX)
+    ):
         return None
     if (ending == CODES_SUFFIX) != (suffix == CODES_SUFFIX):
         wanted = CODES_SUFFIX if suffix == CODES_SUFFIX else "an image's, such as .png"
@@ -239,7 +251,9 @@ def do_all(jobs: list[Job], do: Callable[[Job], list[str]], header: str | None =
     from sitlib.cli import sentence
 
     failed, kept, done = 0, [], 0
-    with tqdm(total=len(jobs), unit="file", disable=True if len(jobs) == 1 else None, ncols=80) as bar:
+    with tqdm(
+        total=len(jobs), unit="file", disable=True if len(jobs) == 1 else None, ncols=80
+    ) as bar:
         for job in jobs:
             try:
                 lines = do(job)

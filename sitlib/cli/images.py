@@ -12,7 +12,7 @@ from sitlib.cli.options import ALL, add_command, add_files, add_tokenizer, scale
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sitlib.tokenizer import SpectralTokenizer
+    from sitlib.model.tokenizer import SpectralTokenizer
 
 DEFAULT_TOKENIZER = "that of the pipeline's class-conditional model"
 GAP = 8  # px between images side by side
@@ -58,7 +58,9 @@ def add_reconstruct(commands: Any) -> None:
     add_files(parser, "PHOTO", "images", "reconstructed")
     _add_scales(parser)
     parser.add_argument(
-        "--compare", action="store_true", help="also write original and result side by side (default: do not)"
+        "--compare",
+        action="store_true",
+        help="also write original and result side by side (default: do not)",
     )
     add_tokenizer(parser, DEFAULT_TOKENIZER)
 
@@ -164,7 +166,9 @@ def _numbers_of_scales(
     if options.scales == ALL:
         return [available] if whole_only else [*range(1, available + 1)]
     if max(options.scales) > available:
-        raise ValueError(f"it has {available} scales, not {max(options.scales)}: give --scales up to that")
+        raise ValueError(
+            f"it has {available} scales, not {max(options.scales)}: give --scales up to that"
+        )
     if whole_only and min(options.scales) < available:
         raise ValueError(
             f"this tokenizer decodes all {available} scales together, so --scales has to be left out: use one with a scale-causal decoder, "
@@ -175,11 +179,15 @@ def _numbers_of_scales(
 
 def _targets(job: files.Job, numbers: list[int]) -> list[Path]:
     """photo.png; or photo-scales1.png, photo-scales2.png, ... of several numbers of scales."""
-    return [job.target] if len(numbers) == 1 else [job.variant(f"scales{scales}") for scales in numbers]
+    return (
+        [job.target]
+        if len(numbers) == 1
+        else [job.variant(f"scales{scales}") for scales in numbers]
+    )
 
 
 def _bits_per_pixel(tokenizer: "SpectralTokenizer", count: int, image: "Tensor") -> float:
-    from sitlib.codebook_use import bits_per_pixel
+    from sitlib.metrics.codebook import bits_per_pixel
 
     height, width = image.shape[2:]
     return bits_per_pixel(count, tokenizer.config.num_codes, (height, width))
@@ -188,7 +196,7 @@ def _bits_per_pixel(tokenizer: "SpectralTokenizer", count: int, image: "Tensor")
 def _measures() -> dict[str, Callable[["Tensor", "Tensor"], str]]:
     """Name -> how near two images [1, 3, H, W] are to each other, to be shown. LPIPS only if its weights are there."""
     from sitlib.metrics import lpips_per_image, psnr_per_image
-    from sitlib.perceptual import load_lpips
+    from sitlib.metrics.perceptual import load_lpips
 
     measures: dict[str, Callable[[Tensor, Tensor], str]] = {
         "PSNR, dB": lambda *pair: f"{psnr_per_image(*pair).item():.2f}"

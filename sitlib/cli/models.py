@@ -13,9 +13,9 @@ from sitlib.paths import resolve
 if TYPE_CHECKING:
     import torch
 
-    from sitlib.autoregressive import AutoregressiveModel
     from sitlib.config import Profile, SamplingConfig
-    from sitlib.tokenizer import SpectralTokenizer
+    from sitlib.model.generator import AutoregressiveModel
+    from sitlib.model.tokenizer import SpectralTokenizer
 
 FILE = "model.safetensors"
 TRAIN = {
@@ -111,7 +111,7 @@ class NamedTokenizer:
 def load_tokenizer(path: Path, options: argparse.Namespace) -> NamedTokenizer:
     """The tokenizer in a checkpoint, on the device that was asked for."""
     from sitlib.checkpoint import read_about
-    from sitlib.tokenizer import SpectralTokenizer
+    from sitlib.model.tokenizer import SpectralTokenizer
 
     model = SpectralTokenizer.from_checkpoint(path).to(device_of(options)).requires_grad_(False)
     about = read_about(path)
@@ -151,7 +151,7 @@ def chosen_generator(options: argparse.Namespace) -> Generator:
     Raises:
         ValueError: a missing checkpoint, a class or text that the model cannot be told, or a tokenizer of other codes.
     """
-    from sitlib.autoregressive import AutoregressiveModel
+    from sitlib.model.generator import AutoregressiveModel
 
     name = given(options.model, options.text is not None)
     path = checkpoint_path(name, "autoregressive", "--model")
@@ -184,7 +184,9 @@ def sampler(options: argparse.Namespace, is_text: bool) -> "SamplingConfig":
 
     profile = pipeline_profile()
     section = profile.text if is_text else profile.autoregressive
-    path = checkpoint_path(given(options.model, options.text is not None), "autoregressive", "--model")
+    path = checkpoint_path(
+        given(options.model, options.text is not None), "autoregressive", "--model"
+    )
     run = read_about(path).get("name", "")  # such as autoregressive/ar_sit5_sc-seed0
     variant = re.sub(r"-seed\d+$", "", run.rpartition("/")[2])
     return profile.sampler(variant) if variant in section.variants else section.sampling
@@ -197,7 +199,9 @@ def _class_id(model: "AutoregressiveModel", class_name: str | None, name: str) -
     if class_name is None:
         return None
     if not classes:
-        raise ValueError(f"The model {name} is told texts, not classes: say with --text what to draw.")
+        raise ValueError(
+            f"The model {name} is told texts, not classes: say with --text what to draw."
+        )
     if class_name not in classes:
         raise ValueError(
             f"The model {name} knows no class {class_name!r}; it knows {', '.join(classes)}{nearest(class_name, classes)}."

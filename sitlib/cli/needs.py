@@ -19,7 +19,9 @@ def add_describe(commands: Any) -> None:
     )
     parser.add_argument("profile", help="name of a profile, such as quick or paper")
     parser.add_argument(
-        "variants", nargs="*", help="some of its tokenizers and autoregressive models (default: all)"
+        "variants",
+        nargs="*",
+        help="some of its tokenizers and autoregressive models (default: all)",
     )
     parser.add_argument("--variants", dest="more", nargs="+", default=[], help="the same")
     parser.add_argument(
@@ -38,7 +40,7 @@ def add_describe(commands: Any) -> None:
 def _describe(options: argparse.Namespace) -> int:
     variants = [*options.variants, *options.more]
     print("Counting what models would need, up to some minutes ...", file=sys.stderr, flush=True)
-    from sitlib.describe import describe
+    from workbook.describe import describe
 
     describe(options.profile, variants or None, gpu=options.gpu, utilisation=options.utilisation)
     return 0

@@ -39,9 +39,13 @@ def add_command(
     return parser
 
 
-def add_files(parser: argparse.ArgumentParser, metavar: str, what: str, default_folder: str) -> None:
+def add_files(
+    parser: argparse.ArgumentParser, metavar: str, what: str, default_folder: str
+) -> None:
     """The inputs, and where outputs go."""
-    parser.add_argument("inputs", nargs="+", metavar=metavar, help=f"{what}: files, or folders of them")
+    parser.add_argument(
+        "inputs", nargs="+", metavar=metavar, help=f"{what}: files, or folders of them"
+    )
     add_output(parser, default_folder)
     parser.set_defaults(default_folder=default_folder)
 
@@ -76,14 +80,18 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 def add_prompt(parser: argparse.ArgumentParser, required: bool) -> None:
     """What the model is told, and which model is told it."""
     group = parser.add_mutually_exclusive_group(required=required)
-    nothing = "" if required else "; with neither of the two, the model of photographs is told nothing"
+    nothing = (
+        "" if required else "; with neither of the two, the model of photographs is told nothing"
+    )
     group.add_argument(
         "--class",
         dest="class_name",
         metavar="NAME",
         help="a class of photographs, such as mountain; an unknown one lists all",
     )
-    group.add_argument("--text", help=f'what the image shows, such as "an emoji of a red apple"{nothing}')
+    group.add_argument(
+        "--text", help=f'what the image shows, such as "an emoji of a red apple"{nothing}'
+    )
     parser.add_argument(
         "--model",
         metavar="NAME|PATH",
@@ -134,7 +142,11 @@ class OfProfile:
             for_class, for_text = self.of(False), self.of(True)
         except (ValueError, OSError, ImportError):
             return "the profile's"
-        return str(for_class) if for_class == for_text else f"{for_class} for classes, {for_text} for texts"
+        return (
+            str(for_class)
+            if for_class == for_text
+            else f"{for_class} for classes, {for_text} for texts"
+        )
 
 
 def given(value: Any, is_text: bool) -> Any:

@@ -35,7 +35,9 @@ class AblationRow(Strict):
     group: str  # rows of a group are compared with each other
     # Keys in which it differs from `tokenizer.common`, as in a profile's `tokenizer.variants`.
     tokenizer: dict[str, Any]
-    generate: bool = False  # also train a model over the codes of its first seed, and judge its samples
+    generate: bool = (
+        False  # also train a model over the codes of its first seed, and judge its samples
+    )
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,9 @@ class TextTrial(Strict):
         Raises:
             ConfigError: no such variant, or a change that the profile refuses.
         """
-        profile = from_dict(Profile, changed(values, self.changes), where=f"trial of {self.variant}")
+        profile = from_dict(
+            Profile, changed(values, self.changes), where=f"trial of {self.variant}"
+        )
         known(self.variant, profile.text.variants, "text variant")
         return profile
 

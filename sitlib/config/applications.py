@@ -30,7 +30,9 @@ class ApplicationsConfig(Strict):
             f"repeated must lie in 1 ... images = {self.images}, it is {self.repeated}",
         )
         for name in ("samples", "previews", "preview_prompts"):
-            require(getattr(self, name) >= 2, f"{name} must be at least 2, it is {getattr(self, name)}")
+            require(
+                getattr(self, name) >= 2, f"{name} must be at least 2, it is {getattr(self, name)}"
+            )
         require(self.rounds >= 1, f"rounds must be at least 1, it is {self.rounds}")
         require(
             len(self.temperatures) > 0 and min(self.temperatures) > 0,

@@ -15,7 +15,7 @@ class EngineConfig(Strict):
     """Devices, precision and memory of training.
 
     It is no part of what names a run: a model trained on eight GPUs is found again by a notebook on one. Batches are split over processes
-    and accumulated steps, so `batch_size` of an optimiser is always the number of samples of one update.
+    and accumulated steps, so `batch_size` of an optimizer is always the number of samples of one update.
     """
 
     precision: Literal[
@@ -29,17 +29,19 @@ class EngineConfig(Strict):
     # Most samples that pass a model at a time in one process. Of a larger share of a batch the parts pass one after another, and their
     # gradients are accumulated before the update; 0 = the whole share at once.
     micro_batch_size: int
-    data_workers: int  # processes that make batches ahead, for each process that trains; 0 = a thread of it
-    activation_checkpointing: (
-        bool  # blocks compute their activations again on the way back: less memory, a third more work
+    data_workers: (
+        int  # processes that make batches ahead, for each process that trains; 0 = a thread of it
     )
+    activation_checkpointing: bool  # blocks compute their activations again on the way back: less memory, a third more work
     compile: bool  # torch.compile of the transformer blocks, on GPUs
     trackers: list[Tracker]  # besides the training curve's CSV file
     images_every: int  # steps between sample grids or reconstructions, under scratch/images and in trackers that show images; 0 = none
 
     def __post_init__(self):
         for name in ("processes", "machines"):
-            require(getattr(self, name) > 0, f"{name} must be at least 1, it is {getattr(self, name)}")
+            require(
+                getattr(self, name) > 0, f"{name} must be at least 1, it is {getattr(self, name)}"
+            )
         require(
             self.micro_batch_size >= 0,
             f"micro_batch_size must be 0 (all) or more, it is {self.micro_batch_size}",
@@ -60,7 +62,10 @@ class EngineConfig(Strict):
             self.strategy != "fsdp" or not self.images_every,
             "images_every needs whole models, and strategy fsdp shards them: set images_every: 0",
         )
-        require(self.images_every >= 0, f"images_every must be 0 (none) or more, it is {self.images_every}")
+        require(
+            self.images_every >= 0,
+            f"images_every must be 0 (none) or more, it is {self.images_every}",
+        )
 
     @property
     def world_size(self) -> int:

@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 from sitlib.config.folders import filled_in
 from sitlib.config.strict import Strict, require, require_seed
-from sitlib.config.tokenizer import OptimiserConfig
+from sitlib.config.tokenizer import OptimizerConfig
 
 
 def _require_heads(width: int, heads: int) -> None:
     require(
-        width > 0 and heads > 0 and width % heads == 0, f"width {width} must be a multiple of heads {heads}"
+        width > 0 and heads > 0 and width % heads == 0,
+        f"width {width} must be a multiple of heads {heads}",
     )
 
 
@@ -48,12 +49,12 @@ class AutoregressiveConfig(Strict):
     norm: Literal["layer", "rms"]
     mlp: Literal["gelu", "swiglu"]
     bias: bool  # of linear layers and LayerNorm
-    qk_norm: bool  # normalised queries and keys
-    positions: Literal["learned", "rotary"]  # of places in the grid; those of scales are learned either way
+    qk_norm: bool  # normalized queries and keys
+    positions: Literal[
+        "learned", "rotary"
+    ]  # of places in the grid; those of scales are learned either way
     dropout: float
-    condition_dropout: (
-        float  # share of training samples whose class or text is hidden, for classifier-free guidance
-    )
+    condition_dropout: float  # share of training samples whose class or text is hidden, for classifier-free guidance
     # Largest share of the codes that training replaces by random ones in what the model reads, never in what it predicts; each sequence
     # draws its own share. What was drawn before is not always right: the model learns to look at the condition again.
     code_noise: float
@@ -72,8 +73,13 @@ class AutoregressiveConfig(Strict):
             f"rotary positions of rows and columns need heads of a multiple of 4 dimensions, not {self.width // self.heads}",
         )
         for name in ("dropout", "condition_dropout"):
-            require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), it is {getattr(self, name)}")
-        require(0 <= self.code_noise <= 1, f"code_noise must lie in [0, 1], it is {self.code_noise}")
+            require(
+                0 <= getattr(self, name) < 1,
+                f"{name} must lie in [0, 1), it is {getattr(self, name)}",
+            )
+        require(
+            0 <= self.code_noise <= 1, f"code_noise must lie in [0, 1], it is {self.code_noise}"
+        )
         require(self.text_noise >= 0, f"text_noise must not be negative, it is {self.text_noise}")
 
 
@@ -86,13 +92,18 @@ class DiffusionConfig(Strict):
     heads: int
     mlp_ratio: float
     dropout: float
-    condition_dropout: float  # share of training samples whose class is hidden, for classifier-free guidance
+    condition_dropout: (
+        float  # share of training samples whose class is hidden, for classifier-free guidance
+    )
 
     def __post_init__(self):
         require(self.layers > 0, f"layers must be at least 1, it is {self.layers}")
         _require_heads(self.width, self.heads)
         for name in ("dropout", "condition_dropout"):
-            require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), it is {getattr(self, name)}")
+            require(
+                0 <= getattr(self, name) < 1,
+                f"{name} must lie in [0, 1), it is {getattr(self, name)}",
+            )
 
 
 @dataclass(frozen=True)
@@ -119,9 +130,7 @@ class SamplingConfig(Strict):
     temperature: float
     top_k: int  # 0 = off
     top_p: float  # 1.0 = off
-    min_p: (
-        float  # codes less likely than this share of the likeliest are left out (arXiv 2407.01082); 0.0 = off
-    )
+    min_p: float  # codes less likely than this share of the likeliest are left out (arXiv 2407.01082); 0.0 = off
     guidance: float  # classifier-free guidance weight w: uncond + w (cond - uncond); 1.0 = off
     # "linear": from 1.0 in the first scale to w in the last, as VAR does (arXiv 2404.02905); of one scale, w.
     guidance_growth: Literal["constant", "linear"]
@@ -130,13 +139,19 @@ class SamplingConfig(Strict):
 
     def __post_init__(self):
         require(
-            self.temperature > 0, f"temperature must be positive, it is {self.temperature}; top_k 1 is greedy"
+            self.temperature > 0,
+            f"temperature must be positive, it is {self.temperature}; top_k 1 is greedy",
         )
         require(self.top_k >= 0, f"top_k must be 0 (off) or more, it is {self.top_k}")
         require(0 < self.top_p <= 1, f"top_p must lie in (0, 1], it is {self.top_p}")
         require(0 <= self.min_p < 1, f"min_p must lie in [0, 1), it is {self.min_p}")
-        require(self.batch_size >= 0, f"batch_size must be 0 (automatic) or more, it is {self.batch_size}")
-        require(math.isfinite(self.guidance), f"guidance must be a finite number, it is {self.guidance}")
+        require(
+            self.batch_size >= 0,
+            f"batch_size must be 0 (automatic) or more, it is {self.batch_size}",
+        )
+        require(
+            math.isfinite(self.guidance), f"guidance must be a finite number, it is {self.guidance}"
+        )
         require_seed(self.seed)
 
 
@@ -145,7 +160,9 @@ def _require_sweeps(guidance: list[float], top_p: list[float]) -> None:
         all(math.isfinite(weight) for weight in guidance),
         f"guidance_sweep must list finite numbers, it is {guidance}",
     )
-    require(all(0 < p <= 1 for p in top_p), f"top_p_sweep must list numbers in (0, 1], it is {top_p}")
+    require(
+        all(0 < p <= 1 for p in top_p), f"top_p_sweep must list numbers in (0, 1], it is {top_p}"
+    )
 
 
 @dataclass(frozen=True)
@@ -189,9 +206,9 @@ class AutoregressiveSection(Strict):
     common: dict[str, Any]  # keys of AutoregressiveConfig that every variant shares
     variants: dict[
         str, dict[str, Any]
-    ]  # the keys in which each differs; under `optimiser`, those of its training
+    ]  # the keys in which each differs; under `optimizer`, those of its training
     codes: CodesConfig
-    optimiser: OptimiserConfig
+    optimizer: OptimizerConfig
     sampling: SamplingConfig
     samplers: dict[
         str, dict[str, Any]
@@ -235,16 +252,22 @@ class DualEncoderConfig(Strict):
     reconstructions: list[
         str
     ]  # tokenizer variants whose reconstructions of the training images it learns from too
-    optimiser: OptimiserConfig
+    optimizer: OptimizerConfig
 
     def __post_init__(self):
         _require_text_size(self.vocabulary, self.max_tokens)
-        require(self.degraded_views >= 0, f"degraded_views must not be negative, it is {self.degraded_views}")
         require(
-            32 <= self.image_size <= 224, f"image_size must lie in 32 ... 224 px, it is {self.image_size}"
+            self.degraded_views >= 0,
+            f"degraded_views must not be negative, it is {self.degraded_views}",
+        )
+        require(
+            32 <= self.image_size <= 224,
+            f"image_size must lie in 32 ... 224 px, it is {self.image_size}",
         )
         for name in ("layers", "dim"):
-            require(getattr(self, name) > 0, f"{name} must be at least 1, it is {getattr(self, name)}")
+            require(
+                getattr(self, name) > 0, f"{name} must be at least 1, it is {getattr(self, name)}"
+            )
         _require_heads(self.width, self.heads)
         require(0 <= self.dropout < 1, f"dropout must lie in [0, 1), it is {self.dropout}")
 
@@ -288,7 +311,7 @@ class TextSection(Strict):
     common: dict[str, Any]
     variants: dict[str, dict[str, Any]]
     codes: CodesConfig
-    optimiser: OptimiserConfig
+    optimizer: OptimizerConfig
     sampling: SamplingConfig
     samplers: dict[str, dict[str, Any]]  # as in AutoregressiveSection
     evaluation: TextEvaluationConfig

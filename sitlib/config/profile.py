@@ -16,14 +16,14 @@ from sitlib.config.generation import (
 from sitlib.config.strict import ConfigError, Strict, changes_of, from_dict, known, require, to_dict
 from sitlib.config.tokenizer import (
     DataConfig,
-    OptimiserConfig,
+    OptimizerConfig,
     TokenizerConfig,
     TokenizerSection,
     TokenizerTraining,
 )
 from sitlib.paths import resolve
 
-_TRAINING_KEYS = ("loss", "adversarial", "optimiser", "codes_from", "data")
+_TRAINING_KEYS = ("loss", "adversarial", "optimizer", "codes_from", "data")
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Profile(Strict):
     def __post_init__(self):
         for variant in self.tokenizer.variants:
             config, training = self.tokenizer_variant(variant), self.tokenizer_training(variant)
-            vectors = self.tokenizer_data(variant).normalisation_views * config.tokens_per_scale
+            vectors = self.tokenizer_data(variant).normalization_views * config.tokens_per_scale
             require(
                 config.num_codes <= vectors,
                 f"tokenizer.{variant} has {config.num_codes} codes but k-means starts from {vectors} vectors: "
-                "raise data.normalisation_views or lower num_codes",
+                "raise data.normalization_views or lower num_codes",
             )
             require(
                 not training.adversarial.weight or config.size % 8 == 0,
@@ -62,25 +62,31 @@ class Profile(Strict):
                 f"LPIPS-{training.loss.lpips_net} needs at least {smallest} px but tokenizer.{variant} has size {config.size}",
             )
         shared = sorted(set(self.autoregressive.variants) & set(self.text.variants))
-        require(not shared, f"autoregressive.variants and text.variants both have {', '.join(shared)}")
+        require(
+            not shared, f"autoregressive.variants and text.variants both have {', '.join(shared)}"
+        )
         for name in self.text.dual_encoder.reconstructions:
             known(name, self.tokenizer.variants, "text.dual_encoder.reconstructions")
         for variant in (*self.autoregressive.variants, *self.text.variants):
             config, section = self.autoregressive_variant(variant), self._section_name(variant)
-            known(config.tokenizer, self.tokenizer.variants, f"{section}.variants.{variant}.tokenizer")
+            known(
+                config.tokenizer, self.tokenizer.variants, f"{section}.variants.{variant}.tokenizer"
+            )
             size, wanted = self.tokenizer_variant(config.tokenizer).size, self.data.size
             require(
                 size == wanted,
                 f"{section}.{variant} needs a tokenizer of data.size {wanted} px, {config.tokenizer} is built for {size} px",
             )
-            self.generator_optimiser(variant)
+            self.generator_optimizer(variant)
             self.sampler(variant)
             is_text = variant in self.text.variants
             require(
                 is_text == (config.text is not None),
                 f"{section}.{variant}: `text` describes a text encoder, which "
                 + (
-                    "a model of the section text needs" if is_text else "only models of the section text have"
+                    "a model of the section text needs"
+                    if is_text
+                    else "only models of the section text have"
                 ),
             )
             require(
@@ -116,26 +122,32 @@ class Profile(Strict):
             name = self.autoregressive_variant(variant).tokenizer
             config = self.tokenizer_variant(name)
             require(
-                config.levels >= 3 and config.encoder_attention == config.decoder_attention == "scale_causal",
+                config.levels >= 3
+                and config.encoder_attention == config.decoder_attention == "scale_causal",
                 f"applications: {variant} upsamples images of 1/8 of the size, so its tokenizer {name} needs three levels or more and "
                 "scale-causal attention in encoder and decoder",
             )
 
     def _check_shares(self) -> None:
         """Every batch can be shared by the processes of the engine."""
-        sizes = {f"tokenizer.{v}": self.tokenizer_training(v).optimiser for v in self.tokenizer.variants}
+        sizes = {
+            f"tokenizer.{v}": self.tokenizer_training(v).optimizer for v in self.tokenizer.variants
+        }
         engine = self.engine
         for variant in (*self.autoregressive.variants, *self.text.variants):
-            name, optimiser = f"{self._section_name(variant)}.{variant}", self.generator_optimiser(variant)
+            name, optimizer = (
+                f"{self._section_name(variant)}.{variant}",
+                self.generator_optimizer(variant),
+            )
             require(
-                engine.strategy != "fsdp" or not optimiser.ema_decay,
+                engine.strategy != "fsdp" or not optimizer.ema_decay,
                 f"engine.strategy fsdp keeps no moving average of sharded weights: set ema_decay of {name} to 0.0, or strategy: ddp",
             )
-            sizes[name] = optimiser
-        for name, optimiser in sizes.items():
+            sizes[name] = optimizer
+        for name, optimizer in sizes.items():
             require(
-                optimiser.batch_size % engine.world_size == 0,
-                f"engine: {engine.world_size} processes share every batch equally, but batch_size of {name} is {optimiser.batch_size}",
+                optimizer.batch_size % engine.world_size == 0,
+                f"engine: {engine.world_size} processes share every batch equally, but batch_size of {name} is {optimizer.batch_size}",
             )
 
     def tokenizer_variant(self, variant: str) -> TokenizerConfig:
@@ -145,7 +157,11 @@ class Profile(Strict):
         """
         section = self.tokenizer
         known(variant, section.variants, "tokenizer variant")
-        own = {key: value for key, value in section.variants[variant].items() if key not in _TRAINING_KEYS}
+        own = {
+            key: value
+            for key, value in section.variants[variant].items()
+            if key not in _TRAINING_KEYS
+        }
         where = f"tokenizer.variants.{variant}"
         base = section.variants[variant].get("codes_from")
         if variant.endswith("_second") and base != variant.removesuffix("_second"):
@@ -160,7 +176,9 @@ class Profile(Strict):
             raise ConfigError(
                 f"{where}.codes_from: {base} has codes of another variant itself; name that one."
             )
-        config = from_dict(TokenizerConfig, {**to_dict(self.tokenizer_variant(base)), **own}, where=where)
+        config = from_dict(
+            TokenizerConfig, {**to_dict(self.tokenizer_variant(base)), **own}, where=where
+        )
         changed = [key for key in own if not key.startswith("decoder_")]
         if changed:
             raise ConfigError(
@@ -169,14 +187,16 @@ class Profile(Strict):
         return config
 
     def tokenizer_training(self, variant: str) -> TokenizerTraining:
-        """Loss, adversarial term and optimiser of the section with the variant's own keys laid over them."""
+        """Loss, adversarial term and optimizer of the section with the variant's own keys laid over them."""
         section = self.tokenizer
         known(variant, section.variants, "tokenizer variant")
         own, where = section.variants[variant], f"tokenizer.variants.{variant}"
         parts = {}
-        for name in ("loss", "adversarial", "optimiser"):
+        for name in ("loss", "adversarial", "optimizer"):
             parts[name] = {**to_dict(getattr(section, name)), **changes_of(own, name, where)}
-        return from_dict(TokenizerTraining, {**parts, "codes_from": own.get("codes_from")}, where=where)
+        return from_dict(
+            TokenizerTraining, {**parts, "codes_from": own.get("codes_from")}, where=where
+        )
 
     def tokenizer_data(self, variant: str) -> DataConfig:
         """`data` with the variant's own keys laid over it, and the size that the variant is built for."""
@@ -185,10 +205,14 @@ class Profile(Strict):
         base = variants[variant].get(
             "codes_from", variant
         )  # a second decoder learns on the images of its codes
-        changes = changes_of(variants[base], "data", where) | changes_of(variants[variant], "data", where)
+        changes = changes_of(variants[base], "data", where) | changes_of(
+            variants[variant], "data", where
+        )
         size = {"size": self.tokenizer_variant(variant).size}
         if "size" in changes:
-            raise ConfigError(f"{where}.data.size: views are as large as the tokenizer; set {where}.size.")
+            raise ConfigError(
+                f"{where}.data.size: views are as large as the tokenizer; set {where}.size."
+            )
         return from_dict(DataConfig, {**to_dict(self.data), **changes, **size}, f"{where}.data")
 
     def generator_section(self, variant: str) -> AutoregressiveSection | TextSection:
@@ -198,20 +222,29 @@ class Profile(Strict):
     def autoregressive_variant(self, variant: str) -> AutoregressiveConfig:
         """`common` of its section with the keys of `variants.<variant>` laid over it."""
         name, section = self._section_name(variant), self.generator_section(variant)
-        own = {key: value for key, value in section.variants[variant].items() if key != "optimiser"}
-        return from_dict(AutoregressiveConfig, {**section.common, **own}, f"{name}.variants.{variant}")
+        own = {key: value for key, value in section.variants[variant].items() if key != "optimizer"}
+        return from_dict(
+            AutoregressiveConfig, {**section.common, **own}, f"{name}.variants.{variant}"
+        )
 
-    def generator_optimiser(self, variant: str) -> OptimiserConfig:
-        """`optimiser` of its section with the variant's own keys laid over it."""
-        section, where = self.generator_section(variant), f"{self._section_name(variant)}.variants.{variant}"
-        changes = changes_of(section.variants[variant], "optimiser", where)
-        return from_dict(OptimiserConfig, {**to_dict(section.optimiser), **changes}, f"{where}.optimiser")
+    def generator_optimizer(self, variant: str) -> OptimizerConfig:
+        """`optimizer` of its section with the variant's own keys laid over it."""
+        section, where = (
+            self.generator_section(variant),
+            f"{self._section_name(variant)}.variants.{variant}",
+        )
+        changes = changes_of(section.variants[variant], "optimizer", where)
+        return from_dict(
+            OptimizerConfig, {**to_dict(section.optimizer), **changes}, f"{where}.optimizer"
+        )
 
     def sampler(self, variant: str) -> SamplingConfig:
         """How codes of a variant are drawn: `sampling` of its section with the variant's keys of `samplers` laid over it."""
         section, where = self.generator_section(variant), f"{self._section_name(variant)}.samplers"
         changes = changes_of(section.samplers, variant, where)
-        return from_dict(SamplingConfig, {**to_dict(section.sampling), **changes}, f"{where}.{variant}")
+        return from_dict(
+            SamplingConfig, {**to_dict(section.sampling), **changes}, f"{where}.{variant}"
+        )
 
     def _section_name(self, variant: str) -> str:
         both = {**self.autoregressive.variants, **self.text.variants}
@@ -234,5 +267,7 @@ def load_profile(name: str | Path = "quick") -> Profile:
     try:
         values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}.") from None
+        raise ConfigError(
+            f"{path.name} is not valid YAML: {' '.join(str(error).split())}."
+        ) from None
     return from_dict(Profile, values, where=path.name)

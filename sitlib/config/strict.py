@@ -43,7 +43,9 @@ def from_dict(cls: type, values: dict[str, Any], where: str = "configuration") -
             json.dumps(values)
         )  # strict about types, yet takes mappings for classes
     except ValidationError as error:
-        raise ConfigError("\n".join(_sentence(cls, problem, where) for problem in error.errors())) from None
+        raise ConfigError(
+            "\n".join(_sentence(cls, problem, where) for problem in error.errors())
+        ) from None
 
 
 @cache  # making one takes longer than using it
@@ -87,7 +89,9 @@ def changes_of(own: dict[str, Any], name: str, where: str) -> dict[str, Any]:
     """The keys in which a variant's part `name` differs from the section's."""
     changes = own.get(name, {})
     if not isinstance(changes, dict):
-        raise ConfigError(f"{where}.{name} lists the keys in which the variant differs, it is {changes!r}.")
+        raise ConfigError(
+            f"{where}.{name} lists the keys in which the variant differs, it is {changes!r}."
+        )
     return changes
 
 
@@ -118,8 +122,14 @@ def _sentence(cls: type, problem: Mapping[str, Any], where: str) -> str:
         lines = str(problem["ctx"]["error"]).split(
             "\n"
         )  # several where a variant, put together later, lacks several keys
-        return "\n".join(f"{where}: {key + ': ' if key else ''}{line.rstrip('.')}." for line in lines)
-    hint = " (YAML reads 1e-3 as text: write 1.0e-3)" if isinstance(value, str) and "float" in kind else ""
+        return "\n".join(
+            f"{where}: {key + ': ' if key else ''}{line.rstrip('.')}." for line in lines
+        )
+    hint = (
+        " (YAML reads 1e-3 as text: write 1.0e-3)"
+        if isinstance(value, str) and "float" in kind
+        else ""
+    )
     return f"{where}: {key}: {problem['msg'].lower()}, it is {value!r}{hint}."
 
 

@@ -10,7 +10,7 @@ from sitlib.config.strict import Strict, nearest, optional_key, require, require
 
 Attention = Literal["full", "scale_causal"]
 Kind = Literal["crops", "wide"]
-PATCH_LOCAL_WAVELETS = ("haar", "bior2.2", "bior4.4")  # those of sitlib.lifting
+PATCH_LOCAL_WAVELETS = ("haar", "bior2.2", "bior4.4")  # those of sitlib.model.lifting
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,15 @@ class DataConfig(Strict):
     size: int  # side of a view, px
     min_crop: float  # smallest side of a random crop, as a fraction of the photograph's short side
     flip: bool  # random horizontal flips
-    normalisation_views: int  # training views from which the per-scale mean and deviation are measured
+    normalization_views: (
+        int  # training views from which the per-scale mean and deviation are measured
+    )
 
     def __post_init__(self):
         object.__setattr__(self, "source", filled_in(self.source))
         require(self.size > 0, f"size must be positive, it is {self.size}")
         require(0 < self.min_crop <= 1, f"min_crop is a fraction in (0, 1], it is {self.min_crop}")
-        require(self.normalisation_views > 0, "normalisation_views must be at least 1")
+        require(self.normalization_views > 0, "normalization_views must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -52,20 +54,20 @@ class TokenizerConfig(Strict):
     decoder_heads: int
     decoder_attention: Attention  # scale_causal: SCD
     mlp_ratio: float  # width of a block's MLP / width of the block
-    typed_parameters: bool  # ADTransformer: own q, k, v, norms and MLP for approximation and detail tokens
-    scale_mixing: (
-        bool  # one linear map across the scales of a place before each transformer; false: as in the paper
+    typed_parameters: (
+        bool  # ADTransformer: own q, k, v, norms and MLP for approximation and detail tokens
     )
-    num_codebooks: (
-        int  # 2: one for approximation codes, one for detail codes; 1: shared; S: one for every scale
-    )
+    scale_mixing: bool  # one linear map across the scales of a place before each transformer; false: as in the paper
+    num_codebooks: int  # 2: one for approximation codes, one for detail codes; 1: shared; S: one for every scale
     num_codes: int  # codes in each codebook
-    code_dim: int  # dimension of the l2-normalised lookup space
+    code_dim: int  # dimension of the l2-normalized lookup space
     code_learning: Literal[
         "gradient", "ema"
     ]  # codes follow the codebook loss, or moving averages of what chose them
     code_decay: float  # of these moving averages
-    code_gradient: Literal["straight_through", "rotation"]  # how gradients pass the lookup backwards
+    code_gradient: Literal[
+        "straight_through", "rotation"
+    ]  # how gradients pass the lookup backwards
     # How images are taken apart; the others are for comparison: an average-pooling pyramid, and blocks of raster-scan pixel patches.
     transform: Literal["wavelet", "pyramid", "raster"] = optional_key("wavelet")
     patch_local: bool = optional_key(
@@ -77,7 +79,9 @@ class TokenizerConfig(Strict):
 
     def __post_init__(self):
         for name in ("size", "grid", "encoder_layers", "decoder_layers", "num_codes", "code_dim"):
-            require(getattr(self, name) > 0, f"{name} must be at least 1, it is {getattr(self, name)}")
+            require(
+                getattr(self, name) > 0, f"{name} must be at least 1, it is {getattr(self, name)}"
+            )
         require(self.levels >= 0, f"levels must be 0 (ViT-VQGAN) or more, it is {self.levels}")
         require(self.mlp_ratio > 0, f"mlp_ratio must be positive, it is {self.mlp_ratio}")
         unit = self.grid * 2**self.levels
@@ -97,7 +101,10 @@ class TokenizerConfig(Strict):
                 f"{part}_width {width} must be a multiple of {part}_heads {heads}",
             )
         known = pywt.wavelist(kind="discrete")  # pyrefly: ignore[missing-attribute]
-        require(self.wavelet in known, f"wavelet {self.wavelet!r} is not known{nearest(self.wavelet, known)}")
+        require(
+            self.wavelet in known,
+            f"wavelet {self.wavelet!r} is not known{nearest(self.wavelet, known)}",
+        )
         require(
             self.num_codebooks in (1, 2, self.num_scales),
             f"num_codebooks must be 1 (shared), 2 (approximation, details) or {self.num_scales} (one for every scale), "
@@ -113,7 +120,8 @@ class TokenizerConfig(Strict):
             f"transform raster cuts a square of patches into {self.num_scales} blocks of {self.tokens_per_scale}: that needs levels: 3",
         )
         require(
-            not self.patch_local or (self.transform == "wavelet" and self.wavelet in PATCH_LOCAL_WAVELETS),
+            not self.patch_local
+            or (self.transform == "wavelet" and self.wavelet in PATCH_LOCAL_WAVELETS),
             f"patch_local is a wavelet transform by {', '.join(PATCH_LOCAL_WAVELETS)}, it is asked of {self.transform} {self.wavelet}",
         )
 
@@ -127,7 +135,7 @@ class TokenizerConfig(Strict):
 
 
 @dataclass(frozen=True)
-class OptimiserConfig(Strict):
+class OptimizerConfig(Strict):
     """AdamW with linear warm-up and cosine decay, gradients clipped by norm."""
 
     steps: int
@@ -145,7 +153,9 @@ class OptimiserConfig(Strict):
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
-            require(getattr(self, name) > 0, f"{name} must be at least 1, it is {getattr(self, name)}")
+            require(
+                getattr(self, name) > 0, f"{name} must be at least 1, it is {getattr(self, name)}"
+            )
         require(
             0 <= self.warmup_steps <= self.steps,
             f"warmup_steps {self.warmup_steps} must lie in 0 ... steps = {self.steps}",
@@ -158,10 +168,17 @@ class OptimiserConfig(Strict):
             self.checkpoint_every % self.log_every == 0,
             f"checkpoint_every {self.checkpoint_every} must be a multiple of log_every {self.log_every}",
         )
-        require(self.learning_rate > 0, f"learning_rate must be positive, it is {self.learning_rate}")
+        require(
+            self.learning_rate > 0, f"learning_rate must be positive, it is {self.learning_rate}"
+        )
         for name in ("beta1", "beta2"):
-            require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), it is {getattr(self, name)}")
-        require(self.weight_decay >= 0, f"weight_decay must not be negative, it is {self.weight_decay}")
+            require(
+                0 <= getattr(self, name) < 1,
+                f"{name} must lie in [0, 1), it is {getattr(self, name)}",
+            )
+        require(
+            self.weight_decay >= 0, f"weight_decay must not be negative, it is {self.weight_decay}"
+        )
         require(self.clip_norm > 0, f"clip_norm must be positive, it is {self.clip_norm}")
         require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), it is {self.ema_decay}")
 
@@ -192,18 +209,25 @@ class TokenizerLossConfig(Strict):
             "quantization_ramp",
             "smaller",
         ):
-            require(getattr(self, name) >= 0, f"{name} must not be negative, it is {getattr(self, name)}")
+            require(
+                getattr(self, name) >= 0,
+                f"{name} must not be negative, it is {getattr(self, name)}",
+            )
 
 
 @dataclass(frozen=True)
 class AdversarialConfig(Strict):
     """The adversarial term: a discriminator that learns beside the tokenizer, and when it may speak (SIT section 4)."""
 
-    weight: float  # of the term in the tokenizer's loss, at the end of the ramp; 0 = no discriminator
+    weight: (
+        float  # of the term in the tokenizer's loss, at the end of the ramp; 0 = no discriminator
+    )
     start: int  # step at which the discriminator begins to learn
     warmup: int  # steps for which it learns alone
     ramp: int  # steps over which the weight then grows from 0
-    channels: int  # of the discriminator at full size; they double with every halving, up to 8 times
+    channels: (
+        int  # of the discriminator at full size; they double with every halving, up to 8 times
+    )
     learning_rate: float
     r1: float  # weight of the penalty on the gradient at real images (gamma / 2); 0 = off
     r1_every: int  # steps between penalties, each weighted with this number
@@ -211,10 +235,17 @@ class AdversarialConfig(Strict):
 
     def __post_init__(self):
         for name in ("weight", "start", "warmup", "ramp", "r1"):
-            require(getattr(self, name) >= 0, f"{name} must not be negative, it is {getattr(self, name)}")
+            require(
+                getattr(self, name) >= 0,
+                f"{name} must not be negative, it is {getattr(self, name)}",
+            )
         for name in ("channels", "r1_every"):
-            require(getattr(self, name) > 0, f"{name} must be at least 1, it is {getattr(self, name)}")
-        require(self.learning_rate > 0, f"learning_rate must be positive, it is {self.learning_rate}")
+            require(
+                getattr(self, name) > 0, f"{name} must be at least 1, it is {getattr(self, name)}"
+            )
+        require(
+            self.learning_rate > 0, f"learning_rate must be positive, it is {self.learning_rate}"
+        )
 
 
 @dataclass(frozen=True)
@@ -223,12 +254,14 @@ class TokenizerTraining(Strict):
 
     loss: TokenizerLossConfig
     adversarial: AdversarialConfig
-    optimiser: OptimiserConfig
+    optimizer: OptimizerConfig
     codes_from: str | None = None
 
     def __post_init__(self):
-        ramp, steps = self.loss.quantization_ramp, self.optimiser.steps
-        require(ramp < steps, f"quantization_ramp {ramp} must be shorter than training, {steps} steps")
+        ramp, steps = self.loss.quantization_ramp, self.optimizer.steps
+        require(
+            ramp < steps, f"quantization_ramp {ramp} must be shorter than training, {steps} steps"
+        )
         alone = self.adversarial.start + self.adversarial.warmup
         require(
             not self.adversarial.weight or alone < steps,
@@ -246,7 +279,9 @@ class EvaluationSet(Strict):
 
     def __post_init__(self):
         object.__setattr__(self, "source", filled_in(self.source))
-        require(self.views >= 2, f"views must be at least 2 for a standard error, it is {self.views}")
+        require(
+            self.views >= 2, f"views must be at least 2 for a standard error, it is {self.views}"
+        )
 
 
 @dataclass(frozen=True)
@@ -266,10 +301,10 @@ class TokenizerEvaluationConfig(Strict):
 @dataclass(frozen=True)
 class TokenizerSection(Strict):
     common: dict[str, Any]  # keys of TokenizerConfig that every variant shares
-    # The keys in which each variant differs; under `loss`, `adversarial`, `optimiser` and `data` those of its training, and with
+    # The keys in which each variant differs; under `loss`, `adversarial`, `optimizer` and `data` those of its training, and with
     # `codes_from` the variant whose encoder and codebooks it takes over.
     variants: dict[str, dict[str, Any]]
     loss: TokenizerLossConfig
     adversarial: AdversarialConfig
-    optimiser: OptimiserConfig
+    optimizer: OptimizerConfig
     evaluation: TokenizerEvaluationConfig

@@ -140,7 +140,9 @@ def open_captioned(
         texts = [emoji_captions(record, phrasing, seed, count) for record in records]
     except DataError as error:
         raise DataError(f"{images.where} has no names to build captions from: {error}") from None
-    return CaptionedImages(images, texts, [record.get("base_name", record["name"]) for record in records])
+    return CaptionedImages(
+        images, texts, [record.get("base_name", record["name"]) for record in records]
+    )
 
 
 def _written_captions(images: ImageSource, records: list[dict[str, Any]]) -> list[list[str]]:
@@ -177,7 +179,9 @@ def emoji_captions(
     _check(phrasing, count)
     name = _spoken(record.get("name"))
     if not name:
-        raise DataError(f"the record of {record.get('key')!r} has no `name` with a letter or digit.")
+        raise DataError(
+            f"the record of {record.get('key')!r} has no `name` with a letter or digit."
+        )
     values = {
         "name": name,
         "keyword": _keyword(name, record.get("short_names") or []),
@@ -201,7 +205,9 @@ def emoji_captions(
 
 def _check(phrasing: str, count: int) -> None:
     if phrasing not in TEMPLATES:
-        raise ValueError(f"There is no phrasing {phrasing!r}: choose {' or '.join(map(repr, TEMPLATES))}.")
+        raise ValueError(
+            f"There is no phrasing {phrasing!r}: choose {' or '.join(map(repr, TEMPLATES))}."
+        )
     if count < 1:
         raise ValueError(f"count is {count}; every image needs at least one caption.")
 
@@ -212,11 +218,15 @@ def _spoken(text: Any) -> str:
         return ""
     text = unicodedata.normalize("NFC", text).lower()
     # A character is visible in the picture, its number is not.
-    text = re.sub(r"\bideograph-([0-9a-f]{4,5})\b", lambda found: f"ideograph {chr(int(found[1], 16))}", text)
+    text = re.sub(
+        r"\bideograph-([0-9a-f]{4,5})\b", lambda found: f"ideograph {chr(int(found[1], 16))}", text
+    )
     replacements = {"keycap: *": "keycap asterisk", ":": ",", "&": " and ", "’": "'", ".": ""}
     for written, said in replacements.items():
         text = text.replace(written, said)
-    text = "".join(c if c in "',-" or unicodedata.category(c)[0] not in "PSC" else " " for c in text)
+    text = "".join(
+        c if c in "',-" or unicodedata.category(c)[0] not in "PSC" else " " for c in text
+    )
     text = re.sub(r"(?<!\w)-|-(?!\w)", " ", text)  # a dash between words, not the hyphen of one
     # Two persons of one skin tone: saying it once is enough.
     parts = [part for part in (" ".join(part.split()) for part in text.split(",")) if part]

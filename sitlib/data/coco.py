@@ -42,7 +42,9 @@ def coco_images(source: str | Path, split: str, captions: str | Path) -> CocoIma
     silent = [key for key in index.keys if not captions_of[key]]
     left_out = [listed(missing, f"not in {folder}"), listed(silent, "without a caption")]
     index = index.take(row for row, key in enumerate(index.keys) if captions_of[key])
-    return CocoImages(index, captions_of, file, "; ".join(filter(None, left_out)), len(missing) + len(silent))
+    return CocoImages(
+        index, captions_of, file, "; ".join(filter(None, left_out)), len(missing) + len(silent)
+    )
 
 
 def listed(names: list[str], why: str) -> str:
@@ -57,7 +59,9 @@ def _paths(source: str, split: str, captions: str) -> tuple[str, Path, Path]:
     missing = []
     for name in (split, *STAND_INS.get(split, ())):
         folder, file = (resolve(path.replace("{split}", name)) for path in (source, captions))
-        if folder.is_dir() and file.is_file():  # both: COCO has pictures of its "test" without captions
+        if (
+            folder.is_dir() and file.is_file()
+        ):  # both: COCO has pictures of its "test" without captions
             return name, folder, file
         if not file.is_file():
             missing.append(f"no file {file}")
@@ -68,7 +72,9 @@ def _paths(source: str, split: str, captions: str) -> tuple[str, Path, Path]:
     )
 
 
-def _index(source: str, folder: Path, split: str, captions: str, names: list[str]) -> tuple[Index, list[str]]:
+def _index(
+    source: str, folder: Path, split: str, captions: str, names: list[str]
+) -> tuple[Index, list[str]]:
     """The images of a split with their names in the JSON as keys, in its order; and the names that are in no split of the folder."""
     splits = split_folders(folder, split)
     has_splits = any(name in splits for name in (split, *STAND_INS.get(split, ())))
@@ -111,10 +117,16 @@ def _read(file: Path) -> dict[str, list[str]]:
         if not isinstance(content.get(part), list):
             raise DataError(f"{file} is not a COCO captions file: it has no list {part!r}.")
         for key, kind in keys.items():
-            if not all(isinstance(item, dict) and isinstance(item.get(key), kind) for item in content[part]):
+            if not all(
+                isinstance(item, dict) and isinstance(item.get(key), kind) for item in content[part]
+            ):
                 raise DataError(
                     f"{file} is not a COCO captions file: not all of its {part!r} have a {key!r}"
-                    + (" (files named instances or person_keypoints have none)." if key == "caption" else ".")
+                    + (
+                        " (files named instances or person_keypoints have none)."
+                        if key == "caption"
+                        else "."
+                    )
                 )
     captions_of = {image["file_name"]: [] for image in content["images"]}
     name_of = {image["id"]: image["file_name"] for image in content["images"]}

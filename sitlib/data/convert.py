@@ -58,7 +58,9 @@ def convert(
     """
     settings = settings or Settings()
     if not re.fullmatch(r"[A-Za-z0-9]+", split):
-        raise DataError(f"The split {split!r} becomes a part of file names: use letters and digits.")
+        raise DataError(
+            f"The split {split!r} becomes a part of file names: use letters and digits."
+        )
     if processes < 1:
         raise DataError(f"processes is {processes}; at least one is needed.")
     originals = open_originals(source, split, captions, columns)
@@ -106,7 +108,9 @@ def _convert(
         write_json(work / "plan.json", {"plan": plan})
     shards = list(_shards(originals, output, work, split, settings))
     left = [shard for shard in shards if not is_finished(shard)]
-    finished = sum(len(shard.originals) for shard in shards) - sum(len(shard.originals) for shard in left)
+    finished = sum(len(shard.originals) for shard in shards) - sum(
+        len(shard.originals) for shard in left
+    )
     title = f"converting {split}, {len(shards)} shards"
     with tqdm(
         total=len(originals), initial=finished, desc=title, unit="image", mininterval=2.0, ncols=110
@@ -133,7 +137,9 @@ def _plan(originals: ImageFiles | ParquetRows, split: str, settings: Settings) -
     return plan | {"images": len(originals), "fingerprint": originals.fingerprint}
 
 
-def _require_equal(found: dict[str, Any], plan: dict[str, Any], file: Path, output: Path, split: str) -> None:
+def _require_equal(
+    found: dict[str, Any], plan: dict[str, Any], file: Path, output: Path, split: str
+) -> None:
     """Raises DataError where what was begun in `output` is not what is asked for now."""
     names = [name for name in {**found, **plan} if found.get(name) != plan.get(name)]
     if not names:
@@ -142,7 +148,9 @@ def _require_equal(found: dict[str, Any], plan: dict[str, Any], file: Path, outp
         what = f"from other images ({found.get('images')} then, {plan['images']} now, or some have changed)"
     else:
         changes = [
-            f"{name} was {found.get(name)}, is {plan.get(name)}" for name in names if name != "fingerprint"
+            f"{name} was {found.get(name)}, is {plan.get(name)}"
+            for name in names
+            if name != "fingerprint"
         ]
         what = f"with other settings ({'; '.join(changes)})"
     begun = "the split" if file.name != "plan.json" else "an unfinished conversion of the split"
@@ -213,10 +221,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--image-column", default="image", help="of Parquet files (default: image)")
     parser.add_argument("--label-column", help="of Parquet files (default: label, if there is one)")
     parser.add_argument("--caption-column", help="of Parquet files: a text, or a list of texts")
-    parser.add_argument("--per-shard", type=int, default=1000, help="images of a shard (default: 1000)")
-    parser.add_argument("--short-side", type=int, help="px; larger images are made as small as this")
     parser.add_argument(
-        "--quality", type=int, help=f"encode all images as JPEG of this quality (smaller ones: {QUALITY})"
+        "--per-shard", type=int, default=1000, help="images of a shard (default: 1000)"
+    )
+    parser.add_argument(
+        "--short-side", type=int, help="px; larger images are made as small as this"
+    )
+    parser.add_argument(
+        "--quality",
+        type=int,
+        help=f"encode all images as JPEG of this quality (smaller ones: {QUALITY})",
     )
     parser.add_argument(
         "--processes", type=int, default=os.cpu_count() or 1, help="default: as many as cores"
@@ -233,7 +247,9 @@ def main() -> None:
             arguments.split,
             Settings(arguments.per_shard, arguments.short_side, arguments.quality),
             captions=arguments.captions,
-            columns=Columns(arguments.image_column, arguments.label_column, arguments.caption_column),
+            columns=Columns(
+                arguments.image_column, arguments.label_column, arguments.caption_column
+            ),
             processes=arguments.processes,
         )
     except DataError as error:

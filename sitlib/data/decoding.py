@@ -56,9 +56,7 @@ def decode_rgb(source: bytes | str | PathLike, *, min_side: int = MIN_SIDE) -> I
             image = _to_rgb(ImageOps.exif_transpose(opened))
     except ImageError:
         raise
-    except (
-        Exception
-    ) as error:  # decoders raise nearly anything on damaged files: OSError, SyntaxError, struct.error, ...
+    except Exception as error:  # decoders raise nearly anything on damaged files: OSError, SyntaxError, struct.error, ...
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(source, bytes):  # Pillow would print the address of the buffer
             reason = reason.split(" <_io.BytesIO")[0]
@@ -88,7 +86,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     ):  # "I;16" and its byte orders; "I" (32-bit) also carries 16-bit values of some formats
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise ImageError(f"its integer values {values.min()}..{values.max()} do not fit 16 bits")
+            raise ImageError(
+                f"its integer values {values.min()}..{values.max()} do not fit 16 bits"
+            )
         return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ImageError("its floating point values have no defined white")

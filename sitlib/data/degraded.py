@@ -21,7 +21,9 @@ def degraded(images: Tensor, seed: int) -> Tensor:
     An image is shrunk and enlarged again (smoothly or in squares), compressed as a poor JPEG, or both; or neither; and in half of the
     cases, and always where it was neither, gets noise.
     """
-    return torch.stack([_one(x, np.random.default_rng([seed, index])) for index, x in enumerate(images)])
+    return torch.stack(
+        [_one(x, np.random.default_rng([seed, index])) for index, x in enumerate(images)]
+    )
 
 
 def _one(image: Tensor, rng: np.random.Generator) -> Tensor:

@@ -46,7 +46,11 @@ class Index:
     def name(self, row: int) -> str:
         """What a message calls this image: the file, and for a shard the member."""
         file = self.files[self.spans[row, 0]]
-        return f"{file}: {self.keys[row]}.{self.suffixes[row]}" if self.spans[row, 2] >= 0 else str(file)
+        return (
+            f"{file}: {self.keys[row]}.{self.suffixes[row]}"
+            if self.spans[row, 2] >= 0
+            else str(file)
+        )
 
     def content(self, row: int) -> bytes:
         file, offset, size = self.spans[row, :3]
@@ -73,7 +77,14 @@ class Index:
 
 def join(parts: list[Index]) -> Index:
     """One index over the samples of all parts, in order."""
-    files, keys, suffixes, class_of, spans, problems = (), [], [], [], [np.empty((0, 5), np.int64)], ()
+    files, keys, suffixes, class_of, spans, problems = (
+        (),
+        [],
+        [],
+        [],
+        [np.empty((0, 5), np.int64)],
+        (),
+    )
     for part in parts:
         spans.append(part.spans + np.array([len(files), 0, 0, 0, 0]))
         files += part.files
@@ -111,17 +122,23 @@ def _index_shard(path: Path, mtime_ns: int, size: int) -> Index:
             problems.append((f"{path}: {key}", str(error)))
             return
         if not pictures:
-            problems.append((f"{path}: {key}", f"no image among its files ({', '.join(sorted(members))})"))
+            problems.append(
+                (f"{path}: {key}", f"no image among its files ({', '.join(sorted(members))})")
+            )
             return
         picture = members[pictures[0]]
         keys.append(key)
-        suffixes.append(sys.intern(pictures[0]))  # few different ones, which millions of samples share
+        suffixes.append(
+            sys.intern(pictures[0])
+        )  # few different ones, which millions of samples share
         class_of.append(sys.intern(label) if isinstance(label, str) else label)
         where = (record.offset_data, record.size) if record else (-1, -1)
         spans.append((0, picture.offset_data, picture.size, *where))
 
     try:
-        with tarfile.open(path, "r:") as tar:  # "r:" refuses compressed archives, which have no random access
+        with tarfile.open(
+            path, "r:"
+        ) as tar:  # "r:" refuses compressed archives, which have no random access
             key, members = "", {}
             try:
                 while (member := tar.next()) is not None:
@@ -140,7 +157,10 @@ def _index_shard(path: Path, mtime_ns: int, size: int) -> Index:
                     finish(key, members)
     except (tarfile.TarError, EOFError, OSError) as error:
         problems.append(
-            (str(path), f"the archive cannot be read to its end ({error}); is it cut off or compressed?")
+            (
+                str(path),
+                f"the archive cannot be read to its end ({error}); is it cut off or compressed?",
+            )
         )
     places = np.array(spans, np.int64).reshape(-1, 5)
     return Index((path,), keys, suffixes, class_of, places, tuple(problems))
@@ -150,7 +170,10 @@ def _class_of(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> str 
     """Class of a sample: its .cls file (number or name), or `class`, `label` or `cls` of its JSON record."""
     if "cls" in members:
         value = (
-            cast(IO[bytes], tar.extractfile(members["cls"])).read().decode("utf-8", errors="replace").strip()
+            cast(IO[bytes], tar.extractfile(members["cls"]))
+            .read()
+            .decode("utf-8", errors="replace")
+            .strip()
         )
     elif "json" in members:
         try:

@@ -31,7 +31,9 @@ def index_shards(shards: Sequence[Path]) -> Index:
     if sum(shard.stat().st_size for shard in shards) < CACHE_FROM:
         return join([index_shard(shard) for shard in shards])
     file = cache_file(shards)
-    with suppress(OSError, EOFError, ValueError, KeyError, BadZipFile):  # not there, or damaged: made again
+    with suppress(
+        OSError, EOFError, ValueError, KeyError, BadZipFile
+    ):  # not there, or damaged: made again
         return _read(file, shards)
     with ThreadPoolExecutor(THREADS) as pool:
         index = join(list(pool.map(index_shard, shards)))
@@ -56,7 +58,10 @@ def cache_file(shards: Sequence[Path]) -> Path:
 def _write(file: Path, index: Index) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     kinds, numbers = {}, {}
-    for name, column in (("suffixes", index.suffixes), ("class_of", index.class_of)):  # few different values
+    for name, column in (
+        ("suffixes", index.suffixes),
+        ("class_of", index.class_of),
+    ):  # few different values
         kinds[name] = list(dict.fromkeys(column))
         number_of = {value: number for number, value in enumerate(kinds[name])}
         numbers[name] = np.array([number_of[value] for value in column], np.int32)
@@ -75,6 +80,7 @@ def _read(file: Path, shards: Sequence[Path]) -> Index:
     with np.load(file, allow_pickle=False) as content:
         text = json.loads(content["text"].tobytes())
         suffixes, class_of = (
-            [text[name][number] for number in content[name].tolist()] for name in ("suffixes", "class_of")
+            [text[name][number] for number in content[name].tolist()]
+            for name in ("suffixes", "class_of")
         )
         return Index(tuple(shards), text["keys"], suffixes, class_of, content["spans"])

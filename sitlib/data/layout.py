@@ -34,7 +34,9 @@ STAND_INS = {
 TEST_PERCENT = 10
 
 
-def find_split(source: str | Path, split: str, exact: bool = False) -> tuple[Index, list[str | int]]:
+def find_split(
+    source: str | Path, split: str, exact: bool = False
+) -> tuple[Index, list[str | int]]:
     """Index of one split of a data source, and the classes of all its splits (sorted names, or numbers).
 
     Args:
@@ -100,7 +102,9 @@ def _shard_splits(shards: list[Path], split: str) -> dict[str, Index]:
     by_split = defaultdict(list)
     for shard in shards:
         words = re.split(r"[-_.]", shard.stem)
-        by_split[next((word for word in words if word == split or word in SPLIT_NAMES), None)].append(shard)
+        by_split[
+            next((word for word in words if word == split or word in SPLIT_NAMES), None)
+        ].append(shard)
     if set(by_split) == {None}:
         index = index_shards(shards)
         return _divide(index, index.keys)
@@ -150,7 +154,11 @@ def _images(folder: Path, root: Path) -> Index:
             continue
         seen.add(os.path.realpath(parent))
         children[:] = [name for name in children if not name.startswith(".")]
-        paths += [Path(parent, name) for name in names if name.rpartition(".")[2].lower() in IMAGE_SUFFIXES]
+        paths += [
+            Path(parent, name)
+            for name in names
+            if name.rpartition(".")[2].lower() in IMAGE_SUFFIXES
+        ]
     paths = sorted(path for path in paths if not path.name.startswith("."))
     below = [path.relative_to(folder).parts for path in paths]
     classes = [parts[0] if len(parts) > 1 else None for parts in below]
@@ -162,10 +170,14 @@ def _divide(index: Index, names: list[str]) -> dict[str, Index]:
 
     A set so small that one side would be empty gives it the image that is nearest to the border.
     """
-    values = [int.from_bytes(blake2b(name.encode(), digest_size=8).digest()) % 10_000 for name in names]
+    values = [
+        int.from_bytes(blake2b(name.encode(), digest_size=8).digest()) % 10_000 for name in names
+    ]
     test = {row for row, value in enumerate(values) if value < 100 * TEST_PERCENT}
     if len(values) > 1 and len(test) in (0, len(values)):
-        nearest = min(range(len(values)), key=lambda row: (abs(values[row] - 100 * TEST_PERCENT), names[row]))
+        nearest = min(
+            range(len(values)), key=lambda row: (abs(values[row] - 100 * TEST_PERCENT), names[row])
+        )
         test ^= {nearest}
     parts = {"train": [row for row in range(len(values)) if row not in test], "test": sorted(test)}
     return {name: index.take(rows) for name, rows in parts.items() if rows}

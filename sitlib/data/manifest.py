@@ -59,7 +59,11 @@ def check_shards(folder: Path) -> None:
             path = folder / shard["name"]
             size = path.stat().st_size if path.exists() else None
             if size != shard["bytes"]:
-                found = "is missing" if size is None else f"has {size} bytes in place of {shard['bytes']}"
+                found = (
+                    "is missing"
+                    if size is None
+                    else f"has {size} bytes in place of {shard['bytes']}"
+                )
                 raise DataError(
                     f"{path} {found}, by {file.name}: copy it again, or make the split again with sitlib.data.convert."
                 )

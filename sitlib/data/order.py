@@ -59,7 +59,9 @@ class EpochOrder:
         items = np.repeat(starts - (ends - sizes), sizes) + np.arange(count)
         begin = 0
         while begin < count:
-            last = np.searchsorted(ends, min(begin + self._window, count))  # the shard that fills the window
+            last = np.searchsorted(
+                ends, min(begin + self._window, count)
+            )  # the shard that fills the window
             generator.shuffle(items[begin : ends[last]])
             begin = int(ends[last])
         return items

@@ -73,7 +73,9 @@ class ImageFiles:
 
     def order(self) -> np.ndarray:
         """int64 [n]: all images in the order of the shards, mixed by a hash of their names."""
-        return np.array(sorted(range(len(self)), key=lambda number: _place(self.names[number])), np.int64)
+        return np.array(
+            sorted(range(len(self)), key=lambda number: _place(self.names[number])), np.int64
+        )
 
     def originals(self, numbers: Iterable[int]) -> list[Original]:
         captions_of = self._captions_of or {}
@@ -101,7 +103,9 @@ class ParquetRows:
 
     files: list[Path]
     columns: Columns
-    class_names: list[str] = field(default_factory=list)  # of the numbers in the label column, if known
+    class_names: list[str] = field(
+        default_factory=list
+    )  # of the numbers in the label column, if known
 
     def __post_init__(self):
         parquet = _parquet()
@@ -113,7 +117,9 @@ class ParquetRows:
                 raise DataError(f"{file} cannot be read as Parquet ({error}).") from None
             if number == 0:
                 self._choose_columns(about.schema_arrow, file)
-            rows = [about.metadata.row_group(group).num_rows for group in range(about.num_row_groups)]
+            rows = [
+                about.metadata.row_group(group).num_rows for group in range(about.num_row_groups)
+            ]
             groups += [(number, group, count) for group, count in enumerate(rows)]
             shapes.append([file.name, file.stat().st_size, rows])
         self._groups = np.array(groups, np.int64).reshape(-1, 3)
@@ -153,12 +159,17 @@ class ParquetRows:
             file, group, count = map(int, self._groups[place])
             row = number - (int(self._ends[place]) - count)
             path = self.files[file]
-            found.append(Original(number, f"{path.name}: row {row} of row group {group}", path, group, row))
+            found.append(
+                Original(number, f"{path.name}: row {row} of row group {group}", path, group, row)
+            )
         return found
 
 
 def open_originals(
-    source: str | Path, split: str, captions: str | Path | None = None, columns: Columns | None = None
+    source: str | Path,
+    split: str,
+    captions: str | Path | None = None,
+    columns: Columns | None = None,
 ) -> ImageFiles | ParquetRows:
     """The images of one split of a source.
 
@@ -197,7 +208,9 @@ def _parquet_files(source: str | Path, split: str) -> list[Path]:
             return chosen
     if every:
         examples = ", ".join(file.name for file in every[:5])
-        raise DataError(f"No Parquet file in {path} is named by the split {split!r}; found {examples}.")
+        raise DataError(
+            f"No Parquet file in {path} is named by the split {split!r}; found {examples}."
+        )
     return []
 
 
@@ -239,7 +252,9 @@ def _read_rows(originals: list[Original], columns: Columns) -> Iterator[Content]
             for row in range(first, first + len(batch)):
                 if row in rows:
                     yield _content(
-                        rows[row], {name: batch[name][row - first].as_py() for name in wanted}, columns
+                        rows[row],
+                        {name: batch[name][row - first].as_py() for name in wanted},
+                        columns,
                     )
             first += len(batch)
             if first > max(rows):
@@ -255,10 +270,14 @@ def _content(original: Original, row: dict[str, Any], columns: Columns) -> Conte
         label = None
     captions = row[columns.caption] if columns.caption else ()
     captions = [captions] if isinstance(captions, str) else captions or ()
-    texts = tuple(" ".join(text.split()) for text in captions if isinstance(text, str) and text.strip())
+    texts = tuple(
+        " ".join(text.split()) for text in captions if isinstance(text, str) and text.strip()
+    )
     original = original._replace(label=label, captions=texts)
     if not isinstance(content, bytes):
-        return Content(original, None, f"its column {columns.image!r} holds no bytes of an image file")
+        return Content(
+            original, None, f"its column {columns.image!r} holds no bytes of an image file"
+        )
     return Content(original, content, "")
 
 

@@ -88,7 +88,9 @@ def made(shards: Sequence[Shard], processes: int) -> Iterator[Shard]:
         waiting, running = list(reversed(shards)), {}
         try:
             while waiting or running:
-                while waiting and len(running) < 2 * processes:  # a plan of millions of images stays here
+                while (
+                    waiting and len(running) < 2 * processes
+                ):  # a plan of millions of images stays here
                     shard = waiting.pop()
                     running[pool.submit(make_shard, shard)] = shard
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -129,7 +131,11 @@ def make_shard(shard: Shard) -> None:
                         continue
                     record = _record(original, shard, size)
                     _add(tar, f"{record['key']}.{suffix}", content)
-                    _add(tar, f"{record['key']}.json", json.dumps(record, ensure_ascii=False).encode())
+                    _add(
+                        tar,
+                        f"{record['key']}.json",
+                        json.dumps(record, ensure_ascii=False).encode(),
+                    )
                     images += 1
             stream.flush()
             os.fsync(stream.fileno())

@@ -21,9 +21,7 @@ from sitlib.data.index import DataError, Index
 from sitlib.data.layout import find_split
 from sitlib.data.order import EpochOrder
 
-CHECK_AT_MOST = (
-    5000  # images; splits up to this size are decoded when they are opened, larger ones on first use
-)
+CHECK_AT_MOST = 5000  # images; splits up to this size are decoded when they are opened, larger ones on first use
 CACHE_BYTES = 1_000_000_000
 NAMED_WARNINGS = (
     20  # unusable images that get a warning each at opening; all of them are in ImageSource.skipped
@@ -100,7 +98,12 @@ class ImageSource:
     """
 
     def __init__(
-        self, store: _Store, rows: np.ndarray, labels: torch.Tensor, class_names: list[str], where: str
+        self,
+        store: _Store,
+        rows: np.ndarray,
+        labels: torch.Tensor,
+        class_names: list[str],
+        where: str,
     ):
         self._store = store
         self._rows = rows
@@ -174,10 +177,14 @@ class ImageSource:
         Raises:
             DataError: one of the two would be empty.
         """
-        values = [int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 16**8 for key in self.keys]
+        values = [
+            int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 16**8 for key in self.keys
+        ]
         chosen = np.array(values) < share
         if chosen.all() or not chosen.any():
-            raise DataError(f"{share:.0%} of the {len(self)} images of {self.where} cannot be split off.")
+            raise DataError(
+                f"{share:.0%} of the {len(self)} images of {self.where} cannot be split off."
+            )
         return self._where(~chosen), self._where(chosen)
 
     def labelled(self) -> "ImageSource":
@@ -222,7 +229,11 @@ def open_images(
     index, found = find_split(source, split)
     where = f"the split {split!r} of {source}"
     last = found[-1] if found else None  # of sorted names or numbers
-    names = [str(number) for number in range(last + 1)] if isinstance(last, int) else cast(list[str], found)
+    names = (
+        [str(number) for number in range(last + 1)]
+        if isinstance(last, int)
+        else cast(list[str], found)
+    )
     if classes is not None:
         if missing := [name for name in classes if name not in names]:
             raise DataError(f"There is no class {missing} in {where}; found the classes {names}.")
@@ -283,4 +294,6 @@ def _usable(store: _Store, rows: np.ndarray) -> np.ndarray:
     for row, problem in zip(rows.tolist(), reasons, strict=True):
         if problem:
             store.reject(row, problem)
-    return np.array([row for row, problem in zip(rows, reasons, strict=True) if problem is None], np.int64)
+    return np.array(
+        [row for row, problem in zip(rows, reasons, strict=True) if problem is None], np.int64
+    )

@@ -28,7 +28,9 @@ def verify(folder: str | Path) -> int:
             f"There is no manifest (*{SUFFIX}) in {folder}: it was not written by sitlib.data.convert."
         )
     bar = tqdm(shards, f"checking {folder.name}", unit="shard", mininterval=2.0, ncols=110)
-    if changed := [shard["name"] for shard in bar if sha256_of(folder / shard["name"]) != shard["sha256"]]:
+    if changed := [
+        shard["name"] for shard in bar if sha256_of(folder / shard["name"]) != shard["sha256"]
+    ]:
         raise DataError(
             f"{len(changed)} of {len(shards)} shards in {folder} differ from their checksums: {', '.join(changed)}. Copy them again."
         )
@@ -37,7 +39,8 @@ def verify(folder: str | Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m sitlib.data.verify", description="Compares converted shards with their checksums."
+        prog="python -m sitlib.data.verify",
+        description="Compares converted shards with their checksums.",
     )
     parser.add_argument("folder", help="folder of shards that sitlib.data.convert has written")
     try:

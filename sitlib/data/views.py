@@ -120,10 +120,14 @@ def _view(
     u_side, u_left, u_top, u_flip = rng.random(4)
     short = min(image.size)
     smallest = min(max(size, (WIDE_FROM if kind == "wide" else min_crop) * short), short)
-    side = min(short, round(math.exp(math.log(smallest) + u_side * (math.log(short) - math.log(smallest)))))
+    side = min(
+        short, round(math.exp(math.log(smallest) + u_side * (math.log(short) - math.log(smallest))))
+    )
     if side < size:
         source.tell_upsampling(image, size)
-    left, top = (int(u * (length - side + 1)) for u, length in ((u_left, image.width), (u_top, image.height)))
+    left, top = (
+        int(u * (length - side + 1)) for u, length in ((u_left, image.width), (u_top, image.height))
+    )
     box = (left, top, left + side, top + side)
     # Antialiased; squares of at least 3 * size are first averaged by a whole factor, which halves the time.
     view = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box, reducing_gap=1.5))

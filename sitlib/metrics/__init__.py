@@ -4,7 +4,7 @@ Images are RGB in [0, 1], `[B, 3, H, W]`; codes are int64 `[B, S, N]`. Results a
 on what stands under `protocol`.
 """
 
-from sitlib.codebook_use import bits_per_pixel, codebook_statistics
+from sitlib.metrics.codebook import bits_per_pixel, codebook_statistics
 from sitlib.metrics.generation import (
     PrecomputedFeatures,
     classifier_score,

@@ -7,5 +7,10 @@ def batch_starts(count: int, batch_size: int, title: str, progress: bool | str) 
     """First index of each batch of `count` images, under a progress bar if `progress`; a text stands before its title."""
     title = f"{progress}: {title}" if isinstance(progress, str) else title
     return tqdm(
-        range(0, count, batch_size), title, unit="batch", mininterval=5.0, ncols=110, disable=not progress
+        range(0, count, batch_size),
+        title,
+        unit="batch",
+        mininterval=5.0,
+        ncols=110,
+        disable=not progress,
     )

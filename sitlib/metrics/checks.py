@@ -51,4 +51,6 @@ def check_features(features: Tensor, references: Tensor) -> None:
             f"A distance needs at least 2 images a set; there are {len(features)} and {len(references)}."
         )
     if not (features.isfinite().all() and references.isfinite().all()):
-        raise ValueError("features contain NaN or infinite values; look at the images that they come from.")
+        raise ValueError(
+            "features contain NaN or infinite values; look at the images that they come from."
+        )

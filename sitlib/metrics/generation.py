@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from sitlib.lite0 import INPUT_SIZE, NUM_FEATURES, Lite0, load_lite0
 from sitlib.metrics.batches import batch_starts
 from sitlib.metrics.checks import check_count, check_features, check_images
-from sitlib.precision import best_device
+from sitlib.metrics.efficientnet import INPUT_SIZE, NUM_FEATURES, Lite0, load_lite0
+from sitlib.model.precision import best_device
 
 BLOCK = 2**23  # distances in memory at a time, 64 MB
 
@@ -50,7 +50,10 @@ def lite0_features(
     batch_size = batch_size or (256 if device.type == "cuda" else fastest_on_cpu)
     starts = batch_starts(len(images), batch_size, "Lite0 features", progress)
     return torch.cat(
-        [lite0.features(images[i : i + batch_size].to(device).clamp(0, 1), size).cpu() for i in starts]
+        [
+            lite0.features(images[i : i + batch_size].to(device).clamp(0, 1), size).cpu()
+            for i in starts
+        ]
     )
 
 
@@ -92,7 +95,12 @@ class PrecomputedFeatures(nn.Module):
 
 
 def kernel_distance(
-    features: Tensor, references: Tensor, *, subset_size: int = 100, num_subsets: int = 100, seed: int = 0
+    features: Tensor,
+    references: Tensor,
+    *,
+    subset_size: int = 100,
+    num_subsets: int = 100,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """KID of features `[M, D]`, `[N, D]` by torchmetrics: mean and standard deviation over random subsets.
 
@@ -108,7 +116,9 @@ def kernel_distance(
             f"it is {subset_size}."
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torchmetrics: the features are kept in memory
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # torchmetrics: the features are kept in memory
         metric = KernelInceptionDistance(
             feature=PrecomputedFeatures(), subsets=num_subsets, subset_size=subset_size
         )
@@ -120,7 +130,9 @@ def kernel_distance(
     return mean.item(), deviation.item()
 
 
-def precision_recall(features: Tensor, references: Tensor, *, neighbours: int = 3) -> tuple[float, float]:
+def precision_recall(
+    features: Tensor, references: Tensor, *, neighbours: int = 3
+) -> tuple[float, float]:
     """Improved precision and recall of features `[M, D]` against `[N, D]`, shares in [0, 1] (arXiv 1904.06991).
 
     A set covers what lies within a ball around any of its features, whose radius is the distance to the k-th
@@ -230,11 +242,17 @@ def generation_metrics(
     sample_features, reference_features = features_of(samples), features_of(references)
     fd = frechet_distance(sample_features, reference_features)
     kid, deviation = kernel_distance(
-        sample_features, reference_features, subset_size=kid_subset_size, num_subsets=kid_subsets, seed=seed
+        sample_features,
+        reference_features,
+        subset_size=kid_subset_size,
+        num_subsets=kid_subsets,
+        seed=seed,
     )
     shares, counted = {}, {}
     if neighbours is not None:
-        precision, recall = precision_recall(sample_features, reference_features, neighbours=neighbours)
+        precision, recall = precision_recall(
+            sample_features, reference_features, neighbours=neighbours
+        )
         shares, counted = {"precision": precision, "recall": recall}, {"neighbours": neighbours}
     rank_deficient = min(len(samples), len(references)) <= NUM_FEATURES
     return {

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sitlib.metrics.batches import batch_starts
 from sitlib.metrics.checks import check_images
-from sitlib.precision import best_device
+from sitlib.model.precision import best_device
 
 BATCH_SIZE = 32
 
@@ -29,7 +29,9 @@ class InceptionMetrics:
 
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # torchmetrics: the features are kept in memory
+                warnings.simplefilter(
+                    "ignore", UserWarning
+                )  # torchmetrics: the features are kept in memory
                 self.distance = FrechetInceptionDistance(feature=2048).to(best_device())
                 self.scores = {
                     name: InceptionScore().to(best_device())
@@ -85,6 +87,8 @@ class InceptionMetrics:
         found = {"fid": self.distance.compute().item()}
         for name, score in self.scores.items():
             with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(seed)  # not those of GPUs, which nothing here uses
+                torch.default_generator.manual_seed(
+                    seed
+                )  # not those of GPUs, which nothing here uses
                 found[name] = score.compute()[0].item()
         return found

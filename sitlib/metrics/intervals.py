@@ -74,7 +74,9 @@ def paired_interval(
 
     Raises `ValueError` as `bootstrap_interval` does, and for a ratio to a mean that is not positive.
     """
-    (sums, views), (baseline_sums, _) = (_sums(v, groups, counts) for v in (values, baseline_values))
+    (sums, views), (baseline_sums, _) = (
+        _sums(v, groups, counts) for v in (values, baseline_values)
+    )
     drawn = _draws(len(views), resamples, seed)
     if kind == "difference":
         return _percentiles(drawn @ (sums - baseline_sums) / (drawn @ views), level)
@@ -97,11 +99,15 @@ def _grouped(values: ArrayLike, groups: Sequence[Hashable]) -> tuple[NDArray, ND
     return values, places, photographs
 
 
-def _sums(values: ArrayLike, groups: Sequence[Hashable], counts: ArrayLike | None) -> tuple[NDArray, NDArray]:
+def _sums(
+    values: ArrayLike, groups: Sequence[Hashable], counts: ArrayLike | None
+) -> tuple[NDArray, NDArray]:
     """Sum of the values and number of views of each photograph, [G] each."""
     values, places, photographs = _grouped(values, groups)
     if not np.isfinite(values).all():
-        raise ValueError("values must be finite: leave out what is not, from both models of a pair.")
+        raise ValueError(
+            "values must be finite: leave out what is not, from both models of a pair."
+        )
     if len(photographs) < 2:
         raise ValueError("An interval needs the views of at least 2 photographs.")
     counts = np.ones_like(values) if counts is None else np.asarray(counts, np.float64)
@@ -113,7 +119,9 @@ def _sums(values: ArrayLike, groups: Sequence[Hashable], counts: ArrayLike | Non
 def _draws(photographs: int, resamples: int, seed: int) -> NDArray:
     """How often each resample holds each photograph, [R, G]."""
     rng = np.random.default_rng(seed)
-    return rng.multinomial(photographs, np.full(photographs, 1 / photographs), resamples).astype(np.float64)
+    return rng.multinomial(photographs, np.full(photographs, 1 / photographs), resamples).astype(
+        np.float64
+    )
 
 
 def _percentiles(estimates: NDArray, level: float) -> tuple[float, float]:

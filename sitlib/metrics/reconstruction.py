@@ -9,13 +9,16 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchmetrics.functional.image import (
+    peak_signal_noise_ratio,
+    structural_similarity_index_measure,
+)
 
 from sitlib.metrics.batches import batch_starts
 from sitlib.metrics.checks import check_count, check_pair
 from sitlib.metrics.intervals import LEVEL, RESAMPLES, bootstrap_interval, group_means
-from sitlib.perceptual import PerceptualDistance, load_lpips
-from sitlib.precision import best_device
+from sitlib.metrics.perceptual import PerceptualDistance, load_lpips
+from sitlib.model.precision import best_device
 
 SSIM_WINDOW = 11  # px; a smaller image has no SSIM
 LPIPS_SIZE = 64  # px; smaller images are enlarged to it
@@ -110,7 +113,9 @@ def reconstruction_values(
     for i in batch_starts(len(images), batch_size, title, progress):
         pair = reconstructions[i : i + batch_size], images[i : i + batch_size]
         batch = {name: metric(*pair).cpu() for name, metric in wanted.items()}
-        batches.append(batch | {name: lpips_per_image(*pair, net) for name, net in networks.items()})
+        batches.append(
+            batch | {name: lpips_per_image(*pair, net) for name, net in networks.items()}
+        )
     return {name: torch.cat([batch[name] for batch in batches]).double() for name in batches[0]}
 
 
@@ -198,7 +203,9 @@ def reconstruction_scores(
     }
 
 
-def _protocol(images: int, size: list[int], lpips_nets: Sequence[str], ssim: bool, photographs: int) -> dict:
+def _protocol(
+    images: int, size: list[int], lpips_nets: Sequence[str], ssim: bool, photographs: int
+) -> dict:
     small = min(size) < LPIPS_SIZE
     about_ssim = (
         f"RGB in [0, 1], Gaussian window of {SSIM_WINDOW}x{SSIM_WINDOW} px, deviation 1.5 px, borders mirrored; mean over images"

@@ -48,7 +48,11 @@ def r_precision(
 
 
 def _check(similarity: Tensor, right: Tensor, names: Sequence[Hashable], candidates: int) -> None:
-    if similarity.ndim != 2 or right.shape != similarity.shape[:1] or len(names) != similarity.shape[1]:
+    if (
+        similarity.ndim != 2
+        or right.shape != similarity.shape[:1]
+        or len(names) != similarity.shape[1]
+    ):
         raise ValueError(
             f"similarity must be [M, C] with M right captions and C names, not {list(similarity.shape)} "
             f"with {list(right.shape)} and {len(names)}."

@@ -1,0 +1,1 @@
+"""The model: wavelets, patches, transformer, quantizer, tokenizer, generator."""

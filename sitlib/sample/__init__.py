@@ -1,0 +1,1 @@
+"""Sampling codes from a generator, and what it is good for."""

@@ -1,0 +1,1 @@
+"""Profiles, runs, experiments and reports: what the notebooks and the stages of the pipeline call."""

@@ -1,0 +1,106 @@
+"""Measuring edits: coarse scales kept, the rest drawn for another caption."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sitlib.config import Profile
+from sitlib.metrics import (
+    bootstrap_interval,
+    lpips_per_image,
+    r_precision,
+)
+from sitlib.metrics.efficientnet import load_lite0
+from sitlib.metrics.perceptual import load_lpips
+from sitlib.model.dual_encoder import DualEncoder
+from sitlib.model.precision import best_device
+from sitlib.sample.applications import edit
+from workbook.application_tasks import Task
+from workbook.codes import captioned
+from workbook.dual_encoder import judge_features, trained_dual_encoder
+from workbook.runs import DualEncoderRun
+from workbook.text_evaluation import prompts as evaluation_prompts
+
+
+def new_captions(profile: Profile, count: int) -> tuple[list[str], list[str], list[str]]:
+    """What images shall show instead: `count` captions in new words, the same in known words, and the names, of training images."""
+    asked = evaluation_prompts(profile, "seen")
+    order = [i % len(asked.captions) for i in range(count)]
+    captions, known, names = (
+        [parts[i] for i in order] for parts in (asked.captions, asked.known, asked.names)
+    )
+    return captions, known, names
+
+
+def editing(profile: Profile, task: Task) -> dict[str, Any]:
+    """Held-out images with new captions and k of their scales kept, k from 0 to all.
+
+    Returns:
+        `kept` -> k as text -> `frozen_codes_equal`, `r_precision_new` and `r_precision_old` (%, by the dual encoder: the new caption, or
+        the image's own, among others of its kind), `lpips_alex` to the original, and intervals. `ceiling`: the same two of real images with
+        the new names, and of the originals. The judge knows the new names from its training and not the images' own, and each is sought
+        among captions of its own kind, so the two are to be compared with their ceilings and not with each other.
+    """
+    judge, run, lite0 = (
+        trained_dual_encoder(profile).model,
+        DualEncoderRun.of(profile),
+        load_lite0().to(best_device()),
+    )
+    asked, known, names = new_captions(profile, len(task.images))
+    texts = captioned(profile, "test")
+    own, own_names = [texts.captions[position][0] for position in task.positions], task.keys
+    codes = torch.cat([task.tokenizer.encode(batch).cpu() for batch in task.images.split(64)])
+    seen = evaluation_prompts(profile, "seen")
+    of_new = judge_features(seen.images, lite0, run, "real images with the new names")
+    of_own = judge_features(task.images, lite0, run, "originals")
+    network, kept = load_lpips("alex").to(best_device()), {}
+
+    def found_by(features: Tensor, captions: list[str], of: list[str]) -> dict[str, Any]:
+        values = 100 * _retrieved(judge, features, captions, of, profile)
+        return {"value": float(values.mean()), "interval": list(bootstrap_interval(values, of))}
+
+    for keep in range(task.tokenizer.geometry.num_scales + 1):
+        result = edit(
+            task.model,
+            task.tokenizer,
+            task.images,
+            asked,
+            keep,
+            task.sampling,
+            f"editing, {keep} kept",
+        )
+        features = judge_features(result.images, lite0, run, f"edited, {keep} kept")
+        lpips = lpips_per_image(result.images, task.images, network)
+        kept[str(keep)] = {
+            "frozen_codes_equal": bool(torch.equal(result.codes[:, :keep], codes[:, :keep])),
+            "r_precision_new": found_by(features, known, names),
+            "r_precision_old": found_by(features, own, own_names),
+            "lpips_alex": {
+                "value": float(lpips.mean()),
+                "interval": list(bootstrap_interval(lpips, task.keys)),
+            },
+        }
+    ceiling = {
+        "r_precision_new": found_by(of_new, seen.known, seen.names),
+        "r_precision_old": found_by(of_own, own, own_names),
+    }
+    return {
+        "kept": kept,
+        "ceiling": ceiling,
+        "candidates": profile.text.evaluation.candidates,
+        "images": profile.applications.images,
+    }
+
+
+def _retrieved(
+    judge: DualEncoder, features: Tensor, captions: list[str], names: list[str], profile: Profile
+) -> Tensor:
+    """Whether each image's caption is found among those of other names, [M]."""
+    settings = profile.text.evaluation
+    with torch.no_grad():
+        similarity = judge.similarity(
+            features, judge.text_tokenizer.encode(captions, truncate=True)
+        )
+    right = torch.arange(len(similarity))
+    return r_precision(similarity, right, names, candidates=settings.candidates, seed=settings.seed)

@@ -1,0 +1,74 @@
+"""What a pipeline needs, looked for before anything is trained: `python -m workbook.preflight --profile paper`.
+
+Images without classes, captions that are not there or a network that cannot be fetched should not be found out after days, by the first
+stage that needs them.
+"""
+
+import argparse
+import os
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from sitlib.config import Profile, load_profile
+from sitlib.data import DataError, open_images
+from sitlib.metrics import InceptionMetrics
+from workbook.codes import captioned
+from workbook.launch import launch_command
+from workbook.runs import CodesRun, TokenizerRun, command, pipeline_parameters
+
+
+def check_images(profile: Profile, lists: Mapping[str, Any]) -> None:
+    """Opens every set of images as the stages will, and says what is in it.
+
+    Args:
+        lists: variants by what is made of them, as in `params.yaml`.
+
+    Raises:
+        DataError: images, classes or captions are missing.
+        ConfigError: the profile has no variant of a listed name.
+    """
+    opened = cache(open_images)  # small sets are decoded every time
+    tokenizers = [*lists["tokenizers"], *(f"{name}_second" for name in lists["second_decoders"])]
+    for source in sorted({TokenizerRun.of(profile, name, seed=0).source for name in tokenizers}):
+        print(f"{source}: {len(opened(source, 'train')):,} images to train tokenizers on.")
+    for name, judged_by in profile.tokenizer.evaluation.sets.items():
+        print(
+            f"{judged_by.source}: {len(opened(judged_by.source, 'test')):,} held-out images, {name}."
+        )
+    generators = [f"ar_{name}" for name in lists["generators"]]
+    generators += [f"ar_{name}_improved" for name in lists["improved_generators"]]
+    for source in sorted({CodesRun.of(profile, variant).source for variant in generators}):
+        train, test = (opened(source, split).labelled() for split in ("train", "test"))
+        numbers = f"of {len(train):,} images for training and {len(test):,} held out"
+        print(f"{source}: {len(train.class_names):,} classes, {numbers}.")
+    for split in ("train", "test"):
+        texts, wanted = captioned(profile, split), profile.text.evaluation.prompts
+        if (count := len(set(texts.names))) < wanted:
+            raise DataError(
+                f"text.evaluation.prompts is {wanted}, but {texts.images.where} has only {count} names."
+            )
+        number = sum(map(len, texts.captions))
+        print(f"{texts.images.where}: {number:,} captions of {len(texts.names):,} images.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m workbook.preflight", description=__doc__)
+    parser.add_argument("--profile", required=True)
+    parser.add_argument(
+        "--nodes",
+        action="store_true",
+        help="only whether this is a SLURM job of as many nodes as it says",
+    )
+    arguments = parser.parse_args()
+    profile = load_profile(arguments.profile)
+    if arguments.nodes:
+        launch_command(profile.engine, [], os.environ)
+        return
+    if profile.tokenizer.evaluation.inception:
+        InceptionMetrics()
+    check_images(profile, pipeline_parameters())
+
+
+if __name__ == "__main__":
+    command(main)
