@@ -94,7 +94,7 @@ def test_upsampling_adds_details_and_changes_nothing_else(kind, size):
     assert torch.equal(result.codes[:, :given_scales], tokenizer.encode(small))
     # Haar and a scale-causal decoder: the result averaged down is what the tokenizer makes of the input, but for clamping.
     vectors = tokenizer.quantize(tokenizer.latents(small)).vectors
-    inside = tokenizer.images(tokenizer.decode_vectors(vectors))
+    inside = tokenizer.images(tokenizer.decode_latents(vectors))
     whole = torch.cat(
         [
             book.lookup(part)
@@ -104,7 +104,7 @@ def test_upsampling_adds_details_and_changes_nothing_else(kind, size):
         ],
         1,
     )
-    large = tokenizer.images(tokenizer.decode_vectors(whole))
+    large = tokenizer.images(tokenizer.decode_latents(whole))
     torch.testing.assert_close(F.avg_pool2d(large, 64 // size), inside, atol=1e-4, rtol=0)
 
 

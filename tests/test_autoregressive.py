@@ -9,7 +9,7 @@ import torch
 from sitlib.config import TextEncoderConfig, load_profile
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig, code_nats
 from sitlib.model.text import TextTokenizer
-from sitlib.model.transformer import SequenceLayout, rotation
+from sitlib.model.transformer import SequenceLayout, rope_freqs
 
 CLASSES = ["mountain", "water", "city"]
 CAPTIONS = ["a red cat", "a blue dog that sleeps", "two green birds", "a cat and a dog"]
@@ -79,7 +79,7 @@ def test_logits_are_those_of_a_loop_over_positions_with_the_codebook_of_their_sc
     book_of = {1: [0, 0, 0], 2: [0, 1, 1], 3: [0, 1, 2]}[books]
     context = None
     if kind == "text":
-        context = model.transformer.read(*model.text_encoder(condition))
+        context = model.transformer.encode_context(*model.text_encoder(condition))
         inputs = [model.start.expand(2, -1)]
     else:
         inputs = [model.class_embedding.weight[condition]]
@@ -93,11 +93,11 @@ def test_logits_are_those_of_a_loop_over_positions_with_the_codebook_of_their_sc
         places.append(
             (1.0 + place // 2, 1.0 + place % 2)
         )  # the prefix is at (0, 0), the grid begins at (1, 1)
-    turned = rotation(torch.tensor(places[:-1]), 8) if positions == "rotary" else None
+    turned = rope_freqs(torch.tensor(places[:-1]), 8) if positions == "rotary" else None
     hidden = model.transformer(
         torch.stack(inputs[:-1], dim=1),
         SequenceLayout(1, 12, "causal"),
-        rotation_2TF=turned,
+        rope_2TF=turned,
         context=context,
     )
     logits = model(codes, condition)

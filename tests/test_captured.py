@@ -14,7 +14,7 @@ from sitlib.config import TextEncoderConfig, load_profile
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.precision import with_cast_layers
 from sitlib.model.text import TextTokenizer
-from sitlib.model.transformer import KeyValueCache, Transformer
+from sitlib.model.transformer import KVCache, Transformer
 from sitlib.sample import cuda_graphs as captured
 from sitlib.sample import generate as sampling
 from sitlib.sample.cuda_graphs import CapturedSteps
@@ -31,7 +31,7 @@ LENGTH = 12  # codes: three scales of four
 
 @pytest.fixture(autouse=True)
 def _attention_reads_five_positions_at_a_time(monkeypatch):
-    monkeypatch.setattr(KeyValueCache, "READ", 5)
+    monkeypatch.setattr(KVCache, "READ", 5)
 
 
 @cache

@@ -230,7 +230,7 @@ def test_a_second_decoder_reads_the_codes_of_the_first(photos):
     main(["encode", "photos/a.png", "-o", "a.safetensors"])
     profile = load_profile("smoke")
     second = SpectralTokenizer(profile.tokenizer_variant("sit5_sc_second"))
-    second.take_codes_of(tokenizer_of("sit5_sc"))
+    second.freeze_encoder_from(tokenizer_of("sit5_sc"))
     second.save(photos.parent / "second.safetensors", name="tokenizer/sit5_sc_second-seed0")
     assert main(["decode", "a.safetensors", "--tokenizer", "second.safetensors"]) == 0
 

@@ -38,9 +38,9 @@ def test_images_come_back_from_maps_and_maps_from_tokens(way, seed, batch):
     ours = made(*way)
     maps = ours.split(images)
     assert torch.allclose(ours.merge(maps), images, atol=1e-12)
-    tokens = ours.tokens(maps)
-    assert [x.shape for x in tokens] == [(batch, 16, ours.values_per_token(s)) for s in ours.scales]
-    for back, there in zip(ours.coefficients(tokens), maps, strict=True):
+    tokens = ours.patchify(maps)
+    assert [x.shape for x in tokens] == [(batch, 16, ours.patch_dim(s)) for s in ours.scales]
+    for back, there in zip(ours.unpatchify(tokens), maps, strict=True):
         assert torch.equal(back, there)
 
 
@@ -53,7 +53,7 @@ def test_the_pyramid_s_first_scales_are_the_averaged_image_and_raster_blocks_are
     raster = made("raster", "haar", False)
     assert torch.equal(raster.merge(raster.split(images)[:3]), images[:, :, :48])
     patches = torch.cat(
-        raster.tokens(raster.split(images)), dim=1
+        raster.patchify(raster.split(images)), dim=1
     )  # 64 patches of 8 px in raster order
     assert torch.equal(patches[1, 9], images[1, :, 8:16, 8:16].flatten())
 
@@ -68,7 +68,9 @@ def test_a_pixel_changes_coefficients_of_its_own_token_only_if_transforms_are_pa
     touched = {}
     for local in (False, True):
         ours = made("wavelet", wavelet, local)
-        pairs = zip(ours.tokens(ours.split(images)), ours.tokens(ours.split(changed)), strict=True)
+        pairs = zip(
+            ours.patchify(ours.split(images)), ours.patchify(ours.split(changed)), strict=True
+        )
         touched[local] = {int(n) for a, b in pairs for n in (a != b).any(-1).nonzero()[:, 1]}
     assert touched[True] == {5} and len(touched[False]) > 1
 
@@ -122,7 +124,7 @@ def test_tokenizers_of_every_kind_run_and_a_scale_causal_one_keeps_to_its_scales
     for parameter in tokenizer.parameters():  # the mixing of neighbours starts at nothing
         torch.nn.init.normal_(parameter, std=0.2) if parameter.abs().max() == 0 else None
     images = torch.rand(2, 3, 64, 64)
-    tokenizer.measure_normalization(images)
+    tokenizer.fit_normalization(images)
     output = tokenizer(images)
     assert output.reconstruction.shape == images.shape and output.codes.shape == (2, 4, 16)
     output.reconstruction.mean().backward()
@@ -130,4 +132,4 @@ def test_tokenizers_of_every_kind_run_and_a_scale_causal_one_keeps_to_its_scales
     first = tokenizer.decode(codes, scales=2)
     codes[:, 2:] = 0
     assert torch.allclose(first, tokenizer.decode(codes, scales=2))
-    assert torch.allclose(tokenizer.images(tokenizer.token_values(images)), images, atol=1e-5)
+    assert torch.allclose(tokenizer.images(tokenizer.normalized_patches(images)), images, atol=1e-5)

@@ -100,8 +100,8 @@ def test_recomputing_trades_memory_for_a_third_more_operations():
     )
     config = replace(config, encoder_layers=4, decoder_layers=4)
     kept, again = (
-        cost(lambda: tokenizer_subject(config, training, 4), "bf16", recomputes)
-        for recomputes in (False, True)
+        cost(lambda: tokenizer_subject(config, training, 4), "bf16", gradient_checkpointing)
+        for gradient_checkpointing in (False, True)
     )
     assert 1.2 < again.step_flops / kept.step_flops < 1.34
     assert again.peak_bytes - again.weight_bytes < 0.6 * (kept.peak_bytes - kept.weight_bytes)

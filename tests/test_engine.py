@@ -524,20 +524,20 @@ with locked(Path({str(tmp_path)!r})):
 @pytest.mark.parametrize("num_types", [1, 2])
 def test_recomputed_activations_give_the_same_gradients(num_types):
     gradients = []
-    for recomputes in (False, True):
+    for gradient_checkpointing in (False, True):
         torch.manual_seed(0)
         model = Transformer(3, 32, 2, num_types=num_types, dropout=0.2).train()
-        model.recomputes = recomputes
+        model.gradient_checkpointing = gradient_checkpointing
         x = torch.randn(2, 12, 32)
         model(x, SequenceLayout(3, 4, "scale_causal")).square().mean().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
 
-def saved_bytes(recomputes):
+def saved_bytes(gradient_checkpointing):
     """Of tensors that autograd keeps for the way back."""
     model = Transformer(4, 64, 2)
-    model.recomputes = recomputes
+    model.gradient_checkpointing = gradient_checkpointing
     kept = {}
 
     def pack(x):
@@ -579,7 +579,7 @@ def test_no_attention_falls_back_to_materialised_scores(case, device):
     mask = torch.arange(64, device=device) < torch.tensor([[40], [64]], device=device)
     with sdpa_kernel(FAST), torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
         layout = SequenceLayout(4, 16, case if case in ("scale_causal", "causal") else "full")
-        context = model.read(x, mask) if case == "cross" else None
+        context = model.encode_context(x, mask) if case == "cross" else None
         key_mask = mask if case == "padded" else None
         model(x, layout, key_mask=key_mask, context=context).float().square().mean().backward()
 
@@ -643,7 +643,7 @@ def test_blocks_that_read_texts_compile_and_are_computed_again_whatever_the_leng
     plain, compiled = models
     for part in compiled.modules():
         if isinstance(part, Transformer):
-            part.recomputes = True
+            part.gradient_checkpointing = True
         if isinstance(part, Block):
             part.compile(backend="eager", fullgraph=True)
     torch._dynamo.reset()
@@ -662,12 +662,12 @@ def test_blocks_that_read_texts_compile_and_are_computed_again_whatever_the_leng
 def test_a_block_compiles_as_one_graph():
     torch.manual_seed(0)
     block = Block(32, 2, 4.0, num_types=2)
-    streams, layout = (
+    x_by_type, layout = (
         [torch.randn(2, 4, 32), torch.randn(2, 8, 32)],
         SequenceLayout(3, 4, "scale_causal"),
     )
     compiled = torch.compile(block, backend="eager", fullgraph=True)
-    for ours, theirs in zip(compiled(streams, layout), block(streams, layout), strict=True):
+    for ours, theirs in zip(compiled(x_by_type, layout), block(x_by_type, layout), strict=True):
         torch.testing.assert_close(ours, theirs)
 
 

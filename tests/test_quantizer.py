@@ -74,13 +74,13 @@ def test_dead_codes_restart_on_outputs_and_live_ones_stay():
     used = book(z).codes.unique()
     before = book.weight.detach().clone()
     for step in range(3):
-        moved = book.restart_dead(z, book(z).codes, after=3).nonzero()[:, 0]
+        moved = book.reset_dead_codes(z, book(z).codes, after=3).nonzero()[:, 0]
         assert len(moved) == (0 if step < 2 else 32 - len(used))
     assert not set(moved.tolist()) & set(used.tolist())
     assert torch.equal(book.weight[used], before[used])
     closest = (F.normalize(z, dim=-1) @ book.weight[moved].T).max(dim=0).values
     torch.testing.assert_close(closest, torch.ones(len(moved)))
-    assert not book.restart_dead(z, book(z).codes, after=0).any()
+    assert not book.reset_dead_codes(z, book(z).codes, after=0).any()
 
 
 def test_rotation_turns_the_gradient_by_the_angle_between_output_and_code():
@@ -112,7 +112,7 @@ def test_moving_averages_follow_the_outputs_that_chose_a_code():
     start, z = book.weight.detach().clone(), torch.randn(40, 4)
     unit = F.normalize(z, dim=-1)
     codes, sums = book(z).codes, start.clone()
-    book.follow(z, codes)
+    book.ema_update(z, codes)
     for code in range(6):  # one code after the other, in plain words
         mine = unit[codes == code]
         if len(mine):
@@ -120,7 +120,7 @@ def test_moving_averages_follow_the_outputs_that_chose_a_code():
     torch.testing.assert_close(book.weight, F.normalize(sums, dim=-1))
     before = book(z).commitment_loss.mean()
     for _ in range(30):
-        book.follow(z, book(z).codes)
+        book.ema_update(z, book(z).codes)
     assert book(z).commitment_loss.mean() < before
     unchosen = sorted(set(range(6)) - set(codes.tolist()))
     assert torch.isfinite(book.weight).all() and torch.equal(book.weight[unchosen], start[unchosen])
@@ -130,7 +130,7 @@ def test_a_code_that_restarts_has_no_history():
     torch.manual_seed(0)
     book, z = Codebook(32, 4, learning="ema"), torch.randn(5, 4)
     codes = book(z).codes
-    book.follow(z, codes)
-    moved = book.restart_dead(z, codes, after=1)
+    book.ema_update(z, codes)
+    moved = book.reset_dead_codes(z, codes, after=1)
     assert moved.any()
     torch.testing.assert_close(book.chosen_sum[moved], book.weight[moved])

@@ -642,7 +642,7 @@ def test_classes_that_are_not_known_are_refused_by_name(prompts, sentence):
 def test_keys_and_values_have_memory_of_their_own_once_for_each_batch(monkeypatch, kind, config):
     made, places = [], []
 
-    class Counted(sitlib.model.transformer.KeyValueCache):
+    class Counted(sitlib.model.transformer.KVCache):
         def __init__(self, *arguments, **options):
             super().__init__(*arguments, **options)
             made.append(self)
@@ -654,7 +654,7 @@ def test_keys_and_values_have_memory_of_their_own_once_for_each_batch(monkeypatc
                 assert part.untyped_storage().data_ptr() == self.store.untyped_storage().data_ptr()
             return k, v
 
-    monkeypatch.setattr(sitlib.model.transformer, "KeyValueCache", Counted)
+    monkeypatch.setattr(sitlib.model.transformer, "KVCache", Counted)
     model = model_of(kind)
     generate(model, prompts_of(model), replace(config, batch_size=2))
     halves = 1 if config is PLAIN else 2

@@ -47,18 +47,18 @@ def photographs(count=4):
 )
 def test_values_per_token_are_those_of_the_paper(size, levels, values, tokens):
     geometry = SpectralGeometry(size, levels, 16)
-    assert [geometry.values_per_token(scale) for scale in geometry.scales] == values
+    assert [geometry.patch_dim(scale) for scale in geometry.scales] == values
     assert geometry.num_tokens == tokens
 
 
 def test_vit_vqgan_is_the_zero_level_case():
     geometry = SpectralGeometry(256, 0, 32)
-    assert (geometry.num_tokens, geometry.values_per_token(1)) == (1024, 192)
+    assert (geometry.num_tokens, geometry.patch_dim(1)) == (1024, 192)
     images = torch.rand(2, 3, 256, 256)
     unfolded = torch.nn.functional.unfold(images, 8, stride=8).transpose(
         1, 2
     )  # torch's own patches, channels first
-    assert torch.equal(geometry.tokens([images])[0], unfolded)
+    assert torch.equal(geometry.patchify([images])[0], unfolded)
 
 
 @settings(max_examples=20, deadline=None)
@@ -69,11 +69,11 @@ def test_coefficients_survive_the_way_through_tokens(levels, grid, multiple):
         torch.rand(2, geometry.scale_channels(s), *2 * [geometry.scale_size(s)])
         for s in geometry.scales
     ]
-    values = geometry.tokens(coefficients)
+    values = geometry.patchify(coefficients)
     assert [list(v.shape[1:]) for v in values] == [
-        [grid**2, geometry.values_per_token(s)] for s in geometry.scales
+        [grid**2, geometry.patch_dim(s)] for s in geometry.scales
     ]
-    for one, other in zip(geometry.coefficients(values), coefficients, strict=True):
+    for one, other in zip(geometry.unpatchify(values), coefficients, strict=True):
         assert torch.equal(one, other)
 
 
@@ -81,7 +81,7 @@ def test_a_token_covers_one_part_of_the_picture_at_every_scale():
     geometry = SpectralGeometry(64, 3, 4)
     images = torch.zeros(1, 3, 64, 64)
     images[:, :, 16:32, 32:48] = torch.rand(3, 16, 16)  # the patch in row 1, column 2
-    for values in geometry.tokens(dwt2(images, "haar", 3)):
+    for values in geometry.patchify(dwt2(images, "haar", 3)):
         assert (values[0].abs().sum(-1) > 0).nonzero().flatten().tolist() == [1 * 4 + 2]
 
 
@@ -96,8 +96,8 @@ def test_impossible_sizes_name_possible_ones():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_token_values_are_normalized_and_invertible(variant):
     tokenizer, images = tokenizer_of(variant), photographs(16)
-    tokenizer.measure_normalization(images)
-    values = tokenizer.token_values(images)
+    tokenizer.fit_normalization(images)
+    values = tokenizer.normalized_patches(images)
     for value in values:
         assert value.mean().abs() < 1e-3 and abs(value.std() - 1) < 0.02
     torch.testing.assert_close(tokenizer.images(values), images, atol=1e-5, rtol=0)
@@ -128,7 +128,7 @@ def test_the_decoder_may_be_given_a_mixture_of_outputs_and_codes():
         tokenizer.quantize(tokenizer.latents(images)).vectors,
     )
     for share in (0.0, 0.25, 1.0):
-        expected = tokenizer.images(tokenizer.decode_vectors((1 - share) * z + share * q))
+        expected = tokenizer.images(tokenizer.decode_latents((1 - share) * z + share * q))
         torch.testing.assert_close(
             tokenizer(images, share).reconstruction, expected, atol=1e-5, rtol=1e-4
         )
@@ -194,7 +194,7 @@ def test_the_two_codebooks_are_disjoint():
     tokenizer, images = tokenizer_of("sit4"), photographs()
     codes = tokenizer.encode(images)
     before = tokenizer.images(
-        tokenizer.decode_vectors(tokenizer.quantize(tokenizer.latents(images)).vectors)
+        tokenizer.decode_latents(tokenizer.quantize(tokenizer.latents(images)).vectors)
     )
     with torch.no_grad():
         tokenizer.codebooks[0].weight.neg_()
@@ -250,7 +250,7 @@ def real_photographs():
 def started(variant, **changes):
     """A tokenizer whose normalization and codebooks are those of photographs: its codes are many, not a few."""
     tokenizer, images = tokenizer_of(variant, **changes), real_photographs()
-    tokenizer.measure_normalization(images)
+    tokenizer.fit_normalization(images)
     tokenizer.initialize_codebooks(images)
     return tokenizer, images
 
@@ -291,9 +291,9 @@ def test_any_first_scales_can_be_decoded_and_ignore_the_others():
         # The whole image holds the smaller one: its Haar approximation, before anything is clamped.
         vectors = tokenizer.quantize(tokenizer.latents(images)).vectors
         whole = torch.nn.functional.avg_pool2d(
-            tokenizer.images(tokenizer.decode_vectors(vectors)), 64 // size
+            tokenizer.images(tokenizer.decode_latents(vectors)), 64 // size
         )
-        alone = tokenizer.images(tokenizer.decode_vectors(vectors[:, :scales]))
+        alone = tokenizer.images(tokenizer.decode_latents(vectors[:, :scales]))
         torch.testing.assert_close(alone, whole, atol=1e-4, rtol=0)
 
 
@@ -302,18 +302,18 @@ def test_the_loss_may_ask_for_the_image_of_the_first_scales(scales):
     tokenizer, images = started(
         "sit5", encoder_attention="scale_causal", decoder_attention="scale_causal"
     )
-    output = tokenizer(images, smaller=scales)
-    reconstruction, target = output.smaller
+    output = tokenizer(images, preview_scales=scales)
+    reconstruction, target = output.preview
     pooled = torch.nn.functional.avg_pool2d
     torch.testing.assert_close(target, pooled(images, 64 // (4 << scales - 1)), atol=1e-5, rtol=0)
     torch.testing.assert_close(
         reconstruction.clamp(0, 1), tokenizer.decode(output.codes, scales), atol=1e-4, rtol=0
     )
-    assert tokenizer(images).smaller is None
+    assert tokenizer(images).preview is None
     # Weights of a plain sum: L2 in [-1, 1], without LPIPS here.
     config = replace(load_profile("smoke").tokenizer.loss, lpips=0.0, l2=3.0, smaller=0.5)
     with_it, without = (
-        TokenizerLoss(config)(x, images).total for x in (output, replace(output, smaller=None))
+        TokenizerLoss(config)(x, images).total for x in (output, replace(output, preview=None))
     )
     expected = 0.5 * 3.0 * (2 * (reconstruction - target)).square().mean()
     torch.testing.assert_close(with_it - without, expected, atol=1e-5, rtol=1e-3)
@@ -420,14 +420,14 @@ def test_the_papers_shapes(variant, encoder, decoder):
 def test_a_second_decoder_keeps_every_code_and_only_itself_learns():
     base, images = started("sit5", **BOTH)
     second = SpectralTokenizer(SMOKE.tokenizer_variant("sit5_sc_second"))
-    second.take_codes_of(base)
+    second.freeze_encoder_from(base)
     assert torch.equal(second.encode(images), base.encode(images))
     output = second.train()(images)
     output.reconstruction.sum().backward()
     learning = {name.split(".")[0] for name, p in second.named_parameters() if p.grad is not None}
     assert (
         learning
-        == {"from_code", "decoder", "to_values"}
+        == {"post_quant", "decoder", "unembed"}
         == {name.split(".")[0] for name, p in second.named_parameters() if p.requires_grad}
     )
     for different in (
@@ -439,7 +439,7 @@ def test_a_second_decoder_keeps_every_code_and_only_itself_learns():
         with pytest.raises(
             ValueError, match=f"{next(iter(different))}.* of the two tokenizers differ"
         ):
-            tokenizer_of("sit5_sc", **different).take_codes_of(base)
+            tokenizer_of("sit5_sc", **different).freeze_encoder_from(base)
 
 
 def test_adtransformer_has_more_parameters_but_the_baseline_has_one_type():
@@ -455,14 +455,14 @@ def test_adtransformer_has_more_parameters_but_the_baseline_has_one_type():
 def test_any_wavelet(wavelet):
     tokenizer, images = tokenizer_of("sit4", wavelet=wavelet), photographs()
     torch.testing.assert_close(
-        tokenizer.images(tokenizer.token_values(images)), images, atol=1e-5, rtol=0
+        tokenizer.images(tokenizer.normalized_patches(images)), images, atol=1e-5, rtol=0
     )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_codes_start_where_the_data_is_and_the_data_is_spread_out(variant):
     tokenizer, images = tokenizer_of(variant), photographs(64)
-    tokenizer.measure_normalization(images)
+    tokenizer.fit_normalization(images)
     tokenizer.initialize_codebooks(images)
     latents = tokenizer.latents(images)
     for codebook, z in zip(tokenizer.codebooks, tokenizer.by_codebook(latents), strict=True):
@@ -510,7 +510,7 @@ def test_a_checkpoint_opens_by_itself_and_refuses_what_it_is_not(tmp_path):
     from sitlib.model.generator import AutoregressiveModel
 
     tokenizer, images = tokenizer_of("sit4"), photographs()
-    tokenizer.measure_normalization(images)
+    tokenizer.fit_normalization(images)
     path = tmp_path / "tokenizer.safetensors"
     tokenizer.save(path, run="x")
     again = SpectralTokenizer.from_checkpoint(path)

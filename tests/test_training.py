@@ -303,7 +303,7 @@ def test_same_seed_same_result_and_a_killed_tokenizer_resumes_to_the_bit(elsewhe
     whole = trained_tokenizer(profile, "sit4", 0, pipeline=True).model
     from sitlib.model.quantizer import Codebook
 
-    real, calls = Codebook.restart_dead, []
+    real, calls = Codebook.reset_dead_codes, []
 
     def killed(self, *arguments, **options):
         calls.append(1)
@@ -311,11 +311,11 @@ def test_same_seed_same_result_and_a_killed_tokenizer_resumes_to_the_bit(elsewhe
             raise KeyboardInterrupt
         return real(self, *arguments, **options)
 
-    monkeypatch.setattr(Codebook, "restart_dead", killed)
+    monkeypatch.setattr(Codebook, "reset_dead_codes", killed)
     forget(elsewhere / FOLDER)
     with pytest.raises(KeyboardInterrupt):
         trained_tokenizer(profile, "sit4", 0, pipeline=True)
-    monkeypatch.setattr(Codebook, "restart_dead", real)
+    monkeypatch.setattr(Codebook, "reset_dead_codes", real)
     assert [path.name for path in (elsewhere / ".ckpt").glob("*-*/*")] == ["step-00000008"]
     resumed = trained_tokenizer(profile, "sit4", 0, pipeline=True).model
     for name, value in whole.state_dict().items():

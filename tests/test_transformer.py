@@ -15,10 +15,10 @@ from sitlib.model.transformer import (
     CrossAttention,
     SequenceLayout,
     Transformer,
+    apply_rotary_emb,
     attend,
     attention,
-    rotate,
-    rotation,
+    rope_freqs,
 )
 
 OPTIONS = {
@@ -196,10 +196,10 @@ def test_a_block_and_its_gradients_are_those_of_the_definitions(options, rotary,
     context, read, inputs = None, None, [x, *block.parameters()]
     if options.cross_attention:
         context = torch.randn(2, 5, 16, dtype=torch.float64, requires_grad=True)
-        read = Context([block.cross.read(context)], CONTEXT_MASK)
+        read = Context([block.cross.encode_context(context)], CONTEXT_MASK)
         inputs.append(context)
     turned = torch.stack([angles.cos(), angles.sin()]) if rotary else None
-    (ours,) = block([x], layout, rotation_2TF=turned, context=read)
+    (ours,) = block([x], layout, rope_2TF=turned, context=read)
     reference = naive_block(
         block,
         options,
@@ -226,9 +226,9 @@ def test_typed_parameters_and_their_gradients_are_those_of_each_tokens_type(
     angles = naive_angles(places_of(12), 8) if rotary else None
     turned = torch.stack([angles.cos(), angles.sin()]) if rotary else None
     kinds = [0] * 4 + [num_types - 1] * 8
-    streams = block(list(x.split(layout.lengths(num_types), dim=1)), layout, rotation_2TF=turned)
+    x_by_type = block(list(x.split(layout.lengths(num_types), dim=1)), layout, rope_2TF=turned)
     reference = naive_block(block, options, x, mask_of(layout), kinds, angles)
-    assert_same_with_gradients(torch.cat(streams, dim=1), reference, [x, *block.parameters()])
+    assert_same_with_gradients(torch.cat(x_by_type, dim=1), reference, [x, *block.parameters()])
 
 
 @every_option
@@ -239,9 +239,9 @@ def test_a_transformer_is_its_blocks_one_after_another_and_a_norm(options):
     x = torch.randn(2, 8, 16, dtype=torch.float64, requires_grad=True)
     context = torch.randn(2, 5, 16, dtype=torch.float64, requires_grad=True)
     layout, angles = SequenceLayout(1, 8, "causal"), naive_angles(places_of(8), 8)
-    read = transformer.read(context, CONTEXT_MASK) if options.cross_attention else None
+    read = transformer.encode_context(context, CONTEXT_MASK) if options.cross_attention else None
     turned = torch.stack([angles.cos(), angles.sin()])
-    ours, reference = transformer(x, layout, rotation_2TF=turned, context=read), x
+    ours, reference = transformer(x, layout, rope_2TF=turned, context=read), x
     for block in transformer.blocks:
         reference = naive_block(
             block, options, reference, mask_of(layout), None, angles, context, CONTEXT_MASK
@@ -295,7 +295,7 @@ def test_cross_attention_is_the_multi_head_attention_of_torch():
     for mask in (CONTEXT_MASK, None):
         hidden = None if mask is None else ~mask
         expected, _ = reference(cross.norm(x), context, context, key_padding_mask=hidden)
-        torch.testing.assert_close(cross(x, *cross.read(context), mask), expected)
+        torch.testing.assert_close(cross(x, *cross.encode_context(context), mask), expected)
 
 
 def test_typed_blocks_have_own_norms_qkv_and_mlp_but_one_output_projection():
@@ -382,14 +382,14 @@ def test_rotation_is_multiplication_by_complex_numbers(places, quarter):
     head_dim = 4 * quarter
     torch.manual_seed(0)
     x = torch.randn(2, 3, len(places), head_dim, dtype=torch.float64)
-    ours = rotate(x, rotation(torch.tensor(places).float(), head_dim))
+    ours = apply_rotary_emb(x, rope_freqs(torch.tensor(places).float(), head_dim))
     expected = naive_turn(x, naive_angles(places, head_dim))
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)  # angles of up to 40 in float32
     torch.testing.assert_close(ours.norm(dim=-1), x.norm(dim=-1), atol=1e-6, rtol=1e-6)
 
 
 def test_rotation_of_a_sequence_has_one_coordinate():
-    cos, sin = rotation(torch.arange(5.0)[:, None], 6)
+    cos, sin = rope_freqs(torch.arange(5.0)[:, None], 6)
     angles = naive_angles([(i,) for i in range(5)], 6).float()
     torch.testing.assert_close(cos, angles.cos())
     torch.testing.assert_close(sin, angles.sin())
@@ -408,7 +408,7 @@ def test_products_of_rotated_queries_and_keys_depend_on_the_distance_only(one, o
 
     def product(first, second):
         turned = [
-            rotate(x, rotation(torch.tensor([p], dtype=torch.float64), 16))
+            apply_rotary_emb(x, rope_freqs(torch.tensor([p], dtype=torch.float64), 16))
             for x, p in ((q, first), (k, second))
         ]
         return (turned[0] * turned[1]).sum()
@@ -428,7 +428,7 @@ def test_products_of_rotated_queries_and_keys_depend_on_the_distance_only(one, o
 )
 def test_heads_that_cannot_be_rotated_are_refused(coordinates, head_dim, wanted):
     with pytest.raises(ValueError, match=f"a multiple of {wanted} dimensions, not {head_dim}"):
-        rotation(torch.zeros(1, coordinates), head_dim)
+        rope_freqs(torch.zeros(1, coordinates), head_dim)
 
 
 @pytest.mark.parametrize(
@@ -441,7 +441,7 @@ def test_heads_that_cannot_be_rotated_are_refused(coordinates, head_dim, wanted)
 @torch.no_grad()
 def test_rotation_keeps_the_precision_of_queries_and_keys(dtype):
     x = torch.randn(1, 1, 3, 8, dtype=dtype)
-    assert rotate(x, rotation(torch.arange(3.0)[:, None], 8)).dtype == dtype
+    assert apply_rotary_emb(x, rope_freqs(torch.arange(3.0)[:, None], 8)).dtype == dtype
 
 
 # -- hidden keys -----------------------------------------------------------------------------------------------------------------------
@@ -487,11 +487,13 @@ def test_hidden_places_of_a_context_change_nothing(rotary):
         Transformer(2, 16, 2, options=OPTIONS["all"] if rotary else OPTIONS["cross"])
     )
     x, context = torch.randn(2, 6, 16), torch.randn(2, 5, 16, requires_grad=True)
-    turned = rotation(torch.tensor(places_of(6)).float(), 8) if rotary else None
+    turned = rope_freqs(torch.tensor(places_of(6)).float(), 8) if rotary else None
     layout = SequenceLayout(1, 6, "causal")
 
     def out(x, context, mask):
-        return transformer(x, layout, rotation_2TF=turned, context=transformer.read(context, mask))
+        return transformer(
+            x, layout, rope_2TF=turned, context=transformer.encode_context(context, mask)
+        )
 
     ours = out(x, context, CONTEXT_MASK)
     other = torch.where(CONTEXT_MASK[..., None], context, 100 * torch.randn(2, 5, 16))
@@ -517,7 +519,7 @@ def test_cross_attention_needs_a_context_and_tokens_of_one_type():
         Transformer(1, 16, 2, options=OPTIONS["cross"])(x, layout)
     typed = Transformer(1, 16, 2, num_types=2, options=OPTIONS["cross"])
     with pytest.raises(ValueError, match="needs a context, and tokens of one type"):
-        typed(x, layout, context=typed.read(torch.randn(1, 3, 16)))
+        typed(x, layout, context=typed.encode_context(torch.randn(1, 3, 16)))
 
 
 # -- what may depend on what -----------------------------------------------------------------------------------------------------------
@@ -530,17 +532,17 @@ def test_scale_causal_outputs_ignore_finer_scales(options, rotary):
     torch.manual_seed(0)
     num_types = 1 if options.cross_attention else 2
     transformer = loud(Transformer(2, 16, 2, num_types=num_types, options=options))
-    context = transformer.read(torch.randn(1, 5, 16)) if options.cross_attention else None
+    context = transformer.encode_context(torch.randn(1, 5, 16)) if options.cross_attention else None
     x = torch.randn(1, 12, 16)
     turned = (
-        rotation(torch.tensor(places_of(12)).float(), 8)
+        rope_freqs(torch.tensor(places_of(12)).float(), 8)
         if rotary
         else torch.stack([torch.ones(12, 4)] * 2)
     )
 
     def out(x, num_scales):
         layout = SequenceLayout(num_scales, 4, "scale_causal")
-        return transformer(x, layout, rotation_2TF=turned[:, : 4 * num_scales], context=context)
+        return transformer(x, layout, rope_2TF=turned[:, : 4 * num_scales], context=context)
 
     changed = x.clone()
     changed[:, 8:] = torch.randn(1, 4, 16)
@@ -556,7 +558,10 @@ def test_dropout_acts_in_training_on_residual_branches_only():
         Transformer(1, 16, 2, dropout=0.5, options=OPTIONS["cross"]),
         torch.randn(1, 6, 16),
     )
-    layout, context = SequenceLayout(1, 6, "causal"), transformer.read(torch.randn(1, 3, 16))
+    layout, context = (
+        SequenceLayout(1, 6, "causal"),
+        transformer.encode_context(torch.randn(1, 3, 16)),
+    )
 
     def out():
         return transformer(x, layout, context=context)
@@ -581,19 +586,19 @@ def test_cache_gives_what_no_cache_gives(options, rotary, prefix):
     torch.manual_seed(0)
     transformer = loud(Transformer(3, 16, 2, options=options)).double().eval()
     x = torch.randn(2, 9, 16, dtype=torch.float64)
-    turned = rotation(torch.tensor(places_of(9)).double(), 8) if rotary else None
+    turned = rope_freqs(torch.tensor(places_of(9)).double(), 8) if rotary else None
     context = None
     if options.cross_attention:
-        context = transformer.read(torch.randn(2, 5, 16, dtype=torch.float64), CONTEXT_MASK)
-    whole = transformer(x, SequenceLayout(1, 9, "causal"), rotation_2TF=turned, context=context)
+        context = transformer.encode_context(
+            torch.randn(2, 5, 16, dtype=torch.float64), CONTEXT_MASK
+        )
+    whole = transformer(x, SequenceLayout(1, 9, "causal"), rope_2TF=turned, context=context)
     cache = transformer.new_cache(2, 9)
     storage, parts = cache.store.data_ptr(), []
     for start, stop in [(0, prefix), *((i, i + 1) for i in range(prefix, 9))]:
         layout = SequenceLayout(1, stop - start, "causal")
         part = None if turned is None else turned[:, start:stop]
-        parts.append(
-            transformer(x[:, start:stop], layout, cache, rotation_2TF=part, context=context)
-        )
+        parts.append(transformer(x[:, start:stop], layout, cache, rope_2TF=part, context=context))
         assert cache.length == stop and cache.store.data_ptr() == storage
     torch.testing.assert_close(torch.cat(parts, dim=1), whole)
 

@@ -286,7 +286,7 @@ def token_budget(geometry: SpectralGeometry, num_codes: int) -> list[dict[str, f
                 "name": name,
                 "values": values,
                 "tokens": geometry.tokens_per_scale,
-                "values per token": geometry.values_per_token(scale),
+                "values per token": geometry.patch_dim(scale),
                 "bits": bits,
                 "bits per value": bits / values,
             }

@@ -52,9 +52,9 @@ GPUS = {
 TOKENIZER_PARTS = {
     "embed": ("embed",),
     "encoder": ("encoder",),
-    "codebooks": ("codebooks", "to_code", "from_code"),
+    "codebooks": ("codebooks", "pre_quant", "post_quant"),
     "decoder": ("decoder",),
-    "heads": ("to_values",),
+    "heads": ("unembed",),
 }
 AUTOREGRESSIVE_PARTS = {
     "embeddings": (

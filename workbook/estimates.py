@@ -136,7 +136,7 @@ def flops(call: Step) -> int:
 def cost(
     subject: Callable[[], Subject],
     precision: Literal["no", "bf16", "fp16"] = "no",
-    recomputes: bool = False,
+    gradient_checkpointing: bool = False,
 ) -> Cost:
     """What a training step of a subject costs; `subject` is called on fake tensors."""
     with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
@@ -146,7 +146,7 @@ def cost(
         made = subject()
         for module in (part for model in made.models for part in model.modules()):
             if isinstance(module, Transformer):
-                module.recomputes = recomputes
+                module.gradient_checkpointing = gradient_checkpointing
 
         def autocast(call: Step) -> Step:
             def run() -> None:
@@ -170,7 +170,7 @@ def tokenizer_subject(config: TokenizerConfig, training: TokenizerTraining, batc
     """A tokenizer's training step: reconstruction, LPIPS, and the discriminator if there is one, as `experiments.tokenizers` makes it."""
     model = SpectralTokenizer(config).train()
     if training.codes_from is not None:
-        model.take_codes_of(SpectralTokenizer(config))
+        model.freeze_encoder_from(SpectralTokenizer(config))
     loss = TokenizerLoss(replace(training.loss, lpips=0.0))
     if training.loss.lpips:
         loss.config, loss.perceptual = training.loss, _random_lpips(training.loss.lpips_net)
@@ -182,7 +182,7 @@ def tokenizer_subject(config: TokenizerConfig, training: TokenizerTraining, batc
     )  # the dearest of the sizes that take turns
 
     def step() -> None:
-        output = model(images, smaller=smaller)
+        output = model(images, preview_scales=smaller)
         total = loss(output, images).total
         if discriminator is not None:
             discriminator.requires_grad_(False)

@@ -90,7 +90,7 @@ def run_rung(profile: Profile, rung: Rung, name: str, seed: int = 0) -> dict[str
     else:
         found, run = trained_diffusion(profile, variant, rung, codes, tokenizer, seed)
         loss = held_out_velocity_error(found.model, codes, tokenizer)
-        vectors = tokenizer.code_vectors(codes.held_out[:1]).detach()
+        vectors = tokenizer.embed_codes(codes.held_out[:1]).detach()
         forward = partial(found.model, vectors, torch.zeros(1), codes.held_out_labels[:1])
     with torch.no_grad():
         operations = flops(forward)
@@ -153,7 +153,7 @@ def trained_diffusion(
                 generator.integers(len(codes.train), size=run.optimizer.batch_size)
             )
             with torch.no_grad():
-                vectors = tokenizer.code_vectors(codes.train[chosen])
+                vectors = tokenizer.embed_codes(codes.train[chosen])
             noise = torch.from_numpy(generator.standard_normal(vectors.shape, dtype=np.float32))
             # Times near the middle more often, where the direction is hardest to tell (arXiv 2403.03206).
             at = torch.sigmoid(
@@ -182,7 +182,7 @@ def held_out_velocity_error(
     model: DiffusionModel, codes: Codes, tokenizer: SpectralTokenizer
 ) -> float:
     """Mean squared error of the velocity on held-out codes, over evenly spaced times and one fixed noise of each image."""
-    vectors = tokenizer.code_vectors(codes.held_out)
+    vectors = tokenizer.embed_codes(codes.held_out)
     noise = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0))
     errors = [
         model.loss(vectors, codes.held_out_labels, noise, torch.full((len(vectors),), at)).mean()

@@ -113,7 +113,7 @@ def train_tokenizer(
     data, device = run.data, best_device()
     tokenizer = SpectralTokenizer(run.model)
     if codes is not None:
-        tokenizer.take_codes_of(codes)
+        tokenizer.freeze_encoder_from(codes)
 
     def views(step: int, count: int) -> Tensor:
         return training_views(
@@ -131,7 +131,7 @@ def train_tokenizer(
         """Normalization and k-means need the training images, and more of them than one batch."""
         if codes is None:
             sample = views(0, data.normalization_views).to(device)
-            tokenizer.measure_normalization(sample)
+            tokenizer.fit_normalization(sample)
             tokenizer.initialize_codebooks(sample)
 
     batch_size = run.training.optimizer.batch_size
@@ -179,7 +179,7 @@ def _phases(run: TokenizerRun, tokenizer: SpectralTokenizer, device: torch.devic
     images_seen = 0
 
     def loss(model: nn.Module, batch: Tensor, step: int) -> tuple[Tensor, Logged]:
-        ramp = 0 if tokenizer.codes_are_frozen else training.loss.quantization_ramp
+        ramp = 0 if tokenizer.encoder_is_frozen else training.loss.quantization_ramp
         smaller = 1 + step % run.model.levels if training.loss.smaller else 0
         output = model(batch, quantization(step, ramp), smaller)
         terms = loss_terms(output, batch)
@@ -205,7 +205,7 @@ def _phases(run: TokenizerRun, tokenizer: SpectralTokenizer, device: torch.devic
         outputs.clear()
         counts.append(code_counts(codes, run.model.num_codes))
         images_seen += len(codes)
-        if tokenizer.codes_are_frozen:
+        if tokenizer.encoder_is_frozen:
             return {}
         moved = tokenizer.update_codebooks(whole, training.loss.restart_after)
         for codebook, codes in zip(tokenizer.codebooks, moved, strict=True):
@@ -245,8 +245,8 @@ def quantization(step: int, ramp: int) -> float:
 
 
 def _detached(output: TokenizerOutput) -> TokenizerOutput:
-    tensors = {name: value.detach() for name, value in vars(output).items() if name != "smaller"}
-    return TokenizerOutput(**tensors, smaller=None)
+    tensors = {name: value.detach() for name, value in vars(output).items() if name != "preview"}
+    return TokenizerOutput(**tensors, preview=None)
 
 
 def _discrimination(run: TokenizerRun, reconstruction_of_next: Callable[[], Tensor]) -> Callable:

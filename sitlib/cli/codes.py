@@ -19,7 +19,7 @@ from sitlib import __version__
 from sitlib.checkpoint import read_about
 from sitlib.cli.models import NamedTokenizer
 from sitlib.config import to_dict
-from sitlib.model.tiling import cut_codes, cut_images, join_codes, join_images, pad, unpad
+from sitlib.model.tiling import pad, tile_codes, tile_images, unpad, untile_codes, untile_images
 from sitlib.model.tokenizer import SpectralTokenizer
 
 BATCH = 64  # squares at a time: memory does not grow with the image
@@ -46,10 +46,10 @@ def encode_image(tokenizer: SpectralTokenizer, image: Tensor) -> ImageCodes:
     height, width = image.shape[2:]
     side, grid = square_side(tokenizer, (height, width)), tokenizer.config.grid
     padded, size = pad(image, side)
-    squares, (rows, columns) = cut_images(padded, side)
+    squares, (rows, columns) = tile_images(padded, side)
     codes = torch.cat([tokenizer.encode(batch) for batch in squares.split(BATCH)])
     return ImageCodes(
-        join_codes(codes, rows, columns, grid)[0], size, (rows * grid, columns * grid)
+        untile_codes(codes, rows, columns, grid)[0], size, (rows * grid, columns * grid)
     )
 
 
@@ -61,9 +61,9 @@ def decode_codes(
     Raises:
         ValueError: codes or a number of scales that this tokenizer cannot have produced.
     """
-    codes, (rows, columns) = cut_codes(coded.codes[None], tokenizer.config.grid, coded.token_grid)
+    codes, (rows, columns) = tile_codes(coded.codes[None], tokenizer.config.grid, coded.token_grid)
     squares = torch.cat([tokenizer.decode(batch, scales) for batch in codes.split(BATCH)])
-    return unpad(join_images(squares, rows, columns), smaller_size(coded, scales))
+    return unpad(untile_images(squares, rows, columns), smaller_size(coded, scales))
 
 
 def reference(
@@ -91,7 +91,7 @@ def codes_digest(tokenizer: SpectralTokenizer) -> str:
     }
     state = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(tokenizer.state_dict().items()):
-        if name.split(".")[0] not in ("from_code", "decoder", "to_values"):
+        if name.split(".")[0] not in ("post_quant", "decoder", "unembed"):
             state.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     return state.hexdigest()[:16]
 

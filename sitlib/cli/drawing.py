@@ -159,7 +159,7 @@ def upsample(options: argparse.Namespace) -> int:
             raise ValueError(
                 f"it has {size} px, but squares of {sizes} px can be upsampled: --size {small[-1]} makes one of its centre"
             )
-        images = image.to(tokenizer.encoder.position.device).expand(options.count, -1, -1, -1)
+        images = image.to(tokenizer.device).expand(options.count, -1, -1, -1)
         found = draw(model, tokenizer, images, generator.prompts(options.count), sampling).images
         return _written(
             targets, found, size if options.size is None else f"{size} as {files.size_of(image)}"
@@ -188,7 +188,7 @@ def edit(options: argparse.Namespace) -> int:
         size = files.size_of(image)
         if image.shape[2:] != (side, side):
             image, size = _centre_square(image, side, side), f"the centre of {size}"
-        images = image.to(tokenizer.encoder.position.device).expand(options.count, -1, -1, -1)
+        images = image.to(tokenizer.device).expand(options.count, -1, -1, -1)
         prompts = generator.prompts(options.count)
         found = draw(model, tokenizer, images, prompts, options.keep, sampling).images
         return _written(targets, found, size)

@@ -105,7 +105,7 @@ class NamedTokenizer:
 
     @property
     def device(self) -> "torch.device":
-        return self.model.encoder.position.device
+        return self.model.device
 
 
 def load_tokenizer(path: Path, options: argparse.Namespace) -> NamedTokenizer:

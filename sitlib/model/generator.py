@@ -22,10 +22,10 @@ from sitlib.model.text_encoder import TextEncoder
 from sitlib.model.transformer import (
     BlockOptions,
     Context,
-    KeyValueCache,
+    KVCache,
     SequenceLayout,
     Transformer,
-    rotation,
+    rope_freqs,
 )
 
 EMBEDDING_DEVIATION = 0.5
@@ -54,10 +54,10 @@ class CodeModelConfig:
 class Writing:
     """What is kept while codes are written one after another: nothing of it is computed twice."""
 
-    cache: KeyValueCache
+    cache: KVCache
     context: Context | None
     places_TC: Tensor  # what is added to every input: embeddings of scale and position of its code, nothing to the prefix
-    rotation_2TF: Tensor | None
+    rope_2TF: Tensor | None
 
 
 class AutoregressiveModel(nn.Module):
@@ -150,7 +150,7 @@ class AutoregressiveModel(nn.Module):
         """Embedding [B, 1, C] before the first code, and what cross-attention reads."""
         if self.text_encoder is None:
             return self.class_embedding(condition)[:, None], None
-        return self.start.expand(len(condition), 1, -1), self.transformer.read(
+        return self.start.expand(len(condition), 1, -1), self.transformer.encode_context(
             *self.text_encoder(condition)
         )
 
@@ -169,7 +169,7 @@ class AutoregressiveModel(nn.Module):
         x_BTC = F.dropout(x_BTC, self.config.shape.dropout, self.training)
         layout = SequenceLayout(1, self.num_tokens, "causal")
         x_BTC = self.transformer(
-            x_BTC, layout, rotation_2TF=self._rotation(x_BTC.device), context=context
+            x_BTC, layout, rope_2TF=self._rotation(x_BTC.device), context=context
         )
         logits = [
             head(x_BTC[:, start:stop])
@@ -221,11 +221,11 @@ class AutoregressiveModel(nn.Module):
 
     def _next_logits(self, writing: Writing, x_BTC: Tensor) -> Tensor:
         layout = SequenceLayout(1, x_BTC.shape[1], "causal")
-        turned = writing.rotation_2TF
+        turned = writing.rope_2TF
         if turned is not None:
             turned = turned[:, writing.cache.rows(x_BTC.shape[1])]
         x_BTC = self.transformer(
-            x_BTC, layout, writing.cache, rotation_2TF=turned, context=writing.context
+            x_BTC, layout, writing.cache, rope_2TF=turned, context=writing.context
         )
         return precisely(self.heads[self._vocabulary[writing.cache.length - 1]], x_BTC[:, -1])
 
@@ -257,7 +257,7 @@ class AutoregressiveModel(nn.Module):
         index = torch.arange(self.num_tokens - 1, device=device) % self.config.tokens_per_scale
         places_TP = torch.stack([index // side, index % side], dim=1) + 1
         places_TP = torch.cat([places_TP.new_zeros(1, 2), places_TP])
-        return rotation(places_TP.float(), self.config.shape.width // self.config.shape.heads)
+        return rope_freqs(places_TP.float(), self.config.shape.width // self.config.shape.heads)
 
     # -- files ---------------------------------------------------------------------------------------------------------------------
 

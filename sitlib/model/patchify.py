@@ -60,7 +60,7 @@ class SpectralGeometry:
         """Side of a token's patch in the coefficient map of `scale`."""
         return self.scale_size(scale) // self.grid
 
-    def values_per_token(self, scale: int) -> int:
+    def patch_dim(self, scale: int) -> int:
         """Coefficients in one token: 12, 36, 144, 576 for SIT-4 at 256 px with a grid of 16."""
         return self.scale_channels(scale) * self.patch_size(scale) ** 2
 
@@ -68,7 +68,7 @@ class SpectralGeometry:
     def scales(self) -> range:
         return range(1, self.num_scales + 1)
 
-    def tokens(self, coefficients: list[Tensor]) -> list[Tensor]:
+    def patchify(self, coefficients: list[Tensor]) -> list[Tensor]:
         """Cuts coefficients [B, C_s, h_s, w_s], coarsest first, into token values [B, N, V_s], row-major.
 
         Raises:
@@ -85,14 +85,12 @@ class SpectralGeometry:
                 )
             x = x_BCHW.reshape(batch, channels, self.grid, patch, self.grid, patch)
             values.append(
-                x.permute(0, 2, 4, 1, 3, 5).reshape(
-                    batch, self.grid**2, self.values_per_token(scale)
-                )
+                x.permute(0, 2, 4, 1, 3, 5).reshape(batch, self.grid**2, self.patch_dim(scale))
             )
         return values
 
-    def coefficients(self, values: list[Tensor]) -> list[Tensor]:
-        """Inverse of `tokens`: [B, N, V_s] for every scale -> [B, C_s, h_s, w_s]. A prefix of the scales may be given."""
+    def unpatchify(self, values: list[Tensor]) -> list[Tensor]:
+        """Inverse of `patchify`: [B, N, V_s] for every scale -> [B, C_s, h_s, w_s]. A prefix of the scales may be given."""
         coefficients = []
         for scale, x_BNV in zip(self.scales, values, strict=False):
             patch, side = self.patch_size(scale), self.scale_size(scale)

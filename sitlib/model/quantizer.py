@@ -41,7 +41,7 @@ class Codebook(nn.Module):
     Args:
         num_codes: size of the vocabulary.
         dim: dimension of the lookup space (8 to 32 keeps all codes in use).
-        learning: "gradient" of the codebook loss, or "ema": `follow` moves codes to the mean of the outputs that choose them.
+        learning: "gradient" of the codebook loss, or "ema": `ema_update` moves codes to the mean of the outputs that choose them.
         decay: of these moving averages.
         gradient: "straight_through" copies the gradient of the code to the output; "rotation" turns it by the angle between them.
     """
@@ -116,7 +116,7 @@ class Codebook(nn.Module):
         self._place(torch.ones(self.num_codes, dtype=torch.bool, device=z.device), centres)
 
     @torch.no_grad()
-    def follow(self, z: Tensor, codes: Tensor) -> None:
+    def ema_update(self, z: Tensor, codes: Tensor) -> None:
         """With learning "ema": moves every code towards the mean of the outputs `z` [..., D] that chose it as `codes` [...].
 
         Of several processes each gives its own outputs, and all move their codes by those of all.
@@ -134,7 +134,7 @@ class Codebook(nn.Module):
         self.weight.copy_(torch.where(chosen, F.normalize(self.chosen_sum, dim=-1), self.weight))
 
     @torch.no_grad()
-    def restart_dead(self, z: Tensor, codes: Tensor, after: int) -> Tensor:
+    def reset_dead_codes(self, z: Tensor, codes: Tensor, after: int) -> Tensor:
         """Counts use, and moves codes unused for `after` steps onto random vectors of `z` [M, D].
 
         Of several processes each gives its own vectors and codes. A code is unused if no process used it, the vectors are drawn from those

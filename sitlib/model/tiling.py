@@ -8,22 +8,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def cut_images(images: Tensor, side: int) -> tuple[Tensor, tuple[int, int]]:
+def tile_images(images: Tensor, side: int) -> tuple[Tensor, tuple[int, int]]:
     """[B, C, R side, K side] -> squares [B R K, C, side, side], and (R, K)."""
     rows, columns = images.shape[2] // side, images.shape[3] // side
     x = images.unflatten(3, (columns, side)).unflatten(2, (rows, side))  # [B, C, R, side, K, side]
     return x.permute(0, 2, 4, 1, 3, 5).flatten(0, 2), (rows, columns)
 
 
-def join_images(squares: Tensor, rows: int, columns: int) -> Tensor:
-    """Inverse of `cut_images`."""
+def untile_images(squares: Tensor, rows: int, columns: int) -> Tensor:
+    """Inverse of `tile_images`."""
     x = squares.unflatten(0, (len(squares) // (rows * columns), rows, columns)).permute(
         0, 3, 1, 4, 2, 5
     )  # [B, C, R, side, K, side]
     return x.flatten(4, 5).flatten(2, 3)
 
 
-def join_codes(codes: Tensor, rows: int, columns: int, grid: int) -> Tensor:
+def untile_codes(codes: Tensor, rows: int, columns: int, grid: int) -> Tensor:
     """Codes [B R K, k, grid^2] of squares -> [B, k, R K grid^2], row-major over the tokens of the whole image."""
     batch = len(codes) // (rows * columns)
     x = codes.unflatten(2, (grid, grid)).unflatten(
@@ -32,10 +32,10 @@ def join_codes(codes: Tensor, rows: int, columns: int, grid: int) -> Tensor:
     return x.permute(0, 3, 1, 4, 2, 5).flatten(2)
 
 
-def cut_codes(
+def tile_codes(
     codes: Tensor, grid: int, token_grid: tuple[int, int] | None = None
 ) -> tuple[Tensor, tuple[int, int]]:
-    """Inverse of `join_codes`: codes [B, k, N] -> those of squares [B R K, k, grid^2], and (R, K).
+    """Inverse of `untile_codes`: codes [B, k, N] -> those of squares [B R K, k, grid^2], and (R, K).
 
     Args:
         grid: tokens per side of a square.

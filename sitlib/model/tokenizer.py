@@ -20,7 +20,7 @@ from sitlib.model.patchify import band_statistics
 from sitlib.model.precision import mixed, precisely
 from sitlib.model.quantizer import Codebook, Quantized
 from sitlib.model.scales import ScaleTransformer
-from sitlib.model.tiling import cut_codes, cut_images, join_codes, join_images
+from sitlib.model.tiling import tile_codes, tile_images, untile_codes, untile_images
 from sitlib.model.transforms import Decomposition, decomposition
 
 MEASURED_VALUES = 2**25  # of images that pass the encoder at a time before training: 170 of 256 px
@@ -39,7 +39,7 @@ class TokenizerOutput:
     latents: (
         Tensor  # [B, S, N, D] encoder outputs before the lookup, detached: dead codes restart there
     )
-    smaller: (
+    preview: (
         tuple[Tensor, Tensor] | None
     )  # what the first scales alone give, [B, 3, h, h], and what the image's own would give
 
@@ -58,27 +58,27 @@ class SpectralTokenizer(nn.Module):
         self.config = config
         self.geometry = geometry = _geometry(config, config.size, config.levels)
         num_codebooks = min(config.num_codebooks, geometry.num_scales)
-        values = [geometry.values_per_token(scale) for scale in geometry.scales]
+        values = [geometry.patch_dim(scale) for scale in geometry.scales]
 
         width = config.encoder_width
         self.embed = nn.ModuleList(nn.Linear(v, width) for v in values)
         self.encoder = _transformer(config, "encoder")
-        self.to_code = nn.ModuleList(_head(width, config.code_dim) for _ in range(num_codebooks))
+        self.pre_quant = nn.ModuleList(_head(width, config.code_dim) for _ in range(num_codebooks))
         learning = (config.code_learning, config.code_decay, config.code_gradient)
         self.codebooks = nn.ModuleList(
             Codebook(config.num_codes, config.code_dim, *learning) for _ in range(num_codebooks)
         )
-        self.from_code = nn.ModuleList(
+        self.post_quant = nn.ModuleList(
             nn.Linear(config.code_dim, config.decoder_width) for _ in range(num_codebooks)
         )
         self.decoder = _transformer(config, "decoder")
-        self.to_values = nn.ModuleList(_head(config.decoder_width, v) for v in values)
+        self.unembed = nn.ModuleList(_head(config.decoder_width, v) for v in values)
 
         # Normalized values and unit vectors both become features of deviation 1.
         for linear in self.embed:
             assert isinstance(linear, nn.Linear)
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
-        for linear in self.from_code:
+        for linear in self.post_quant:
             assert isinstance(linear, nn.Linear)
             nn.init.normal_(linear.weight)
 
@@ -88,7 +88,11 @@ class SpectralTokenizer(nn.Module):
             shape = (geometry.scale_channels(scale), 1, 1)
             self.register_buffer(f"mean_{scale}", torch.zeros(shape))
             self.register_buffer(f"deviation_{scale}", torch.ones(shape))
-        self.codes_are_frozen = False  # see `take_codes_of`
+        self.encoder_is_frozen = False  # see `freeze_encoder_from`
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.position.device
 
     # -- sizes ---------------------------------------------------------------------------------------------------------------------
 
@@ -129,7 +133,7 @@ class SpectralTokenizer(nn.Module):
 
     # -- coefficients and tokens ---------------------------------------------------------------------------------------------------
 
-    def token_values(self, images: Tensor) -> list[Tensor]:
+    def normalized_patches(self, images: Tensor) -> list[Tensor]:
         """Square images [B, 3, H, H] in [0, 1], H of `sizes` -> normalized token values, [B, N, V_s] for every scale they have.
 
         Raises:
@@ -143,7 +147,7 @@ class SpectralTokenizer(nn.Module):
             )
         levels = self.num_scales(*images.shape[2:]) - 1
         geometry = _geometry(self.config, images.shape[2], levels)
-        return geometry.tokens(
+        return geometry.patchify(
             [
                 (x - self._mean(s)) / self._deviation(s)
                 for s, x in enumerate(geometry.split(images), 1)
@@ -151,14 +155,14 @@ class SpectralTokenizer(nn.Module):
         )
 
     def images(self, values: list[Tensor]) -> Tensor:
-        """Inverse of `token_values`; the first k scales give an image of 1 / 2^(S - k) of the full size."""
-        coefficients = self.geometry.coefficients(values)
+        """Inverse of `normalized_patches`; the first k scales give an image of 1 / 2^(S - k) of the full size."""
+        coefficients = self.geometry.unpatchify(values)
         return self.geometry.merge(
             [x * self._deviation(s) + self._mean(s) for s, x in enumerate(coefficients, 1)]
         )
 
     @torch.no_grad()
-    def measure_normalization(self, images: Tensor) -> None:
+    def fit_normalization(self, images: Tensor) -> None:
         """Sets mean and deviation of every band from training images [B, 3, H, W] in [0, 1]."""
         means, deviations = band_statistics(self.geometry.split(images))
         for scale, (mean, deviation) in enumerate(zip(means, deviations, strict=True), 1):
@@ -169,12 +173,12 @@ class SpectralTokenizer(nn.Module):
 
     def latents(self, images: Tensor) -> Tensor:
         """Encoder outputs [B, k, N, D] in the lookup space, before normalization and quantization, of square images with k scales."""
-        values = self.token_values(images)
+        values = self.normalized_patches(images)
         x_BTC = torch.cat(
             [precisely(embed, v) for embed, v in zip(self.embed, values, strict=False)], dim=1
         )
         x_BTC = self.encoder(x_BTC)
-        return self._per_codebook(self.to_code, x_BTC.unflatten(1, (len(values), -1)))
+        return self._per_codebook(self.pre_quant, x_BTC.unflatten(1, (len(values), -1)))
 
     def quantize(self, latents: Tensor) -> Quantized:
         """Looks [B, S, N, D] up in the codebook of each scale, in float32 whatever the precision around it: near codes differ by little."""
@@ -186,45 +190,48 @@ class SpectralTokenizer(nn.Module):
             *(torch.cat([getattr(part, name) for part in parts], dim=1) for name in names)
         )
 
-    def code_vectors(self, codes: Tensor) -> Tensor:
+    def embed_codes(self, codes: Tensor) -> Tensor:
         """Unit vectors [B, k, N, D] of codes [B, k, N]."""
         pairs = zip(self.codebooks, self.by_codebook(codes), strict=True)
         return torch.cat([cast(Codebook, book).lookup(part) for book, part in pairs], dim=1)
 
-    def decode_vectors(self, vectors: Tensor) -> list[Tensor]:
+    def decode_latents(self, vectors: Tensor) -> list[Tensor]:
         """Code vectors [B, k, N, D] of the first k scales of squares -> their token values, which `images` turns into pixels."""
-        x_BTC = self.decoder(self._per_codebook(self.from_code, vectors).flatten(1, 2))
+        x_BTC = self.decoder(self._per_codebook(self.post_quant, vectors).flatten(1, 2))
         x_SBNC = x_BTC.unflatten(1, vectors.shape[1:3]).unbind(1)
-        return [precisely(head, x_BNC) for head, x_BNC in zip(self.to_values, x_SBNC, strict=False)]
+        return [precisely(head, x_BNC) for head, x_BNC in zip(self.unembed, x_SBNC, strict=False)]
 
     def forward(
-        self, images: Tensor, quantization: float = 1.0, smaller: int = 0
+        self, images: Tensor, quant_ratio: float = 1.0, preview_scales: int = 0
     ) -> TokenizerOutput:
         """One differentiable pass over square images [B, 3, H, H] in [0, 1].
 
         Args:
-            quantization: 1.0 decodes codes, 0.0 the encoder's outputs (on the sphere, as codes are), between them a mixture: early in
+            quant_ratio: 1.0 decodes codes, 0.0 the encoder's outputs (on the sphere, as codes are), between them a mixture: early in
                 training, while codes say little, the decoder learns more from a part of what they leave out.
-            smaller: also return the image of this many scales, for which the decoder has to be scale-causal: then no scale is decoded
+            preview_scales: also return the image of this many scales, for which the decoder has to be scale-causal: then no scale is decoded
                 again for it; 0: do not.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.codes_are_frozen):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_is_frozen):
             latents = self.latents(images)
             quantized = self.quantize(latents)
             vectors = quantized.vectors
-            if quantization < 1.0:
-                vectors = F.normalize(latents.float(), dim=-1).lerp(vectors, quantization)
-        values = self.decode_vectors(vectors)
+            if quant_ratio < 1.0:
+                vectors = F.normalize(latents.float(), dim=-1).lerp(vectors, quant_ratio)
+        values = self.decode_latents(vectors)
         pair = None
-        if smaller:
-            pair = self.images(values[:smaller]), self.images(self.token_values(images)[:smaller])
+        if preview_scales:
+            pair = (
+                self.images(values[:preview_scales]),
+                self.images(self.normalized_patches(images)[:preview_scales]),
+            )
         return TokenizerOutput(
             reconstruction=self.images(values),
             codes=quantized.codes,
             commitment_loss=quantized.commitment_loss.mean(),
             codebook_loss=quantized.codebook_loss.mean(),
             latents=latents.detach().float(),
-            smaller=pair,
+            preview=pair,
         )
 
     @torch.no_grad()
@@ -248,10 +255,10 @@ class SpectralTokenizer(nn.Module):
                 f"images must lie in [0, 1], these span {float(low):.3g} ... {float(high):.3g}."
             )
         side = self._unit(self.num_scales(*images.shape[2:]))
-        squares, (rows, columns) = cut_images(images, side)
+        squares, (rows, columns) = tile_images(images, side)
         with mixed(images.device):
             codes = self.quantize(self.latents(squares)).codes
-        return join_codes(codes, rows, columns, self.config.grid)
+        return untile_codes(codes, rows, columns, self.config.grid)
 
     @torch.no_grad()
     def decode(
@@ -268,12 +275,12 @@ class SpectralTokenizer(nn.Module):
         Raises:
             ValueError: a shape, a number of scales or a code that this tokenizer cannot have produced.
         """
-        codes, (rows, columns) = cut_codes(
+        codes, (rows, columns) = tile_codes(
             self._checked(codes, scales), self.config.grid, token_grid
         )
         with mixed(codes.device):
-            squares = self.images(self.decode_vectors(self.code_vectors(codes)))
-        return join_images(squares, rows, columns).clamp(0, 1)
+            squares = self.images(self.decode_latents(self.embed_codes(codes)))
+        return untile_images(squares, rows, columns).clamp(0, 1)
 
     def reconstruct(self, images: Tensor, scales: int | None = None) -> Tensor:
         """What is left of images [B, 3, H, W] after encoding and decoding, from the first `scales` scales only if these are given."""
@@ -297,7 +304,7 @@ class SpectralTokenizer(nn.Module):
                 torch.cat([self.latents(part) for part in images.split(at_a_time)])
             )
 
-        for head, z in zip(self.to_code, latents(), strict=True):
+        for head, z in zip(self.pre_quant, latents(), strict=True):
             _whiten(cast(nn.Linear, cast(nn.Sequential, head)[-1]), z.flatten(0, 2))
         for codebook, z in zip(self.codebooks, latents(), strict=True):
             cast(Codebook, codebook).initialize(z.flatten(0, 2))
@@ -320,11 +327,11 @@ class SpectralTokenizer(nn.Module):
         )
         for codebook, z, codes in parts:
             assert isinstance(codebook, Codebook)
-            codebook.follow(z, codes)
-            moved.append(codebook.restart_dead(z, codes, restart_after))
+            codebook.ema_update(z, codes)
+            moved.append(codebook.reset_dead_codes(z, codes, restart_after))
         return moved
 
-    def take_codes_of(self, other: "SpectralTokenizer") -> None:
+    def freeze_encoder_from(self, other: "SpectralTokenizer") -> None:
         """Takes over normalization, encoder and codebooks of another tokenizer and freezes them: only the decoder is left to learn.
 
         Raises:
@@ -342,7 +349,7 @@ class SpectralTokenizer(nn.Module):
         self.load_state_dict(state, strict=False)
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(_of_decoder(name))
-        self.codes_are_frozen = True
+        self.encoder_is_frozen = True
 
     # -- files ---------------------------------------------------------------------------------------------------------------------
 
@@ -458,7 +465,7 @@ def _whiten(linear: nn.Linear, outputs: Tensor) -> None:
 
 def _of_decoder(name: str) -> bool:
     """Whether a parameter or buffer belongs to the decoder rather than to what determines codes."""
-    return name.split(".")[0] in ("from_code", "decoder", "to_values")
+    return name.split(".")[0] in ("post_quant", "decoder", "unembed")
 
 
 def _check_images(images: Tensor) -> None:

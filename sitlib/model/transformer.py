@@ -4,7 +4,7 @@ Pre-norm blocks over one sequence. Two things vary: which tokens attend to which
 parameters. What a block is made of (norm, MLP, cross-attention) are `BlockOptions`. In an ADTransformer (SIT, arXiv 2412.09607, section 4)
 the norms, the q, k, v embeddings and the MLP of every block exist twice, for approximation and for detail tokens, while attention itself
 is joint; the attention's output projection is shared. Tokens of a type are contiguous, so a sequence is split once into one stream for
-each type; the streams meet only in attention, and typed parameters cost two matrix products instead of one, of together as many
+each type; the x_by_type meet only in attention, and typed parameters cost two matrix products instead of one, of together as many
 operations. Knows nothing of images.
 """
 
@@ -65,7 +65,7 @@ class BlockOptions:
 
 @dataclass(frozen=True)
 class Context:
-    """What cross-attention reads: keys and values of another sequence, computed once by `Transformer.read`.
+    """What cross-attention reads: keys and values of another sequence, computed once by `Transformer.encode_context`.
 
     Attributes:
         keys_values: for every layer, keys and values [B, H, L, D].
@@ -76,7 +76,7 @@ class Context:
     mask: Tensor | None
 
 
-class KeyValueCache:
+class KVCache:
     """Keys and values of all positions seen so far, in memory allocated once.
 
     Usually attention reads the positions that are filled, one more at every step. That of a static cache reads a multiple of `READ`
@@ -157,8 +157,8 @@ class KeyValueCache:
             self.position += count
 
 
-def rotation(places_TP: Tensor, head_dim: int) -> Tensor:
-    """Cosines and sines [2, T, head_dim / 2] of rotary positions (arXiv 2104.09864) for `rotate`.
+def rope_freqs(places_TP: Tensor, head_dim: int) -> Tensor:
+    """Cosines and sines [2, T, head_dim / 2] of rotary positions (arXiv 2104.09864) for `apply_rotary_emb`.
 
     Args:
         places_TP: coordinates of every token: P = 1 for a sequence, 2 for places in a grid, which then share the frequencies out.
@@ -177,10 +177,10 @@ def rotation(places_TP: Tensor, head_dim: int) -> Tensor:
     return torch.stack([angles.cos(), angles.sin()])
 
 
-def rotate(x_BHTD: Tensor, rotation_2TF: Tensor) -> Tensor:
+def apply_rotary_emb(x_BHTD: Tensor, rope_2TF: Tensor) -> Tensor:
     """Queries or keys turned by the angles of their positions; the first half of the dimensions is paired with the second."""
     first, second = x_BHTD.chunk(2, dim=-1)
-    cos, sin = rotation_2TF.to(x_BHTD.dtype)
+    cos, sin = rope_2TF.to(x_BHTD.dtype)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
@@ -248,7 +248,7 @@ class CrossAttention(nn.Module):
         self.key_value = ContextProjection(width, 2 * width, bias=options.bias)
         self.out = nn.Linear(width, width, bias=options.bias)
 
-    def read(self, context_BLC: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_context(self, context_BLC: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [B, H, L, D]."""
         parts = self.key_value(context_BLC).chunk(2, dim=-1)
         k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
@@ -296,12 +296,12 @@ class Block(nn.Module):
 
     def forward(
         self,
-        streams: list[Tensor],
+        x_by_type: list[Tensor],
         layout: SequenceLayout,
-        cache: KeyValueCache | None = None,
+        cache: KVCache | None = None,
         layer: int = 0,
         *,
-        rotation_2TF: Tensor | None = None,
+        rope_2TF: Tensor | None = None,
         key_mask: Tensor | None = None,
         context: Context | None = None,
     ) -> list[Tensor]:
@@ -311,15 +311,17 @@ class Block(nn.Module):
         reads. Other arguments as for `Transformer.forward`.
         """
         modules = zip(self.attention_norm, self.qkv, strict=True)
-        qkv = _join([linear(norm(x)) for x, (norm, linear) in zip(streams, modules, strict=False)])
+        qkv = _join(
+            [linear(norm(x)) for x, (norm, linear) in zip(x_by_type, modules, strict=False)]
+        )
         heads = (self.num_heads, -1)
         q, k, v = (
             part.unflatten(-1, heads).transpose(1, 2) for part in qkv.chunk(3, dim=-1)
         )  # [B, H, T, D]
         if self.qk_norm is not None:
             q, k = (norm(x) for norm, x in zip(self.qk_norm, (q, k), strict=True))
-        if rotation_2TF is not None:
-            q, k = rotate(q, rotation_2TF), rotate(k, rotation_2TF)
+        if rope_2TF is not None:
+            q, k = apply_rotary_emb(q, rope_2TF), apply_rotary_emb(k, rope_2TF)
         if cache is not None:
             if q.shape[2] > 1 and cache.length > 0:
                 raise ValueError(
@@ -328,20 +330,22 @@ class Block(nn.Module):
             k, v = cache.update(layer, k, v)
         x_BHTD = attend(q, k, v, layout, key_mask)
         x_BTC = self._drop(self.attention_out(x_BHTD.transpose(1, 2).flatten(2)))
-        parts = x_BTC.split([x.shape[1] for x in streams], dim=1) if len(streams) > 1 else (x_BTC,)
-        streams = [x + part for x, part in zip(streams, parts, strict=True)]
+        parts = (
+            x_BTC.split([x.shape[1] for x in x_by_type], dim=1) if len(x_by_type) > 1 else (x_BTC,)
+        )
+        x_by_type = [x + part for x, part in zip(x_by_type, parts, strict=True)]
         if self.cross is not None:
-            if context is None or len(streams) > 1:
+            if context is None or len(x_by_type) > 1:
                 raise ValueError(
                     "a block with cross-attention needs a context, and tokens of one type."
                 )
             ((k, v),) = context.keys_values
-            read = self.cross(streams[0], k, v, context.mask)
-            streams = [streams[0] + self._drop(read)]
+            read = self.cross(x_by_type[0], k, v, context.mask)
+            x_by_type = [x_by_type[0] + self._drop(read)]
         modules = zip(self.mlp_norm, self.mlp_in, self.mlp_out, strict=True)
         return [
             x + self._drop(mlp_out(self._activate(mlp_in(norm(x)))))
-            for x, (norm, mlp_in, mlp_out) in zip(streams, modules, strict=False)
+            for x, (norm, mlp_in, mlp_out) in zip(x_by_type, modules, strict=False)
         ]
 
     def _activate(self, x: Tensor) -> Tensor:
@@ -364,7 +368,7 @@ class Transformer(nn.Module):
         options: what its blocks are made of.
 
     Attributes:
-        recomputes: blocks keep only their inputs for the way back and compute everything else again (arXiv 1604.06174).
+        gradient_checkpointing: blocks keep only their inputs for the way back and compute everything else again (arXiv 1604.06174).
     """
 
     def __init__(
@@ -381,7 +385,7 @@ class Transformer(nn.Module):
         options = options or BlockOptions()
         self.num_heads = num_heads
         self.width = width
-        self.recomputes = False
+        self.gradient_checkpointing = False
         blocks = [
             Block(width, num_heads, mlp_ratio, num_types, dropout, options)
             for _ in range(num_layers)
@@ -413,52 +417,52 @@ class Transformer(nn.Module):
         self,
         x_BTC: Tensor,
         layout: SequenceLayout,
-        cache: KeyValueCache | None = None,
+        cache: KVCache | None = None,
         *,
-        rotation_2TF: Tensor | None = None,
+        rope_2TF: Tensor | None = None,
         key_mask: Tensor | None = None,
         context: Context | None = None,
     ) -> Tensor:
         """[B, T, C] -> [B, T, C] under `layout`; with a cache, of new positions only, whose keys and values it keeps.
 
         Args:
-            rotation_2TF: `rotation` of these positions, where they are rotary.
+            rope_2TF: `rope_freqs` of these positions, where they are rotary.
             key_mask: bool [B, T], False for tokens that nobody attends to.
-            context: what cross-attention reads, from `read`.
+            context: what cross-attention reads, from `encode_context`.
         """
         lengths = [x_BTC.shape[1]] if cache is not None else layout.lengths(len(self.norm))
-        streams = list(x_BTC.split(lengths, dim=1))
-        others: dict[str, Any] = {"rotation_2TF": rotation_2TF, "key_mask": key_mask}
+        x_by_type = list(x_BTC.split(lengths, dim=1))
+        others: dict[str, Any] = {"rope_2TF": rope_2TF, "key_mask": key_mask}
         if cache is not None and key_mask is None:
             others["key_mask"] = cache.visible(x_BTC.shape[1])
-        recomputes = self.recomputes and torch.is_grad_enabled() and cache is None
+        gradient_checkpointing = (
+            self.gradient_checkpointing and torch.is_grad_enabled() and cache is None
+        )
         for layer, block in enumerate(self.blocks):
             if (
                 context is not None
             ):  # by itself: the graph of a compiled block would be one for every index
                 others["context"] = Context([context.keys_values[layer]], context.mask)
-            if recomputes:
-                streams = checkpoint(
-                    block, streams, layout, None, layer, use_reentrant=False, **others
+            if gradient_checkpointing:
+                x_by_type = checkpoint(
+                    block, x_by_type, layout, None, layer, use_reentrant=False, **others
                 )
             else:
-                streams = block(streams, layout, cache, layer, **others)
+                x_by_type = block(x_by_type, layout, cache, layer, **others)
         if cache is not None:
             cache.advance(x_BTC.shape[1])
-        return _join([norm(x) for x, norm in zip(streams, self.norm, strict=False)])
+        return _join([norm(x) for x, norm in zip(x_by_type, self.norm, strict=False)])
 
-    def read(self, context_BLC: Tensor, mask_BL: Tensor | None = None) -> Context:
+    def encode_context(self, context_BLC: Tensor, mask_BL: Tensor | None = None) -> Context:
         """Keys and values of a sequence [B, L, C] for the cross-attention of every layer, `mask_BL` True where it holds something."""
         readers = [cast(CrossAttention, cast(Block, block).cross) for block in self.blocks]
-        return Context([reader.read(context_BLC) for reader in readers], mask_BL)
+        return Context([reader.encode_context(context_BLC) for reader in readers], mask_BL)
 
-    def new_cache(
-        self, batch_size: int, capacity: int, static: bool | None = None
-    ) -> KeyValueCache:
+    def new_cache(self, batch_size: int, capacity: int, static: bool | None = None) -> KVCache:
         """An empty cache for `capacity` positions of `batch_size` sequences, on the model's device and in its precision.
 
         Args:
-            static: as for `KeyValueCache`; None: on a GPU.
+            static: as for `KVCache`; None: on a GPU.
         """
         weight = cast(Block, self.blocks[0]).attention_out.weight
         shape = (
@@ -469,11 +473,9 @@ class Transformer(nn.Module):
             self.width // self.num_heads,
         )
         static = weight.is_cuda if static is None else static
-        return KeyValueCache(
-            *shape, static=static, device=weight.device, dtype=product_dtype(weight)
-        )
+        return KVCache(*shape, static=static, device=weight.device, dtype=product_dtype(weight))
 
 
-def _join(streams: list[Tensor]) -> Tensor:
+def _join(x_by_type: list[Tensor]) -> Tensor:
     """Streams [B, T_t, C] -> [B, T, C]."""
-    return streams[0] if len(streams) == 1 else torch.cat(streams, dim=1)
+    return x_by_type[0] if len(x_by_type) == 1 else torch.cat(x_by_type, dim=1)

@@ -111,13 +111,13 @@ class RasterBlocks(SpectralGeometry):
         """The inverse; the first k stripes give the upper k / S of the image."""
         return torch.cat(maps, dim=2)
 
-    def tokens(self, coefficients: list[Tensor]) -> list[Tensor]:
+    def patchify(self, coefficients: list[Tensor]) -> list[Tensor]:
         """Stripes [B, 3, H / S, H] -> token values [B, N, V] each, row-major."""
         patch = self.patch_size(1)
         return [F.unfold(x, patch, stride=patch).transpose(1, 2) for x in coefficients]
 
-    def coefficients(self, values: list[Tensor]) -> list[Tensor]:
-        """Inverse of `tokens`."""
+    def unpatchify(self, values: list[Tensor]) -> list[Tensor]:
+        """Inverse of `patchify`."""
         patch, shape = self.patch_size(1), (self.size // self.num_scales, self.size)
         return [F.fold(x.transpose(1, 2), shape, patch, stride=patch) for x in values]
 

@@ -120,7 +120,7 @@ class Engine:
         """A module and its optimizer, ready to train: moved, wrapped, sharded, compiled as the configuration says."""
         for part in module.modules():
             if isinstance(part, Transformer):
-                part.recomputes = self.config.activation_checkpointing
+                part.gradient_checkpointing = self.config.activation_checkpointing
             if isinstance(part, Block) and self.config.compile and torch.cuda.is_available():
                 part.compile()
         if self._plugin is not None:

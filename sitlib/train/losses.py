@@ -44,8 +44,8 @@ class TokenizerLoss(nn.Module):
         total = cast(
             Tensor, sum(getattr(self.config, name) * value for name, value in parts.items())
         )
-        if output.smaller is not None:
-            parts["smaller"] = self._of_smaller(*output.smaller, images.shape[-1])
+        if output.preview is not None:
+            parts["smaller"] = self._of_smaller(*output.preview, images.shape[-1])
             total = total + self.config.smaller * parts["smaller"]
         return LossTerms(total, {name: value.detach() for name, value in parts.items()})
 
