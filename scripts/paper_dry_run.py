@@ -27,8 +27,8 @@ import yaml
 from PIL import Image
 
 from sitlib.data import ImageSource, open_captioned, open_images
-from sitlib.paths import ROOT
 from workbook.ablations import RESULTS
+from workbook.paths import ROOT
 
 FOLDER = ROOT / "scratch/paper-dry-run"
 # GB for the whole depth on a CPU: 41 were measured (weights, gradients, moments, average); models and two states, estimated.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sitlib.paths import ROOT
+from workbook.paths import ROOT
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from sitlib.config import AblationRow, Ablations, ConfigError, from_dict, load_ablations
-from sitlib.paths import ROOT
 from workbook import ablations as module
 from workbook import grid
 from workbook.ablations import gradient_statistics, run_row
 from workbook.claims import CLAIMS, METRICS, finding_rows, findings, mechanism_effects
+from workbook.paths import ROOT
 
 SMALL = {
     "tokenizer.optimizer.steps": 3,

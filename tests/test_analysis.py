@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy import stats
 
+from sitlib.files import write_json
 from sitlib.model.patchify import SpectralGeometry
-from sitlib.results import write_metrics
 from workbook.analysis import (
     fit_distributions,
     fit_power_law,
@@ -209,7 +209,7 @@ def test_metrics_are_json_with_a_number_per_scale(tmp_path):
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     law = fit_power_law(*radial_power_spectrum(images))
     path = tmp_path / "metrics" / "wavelets.json"
-    write_metrics(path, {"noise": summary(scale_statistics(images), law)})
+    write_json(path, {"noise": summary(scale_statistics(images), law)})
     found = json.loads(path.read_text())["noise"]
     assert set(found["scales"]) == {"approximation", "details_3", "details_2", "details_1"}
     assert sum(scale["energy"] for scale in found["scales"].values()) == pytest.approx(1, abs=1e-5)

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sitlib.paths import ROOT
 from workbook.estimates import flops
+from workbook.paths import ROOT
 
 
 def loaded(name):

@@ -12,20 +12,20 @@ import torch.nn.functional as F
 from PIL import Image
 from test_applications import model_of, photographs, tokenizer_of
 
-from sitlib.checkpoint import read_about
 from sitlib.cli import build_parser, main, models
 from sitlib.cli.codes import codes_digest, decode_codes, encode_image
 from sitlib.cli.files import find_sources, plan, write_file
 from sitlib.cli.options import UsageError
 from sitlib.config import load_profile
 from sitlib.data import decode_image, open_images
+from sitlib.files import read_metadata
 from sitlib.metrics.codebook import bits_per_pixel
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tiling import pad, unpad
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.paths import ROOT
 from sitlib.sample.applications import edit, upsample
 from sitlib.sample.generate import generate
+from workbook.paths import ROOT
 
 GENERATORS = {
     "ar_sit5_sc": ("class", "sit5_sc"),
@@ -114,7 +114,7 @@ def test_decoded_codes_are_the_reconstruction_to_the_bit(photos, tokenizer):
 
 def test_a_codes_file_says_what_it_is(photos):
     main(["encode", "photos/a.png", "-o", "a.safetensors"])
-    about = read_about(Path("a.safetensors").absolute())
+    about = read_metadata(Path("a.safetensors").absolute())
     digest = codes_digest(tokenizer_of("sit5_sc"))
     assert about["tokenizer"] == {
         "name": "tokenizer/sit5_sc-seed0",

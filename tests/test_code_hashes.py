@@ -8,9 +8,9 @@ import sys
 import nbformat
 import pytest
 
-from sitlib.paths import ROOT
 from workbook import essence as essences
 from workbook.essence import essence
+from workbook.paths import ROOT
 from workbook.reporting import code_hashes
 
 SOURCE = '''"""About the module."""

@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from sitlib import checkpoint
+from sitlib import files
 from sitlib.config import load_profile
 from sitlib.data import held_out_views, open_captioned, open_images, training_views
 from sitlib.data import token_shards as code_shards
 from sitlib.data.token_shards import jobs, make_shards, read_manifest, read_maps
-from sitlib.disk import DiskError
+from sitlib.files import DiskError
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.train.checkpoint import StateError
 from workbook import codes, generators
@@ -193,7 +193,7 @@ class TestShards:
         assert sorted(path.name for path in tmp_path.glob(".codes*")) == [".codes.finished"]
 
     def test_a_full_disk_leaves_the_finished_shards_and_nothing_else(self, tmp_path, monkeypatch):
-        made, real = [], checkpoint.save_file
+        made, real = [], files.save_file
 
         def full(tensors, path, metadata):
             Path(path).write_bytes(b"as much as there was room for")
@@ -202,18 +202,18 @@ class TestShards:
         def save(tensors, path, metadata):
             (full if len(made) == 2 else real)(tensors, path, metadata)
 
-        monkeypatch.setattr(checkpoint, "save_file", save)
+        monkeypatch.setattr(files, "save_file", save)
         for _ in range(3):
             with pytest.raises(
                 DiskError, match=r"train-00001\.safetensors could not be written .*No space left"
             ):
                 write(tmp_path / "codes", made=made)
             made[:] = made[:1]
-        files = [path.name for path in tmp_path.rglob("*") if path.is_file()]
-        assert [name for name in files if not name.endswith((".lock", code_shards.ALIVE))] == [
+        left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+        assert [name for name in left if not name.endswith((".lock", code_shards.ALIVE))] == [
             made[0]
         ]
-        monkeypatch.setattr(checkpoint, "save_file", real)
+        monkeypatch.setattr(files, "save_file", real)
         write(tmp_path / "codes", made=made)
         write(tmp_path / "undisturbed")
         assert len(made) == 3 and content(tmp_path / "codes") == content(tmp_path / "undisturbed")
@@ -344,7 +344,7 @@ class TestExtraction:
     def test_they_are_found_again_by_their_run(self, smoke, tmp_path, monkeypatch):
         monkeypatch.setattr(codes, "resolve", lambda path: tmp_path / path)
         own = codes.load_codes(smoke, "ar_vit_vqgan")  # extracted now
-        folder = next((tmp_path / "scratch/codes").glob("*/*"))
+        folder = next((tmp_path / "scratch/codes").glob("*/[!.]*"))
         assert len(own.train) and read_manifest(folder)["run"] == folder.name
         monkeypatch.setattr(codes, "extract_codes", None)
         again = codes.load_codes(smoke, "ar_vit_vqgan")

@@ -20,7 +20,7 @@ from sitlib.config import (
     strict,
     to_dict,
 )
-from sitlib.paths import resolve
+from workbook.paths import resolve
 
 PROFILES = sorted(path.stem for path in resolve("profiles").glob("*.yaml"))
 

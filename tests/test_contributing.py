@@ -11,7 +11,7 @@ from sitlib.config import Ablations, Profile, from_dict
 from sitlib.data import open_images, training_views
 from sitlib.metrics import evaluate_reconstructions, reconstruction
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.paths import ROOT
+from workbook.paths import ROOT
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 SNIPPETS = [

@@ -25,7 +25,7 @@ from sitlib.data.manifest import read_json, work_folder
 from sitlib.data.originals import Columns
 from sitlib.data.shards import Settings
 from sitlib.data.verify import verify
-from sitlib.paths import ROOT
+from workbook.paths import ROOT
 
 
 def picture(number: int, format="PNG", side=24) -> bytes:

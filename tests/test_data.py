@@ -27,7 +27,7 @@ from sitlib.data import (
     sources,
     training_views,
 )
-from sitlib.paths import ROOT
+from workbook.paths import ROOT
 
 
 def gradient(width=40, height=24) -> np.ndarray:

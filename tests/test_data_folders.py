@@ -8,7 +8,7 @@ from dvc.repo import Repo
 
 from sitlib.config import ConfigError, folders, from_dict, load_profile
 from sitlib.config.tokenizer import DataConfig
-from sitlib.paths import ROOT
+from workbook.paths import ROOT
 
 PARAMETERS = yaml.safe_load((ROOT / "params.yaml").read_text())
 OWN = {

@@ -8,7 +8,7 @@ import pytest
 import webdataset
 
 from sitlib.data import open_images, training_views
-from sitlib.paths import ROOT
+from workbook.paths import ROOT
 
 SETS = ("landscapes", "emoji", "extra")
 

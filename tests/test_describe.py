@@ -12,9 +12,9 @@ from torch import nn
 from sitlib.cli import main as sit
 from sitlib.config import load_profile
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.paths import ROOT
 from workbook.describe import describe, descriptions, main
 from workbook.estimates import LiveBytes, cost, flops, tokenizer_subject
+from workbook.paths import ROOT
 
 SMOKE, PAPER = load_profile("smoke"), load_profile("paper")
 

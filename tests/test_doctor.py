@@ -10,7 +10,7 @@ import yaml
 
 from sitlib.cli import doctor, main
 from sitlib.cli.doctor import Finding, line
-from sitlib.paths import ROOT
+from workbook.paths import ROOT
 
 
 def absent(name):

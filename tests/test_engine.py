@@ -31,7 +31,6 @@ from sitlib.model.precision import best_device, mixed
 from sitlib.model.text import TextTokenizer
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import Block, BlockOptions, SequenceLayout, Transformer
-from sitlib.paths import ROOT, resolve
 from sitlib.sample import generate as sampling
 from sitlib.sample.generate import generate
 from sitlib.train import checkpoint as states
@@ -43,6 +42,7 @@ from sitlib.train.loop import Phase, learning_rate_factor, make_optimizer, seed_
 from workbook import generators
 from workbook.codes import Codes
 from workbook.launch import LaunchError, launch_command, stream
+from workbook.paths import ROOT, resolve
 from workbook.runs import AutoregressiveRun, Trained
 from workbook.tokenizers import PICTURES, trained_tokenizer
 
@@ -474,7 +474,7 @@ def test_a_full_disk_ends_with_a_sentence_and_the_last_good_state(tmp_path, monk
     elif writer == "torch":
         monkeypatch.setattr(torch, "save", fails(torch.save))
     else:
-        monkeypatch.setattr(states, "make_durable", fails(states.make_durable))
+        monkeypatch.setattr(states, "fsync", fails(states.fsync))
     with pytest.raises(StateError) as caught:
         train([Phase(network(), watched)], batch_at, OPTIMISER, checkpoints=tmp_path)
     said = str(caught.value)

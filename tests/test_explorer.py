@@ -20,7 +20,7 @@ from PIL import Image
 from test_applications import CLASSES, PLAIN, model_of, photographs, tokenizer_of
 
 from sitlib.data import ImageError
-from sitlib.paths import ROOT
+from workbook.paths import ROOT
 from workbook.reporting.explorer import (
     WAVELETS,
     Pictures,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sitlib.paths import ROOT
+from workbook.paths import ROOT
 
 
 def results(folder: Path) -> dict[str, object]:

@@ -7,10 +7,10 @@ import torch
 
 from sitlib.config import Rung, load_ablations, load_profile
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.paths import ROOT
 from workbook import ladder, runs
 from workbook.codes import Codes
 from workbook.efficiency import configuration, exponents, measured
+from workbook.paths import ROOT
 
 PROFILE = load_profile("smoke")
 RUNG = Rung("diffusion", "sit4", 1, 16, 2, 1e-3, 3, 4, sampling_steps=2)

@@ -11,7 +11,7 @@ import yaml
 from dvc.utils.hydra import apply_overrides
 
 from sitlib.config import load_profile
-from sitlib.paths import ROOT
+from workbook.paths import ROOT
 
 PAPER = load_profile("paper")
 PROFILE = (ROOT / "profiles/paper.yaml").read_text()

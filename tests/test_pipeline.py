@@ -16,7 +16,7 @@ import yaml
 
 from sitlib.config import load_profile
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.paths import ROOT
+from workbook.paths import ROOT
 from workbook.reporting.canonical import main as canonical
 from workbook.reporting.code_hashes import ABOUT, code_hashes, entry_points
 from workbook.reporting.machine import machine

@@ -11,14 +11,13 @@ import torch
 import yaml
 from PIL import Image
 
-from sitlib import checkpoint
 from sitlib.config import ConfigError, changed, from_dict, load_profile
 from sitlib.data import DataError, open_images
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.text import TextTokenizer
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.paths import ROOT
 from workbook import runs, trials
+from workbook.paths import ROOT
 from workbook.reporting.comparison import change, paper_table, relative_table, with_interval
 from workbook.reporting.trial_plots import trial_rows, trials_plane
 from workbook.trials import Trial, TrialList, read_trials, run_trial
@@ -205,7 +204,7 @@ def examples(tmp_path, monkeypatch):
     found = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     for example in found:
         saved(example, tmp_path)
-    monkeypatch.setattr(checkpoint, "resolve", lambda name: tmp_path / name)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 150, 3), dtype=np.uint8)).save(
         "photo.jpg"

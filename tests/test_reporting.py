@@ -23,8 +23,8 @@ from PIL import Image
 from skimage.color import rgb2lab
 
 from sitlib.config import load_profile
-from sitlib.paths import ROOT
 from sitlib.train.engine import precision
+from workbook.paths import ROOT
 from workbook.reporting import (
     canonical,
     executed,
@@ -925,7 +925,7 @@ def test_durations_are_readable(seconds, text):
 
 
 def test_api_pages_do_not_tell_where_the_project_lies(tmp_path):
-    from sitlib.paths import ROOT
+    from workbook.paths import ROOT
     from workbook.reporting.api import write
 
     write(tmp_path / "api")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from test_applications import photographs, tokenizer_of
 
-from sitlib.paths import ROOT
+from workbook.paths import ROOT
 from workbook.reporting.examples import examples
 
 REPORTS = ROOT / "reports"

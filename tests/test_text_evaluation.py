@@ -10,9 +10,9 @@ import torch
 import yaml
 
 from sitlib.config import ConfigError, TextTrial, from_dict, load_ablations, load_profile
-from sitlib.paths import ROOT
 from workbook import text_evaluation, text_trials
 from workbook.codes import captioned
+from workbook.paths import ROOT
 from workbook.reporting.ablation_plots import recognition
 from workbook.reporting.comparison import recognised, recognised_more
 from workbook.reporting.generation_plots import retrieval_bars

@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 
 from sitlib.config import load_profile
 from sitlib.data import held_out_views, open_images
+from sitlib.files import read_json, write_json
 from sitlib.metrics import (
     InceptionError,
     classifier_score,
@@ -24,7 +25,6 @@ from sitlib.metrics import (
 )
 from sitlib.metrics.efficientnet import load_lite0
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.results import read_metrics, write_metrics
 from workbook import tokenizer_evaluation
 from workbook.tokenizer_evaluation import (
     error_by_scale,
@@ -284,8 +284,8 @@ class TestScores:
             } == sizes
 
     def test_survive_their_file(self, causal_scores, tmp_path):
-        write_metrics(tmp_path / "scores.json", causal_scores)
-        scores = read_metrics(tmp_path / "scores.json")
+        write_json(tmp_path / "scores.json", causal_scores)
+        scores = read_json(tmp_path / "scores.json")
         assert scores["psnr"] == pytest.approx(causal_scores["psnr"], rel=1e-5)
         assert scores["sets"].keys() == causal_scores["sets"].keys()
         json.dumps(scores, allow_nan=False)

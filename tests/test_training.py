@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sitlib.config import digest, load_profile
-from sitlib.results import read_curve
+from sitlib.files import read_csv
 from sitlib.train import loop as training
 from sitlib.train.loop import Phase, learning_rate_factor, make_optimizer, seed_everything, train
 from workbook import runs, tokenizers
@@ -295,7 +295,7 @@ def test_the_pipelines_result_is_taken_only_if_it_is_of_the_same_run(elsewhere):
     assert trained_tokenizer(profile, "sit4", 0).path == made.path
     changed = replace(profile, data=replace(profile.data, min_crop=0.5))
     assert trained_tokenizer(changed, "sit4", 0).path.is_relative_to(elsewhere / "scratch")
-    assert read_curve(elsewhere / "metrics/curves/tokenizer/sit4-seed0.csv") == made.curve
+    assert read_csv(elsewhere / "metrics/curves/tokenizer/sit4-seed0.csv") == made.curve
 
 
 def test_same_seed_same_result_and_a_killed_tokenizer_resumes_to_the_bit(elsewhere, monkeypatch):

@@ -20,11 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sitlib.config import Ablations, Profile, digest, load_ablations
+from sitlib.files import write_json
 from sitlib.metrics import codebook_statistics, evaluate_reconstructions
 from sitlib.metrics.weights import ensure_weights
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.paths import resolve
-from sitlib.results import write_metrics
 from workbook.codes import load_codes
 from workbook.effects import finished_seeds, mean
 from workbook.estimates import flops
@@ -35,6 +34,7 @@ from workbook.generation_evaluation import (
     held_out_nats,
 )
 from workbook.generators import trained_generator
+from workbook.paths import resolve
 from workbook.runs import AutoregressiveRun, TokenizerRun, command
 from workbook.tokenizers import held_out_set, trained_tokenizer
 
@@ -200,8 +200,9 @@ def main() -> None:
     ablations = load_ablations()
     if arguments.seeds:
         ablations = replace(ablations, seeds=arguments.seeds)
-    write_metrics(
-        arguments.output, run_row(ablations, arguments.row, not arguments.reconstruction_only)
+    write_json(
+        resolve(arguments.output),
+        run_row(ablations, arguments.row, not arguments.reconstruction_only),
     )
     forget(ablations, arguments.row)
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from sitlib.config import Profile, digest, load_profile
+from sitlib.files import read_json, write_json
 from sitlib.metrics.weights import ensure_weights
-from sitlib.paths import resolve
-from sitlib.results import read_metrics, write_metrics
 from workbook.application_tasks import class_task, foreign, text_task
 from workbook.editing import editing
+from workbook.paths import resolve
 from workbook.previews import previews
 from workbook.rate_distortion import rate_distortion
 from workbook.runs import AutoregressiveRun, DualEncoderRun, TokenizerRun, command
@@ -53,8 +53,8 @@ def measure(profile: Profile) -> dict[str, Any]:
 
 def application_scores(profile: Profile) -> dict[str, Any]:
     """The pipeline's measurements of these very models, or else measurements that are made now."""
-    path = "metrics/applications.json"
-    if resolve(path).exists() and (scores := read_metrics(path)).get("run") == _run(profile):
+    path = resolve("metrics/applications.json")
+    if path.exists() and (scores := read_json(path)).get("run") == _run(profile):
         return scores
     ensure_weights()
     return measure(profile)
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--profile", required=True)
     arguments = parser.parse_args()
     profile = load_profile(arguments.profile)
-    write_metrics("metrics/applications.json", {"run": _run(profile), **measure(profile)})
+    write_json(resolve("metrics/applications.json"), {"run": _run(profile), **measure(profile)})
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from sitlib.data.captions import Phrasing
 from sitlib.data.manifest import sha256_of
 from sitlib.data.token_shards import CodeMaps, Job, jobs, make_shards, read_manifest, read_maps
 from sitlib.model.precision import best_device
-from sitlib.paths import resolve
+from workbook.paths import resolve
 from workbook.runs import CodesRun, command, resume_key
 from workbook.tokenizers import trained_tokenizer
 

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sitlib.checkpoint import load_model, save_model
 from sitlib.config import DiffusionConfig
+from sitlib.files import load_model, save_model
 from sitlib.model.transformer import SequenceLayout, Transformer
 
 TIME_FREQUENCIES = 64
@@ -132,12 +132,12 @@ class DiffusionModel(nn.Module):
 
     def save(self, path: str | Path, **about: str) -> None:
         """Writes weights and configuration to one safetensors file."""
-        save_model(path, self, self.config, about)
+        save_model(path, self, **about)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "DiffusionModel":
         """The model in a file that `save` wrote, in evaluation mode."""
-        return load_model(path, cls, FlowConfig)
+        return load_model(path, cls)
 
 
 def _to_unit_variance(vectors: Tensor) -> Tensor:

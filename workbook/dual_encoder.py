@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sitlib.config import Profile, load_profile
 from sitlib.data import CaptionedImages, ImageSource, degraded, training_views
+from sitlib.files import Row
 from sitlib.metrics import lite0_features
 from sitlib.metrics.efficientnet import Lite0, load_lite0
 from sitlib.metrics.weights import ensure_weights
@@ -22,7 +23,6 @@ from sitlib.model.dual_encoder import DualEncoder, StoredDualEncoderConfig, cont
 from sitlib.model.precision import best_device
 from sitlib.model.text import TextTokenizer
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.results import Row
 from sitlib.train.engine import Part
 from sitlib.train.loop import Logged, Phase, seed_everything, train
 from workbook.codes import captioned

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from sitlib.paths import resolve
+from workbook.paths import resolve
 
 Metric = Literal["psnr", "lpips_alex"]
 LEVEL = 0.95

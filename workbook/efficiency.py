@@ -21,11 +21,12 @@ import numpy as np
 import torch
 
 from sitlib.config import Profile, TokenizerConfig, load_profile
+from sitlib.files import write_json
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.results import write_metrics
 from sitlib.sample.generate import generate
 from workbook.estimates import flops
+from workbook.paths import resolve
 from workbook.runs import command
 from workbook.throughput import peak_mb
 
@@ -176,8 +177,9 @@ def main() -> None:
         "cores": os.cpu_count(),
         "machine": platform.machine(),
     }
-    write_metrics(
-        arguments.output, {"rows": rows, "exponents": exponents(rows), "hardware": hardware}
+    write_json(
+        resolve(arguments.output),
+        {"rows": rows, "exponents": exponents(rows), "hardware": hardware},
     )
 
 

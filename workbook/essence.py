@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from sitlib.paths import ROOT
+from workbook.paths import ROOT
 
 # Modules that are not followed, by how their path begins. First: nothing but a description and a version.
 ABOUT = ("sitlib/__init__.py",)

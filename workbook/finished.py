@@ -11,8 +11,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from sitlib.disk import whole_file
-from sitlib.paths import resolve
+from sitlib.files import atomic_write
+from workbook.paths import resolve
 
 FOLDER = ".ckpt/finished"
 
@@ -48,7 +48,7 @@ class Finished:
 
 def _link(file: Path, other: Path) -> None:
     """A second name of a file, or a copy where the file system has no such thing; replaces what is there."""
-    with whole_file(other) as partial:
+    with atomic_write(other) as partial:
         partial.unlink(
             missing_ok=True
         )  # of a process that was killed: a name of the very file that a copy would overwrite

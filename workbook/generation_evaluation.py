@@ -13,20 +13,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sitlib.checkpoint import read_about, write_tensors
 from sitlib.config import Profile, SamplingConfig, digest, load_profile
 from sitlib.data import held_out_positions, training_views
+from sitlib.files import read_json, read_metadata, write_json, write_tensors
 from sitlib.metrics import InceptionMetrics, generation_metrics, lite0_features
 from sitlib.metrics.efficientnet import Lite0, load_lite0
 from sitlib.metrics.weights import ensure_weights
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.paths import resolve
-from sitlib.results import read_metrics, write_metrics
 from sitlib.sample.generate import generate
 from workbook.codes import Codes, held_out_wide, images_of, load_codes
 from workbook.generators import trained_generator
+from workbook.paths import resolve
 from workbook.runs import AutoregressiveRun, CodesRun, TokenizerRun, command
 from workbook.tokenizer_evaluation import PART, original_features, reconstructed
 from workbook.tokenizers import trained_tokenizer
@@ -228,8 +227,8 @@ def distances_to_held_out(images: Tensor, profile: Profile, variant: str) -> dic
 
 def generator_scores(profile: Profile, variant: str, seed: int) -> dict[str, Any]:
     """The pipeline's scores of this very run, or else scores that are measured now."""
-    path = f"metrics/generation/{variant}-seed{seed}.json"
-    if resolve(path).exists() and (scores := read_metrics(path)).get("run") == _samples_run(
+    path = resolve(f"metrics/generation/{variant}-seed{seed}.json")
+    if path.exists() and (scores := read_json(path)).get("run") == _samples_run(
         profile, variant, seed
     ):
         return scores
@@ -268,7 +267,7 @@ def load_samples(profile: Profile, variant: str, seed: int, each: int) -> dict[s
 
 def _pipeline_samples(profile: Profile, variant: str, seed: int) -> tuple[Tensor, Tensor] | None:
     path = _samples_path(variant, seed)
-    if read_about(path).get("run") != _samples_run(profile, variant, seed):
+    if read_metadata(path).get("run") != _samples_run(profile, variant, seed):
         return None
     tensors = load_file(path)
     return tensors["codes"], tensors["labels"]
@@ -304,8 +303,8 @@ def load_second_scores(profile: Profile, variant: str, decoder: str, seed: int) 
     Raises:
         ValueError: it has not, or of another profile.
     """
-    path = f"metrics/generation/{variant}_second-seed{seed}.json"
-    if resolve(path).exists() and (scores := read_metrics(path)).get("run") == _second_run(
+    path = resolve(f"metrics/generation/{variant}_second-seed{seed}.json")
+    if path.exists() and (scores := read_json(path)).get("run") == _second_run(
         profile, variant, decoder, seed
     ):
         return scores
@@ -373,7 +372,9 @@ def main() -> None:
             profile, variant, arguments.decoder, seed, sampled[0], features["held_out"]
         )
         run = {"run": _second_run(profile, variant, arguments.decoder, seed)}
-        write_metrics(f"metrics/generation/{variant}_second-seed{seed}.json", {**run, **scores})
+        write_json(
+            resolve(f"metrics/generation/{variant}_second-seed{seed}.json"), {**run, **scores}
+        )
         return
     model = _model(profile, variant, seed)
     sampled, labels = draw_samples(
@@ -389,7 +390,7 @@ def main() -> None:
         profile,
         variant,
     )
-    write_metrics(f"metrics/generation/{variant}-seed{seed}.json", {**run, **scores})
+    write_json(resolve(f"metrics/generation/{variant}-seed{seed}.json"), {**run, **scores})
 
 
 if __name__ == "__main__":

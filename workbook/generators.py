@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from sitlib.config import EngineConfig, Profile
 from sitlib.data import CaptionedImages
 from sitlib.data.order import WINDOW
+from sitlib.files import Row
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig, code_nats
 from sitlib.model.text import TextTokenizer
-from sitlib.results import Row
 from sitlib.sample.generate import generate
 from sitlib.train.engine import Part
 from sitlib.train.loop import Logged, Phase, seed_everything, train

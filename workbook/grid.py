@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from sitlib.paths import ROOT, resolve
-from sitlib.results import read_metrics
+from sitlib.files import read_json
+from workbook.paths import ROOT, resolve
 from workbook.runs import command
 
 LOGS = "scratch/logs"
@@ -179,7 +179,7 @@ def _longest_ways(
 
 def past_seconds() -> dict[str, float]:
     """Stage -> seconds that it took when it last ran, of the stages that were timed (`workbook.reporting.timed` and `runner`)."""
-    timed = [read_metrics(path) for path in resolve("metrics/seconds").glob("*.json")]
+    timed = [read_json(path) for path in resolve("metrics/seconds").glob("*.json")]
     return {entry["stage"]: entry["seconds"] for entry in timed}
 
 

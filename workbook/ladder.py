@@ -26,9 +26,9 @@ from sitlib.config import (
     load_profile,
 )
 from sitlib.config.strict import known
+from sitlib.files import Row, write_json
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.results import Row, write_metrics
 from sitlib.train.engine import Part
 from sitlib.train.loop import Logged, Phase, seed_everything, train
 from workbook.codes import Codes, load_codes
@@ -42,6 +42,7 @@ from workbook.generation_evaluation import (
     sampled_labels,
 )
 from workbook.generators import trained_generator
+from workbook.paths import resolve
 from workbook.runs import AutoregressiveRun, CodesRun, Trained, command, trained
 from workbook.tokenizers import trained_tokenizer
 
@@ -218,8 +219,9 @@ def main() -> None:
     ablations = load_ablations()
     known(arguments.rung, ablations.ladder, "rung")
     profile = load_profile(ablations.profile)
-    write_metrics(
-        arguments.output, run_rung(profile, ablations.ladder[arguments.rung], arguments.rung)
+    write_json(
+        resolve(arguments.output),
+        run_rung(profile, ablations.ladder[arguments.rung], arguments.rung),
     )
 
 

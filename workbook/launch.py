@@ -21,9 +21,9 @@ import torch.distributed as dist
 import yaml
 
 from sitlib.config import EngineConfig, Profile, digest, load_profile, to_dict
-from sitlib.paths import ROOT, resolve
 from sitlib.train.distributed import num_processes
 from sitlib.train.engine import join_processes
+from workbook.paths import ROOT, resolve
 from workbook.runs import sentence_of
 
 PORT = 29_400  # where the processes of several machines meet

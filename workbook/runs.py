@@ -19,7 +19,6 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 import yaml
 from braceexpand import braceexpand
 
-from sitlib.checkpoint import read_about
 from sitlib.config import (
     AutoregressiveConfig,
     CaptionsConfig,
@@ -35,14 +34,13 @@ from sitlib.config import (
 )
 from sitlib.data.manifest import SUFFIX as MANIFEST_SUFFIX
 from sitlib.data.manifest import sha256_of
-from sitlib.disk import DiskError
-from sitlib.paths import resolve
-from sitlib.results import Row, read_curve, write_curve
+from sitlib.files import DiskError, Row, read_csv, read_metadata, write_csv
 from sitlib.train.checkpoint import StateError, locked
 from sitlib.train.distributed import agreed, process_index, wait_for_all
 from sitlib.train.loop import forget_checkpoints
 from workbook.essence import ABOUT, FETCHING, code_hashes
 from workbook.finished import FOLDER, Finished
+from workbook.paths import resolve
 
 SMALL_SET = (
     2**28
@@ -222,7 +220,7 @@ def trained(
     shared, own = _pipeline_files(kind, variant, run.seed), _own_files(kind, variant, run.seed, key)
     if not pipeline:
         found = [
-            read_about(files.model).get("run") == key and files.curve.exists()
+            read_metadata(files.model).get("run") == key and files.curve.exists()
             for files in (shared, own)
         ]
         for files, is_there in zip((shared, own), agreed(found), strict=True):
@@ -245,7 +243,7 @@ def trained(
         checkpoints = agreed(checkpoint_folder(resumed) if is_first else Path())
         model, rows = train_now(checkpoints)
         if is_first:
-            write_curve(files.curve, rows)
+            write_csv(files.curve, rows)
             model.cpu().save(files.model, run=key, name=f"{kind}/{variant}-seed{run.seed}")
             if pipeline:
                 finished.keep(files.by_name)
@@ -268,7 +266,7 @@ class _Files:
         return {"model.safetensors": self.model, "curve.csv": self.curve}
 
     def load(self, model_class: type[Model]) -> Trained[Model]:
-        return Trained(model_class.from_checkpoint(self.model), read_curve(self.curve), self.model)
+        return Trained(model_class.from_checkpoint(self.model), read_csv(self.curve), self.model)
 
 
 def _pipeline_files(kind: str, variant: str, seed: int) -> _Files:

@@ -16,17 +16,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sitlib.checkpoint import read_about, write_tensors
 from sitlib.config import Profile, SamplingConfig, digest, load_profile
 from sitlib.data import CaptionedImages, held_out_views
+from sitlib.files import read_json, read_metadata, write_json, write_tensors
 from sitlib.metrics import bootstrap_interval, generation_metrics, lite0_features, r_precision
 from sitlib.metrics.efficientnet import Lite0, load_lite0
 from sitlib.metrics.weights import ensure_weights
 from sitlib.model.dual_encoder import DualEncoder
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.precision import best_device
-from sitlib.paths import resolve
-from sitlib.results import read_metrics, write_metrics
 from sitlib.sample.generate import generate
 from workbook.codes import captioned, load_codes
 from workbook.dual_encoder import judge_features, trained_dual_encoder
@@ -38,6 +36,7 @@ from workbook.generation_evaluation import (
     sampling_protocol,
 )
 from workbook.generators import trained_generator
+from workbook.paths import resolve
 from workbook.runs import AutoregressiveRun, CodesRun, DualEncoderRun, command
 from workbook.tokenizer_evaluation import PART, reconstructed
 from workbook.tokenizers import trained_tokenizer
@@ -269,10 +268,8 @@ def judged_generator(
 
 def text_scores(profile: Profile, variant: str, seed: int) -> dict[str, Any]:
     """The pipeline's scores of this very run, or else scores that are measured now."""
-    path = f"metrics/text/{variant}-seed{seed}.json"
-    if resolve(path).exists() and (scores := read_metrics(path)).get("run") == _run(
-        profile, variant, seed
-    ):
+    path = resolve(f"metrics/text/{variant}-seed{seed}.json")
+    if path.exists() and (scores := read_json(path)).get("run") == _run(profile, variant, seed):
         return scores
     ensure_weights()
     model = trained_generator(profile, variant, seed).model
@@ -285,7 +282,7 @@ def load_text_samples(profile: Profile, variant: str, seed: int, kind: str, coun
     name = profile.autoregressive_variant(variant).tokenizer
     tokenizer = trained_tokenizer(profile, name, run.seed).model.to(best_device())
     path = _samples_path(variant, seed)
-    if read_about(path).get("run") == _run(profile, variant, seed):
+    if read_metadata(path).get("run") == _run(profile, variant, seed):
         return decoded(tokenizer, load_file(path)[kind][:count])
     model = trained_generator(profile, variant, seed).model.to(best_device())
     drawn = draw_text_samples(model, prompts(profile, kind), profile.sampler(variant))
@@ -323,7 +320,7 @@ def main() -> None:
     )
     sampled, scores = judged_generator(model, variant, load_file(real), profile)
     write_tensors(_samples_path(variant, seed), sampled, run)
-    write_metrics(f"metrics/text/{variant}-seed{seed}.json", {**run, **scores})
+    write_json(resolve(f"metrics/text/{variant}-seed{seed}.json"), {**run, **scores})
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ import numpy as np
 
 from sitlib.config import Profile, load_ablations, load_profile
 from sitlib.config.strict import known
+from sitlib.files import write_json
 from sitlib.metrics.weights import ensure_weights
-from sitlib.results import write_metrics
 from workbook.codes import captioned
 from workbook.generators import trained_generator
+from workbook.paths import resolve
 from workbook.runs import command
 from workbook.text_evaluation import (
     KINDS,
@@ -60,8 +61,9 @@ def main() -> None:
     known(arguments.trial, ablations.text, "trial of a text-conditional model")
     trial = ablations.text[arguments.trial]
     profile, usual = trial.profile_of(ablations.values()), load_profile(ablations.profile)
-    write_metrics(
-        arguments.output, {"changes": trial.changes, **run_trial(profile, usual, trial.variant)}
+    write_json(
+        resolve(arguments.output),
+        {"changes": trial.changes, **run_trial(profile, usual, trial.variant)},
     )
 
 

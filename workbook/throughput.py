@@ -33,11 +33,12 @@ from sitlib.config import (
     TokenizerConfig,
     load_profile,
 )
+from sitlib.files import write_json
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.results import write_metrics
 from sitlib.sample.generate import generate
+from workbook.paths import resolve
 from workbook.runs import command
 
 SHARES = (1, 2, 4, 8)  # full size, 1/2, 1/4, 1/8
@@ -244,7 +245,7 @@ def main() -> None:
         chosen = next(g for g in geometries(profile) if g.name == wanted)
         print(json.dumps(memory(name, chosen, profile)))
         return
-    write_metrics(arguments.output, measure(profile, arguments.profile, arguments.rounds))
+    write_json(resolve(arguments.output), measure(profile, arguments.profile, arguments.rounds))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sitlib.checkpoint import read_about, write_tensors
 from sitlib.config import DataConfig, Profile, digest, load_profile
+from sitlib.files import read_json, read_metadata, write_json, write_tensors
 from sitlib.metrics import (
     InceptionMetrics,
     bits_per_pixel,
@@ -37,8 +37,7 @@ from sitlib.metrics.weights import ensure_weights
 from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.wavelets import dwt2, orthonormal_gains
-from sitlib.paths import resolve
-from sitlib.results import read_metrics, write_metrics
+from workbook.paths import resolve
 from workbook.runs import TokenizerRun, command
 from workbook.tokenizers import held_out_set, trained_tokenizer
 
@@ -279,7 +278,7 @@ def original_features(
     run = digest(*about, content, code)
     path = resolve(f"{FEATURES}/{run}.safetensors")
     with suppress(OSError, ValueError, SafetensorError):
-        if read_about(path).get("run") == run:
+        if read_metadata(path).get("run") == run:
             return load_file(path)["features"]
     features = lite0_features(images, lite0, progress=progress)
     with suppress(OSError):  # a folder that cannot be written to only costs time
@@ -291,8 +290,11 @@ def original_features(
 
 def tokenizer_scores(profile: Profile, variant: str, seed: int) -> dict[str, Any]:
     """The pipeline's scores of this very run, or else scores that are measured now."""
-    path, run = f"metrics/tokenizer/{variant}-seed{seed}.json", _run(profile, variant, seed)
-    if resolve(path).exists() and (scores := read_metrics(path)).get("run") == run:
+    path, run = (
+        resolve(f"metrics/tokenizer/{variant}-seed{seed}.json"),
+        _run(profile, variant, seed),
+    )
+    if path.exists() and (scores := read_json(path)).get("run") == run:
         return scores
     ensure_weights()
     tokenizer = trained_tokenizer(profile, variant, seed).model.to(best_device())
@@ -321,7 +323,7 @@ def main() -> None:
     )
     run = {"run": _run(profile, arguments.variant, arguments.seed)}
     scores = evaluate_tokenizer(tokenizer, profile, profile.tokenizer_data(arguments.variant))
-    write_metrics(arguments.output, {**run, **scores})
+    write_json(resolve(arguments.output), {**run, **scores})
 
 
 if __name__ == "__main__":

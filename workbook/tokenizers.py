@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from sitlib.config import EngineConfig, Profile
 from sitlib.data import ImageSource, held_out_views, open_images, training_views
+from sitlib.files import Row
 from sitlib.metrics.codebook import code_counts, statistics_of_counts
 from sitlib.metrics.weights import ensure_weights
 from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer, TokenizerOutput
-from sitlib.results import Row
 from sitlib.train.discriminator import (
     Discriminator,
     adversarial_weight,

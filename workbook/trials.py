@@ -23,8 +23,8 @@ from sitlib.data import held_out_views, open_images
 from sitlib.metrics import codebook_statistics, evaluate_reconstructions
 from sitlib.metrics.weights import ensure_weights
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.paths import resolve
 from sitlib.train.loop import forget_checkpoints
+from workbook.paths import resolve
 from workbook.runs import TokenizerRun, checkpoint_folder, command, resume_key
 from workbook.tokenizer_evaluation import error_by_scale
 from workbook.tokenizers import train_tokenizer

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sitlib import __version__
-from sitlib.checkpoint import read_about
 from sitlib.cli.models import NamedTokenizer
 from sitlib.config import to_dict
+from sitlib.files import read_metadata
 from sitlib.model.tiling import pad, tile_codes, tile_images, unpad, untile_codes, untile_images
 from sitlib.model.tokenizer import SpectralTokenizer
 
@@ -127,7 +127,7 @@ def read_codes(path: Path) -> tuple[ImageCodes, dict[str, Any]]:
     """
     if not path.is_file():
         raise ValueError("there is no such file")
-    about = read_about(path.absolute())
+    about = read_metadata(path.absolute())
     if about.get("class") != "Codes":
         found = about.get("class", "something else")
         raise ValueError(f"it holds {found}, not codes: give a file that sit encode wrote")

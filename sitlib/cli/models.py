@@ -110,11 +110,11 @@ class NamedTokenizer:
 
 def load_tokenizer(path: Path, options: argparse.Namespace) -> NamedTokenizer:
     """The tokenizer in a checkpoint, on the device that was asked for."""
-    from sitlib.checkpoint import read_about
+    from sitlib.files import read_metadata
     from sitlib.model.tokenizer import SpectralTokenizer
 
     model = SpectralTokenizer.from_checkpoint(path).to(device_of(options)).requires_grad_(False)
-    about = read_about(path)
+    about = read_metadata(path)
     return NamedTokenizer(model, about.get("name", path.name), about.get("run"))
 
 
@@ -180,14 +180,14 @@ def chosen_generator(options: argparse.Namespace) -> Generator:
 
 def sampler(options: argparse.Namespace, is_text: bool) -> "SamplingConfig":
     """How the pipeline's profile draws from the model of --model; from one that it does not know, as from most of its kind."""
-    from sitlib.checkpoint import read_about
+    from sitlib.files import read_metadata
 
     profile = pipeline_profile()
     section = profile.text if is_text else profile.autoregressive
     path = checkpoint_path(
         given(options.model, options.text is not None), "autoregressive", "--model"
     )
-    run = read_about(path).get("name", "")  # such as autoregressive/ar_sit5_sc-seed0
+    run = read_metadata(path).get("name", "")  # such as autoregressive/ar_sit5_sc-seed0
     variant = re.sub(r"-seed\d+$", "", run.rpartition("/")[2])
     return profile.sampler(variant) if variant in section.variants else section.sampling
 

@@ -21,10 +21,9 @@ from filelock import FileLock, Timeout
 from safetensors import safe_open
 from torch import Tensor
 
-from sitlib.checkpoint import write_tensors
 from sitlib.config import digest
 from sitlib.data.order import EpochOrder
-from sitlib.disk import whole_file
+from sitlib.files import atomic_write, write_tensors
 from sitlib.paths import ROOT, resolve
 from sitlib.train.checkpoint import StateError, lock_file
 
@@ -175,13 +174,13 @@ def _publish(
     shards: Path, output: Path, manifest: dict[str, Any], finished: Path, identity: str
 ) -> None:
     """Puts all shards in the place of `output`; killed at any line, the next call does it again."""
-    with whole_file(shards / MANIFEST, make_folder=False) as file:  # one that is gone was published
+    with atomic_write(shards / MANIFEST) as file:
         file.write_text(json.dumps(manifest, indent=1))
     finished.unlink(missing_ok=True)  # from here on `output` is nobody's
     if output.is_dir():
         shutil.rmtree(output)
     output.unlink(missing_ok=True)  # codes of earlier versions were one file
-    with whole_file(finished) as file:
+    with atomic_write(finished) as file:
         file.write_text(identity)
     os.replace(shards, output)
 

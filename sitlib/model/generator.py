@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sitlib.checkpoint import load_model, save_model
 from sitlib.config import AutoregressiveConfig
+from sitlib.files import load_model, save_model
 from sitlib.model.precision import precisely
 from sitlib.model.text import TextTokenizer
 from sitlib.model.text_encoder import TextEncoder
@@ -263,12 +263,12 @@ class AutoregressiveModel(nn.Module):
 
     def save(self, path: str | Path, **about: str) -> None:
         """Writes weights and configuration, the text tokenizer included, to one safetensors file."""
-        save_model(path, self, self.config, about)
+        save_model(path, self, **about)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "AutoregressiveModel":
         """The model in a file that `save` wrote, in evaluation mode."""
-        return load_model(path, cls, CodeModelConfig)
+        return load_model(path, cls)
 
 
 def code_nats(logits: Tensor, codes: Tensor) -> Tensor:

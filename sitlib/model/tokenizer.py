@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sitlib.checkpoint import load_model, save_model
 from sitlib.config import TokenizerConfig, to_dict
+from sitlib.files import load_model, save_model
 from sitlib.model.patchify import band_statistics
 from sitlib.model.precision import mixed, precisely
 from sitlib.model.quantizer import Codebook, Quantized
@@ -355,12 +355,12 @@ class SpectralTokenizer(nn.Module):
 
     def save(self, path: str | Path, **about: str) -> None:
         """Writes weights and configuration to one safetensors file."""
-        save_model(path, self, self.config, about)
+        save_model(path, self, **about)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "SpectralTokenizer":
         """The tokenizer in a file that `save` wrote, in evaluation mode."""
-        return load_model(path, cls, TokenizerConfig)
+        return load_model(path, cls)
 
     # -- scales and their codebooks ------------------------------------------------------------------------------------------------
 

@@ -17,8 +17,7 @@ import filelock
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from sitlib.disk import make_durable, unwritten
-from sitlib.results import Row
+from sitlib.files import Row, cannot_write, fsync
 from sitlib.train.distributed import agreed, process_index, wait_for_all
 
 
@@ -149,7 +148,7 @@ class States:
                 progress = {"step": step, "kind": self.kind, "rows": rows}
                 (partial / "progress.json").write_text(json.dumps(progress))
                 for path in [*partial.rglob("*"), partial]:
-                    make_durable(path)
+                    fsync(path)
         # Writers of tensors report a full disk in ways of their own.
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
@@ -163,12 +162,12 @@ class States:
                     "same command again, and training goes on from it."
                 )
             raise StateError(
-                f"{unwritten(f'The state of step {step}', self.folder, error)} {remedy}"
+                f"{cannot_write(f'The state of step {step}', self.folder, error)} {remedy}"
             ) from error
         if process_index() == 0:
             older = self._found()
             os.replace(partial, final)
-            make_durable(self.folder)
+            fsync(self.folder)
             for state in older:
                 shutil.rmtree(state)
         wait_for_all()

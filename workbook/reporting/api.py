@@ -15,7 +15,7 @@ import pdoc.extract
 import pdoc.render
 import pdoc.search
 
-from sitlib.paths import ROOT, resolve
+from workbook.paths import ROOT, resolve
 
 TEMPLATES = Path(__file__).with_name("api_templates")
 ROOT_NAME = "root of the project"  # for its path on this machine, a default value of the library

@@ -19,7 +19,7 @@ from typing import cast
 
 import nbformat
 
-from sitlib.paths import resolve
+from workbook.paths import resolve
 
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 

@@ -17,8 +17,8 @@ from typing import cast
 import nbformat
 from IPython.core.inputtransformer2 import TransformerManager
 
-from sitlib.paths import ROOT, resolve
 from workbook.essence import ABOUT, FETCHING, code_hashes, imported, named, source_of
+from workbook.paths import ROOT, resolve
 from workbook.reporting.canonical import sources, write_all
 
 # Modules that some entry points do not follow, by how their path begins.

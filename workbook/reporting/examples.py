@@ -19,11 +19,11 @@ from torch import Tensor
 
 from sitlib.config import Profile, load_profile
 from sitlib.data import held_out_views, open_images
+from sitlib.files import write_json
 from sitlib.metrics import lpips_per_image, psnr_per_image
 from sitlib.metrics.perceptual import PerceptualDistance, load_lpips
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.paths import resolve
-from sitlib.results import write_metrics
+from workbook.paths import resolve
 from workbook.reporting.names import label
 from workbook.reporting.overview import overview
 from workbook.reporting.plots import png, style
@@ -127,7 +127,7 @@ def main() -> None:
         )
     tokenizers = {name: trained_tokenizer(profile, name, seed).model.eval() for name in variants}
     views, names = _photographs(profile)
-    write_metrics(arguments.output, examples(tokenizers, views, names, load_lpips("alex")))
+    write_json(resolve(arguments.output), examples(tokenizers, views, names, load_lpips("alex")))
     first = "sit4" if "sit4" in variants else variants[-1]
     path = resolve(arguments.overview)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ import numpy as np
 from nbformat import NotebookNode
 from PIL import Image
 
-from sitlib.paths import ROOT
+from workbook.paths import ROOT
 from workbook.reporting.canonical import KERNELSPEC
 
 # A line is progress, not a result, if it is a tqdm bar or gives a time to go.

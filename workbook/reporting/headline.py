@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from sitlib.config import load_profile
-from sitlib.paths import ROOT, resolve
+from workbook.paths import ROOT, resolve
 from workbook.reporting.machine import machine
 
 TOKENIZER_METRICS = (

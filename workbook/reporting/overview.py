@@ -12,7 +12,7 @@ from sitlib.config import load_profile
 from sitlib.data import held_out_views, open_images
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.wavelets import dwt2
-from sitlib.paths import resolve
+from workbook.paths import resolve
 from workbook.reporting.plots import label, png, style
 from workbook.runs import pipeline_parameters
 from workbook.tokenizers import trained_tokenizer

@@ -17,7 +17,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
-from sitlib.paths import ROOT
+from workbook.paths import ROOT
 from workbook.reporting.plots import DPI
 
 HERE = Path(__file__).parent

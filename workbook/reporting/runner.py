@@ -36,7 +36,7 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets import default
 from traitlets.config import Config
 
-from sitlib.paths import ROOT, resolve
+from workbook.paths import ROOT, resolve
 from workbook.reporting.canonical import UNREADABLE
 from workbook.reporting.executed import clean
 from workbook.reporting.machine import machine

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import nbformat
 
-from sitlib.paths import resolve
+from workbook.paths import resolve
 from workbook.reporting.canonical import UNREADABLE
 from workbook.reporting.front import (
     API,

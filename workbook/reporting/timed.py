@@ -5,7 +5,8 @@ import subprocess
 import sys
 import time
 
-from sitlib.results import write_metrics
+from sitlib.files import write_json
+from workbook.paths import resolve
 from workbook.reporting.machine import machine
 
 
@@ -27,7 +28,7 @@ def main() -> None:
         "seconds": round(time.perf_counter() - began, 1),
         "machine": machine(),
     }
-    write_metrics(options.seconds, record)
+    write_json(resolve(options.seconds), record)
 
 
 if __name__ == "__main__":

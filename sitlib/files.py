@@ -1,0 +1,211 @@
+"""Files that are complete or not there: models in safetensors, results in JSON, curves in CSV.
+
+Relative paths mean the current folder. A file that cannot be written is a `DiskError`.
+"""
+
+import csv
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+from uuid import uuid4
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sitlib.config import ConfigError, from_dict, to_dict
+
+Row = dict[str, float]  # of a training curve
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class DiskError(OSError):
+    """A file that could not be written; the message says what to do."""
+
+
+# -- writing -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def atomic_write(path: str | Path, shared: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` once its content is on the disk.
+
+    Folders are made. The file gets the permissions that a newly opened one gets (the umask).
+
+    Args:
+        shared: several processes may write this file at a time (a cache), so that each needs a
+            temporary name of its own; by default what a killed process left is overwritten.
+
+    Raises:
+        DiskError: it could not be written. A file that was there before still is.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.name}{f'.{uuid4().hex[:8]}' if shared else ''}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.chmod(0o666 & ~_umask())  # writers of tensors and `tempfile` know better: 0600
+        fsync(partial)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, DiskError):
+            raise
+        remedy = "Make room" if is_full(error) else "Mend that"
+        raise DiskError(
+            f"{cannot_write(path.name, path.parent, error)} {remedy}, then give the same command "
+            "again: it goes on from what is finished."
+        ) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+def _umask() -> int:
+    """The umask of this process, which can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file or folder is on the disk, so that a rename cannot overtake its content."""
+    if os.name != "posix" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def cannot_write(name: str, folder: Path, error: BaseException) -> str:
+    """Sentence: what could not be written where, why, and how much room is left."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free / 2**30
+    while error.__context__ is not None and not (isinstance(error, OSError) and error.strerror):
+        error = error.__context__  # the system's own words, where there are some
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+    return f"{name} could not be written to {folder} ({reason}; {free:.1f} GiB are free there)."
+
+
+def is_full(error: BaseException) -> bool:
+    """True for an error about a disk, a quota or a file that can hold no more."""
+    numbers = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+    texts = ("No space left", "quota exceeded", "File too large")
+    return getattr(error, "errno", None) in numbers or any(text in str(error) for text in texts)
+
+
+# -- models and tensors ------------------------------------------------------------------------
+
+
+def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write tensors to a safetensors file.
+
+    Args:
+        metadata: plain values. They are stored as one JSON text, because safetensors keeps no
+            order between entries, and equal content should be equal bytes.
+    """
+    about = {"about": json.dumps(metadata, sort_keys=True)}
+    with atomic_write(path) as file:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, about)
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """Metadata of a file of `write_tensors`; empty where there is no such file, or it has none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = Path(path)
+    if not path.exists():
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {}).get("about", "{}"))
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path.name} is not a complete safetensors file ({error}): make it again."
+        ) from None
+
+
+def save_model(path: str | Path, model: nn.Module, **metadata: Any) -> None:
+    """Write the weights of `model`, its class, its `config` and further plain values."""
+    config = to_dict(model.config)
+    about = {"class": type(model).__name__, "config": config, **metadata}
+    write_tensors(path, model.state_dict(), about)
+
+
+def load_model(path: str | Path, cls: type[Model]) -> Model:
+    """Read a model that `save_model` wrote, in evaluation mode.
+
+    Args:
+        cls: its class, whose constructor takes one argument, `config`, with a dataclass as type.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is damaged, holds another class, or a configuration or weights of another
+            version.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no checkpoint {path}: train it first (make repro).")
+    metadata = read_metadata(path)
+    if metadata.get("class") != cls.__name__:
+        raise ValueError(
+            f"{path.name} names {metadata.get('class', 'no class at all')} in its metadata, not "
+            f"{cls.__name__}: another file is needed."
+        )
+    try:
+        config = from_dict(get_type_hints(cls.__init__)["config"], metadata["config"], path.name)
+        model = cls(config)
+        model.load_state_dict(load_file(path))
+    except ConfigError as error:
+        raise ValueError(f"{path.name} was written by another version of sitlib: {error}") from None
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path.name} does not hold the weights of this version's {cls.__name__}: {error}"
+        ) from None
+    return model.eval()
+
+
+# -- results -----------------------------------------------------------------------------------
+
+
+def write_json(path: str | Path, values: Any, digits: int = 6) -> None:
+    """Write plain values as indented JSON, floats with that many significant digits."""
+    with atomic_write(path) as file:
+        file.write_text(json.dumps(_rounded(values, digits), indent=2) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Plain values of a JSON file."""
+    return json.loads(Path(path).read_text())
+
+
+def write_csv(path: str | Path, rows: list[Row]) -> None:
+    """Write a training curve, six significant digits; a value that a row lacks is "nan"."""
+    with atomic_write(path) as partial, partial.open("w", newline="") as file:
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        writer = csv.DictWriter(file, names, restval="nan", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in rows)
+
+
+def read_csv(path: str | Path) -> dict[str, list[float]]:
+    """A training curve as columns."""
+    with Path(path).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name]) for row in rows] for name in rows[0]}
+
+
+def _rounded(value: Any, digits: int) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item, digits) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(item, digits) for item in value]
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
