@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, in
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from sitlib.config import load_profile
 from sitlib.model.generator import CodeModelConfig
 from workbook.estimates import Subject, autoregressive_subject, cost, tokenizer_subject
+from workbook.profile import load_profile
 
 SIZES = {  # width, layers, batch
     "1": (64, 2, 8),

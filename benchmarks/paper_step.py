@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, in
 
 import torch
 
-from sitlib.config import load_profile
 from sitlib.train.loop import make_optimizer
 from workbook.estimates import cost, tokenizer_subject
+from workbook.profile import load_profile
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, in
 import torch
 from torch import Tensor
 
-from sitlib.config import AutoregressiveConfig, SamplingConfig
+from sitlib.model.config import AutoregressiveConfig, SamplingConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.transformer import SequenceLayout
 from sitlib.sample.generate import draw, filtered_probabilities, generate

@@ -20,11 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, in
 
 import torch
 
-from sitlib.config import EngineConfig, load_profile
 from sitlib.data import open_images
+from sitlib.train.config import EngineConfig
 from sitlib.train.distributed import process_index
 from sitlib.train.engine import join_processes
 from workbook.launch import launch_command
+from workbook.profile import load_profile
 from workbook.runs import TokenizerRun
 from workbook.tokenizers import train_tokenizer
 

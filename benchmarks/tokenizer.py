@@ -27,12 +27,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, in
 import torch
 from torch import Tensor
 
-from sitlib.config import Profile, TokenizerConfig, load_profile
 from sitlib.metrics.weights import ensure_weights
+from sitlib.model.config import TokenizerConfig
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.train.loop import make_optimizer
 from sitlib.train.losses import TokenizerLoss
 from workbook.estimates import flops
+from workbook.profile import Profile, load_profile
 
 VARIANTS = {"ViT-VQGAN": "vit_vqgan", "SIT-4": "sit4"}  # of the profile; the baseline first
 OPERATIONS = ("training step", "encode", "decode")

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sitlib.config import ConfigError, from_dict, to_dict
+from sitlib.strict import ConfigError, from_dict, to_dict
 
 Row = dict[str, float]  # of a training curve
 Model = TypeVar("Model", bound=nn.Module)

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sitlib.config import Profile, load_profile
 from sitlib.data import token_shards as code_shards
 from workbook import codes, runs
 from workbook.codes import extract_codes, load_codes
 from workbook.essence import ABOUT, code_hashes
 from workbook.generators import trained_generator
+from workbook.profile import Profile, load_profile
 from workbook.tokenizers import trained_tokenizer
 
 KILLS = 4

@@ -10,13 +10,14 @@ from unittest import mock
 import torch
 from torch import nn
 
-from sitlib.config import EngineConfig, load_profile
 from sitlib.data import open_images
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig, code_nats
 from sitlib.model.text import TextTokenizer
+from sitlib.train.config import EngineConfig
 from sitlib.train.distributed import process_index
 from sitlib.train.engine import ONE_PROCESS, join_processes
 from sitlib.train.loop import Phase, seed_everything, train
+from workbook.profile import load_profile
 from workbook.runs import TokenizerRun
 from workbook.tokenizers import train_tokenizer
 

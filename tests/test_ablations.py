@@ -8,12 +8,13 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from sitlib.config import AblationRow, Ablations, ConfigError, from_dict, load_ablations
+from sitlib.strict import ConfigError, from_dict
 from workbook import ablations as module
 from workbook import grid
 from workbook.ablations import gradient_statistics, run_row
 from workbook.claims import CLAIMS, METRICS, finding_rows, findings, mechanism_effects
 from workbook.paths import ROOT
+from workbook.profile import AblationRow, Ablations, load_ablations
 
 SMALL = {
     "tokenizer.optimizer.steps": 3,

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sitlib.config import SamplingConfig, TextEncoderConfig, load_profile
 from sitlib.data import held_out_views, open_images
+from sitlib.model.config import SamplingConfig, TextEncoderConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.text import TextTokenizer
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample.applications import edit, preview, refine, upsample
 from sitlib.sample.generate import generate
+from workbook.profile import load_profile
 
 SMOKE = load_profile("smoke")
 CLASSES = ["mountain", "water", "city"]

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sitlib.config import TextEncoderConfig, load_profile
+from sitlib.model.config import TextEncoderConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig, code_nats
 from sitlib.model.text import TextTokenizer
 from sitlib.model.transformer import SequenceLayout, rope_freqs
+from workbook.profile import load_profile
 
 CLASSES = ["mountain", "water", "city"]
 CAPTIONS = ["a red cat", "a blue dog that sleeps", "two green birds", "a cat and a dog"]

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from sitlib.config import TextEncoderConfig, load_profile
+from sitlib.model.config import TextEncoderConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.precision import with_cast_layers
 from sitlib.model.text import TextTokenizer
@@ -19,6 +19,7 @@ from sitlib.sample import cuda_graphs as captured
 from sitlib.sample import generate as sampling
 from sitlib.sample.cuda_graphs import CapturedSteps
 from sitlib.sample.generate import generate
+from workbook.profile import load_profile
 
 TEXTS = TextTokenizer.train(["a red cat", "a blue dog"], 300, 16)
 SMOKE = load_profile("smoke")

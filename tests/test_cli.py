@@ -16,7 +16,6 @@ from sitlib.cli import build_parser, main, models
 from sitlib.cli.codes import codes_digest, decode_codes, encode_image
 from sitlib.cli.files import find_sources, plan, write_file
 from sitlib.cli.options import UsageError
-from sitlib.config import load_profile
 from sitlib.data import decode_image, open_images
 from sitlib.files import read_metadata
 from sitlib.metrics.codebook import bits_per_pixel
@@ -26,6 +25,7 @@ from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample.applications import edit, upsample
 from sitlib.sample.generate import generate
 from workbook.paths import ROOT
+from workbook.profile import load_profile
 
 GENERATORS = {
     "ar_sit5_sc": ("class", "sit5_sc"),

@@ -14,7 +14,6 @@ import torch
 from safetensors import SafetensorError
 
 from sitlib import files
-from sitlib.config import load_profile
 from sitlib.data import held_out_views, open_captioned, open_images, training_views
 from sitlib.data import token_shards as code_shards
 from sitlib.data.token_shards import jobs, make_shards, read_manifest, read_maps
@@ -22,6 +21,7 @@ from sitlib.files import DiskError
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.train.checkpoint import StateError
 from workbook import codes, generators
+from workbook.profile import load_profile
 
 
 @pytest.fixture(autouse=True)

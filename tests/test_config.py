@@ -6,21 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import yaml
 
-from sitlib.config import (
-    AutoregressiveConfig,
-    ConfigError,
-    Profile,
-    SamplingConfig,
-    TokenizerConfig,
-    digest,
-    from_dict,
-    load_profile,
-    strict,
-    to_dict,
-)
+from sitlib import strict
+from sitlib.model.config import AutoregressiveConfig, SamplingConfig, TokenizerConfig
+from sitlib.strict import ConfigError, digest, from_dict, to_dict
 from workbook.paths import resolve
+from workbook.profile import Profile, load_profile, profile_values
 
 PROFILES = sorted(path.stem for path in resolve("profiles").glob("*.yaml"))
 
@@ -35,7 +26,7 @@ def each_class_once():
 
 @functools.cache
 def content(name):
-    return yaml.safe_load(resolve(f"profiles/{name}.yaml").read_text())
+    return profile_values(name)
 
 
 def plain(name="quick"):

@@ -7,11 +7,12 @@ import torch
 import yaml
 from PIL import Image
 
-from sitlib.config import Ablations, Profile, from_dict
 from sitlib.data import open_images, training_views
 from sitlib.metrics import evaluate_reconstructions, reconstruction
 from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.strict import from_dict
 from workbook.paths import ROOT
+from workbook.profile import Ablations, Profile, profile_values
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 SNIPPETS = [
@@ -20,7 +21,7 @@ SNIPPETS = [
 
 
 def smoke(variant: dict) -> SpectralTokenizer:
-    values = yaml.safe_load((ROOT / "profiles/smoke.yaml").read_text())
+    values = profile_values("smoke")
     values["tokenizer"]["variants"]["new"] = variant
     return SpectralTokenizer(from_dict(Profile, values).tokenizer_variant("new")).eval()
 

@@ -6,9 +6,10 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
-from sitlib.config import ConfigError, folders, from_dict, load_profile
-from sitlib.config.tokenizer import DataConfig
+from sitlib.strict import ConfigError
+from workbook import profile
 from workbook.paths import ROOT
+from workbook.profile import fill_in, load_profile
 
 PARAMETERS = yaml.safe_load((ROOT / "params.yaml").read_text())
 OWN = {
@@ -22,44 +23,34 @@ OWN = {
 def own_folders(tmp_path, monkeypatch):
     """A params.yaml with folders of a user."""
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMETERS | OWN))
-    monkeypatch.setattr(folders, "resolve", lambda path: tmp_path / path)
-    folders._values.cache_clear()
-    yield
-    folders._values.cache_clear()
-
-
-def data(source: str) -> DataConfig:
-    return from_dict(
-        DataConfig,
-        dict(source=source, size=8, min_crop=1.0, flip=False, normalization_views=1),
-        "data",
-    )
+    (tmp_path / "profiles").symlink_to(ROOT / "profiles")
+    monkeypatch.setattr(profile, "resolve", lambda path: tmp_path / path)
 
 
 @pytest.mark.parametrize("name", ["quick", "smoke", "paper"])
 def test_profiles_follow(own_folders, name):
-    profile = load_profile(name)
-    assert profile.data.source == OWN["data_folder"]
+    loaded = load_profile(name)
+    assert loaded.data.source == OWN["data_folder"]
     captioned = {
-        profile.autoregressive_variant(variant).tokenizer for variant in profile.text.variants
+        loaded.autoregressive_variant(variant).tokenizer for variant in loaded.text.variants
     }
-    assert {profile.tokenizer_data(variant).source for variant in captioned} == {
+    assert {loaded.tokenizer_data(variant).source for variant in captioned} == {
         OWN["captioned_data_folder"]
     }
-    sources = {chosen.source for chosen in profile.tokenizer.evaluation.sets.values()}
+    sources = {chosen.source for chosen in loaded.tokenizer.evaluation.sets.values()}
     assert sources <= set(OWN.values()) and OWN["data_folder"] in sources
     if name == "paper":
-        assert profile.text.captions.source == "data/my coco/annotations/captions_{split}2017.json"
+        assert loaded.text.captions.source == "data/my coco/annotations/captions_{split}2017.json"
 
 
-def test_a_plain_path_stays_and_an_unknown_name_is_refused(own_folders):
-    assert data("data/{split}/x").source == "data/{split}/x"
+def test_a_plain_path_stays_and_an_unknown_name_is_refused():
+    assert fill_in("data/{split}/x", PARAMETERS) == "data/{split}/x"
     with pytest.raises(
         ConfigError, match=r"names \$\{data_foldr\}, which params.yaml does not have.*data_folder"
     ):
-        data("${data_foldr}/x")
+        fill_in({"source": "${data_foldr}/x"}, PARAMETERS)
     with pytest.raises(ConfigError, match="seeds"):  # there, but not a text
-        data("${seeds}")
+        fill_in("${seeds}", PARAMETERS)
 
 
 def test_stages_follow(tmp_path):

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sitlib.config import load_profile
 from sitlib.model.lifting import LIFTING_STEPS, patch_dwt2
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transforms import decomposition
 from sitlib.model.wavelets import dwt2
+from workbook.profile import load_profile
 
 WAYS = [
     ("wavelet", "haar", False),

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from sitlib.cli import main as sit
-from sitlib.config import load_profile
 from sitlib.model.tokenizer import SpectralTokenizer
 from workbook.describe import describe, descriptions, main
 from workbook.estimates import LiveBytes, cost, flops, tokenizer_subject
 from workbook.paths import ROOT
+from workbook.profile import load_profile
 
 SMOKE, PAPER = load_profile("smoke"), load_profile("paper")
 

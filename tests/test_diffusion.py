@@ -4,8 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sitlib.config import DiffusionConfig
-from workbook.diffusion import DiffusionModel, FlowConfig
+from workbook.diffusion import DiffusionConfig, DiffusionModel, FlowConfig
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sitlib.config import AdversarialConfig
+from sitlib.train.config import AdversarialConfig
 from sitlib.train.discriminator import (
     Discriminator,
     _batch_deviation,

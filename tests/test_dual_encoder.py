@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from sitlib.config import CaptionsConfig, DataConfig, DualEncoderConfig, OptimizerConfig
 from sitlib.data import CaptionedImages, open_images, training_views
 from sitlib.metrics import lite0_features
 from sitlib.metrics.efficientnet import load_lite0
 from sitlib.model.dual_encoder import DualEncoder, StoredDualEncoderConfig, contrastive_loss
 from sitlib.model.text import TextTokenizer
+from sitlib.train.config import CaptionsConfig, DataConfig, DualEncoderConfig, OptimizerConfig
 from workbook import dual_encoder
 from workbook.dual_encoder import train_dual_encoder, trained_dual_encoder, view_features
 from workbook.runs import DualEncoderRun

@@ -18,14 +18,13 @@ import numpy as np
 import processes
 import pytest
 import torch
-import yaml
 from PIL import Image
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sitlib.config import ConfigError, Profile, TextEncoderConfig, from_dict, load_profile
 from sitlib.data import CaptionedImages
+from sitlib.model.config import TextEncoderConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.precision import best_device, mixed
 from sitlib.model.text import TextTokenizer
@@ -33,6 +32,7 @@ from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import Block, BlockOptions, SequenceLayout, Transformer
 from sitlib.sample import generate as sampling
 from sitlib.sample.generate import generate
+from sitlib.strict import ConfigError, from_dict
 from sitlib.train import checkpoint as states
 from sitlib.train import engine as engines
 from sitlib.train import loop as training
@@ -43,6 +43,7 @@ from workbook import generators
 from workbook.codes import Codes
 from workbook.launch import LaunchError, launch_command, stream
 from workbook.paths import ROOT, resolve
+from workbook.profile import Profile, load_profile, profile_values
 from workbook.runs import AutoregressiveRun, Trained
 from workbook.tokenizers import PICTURES, trained_tokenizer
 
@@ -934,7 +935,7 @@ def test_trackers_get_as_many_pictures_as_they_take(name, shape):
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes, sentence):
-    values = yaml.safe_load(resolve("profiles/smoke.yaml").read_text())
+    values = profile_values("smoke")
     values["engine"] |= changes
     with pytest.raises(ConfigError) as caught:
         from_dict(Profile, values)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from test_applications import model_of
 
-from sitlib.config import load_profile
 from sitlib.model.tokenizer import SpectralTokenizer
 from workbook import generation_evaluation
 from workbook.codes import held_out_wide
@@ -19,6 +18,7 @@ from workbook.generation_evaluation import (
     sampled_labels,
     second_decoder_scores,
 )
+from workbook.profile import load_profile
 
 PROFILE = load_profile("smoke")
 

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sitlib.config import load_profile
 from sitlib.train.engine import Part
 from workbook import generators
 from workbook.codes import Codes
+from workbook.profile import load_profile
 from workbook.runs import AutoregressiveRun
 
 PROFILE = load_profile("smoke")

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sitlib.config import Rung, load_ablations, load_profile
 from sitlib.model.tokenizer import SpectralTokenizer
 from workbook import ladder, runs
 from workbook.codes import Codes
 from workbook.efficiency import configuration, exponents, measured
 from workbook.paths import ROOT
+from workbook.profile import Rung, load_ablations, load_profile
 
 PROFILE = load_profile("smoke")
 RUNG = Rung("diffusion", "sit4", 1, 16, 2, 1e-3, 3, 4, sampling_steps=2)

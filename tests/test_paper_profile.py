@@ -10,8 +10,8 @@ import pytest
 import yaml
 from dvc.utils.hydra import apply_overrides
 
-from sitlib.config import load_profile
 from workbook.paths import ROOT
+from workbook.profile import load_profile
 
 PAPER = load_profile("paper")
 PROFILE = (ROOT / "profiles/paper.yaml").read_text()

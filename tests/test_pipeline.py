@@ -14,9 +14,9 @@ import pytest
 import torch
 import yaml
 
-from sitlib.config import load_profile
 from sitlib.model.tokenizer import SpectralTokenizer
 from workbook.paths import ROOT
+from workbook.profile import load_profile
 from workbook.reporting.canonical import main as canonical
 from workbook.reporting.code_hashes import ABOUT, code_hashes, entry_points
 from workbook.reporting.machine import machine
@@ -118,7 +118,7 @@ def test_notebooks_hold_no_classes_and_start_with_a_claim(path):
 def test_the_dry_run_has_the_papers_shapes_and_few_of_everything_else(layers, tmp_path):
     paper_dry_run.prepare(tmp_path, layers)
     code = (
-        "import sys; from sitlib.config import load_profile; p = load_profile('paper'); t = p.tokenizer_variant('sit4'); "
+        "import sys; from workbook.profile import load_profile; p = load_profile('paper'); t = p.tokenizer_variant('sit4'); "
         + (
             "print(p.tokenizer.optimizer.steps, t.encoder_layers, t.encoder_width, t.num_codes, p.data.source)"
         )

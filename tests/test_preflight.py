@@ -9,10 +9,11 @@ import pytest
 import torchmetrics.image.fid
 from PIL import Image
 
-from sitlib.config import ConfigError, load_profile
 from sitlib.data import DataError
 from sitlib.metrics import InceptionError
+from sitlib.strict import ConfigError
 from workbook.preflight import check_images, main
+from workbook.profile import load_profile
 from workbook.runs import pipeline_parameters
 
 SMOKE = load_profile("smoke")

@@ -11,24 +11,25 @@ import torch
 import yaml
 from PIL import Image
 
-from sitlib.config import ConfigError, changed, from_dict, load_profile
 from sitlib.data import DataError, open_images
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.text import TextTokenizer
 from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.strict import ConfigError, from_dict
 from workbook import runs, trials
 from workbook.paths import ROOT
+from workbook.profile import changed, load_profile, profile_values
 from workbook.reporting.comparison import change, paper_table, relative_table, with_interval
 from workbook.reporting.trial_plots import trial_rows, trials_plane
 from workbook.trials import Trial, TrialList, read_trials, run_trial
 
-VALUES = yaml.safe_load((ROOT / "profiles/smoke.yaml").read_text())
+VALUES = profile_values("smoke")
 
 # -- trials ----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_every_trial_of_the_list_is_one_the_quick_profile_accepts():
-    values = yaml.safe_load((ROOT / "profiles/quick.yaml").read_text())
+    values = profile_values("quick")
     listed = from_dict(
         TrialList, yaml.safe_load((ROOT / "profiles/trials/tokenizer.yaml").read_text())
     )

@@ -22,9 +22,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 from skimage.color import rgb2lab
 
-from sitlib.config import load_profile
 from sitlib.train.engine import precision
 from workbook.paths import ROOT
+from workbook.profile import load_profile
 from workbook.reporting import (
     canonical,
     executed,

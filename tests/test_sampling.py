@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import sitlib.model.transformer
-from sitlib.config import SamplingConfig, TextEncoderConfig, load_profile
+from sitlib.model.config import SamplingConfig, TextEncoderConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.text import TextTokenizer
 from sitlib.model.tokenizer import SpectralTokenizer
@@ -24,6 +24,7 @@ from sitlib.sample.generate import (
     guidance_of_scale,
     largest_batch,
 )
+from workbook.profile import load_profile
 
 CLASSES = ["mountain", "water", "city"]
 CAPTIONS = [

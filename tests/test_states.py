@@ -13,13 +13,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from sitlib.config import digest, load_profile
 from sitlib.files import DiskError, read_csv, read_metadata, write_csv, write_json, write_tensors
+from sitlib.strict import digest
 from sitlib.train import checkpoint as states
 from sitlib.train.checkpoint import StateError, States, locked
 from workbook import runs
 from workbook.finished import FOLDER, Finished, forget
 from workbook.paths import ROOT
+from workbook.profile import load_profile
 from workbook.runs import TokenizerRun, checkpoint_folder, command, resume_key, trained
 
 RUN = TokenizerRun.of(load_profile("smoke"), "sit4", 0)

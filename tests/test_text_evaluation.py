@@ -7,12 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import yaml
 
-from sitlib.config import ConfigError, TextTrial, from_dict, load_ablations, load_profile
+from sitlib.strict import ConfigError, from_dict
 from workbook import text_evaluation, text_trials
 from workbook.codes import captioned
-from workbook.paths import ROOT
+from workbook.profile import TextTrial, load_ablations, load_profile, profile_values
 from workbook.reporting.ablation_plots import recognition
 from workbook.reporting.comparison import recognised, recognised_more
 from workbook.reporting.generation_plots import retrieval_bars
@@ -94,7 +93,7 @@ def test_every_trial_of_the_grid_is_a_model_of_the_profile_trained_otherwise():
 
 
 def test_a_trial_that_is_not_about_texts_or_of_no_model_is_refused():
-    values = yaml.safe_load((ROOT / "profiles/smoke.yaml").read_text())
+    values = profile_values("smoke")
     with pytest.raises(ConfigError, match=r"changes keys of `text`, not data\.flip"):
         from_dict(TextTrial, {"tokenizer": "captioned_sit4_sc", "changes": {"data.flip": False}})
     with pytest.raises(ConfigError, match="did you mean 'ar_captioned_sit4_sc'"):

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sitlib.config import load_profile
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.tokenizer import SpectralTokenizer
 from workbook import films, throughput
+from workbook.profile import load_profile
 
 PROFILE = load_profile("smoke")
 

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sitlib.config import load_profile
 from sitlib.data import held_out_views, open_images
 from sitlib.model.patchify import SpectralGeometry
 from sitlib.model.scales import ScaleMixing, ScaleTransformer
@@ -16,6 +15,7 @@ from sitlib.model.tiling import pad, unpad
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.wavelets import dwt2
 from sitlib.train.losses import TokenizerLoss
+from workbook.profile import load_profile
 from workbook.tokenizers import quantization
 
 SMOKE = load_profile("smoke")

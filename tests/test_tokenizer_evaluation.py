@@ -10,7 +10,6 @@ import torch
 import torchmetrics.image.fid
 from torch.nn.functional import interpolate
 
-from sitlib.config import load_profile
 from sitlib.data import held_out_views, open_images
 from sitlib.files import read_json, write_json
 from sitlib.metrics import (
@@ -26,6 +25,7 @@ from sitlib.metrics import (
 from sitlib.metrics.efficientnet import load_lite0
 from sitlib.model.tokenizer import SpectralTokenizer
 from workbook import tokenizer_evaluation
+from workbook.profile import load_profile
 from workbook.tokenizer_evaluation import (
     error_by_scale,
     evaluate_tokenizer,

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sitlib.config import digest, load_profile
 from sitlib.files import read_csv
+from sitlib.strict import digest
 from sitlib.train import loop as training
 from sitlib.train.loop import Phase, learning_rate_factor, make_optimizer, seed_everything, train
 from workbook import runs, tokenizers
 from workbook.finished import FOLDER, forget
+from workbook.profile import load_profile
 from workbook.runs import TokenizerRun
 from workbook.tokenizers import trained_tokenizer
 

@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sitlib.config import Ablations, Profile, digest, load_ablations
 from sitlib.files import write_json
 from sitlib.metrics import codebook_statistics, evaluate_reconstructions
 from sitlib.metrics.weights import ensure_weights
 from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.strict import digest
 from workbook.codes import load_codes
 from workbook.effects import finished_seeds, mean
 from workbook.estimates import flops
@@ -35,6 +35,7 @@ from workbook.generation_evaluation import (
 )
 from workbook.generators import trained_generator
 from workbook.paths import resolve
+from workbook.profile import Ablations, Profile, load_ablations
 from workbook.runs import AutoregressiveRun, TokenizerRun, command
 from workbook.tokenizers import held_out_set, trained_tokenizer
 

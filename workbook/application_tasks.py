@@ -5,13 +5,14 @@ from typing import Any
 
 from torch import Tensor
 
-from sitlib.config import Profile, SamplingConfig
 from sitlib.data import held_out_views, open_images
+from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
 from workbook.codes import captioned, held_out_wide, images_of
 from workbook.generators import trained_generator
+from workbook.profile import Profile
 from workbook.tokenizers import trained_tokenizer
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from sitlib.config import Profile, digest, load_profile
 from sitlib.files import read_json, write_json
 from sitlib.metrics.weights import ensure_weights
+from sitlib.strict import digest
 from workbook.application_tasks import class_task, foreign, text_task
 from workbook.editing import editing
 from workbook.paths import resolve
 from workbook.previews import previews
+from workbook.profile import Profile, load_profile
 from workbook.rate_distortion import rate_distortion
 from workbook.runs import AutoregressiveRun, DualEncoderRun, TokenizerRun, command
 from workbook.upsampling import foreign_upsampling, upsampling

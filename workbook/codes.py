@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sitlib.config import Profile, digest, load_profile
 from sitlib.data import (
     CaptionedImages,
     ImageSource,
@@ -27,7 +26,9 @@ from sitlib.data.captions import Phrasing
 from sitlib.data.manifest import sha256_of
 from sitlib.data.token_shards import CodeMaps, Job, jobs, make_shards, read_manifest, read_maps
 from sitlib.model.precision import best_device
+from sitlib.strict import digest
 from workbook.paths import resolve
+from workbook.profile import Profile, load_profile
 from workbook.runs import CodesRun, command, resume_key
 from workbook.tokenizers import trained_tokenizer
 

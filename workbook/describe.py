@@ -15,11 +15,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from tqdm import tqdm
 
-from sitlib.config import EngineConfig, OptimizerConfig, Profile, digest, load_profile
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.text import TextTokenizer
 from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.strict import digest
+from sitlib.train.config import EngineConfig, OptimizerConfig
 from workbook.estimates import Cost, autoregressive_subject, cost, tokenizer_subject
+from workbook.profile import Profile, load_profile
 from workbook.runs import command
 
 FLOAT32 = 4  # bytes: weights, gradients and moments

@@ -14,11 +14,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sitlib.config import DiffusionConfig
 from sitlib.files import load_model, save_model
+from sitlib.model.config import require_heads
 from sitlib.model.transformer import SequenceLayout, Transformer
+from sitlib.strict import Strict, require
 
 TIME_FREQUENCIES = 64
+
+
+@dataclass(frozen=True)
+class DiffusionConfig(Strict):
+    """A transformer that moves code vectors from noise to data, for comparison with autoregressive ones."""
+
+    layers: int
+    width: int
+    heads: int
+    mlp_ratio: float
+    dropout: float
+    condition_dropout: (
+        float  # share of training samples whose class is hidden, for classifier-free guidance
+    )
+
+    def __post_init__(self):
+        require(self.layers > 0, f"layers must be at least 1, it is {self.layers}")
+        require_heads(self.width, self.heads)
+        for name in ("dropout", "condition_dropout"):
+            require(
+                0 <= getattr(self, name) < 1,
+                f"{name} must lie in [0, 1), it is {getattr(self, name)}",
+            )
 
 
 @dataclass(frozen=True)

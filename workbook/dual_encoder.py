@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sitlib.config import Profile, load_profile
 from sitlib.data import CaptionedImages, ImageSource, degraded, training_views
 from sitlib.files import Row
 from sitlib.metrics import lite0_features
@@ -26,6 +25,7 @@ from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.train.engine import Part
 from sitlib.train.loop import Logged, Phase, seed_everything, train
 from workbook.codes import captioned
+from workbook.profile import Profile, load_profile
 from workbook.runs import DualEncoderRun, Trained, command, trained
 from workbook.tokenizers import trained_tokenizer
 

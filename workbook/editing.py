@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sitlib.config import Profile
 from sitlib.metrics import (
     bootstrap_interval,
     lpips_per_image,
@@ -19,6 +18,7 @@ from sitlib.sample.applications import edit
 from workbook.application_tasks import Task
 from workbook.codes import captioned
 from workbook.dual_encoder import judge_features, trained_dual_encoder
+from workbook.profile import Profile
 from workbook.runs import DualEncoderRun
 from workbook.text_evaluation import prompts as evaluation_prompts
 

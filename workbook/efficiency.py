@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from sitlib.config import Profile, TokenizerConfig, load_profile
 from sitlib.files import write_json
+from sitlib.model.config import TokenizerConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample.generate import generate
 from workbook.estimates import flops
 from workbook.paths import resolve
+from workbook.profile import Profile, load_profile
 from workbook.runs import command
 from workbook.throughput import peak_mb
 

@@ -25,11 +25,12 @@ from torch.utils.flop_counter import (
     shape_wrapper,
 )
 
-from sitlib.config import TokenizerConfig, TokenizerTraining
 from sitlib.metrics.perceptual import PerceptualDistance
+from sitlib.model.config import TokenizerConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig, code_nats
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import Transformer
+from sitlib.train.config import TokenizerTraining
 from sitlib.train.discriminator import Discriminator, discriminator_loss, generator_loss
 from sitlib.train.losses import TokenizerLoss
 

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sitlib.config import Profile
 from sitlib.model.precision import best_device
 from sitlib.sample.generate import generate
 from workbook.generators import trained_generator
+from workbook.profile import Profile
 from workbook.tokenizers import trained_tokenizer
 
 UNDRAWN = 0.85  # grey of places whose codes are not drawn yet

@@ -13,19 +13,21 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sitlib.config import Profile, SamplingConfig, digest, load_profile
 from sitlib.data import held_out_positions, training_views
 from sitlib.files import read_json, read_metadata, write_json, write_tensors
 from sitlib.metrics import InceptionMetrics, generation_metrics, lite0_features
 from sitlib.metrics.efficientnet import Lite0, load_lite0
 from sitlib.metrics.weights import ensure_weights
+from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample.generate import generate
+from sitlib.strict import digest
 from workbook.codes import Codes, held_out_wide, images_of, load_codes
 from workbook.generators import trained_generator
 from workbook.paths import resolve
+from workbook.profile import Profile, load_profile
 from workbook.runs import AutoregressiveRun, CodesRun, TokenizerRun, command
 from workbook.tokenizer_evaluation import PART, original_features, reconstructed
 from workbook.tokenizers import trained_tokenizer

@@ -10,18 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sitlib.config import EngineConfig, Profile
 from sitlib.data import CaptionedImages
 from sitlib.data.order import WINDOW
 from sitlib.files import Row
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig, code_nats
 from sitlib.model.text import TextTokenizer
 from sitlib.sample.generate import generate
+from sitlib.train.config import EngineConfig
 from sitlib.train.engine import Part
 from sitlib.train.loop import Logged, Phase, seed_everything, train
 from workbook.codes import Codes, captioned, load_codes
 from workbook.launch import launcher, training_command
 from workbook.noise import noisy_codes, noisy_texts
+from workbook.profile import Profile
 from workbook.runs import AutoregressiveRun, Trained, command, trained
 from workbook.tokenizers import trained_tokenizer
 

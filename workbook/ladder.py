@@ -16,23 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sitlib.config import (
-    DiffusionConfig,
-    OptimizerConfig,
-    Profile,
-    Rung,
-    digest,
-    load_ablations,
-    load_profile,
-)
-from sitlib.config.strict import known
 from sitlib.files import Row, write_json
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.strict import digest, known
+from sitlib.train.config import OptimizerConfig
 from sitlib.train.engine import Part
 from sitlib.train.loop import Logged, Phase, seed_everything, train
 from workbook.codes import Codes, load_codes
-from workbook.diffusion import DiffusionModel, FlowConfig
+from workbook.diffusion import DiffusionConfig, DiffusionModel, FlowConfig
 from workbook.estimates import flops
 from workbook.generation_evaluation import (
     decoded,
@@ -43,6 +35,7 @@ from workbook.generation_evaluation import (
 )
 from workbook.generators import trained_generator
 from workbook.paths import resolve
+from workbook.profile import Profile, Rung, load_ablations, load_profile
 from workbook.runs import AutoregressiveRun, CodesRun, Trained, command, trained
 from workbook.tokenizers import trained_tokenizer
 

@@ -20,10 +20,12 @@ from pathlib import Path
 import torch.distributed as dist
 import yaml
 
-from sitlib.config import EngineConfig, Profile, digest, load_profile, to_dict
+from sitlib.strict import digest, to_dict
+from sitlib.train.config import EngineConfig
 from sitlib.train.distributed import num_processes
 from sitlib.train.engine import join_processes
 from workbook.paths import ROOT, resolve
+from workbook.profile import Profile, load_profile
 from workbook.runs import sentence_of
 
 PORT = 29_400  # where the processes of several machines meet

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from sitlib.config import Profile, load_profile
 from sitlib.data import DataError, open_images
 from sitlib.metrics import InceptionMetrics
 from workbook.codes import captioned
 from workbook.launch import launch_command
+from workbook.profile import Profile, load_profile
 from workbook.runs import CodesRun, TokenizerRun, command, pipeline_parameters
 
 

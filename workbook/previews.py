@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from sitlib.config import Profile
 from sitlib.metrics import (
     bootstrap_interval,
 )
@@ -19,6 +18,7 @@ from sitlib.sample.applications import Drawn, Preview, preview, refine
 from sitlib.sample.generate import generate
 from workbook.application_tasks import Task
 from workbook.dual_encoder import judge_features, trained_dual_encoder
+from workbook.profile import Profile
 from workbook.runs import DualEncoderRun
 from workbook.text_evaluation import prompts as evaluation_prompts
 

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from sitlib.config import Profile
 from sitlib.metrics import bits_per_pixel, evaluate_reconstructions
 from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
+from workbook.profile import Profile
 from workbook.tokenizer_evaluation import reconstructed
 from workbook.tokenizers import held_out_set, trained_tokenizer
 

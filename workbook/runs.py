@@ -19,28 +19,26 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 import yaml
 from braceexpand import braceexpand
 
-from sitlib.config import (
-    AutoregressiveConfig,
+from sitlib.data.manifest import SUFFIX as MANIFEST_SUFFIX
+from sitlib.data.manifest import sha256_of
+from sitlib.files import DiskError, Row, read_csv, read_metadata, write_csv
+from sitlib.model.config import AutoregressiveConfig, TokenizerConfig
+from sitlib.strict import digest
+from sitlib.train.checkpoint import StateError, locked
+from sitlib.train.config import (
     CaptionsConfig,
     CodesConfig,
     DataConfig,
     DualEncoderConfig,
     OptimizerConfig,
-    Profile,
-    TextSection,
-    TokenizerConfig,
     TokenizerTraining,
-    digest,
 )
-from sitlib.data.manifest import SUFFIX as MANIFEST_SUFFIX
-from sitlib.data.manifest import sha256_of
-from sitlib.files import DiskError, Row, read_csv, read_metadata, write_csv
-from sitlib.train.checkpoint import StateError, locked
 from sitlib.train.distributed import agreed, process_index, wait_for_all
 from sitlib.train.loop import forget_checkpoints
 from workbook.essence import ABOUT, FETCHING, code_hashes
 from workbook.finished import FOLDER, Finished
 from workbook.paths import resolve
+from workbook.profile import Profile, TextSection
 
 SMALL_SET = (
     2**28

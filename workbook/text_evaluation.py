@@ -16,16 +16,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sitlib.config import Profile, SamplingConfig, digest, load_profile
 from sitlib.data import CaptionedImages, held_out_views
 from sitlib.files import read_json, read_metadata, write_json, write_tensors
 from sitlib.metrics import bootstrap_interval, generation_metrics, lite0_features, r_precision
 from sitlib.metrics.efficientnet import Lite0, load_lite0
 from sitlib.metrics.weights import ensure_weights
+from sitlib.model.config import SamplingConfig
 from sitlib.model.dual_encoder import DualEncoder
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.precision import best_device
 from sitlib.sample.generate import generate
+from sitlib.strict import digest
 from workbook.codes import captioned, load_codes
 from workbook.dual_encoder import judge_features, trained_dual_encoder
 from workbook.generation_evaluation import (
@@ -37,6 +38,7 @@ from workbook.generation_evaluation import (
 )
 from workbook.generators import trained_generator
 from workbook.paths import resolve
+from workbook.profile import Profile, load_profile
 from workbook.runs import AutoregressiveRun, CodesRun, DualEncoderRun, command
 from workbook.tokenizer_evaluation import PART, reconstructed
 from workbook.tokenizers import trained_tokenizer

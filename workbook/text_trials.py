@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from sitlib.config import Profile, load_ablations, load_profile
-from sitlib.config.strict import known
 from sitlib.files import write_json
 from sitlib.metrics.weights import ensure_weights
+from sitlib.strict import known
 from workbook.codes import captioned
 from workbook.generators import trained_generator
 from workbook.paths import resolve
+from workbook.profile import Profile, load_ablations, load_profile
 from workbook.runs import command
 from workbook.text_evaluation import (
     KINDS,

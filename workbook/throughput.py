@@ -26,19 +26,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sitlib.config import (
-    AutoregressiveConfig,
-    Profile,
-    SamplingConfig,
-    TokenizerConfig,
-    load_profile,
-)
 from sitlib.files import write_json
+from sitlib.model.config import AutoregressiveConfig, SamplingConfig, TokenizerConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample.generate import generate
 from workbook.paths import resolve
+from workbook.profile import Profile, load_profile
 from workbook.runs import command
 
 SHARES = (1, 2, 4, 8)  # full size, 1/2, 1/4, 1/8

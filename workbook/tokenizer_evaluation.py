@@ -19,7 +19,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sitlib.config import DataConfig, Profile, digest, load_profile
 from sitlib.files import read_json, read_metadata, write_json, write_tensors
 from sitlib.metrics import (
     InceptionMetrics,
@@ -37,7 +36,10 @@ from sitlib.metrics.weights import ensure_weights
 from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.wavelets import dwt2, orthonormal_gains
+from sitlib.strict import digest
+from sitlib.train.config import DataConfig
 from workbook.paths import resolve
+from workbook.profile import Profile, load_profile
 from workbook.runs import TokenizerRun, command
 from workbook.tokenizers import held_out_set, trained_tokenizer
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sitlib.config import EngineConfig, Profile
 from sitlib.data import ImageSource, held_out_views, open_images, training_views
 from sitlib.files import Row
 from sitlib.metrics.codebook import code_counts, statistics_of_counts
 from sitlib.metrics.weights import ensure_weights
 from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer, TokenizerOutput
+from sitlib.train.config import EngineConfig
 from sitlib.train.discriminator import (
     Discriminator,
     adversarial_weight,
@@ -29,6 +29,7 @@ from sitlib.train.engine import ONE_PROCESS, Part
 from sitlib.train.loop import Logged, Phase, seed_everything, train
 from sitlib.train.losses import TokenizerLoss
 from workbook.launch import launcher, training_command
+from workbook.profile import Profile
 from workbook.runs import TokenizerRun, Trained, command, trained
 
 PICTURES = 4  # of which reconstructions are shown while training goes on

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from sitlib.config import Profile, SamplingConfig
 from sitlib.metrics import (
     bootstrap_interval,
     generation_metrics,
@@ -21,10 +20,12 @@ from sitlib.metrics import (
 )
 from sitlib.metrics.efficientnet import Lite0, load_lite0
 from sitlib.metrics.perceptual import load_lpips
+from sitlib.model.config import SamplingConfig
 from sitlib.model.precision import best_device
 from sitlib.sample.applications import upsample
 from sitlib.sample.generate import Prompts
 from workbook.application_tasks import Task
+from workbook.profile import Profile
 
 SHARES = (8, 4, 2)  # of the full side, that inputs of upsampling have
 

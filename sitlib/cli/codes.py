@@ -17,10 +17,10 @@ from torch import Tensor
 
 from sitlib import __version__
 from sitlib.cli.models import NamedTokenizer
-from sitlib.config import to_dict
 from sitlib.files import read_metadata
 from sitlib.model.tiling import pad, tile_codes, tile_images, unpad, untile_codes, untile_images
 from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.strict import to_dict
 
 BATCH = 64  # squares at a time: memory does not grow with the image
 

@@ -22,7 +22,7 @@ from sitlib.cli.options import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sitlib.config import SamplingConfig
+    from sitlib.model.config import SamplingConfig
 
 BATCH = 16  # samples drawn at a time: files appear, and the progress bar moves, while others are still drawn
 GAP = 2  # px between the images of a grid

@@ -13,9 +13,10 @@ from sitlib.paths import resolve
 if TYPE_CHECKING:
     import torch
 
-    from sitlib.config import Profile, SamplingConfig
+    from sitlib.model.config import SamplingConfig
     from sitlib.model.generator import AutoregressiveModel
     from sitlib.model.tokenizer import SpectralTokenizer
+    from workbook.profile import Profile
 
 FILE = "model.safetensors"
 TRAIN = {
@@ -33,7 +34,7 @@ def pipeline_profile() -> "Profile":
     """
     import yaml
 
-    from sitlib.config import load_profile
+    from workbook.profile import load_profile
 
     path = resolve("params.yaml")
     if not path.exists():
@@ -55,7 +56,7 @@ def checkpoint_path(name: str, kind: str, option: str) -> Path:
     Raises:
         ValueError: there is no such checkpoint; the message lists those that there are, or says how to get one.
     """
-    from sitlib.config.strict import nearest
+    from sitlib.strict import nearest
 
     path = Path(name).expanduser()
     for found in (path, path / FILE):
@@ -193,7 +194,7 @@ def sampler(options: argparse.Namespace, is_text: bool) -> "SamplingConfig":
 
 
 def _class_id(model: "AutoregressiveModel", class_name: str | None, name: str) -> int | None:
-    from sitlib.config.strict import nearest
+    from sitlib.strict import nearest
 
     classes = model.config.classes
     if class_name is None:

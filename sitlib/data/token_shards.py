@@ -21,10 +21,10 @@ from filelock import FileLock, Timeout
 from safetensors import safe_open
 from torch import Tensor
 
-from sitlib.config import digest
 from sitlib.data.order import EpochOrder
 from sitlib.files import atomic_write, write_tensors
 from sitlib.paths import ROOT, resolve
+from sitlib.strict import digest
 from sitlib.train.checkpoint import StateError, lock_file
 
 SHARD_BYTES = 2**27  # of codes, at most (but at least one batch)

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sitlib.config import AutoregressiveConfig
 from sitlib.files import load_model, save_model
+from sitlib.model.config import AutoregressiveConfig
 from sitlib.model.precision import precisely
 from sitlib.model.text import TextTokenizer
 from sitlib.model.text_encoder import TextEncoder

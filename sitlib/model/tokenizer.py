@@ -14,14 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sitlib.config import TokenizerConfig, to_dict
 from sitlib.files import load_model, save_model
+from sitlib.model.config import TokenizerConfig
 from sitlib.model.patchify import band_statistics
 from sitlib.model.precision import mixed, precisely
 from sitlib.model.quantizer import Codebook, Quantized
 from sitlib.model.scales import ScaleTransformer
 from sitlib.model.tiling import tile_codes, tile_images, untile_codes, untile_images
 from sitlib.model.transforms import Decomposition, decomposition
+from sitlib.strict import to_dict
 
 MEASURED_VALUES = 2**25  # of images that pass the encoder at a time before training: 170 of 256 px
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sitlib.config import SamplingConfig
+from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.precision import mixed, product_dtype, with_cast_layers
 from sitlib.model.tokenizer import SpectralTokenizer

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
-from sitlib.config import AdversarialConfig
+from sitlib.train.config import AdversarialConfig
 
 
 class Discriminator(nn.Module):

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
-from sitlib.config import EngineConfig
 from sitlib.data import prefetch
 from sitlib.files import Row
 from sitlib.model.precision import DTYPES, precision
 from sitlib.model.transformer import Block, ContextProjection, Transformer
 from sitlib.paths import resolve
+from sitlib.train.config import EngineConfig
 from sitlib.train.distributed import num_processes, of_first_process, process_index
 
 # How long processes wait for the first one while it writes a state or starts codebooks. One that fails ends the others at once.

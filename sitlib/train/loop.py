@@ -24,10 +24,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from sitlib.config import EngineConfig, OptimizerConfig
 from sitlib.files import Row
 from sitlib.paths import resolve
 from sitlib.train.checkpoint import States, locked
+from sitlib.train.config import EngineConfig, OptimizerConfig
 from sitlib.train.distributed import agreed, mean_over_processes, num_processes, process_index
 from sitlib.train.engine import ONE_PROCESS, Engine, Part, on_device, to_host
 

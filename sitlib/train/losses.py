@@ -6,9 +6,9 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sitlib.config import TokenizerLossConfig
 from sitlib.metrics.perceptual import load_lpips
 from sitlib.model.tokenizer import TokenizerOutput
+from sitlib.train.config import TokenizerLossConfig
 
 
 @dataclass

@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sitlib.config import Profile, load_profile
 from sitlib.data import held_out_views, open_images
 from sitlib.files import write_json
 from sitlib.metrics import lpips_per_image, psnr_per_image
 from sitlib.metrics.perceptual import PerceptualDistance, load_lpips
 from sitlib.model.tokenizer import SpectralTokenizer
 from workbook.paths import resolve
+from workbook.profile import Profile, load_profile
 from workbook.reporting.names import label
 from workbook.reporting.overview import overview
 from workbook.reporting.plots import png, style

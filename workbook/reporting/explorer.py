@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from sitlib.config import SamplingConfig
 from sitlib.data import ImageError, decode_rgb, rgb_to_tensor
+from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.wavelets import dwt2, idwt2, max_levels

@@ -22,8 +22,8 @@ from typing import Any
 
 import yaml
 
-from sitlib.config import load_profile
 from workbook.paths import ROOT, resolve
+from workbook.profile import load_profile
 from workbook.reporting.machine import machine
 
 TOKENIZER_METRICS = (

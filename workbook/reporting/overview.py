@@ -8,11 +8,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from sitlib.config import load_profile
 from sitlib.data import held_out_views, open_images
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.wavelets import dwt2
 from workbook.paths import resolve
+from workbook.profile import load_profile
 from workbook.reporting.plots import label, png, style
 from workbook.runs import pipeline_parameters
 from workbook.tokenizers import trained_tokenizer

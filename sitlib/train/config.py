@@ -1,16 +1,14 @@
-"""What a profile says of images and tokenizers."""
+"""Configuration of training: data, optimizer, losses, captions, devices."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import pywt
+from sitlib.model.config import require_heads, require_text_size
+from sitlib.strict import Strict, optional_key, require, require_seed
 
-from sitlib.config.folders import filled_in
-from sitlib.config.strict import Strict, nearest, optional_key, require, require_seed
-
-Attention = Literal["full", "scale_causal"]
-Kind = Literal["crops", "wide"]
-PATCH_LOCAL_WAVELETS = ("haar", "bior2.2", "bior4.4")  # those of sitlib.model.lifting
+Tracker = Literal[
+    "tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab"
+]
 
 
 @dataclass(frozen=True)
@@ -28,110 +26,9 @@ class DataConfig(Strict):
     )
 
     def __post_init__(self):
-        object.__setattr__(self, "source", filled_in(self.source))
         require(self.size > 0, f"size must be positive, it is {self.size}")
         require(0 < self.min_crop <= 1, f"min_crop is a fraction in (0, 1], it is {self.min_crop}")
         require(self.normalization_views > 0, "normalization_views must be at least 1")
-
-
-@dataclass(frozen=True)
-class TokenizerConfig(Strict):
-    """One tokenizer: its spectral geometry, its transformers and its codebooks (SIT, arXiv 2412.09607).
-
-    `levels=0` is ViT-VQGAN (arXiv 2110.04627): no DWT, one scale, `grid` x `grid` pixel patches.
-    """
-
-    size: int  # side of the images it is built for, px
-    levels: int  # DWT levels L; the model has S = L + 1 scales
-    grid: int  # tokens per side and scale: N = grid * grid
-    wavelet: str  # any discrete PyWavelets wavelet
-    encoder_layers: int
-    encoder_width: int
-    encoder_heads: int
-    encoder_attention: Attention  # scale_causal: a token sees its own and coarser scales (SCE)
-    decoder_layers: int
-    decoder_width: int
-    decoder_heads: int
-    decoder_attention: Attention  # scale_causal: SCD
-    mlp_ratio: float  # width of a block's MLP / width of the block
-    typed_parameters: (
-        bool  # ADTransformer: own q, k, v, norms and MLP for approximation and detail tokens
-    )
-    scale_mixing: bool  # one linear map across the scales of a place before each transformer; false: as in the paper
-    num_codebooks: int  # 2: one for approximation codes, one for detail codes; 1: shared; S: one for every scale
-    num_codes: int  # codes in each codebook
-    code_dim: int  # dimension of the l2-normalized lookup space
-    code_learning: Literal[
-        "gradient", "ema"
-    ]  # codes follow the codebook loss, or moving averages of what chose them
-    code_decay: float  # of these moving averages
-    code_gradient: Literal[
-        "straight_through", "rotation"
-    ]  # how gradients pass the lookup backwards
-    # How images are taken apart; the others are for comparison: an average-pooling pyramid, and blocks of raster-scan pixel patches.
-    transform: Literal["wavelet", "pyramid", "raster"] = optional_key("wavelet")
-    patch_local: bool = optional_key(
-        False
-    )  # the wavelet transform of every token's part of the image by itself
-    neighbour_mixing: bool = optional_key(
-        False
-    )  # a 3x3 convolution over tokens before the encoder and after the decoder
-
-    def __post_init__(self):
-        for name in ("size", "grid", "encoder_layers", "decoder_layers", "num_codes", "code_dim"):
-            require(
-                getattr(self, name) > 0, f"{name} must be at least 1, it is {getattr(self, name)}"
-            )
-        require(self.levels >= 0, f"levels must be 0 (ViT-VQGAN) or more, it is {self.levels}")
-        require(self.mlp_ratio > 0, f"mlp_ratio must be positive, it is {self.mlp_ratio}")
-        unit = self.grid * 2**self.levels
-        require(
-            self.size % unit == 0,
-            f"size {self.size} cannot be cut into {self.grid}x{self.grid} tokens at every scale of {self.levels} levels: "
-            f"use a multiple of grid * 2^levels = {unit}",
-        )
-        for part in ("encoder", "decoder"):
-            width, heads = getattr(self, f"{part}_width"), getattr(self, f"{part}_heads")
-            require(
-                self.mlp_ratio * width >= 1,
-                f"mlp_ratio {self.mlp_ratio} leaves no unit of {part}_width {width}",
-            )
-            require(
-                heads > 0 and width % heads == 0,
-                f"{part}_width {width} must be a multiple of {part}_heads {heads}",
-            )
-        known = pywt.wavelist(kind="discrete")  # pyrefly: ignore[missing-attribute]
-        require(
-            self.wavelet in known,
-            f"wavelet {self.wavelet!r} is not known{nearest(self.wavelet, known)}",
-        )
-        require(
-            self.num_codebooks in (1, 2, self.num_scales),
-            f"num_codebooks must be 1 (shared), 2 (approximation, details) or {self.num_scales} (one for every scale), "
-            f"it is {self.num_codebooks}",
-        )
-        require(0 < self.code_decay < 1, f"code_decay must lie in (0, 1), it is {self.code_decay}")
-        require(
-            self.transform == "wavelet" or self.levels > 0,
-            f"transform {self.transform} is about several scales or blocks: give it levels (without, patches of pixels are all there is)",
-        )
-        require(
-            self.transform != "raster" or self.levels == 3,
-            f"transform raster cuts a square of patches into {self.num_scales} blocks of {self.tokens_per_scale}: that needs levels: 3",
-        )
-        require(
-            not self.patch_local
-            or (self.transform == "wavelet" and self.wavelet in PATCH_LOCAL_WAVELETS),
-            f"patch_local is a wavelet transform by {', '.join(PATCH_LOCAL_WAVELETS)}, it is asked of {self.transform} {self.wavelet}",
-        )
-
-    @property
-    def num_scales(self) -> int:
-        return self.levels + 1
-
-    @property
-    def tokens_per_scale(self) -> int:
-        return self.grid**2
 
 
 @dataclass(frozen=True)
@@ -270,41 +167,140 @@ class TokenizerTraining(Strict):
 
 
 @dataclass(frozen=True)
-class EvaluationSet(Strict):
-    """Held-out views of one kind of images."""
+class CodesConfig(Strict):
+    """Wide views from which codes are extracted once, flips and crops included."""
 
-    source: str  # as data.source; its test split
-    views: int
-    kind: Kind  # multi-scale crops, or wide views of whole images
+    views_per_image: int  # of every training image that has a class or a caption
+    mirrored: bool  # each view's mirror image too; not where captions say left or right
+    held_out_views: int
+    seed: int
 
     def __post_init__(self):
-        object.__setattr__(self, "source", filled_in(self.source))
         require(
-            self.views >= 2, f"views must be at least 2 for a standard error, it is {self.views}"
+            self.views_per_image > 0 and self.held_out_views > 0,
+            "views_per_image and held_out_views must be at least 1",
+        )
+        require_seed(self.seed)
+
+
+@dataclass(frozen=True)
+class CaptionsConfig(Strict):
+    """Texts of the images that the tokenizer of a text-conditional model was trained on."""
+
+    # "records": the captions in the records of the shards; "names": sentences built from the names there; or a COCO captions file, with
+    # {split} in its path filled in, and `${name}` as in `data.source`
+    source: str
+    per_image: int  # sentences for an image, where they are built
+    seed: int
+
+    def __post_init__(self):
+        require(self.per_image > 0, f"per_image must be at least 1, it is {self.per_image}")
+        require_seed(self.seed)
+
+
+@dataclass(frozen=True)
+class DualEncoderConfig(Strict):
+    """An image and a text encoder with a common space, by which text-conditional samples are judged."""
+
+    layers: int  # of the text encoder
+    width: int
+    heads: int
+    dim: int  # of the common space
+    dropout: float
+    vocabulary: int
+    max_tokens: int
+    image_size: int  # px at which EfficientNet-Lite0 sees an image; small ones cost little
+    # Of every training image, besides the clean one, so that it also knows what is blurred or blocky.
+    degraded_views: int
+    reconstructions: list[
+        str
+    ]  # tokenizer variants whose reconstructions of the training images it learns from too
+    optimizer: OptimizerConfig
+
+    def __post_init__(self):
+        require_text_size(self.vocabulary, self.max_tokens)
+        require(
+            self.degraded_views >= 0,
+            f"degraded_views must not be negative, it is {self.degraded_views}",
+        )
+        require(
+            32 <= self.image_size <= 224,
+            f"image_size must lie in 32 ... 224 px, it is {self.image_size}",
+        )
+        for name in ("layers", "dim"):
+            require(
+                getattr(self, name) > 0, f"{name} must be at least 1, it is {getattr(self, name)}"
+            )
+        require_heads(self.width, self.heads)
+        require(0 <= self.dropout < 1, f"dropout must lie in [0, 1), it is {self.dropout}")
+
+
+@dataclass(frozen=True)
+class EngineConfig(Strict):
+    """Devices, precision and memory of training.
+
+    It is no part of what names a run: a model trained on eight GPUs is found again by a notebook on one. Batches are split over processes
+    and accumulated steps, so `batch_size` of an optimizer is always the number of samples of one update.
+    """
+
+    precision: Literal[
+        "auto", "no", "bf16", "fp16"
+    ]  # auto: bf16 on GPUs and CPUs (AMX) that have it, fp16 on other GPUs, no on other CPUs
+    # single: one process. ddp: each process has a whole model and a part of the batch. fsdp: the weights, gradients and moments of
+    # autoregressive models are sharded too; tokenizers, whose codebooks change between the steps, are trained as with ddp.
+    strategy: Literal["single", "ddp", "fsdp"]
+    processes: int  # on every machine, one for each GPU
+    machines: int
+    # Most samples that pass a model at a time in one process. Of a larger share of a batch the parts pass one after another, and their
+    # gradients are accumulated before the update; 0 = the whole share at once.
+    micro_batch_size: int
+    data_workers: (
+        int  # processes that make batches ahead, for each process that trains; 0 = a thread of it
+    )
+    activation_checkpointing: bool  # blocks compute their activations again on the way back: less memory, a third more work
+    compile: bool  # torch.compile of the transformer blocks, on GPUs
+    trackers: list[Tracker]  # besides the training curve's CSV file
+    images_every: int  # steps between sample grids or reconstructions, under scratch/images and in trackers that show images; 0 = none
+
+    def __post_init__(self):
+        for name in ("processes", "machines"):
+            require(
+                getattr(self, name) > 0, f"{name} must be at least 1, it is {getattr(self, name)}"
+            )
+        require(
+            self.micro_batch_size >= 0,
+            f"micro_batch_size must be 0 (all) or more, it is {self.micro_batch_size}",
+        )
+        require(
+            self.data_workers >= 0,
+            f"data_workers must be 0 (a thread) or more processes, it is {self.data_workers}",
+        )
+        require(
+            self.strategy != "single" or self.world_size == 1,
+            f"{self.world_size} processes need strategy: ddp or fsdp, it is single",
+        )
+        require(
+            self.strategy != "fsdp" or self.world_size > 1,
+            "strategy: fsdp shards over several processes, and there is one: set single",
+        )
+        require(
+            self.strategy != "fsdp" or not self.images_every,
+            "images_every needs whole models, and strategy fsdp shards them: set images_every: 0",
+        )
+        require(
+            self.images_every >= 0,
+            f"images_every must be 0 (none) or more, it is {self.images_every}",
         )
 
+    @property
+    def world_size(self) -> int:
+        """Processes on all machines."""
+        return self.processes * self.machines
 
-@dataclass(frozen=True)
-class TokenizerEvaluationConfig(Strict):
-    """Held-out views on which a tokenizer is judged; the first set is the one that tables call held-out."""
-
-    sets: dict[str, EvaluationSet]
-    seed: int  # of the views, the same for every model
-    # Also the standard FID and IS, of samples too; their network is downloaded (extra "inception").
-    inception: bool
-
-    def __post_init__(self):
-        require_seed(self.seed)
-        require(len(self.sets) > 0, "sets must name at least one set of images")
-
-
-@dataclass(frozen=True)
-class TokenizerSection(Strict):
-    common: dict[str, Any]  # keys of TokenizerConfig that every variant shares
-    # The keys in which each variant differs; under `loss`, `adversarial`, `optimizer` and `data` those of its training, and with
-    # `codes_from` the variant whose encoder and codebooks it takes over.
-    variants: dict[str, dict[str, Any]]
-    loss: TokenizerLossConfig
-    adversarial: AdversarialConfig
-    optimizer: OptimizerConfig
-    evaluation: TokenizerEvaluationConfig
+    def accumulation(self, batch_size: int) -> int:
+        """Equal parts, as few as `micro_batch_size` permits, in which each process's share of a batch passes a model."""
+        share = batch_size // self.world_size
+        parts = -(-share // self.micro_batch_size) if self.micro_batch_size else 1
+        while share % parts:
+            parts += 1
+        return parts
