@@ -25,8 +25,7 @@ from torch import Tensor
 
 from sitlib.model.config import AutoregressiveConfig, SamplingConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
-from sitlib.model.transformer import SequenceLayout
-from sitlib.sample.generate import draw, filtered_probabilities, generate
+from sitlib.sample.generate import filtered_probabilities, generate, sample_codes
 
 OURS, STATIC, DYNAMIC, UNCACHED = (
     "sitlib",
@@ -104,16 +103,15 @@ def without_cache(model: AutoregressiveModel, labels: Tensor) -> Tensor:
     codes_BT = torch.zeros(len(labels), model.num_tokens, dtype=torch.int64)
     for position in range(model.num_tokens):
         logits = next_logits(model, codes_BT[:, :position], labels)
-        codes_BT[:, position] = draw(filtered_probabilities(logits), torch.rand(len(labels)))
+        codes_BT[:, position] = sample_codes(
+            filtered_probabilities(logits), torch.rand(len(labels))
+        )
     return codes_BT.view(shape)
 
 
 def next_logits(model: AutoregressiveModel, codes_BT: Tensor, labels: Tensor) -> Tensor:
     """Logits [B, K] of the code after some codes [B, t], of which nothing is remembered."""
-    prefix, _ = model._prefix(labels)
-    x_BTC = torch.cat([prefix, model._embed(codes_BT, 0, model._places())], dim=1)
-    hidden_BTC = model.transformer(x_BTC, SequenceLayout(1, x_BTC.shape[1], "causal"))
-    return model.heads[0](hidden_BTC[:, -1])
+    return model.prefill(labels, codes_BT.shape[1] + 1, codes_BT)[1]
 
 
 def seconds(call: Callable) -> float:

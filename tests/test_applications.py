@@ -178,108 +178,75 @@ def test_the_prefix_of_another_sample_number_is_another_sample():
     assert torch.equal(generate(model, told[:2], PLAIN, first_sample=2), whole[2:])
 
 
-def test_previews_without_guidance_go_through_the_model_once(monkeypatch):
-    """Guidance that grows is 1 in the first scale: no unconditional half is computed for a preview."""
-    model, tokenizer, batches = model_of("class"), tokenizer_of(), set()
-    proceed = AutoregressiveModel.proceed
-    monkeypatch.setattr(
-        AutoregressiveModel,
-        "proceed",
-        lambda self, writing, codes: batches.add(len(codes)) or proceed(self, writing, codes),
-    )
+def test_previews_without_guidance_go_through_the_model_once():
+    """Guidance that grows is 1 in the first scale: no unconditional half is computed."""
+    model, tokenizer, rows = model_of("class"), tokenizer_of(), set()
+    hook = model.transformer.register_forward_pre_hook(lambda _, x: rows.add(len(x[0])))
     preview(model, tokenizer, 0, replace(PLAIN, guidance_growth="linear"), count=3)
-    assert batches == {3}
+    assert rows == {3}
     preview(model, tokenizer, 0, PLAIN, count=3)
-    assert batches == {3, 6}
+    hook.remove()
+    assert rows == {3, 6}
 
 
-def refused(sentence, function, *arguments, **options):
-    with pytest.raises(ValueError, match=sentence):
-        function(*arguments, **options)
-
-
-def test_wrong_sizes_are_refused_with_the_right_ones():
-    model, tokenizer, images = model_of(), tokenizer_of(), photographs(1)
-    told = torch.zeros(1).long()
-    refused(
-        "squares of 4 or 8 or 16 or 32 px, these have 64 x 64",
-        upsample,
-        model,
-        tokenizer,
-        images,
-        told,
-        PLAIN,
-    )
-    refused("these have 12 x 12", upsample, model, tokenizer, images[..., :12, :12], told, PLAIN)
-    refused("must have 64 x 64 px", edit, model, tokenizer, images[..., :32, :32], told, 1, PLAIN)
-    refused(
-        "one for each is needed",
-        upsample,
-        model,
-        tokenizer,
-        images[..., :8, :8],
-        torch.zeros(2).long(),
-        PLAIN,
-    )
-
-
-def test_one_text_is_not_a_list_of_prompts_and_indices_may_be_of_any_integer_type():
+def test_indices_may_be_of_any_integer_type():
     model, tokenizer, images = model_of("text"), tokenizer_of(), photographs(1)
-    refused("not one text", upsample, model, tokenizer, images[..., :8, :8], "a red cat", PLAIN)
-    refused("not one text", edit, model, tokenizer, images, "a red cat", 1, PLAIN)
-    refused("1 images but 3 prompts", edit, model, tokenizer, images, 3, 1, PLAIN)
     shown = preview(model, tokenizer, "a red cat", PLAIN, count=3, scales=2)
     index = np.array([0.0, 0.0, 1.0]).argmax()
     assert torch.equal(
         refine(model, tokenizer, shown, index).codes, refine(model, tokenizer, shown, 2).codes
     )
-    assert (
-        edit(model, tokenizer, images, ["a cat"], np.int64(5), PLAIN).images.shape == images.shape
-    )
-    refused(
-        "scales must be a whole number in 2 ... 5, from those of the preview on",
-        refine,
-        model,
-        tokenizer,
-        shown,
-        0,
-        1,
-    )
+    edited = edit(model, tokenizer, images, ["a cat"], np.int64(5), PLAIN)
+    assert edited.images.shape == images.shape
 
 
-@pytest.mark.parametrize("keep", [-1, 6, 1.0, True])
-def test_kept_scales_out_of_range_are_refused(keep):
-    refused(
-        "keep must be a whole number in 0 ... 5",
-        edit,
-        model_of(),
-        tokenizer_of(),
-        photographs(1),
-        None,
-        keep,
-        PLAIN,
-    )
+def cropped(side, count=1):
+    return photographs(count)[..., :side, :side]
 
 
-def test_texts_that_cannot_be_are_refused():
-    model, tokenizer, images = model_of("text"), tokenizer_of(), photographs(1)
-    refused("is empty", edit, model, tokenizer, images, [" "], 1, PLAIN)
-    refused("shorten it", preview, model, tokenizer, "a red cat and a blue dog " * 9, PLAIN)
-    refused("not on texts", preview, model_of("class"), tokenizer, "a red cat", PLAIN)
-    refused("on texts: give a list", preview, model, tokenizer, 1, PLAIN)
+REFUSALS = [
+    (upsample, "class", (cropped(64), 1), "squares of 4 or 8 or 16 or 32 px here, not of 64 x 64"),
+    (upsample, "class", (cropped(12), 1), "not of 12 x 12"),
+    (upsample, "class", (cropped(8), 2), r"codes \[2, k, 16\] .* \[1, 2, 16\]"),
+    (upsample, "text", (cropped(8), "a red cat"), "one for each sample"),
+    (edit, "class", (cropped(32), 1, 1), "squares of 64 px here"),
+    (edit, "text", (cropped(64), 3, 1), r"codes \[3, k, 16\]"),
+    (edit, "class", (cropped(64), None, -1), "keep must be an integer in 0 ... 5, it is -1"),
+    (edit, "class", (cropped(64), None, 6), "keep must be an integer in 0 ... 5, it is 6"),
+    (edit, "class", (cropped(64), None, 1.0), "keep must be an integer in 0 ... 5, it is 1.0"),
+    (edit, "text", (cropped(64), [" "], 1), "is empty"),
+    (preview, "text", ("a red cat and a blue dog " * 9,), "shorten it"),
+    (preview, "class", ("a red cat",), "not on texts"),
+    (preview, "text", (1,), "on texts: give a list"),
+    (preview, "class", (0, PLAIN, 8, 6), "scales must lie in 1 ... 5"),
+    (preview, "class", (0, PLAIN, 0), "count must be at least 1"),
+]
 
 
-def test_previews_that_cannot_be_are_refused():
+@pytest.mark.parametrize(("function", "kind", "arguments", "sentence"), REFUSALS)
+def test_refusals(function, kind, arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        function(model_of(kind), tokenizer_of(), *arguments)
+
+
+def test_previews_that_are_not_there_cannot_be_refined():
     model, tokenizer = model_of(), tokenizer_of()
-    refused("scales must lie in 1 ... 5", preview, model, tokenizer, 0, PLAIN, scales=6)
-    refused("count must be at least 1", preview, model, tokenizer, 0, PLAIN, count=0)
-    shown = preview(model, tokenizer, 0, PLAIN, count=2)
-    for index in (-1, 2, True):
-        refused("index must be a whole number in 0 ... 1", refine, model, tokenizer, shown, index)
+    shown = preview(model, tokenizer, 0, PLAIN, count=2, scales=2)
+    for options, sentence in (
+        ({"index": -1}, "index must be an integer in 0 ... 1"),
+        ({"index": 2}, "index must be an integer in 0 ... 1"),
+        ({"index": 0, "scales": 1}, "scales must be an integer in 2 ... 5"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            refine(model, tokenizer, shown, **options)
 
 
 def test_models_and_tokenizers_that_do_not_belong_together_are_refused():
     full, images = tokenizer_of("sit4"), photographs(1)
-    refused("5 scales, not 4", edit, model_of(), full, images, None, 1, PLAIN)
-    refused("cannot be shown alone", preview, model_of("class", "sit4"), full, 0, PLAIN)
-    refused("one size only", upsample, model_of("class", "sit4"), full, images, None, PLAIN)
+    for sentence, call in (
+        ("5 scales, not 4", lambda: edit(model_of(), full, images, None, 1)),
+        ("cannot be shown alone", lambda: preview(model_of("class", "sit4"), full, 0)),
+        ("one size only", lambda: upsample(model_of("class", "sit4"), full, images, None)),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            call()

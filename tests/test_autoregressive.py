@@ -227,7 +227,7 @@ def test_one_scale_has_one_codebook_whatever_the_tokenizer_says():
     )
 
 
-# -- writing one code after another ----------------------------------------------------------------------------------------------------
+# -- state one code after another ----------------------------------------------------------------------------------------------------
 
 
 @every_case
@@ -238,12 +238,12 @@ def test_cached_logits_equal_uncached_ones(kind, books, positions, options):
     codes, condition = codes_of(model), condition_of(model, 0, 2)
     whole, codes_BT = model(codes, condition).flatten(1, 2), codes.flatten(1)
     for given in (0, 1, 4, 5, 11):
-        writing, logits = model.begin(condition, codes_BT=codes_BT[:, :given] if given else None)
+        state, logits = model.prefill(condition, codes_Bt=codes_BT[:, :given] if given else None)
         steps = [logits]
         for position in range(given, 11):
-            steps.append(model.proceed(writing, codes_BT[:, position]))
+            steps.append(model.decode_one_token(state, codes_BT[:, position]))
         torch.testing.assert_close(torch.stack(steps, dim=1), whole[:, given:])
-        assert writing.cache.length == writing.cache.capacity == 12
+        assert state.cache.length == state.cache.capacity == 12
     assert whole.std() > 0.1
 
 
@@ -252,8 +252,8 @@ def test_cached_logits_equal_uncached_ones(kind, books, positions, options):
 def test_one_scale_is_written_too(kind):
     model = model_of(kind, 1, "rotary", num_scales=1, tokens_per_scale=9)
     codes, condition = codes_of(model), condition_of(model, 0, 2)
-    writing, logits = model.begin(condition)
-    steps = [logits, *(model.proceed(writing, codes[:, 0, i]) for i in range(8))]
+    state, logits = model.prefill(condition)
+    steps = [logits, *(model.decode_one_token(state, codes[:, 0, i]) for i in range(8))]
     torch.testing.assert_close(
         torch.stack(steps, dim=1), model(codes, condition)[:, 0], atol=1e-4, rtol=0
     )
@@ -262,12 +262,12 @@ def test_one_scale_is_written_too(kind):
 @torch.no_grad()
 def test_no_more_codes_are_written_than_room_was_asked_for():
     model = model_of()
-    writing, _ = model.begin(torch.tensor([0]), 3)
-    assert writing.cache.capacity == 3
+    state, _ = model.prefill(torch.tensor([0]), 3)
+    assert state.cache.capacity == 3
     for _ in range(2):
-        model.proceed(writing, torch.tensor([1]))
+        model.decode_one_token(state, torch.tensor([1]))
     with pytest.raises(ValueError, match="holds 3 positions"):
-        model.proceed(writing, torch.tensor([1]))
+        model.decode_one_token(state, torch.tensor([1]))
 
 
 @torch.no_grad()
@@ -275,11 +275,11 @@ def test_a_text_is_read_once_however_many_codes_follow():
     model = model_of("text")
     calls = []
     model.text_encoder.register_forward_pre_hook(lambda *_: calls.append(1))
-    writing, _ = model.begin(condition_of(model, 0, 1))
-    context = writing.context
+    state, _ = model.prefill(condition_of(model, 0, 1))
+    context = state.context
     for position in range(11):
-        model.proceed(writing, torch.tensor([position, 3]))
-    assert len(calls) == 1 and writing.context is context
+        model.decode_one_token(state, torch.tensor([position, 3]))
+    assert len(calls) == 1 and state.context is context
 
 
 # -- conditions ------------------------------------------------------------------------------------------------------------------------

@@ -110,11 +110,11 @@ def test_the_loop_without_a_cache_computes_what_the_one_with_a_cache_does(sampli
     for head in model.heads:  # which start at zero
         torch.nn.init.normal_(head.weight)
     codes, labels = torch.randint(options.codes, (3, 8)), torch.zeros(3, dtype=torch.int64)
-    writing, logits = model.begin(labels)
+    state, logits = model.prefill(labels)
     for position in range(8):
         torch.testing.assert_close(sampling.next_logits(model, codes[:, :position], labels), logits)
         if position < 7:
-            logits = model.proceed(writing, codes[:, position])
+            logits = model.decode_one_token(state, codes[:, position])
 
 
 @torch.no_grad()
@@ -126,7 +126,7 @@ def test_the_limit_counts_every_product_of_a_step_and_every_byte_of_the_cache(sa
         if isinstance(m, torch.nn.Linear)
     ]
     assert flops(sampling.products_of_step(options)) == 2 * options.batch * sum(linear)
-    cache = model.begin(labels, options.tokens)[0].cache
+    cache = model.prefill(labels, options.tokens)[0].cache
     one_position = 4 * cache.store.numel() / cache.capacity
     assert sampling.cache_bytes(options) == one_position * sum(range(1, options.tokens + 1))
 

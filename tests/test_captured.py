@@ -17,7 +17,7 @@ from sitlib.model.text import TextTokenizer
 from sitlib.model.transformer import KVCache, Transformer
 from sitlib.sample import cuda_graphs as captured
 from sitlib.sample import generate as sampling
-from sitlib.sample.cuda_graphs import CapturedSteps
+from sitlib.sample.cuda_graphs import GraphedDecoder
 from sitlib.sample.generate import generate
 from workbook.profile import load_profile
 
@@ -70,16 +70,16 @@ def codes_of():
 
 
 def written(
-    model, static, given=0, steps_of=lambda model, writing: partial(model.proceed, writing)
+    model, static, given=0, steps_of=lambda model, state: partial(model.decode_one_token, state)
 ):
     """Logits [2, t, K] of the codes after the given ones, when those of `codes_of` are drawn; and how they were written."""
     codes_BT, device = codes_of(), next(model.parameters()).device
     prefix = codes_BT[:, :given].to(device) if given else None
-    writing, logits = model.begin(condition_of(model).to(device), codes_BT=prefix, static=static)
-    steps, proceed = [logits.clone()], steps_of(model, writing)
+    state, logits = model.prefill(condition_of(model).to(device), codes_Bt=prefix, static=static)
+    steps, proceed = [logits.clone()], steps_of(model, state)
     for position in range(given, LENGTH - 1):
         steps.append(proceed(codes_BT[:, position].to(device)).clone())
-    return torch.stack(steps, dim=1), writing
+    return torch.stack(steps, dim=1), state
 
 
 class Recorder(TorchDispatchMode):
@@ -111,9 +111,9 @@ class Recorder(TorchDispatchMode):
 def test_static_and_growing_caches_give_the_same_logits(kind, positions, options, given):
     model = model_of(kind, positions, bool(options))
     growing, _ = written(model, False, given)
-    static, writing = written(model, True, given)
+    static, state = written(model, True, given)
     torch.testing.assert_close(static, growing, atol=1e-4, rtol=1e-5)
-    assert writing.cache.length == int(writing.cache.position) == LENGTH and growing.std() > 0.1
+    assert state.cache.length == int(state.cache.position) == LENGTH and growing.std() > 0.1
 
 
 @pytest.mark.parametrize("static", [False, True])
@@ -132,10 +132,10 @@ def casts_of_weights(model):
     """Casts of parameters in two steps under autocast, as sampling makes them."""
     weights = {parameter.data_ptr() for parameter in model.parameters()}
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        writing, _ = model.begin(condition_of(model), static=True)
+        state, _ = model.prefill(condition_of(model), static=True)
         with Recorder() as recorder:
             for code in (1, 2):
-                model.proceed(writing, torch.tensor([code, code]))
+                model.decode_one_token(state, torch.tensor([code, code]))
     casts = [args for func, args, _, _ in recorder.calls if func is torch.ops.aten.to.dtype]
     return sum(args[0].data_ptr() in weights and args[1] == torch.bfloat16 for args in casts)
 
@@ -159,19 +159,19 @@ def test_weights_that_are_cast_once_compute_what_autocast_computes(kind):
 @torch.no_grad()
 def test_a_static_cache_refuses_what_it_cannot_hold():
     model = model_of()
-    writing, _ = model.begin(torch.tensor([0]), 3, static=True)
+    state, _ = model.prefill(torch.tensor([0]), 3, static=True)
     for _ in range(2):
-        model.proceed(writing, torch.tensor([1]))
+        model.decode_one_token(state, torch.tensor([1]))
     with pytest.raises(ValueError, match="holds 3 positions"):
-        model.proceed(writing, torch.tensor([1]))
+        model.decode_one_token(state, torch.tensor([1]))
 
 
 def operations(model, static):
     """Kind of step -> what each of its steps did: operations, shapes, numbers, and addresses of what outlives a step."""
     found = {}
 
-    def recorded(writing, codes_B):
-        kind, lasting = model.kind_of_step(writing), [writing.cache.store, *model.parameters()]
+    def recorded(state, codes_B):
+        kind, lasting = model.graph_key(state), [state.cache.store, *model.parameters()]
         addresses = {tensor.untyped_storage().data_ptr() for tensor in lasting}
 
         def described(value):
@@ -186,7 +186,7 @@ def operations(model, static):
             )
 
         with Recorder() as recorder:
-            logits = model.proceed(writing, codes_B)
+            logits = model.decode_one_token(state, codes_B)
         calls = [
             (str(func), tree_map(described, (args, kwargs)))
             for func, args, kwargs, _ in recorder.calls
@@ -194,7 +194,7 @@ def operations(model, static):
         found.setdefault(kind, []).append(calls)
         return logits
 
-    written(model, static, steps_of=lambda model, writing: partial(recorded, writing))
+    written(model, static, steps_of=lambda model, state: partial(recorded, state))
     return found
 
 
@@ -245,7 +245,7 @@ class FakeGraph:
 
 
 @contextmanager
-def fake_capture(graph, **options):
+def fake_capture(graph, *_, **options):
     with Recorder() as recorder:
         yield
     recorder.put_back()
@@ -258,7 +258,7 @@ def fake_graphs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "graph", fake_capture)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(captured, "_stream", lambda device: "recording")
+    monkeypatch.setattr(captured, "_capture_stream", lambda device: "recording")
     current = ["own"]
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[0])
     monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: current.__setitem__(0, stream))
@@ -270,9 +270,9 @@ def fake_graphs(monkeypatch):
 @torch.inference_mode()
 def test_where_recording_fails_steps_run_as_they_are(monkeypatch, fake_graphs, recorded):
     @contextmanager
-    def failing(graph, stream, **options):
+    def failing(graph, pool, stream, **options):
         torch.cuda.set_stream(stream)
-        with fake_capture(graph, **options):
+        with fake_capture(graph):
             yield
         if FakeGraph.made > recorded:
             raise RuntimeError("operation not permitted when stream is capturing")
@@ -280,10 +280,10 @@ def test_where_recording_fails_steps_run_as_they_are(monkeypatch, fake_graphs, r
     monkeypatch.setattr(torch.cuda, "graph", failing)
     expected, _ = written(model_of(), True)
     with pytest.warns(UserWarning, match="not permitted") as told:
-        found, writing = written(model_of(), True, 0, CapturedSteps)
+        found, state = written(model_of(), True, 0, GraphedDecoder)
     assert len(told) == 1 and FakeGraph.made == recorded + 1 and fake_graphs == ["own"]
     torch.testing.assert_close(found, expected)
-    assert writing.cache.length == int(writing.cache.position) == LENGTH
+    assert state.cache.length == int(state.cache.position) == LENGTH
 
 
 @every_case
@@ -292,9 +292,9 @@ def test_where_recording_fails_steps_run_as_they_are(monkeypatch, fake_graphs, r
 def test_captured_steps_give_the_same_logits(fake_graphs, kind, positions, options, given):
     model = model_of(kind, positions, bool(options))
     expected, _ = written(model, True, given)
-    found, writing = written(model, True, given, CapturedSteps)
+    found, state = written(model, True, given, GraphedDecoder)
     torch.testing.assert_close(found, expected)
-    assert writing.cache.length == int(writing.cache.position) == LENGTH
+    assert state.cache.length == int(state.cache.position) == LENGTH
     assert FakeGraph.made == (
         3 if given == 0 else 2
     )  # one for each kind of which there is more than one step
@@ -305,12 +305,12 @@ def test_captured_steps_give_the_same_logits(fake_graphs, kind, positions, optio
 @torch.inference_mode()
 def test_steps_do_not_wait_for_the_gpu(kind):
     model = on_gpu(model_of(kind))
-    writing, _ = model.begin(condition_of(model).cuda())
+    state, _ = model.prefill(condition_of(model).cuda())
     codes_B = torch.tensor([3, 4], device="cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(LENGTH - 1):
-            model.proceed(writing, codes_B)
+            model.decode_one_token(state, codes_B)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -324,7 +324,7 @@ def test_graphs_draw_on_a_gpu_what_steps_draw(monkeypatch, kind, positions, opti
     config = replace(SMOKE.autoregressive.sampling, guidance=guidance, batch_size=2)
     found = generate(model, prompts, config)
     monkeypatch.setattr(
-        sampling, "CapturedSteps", lambda model, writing: partial(model.proceed, writing)
+        sampling, "GraphedDecoder", lambda model, state: partial(model.decode_one_token, state)
     )
     assert torch.equal(found, generate(model, prompts, config))
 

@@ -36,7 +36,7 @@ GENERATORS = {
 def retold(kind, variant):
     """A tiny model that says of which tokenizer its codes are, as trained ones do."""
     model = model_of(kind, variant)
-    config = replace(model.config, shape=replace(model.config.shape, tokenizer=variant))
+    config = replace(model.config, transformer=replace(model.config.transformer, tokenizer=variant))
     told = AutoregressiveModel(config)
     told.load_state_dict(model.state_dict())
     return told

@@ -598,7 +598,9 @@ def test_sampling_falls_back_to_no_materialised_scores(monkeypatch, kind, static
     )
     if not static:  # only steps on a static cache can be recorded
         monkeypatch.setattr(
-            sampling, "CapturedSteps", lambda model, writing: partial(model.proceed, writing)
+            sampling,
+            "GraphedDecoder",
+            lambda model, state: partial(model.decode_one_token, state),
         )
     texts = TextTokenizer.train(["a cat", "a dog"], 300, 16)
     text = TextEncoderConfig(layers=1, vocabulary=300, max_tokens=16) if kind == "text" else None

@@ -59,7 +59,7 @@ def test_a_diffusion_model_is_trained_once_and_found_again(trained):
     assert run == same and len(first.curve["step"]) > 0
     for ours, theirs in zip(first.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    assert first.model.config.shape.width == RUNG.width
+    assert first.model.config.transformer.width == RUNG.width
     error = ladder.held_out_velocity_error(first.model, codes, tokenizer)
     assert error == pytest.approx(
         2.0, abs=0.35

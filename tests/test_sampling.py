@@ -3,7 +3,7 @@
 import itertools
 import os
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -17,12 +17,12 @@ from sitlib.model.text import TextTokenizer
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample import generate as sampling
 from sitlib.sample.generate import (
-    _random_numbers,
-    draw,
+    _uniform,
     filtered_probabilities,
     generate,
     guidance_of_scale,
-    largest_batch,
+    max_batch_size,
+    sample_codes,
 )
 from workbook.profile import load_profile
 
@@ -132,7 +132,7 @@ def plain_filter(row, config):
 def plain_sample(model, condition, index, config):
     """Codes [T] of one sample: the whole sequence through the model for every code, in float64; condition [1] or [1, L]."""
     shape, codes = model.config, []
-    numbers = _random_numbers(config.seed, index, model.num_tokens)
+    numbers = _uniform(config.seed, index, model.num_tokens)
     for position in range(model.num_tokens):
         padded = torch.tensor(codes + [0] * (model.num_tokens - position))
         padded = padded.view(1, shape.num_scales, shape.tokens_per_scale)
@@ -287,40 +287,6 @@ def test_another_prefix_is_kept_and_changes_what_follows():
     assert not torch.equal(drawn[:, 1:], whole[:, 1:])
 
 
-@pytest.mark.parametrize(
-    ("prefix", "sentence"),
-    [
-        (
-            torch.zeros(2, 1, 4),
-            r"must be integers \[2, k, 4\] with k in 0 ... 3, they are torch.float32",
-        ),
-        (torch.zeros(2, 4, dtype=torch.int64), r"must be integers .* \[2, 4\]"),
-        (torch.zeros(3, 1, 4, dtype=torch.int64), r"must be \[2, k, 4\] .* they are \[3, 1, 4\]"),
-        (torch.zeros(2, 1, 5, dtype=torch.int64), r"they are \[2, 1, 5\]"),
-        (torch.zeros(2, 4, 4, dtype=torch.int64), r"with k in 0 ... 3, they are \[2, 4, 4\]"),
-        (torch.full((2, 1, 4), 20), r"must lie in 0 ... 19, they span 20 ... 20"),
-        (torch.full((2, 1, 4), -1), r"must lie in 0 ... 19, they span -1 ... -1"),
-    ],
-)
-def test_impossible_prefixes_are_refused(prefix, sentence):
-    with pytest.raises(ValueError, match=f"prefix_codes .*{sentence}"):
-        generate(model_of(), torch.tensor([0, 1]), PLAIN, prefix_codes=prefix)
-
-
-def test_a_prefix_longer_than_what_is_wanted_is_refused():
-    with pytest.raises(ValueError, match=r"with k in 0 ... 1, they are \[1, 2, 4\]"):
-        prefix = torch.zeros(1, 2, 4, dtype=torch.int64)
-        generate(model_of(), torch.tensor([0]), PLAIN, scales=1, prefix_codes=prefix)
-
-
-@pytest.mark.parametrize("scales", [0, -1, 4])
-def test_impossible_numbers_of_scales_are_refused(scales):
-    with pytest.raises(
-        ValueError, match=f"scales must lie in 1 ... 3, the scales of the model, it is {scales}"
-    ):
-        generate(model_of(), torch.tensor([0]), PLAIN, scales=scales)
-
-
 # -- guidance --------------------------------------------------------------------------------------------------------------------------
 
 
@@ -455,7 +421,9 @@ def test_filters_of_half_precision_are_computed_in_single_precision():
 
 @pytest.mark.parametrize(("number", "code"), [(0.0, 1), (0.19, 1), (0.21, 2), (1.0, 2)])
 def test_drawing_inverts_the_distribution_and_never_draws_what_is_impossible(number, code):
-    assert draw(torch.tensor([[0.0, 0.2, 0.8, 0.0]]), torch.tensor([number])).tolist() == [code]
+    assert sample_codes(torch.tensor([[0.0, 0.2, 0.8, 0.0]]), torch.tensor([number])).tolist() == [
+        code
+    ]
 
 
 @settings(max_examples=50, deadline=None)
@@ -467,7 +435,7 @@ def test_drawing_against_a_loop(weights, number):
         expected += 1
         total += float(p[expected])
         assume(abs(total - number) > 1e-5 or expected == len(weights) - 1)
-    (code,) = draw(p.float()[None], torch.tensor([number])).tolist()
+    (code,) = sample_codes(p.float()[None], torch.tensor([number])).tolist()
     assert weights[code] > 0
     if number < 1 - 1e-5:
         assert code == expected
@@ -529,30 +497,29 @@ def test_streamed_images_may_be_changed_and_trained_on():
     assert factor.grad > 0 and torch.equal(codes, generate(model, torch.tensor([0, 1]), PLAIN))
 
 
-def test_what_is_shown_knows_nothing_of_the_precision_of_sampling(monkeypatch):
-    precise, seen = torch.is_autocast_enabled("cpu"), []
+def test_on_scale_runs_outside_of_the_precision_of_sampling(monkeypatch):
+    autocast = partial(torch.is_autocast_enabled, "cpu")
     monkeypatch.setattr(sampling, "mixed", lambda device: torch.autocast("cpu", torch.bfloat16))
-    model, tokenizer = model_of(num_scales=4), tokenizer_of()
-    hook = model.transformer.register_forward_pre_hook(
-        lambda *_: seen.append(torch.is_autocast_enabled("cpu"))
+    model, seen = model_of(num_scales=4), []
+    step = AutoregressiveModel.decode_one_token
+    monkeypatch.setattr(
+        AutoregressiveModel,
+        "decode_one_token",
+        lambda *arguments: seen.append(autocast()) or step(*arguments),
     )
-    shown = lambda *_: seen.append(torch.is_autocast_enabled("cpu"))  # noqa: E731
-    generate(model, torch.tensor([0, 1]), PLAIN, tokenizer=tokenizer, on_scale=shown)
-    hook.remove()
-    assert not precise and seen == [*[True] * 4, False] * 4
+    generate(
+        model,
+        torch.tensor([0, 1]),
+        PLAIN,
+        tokenizer=tokenizer_of(),
+        on_scale=lambda *_: seen.append(autocast()),
+    )
+    assert seen == [*[True] * 4, False] * 3 + [*[True] * 3, False]
 
 
-def test_streaming_needs_a_tokenizer_that_decodes_scale_by_scale():
-    model, prompts = model_of(num_scales=4), torch.tensor([0])
-    with pytest.raises(ValueError, match="give the tokenizer that decodes them"):
-        generate(model, prompts, PLAIN, on_scale=print)
-    with pytest.raises(ValueError, match="decoder_attention: scale_causal"):
-        generate(model, prompts, PLAIN, on_scale=print, tokenizer=tokenizer_of("full"))
-    # One scale is the whole image: any decoder will do.
-    model, tokenizer = (
-        model_of(num_scales=1, tokens_per_scale=16),
-        tokenizer_of("full", levels=0, grid=4),
-    )
+def test_one_scale_is_shown_by_any_decoder():
+    model, prompts = model_of(num_scales=1, tokens_per_scale=16), torch.tensor([0])
+    tokenizer = tokenizer_of("full", levels=0, grid=4)
     codes, shown = streamed(model, tokenizer, prompts, PLAIN)
     assert [event[:2] for event in shown] == [(0, 1)]
     torch.testing.assert_close(shown[0][2], tokenizer.decode(codes))
@@ -582,57 +549,52 @@ def test_no_prompt_has_no_sample(kind):
     assert generate(model, nothing, PLAIN, scales=2).dtype == torch.int64
 
 
-@pytest.mark.parametrize(
-    ("prompts", "sentence"),
-    [
-        ("a red cat", "a list of texts, one for each sample, not one text"),
-        (["a red cat", ""], "the caption '' is empty"),
-        (["  \n"], "is empty; write what the image shows"),
-        (["a very long text " * 10], "tokens, at most 31 are allowed: shorten it"),
-        (
-            torch.tensor([0, 1]),
-            r"conditioned on texts: give a list of texts, or int64 token ids \[B, L\]",
-        ),
-        (torch.zeros(1, 4), "conditioned on texts"),
-    ],
-)
-def test_texts_that_cannot_be_drawn_are_refused(prompts, sentence):
+def zeros(*shape):
+    return torch.zeros(shape, dtype=torch.int64)
+
+
+ONE = torch.tensor([0])
+NO_CLASS = r"on a class, not on texts: prompts must be .* in 0 ... 2 \(mountain, water, city\)"
+NO_TEXT = "conditioned on texts: give a list of texts, one for each sample"
+NO_IDS = r"conditioned on texts: give a list of texts, or token ids \[B, L\] with L <= 32"
+PREFIX = r"prefix_codes must be codes \[1, k, 4\] in 0 ... 19, k <= "
+REFUSALS = [
+    ("class", ["water"], {}, NO_CLASS),
+    ("class", "water", {}, NO_CLASS),
+    ("class", [0, 1], {}, NO_CLASS),
+    ("class", torch.tensor([0.0]), {}, NO_CLASS),
+    ("class", torch.tensor([3]), {}, NO_CLASS),
+    ("class", torch.tensor([-1]), {}, NO_CLASS),
+    ("class", torch.tensor(0), {}, NO_CLASS),
+    ("class", -1, {}, "must not be negative, it is -1"),
+    ("text", "a red cat", {}, NO_TEXT),
+    ("text", ["a red cat", 1], {}, NO_TEXT),
+    ("text", ["a red cat", ""], {}, "the caption '' is empty; write what the image shows"),
+    ("text", ["a very long text " * 10], {}, "tokens, at most 31 are allowed: shorten it"),
+    ("text", torch.tensor([0, 1]), {}, NO_IDS),
+    ("text", torch.zeros(1, 4), {}, NO_IDS),
+    ("text", torch.tensor([[5, TEXTS.vocabulary, 1]]), {}, NO_IDS),
+    ("text", torch.tensor([[5] * 40]), {}, NO_IDS),
+    ("text", torch.tensor([[5, 1], [0, 0]]), {}, NO_IDS),
+    ("text", torch.tensor([[5, 0, 1]]), {}, NO_IDS),
+    ("class", ONE, {"scales": 0}, "scales must lie in 1 ... 3, the scales of the model, it is 0"),
+    ("class", ONE, {"scales": 4}, "scales must lie in 1 ... 3, the scales of the model, it is 4"),
+    ("class", ONE, {"prefix_codes": torch.zeros(1, 1, 4)}, PREFIX + "3; these are torch.float32"),
+    ("class", ONE, {"prefix_codes": zeros(1, 4)}, PREFIX + r"3; .* \[1, 4\]"),
+    ("class", ONE, {"prefix_codes": zeros(3, 1, 4)}, PREFIX + r"3; .* \[3, 1, 4\]"),
+    ("class", ONE, {"prefix_codes": zeros(1, 1, 5)}, PREFIX + r"3; .* \[1, 1, 5\]"),
+    ("class", ONE, {"prefix_codes": zeros(1, 2, 4), "scales": 1}, PREFIX + "1; "),
+    ("class", ONE, {"prefix_codes": zeros(1, 1, 4) + 20}, PREFIX),
+    ("class", ONE, {"prefix_codes": zeros(1, 1, 4) - 1}, PREFIX),
+    ("class", ONE, {"on_scale": print}, "give the tokenizer that decodes them"),
+    ("class", ONE, {"on_scale": print, "tokenizer": tokenizer_of("full")}, "scale_causal"),
+]
+
+
+@pytest.mark.parametrize(("kind", "prompts", "options", "sentence"), REFUSALS)
+def test_refusals(kind, prompts, options, sentence):
     with pytest.raises(ValueError, match=sentence):
-        generate(model_of("text"), prompts, PLAIN)
-
-
-@pytest.mark.parametrize(
-    "tokens",
-    [
-        pytest.param([[5, TEXTS.vocabulary, 1]], id="outside the vocabulary"),
-        pytest.param([[5] * 40], id="too long"),
-        pytest.param([[5, 1], [0, 0]], id="no token at all"),
-    ],
-)
-def test_token_ids_that_no_text_has_are_refused(tokens):
-    with pytest.raises(ValueError):
-        generate(model_of("text"), torch.tensor(tokens), GUIDED)
-
-
-@pytest.mark.parametrize(
-    ("prompts", "sentence"),
-    [
-        (
-            ["water"],
-            r"on a class, not on texts: give class ids in 0 ... 2 \(mountain, water, city\)",
-        ),
-        ("water", "on a class, not on texts"),
-        ([0, 1], "give class ids in 0 ... 2"),
-        (torch.tensor([0.0]), "give class ids in 0 ... 2"),
-        (torch.tensor([3]), r"labels must be \[B\] class ids in 0 ... 2 \(mountain, water, city\)"),
-        (torch.tensor([-1]), "labels must be"),
-        (torch.tensor([[0], [1]]), "labels must be"),
-        (torch.tensor(0), "labels must be"),
-    ],
-)
-def test_classes_that_are_not_known_are_refused_by_name(prompts, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        generate(model_of(), prompts, PLAIN)
+        generate(model_of(kind), prompts, PLAIN, **options)
 
 
 # -- cost ------------------------------------------------------------------------------------------------------------------------------
@@ -746,7 +708,7 @@ def test_the_largest_batch_has_its_keys_and_values_in_half_of_the_free_memory(mo
     model = model_of(kind)
     for free, scales, config in itertools.product((2**18, 2**20, 2**21), (1, 3), (PLAIN, GUIDED)):
         with_memory(monkeypatch, free)
-        batch = largest_batch(model, config, scales)
+        batch = max_batch_size(model, scales, config is GUIDED)
         assert 1 < batch < 1024
         rows = batch if config is PLAIN else 2 * batch
 
@@ -764,19 +726,19 @@ def test_the_largest_batch_has_its_keys_and_values_in_half_of_the_free_memory(mo
 def test_the_largest_batch_is_between_1_and_1024(monkeypatch):
     model = model_of()
     with_memory(monkeypatch, 0)
-    assert largest_batch(model, PLAIN, 3) == 1
+    assert max_batch_size(model, 3, False) == 1
     with_memory(monkeypatch, 2**50)
-    assert largest_batch(model, PLAIN, 3) == 1024
+    assert max_batch_size(model, 3, False) == 1024
     with_memory(monkeypatch, 2**20)
-    sizes = [largest_batch(model, PLAIN, scales) for scales in (1, 2, 3)]
+    sizes = [max_batch_size(model, scales, False) for scales in (1, 2, 3)]
     assert (
         sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3
     )  # longer sequences need more
     # Two halves need twice as much, and so does double precision.
-    assert largest_batch(model, GUIDED, 1) == pytest.approx(sizes[0] / 2, abs=1)
-    assert largest_batch(_double(model), PLAIN, 1) == pytest.approx(sizes[0] / 2, abs=1)
+    assert max_batch_size(model, 1, True) == pytest.approx(sizes[0] / 2, abs=1)
+    assert max_batch_size(_double(model), 1, False) == pytest.approx(sizes[0] / 2, abs=1)
     monkeypatch.delattr(os, "sysconf")  # as on Windows
-    assert 1 <= largest_batch(model, PLAIN, 3) <= 1024
+    assert 1 <= max_batch_size(model, 3, False) <= 1024
     assert torch.equal(
         generate(model, torch.tensor([0, 1]), replace(PLAIN, batch_size=0)),
         generate(model, torch.tensor([0, 1]), PLAIN),

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sitlib.model.text import TextTokenizer
-from sitlib.model.text_encoder import TextEncoder
+from sitlib.model.text import TextEncoder, TextTokenizer
 from sitlib.model.transformer import BlockOptions
 
 OPTIONS = {

@@ -205,7 +205,7 @@ def autoregressive_subject(config: CodeModelConfig, batch: int) -> Subject:
     """An autoregressive model's training step over codes [batch, S, N], texts at their longest."""
     model = AutoregressiveModel(config).train()
     codes = torch.zeros(batch, config.num_scales, config.tokens_per_scale, dtype=torch.int64)
-    text = config.shape.text
+    text = config.transformer.text
     condition = torch.ones(
         (batch,) if text is None else (batch, text.max_tokens), dtype=torch.int64
     )

@@ -13,15 +13,19 @@ from torch import Tensor, nn
 from sitlib.data import CaptionedImages
 from sitlib.data.order import WINDOW
 from sitlib.files import Row
-from sitlib.model.generator import AutoregressiveModel, CodeModelConfig, code_nats
-from sitlib.model.text import TextTokenizer
+from sitlib.model.generator import (
+    AutoregressiveModel,
+    CodeModelConfig,
+    code_nats,
+    corrupt_codes,
+)
+from sitlib.model.text import TextTokenizer, corrupt_texts
 from sitlib.sample.generate import generate
 from sitlib.train.config import EngineConfig
 from sitlib.train.engine import Part
 from sitlib.train.loop import Logged, Phase, seed_everything, train
 from workbook.codes import Codes, captioned, load_codes
 from workbook.launch import launcher, training_command
-from workbook.noise import noisy_codes, noisy_texts
 from workbook.profile import Profile
 from workbook.runs import AutoregressiveRun, Trained, command, trained
 from workbook.tokenizers import trained_tokenizer
@@ -99,14 +103,14 @@ def _train(
             condition = torch.stack(
                 [t[int(u * len(t))] for t, u in zip(of_image, pick, strict=True)]
             )
-            condition = noisy_texts(condition, texts, run.model.text_noise, generator)
+            condition = corrupt_texts(condition, texts, run.model.text_noise, generator)
             condition = condition[:, : int((condition != texts.pad).sum(1).max())]
             hidden = hidden[:, None]
         condition, targets = (
             torch.where(hidden, model.unconditional(condition), condition),
             codes.train[chosen],
         )
-        read = noisy_codes(targets, tokenizer.num_codes, run.model.code_noise, generator)
+        read = corrupt_codes(targets, tokenizer.num_codes, run.model.code_noise, generator)
         return read, condition, targets
 
     def batch_at(step: int, part: Part) -> tuple[Tensor, Tensor, Tensor]:

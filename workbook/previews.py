@@ -14,7 +14,7 @@ from sitlib.metrics import (
 )
 from sitlib.metrics.efficientnet import load_lite0
 from sitlib.model.precision import best_device
-from sitlib.sample.applications import Drawn, Preview, preview, refine
+from sitlib.sample.applications import Preview, Samples, preview, refine
 from sitlib.sample.generate import generate
 from workbook.application_tasks import Task
 from workbook.dual_encoder import judge_features, trained_dual_encoder
@@ -52,7 +52,7 @@ def _preview_seconds(profile: Profile, task: Task) -> dict[str, dict[str, float]
     assert isinstance(task.prompts, list)
     prompt, scales = task.prompts[0], tokenizer.geometry.num_scales
     shown = preview(model, tokenizer, prompt, sampling, count)
-    actions: dict[str, Callable[[], Drawn]] = {
+    actions: dict[str, Callable[[], Samples]] = {
         "first_preview": lambda: preview(model, tokenizer, prompt, sampling, 1),
         "previews": lambda: preview(model, tokenizer, prompt, sampling, count),
         "finish": lambda: refine(model, tokenizer, shown, 0),

@@ -159,7 +159,7 @@ def chosen_generator(options: argparse.Namespace) -> Generator:
     model = AutoregressiveModel.from_checkpoint(path).to(device_of(options)).requires_grad_(False)
     class_id = _class_id(model, options.class_name, name)
     _check_text(model, options.text, name)
-    variant = model.config.shape.tokenizer
+    variant = model.config.transformer.tokenizer
     if options.tokenizer is not None:
         found = checkpoint_path(options.tokenizer, "tokenizer", "--tokenizer")
     else:  # of the models among which this one lies, else the pipeline's

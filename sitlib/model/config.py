@@ -188,17 +188,17 @@ class AutoregressiveConfig(Strict):
 
 @dataclass(frozen=True)
 class SamplingConfig(Strict):
-    """How codes are drawn."""
+    """How codes are sampled. The defaults sample from the model's distribution as it is."""
 
-    temperature: float
-    top_k: int  # 0 = off
-    top_p: float  # 1.0 = off
-    min_p: float  # codes less likely than this share of the likeliest are left out (arXiv 2407.01082); 0.0 = off
-    guidance: float  # classifier-free guidance weight w: uncond + w (cond - uncond); 1.0 = off
-    # "linear": from 1.0 in the first scale to w in the last, as VAR does (arXiv 2404.02905); of one scale, w.
-    guidance_growth: Literal["constant", "linear"]
-    batch_size: int  # 0 = as many as half of the free memory holds
-    seed: int
+    temperature: float = 1.0
+    top_k: int = 0  # 0 = off
+    top_p: float = 1.0  # 1.0 = off
+    min_p: float = 0.0  # least share of the likeliest code's probability (arXiv 2407.01082)
+    guidance: float = 1.0  # classifier-free guidance w: uncond + w (cond - uncond); 1.0 = off
+    # "linear": from 1.0 in the first scale to w in the last (VAR, arXiv 2404.02905).
+    guidance_growth: Literal["constant", "linear"] = "constant"
+    batch_size: int = 0  # 0 = as many as half of the free memory holds
+    seed: int = 0
 
     def __post_init__(self):
         require(

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sitlib.files import load_model, save_model
-from sitlib.model.text import TextTokenizer
-from sitlib.model.text_encoder import TextEncoder
+from sitlib.model.text import TextEncoder, TextTokenizer
 from sitlib.train.config import DualEncoderConfig
 
 FIRST_SCALE, LARGEST_SCALE = 1 / 0.07, 100.0  # of similarities in the loss; CLIP's

@@ -1,24 +1,22 @@
-"""A next-code transformer over the codes of a tokenizer, conditioned on a class or on a text (SIT, arXiv 2412.09607, section 5).
+"""Autoregressive transformer over the codes of a tokenizer (SIT, arXiv 2412.09607, section 5).
 
-The sequence is a prefix, then all codes, coarsest scale first and row-major inside a scale. The prefix is the class (VIM, arXiv 2110.04627;
-LlamaGen, arXiv 2406.06525); or, for texts, a learned start, and every block reads a text encoder by cross-attention (Parti, arXiv
-2206.10789). Codes of different codebooks are different vocabularies: each has its own embeddings and its own output head, so no
-probability goes to codes that cannot occur. With one scale it is the second stage of ViT-VQGAN. Knows nothing of drawing codes.
+The sequence is one prefix token, then all codes: coarsest scale first, row-major inside a scale.
+Drawing codes from the predicted probabilities is the work of `sitlib.sample.generate`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sitlib.files import load_model, save_model
-from sitlib.model.config import AutoregressiveConfig
+from sitlib.model.config import AutoregressiveConfig, SamplingConfig
 from sitlib.model.precision import precisely
-from sitlib.model.text import TextTokenizer
-from sitlib.model.text_encoder import TextEncoder
+from sitlib.model.text import TextEncoder, TextTokenizer
 from sitlib.model.transformer import (
     BlockOptions,
     Context,
@@ -28,251 +26,250 @@ from sitlib.model.transformer import (
     rope_freqs,
 )
 
-EMBEDDING_DEVIATION = 0.5
+EMBEDDING_STD = 0.5  # of every embedding: the size of what the first block adds to it
 
 
 @dataclass(frozen=True)
 class CodeModelConfig:
-    """An `AutoregressiveConfig` together with what its tokenizer and its data fix: stored in the checkpoint."""
+    """All that a checkpoint stores besides weights: the transformer, its codes and its condition."""
 
-    shape: AutoregressiveConfig
+    transformer: AutoregressiveConfig
     num_scales: int
     tokens_per_scale: int
     num_codes: int
     num_codebooks: int
-    classes: list[str]  # of a class-conditional model
-    text_tokenizer: str | None  # of a text-conditional model: `TextTokenizer.to_json()`
+    classes: list[str]  # names of the classes; empty in a text-conditional model
+    text_tokenizer: str | None  # `TextTokenizer.to_json()`; None in a class-conditional model
+    sampling: SamplingConfig | None = None  # what `generate` does by default
 
     def __post_init__(self):
-        if self.shape.text is None and not self.classes:
+        is_text = self.transformer.text is not None
+        if not is_text and not self.classes:
             raise ValueError("a class-conditional model needs at least one class name")
-        if (self.shape.text is None) != (self.text_tokenizer is None):
+        if is_text != (self.text_tokenizer is not None):
             raise ValueError("a text-conditional model, and no other, needs a text tokenizer")
 
 
 @dataclass
-class Writing:
-    """What is kept while codes are written one after another: nothing of it is computed twice."""
+class DecodeState:
+    """Everything that decoding one token after another keeps between two steps."""
 
     cache: KVCache
-    context: Context | None
-    places_TC: Tensor  # what is added to every input: embeddings of scale and position of its code, nothing to the prefix
+    context: Context | None  # keys and values of the text
+    pos_emb_TC: Tensor  # added to the input at each position: 0 for the prefix
     rope_2TF: Tensor | None
 
 
 class AutoregressiveModel(nn.Module):
-    """Transformer over codes [B, S, N], given a condition: class ids [B], or token ids of texts [B, L].
+    """Transformer over codes [B, S, N], conditioned on class ids [B] or token ids of texts [B, L].
+
+    A class is the prefix token (VIM, arXiv 2110.04627; LlamaGen, arXiv 2406.06525). A text is read
+    by cross-attention (Parti, arXiv 2206.10789), and the prefix is a learned start token. Each
+    codebook is a vocabulary with its own embedding and head, so that no probability goes to codes
+    that cannot occur. With one scale this is the second stage of ViT-VQGAN.
 
     Attributes:
-        config: its configuration.
         num_tokens: length T = S N of a code sequence.
-        no_class: the class id that stands for "no class given", for classifier-free guidance (arXiv 2207.12598).
-        text_tokenizer: makes token ids of texts; None in a class-conditional model.
+        no_class: class id that means "no class", for classifier-free guidance (arXiv 2207.12598).
+        text_tokenizer: of a text-conditional model, else None.
     """
 
     def __init__(self, config: CodeModelConfig):
         super().__init__()
-        self.config, shape = config, config.shape
+        self.config, c = config, config.transformer
         self.num_tokens = config.num_scales * config.tokens_per_scale
         self.no_class = len(config.classes)
-        books = min(config.num_codebooks, config.num_scales)
-        # Positions at which the codebook changes: all scales share one; or the first and the others; or each has its own.
-        edges = [*range(books), config.num_scales]
-        self._spans = list(pairwise(edge * config.tokens_per_scale for edge in edges))
-        self._vocabulary = [
-            book for book, (start, stop) in enumerate(self._spans) for _ in range(start, stop)
+        # Codebook b is that of scale b, the last one that of all finer scales, too.
+        num_codebooks = min(config.num_codebooks, config.num_scales)
+        first_scales = [*range(num_codebooks), config.num_scales]
+        self._spans = list(pairwise(scale * config.tokens_per_scale for scale in first_scales))
+        self._codebook_at = [
+            min(t // config.tokens_per_scale, num_codebooks - 1) for t in range(self.num_tokens)
         ]
 
-        options = {
-            "norm": shape.norm,
-            "mlp": shape.mlp,
-            "bias": shape.bias,
-            "qk_norm": shape.qk_norm,
-        }
-        size = (shape.width, shape.heads, shape.mlp_ratio)
-        is_text = config.text_tokenizer is not None
-        self.text_tokenizer = (
-            TextTokenizer.from_json(config.text_tokenizer)
-            if config.text_tokenizer is not None
-            else None
-        )
-        if is_text:
-            self.start = nn.Parameter(torch.randn(shape.width) * EMBEDDING_DEVIATION)
+        # -- embeddings: condition, codes, scales, places in the grid
+        self.text_tokenizer = None
+        if config.text_tokenizer is not None:
+            self.text_tokenizer = TextTokenizer.from_json(config.text_tokenizer)
+            self.start = nn.Parameter(torch.randn(c.width) * EMBEDDING_STD)
         else:
-            self.class_embedding = nn.Embedding(len(config.classes) + 1, shape.width)
+            self.class_embedding = nn.Embedding(len(config.classes) + 1, c.width)
         self.code_embedding = nn.ModuleList(
-            nn.Embedding(config.num_codes, shape.width) for _ in range(books)
+            nn.Embedding(config.num_codes, c.width) for _ in range(num_codebooks)
         )
-        self.scale_embedding = nn.Embedding(config.num_scales, shape.width)
-        is_learned = shape.positions == "learned"
+        self.scale_embedding = nn.Embedding(config.num_scales, c.width)
         self.position_embedding = (
-            nn.Embedding(config.tokens_per_scale, shape.width) if is_learned else None
+            nn.Embedding(config.tokens_per_scale, c.width) if c.positions == "learned" else None
         )
         for module in self.modules():
-            if isinstance(module, nn.Embedding):  # of the size of what the first block adds to it
-                nn.init.normal_(module.weight, std=EMBEDDING_DEVIATION)
-        self.transformer = Transformer(
-            shape.layers,
-            *size,
-            dropout=shape.dropout,
-            options=BlockOptions(**options, cross_attention=is_text),
-        )
-        self.text_encoder = (
-            TextEncoder(
-                self.text_tokenizer.vocabulary,
-                shape.text.max_tokens,
-                shape.text.layers,
-                *size,
-                dropout=shape.dropout,
-                options=BlockOptions(**options),
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=EMBEDDING_STD)
+
+        # -- transformer, text encoder of the same blocks, one head for each codebook
+        size = (c.width, c.heads, c.mlp_ratio, 1, c.dropout)
+        blocks = BlockOptions(c.norm, c.mlp, c.bias, c.qk_norm)
+        reading = replace(blocks, cross_attention=c.text is not None)
+        self.transformer = Transformer(c.layers, *size, reading)
+        self.text_encoder = None
+        if self.text_tokenizer is not None and c.text is not None:
+            vocabulary = self.text_tokenizer.vocabulary
+            self.text_encoder = TextEncoder(
+                vocabulary, c.text.max_tokens, c.text.layers, *size, blocks
             )
-            if self.text_tokenizer is not None and shape.text is not None
-            else None
-        )
         self.heads = nn.ModuleList(
-            nn.Linear(shape.width, config.num_codes, bias=shape.bias) for _ in range(books)
+            nn.Linear(c.width, config.num_codes, bias=c.bias) for _ in range(num_codebooks)
         )
-        for head in self.heads:  # the first predictions are uniform
-            for parameter in head.parameters():
-                nn.init.zeros_(parameter)
+        for parameter in self.heads.parameters():
+            nn.init.zeros_(parameter)  # the first predictions are uniform
 
-    # -- conditions ----------------------------------------------------------------------------------------------------------------
+    # -- likelihood ---------------------------------------------------------------------------
 
-    def unconditional(self, condition: Tensor) -> Tensor:
-        """The condition of the same shape that says nothing: no class, or texts without words."""
-        if self.text_tokenizer is None:
-            return torch.full_like(condition, self.no_class)
-        return self.text_tokenizer.no_text(len(condition))[:, : condition.shape[1]].to(
-            condition.device
-        )
-
-    def _prefix(self, condition: Tensor) -> tuple[Tensor, Context | None]:
-        """Embedding [B, 1, C] before the first code, and what cross-attention reads."""
-        if self.text_encoder is None:
-            return self.class_embedding(condition)[:, None], None
-        return self.start.expand(len(condition), 1, -1), self.transformer.encode_context(
-            *self.text_encoder(condition)
-        )
-
-    # -- likelihood ----------------------------------------------------------------------------------------------------------------
-
-    def forward(self, codes: Tensor, condition: Tensor) -> Tensor:
-        """Logits [B, S, N, K] of every code given the condition and all codes before it.
+    def forward(self, codes: Tensor, cond: Tensor) -> Tensor:
+        """Logits [B, S, N, K] of every code, given the condition and all codes before it.
 
         Args:
             codes: [B, S, N] int64.
-            condition: class ids [B] int64, of which `no_class` hides the class; or token ids of texts [B, L], 0 where a text has ended.
+            cond: class ids [B] int64, some of which may be `no_class`; or token ids of texts
+                [B, L], 0 where a text has ended.
         """
-        codes_BT = codes.flatten(1)
-        prefix_B1C, context = self._prefix(condition)
-        x_BTC = torch.cat([prefix_B1C, self._embed(codes_BT[:, :-1], 0, self._places())], dim=1)
-        x_BTC = F.dropout(x_BTC, self.config.shape.dropout, self.training)
+        prefix_B1C, context = self._embed_condition(cond)
+        x_BTC = torch.cat([prefix_B1C, self._embed_codes(codes.flatten(1)[:, :-1])], dim=1)
+        x_BTC = F.dropout(x_BTC, self.config.transformer.dropout, self.training)
         layout = SequenceLayout(1, self.num_tokens, "causal")
-        x_BTC = self.transformer(
-            x_BTC, layout, rope_2TF=self._rotation(x_BTC.device), context=context
-        )
+        rope_2TF = self._rope(x_BTC.device)
+        x_BTC = self.transformer(x_BTC, layout, rope_2TF=rope_2TF, context=context)
         logits = [
-            head(x_BTC[:, start:stop])
-            for head, (start, stop) in zip(self.heads, self._spans, strict=True)
+            head(x_BTC[:, start:end])
+            for head, (start, end) in zip(self.heads, self._spans, strict=True)
         ]
         return torch.cat(logits, dim=1).unflatten(1, codes.shape[1:])
 
-    def nats_per_token(self, codes: Tensor, condition: Tensor) -> Tensor:
-        """Negative log-likelihood [S] by scale, in nats, a mean over batch and positions."""
-        return code_nats(self(codes, condition), codes).mean(dim=(0, 2))
+    def nats_per_token(self, codes: Tensor, cond: Tensor) -> Tensor:
+        """Negative log-likelihood [S] by scale, in nats, the mean over batch and places."""
+        return code_nats(self(codes, cond), codes).mean(dim=(0, 2))
 
-    # -- writing one code after another --------------------------------------------------------------------------------------------
+    # -- decoding, one token after another ----------------------------------------------------
 
-    def begin(
+    def prefill(
         self,
-        condition: Tensor,
-        length: int | None = None,
-        codes_BT: Tensor | None = None,
+        cond: Tensor,
+        max_tokens: int | None = None,
+        codes_Bt: Tensor | None = None,
         static: bool | None = None,
-    ) -> tuple[Writing, Tensor]:
-        """Starts a sequence: what to keep, and logits [B, K] of the first code, or of the one after the given codes.
+    ) -> tuple[DecodeState, Tensor]:
+        """Pass the condition and the first codes at once -> state, logits [B, K] of the next code.
 
         Args:
-            condition: as for `forward`.
-            length: how many codes will be written, the given ones included; all T by default.
-            codes_BT: codes that the sequence starts with, [B, t] with t < length.
-            static: whether the steps of one kind (`kind_of_step`) are the same operations on the same memory; by default on a GPU.
+            cond: as for `forward`.
+            max_tokens: codes that the sequence may get, the given ones included; T by default.
+            codes_Bt: the first t < max_tokens codes of every sequence, if they are given.
+            static: use a cache for CUDA graphs (see `KVCache`); by default on a GPU.
         """
-        length = self.num_tokens if length is None else length
-        x_BTC, context = self._prefix(condition)
-        places_TC = self._places()
-        if codes_BT is not None:
-            x_BTC = torch.cat([x_BTC, self._embed(codes_BT, 0, places_TC)], dim=1)
-        cache = self.transformer.new_cache(len(condition), length, static)
-        places_TC = F.pad(places_TC[:-1], (0, 0, 1, 0))
-        writing = Writing(cache, context, places_TC, self._rotation(x_BTC.device))
-        return writing, self._next_logits(writing, x_BTC)
+        x_BTC, context = self._embed_condition(cond)
+        if codes_Bt is not None:
+            x_BTC = torch.cat([x_BTC, self._embed_codes(codes_Bt)], dim=1)
+        cache = self.transformer.new_cache(len(cond), max_tokens or self.num_tokens, static)
+        pos_emb_TC = F.pad(self._pos_emb()[:-1], (0, 0, 1, 0))
+        state = DecodeState(cache, context, pos_emb_TC, self._rope(x_BTC.device))
+        return state, self._next_logits(state, x_BTC)
 
-    def proceed(self, writing: Writing, codes_B: Tensor) -> Tensor:
-        """Takes the code [B] that was chosen for the next position, and returns logits [B, K] of the one after it."""
-        position = writing.cache.length - 1  # of this code; the prefix is in the cache too
-        x_B1C = self.code_embedding[self._vocabulary[position]](codes_B)[:, None]
-        return self._next_logits(writing, x_B1C + writing.places_TC[writing.cache.rows(1)])
+    def decode_one_token(self, state: DecodeState, codes_B: Tensor) -> Tensor:
+        """Append one code [B] to every sequence -> logits [B, K] of the code after it."""
+        codebook = self._codebook_at[state.cache.length - 1]  # the prefix is in the cache, too
+        x_B1C = self.code_embedding[codebook](codes_B)[:, None]
+        return self._next_logits(state, x_B1C + state.pos_emb_TC[state.cache.rows(1)])
 
-    def kind_of_step(self, writing: Writing) -> tuple[int, int, int]:
-        """Of the next `proceed`: the codebooks of the code that it takes and of the one that it predicts, and how far attention reads."""
-        length = writing.cache.length
-        return self._vocabulary[length - 1], self._vocabulary[length], writing.cache.reach(1)
+    def graph_key(self, state: DecodeState) -> tuple[int, int, int]:
+        """The next `decode_one_token` runs the same kernels as any other with the same key.
 
-    def _next_logits(self, writing: Writing, x_BTC: Tensor) -> Tensor:
-        layout = SequenceLayout(1, x_BTC.shape[1], "causal")
-        turned = writing.rope_2TF
-        if turned is not None:
-            turned = turned[:, writing.cache.rows(x_BTC.shape[1])]
+        Codebook of the code that it takes and of the one that it predicts, and positions that
+        attention reads.
+        """
+        length = state.cache.length
+        return self._codebook_at[length - 1], self._codebook_at[length], state.cache.reach(1)
+
+    def _next_logits(self, state: DecodeState, x_BTC: Tensor) -> Tensor:
+        rope_2TF, count = state.rope_2TF, x_BTC.shape[1]
+        if rope_2TF is not None:
+            rope_2TF = rope_2TF[:, state.cache.rows(count)]
+        layout = SequenceLayout(1, count, "causal")
         x_BTC = self.transformer(
-            x_BTC, layout, writing.cache, rope_2TF=turned, context=writing.context
+            x_BTC, layout, state.cache, rope_2TF=rope_2TF, context=state.context
         )
-        return precisely(self.heads[self._vocabulary[writing.cache.length - 1]], x_BTC[:, -1])
+        return precisely(self.heads[self._codebook_at[state.cache.length - 1]], x_BTC[:, -1])
 
-    # -- embeddings ----------------------------------------------------------------------------------------------------------------
+    # -- inputs -------------------------------------------------------------------------------
 
-    def _embed(self, codes_BT: Tensor, start: int, places_TC: Tensor) -> Tensor:
-        """Codes [B, t] at positions start ... start + t of the sequence -> [B, t, C], positions and scales added."""
-        stop = start + codes_BT.shape[1]
-        parts = [
-            embedding(codes_BT[:, max(first, start) - start : max(min(last, stop) - start, 0)])
-            for embedding, (first, last) in zip(self.code_embedding, self._spans, strict=True)
+    def unconditional(self, cond: Tensor) -> Tensor:
+        """The empty condition of the same shape: no class, or texts without words."""
+        if self.text_tokenizer is None:
+            return torch.full_like(cond, self.no_class)
+        return self.text_tokenizer.no_text(len(cond))[:, : cond.shape[1]].to(cond.device)
+
+    def _embed_condition(self, cond: Tensor) -> tuple[Tensor, Context | None]:
+        """Prefix token [B, 1, C], and keys and values for cross-attention."""
+        if self.text_encoder is None:
+            return self.class_embedding(cond)[:, None], None
+        context = self.transformer.encode_context(*self.text_encoder(cond))
+        return self.start.expand(len(cond), 1, -1), context
+
+    def _embed_codes(self, codes_Bt: Tensor) -> Tensor:
+        """The first t codes of sequences -> [B, t, C], scales and places added."""
+        x = [
+            embedding(codes_Bt[:, start:end])
+            for embedding, (start, end) in zip(self.code_embedding, self._spans, strict=True)
         ]
-        return torch.cat(parts, dim=1) + places_TC[start:stop]
+        return torch.cat(x, dim=1) + self._pos_emb()[: codes_Bt.shape[1]]
 
-    def _places(self) -> Tensor:
-        """Embeddings [T, C] of the scale of every code and, where they are learned, of its place."""
-        places_SNC = self.scale_embedding.weight[:, None].expand(
-            -1, self.config.tokens_per_scale, -1
-        )
+    def _pos_emb(self) -> Tensor:
+        """Embedding [T, C] of the scale of every code and, if learned, of its place in the grid."""
+        n = self.config.tokens_per_scale
+        pos_emb_SNC = self.scale_embedding.weight[:, None].expand(-1, n, -1)
         if self.position_embedding is not None:
-            places_SNC = places_SNC + self.position_embedding.weight
-        return places_SNC.flatten(0, 1)
+            pos_emb_SNC = pos_emb_SNC + self.position_embedding.weight
+        return pos_emb_SNC.flatten(0, 1)
 
-    def _rotation(self, device: torch.device) -> Tensor | None:
-        """Rotary positions of the inputs: the prefix at row and column 0, then every code but the last at its place in the grid."""
-        if self.config.shape.positions == "learned":
+    def _rope(self, device: torch.device) -> Tensor | None:
+        """Rotary frequencies of all inputs: the prefix at (0, 0), then the grid from (1, 1) on."""
+        c, n = self.config.transformer, self.config.tokens_per_scale
+        if c.positions == "learned":
             return None
-        side = round(self.config.tokens_per_scale**0.5)
-        index = torch.arange(self.num_tokens - 1, device=device) % self.config.tokens_per_scale
+        side = round(n**0.5)
+        index = torch.arange(self.num_tokens - 1, device=device) % n
         places_TP = torch.stack([index // side, index % side], dim=1) + 1
         places_TP = torch.cat([places_TP.new_zeros(1, 2), places_TP])
-        return rope_freqs(places_TP.float(), self.config.shape.width // self.config.shape.heads)
+        return rope_freqs(places_TP.float(), c.width // c.heads)
 
-    # -- files ---------------------------------------------------------------------------------------------------------------------
+    # -- files --------------------------------------------------------------------------------
 
-    def save(self, path: str | Path, **about: str) -> None:
-        """Writes weights and configuration, the text tokenizer included, to one safetensors file."""
-        save_model(path, self, **about)
+    def save(self, path: str | Path, **metadata: str) -> None:
+        """Write weights and configuration to one safetensors file."""
+        save_model(path, self, **metadata)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "AutoregressiveModel":
-        """The model in a file that `save` wrote, in evaluation mode."""
+        """Read a model that `save` wrote, in evaluation mode."""
         return load_model(path, cls)
 
 
 def code_nats(logits: Tensor, codes: Tensor) -> Tensor:
-    """Negative log-likelihood [B, S, N], in nats, of codes [B, S, N] under logits [B, S, N, K]."""
-    return F.cross_entropy(logits.flatten(0, 2), codes.flatten(), reduction="none").view(
-        codes.shape
-    )
+    """Cross-entropy [B, S, N] in nats of codes [B, S, N] under logits [B, S, N, K]."""
+    nats = F.cross_entropy(logits.flatten(0, 2), codes.flatten(), reduction="none")
+    return nats.view(codes.shape)
+
+
+def corrupt_codes(
+    codes: Tensor, num_codes: int, max_share: float, generator: np.random.Generator
+) -> Tensor:
+    """Replace some of the codes [B, S, N] by random ones, as input of training.
+
+    In training a model reads the right codes, in sampling its own (exposure bias); Infinity flips
+    bits of its input for the same reason (arXiv 2412.04431). Each sequence draws its own share of
+    replaced codes, uniform in [0, max_share].
+    """
+    if not max_share:
+        return codes
+    share = max_share * torch.from_numpy(generator.random((len(codes), 1, 1)))
+    is_replaced = torch.from_numpy(generator.random(codes.shape)) < share
+    random_codes = torch.from_numpy(generator.integers(num_codes, size=codes.shape))
+    return torch.where(is_replaced, random_codes, codes)

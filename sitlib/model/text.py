@@ -1,27 +1,29 @@
-"""Texts as token ids: byte-level byte pair encoding (Sennrich et al., arXiv 1508.07909), learned from captions."""
+"""Texts as token ids, by byte-level BPE (Sennrich et al., arXiv 1508.07909), and their encoder."""
 
 import json
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
+from torch import Tensor, nn
 
-_SPECIAL = 2  # ids before those of `tokenizers`, to which pad and end are unknown: no text can contain them
+from sitlib.model.transformer import SequenceLayout, Transformer
+
+_SPECIAL = 2  # ids of padding and end come first; `tokenizers` knows nothing of them
 SMALLEST_VOCABULARY = _SPECIAL + 256  # every byte has an id, so that any text can be encoded
 
 
 class TextTokenizer:
-    """Captions <-> token ids. Made by `train` or `from_json`; two are equal if they give the same ids for all texts.
+    """Captions <-> token ids, made by `train` or `from_json`.
 
-    Texts are normalized first: compatible forms of a character made one (NFKC), lower case, single spaces.
+    Texts are normalized: compatible forms made one (NFKC), lower case, single spaces.
 
     Attributes:
         vocabulary: number of ids, `pad` and `end` included.
-        max_tokens: length of a row of ids, L.
-        pad: id after the end of a text, 0.
-        end: id at the end of every text, 1.
+        max_tokens: length L of a row of ids.
+        pad, end: ids 0, after a text, and 1, at the end of every text.
     """
 
     pad = 0
@@ -40,16 +42,13 @@ class TextTokenizer:
     def __hash__(self) -> int:
         return hash(self.to_json())
 
-    def __repr__(self) -> str:
-        return f"TextTokenizer({self.vocabulary} ids, at most {self.max_tokens} tokens)"
-
     @classmethod
     def train(cls, captions: Iterable[str], vocabulary: int, max_tokens: int) -> "TextTokenizer":
-        """Learn the tokens from captions; the same ones in the same order give the same tokenizer.
+        """Learn the merges from captions; a function of the captions and their order.
 
         Args:
-            captions: what is typical of the texts to come. Others can be encoded too, with more tokens.
-            vocabulary: number of ids, at least 258; fewer are made if the captions have not as many different parts.
+            captions: typical texts. Others can be encoded too, with more tokens.
+            vocabulary: number of ids, at least 258; fewer are made if there is no more to merge.
             max_tokens: longest text, its end included, at least 2.
 
         Raises:
@@ -57,13 +56,14 @@ class TextTokenizer:
         """
         if vocabulary < SMALLEST_VOCABULARY:
             raise ValueError(
-                f"vocabulary is {vocabulary}; it must be at least {SMALLEST_VOCABULARY}: all bytes, padding and end."
+                f"vocabulary is {vocabulary}; it must be at least {SMALLEST_VOCABULARY}: all "
+                "bytes, padding and end."
             )
-        texts = [text for text in map(_normalized, captions) if text]
+        texts = [text for text in map(_normalize, captions) if text]
         if not texts:
             raise ValueError("there is no caption with a word in it to learn tokens from.")
         tokenizer = Tokenizer(models.BPE())
-        # With a space before the first word, so that a word has the same tokens wherever it stands.
+        # A space before the first word, too: a word has the same tokens wherever it stands.
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
@@ -76,20 +76,18 @@ class TextTokenizer:
 
     @classmethod
     def of_size(cls, vocabulary: int, max_tokens: int) -> "TextTokenizer":
-        """One that has learned nothing, with as many ids: for models that are only measured."""
+        """A stand-in with that many ids, for models whose size or speed is measured."""
         ids = {f"<{number}>": number for number in range(vocabulary - _SPECIAL)}
         return cls(Tokenizer(models.BPE(ids, [])), max_tokens)
 
     def to_json(self) -> str:
-        """All of it as text, for a checkpoint; `from_json` takes it back."""
-        tokenizer = json.loads(self._tokenizer.to_str())
-        return json.dumps(
-            {"max_tokens": self.max_tokens, "tokenizer": tokenizer}, ensure_ascii=False
-        )
+        """The tokenizer as text, for a checkpoint."""
+        content = {"max_tokens": self.max_tokens, "tokenizer": json.loads(self._tokenizer.to_str())}
+        return json.dumps(content, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> "TextTokenizer":
-        """The tokenizer that `to_json` described.
+        """The tokenizer that `to_json` wrote.
 
         Raises:
             ValueError: the text is not from `to_json`.
@@ -103,27 +101,27 @@ class TextTokenizer:
             ) from None
 
     def encode(self, captions: Sequence[str], truncate: bool = False) -> Tensor:
-        """Token ids int64 [B, max_tokens] of captions: the ids of a text, then `end`, then `pad`.
+        """Captions -> token ids int64 [B, max_tokens]: the text, then `end`, then `pad`.
 
         Args:
-            captions: B texts of any characters, each with something else than blanks.
-            truncate: cut what is too long, in place of an error.
+            truncate: cut texts that are too long.
 
         Raises:
-            ValueError: a caption is empty, or has more than max_tokens - 1 tokens.
+            ValueError: a caption is blank, or too long.
         """
         if isinstance(captions, str):
             raise ValueError("captions are a list of texts, not one text.")
         rows = torch.full((len(captions), self.max_tokens), self.pad, dtype=torch.int64)
         room = self.max_tokens - 1
         for row, caption in zip(rows, captions, strict=True):
-            text = _normalized(caption)
+            text = _normalize(caption)
             if not text:
                 raise ValueError(f"the caption {caption!r} is empty; write what the image shows.")
             ids = [number + _SPECIAL for number in self._tokenizer.encode(text).ids]
             if len(ids) > room and not truncate:
+                start = text[:60] + "..." if len(text) > 60 else text
                 raise ValueError(
-                    f"the caption {text[:60] + '...' if len(text) > 60 else text!r} has {len(ids)} tokens, at most {room} are allowed: "
+                    f"the caption {start!r} has {len(ids)} tokens, at most {room} are allowed: "
                     "shorten it."
                 )
             ids = [*ids[:room], self.end]
@@ -131,13 +129,13 @@ class TextTokenizer:
         return rows
 
     def no_text(self, batch: int) -> Tensor:
-        """Ids int64 [batch, max_tokens] of the text without words: `end`, then `pad`. For classifier-free guidance."""
+        """Ids int64 [batch, max_tokens] of the empty text, for classifier-free guidance."""
         rows = torch.full((batch, self.max_tokens), self.pad, dtype=torch.int64)
         rows[:, 0] = self.end
         return rows
 
     def decode(self, ids: Tensor | Sequence[int]) -> str:
-        """The normalized text of one row of ids [L], up to its end; a character that was cut in two shows as a question mark."""
+        """One row of ids [L] -> its normalized text; a cut character becomes a replacement mark."""
         ids = ids.tolist() if isinstance(ids, Tensor) else list(ids)
         if self.end in ids:
             ids = ids[: ids.index(self.end)]
@@ -145,7 +143,63 @@ class TextTokenizer:
         return text.removeprefix(" ")
 
 
-def _normalized(text: str) -> str:
-    # In Python, because `tokenizers` follows another version of Unicode. Half a surrogate pair, as broken JSON has, becomes "?".
+def _normalize(text: str) -> str:
+    # Not by `tokenizers`, which follows another version of Unicode. Half a surrogate pair, as
+    # broken JSON has, becomes "?".
     text = text.encode("utf-8", "replace").decode()
     return " ".join(unicodedata.normalize("NFKC", text).lower().split())
+
+
+def corrupt_texts(
+    tokens: Tensor, texts: TextTokenizer, max_tokens: int, generator: np.random.Generator
+) -> Tensor:
+    """Put random tokens around half of the texts [B, L], so that a model learns to ignore them.
+
+    Up to `max_tokens` before a text and half as many after it, as far as there is room.
+    """
+    if not max_tokens:
+        return tokens
+    corrupted = torch.full_like(tokens, texts.pad)
+    for row, source in zip(corrupted, tokens, strict=True):
+        words = source[(source != texts.pad) & (source != texts.end)]
+        limits = [max_tokens + 1, max_tokens // 2 + 1]
+        before, after = generator.integers(limits) * (generator.random() < 0.5)
+        room = len(row) - 1 - len(words)
+        before = min(before, room)
+        after = min(after, room - before)
+        count = before + after
+        noise = torch.from_numpy(generator.integers(_SPECIAL, texts.vocabulary, size=count))
+        ids = torch.cat([noise[:before], words, noise[before:], words.new_tensor([texts.end])])
+        row[: len(ids)] = ids
+    return corrupted
+
+
+class TextEncoder(nn.Module):
+    """Bidirectional transformer over token ids, trained jointly with what uses it (Parti).
+
+    Args:
+        vocabulary: number of token ids; id 0 is padding.
+        max_tokens: longest text, L.
+        num_layers, width, ...: as for `Transformer`.
+    """
+
+    def __init__(
+        self, vocabulary: int, max_tokens: int, num_layers: int, width: int, *args, **options
+    ):
+        super().__init__()
+        self.token_embedding = nn.Embedding(vocabulary, width)
+        self.position_embedding = nn.Embedding(max_tokens, width)
+        self.transformer = Transformer(num_layers, width, *args, **options)
+        nn.init.normal_(self.token_embedding.weight)
+        nn.init.normal_(self.position_embedding.weight, std=0.3)
+
+    def forward(self, tokens_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids [B, L], 0 where a text has ended -> features [B, L, C], mask [B, L] of its tokens.
+
+        Every text has a token. Padding is masked: features depend neither on it nor on other texts.
+        """
+        mask_BL, length = tokens_BL != 0, tokens_BL.shape[1]
+        position = torch.arange(length, device=tokens_BL.device)
+        x_BLC = self.token_embedding(tokens_BL) + self.position_embedding(position)
+        layout = SequenceLayout(1, length, "full")
+        return self.transformer(x_BLC, layout, key_mask=mask_BL), mask_BL

@@ -1,7 +1,7 @@
-"""What codes in the order coarse to fine are good for: upsampling, editing, previews (SIT, arXiv 2412.09607, section 5).
+"""Applications of codes that go from coarse to fine (SIT, arXiv 2412.09607, section 5).
 
-All four are the same act: some scales are given, the others are drawn. They are given by a small image (`upsample`), by an image whose
-caption changes (`edit`), by nobody (`preview`), or by a preview that was liked (`refine`).
+In all of them some scales are given, and the others are sampled. Images of a wrong size, prompts
+that do not fit and a model over another tokenizer's codes raise ValueError.
 """
 
 import operator
@@ -14,24 +14,25 @@ from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample.generate import Prompts, generate
+from sitlib.strict import require
 
 BATCH = 64  # images encoded and decoded at a time
 
 
 @dataclass
-class Drawn:
-    """Codes and what they look like, on the CPU wherever the models are."""
+class Samples:
+    """Codes [M, k, N] int64 and their images [M, 3, H, W] in [0, 1], on the CPU."""
 
-    codes: Tensor  # [M, k, N] int64, coarsest scale first
-    images: Tensor  # [M, 3, H, W] in [0, 1]
+    codes: Tensor
+    images: Tensor
 
 
 @dataclass
-class Preview(Drawn):
-    """The first scales of several samples of one prompt, and how to go on."""
+class Preview(Samples):
+    """The first scales of several samples of one prompt, and what `refine` needs to go on."""
 
-    prompt: Prompts  # of one sample: [1] class ids, one text, or 1 for no prompt
-    sampling: SamplingConfig
+    prompt: str | int | None
+    sampling: SamplingConfig | None
 
 
 def upsample(
@@ -39,33 +40,28 @@ def upsample(
     tokenizer: SpectralTokenizer,
     images: Tensor,
     prompts: Prompts | None,
-    sampling: SamplingConfig,
+    sampling: SamplingConfig | None = None,
     progress: str | None = None,
-) -> Drawn:
-    """Draws the details that small images lack: their codes are the first scales, all finer ones are sampled.
+) -> Samples:
+    """Sample the details of small images, whose codes are the first scales.
 
-    With a scale-causal decoder the result, averaged down again, is the tokenizer's own reconstruction of the small image.
+    With a scale-causal decoder the result, averaged down again, is the tokenizer's own
+    reconstruction of the small image.
 
     Args:
         images: [B, 3, h, h] in [0, 1], h one of `tokenizer.sizes` but the last.
-        prompts: what each image shows, as for `generate`; None: the model is told nothing.
-
-    Raises:
-        ValueError: images of a size that this tokenizer has no codes for, or that is the full size already; a model of other codes;
-            prompts that the model does not take, their number included.
+        prompts: content of each image, as for `generate`; None: unconditional.
     """
-    _check_pair(model, tokenizer)
-    _check_prompts(prompts, len(images))
+    check_same_codes(model, tokenizer)
     small = tokenizer.sizes[:-1]
-    if not small:
-        raise ValueError(
-            "this tokenizer takes images of one size only, so there is nothing to upsample: take one with encoder_attention: scale_causal."
-        )
-    if images.ndim == 4 and (images.shape[2] != images.shape[3] or images.shape[2] not in small):
-        raise ValueError(
-            f"images to upsample must be squares of {' or '.join(map(str, small))} px, these have {images.shape[2]} x {images.shape[3]} px."
-        )
-    return _complete(model, tokenizer, _encoded(tokenizer, images), prompts, sampling, progress)
+    require(
+        len(small) > 0,
+        "this tokenizer takes images of one size only, so there is nothing to upsample: take one "
+        "with encoder_attention: scale_causal.",
+    )
+    _check_size(images, small)
+    prompts, codes = len(images) if prompts is None else prompts, _encode(tokenizer, images)
+    return _sample(model, tokenizer, prompts, sampling, prefix_codes=codes, progress=progress)
 
 
 def edit(
@@ -74,66 +70,49 @@ def edit(
     images: Tensor,
     prompts: Prompts | None,
     keep: int,
-    sampling: SamplingConfig,
+    sampling: SamplingConfig | None = None,
     progress: str | None = None,
-) -> Drawn:
-    """Keeps the coarsest scales of images and draws the others anew, for other prompts.
+) -> Samples:
+    """Keep the first `keep` scales of images, bit by bit, and sample the others for new prompts.
 
-    The codes of the first `keep` scales are those of the images, bit by bit. Many kept scales leave only texture to the prompt, few leave
-    only the layout to the image.
+    Many kept scales leave only texture to the prompt, few leave only the layout to the image.
 
     Args:
         images: [B, 3, H, H] in [0, 1], H the full size.
-        prompts: what each image shall show, as for `generate`; None: the model is told nothing.
-        keep: number of scales, 0 (nothing of the image is left) ... S (nothing is drawn).
-
-    Raises:
-        ValueError: `keep` outside this range, images of another size, a model of other codes, or prompts that the model does not take.
+        prompts: desired content of each image, as for `generate`; None: unconditional.
+        keep: 0 (a new image) ... S (nothing is sampled).
     """
-    _check_pair(model, tokenizer)
-    _check_prompts(prompts, len(images))
-    scales, full = tokenizer.geometry.num_scales, tokenizer.sizes[-1]
-    keep = _whole(keep, "keep", 0, scales, ", the scales of the model")
-    if images.ndim == 4 and images.shape[2:] != (full, full):
-        raise ValueError(
-            f"images to edit must have {full} x {full} px, the size of the tokenizer, these have {images.shape[2]} x {images.shape[3]} px."
-        )
-    return _complete(
-        model, tokenizer, _encoded(tokenizer, images)[:, :keep], prompts, sampling, progress
-    )
+    check_same_codes(model, tokenizer)
+    keep = _integer("keep", keep, 0, tokenizer.geometry.num_scales)
+    _check_size(images, tokenizer.sizes[-1:])
+    prompts, codes = len(images) if prompts is None else prompts, _encode(tokenizer, images)
+    kept = codes[:, :keep]
+    return _sample(model, tokenizer, prompts, sampling, prefix_codes=kept, progress=progress)
 
 
 def preview(
     model: AutoregressiveModel,
     tokenizer: SpectralTokenizer,
     prompt: str | int | None,
-    sampling: SamplingConfig,
+    sampling: SamplingConfig | None = None,
     count: int = 8,
     scales: int = 1,
 ) -> Preview:
-    """The first scales of `count` samples of one prompt: small images at a fraction of the cost of finished ones.
+    """Sample the first scales of `count` images of one prompt, at a fraction of the whole cost.
 
     Args:
-        prompt: a text, or a class id of a class-conditional model; None: the model is told nothing.
-        scales: how many are drawn; images have 1 / 2^(S - scales) of the full size.
-
-    Raises:
-        ValueError: a prompt that the model does not take, a number of scales that it does not have, a count below 1, a model of other
-            codes, or a tokenizer whose decoder cannot decode the first scales alone.
+        prompt: a text, or a class id; None: unconditional.
+        scales: number k of scales; the images have 1 / 2^(S - k) of the full size.
     """
-    _check_pair(model, tokenizer)
-    if count < 1:
-        raise ValueError(f"count must be at least 1, it is {count}.")
-    if scales < tokenizer.geometry.num_scales and tokenizer.config.decoder_attention == "full":
-        raise ValueError(
-            "this tokenizer's decoder attends to all scales, so the first ones cannot be shown alone: take one with decoder_attention: "
-            "scale_causal."
-        )
-    one: Prompts = (
-        1 if prompt is None else [prompt] if isinstance(prompt, str) else torch.tensor([prompt])
+    check_same_codes(model, tokenizer)
+    require(count >= 1, f"count must be at least 1, it is {count}.")
+    require(
+        scales >= tokenizer.geometry.num_scales or tokenizer.config.decoder_attention != "full",
+        "this tokenizer's decoder attends to all scales, so the first ones cannot be shown alone: "
+        "take one with decoder_attention: scale_causal.",
     )
-    codes = generate(model, _repeated(one, count), sampling, scales=scales).cpu()
-    return Preview(codes, _decoded(tokenizer, codes), one, sampling)
+    samples = _sample(model, tokenizer, _prompts(prompt, count), sampling, scales=scales)
+    return Preview(samples.codes, samples.images, prompt, sampling)
 
 
 def refine(
@@ -142,107 +121,75 @@ def refine(
     previews: Preview,
     index: int,
     scales: int | None = None,
-) -> Drawn:
-    """Finishes the preview `index`, and only this one: the sample that drawing all scales at once would have given.
+) -> Samples:
+    """Finish one preview: the sample that drawing all scales at once would have given.
 
     Args:
         index: 0 ... count - 1.
-        scales: as far as this scale, the last one by default.
-
-    Raises:
-        ValueError: there is no such preview, fewer scales than it has, or a model of other codes.
+        scales: the last scale to draw; all by default.
     """
-    _check_pair(model, tokenizer)
-    index = _whole(index, "index", 0, len(previews.codes) - 1)
+    check_same_codes(model, tokenizer)
+    index = _integer("index", index, 0, len(previews.codes) - 1)
     drawn, all_scales = previews.codes.shape[1], tokenizer.geometry.num_scales
-    scales = _whole(
-        all_scales if scales is None else scales,
-        "scales",
-        drawn,
-        all_scales,
-        ", from those of the preview on",
+    scales = all_scales if scales is None else _integer("scales", scales, drawn, all_scales)
+    options = {"prefix_codes": previews.codes[index : index + 1], "first_sample": index}
+    prompts, sampling = _prompts(previews.prompt, 1), previews.sampling
+    return _sample(model, tokenizer, prompts, sampling, scales=scales, **options)
+
+
+def check_same_codes(model: AutoregressiveModel, tokenizer: SpectralTokenizer) -> None:
+    """Refuse a model over other codes than the tokenizer's."""
+    config, geometry = model.config, tokenizer.geometry
+    sizes = {
+        "scales": (config.num_scales, geometry.num_scales),
+        "tokens a scale": (config.tokens_per_scale, geometry.tokens_per_scale),
+        "codes": (config.num_codes, tokenizer.config.num_codes),
+        "codebooks": (config.num_codebooks, len(tokenizer.codebooks)),
+    }
+    differences = [f"{a} {name}, not {b}" for name, (a, b) in sizes.items() if a != b]
+    require(
+        not differences,
+        f"the model is of the codes of another tokenizer: it has {'; '.join(differences)}.",
     )
-    codes = previews.codes[index : index + 1]
-    codes = generate(
-        model,
-        previews.prompt,
-        previews.sampling,
-        scales=scales,
-        prefix_codes=codes,
-        first_sample=index,
-    ).cpu()
-    return Drawn(codes, _decoded(tokenizer, codes))
 
 
-def _complete(
+def _sample(
     model: AutoregressiveModel,
     tokenizer: SpectralTokenizer,
-    prefix_codes: Tensor,
-    prompts: Prompts | None,
-    sampling: SamplingConfig,
-    progress: str | None,
-) -> Drawn:
-    """All scales of images whose first ones are given."""
-    prompts = len(prefix_codes) if prompts is None else prompts
-    codes = generate(model, prompts, sampling, prefix_codes=prefix_codes, progress=progress).cpu()
-    return Drawn(codes, _decoded(tokenizer, codes))
+    prompts: Prompts,
+    sampling: SamplingConfig | None,
+    **options,
+) -> Samples:
+    """Codes that `generate` draws, and their images."""
+    codes = generate(model, prompts, sampling, **options).cpu()
+    return Samples(codes, torch.cat([tokenizer.decode(part).cpu() for part in codes.split(BATCH)]))
 
 
-def _encoded(tokenizer: SpectralTokenizer, images: Tensor) -> Tensor:
+def _prompts(prompt: str | int | None, count: int) -> Prompts:
+    """The same prompt for `count` samples."""
+    if prompt is None:
+        return count
+    return [prompt] * count if isinstance(prompt, str) else torch.full((count,), prompt)
+
+
+def _encode(tokenizer: SpectralTokenizer, images: Tensor) -> Tensor:
     return torch.cat([tokenizer.encode(batch).cpu() for batch in images.split(BATCH)])
 
 
-def _decoded(tokenizer: SpectralTokenizer, codes: Tensor) -> Tensor:
-    return torch.cat([tokenizer.decode(batch).cpu() for batch in codes.split(BATCH)])
-
-
-def _repeated(prompt: Prompts, count: int) -> Prompts:
-    if isinstance(prompt, int):
-        return count
-    return prompt.expand(count) if isinstance(prompt, Tensor) else [*prompt] * count
-
-
-def _check_pair(model: AutoregressiveModel, tokenizer: SpectralTokenizer) -> None:
-    """Refuses a model over other codes than the tokenizer's."""
-    config, geometry = tokenizer.config, tokenizer.geometry
-    ours = {
-        "scales": geometry.num_scales,
-        "tokens a scale": geometry.tokens_per_scale,
-        "codes": config.num_codes,
-        "codebooks": len(tokenizer.codebooks),
-    }
-    shape = model.config
-    theirs = dict(
-        zip(
-            ours,
-            (shape.num_scales, shape.tokens_per_scale, shape.num_codes, shape.num_codebooks),
-            strict=True,
-        )
+def _check_size(images: Tensor, sizes: list[int]) -> None:
+    """Refuse images that are no squares of one of these sizes."""
+    height, width = images.shape[-2:]
+    require(
+        height == width and height in sizes,
+        f"images must be squares of {' or '.join(map(str, sizes))} px here, not of {height} x {width}.",
     )
-    different = [
-        f"{theirs[name]} {name}, not {ours[name]}" for name in ours if ours[name] != theirs[name]
-    ]
-    if different:
-        raise ValueError(
-            f"the model is of the codes of another tokenizer: it has {'; '.join(different)}."
-        )
 
 
-def _check_prompts(prompts: Prompts | None, images: int) -> None:
-    """Refuses prompts that are not one for each image."""
-    if isinstance(prompts, str):
-        raise ValueError("prompts are a list of texts, one for each image, not one text.")
-    count = images if prompts is None else prompts if isinstance(prompts, int) else len(prompts)
-    if count != images:
-        raise ValueError(f"there are {images} images but {count} prompts: one for each is needed.")
-
-
-def _whole(value: int, name: str, low: int, high: int, what: str = "") -> int:
-    """A whole number of any integer type, such as `argmax` returns, within limits."""
+def _integer(name: str, value: int, low: int, high: int) -> int:
+    """An integer of any type, such as `argmax` returns, in low ... high."""
     try:
         number = operator.index(value)
     except TypeError:
-        number = None
-    if number is None or isinstance(value, bool) or not low <= number <= high:
-        raise ValueError(f"{name} must be a whole number in {low} ... {high}{what}, it is {value}.")
+        number = low - 1
+    require(low <= number <= high, f"{name} must be an integer in {low} ... {high}, it is {value}.")
     return number

@@ -1,4 +1,7 @@
-"""Steps of sampling as CUDA graphs: on a GPU a step of a small batch takes less time than Python takes to start its kernels."""
+"""Decoding steps as CUDA graphs: starting the kernels of a step takes Python longer than the step.
+
+Call 1 of a kind of step runs eagerly (warm-up), call 2 captures a graph, later calls replay it.
+"""
 
 import warnings
 from functools import cache
@@ -6,71 +9,63 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from sitlib.model.generator import AutoregressiveModel, Writing
+from sitlib.model.generator import AutoregressiveModel, DecodeState
 
 
-class CapturedSteps:
-    """`model.proceed(writing, codes_B)`, for a static cache on a GPU, with as many codes at every call.
+class GraphedDecoder:
+    """`model.decode_one_token(state, codes_B)` for a state with a static cache on a GPU.
 
-    Each kind of step runs as it is the first time, which also does all that only a first time needs; the second time it is recorded, and
-    from then on replayed. Where recording fails, steps run as they are, with a warning. The logits [B, K] are valid until the next call.
+    Steps of one kind have the same `model.graph_key`. Where capture fails, steps stay eager, with a
+    warning. The returned logits [B, K] are overwritten by the next call.
     """
 
-    def __init__(self, model: AutoregressiveModel, writing: Writing):
-        store = writing.cache.store
-        self._model, self._writing = model, writing
+    def __init__(self, model: AutoregressiveModel, state: DecodeState):
+        store = state.cache.store  # [layers, 2, B, H, capacity, D]
+        self._model, self._state = model, state
         self._codes_B = torch.zeros(store.shape[2], dtype=torch.int64, device=store.device)
-        self._pool = (
-            torch.cuda.graph_pool_handle()
-        )  # one for all: they are replayed in the order in which they were recorded
-        self._begun: set[tuple[int, ...]] = set()
+        # Graphs are replayed in the order of their capture, so they may share one memory pool.
+        self._pool = torch.cuda.graph_pool_handle()
+        self._warm: set[tuple[int, ...]] = set()
         self._graphs: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self._records = True
+        self._can_capture = True
 
     def __call__(self, codes_B: Tensor) -> Tensor:
-        kind = self._model.kind_of_step(self._writing)
-        if kind not in self._begun or not (kind in self._graphs or self._records):
-            self._begun.add(kind)
-            return self._model.proceed(self._writing, codes_B)
+        key, cache = self._model.graph_key(self._state), self._state.cache
+        if key not in self._warm or not (key in self._graphs or self._can_capture):
+            self._warm.add(key)
+            return self._model.decode_one_token(self._state, codes_B)
         self._codes_B.copy_(codes_B)
-        if kind in self._graphs:
-            self._writing.cache.length += 1  # of which a graph knows nothing
+        if key in self._graphs:
+            cache.length += 1  # Python's count; the graph advances the one on the GPU
         else:
-            length = self._writing.cache.length
+            length = cache.length
             try:
-                self._graphs[kind] = self._record()
-            except (
-                RuntimeError
-            ) as error:  # of a driver or an operation that cannot be recorded: it only costs time
-                warnings.warn(
-                    f"Steps of sampling are not repeated as CUDA graphs here: {error}", stacklevel=2
-                )
-                self._records, self._writing.cache.length = False, length
-                return self._model.proceed(self._writing, codes_B)
-        graph, logits_BK = self._graphs[kind]
+                self._graphs[key] = self._capture()
+            except RuntimeError as error:
+                warnings.warn(f"Sampling goes on without CUDA graphs: {error}", stacklevel=2)
+                self._can_capture, cache.length = False, length
+                return self._model.decode_one_token(self._state, codes_B)
+        graph, logits_BK = self._graphs[key]
         graph.replay()
         return logits_BK
 
-    def _record(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        """The step that is next, recorded and not yet run."""
+    def _capture(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """Record the next step, which is not executed yet."""
         graph, device = torch.cuda.CUDAGraph(), self._codes_B.device
-        # Other threads may go on, such as the one that pins the next batches while a model that is being trained is shown.
-        options = {
-            "pool": self._pool,
-            "stream": _stream(device),
-            "capture_error_mode": "thread_local",
-        }
         with torch.cuda.device(device):
-            before = torch.cuda.current_stream(device)
+            stream_before = torch.cuda.current_stream(device)
             try:
-                with torch.cuda.graph(graph, **options):
-                    logits_BK = self._model.proceed(self._writing, self._codes_B)
+                # "thread_local": other threads, such as a loader that pins memory, may go on.
+                with torch.cuda.graph(
+                    graph, self._pool, _capture_stream(device), capture_error_mode="thread_local"
+                ):
+                    logits_BK = self._model.decode_one_token(self._state, self._codes_B)
             finally:
-                torch.cuda.set_stream(before)  # which a recording that fails does not do
+                torch.cuda.set_stream(stream_before)  # a capture that fails does not restore it
         return graph, logits_BK
 
 
 @cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    """The one on which everything is recorded: cuBLAS keeps memory for every stream that it has seen."""
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One stream for all captures: cuBLAS keeps a workspace for every stream that it has seen."""
     return torch.cuda.Stream(device)
