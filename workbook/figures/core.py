@@ -1,0 +1,257 @@
+"""The look of every figure, and the figures that several notebooks draw: image grids and training curves."""
+
+import base64
+import io
+import math
+import re
+import textwrap
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import display
+from matplotlib.collections import QuadMesh
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+from workbook.names import SEED, label
+
+DPI = 110
+MAX_SVG_BYTES = 150_000  # scatter plots of thousands of points are smaller as pixels
+PAGE_WIDTH = 1140  # px of a report's text column; browsers shrink wider figures
+
+# Okabe & Ito's palette: distinguishable with every common colour-vision deficiency.
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+
+# A model keeps its colour in every figure; a generator has that of its tokenizer.
+COLOURS = {
+    "original": BLACK,
+    "vit_vqgan": ORANGE,
+    "sit4": BLUE,
+    "sit4_two": "#5E9BCB",
+    "sit4_plain": SKY,
+    "sit4_scd": "#117733",
+    "sit5": GREEN,
+    "sit5_sc": PURPLE,
+    "sit5_sc_second": "#332288",
+    "sit6": "#AA4499",
+    "sit3": "#882255",
+    "captioned_vit_vqgan": ORANGE,
+    "captioned_sit4_sc": "#44AA99",
+    "approximation": VERMILLION,
+    "details": SKY,
+    "gaussian": "#7A7A7A",
+    "laplace": VERMILLION,
+}
+SPARE_COLOURS = ("#999933", "#DDCC77", "#661100")  # for names that are not listed
+
+
+def style() -> None:
+    """Set the workbook's look for all figures that follow; call it once, in a notebook's first cell."""
+    mpl.rcParams.update(
+        {
+            "figure.dpi": DPI,
+            "savefig.dpi": DPI,
+            "figure.figsize": (7.0, 3.6),
+            "figure.constrained_layout.use": True,
+            "figure.facecolor": "white",
+            "font.family": "DejaVu Sans",  # ships with matplotlib: the same on every machine
+            "font.size": 10,
+            "axes.titlesize": 10.5,
+            "axes.titleweight": "bold",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "axes.prop_cycle": mpl.cycler(  # pyrefly: ignore[missing-attribute]
+                color=[BLUE, ORANGE, GREEN, VERMILLION, SKY, PURPLE, BLACK, YELLOW]
+            ),
+            "grid.color": "#DDDDDD",
+            "grid.linewidth": 0.6,
+            "lines.linewidth": 1.8,
+            "legend.frameon": False,
+            "legend.fontsize": 9,
+            "xtick.labelsize": 9,
+            "ytick.labelsize": 9,
+            "image.interpolation": "none",
+            "image.cmap": "cividis",
+        }
+    )
+
+
+def colour(name: str) -> str:
+    """Hex colour of a model or series, the same in every figure and for every seed."""
+    name = SEED.sub("", name).removeprefix("ar_")
+    name = "details" if name.startswith("details_") else name
+    return COLOURS.get(name) or SPARE_COLOURS[zlib.crc32(name.encode()) % len(SPARE_COLOURS)]
+
+
+def png(figure: Figure) -> bytes:
+    """PNG bytes that depend on the drawing alone (no version or date inside)."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=figure.dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def svg(figure: Figure) -> str | None:
+    """SVG that depends on the drawing alone; None for figures with pixels or too many points."""
+    artists = (artist for axes in figure.axes for artist in axes.get_children())
+    if any(isinstance(artist, AxesImage | QuadMesh) for artist in artists) or figure.images:
+        return None
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sitlib"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    # Text stays text; Verdana, which most machines without DejaVu Sans have, is as wide.
+    text = re.sub("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif", buffer.getvalue())
+    return text if len(text) <= MAX_SVG_BYTES else None
+
+
+def show(figure: Figure, alt: str, caption: str = "", name: str = "") -> None:
+    """Display a figure and close it.
+
+    Args:
+        alt: text alternative: what a reader who cannot see the figure must know.
+        caption: Markdown-free sentence below the figure: how to read it and what to look for.
+        name: identifies the figure inside its notebook, for the front page of the site.
+
+    Raises:
+        ValueError: `alt` is empty.
+    """
+    if not alt.strip():
+        raise ValueError("show(figure, alt) needs a sentence that says what the figure shows.")
+    about = {"alt": alt, "caption": caption, "name": name}
+    about = {key: " ".join(text.split()) for key, text in about.items() if text}
+    data = {
+        "image/png": base64.b64encode(png(figure)).decode("ascii"),
+        "text/plain": about.get("caption", about["alt"]),
+    }
+    if vectors := svg(figure):
+        data["image/svg+xml"] = vectors
+    plt.close(figure)  # or the inline backend draws it again at the end of the cell
+    display(data, raw=True, metadata={kind: about for kind in data if kind.startswith("image/")})
+    if caption:  # below the figure in JupyterLab; the site has it in the figure's frame
+        data = {"text/markdown": f"*{about['caption']}*", "text/plain": ""}
+        display(data, raw=True, metadata={"text/markdown": {"caption": True}})
+
+
+def _as_pixels(images: Any) -> np.ndarray:
+    """Tensor, array or list of images -> uint8 [B, H, W, 3]; one channel counts as grey."""
+    if isinstance(images, list | tuple):
+        images = np.stack([np.asarray(image) for image in images])
+    x = np.asarray(images.detach().cpu() if hasattr(images, "detach") else images, np.float32)
+    x = x[None] if x.ndim == 3 else x
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or not len(x):
+        raise ValueError(f"images must be [B, 3 or 1, H, W] with B >= 1, not {list(x.shape)}.")
+    x = np.broadcast_to(x, (len(x), 3, *x.shape[2:])).transpose(0, 2, 3, 1)
+    return (np.clip(np.nan_to_num(x), 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def image_grid(
+    images: Any,
+    titles: Sequence[str] | None = None,
+    row_labels: Sequence[str] | None = None,
+    columns: int | None = None,
+    scale: int | None = None,
+) -> Figure:
+    """Images side by side, every pixel an exact square of screen pixels, so nothing is resampled.
+
+    Args:
+        images: float in [0, 1] (clipped), [B, 3, H, W] or [B, 1, H, W], or a list of [3, H, W].
+        titles: one above each image, or one above each column.
+        row_labels: left of each row; their number sets `columns` if that is not given.
+        columns: images in a row; default: all, at most 8.
+        scale: screen pixels for an image pixel; default: images of about 128 px that fit a page.
+    """
+    pixels = _as_pixels(images)
+    count, height, width, _ = pixels.shape
+    columns = columns or (math.ceil(count / len(row_labels)) if row_labels else min(count, 8))
+    rows = math.ceil(count / columns)
+    if row_labels is not None and len(row_labels) != rows:
+        raise ValueError(f"{len(row_labels)} row labels for {rows} rows of {columns} images.")
+    if titles is not None and len(titles) not in (count, columns):
+        raise ValueError(f"give {count} titles (one an image) or {columns} (one a column).")
+
+    gap, font, letter, line = 3, 8.5, 8, 17  # px, points, px, px
+    labels = [textwrap.fill(str(text), 18) for text in row_labels or ()]
+    left = max((len(part) for text in labels for part in text.split("\n")), default=-1) * letter + 8
+    if scale is None:
+        room = PAGE_WIDTH - left - gap * columns
+        scale = max(1, min(round(128 / height), room // (columns * width)))
+    tile_h, tile_w = height * scale, width * scale
+    wrapped = [textwrap.fill(str(text), max(4, tile_w // letter)) for text in titles or ()]
+    title_h = max((text.count("\n") + 1 for text in wrapped), default=0) * line
+    title_each = bool(wrapped) and len(wrapped) == count and rows > 1
+    step = tile_h + gap + (title_h if title_each else 0)
+    top = title_h + 2
+
+    # Layout in whole pixels: a layout engine would resize the axes and blur the images.
+    total_w, total_h = left + columns * (tile_w + gap), top + (rows - 1) * step + tile_h
+    figure = plt.figure(figsize=(total_w / DPI, total_h / DPI), dpi=DPI, layout="none")
+    for i, image in enumerate(pixels.repeat(scale, axis=1).repeat(scale, axis=2)):
+        row, column = divmod(i, columns)
+        x, y = left + column * (tile_w + gap), top + row * step
+        figure.figimage(image, xo=x, yo=total_h - y - tile_h, origin="upper", resize=False)
+        if wrapped and (title_each or row == 0):
+            place = (x + tile_w / 2) / total_w, 1 - (y - 3) / total_h
+            text = wrapped[i if title_each else column]
+            figure.text(*place, text, ha="center", va="bottom", fontsize=font, linespacing=1.1)
+        if labels and column == 0:
+            place = (left - 6) / total_w, 1 - (y + tile_h / 2) / total_h
+            figure.text(*place, labels[row], ha="right", va="center", fontsize=font)
+    return figure
+
+
+def smoothed(values: np.ndarray, window: int) -> np.ndarray:
+    """Centred moving average over `window` values, shorter at both ends."""
+    if window <= 1 or len(values) < 2:
+        return values
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    low = np.maximum(index - window // 2, 0)
+    high = np.minimum(index + (window - 1) // 2 + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
+
+
+def curves(
+    runs: Mapping[str, Mapping[str, Sequence[float]]],
+    columns: Mapping[str, str],
+    *,
+    x: str = "step",
+    window: float = 0.05,
+    per_row: int = 2,
+) -> Figure:
+    """Training curves: one panel a column, one line a run, raw values faint under their average.
+
+    Args:
+        runs: name (gives colour and label; seeds of a model share a colour) -> columns of its curve.
+        columns: column -> axis label with unit.
+        x: column of the horizontal axis.
+        window: width of the moving average as a fraction of the run.
+    """
+    wide = min(per_row, len(columns))
+    tall = math.ceil(len(columns) / wide)
+    figure, axes = plt.subplots(tall, wide, figsize=(4.4 * wide + 0.4, 2.9 * tall), squeeze=False)
+    dashes: dict[str, int] = {}
+    for name in runs:
+        dashes[name] = sum(SEED.sub("", other) == SEED.sub("", name) for other in dashes)
+    for axis, (column, title) in zip(axes.flat, columns.items(), strict=False):
+        for name, run in runs.items():
+            steps, values = np.asarray(run[x], float), np.asarray(run[column], float)
+            finite = np.isfinite(values)
+            steps, values = steps[finite], values[finite]
+            if len(values) > 20:
+                axis.plot(steps, values, color=colour(name), alpha=0.18, linewidth=0.8)
+            average = smoothed(values, round(window * len(values)))
+            dash = ("-", "--", ":", "-.")[dashes[name] % 4]
+            text = label(name) if axis is axes.flat[0] else None  # one legend for all panels
+            axis.plot(steps, average, dash, color=colour(name), label=text)
+        axis.set(xlabel=x, ylabel=title)
+    for axis in axes.flat[len(columns) :]:
+        axis.set_visible(False)
+    if len(runs) > 1:
+        figure.legend(loc="outside upper center", ncols=min(4, len(runs)))
+    return figure
