@@ -209,7 +209,7 @@ def run(folder: Path, jobs: int) -> int:
 
 def summary(folder: Path) -> str:
     """What was run, by stage and in seconds."""
-    headline = json.loads((folder / "metrics/headline.json").read_text())
+    headline = json.loads((folder / "metrics/results.json").read_text())
     seconds = headline["seconds"]
     rows = [
         f"{stage:56} {taken:8.1f} s"

@@ -187,7 +187,7 @@ INTERMEDIATE = [
     "reports/failed/a.ipynb",
 ]
 KEPT = [
-    "metrics/headline.json",
+    "metrics/results.json",
     "reports/index.html",
     "reports/01.ipynb",
     "data/landscapes/a.tar",

@@ -217,7 +217,7 @@ def test_the_pipeline_runs_end_to_end_then_has_nothing_to_do_and_retrains_only_w
 
 
 def results_are_there(finished):
-    headline = json.loads((finished / "metrics/headline.json").read_text())
+    headline = json.loads((finished / "metrics/results.json").read_text())
     assert headline["profile"] == "smoke" and headline["hardware"] == [machine()]
     assert set(headline["tokenizer"]) == {"vit_vqgan", "sit5_sc", "sit5_sc_second"}
     assert set(headline["text_tokenizer"]) == {"captioned_sit4_sc"}

@@ -19,8 +19,8 @@ from sitlib.strict import ConfigError, from_dict
 from workbook import runs, trials
 from workbook.paths import ROOT
 from workbook.profile import changed, load_profile, profile_values
-from workbook.reporting.comparison import change, paper_table, relative_table, with_interval
 from workbook.reporting.trial_plots import trial_rows, trials_plane
+from workbook.site.compare import change, paper_table, relative_table, with_interval
 from workbook.trials import Trial, TrialList, read_trials, run_trial
 
 VALUES = profile_values("smoke")

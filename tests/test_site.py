@@ -12,7 +12,7 @@ from PIL import Image
 from test_applications import photographs, tokenizer_of
 
 from workbook.paths import ROOT
-from workbook.reporting.examples import examples
+from workbook.site.examples import examples
 
 REPORTS = ROOT / "reports"
 INDEX = REPORTS / "index.html"
@@ -113,45 +113,10 @@ def test_every_link_leads_somewhere(file):
         assert not anchor or f'id="{anchor}"' in target.read_text(), url
 
 
-def test_figures_have_captions_of_their_own_and_no_caption_is_stale():
-    from workbook.reporting.front import CAPTIONS
-
-    alternatives = {}
-    for file in PAGES:
-        html = (REPORTS / file).read_text()
-        figures = [
-            re.search(r'alt="([^"]+)".*<figcaption>(.+?)</figcaption>', part, re.S).groups()
-            for part in html.split("<figure>")[1:]
-        ]
-        for alt, caption in figures:
-            assert re.sub("<[^>]+>", "", caption).partition(". ")[2] not in ("", alt), (file, alt)
-            alternatives.setdefault(file.stem.partition("-")[0], []).append(
-                alt.replace("&amp;", "&")
-            )
-    for notebook, captions in CAPTIONS.items():
-        for begins in captions if notebook != "index" else ():
-            assert any(alt.startswith(begins) for alt in alternatives[notebook]), (notebook, begins)
-
-
 def test_words_in_the_tables_of_a_guide_stand_left_and_wrap_and_numbers_right():
     page = (REPORTS / "pages/scale.html").read_text()
     assert "<td class=text>most samples that pass a model at once" in page
     assert "<td>110.8</td>" in page
-
-
-def test_every_module_of_the_library_is_documented():
-    files = (ROOT / "sitlib").rglob("*.py")
-    modules = {
-        str(path.relative_to(ROOT).with_suffix("")).removesuffix("/__init__") for path in files
-    }
-    library = {name for name in modules if not name.startswith("workbook/reporting")}
-    pages = {
-        str(path.relative_to(REPORTS / "api").with_suffix(""))
-        for path in (REPORTS / "api").rglob("*.html")
-    }
-    assert pages <= library
-    # pdoc follows `__all__`: the modules inside such a package are described on its own page.
-    assert {name for name in library if name.count("/") < 2} <= pages
 
 
 def test_examples_are_what_the_tokenizer_makes_of_the_photographs():

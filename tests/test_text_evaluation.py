@@ -13,8 +13,8 @@ from workbook import text_evaluation, text_trials
 from workbook.codes import captioned
 from workbook.profile import TextTrial, load_ablations, load_profile, profile_values
 from workbook.reporting.ablation_plots import recognition
-from workbook.reporting.comparison import recognised, recognised_more
 from workbook.reporting.generation_plots import retrieval_bars
+from workbook.site.compare import r_precision
 from workbook.text_evaluation import KINDS, Prompts, prompts, retrieved
 
 PROFILE = load_profile("smoke")
@@ -170,14 +170,14 @@ def seeds_of(*by_prompt):
 def test_recognition_is_a_mean_over_seeds_and_its_difference_is_taken_prompt_by_prompt():
     hard = [0.0, 100.0] * 40  # every other prompt is found by everyone
     ours = seeds_of(hard, hard[:-2] + [100.0, 100.0])
-    value, low, high = recognised(ours, "seen")
+    value, low, high = r_precision(ours, "seen")
     assert value == pytest.approx(np.mean(hard) + 100 / 160) and low < value < high
     assert high - low == pytest.approx(4 * 50 / 80**0.5, rel=0.15)  # of a mean of eighty coins
-    value, low, high = recognised_more(ours, seeds_of(hard), "seen")
+    value, low, high = r_precision(ours, "seen", seeds_of(hard))
     assert (
         value == pytest.approx(100 / 160) and 0 <= low <= value <= high < 3
     )  # how hard a prompt is drops out
-    assert recognised_more(ours, ours, "seen") == (0, 0, 0)
+    assert r_precision(ours, "seen", ours) == (0, 0, 0)
 
 
 def test_bars_of_samples_have_intervals_over_prompts():
@@ -189,4 +189,4 @@ def test_bars_of_samples_have_intervals_over_prompts():
         if hasattr(container, "has_yerr") and container.has_yerr
     ]
     ((x, low), (_, high)) = bar.lines[2][0].get_segments()[0]
-    assert [low, high] == pytest.approx(recognised(seeds_of(found), "seen")[1:]) and x == -0.2
+    assert [low, high] == pytest.approx(r_precision(seeds_of(found), "seen")[1:]) and x == -0.2

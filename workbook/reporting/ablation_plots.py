@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from workbook.effects import Estimate, power_law
-from workbook.reporting.names import label
-from workbook.reporting.plots import BLUE, ORANGE, VERMILLION, colour
+from workbook.figures.core import BLUE, ORANGE, VERMILLION, colour
+from workbook.names import label
 
 BETTER, WORSE, UNTOLD = BLUE, VERMILLION, "#7A7A7A"
 PANELS = (

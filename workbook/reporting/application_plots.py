@@ -6,8 +6,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from workbook.reporting.comparison import with_interval
-from workbook.reporting.plots import BLACK, ORANGE, colour, label
+from workbook.figures.core import BLACK, ORANGE, colour
+from workbook.names import label
+from workbook.site.compare import with_interval
 
 FILES = {
     "jpeg": ("JPEG", BLACK),

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from workbook.reporting.comparison import recognised
-from workbook.reporting.plots import colour, label
+from workbook.figures import colour, label
+from workbook.site.compare import r_precision
 
 
 def sweep_curves(
@@ -57,7 +57,7 @@ def retrieval_bars(
                 axis.bar(place + shift, np.mean(values), 0.36, color=colour(name), alpha=shade)
                 axis.plot([place + shift] * len(values), values, ".", color="0.15", markersize=5)
                 if what == "samples":
-                    mean, low, high = recognised(seeds, kind)
+                    mean, low, high = r_precision(seeds, kind)
                     axis.errorbar(
                         place + shift, mean, [[mean - low], [high - mean]], color="0.15", capsize=3
                     )

@@ -13,7 +13,7 @@ from sitlib.metrics.codebook import codebook_names
 from sitlib.model.quantizer import Codebook
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import SequenceLayout, attend
-from workbook.reporting.plots import colour, label
+from workbook.figures import colour, label
 
 
 def attention_patterns(layouts: Mapping[str, SequenceLayout]) -> Figure:

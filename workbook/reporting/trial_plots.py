@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from workbook.reporting.plots import colour, label
+from workbook.figures import colour, label
 
 DEFAULT = "as it is"
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sitlib.model.wavelets import dwt2
 from workbook.analysis import PowerLaw, ScaleStatistics
-from workbook.reporting.plots import BLACK, BLUE, ORANGE, SKY, colour
+from workbook.figures.core import BLACK, BLUE, ORANGE, SKY, colour
 
 SIGNED = "PuOr"  # white at zero, distinguishable with every common colour-vision deficiency
 BANDS = ("H: horizontal edges", "V: vertical edges", "D: diagonals")

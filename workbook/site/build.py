@@ -15,6 +15,7 @@ from typing import Any, cast
 import nbformat
 
 from workbook.names import label
+from workbook.paths import ROOT
 from workbook.site.front import Report, duration, environment, facts, front_page
 from workbook.site.render import (
     Heading,
@@ -23,7 +24,7 @@ from workbook.site.render import (
     notebook_document,
     page,
 )
-from workbook.site.results import ResultsError, read_json
+from workbook.site.results import ResultsError, read_json, write_results
 
 PAGES, FIGURES = "pages", "figures"
 # Raised by nbformat for a file that is no notebook.
@@ -171,3 +172,8 @@ def build(root: Path) -> None:
         lambda picture: f"{PAGES}/{store(picture)}",
     )
     (reports_folder / "index.html").write_text(html, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_results(ROOT)
+    build(ROOT)

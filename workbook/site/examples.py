@@ -5,6 +5,7 @@ The pages are made from these files, so that making pages anew needs no model.
 
 import io
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,19 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
-from sitlib.files import write_json
 from torch import Tensor
 
-from sitlib.config import Profile, load_profile
 from sitlib.data import held_out_views, open_images
+from sitlib.files import write_json
 from sitlib.metrics import lpips_per_image, psnr_per_image
 from sitlib.metrics.perceptual import PerceptualDistance, load_lpips
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.wavelets import dwt2
 from workbook.figures.core import ORANGE, png, style
 from workbook.names import label
-from workbook.paths import pipeline_parameters
+from workbook.paths import resolve
+from workbook.profile import Profile, load_profile
+from workbook.runs import pipeline_parameters
 from workbook.site.render import data_uri
 from workbook.tokenizers import trained_tokenizer
 
@@ -188,3 +190,7 @@ def write_examples(profile_name: str, examples_file: Path, overview_file: Path) 
     write_json(examples_file, examples(tokenizers, views, titles, load_lpips("alex")))
     name = "sit4" if "sit4" in names else names[-1]
     overview_file.write_bytes(png(overview(tokenizers[name], views[0], label(name))))
+
+
+if __name__ == "__main__":
+    write_examples(sys.argv[1], resolve("reports/examples.json"), resolve("reports/overview.png"))

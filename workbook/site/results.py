@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
-from sitlib.config import load_profile
 from workbook.figures.tables import format_value
+from workbook.profile import load_profile
 from workbook.reporting.machine import machine
 from workbook.site.compare import Scores, headline
 
@@ -74,7 +74,7 @@ def listed_variants(parameters: Mapping[str, Any]) -> dict[str, list[str]]:
     }
 
 
-def _spread(values: Sequence[float | None]) -> dict[str, float | int | None]:
+def spread(values: Sequence[float | None]) -> dict[str, float | int | None]:
     """Mean and sample standard deviation over seeds; None where a value is not finite."""
     finite = [value for value in values if value is not None and math.isfinite(value)]
     is_whole = len(finite) == len(values)
@@ -89,7 +89,7 @@ def summary(
     """Variant -> metric -> mean and deviation over the runs that have it."""
     return {
         variant: {
-            metric: _spread([seed[metric] for seed in seeds if metric in seed])
+            metric: spread([seed[metric] for seed in seeds if metric in seed])
             for metric in metrics
             if any(metric in seed for seed in seeds)
         }

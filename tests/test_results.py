@@ -1,0 +1,203 @@
+"""results.json, README's numbers, and a site built from a small project."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from workbook.figures import tables
+from workbook.paths import ROOT
+from workbook.reporting.machine import machine
+from workbook.site import build, front, render, results
+
+SVG = '<svg width="72pt" height="36pt" viewBox="0 0 72 36"></svg>'
+
+
+def write(path: Path, values) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values))
+
+
+def tokenizer_metrics(psnr: float, lpips_vgg: float | None = 0.3) -> dict:
+    by_photograph = {"psnr": [psnr, psnr + 1], "lpips_alex": [0.2, 0.3]}
+    record = {"by_photograph": by_photograph, "photographs": ["a", "b"], "counts": [1, 1]}
+    protocol = {"source": "data/x", "views": "400 crops"}
+    scores = {"psnr": psnr, "lpips_alex": 0.25, "lpips_vgg": lpips_vgg, "usage": 99.0}
+    return scores | {"sets": {"photos": {"64": record}}, "protocol": protocol}
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    """Metrics of two tokenizers with two seeds, a generator, and a run that is no longer listed."""
+    metrics = tmp_path / "metrics"
+    for variant, psnr in (("vit_vqgan", 22.0), ("sit4", 23.0), ("sit9", 99.0)):
+        for seed in (0, 1):
+            values = tokenizer_metrics(psnr + seed, None if variant == "vit_vqgan" else 0.3)
+            write(metrics / f"tokenizer/{variant}-seed{seed}.json", values)
+    generator = {"fd_lite0": 120.5, "kid": 0.0123, "protocol": {"samples": 512}}
+    write(metrics / "generation/ar_sit4-seed0.json", generator)
+    write(metrics / "seconds/weights.json", {"stage": "weights", "seconds": 30.5})
+    timed = {"stage": "train@sit4-0", "report": "02_train-sit4-seed0", "seconds": 150.0}
+    write(metrics / "seconds/train.json", timed | {"machine": machine() | {"cpu": "A"}})
+    (tmp_path / "params.yaml").write_text(
+        "profile: quick\ntokenizers: [vit_vqgan, sit4]\nseeds: [0, 1]\ngenerators: [sit4]\n"
+    )
+    (tmp_path / "README.md").write_text(
+        "Before.\n<!-- results -->\n<!-- end of results -->\nAfter."
+    )
+    return tmp_path
+
+
+def test_results_gather_every_listed_run(project):
+    gathered = results.gather(project)
+    assert list(gathered["tokenizers"]) == ["vit_vqgan", "sit4"]
+    sit4, baseline = gathered["tokenizers"]["sit4"], gathered["tokenizers"]["vit_vqgan"]
+    assert sit4["psnr"] == {"mean": 23.5, "std": pytest.approx(0.707107), "seeds": 2}
+    assert baseline["lpips_vgg"] == {"mean": None, "std": None, "seeds": 2}
+    assert gathered["generators"]["ar_sit4"]["kid"] == {"mean": 0.0123, "std": None, "seeds": 1}
+    assert gathered["protocol"]["tokenizers"]["views"] == "400 crops"
+    run = gathered["run"]
+    assert run["seconds"] == {"train@sit4-0": 150.0, "weights": 30.5}
+    assert [machine["cpu"] for machine in run["hardware"]] == ["A"]
+    psnr, lpips = gathered["headline"]
+    assert psnr["ours"].startswith("+1.00 [") and psnr["paper"] == "+0.2"
+    assert lpips["ours"] == "x 1.00 [1.00, 1.00]" and lpips["paper"] == "x 0.88"
+
+
+def test_protocols_that_differ_are_told_of_each_model(project):
+    path = project / "metrics/tokenizer/sit4-seed0.json"
+    values = json.loads(path.read_text())
+    write(path, values | {"protocol": {**values["protocol"], "views": "100 crops"}})
+    views = results.gather(project)["protocol"]["tokenizers"]["views"]
+    assert views == {"sit4": "100 crops", "vit_vqgan": "400 crops"}
+
+
+def test_readme_tells_the_numbers_of_the_results(project):
+    results.write_results(project)
+    text = (project / "README.md").read_text()
+    assert "| SIT-4 | PSNR, dB ↑ | +0.2 | +1.00 [" in text and text.endswith("\nAfter.")
+    results.write_results(project)
+    assert (project / "README.md").read_text() == text
+
+
+def test_the_committed_readme_tells_the_committed_results():
+    committed = results.read_json(ROOT / "metrics/results.json")
+    readme = (ROOT / "README.md").read_text()
+    assert results.with_results(readme, committed) == readme
+
+
+def test_missing_and_broken_metrics_are_named(project):
+    (project / "metrics/tokenizer/sit4-seed1.json").write_text("{")
+    with pytest.raises(results.ResultsError, match=r"sit4-seed1\.json is not JSON"):
+        results.gather(project)
+    shutil.rmtree(project / "metrics/tokenizer")
+    shutil.rmtree(project / "metrics/generation")
+    with pytest.raises(results.ResultsError, match="run dvc repro"):
+        results.gather(project)
+    with pytest.raises(results.ResultsError, match=r"no metrics/results\.json"):
+        build.build(project)
+
+
+def test_revision_is_dirty_only_for_tracked_sources(tmp_path):
+    def git(*arguments):
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        subprocess.run(command, check=True, capture_output=True)
+
+    git("init", "-q")
+    assert results.revision(tmp_path) == "unknown"
+    for name in ("code.py", "metrics/a.json", "dvc.lock"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    clean = results.revision(tmp_path)
+    for name in ("metrics/a.json", "dvc.lock", "new.txt"):
+        (tmp_path / name).write_text("2")
+    assert re.fullmatch("[0-9a-f]{12}", clean) and results.revision(tmp_path) == clean
+    (tmp_path / "code.py").write_text("2")
+    assert results.revision(tmp_path) == f"{clean}-dirty"
+
+
+def executed_notebook() -> nbformat.NotebookNode:
+    """A notebook with a formula, a table and a figure with a caption, as the runner leaves it."""
+    about = {"alt": 'A line that "rises" & falls', "caption": "Up is better.", "name": "film"}
+    picture = new_output("display_data", {"image/svg+xml": SVG}, metadata={"image/svg+xml": about})
+    caption = new_output(
+        "display_data",
+        {"text/markdown": "*Up is better.*"},
+        metadata={"text/markdown": {"caption": True}},
+    )
+    table = new_output("display_data", {"text/html": tables.html_table([{"model": "a"}], "Scores")})
+    text = "# Demo of a run\n\n**Claim.** It *works*. More.\n\n$$a^2$$\n\n[next](02_train.ipynb)"
+    cells = [
+        new_markdown_cell(text),
+        new_code_cell(
+            'profile = "smoke"\nvariant = "sit4"\nseed = 0',
+            metadata={"tags": ["injected-parameters"]},
+        ),
+        new_code_cell("show(figure)", outputs=[picture, caption, table]),
+    ]
+    return new_notebook(cells=cells)
+
+
+def test_the_site_shows_results_and_links_every_report(project):
+    reports, docs = project / "reports", project / "docs"
+    reports.mkdir()
+    docs.mkdir()
+    for stem in ("03b_generation_results", "02_train-sit4-seed0", "02_train-vit_vqgan-seed0"):
+        nbformat.write(executed_notebook(), reports / f"{stem}.ipynb")
+    (docs / "scale.md").write_text("# Scale & size\n\n[run](../reports/index.html#run)\n\n## One\n")
+    results.write_results(project)
+    written = []
+    for _ in range(2):
+        build.build(project)
+        written.append({path.name: path.read_text() for path in reports.rglob("*.html")})
+    assert written[0] == written[1]
+    pages = written[0]
+    assert set(pages) == {
+        "index.html",
+        "scale.html",
+        "03b_generation_results.html",
+        "02_train-sit4-seed0.html",
+        "02_train-vit_vqgan-seed0.html",
+    }
+    (figure,) = (reports / "pages/figures").iterdir()  # all reports show the same one
+    index, train = pages["index.html"], pages["02_train-sit4-seed0.html"]
+    assert f'src="pages/figures/{figure.name}"' in index and "Up is better. More:" in index
+    assert "<strong>23.50 ± 0.71</strong>" in index and "120.5" in index and "3 min 0 s" in index
+    assert re.findall(r'href="(pages/[^"]+)">([^<]+)<', index)[-4:] == [
+        ("pages/02_train-sit4-seed0.html", "SIT-4, seed 0"),
+        ("pages/02_train-vit_vqgan-seed0.html", "ViT-VQGAN, seed 0"),
+        ("pages/03b_generation_results.html", "Demo of a run"),
+        ("pages/scale.html", "Scale &amp; size"),
+    ]
+    assert "<dd>2 min 30 s</dd>" in train and "<dd>SIT-4</dd>" in train and "<msup>" in train
+    assert 'href="02_train-sit4-seed0.html">next</a>' in train and train.count("Up is better.") == 1
+    assert 'href="../index.html#run">run' in pages["scale.html"]
+    for html in pages.values():
+        assert not re.findall(r'(?:src|href)="https?:(?!//arxiv)', html)
+
+
+def test_a_broken_notebook_is_named(project):
+    (project / "reports").mkdir()
+    (project / "reports/01_x.ipynb").write_text("{")
+    results.write_results(project)
+    with pytest.raises(results.ResultsError, match=r"01_x\.ipynb is no readable notebook"):
+        build.build(project)
+
+
+def test_small_things_of_a_page():
+    assert "<msup>" in render.formula("a^2", "inline") and "<code>" in render.formula(
+        r"\frac{", "x"
+    )
+    rows = [{"model": "a", "by": "told", "x": 0.1}, {"model": "b", "by": "n/a", "x": None}]
+    html = render.aligned(tables.html_table(rows, "Scores"))
+    assert re.findall(r"<t[hd][^>]*class=text[^>]*>(.*?)<", html) == ["by", "told", "n/a"]
+    texts = {0.4: "0 s", 59.6: "1 min 0 s", 725: "12 min 5 s", 7380: "2 h 3 min"}
+    assert {seconds: front.duration(seconds) for seconds in texts} == texts
