@@ -1,17 +1,17 @@
-"""Hashes of the code that stages run: what changes them, what does not, and that they leave nothing out."""
+"""Hashes of what stages run: what changes them, what does not, and that they leave nothing out."""
 
+import ast
 import json
-import re
 import subprocess
 import sys
 
 import nbformat
 import pytest
 
-from workbook import essence as essences
-from workbook.essence import essence
+from workbook import code_hashes as hashing
+from workbook import stages
+from workbook.code_hashes import canonical, code_hashes, notebook_hashes, plain, read_notebook
 from workbook.paths import ROOT
-from workbook.reporting import code_hashes
 
 SOURCE = '''"""About the module."""
 import os
@@ -26,146 +26,144 @@ def area(width, height=1):
 
 
 @pytest.mark.parametrize(
-    "before, after",
+    "before, after, is_same",
     [
-        ('"""About the module."""\n', '"""Another text,\n\nof several lines."""\n'),
-        ('"""About the module."""\n', ""),
-        ('    """Width times height."""\n', ""),
-        ("# Why it is so.\n", ""),
-        ("  # pixels", "  # in pixels"),
-        ("import os\n\n\n", "import os\n"),
-        ("area(width, height=1)", "area(\n    width, height=1  # one row\n)"),
-        ("width * height + len(text)", "width*height + len(text)"),
+        ('"""About the module."""\n', '"""Another text,\n\nof several lines."""\n', True),
+        ('"""About the module."""\n', "", True),
+        ('    """Width times height."""\n', "", True),
+        ("# Why it is so.\n", "", True),
+        ("  # pixels", "  # in pixels", True),
+        ("area(width, height=1)", "area(\n    width, height=1  # one row\n)", True),
+        ("width * height + len(text)", "width*height + len(text)", True),
+        ("width * height", "width + height", False),
+        ("height=1", "height=2", False),
+        ("height=1", "height=None", False),
+        ("not a comment", "not  a comment", False),
+        ("{height}}", "{width}}", False),
+        ("import os\n", "", False),
+        ("    return", "    if width:\n        return", False),
+        ('"""Width times height."""', 'area = """Width times height."""', False),
     ],
 )
-def test_what_does_not_change_the_program_does_not_change_its_essence(before, after):
+def test_comments_docstrings_and_layout_are_not_the_code(before, after, is_same):
     assert before in SOURCE
-    assert essence(SOURCE.replace(before, after)) == essence(SOURCE)
+    trees = [ast.parse(text) for text in (SOURCE, SOURCE.replace(before, after))]
+    assert (plain(trees[0]) == plain(trees[1])) is is_same
 
 
-@pytest.mark.parametrize(
-    "before, after",
-    [
-        ("width * height", "width + height"),
-        ("height=1", "height=2"),
-        ("not a comment", "not  a comment"),
-        ("{height}}", "{width}}"),
-        ("import os\n", ""),
-        ("    return", "    if width:\n        return"),
-        ('"""Width times height."""', 'pass; "text"; area = """Width times height."""'),
-    ],
-)
-def test_what_changes_the_program_changes_its_essence(before, after):
-    assert before in SOURCE
-    assert essence(SOURCE.replace(before, after)) != essence(SOURCE)
-
-
-def test_a_block_that_ends_earlier_is_another_program():
-    assert essence("if a:\n    b\n    c\n") != essence("if a:\n    b\nc\n")
-    assert essence("x = '''a\n\nb'''\n") != essence("x = '''a\nb'''\n")
-    assert essence("x = f'''a\n\n{b}'''\n") != essence("x = f'''a\n{b}'''\n")
-
-
-@pytest.mark.parametrize("name", ["tokenizer_evaluation", "ablations", "weights"])
-def test_every_module_that_is_loaded_is_hashed(name):
-    code = (
-        f"import json, sys, {name}; "
-        "print(json.dumps([m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'sitlib']))"
-    )
+@pytest.mark.parametrize("stage", ["evaluate_tokenizer", "row", "weights"])
+def test_every_module_that_a_stage_loads_is_hashed(stage):
+    imports = [name[:-3].replace("/", ".") for name in stages.stage_hashes(stage) if "/" in name]
+    imports = [name.removesuffix(".__init__") for name in imports if ":" not in name]
+    loaded = "[m.__file__ for n, m in sys.modules.items() if n.split('.')[0] in PACKAGES]"
+    code = f"import json, sys, {', '.join(imports)}\nPACKAGES = 'sitlib', 'workbook'\n"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", f"{code}print(json.dumps({loaded}))"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    loaded = {file.removeprefix(f"{ROOT}/") for file in json.loads(done.stdout)}
-    left_out = set(code_hashes.ABOUT) | (set() if name == "weights" else set(code_hashes.FETCHING))
-    assert len(loaded) >= 3
-    assert loaded - left_out <= set(code_hashes.entry_points(ROOT / "notebooks")[name])
+    files = {file.removeprefix(f"{ROOT}/") for file in json.loads(done.stdout)}
+    left_out = tuple({"weights": (), "row": stages.FETCHING}.get(stage, stages.FETCHING))
+    tops = {"sitlib/__init__.py", "workbook/__init__.py"}
+    missing = files - set(stages.stage_hashes(stage)) - tops
+    assert len(files) > 10 and not [file for file in missing if not file.startswith(left_out)]
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A package of three modules and a notebook, with what the command makes of them."""
-    (tmp_path / "notebooks").mkdir()
+    """A package of three modules, and a function that writes a notebook and hashes it."""
     (tmp_path / "sitlib").mkdir()
-    runnable = '\nif __name__ == "__main__":\n    print(1)\n'
     files = {
         "low.py": "x = 1\n",
-        "high.py": "def f():\n    from sitlib.low import x\n" + runnable,
-        "styled.py": 'STYLE = "style.css"\n' + runnable,
+        "high.py": "def f():\n    from sitlib.low import x\n",
+        "styled.py": 'STYLE = "style.css"\n',
         "style.css": "a {}",
     }
     for name, text in files.items():
         (tmp_path / "sitlib" / name).write_text(text)
-    for module in (code_hashes, essences):
-        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(hashing, "ROOT", tmp_path)
 
-    def notebook(*sources):
-        cells = [nbformat.v4.new_code_cell(source) for source in sources]
-        nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "notebooks/01_x.ipynb")
+    def hashes(*cells):
+        hashing._module.cache_clear()
+        written = [nbformat.v4.new_code_cell(source) for source in cells]
+        nbformat.write(nbformat.v4.new_notebook(cells=written), tmp_path / "01_x.ipynb")
+        return notebook_hashes(tmp_path / "01_x.ipynb")
 
-    def hashes():
-        essences._module.cache_clear()
-        command = [str(tmp_path / "notebooks"), "--output", str(tmp_path / "code")]
-        status = code_hashes.main(command)
-        return (
-            {path.stem: path.read_text() for path in (tmp_path / "code").glob("*")}
-            if status == 0
-            else None
-        )
-
-    notebook("import sitlib.styled")
-    yield tmp_path / "sitlib", notebook, hashes
-    essences._module.cache_clear()
+    yield tmp_path / "sitlib", hashes
+    hashing._module.cache_clear()
 
 
 def test_a_change_reaches_those_that_import_it_and_no_other(project):
-    package, notebook, hashes = project
-    first = hashes()
-    assert set(first) == {"01_x", "high", "styled"}
-    assert set(json.loads(first["high"])) == {"sitlib/high.py", "sitlib/low.py"}
+    package, hashes = project
+    cells = "%matplotlib inline\nimport sitlib.high", "!ls", "%%bash\nls"  # magics are no Python
+    first, styled = hashes(*cells), code_hashes(["sitlib/styled.py"])
+    assert set(first) == {"notebooks/01_x.ipynb", "sitlib/high.py", "sitlib/low.py"}
     (package / "low.py").write_text("x = 1  # one\n")
-    assert hashes() == first
+    assert hashes(*cells) == first
     (package / "low.py").write_text("x = 2\n")
-    second = hashes()
-    assert second["high"] != first["high"] and second["styled"] == first["styled"]
+    second = hashes(*cells)
+    assert [name for name in first if first[name] != second[name]] == ["sitlib/low.py"]
     (package / "style.css").write_text("b {}")
-    third = hashes()
-    assert third["styled"] != first["styled"] and third["01_x"] != first["01_x"]
-    (package / "high.py").unlink()
-    assert set(hashes()) == {"01_x", "styled"}
+    hashing._module.cache_clear()
+    assert code_hashes(["sitlib/styled.py"]) != styled
+    assert hashes(*cells) == second != hashes(*cells, "print(1)")
 
 
-def test_cells_may_have_magics_and_what_cannot_be_followed_is_named(project, capsys):
-    package, notebook, hashes = project
-    notebook("%matplotlib inline\nimport sitlib.low", "!ls", "%%bash\nls")
-    assert set(json.loads(hashes()["01_x"])) == {"sitlib/low.py"}
-    notebook("x = 1", "x = (")
-    assert (
-        hashes() is None
-        and "Cell 2 of 01_x.ipynb cannot be read as Python" in capsys.readouterr().err
-    )
-    notebook("x = 1")
-    mistakes = {
-        "x = (\n": "styled.py cannot be read",
-        "from . import low\n": "styled.py .* imports relatively",
-    }
-    for text, said in mistakes.items():
-        (package / "styled.py").write_text(text)
-        (package / "high.py").write_text(
-            'import sitlib.styled\nif __name__ == "__main__":\n    pass\n'
-        )
-        assert hashes() is None and re.search(said, capsys.readouterr().err)
-    (package / "styled.py").write_bytes(b"\xff")
-    assert hashes() is None and "styled.py cannot be read as Python" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "cell, module, sentence",
+    [
+        ("x = (", "", "Cell 1 of 01_x.ipynb cannot be read as Python"),
+        ("import sitlib.low", "x = (\n", "sitlib/low.py cannot be read as Python"),
+        ("import sitlib.low", "from . import a\n", "sitlib/low.py .* imports relatively"),
+    ],
+)
+def test_what_cannot_be_followed_is_named(cell, module, sentence, project):
+    (project[0] / "low.py").write_text(module)
+    with pytest.raises(ValueError, match=sentence):
+        project[1](cell)
 
 
 def test_what_trains_depends_on_no_figure_and_no_maker_of_its_codes():
-    entries = code_hashes.entry_points(ROOT / "notebooks")
-    tokenizer, generator, text = (
-        entries[name]
-        for name in ("02a_tokenizer_training", "03a_autoregressive_training", "04a_text_training")
-    )
-    assert "sitlib/model/tokenizer.py" in tokenizer and "sitlib/train/loop.py" in tokenizer
-    assert {"sitlib/model/generator.py", "sitlib/model/transformer.py", "sitlib/train/loop.py"} <= {
-        *generator
-    } & {*text}
-    assert "sitlib/model/tokenizer.py" not in {*generator, *text}
+    for stage in ("train_tokenizer", "train_autoregressive", "train_text"):
+        files = set(stages.stage_hashes(stage))
+        assert not [file for file in files if "reporting" in file or "figures" in file]
+        assert ("sitlib/model/tokenizer.py" in files) == (stage == "train_tokenizer")
+        assert {"sitlib/train/loop.py", "sitlib/model/transformer.py"} <= files
+
+
+# -- notebooks ---------------------------------------------------------------------------------
+
+
+def saved_in_lab(notebook):
+    """What JupyterLab leaves behind after running and saving."""
+    for cell in notebook.cells:
+        cell.id = f"changed-{cell.id}"[:20]
+        cell.metadata["collapsed"] = True
+        if cell.cell_type == "code":
+            cell.execution_count = 7
+            cell.outputs = [nbformat.v4.new_output("stream", text="hello")]
+    notebook.metadata["widgets"] = {}
+    notebook.cells.append(nbformat.v4.new_code_cell(""))
+    return notebook
+
+
+def test_canonical_notebooks_are_blind_to_what_jupyterlab_changes(tmp_path):
+    path = ROOT / "notebooks/02a_tokenizer_training.ipynb"
+    text, saved = path.read_text(), tmp_path / "saved.ipynb"
+    nbformat.write(saved_in_lab(read_notebook(path)), saved)
+    assert saved.read_text() != text and canonical(read_notebook(saved)) == text
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_the_notebooks_of_the_project_are_canonical(path):
+    assert canonical(read_notebook(path)) == path.read_text(), "python -m workbook.code_hashes"
+
+
+@pytest.mark.parametrize("content", [b"{broken", b"[]", b'{"cells": 3}', b"\xff\xfe", b""])
+def test_a_file_that_is_no_notebook_is_named(content, tmp_path):
+    path = tmp_path / "x.ipynb"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="x.ipynb is not a readable notebook"):
+        read_notebook(path)

@@ -1,11 +1,10 @@
-"""What SIT and ViT-VQGAN cost at growing image sizes: `python -m workbook.efficiency --output FILE`.
+"""What SIT and ViT-VQGAN cost at growing image sizes.
 
 SIT gets one more scale of the same number of tokens with every doubling of the side; ViT-VQGAN, with patches of one size, four times the
 tokens. Costs do not depend on what weights hold, so they are random. Measured one model and size after the other in processes of their own,
 in which the peak of the resident memory is that of the model alone.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -13,22 +12,19 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from sitlib.files import write_json
 from sitlib.model.config import TokenizerConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample.generate import generate
 from workbook.estimates import flops
-from workbook.paths import resolve
 from workbook.profile import Profile, load_profile
-from workbook.runs import command
 from workbook.throughput import peak_mb
 
 SIZES = (64, 128, 256, 512, 1024)  # px
@@ -131,42 +127,20 @@ def exponents(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m workbook.efficiency", description=__doc__)
-    parser.add_argument("--profile", default="quick")
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
-    parser.add_argument("--output", help="JSON file to write")
-    parser.add_argument(
-        "--one", nargs=3, help="variant, size and batch size: measured in this process, printed"
-    )
-    arguments = parser.parse_args()
-    if arguments.one:
-        variant, size, batch_size = arguments.one
-        print(
-            json.dumps(
-                measured(load_profile(arguments.profile), variant, int(size), int(batch_size))
-            )
-        )
-        return
-    cases = [(variant, size, 1) for size in arguments.sizes for variant in MODELS]
+def measure(profile: str, sizes: Sequence[int] = SIZES) -> dict[str, Any]:
+    """Rows of all models and sizes, each measured in a process of its own, and their exponents."""
+    cases = [(variant, size, 1) for size in sizes for variant in MODELS]
     cases += [
         (variant, size, batch)
         for size in SWEPT_SIZES
-        if size in arguments.sizes
+        if size in sizes
         for batch in BATCHES[1:]
         for variant in MODELS
     ]
     rows = []
     for case in cases:
-        own = [
-            "-m",
-            "workbook.efficiency",
-            "--profile",
-            arguments.profile,
-            "--one",
-            *map(str, case),
-        ]
-        answer = subprocess.run([sys.executable, *own], capture_output=True, text=True)
+        module = ["-m", "workbook.efficiency", profile, *map(str, case)]
+        answer = subprocess.run([sys.executable, *module], capture_output=True, text=True)
         if answer.returncode:
             raise ValueError(
                 f"{' '.join(map(str, case))} could not be measured: {answer.stderr.strip()[-300:]}"
@@ -178,11 +152,9 @@ def main() -> None:
         "cores": os.cpu_count(),
         "machine": platform.machine(),
     }
-    write_json(
-        resolve(arguments.output),
-        {"rows": rows, "exponents": exponents(rows), "hardware": hardware},
-    )
+    return {"rows": rows, "exponents": exponents(rows), "hardware": hardware}
 
 
-if __name__ == "__main__":
-    command(main)
+if __name__ == "__main__":  # one case, in this process
+    name, model, px, batch = sys.argv[1:]
+    print(json.dumps(measured(load_profile(name), model, int(px), int(batch))))

@@ -1,0 +1,206 @@
+"""Hashes of what stages run: the code without comments and docstrings, notebooks without outputs.
+
+A pipeline that depended on the files themselves would train again because somebody corrected a
+comment, or looked at a notebook and saved it. So the stage `prepare` writes one file of hashes for
+every stage (`build/code/STAGE.json`), and the stages depend on these.
+"""
+
+import ast
+import hashlib
+import json
+import sys
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import nbformat
+from IPython.core.inputtransformer2 import TransformerManager
+
+from workbook.paths import ROOT
+
+PACKAGES = ("sitlib", "workbook")
+KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+# What nbformat raises for a file that is not a notebook.
+MALFORMED = (AttributeError, KeyError, TypeError)
+UNREADABLE = (nbformat.reader.NotJSONError, nbformat.ValidationError, *MALFORMED)
+
+
+# -- Python ------------------------------------------------------------------------------------
+
+
+def plain(node: Any) -> Any:
+    """A syntax tree as lists and texts: no positions, no docstrings, the same in all Pythons.
+
+    `ast.dump` is not: 3.13 leaves out empty fields, and 3.12 has new ones that are mostly empty.
+    """
+    if isinstance(node, list):
+        return [plain(item) for item in node if not _is_docstring(item)]
+    if isinstance(node, ast.AST):
+        fields = {name: plain(value) for name, value in ast.iter_fields(node)}
+        given = {name: value for name, value in fields.items() if value not in ("None", [])}
+        return [type(node).__name__, given]
+    return repr(node)
+
+
+def _is_docstring(node: Any) -> bool:
+    """True for a statement that is nothing but a text."""
+    is_constant = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    return is_constant and isinstance(node.value.value, str)
+
+
+def digest(content: Any) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of bytes, or of plain values as JSON."""
+    data = content if isinstance(content, bytes) else json.dumps(content, sort_keys=True).encode()
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Files of our packages, relative to the root, that Python code imports anywhere in it.
+
+    Raises:
+        SyntaxError: it imports relatively, which is not followed here.
+    """
+    files = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            if node.level or node.module is None:
+                raise SyntaxError(f"line {node.lineno} imports relatively; write `from sitlib...`")
+            names = [(node.module, alias.name) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [(alias.name, None) for alias in node.names]
+        else:
+            continue
+        for module, name in names:
+            parts = module.split(".")
+            if parts[0] not in PACKAGES:
+                continue
+            path = Path(*parts)
+            candidates = [path / f"{name}.py", path / f"{name}/__init__.py"] if name else []
+            submodules = [file for file in candidates if (ROOT / file).exists()]
+            files |= {*submodules, path.with_suffix(".py"), path / "__init__.py"}
+            # A package runs before its modules; the top of `sitlib` only gives names away.
+            files |= {package / "__init__.py" for package in path.parents if package.name}
+            gives_names_away = len(parts) == 1 and name and not submodules
+            if not gives_names_away:
+                files.discard(Path(parts[0], "__init__.py"))
+    return {file.as_posix() for file in files if (ROOT / file).exists()}
+
+
+@cache
+def _module(file: str) -> tuple[str, frozenset[str]]:
+    """Hash of a module and of the files beside it that it names, and the files that it imports."""
+    path = ROOT / file
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        content, imports = [plain(tree)], imported(tree)
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} cannot be read as Python: {error}") from error
+    for node in ast.walk(tree):  # a style sheet, a template
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value:
+            beside = path.parent / node.value
+            if "\n" not in node.value and len(node.value) < 100 and beside.suffix != ".py":
+                content += [digest(beside.read_bytes())] if beside.is_file() else []
+    return digest(content), frozenset(imports)
+
+
+def code_hashes(files: Iterable[str], without: tuple[str, ...] = ()) -> dict[str, str]:
+    """Module -> hash, of `files` and all that they import, directly or not, sorted by name.
+
+    Args:
+        without: modules that are not followed, by how their path begins.
+
+    Raises:
+        ValueError: a module is no Python; the message names it.
+    """
+    hashes: dict[str, str] = {}
+    queue = list(files)
+    while queue:
+        file = queue.pop()
+        if file not in hashes and not file.startswith(without or ("\n",)):
+            hashes[file], imports = _module(file)
+            queue += imports
+    return dict(sorted(hashes.items()))
+
+
+def function_hashes(file: str, name: str, without: tuple[str, ...] = ()) -> dict[str, str]:
+    """The same of one function of a module, and of what it imports in its body."""
+    functions = {
+        node.name: node
+        for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+    }
+    function = functions[name]
+    own = {f"{file}:{name}": digest(plain(function))}
+    return own | code_hashes(imported(function), without)
+
+
+# -- notebooks ---------------------------------------------------------------------------------
+
+
+def read_notebook(path: Path) -> nbformat.NotebookNode:
+    """A notebook file.
+
+    Raises:
+        ValueError: there is none, or it is no notebook.
+    """
+    try:
+        notebook = cast(nbformat.NotebookNode, nbformat.read(path, as_version=4))
+        _ = [(cell.cell_type, cell.source, cell.metadata) for cell in notebook.cells]
+        return notebook
+    except FileNotFoundError:
+        raise ValueError(f"There is no notebook {path}.") from None
+    except (*UNREADABLE, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a readable notebook; restore it from git.") from error
+
+
+def canonical(notebook: nbformat.NotebookNode) -> str:
+    """The form in which a notebook is kept in git: cells, tags, attachments, but no outputs.
+
+    Empty cells go, and cells are numbered. Idempotent.
+    """
+    cells = []
+    for cell in notebook.cells:
+        if not cell.source.strip():
+            continue
+        tags = list(cell.metadata.get("tags", []))
+        kept = {"cell_type": cell.cell_type, "id": f"cell-{len(cells) + 1:02d}"}
+        kept |= {"metadata": {"tags": tags} if tags else {}}
+        kept |= {"source": cell.source.splitlines(keepends=True)}
+        if cell.cell_type == "code":
+            kept |= {"execution_count": None, "outputs": []}
+        elif cell.get("attachments"):
+            kept |= {"attachments": cell.attachments}
+        cells.append(kept)
+    whole = {"cells": cells, "metadata": {"kernelspec": KERNELSPEC}}
+    whole |= {"nbformat": 4, "nbformat_minor": 5}
+    return json.dumps(whole, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def notebook_hashes(path: Path, without: tuple[str, ...] = ()) -> dict[str, str]:
+    """Hashes of a notebook's canonical form and of all modules that its cells import."""
+    notebook, files = read_notebook(path), set()
+    for number, cell in enumerate(notebook.cells, start=1):
+        if cell.cell_type == "code":  # which may have magics
+            try:
+                files |= imported(ast.parse(TransformerManager().transform_cell(cell.source)))
+            except SyntaxError as error:
+                text = f"Cell {number} of {path.name} cannot be read as Python: {error}"
+                raise ValueError(text) from error
+    own = {f"notebooks/{path.name}": digest(canonical(notebook).encode())}
+    return own | code_hashes(files, without)
+
+
+def main() -> None:
+    """Rewrite the notebooks of the project that are not canonical; exit code 1 if there were any."""
+    paths = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    texts = {path: canonical(read_notebook(path)) for path in paths}
+    rewritten = [path for path in paths if path.read_text(encoding="utf-8") != texts[path]]
+    for path in rewritten:
+        path.write_text(texts[path], encoding="utf-8")
+        print(f"{path.relative_to(ROOT)} was not canonical: rewritten.", file=sys.stderr)
+    sys.exit(bool(rewritten))
+
+
+if __name__ == "__main__":
+    main()

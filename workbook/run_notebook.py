@@ -1,0 +1,238 @@
+"""Run a notebook from top to bottom by papermill, and keep what is worth keeping of the result.
+
+What the notebook prints appears as it is printed. The result is written only after the last cell
+has passed, and holds the same bytes whenever the results are the same. While it runs, and after a
+failure, the notebook as far as it got is in `failed/` beside the output.
+"""
+
+import ast
+import base64
+import io
+import logging
+import os
+import re
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+import nbformat
+import numpy as np
+import papermill
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
+from nbformat import NotebookNode
+from papermill.exceptions import PapermillExecutionError
+from PIL import Image
+from traitlets import default
+from traitlets.config import Config
+
+from sitlib.files import atomic_write
+from workbook.code_hashes import KERNELSPEC, read_notebook
+from workbook.paths import ROOT
+
+# A line is progress, not a result, if it is a tqdm bar or gives a time to go.
+PROGRESS = re.compile(r"\d+%\|.*\|\s*[\d.]+\w*/[\d.?]+|\d+\w*it \[\d+:\d\d|\bETA\b")
+CURSOR = re.compile(r"\x1b\[\d*[A-GJKST]")
+ADDRESS = re.compile(r"(?<= at )0x[0-9a-f]{6,}")
+KERNEL_FILE = re.compile(re.escape(tempfile.gettempdir()) + r"/ipykernel_\d+/\d+\.py")
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+class NotebookFailed(RuntimeError):
+    """A cell that failed; the message says which, why, and where the partial notebook is."""
+
+
+# -- running -----------------------------------------------------------------------------------
+
+
+def run_notebook(path: Path, output: Path, parameters: Mapping[str, Any]) -> None:
+    """Execute the notebook `path` from the project's root and write `output`, an .ipynb file.
+
+    Raises:
+        ValueError: `path` is no notebook, or its parameters cell lacks one of `parameters`.
+        NotebookFailed: a cell failed, or the kernel died. The kernel is gone then.
+    """
+    cell = parameters_cell(read_notebook(path))
+    if unknown := [name for name in parameters if name not in cell]:
+        raise ValueError(
+            f"{path.stem} has no parameter {', '.join(unknown)}; "
+            f"its parameters cell defines: {', '.join(cell) or 'none'}."
+        )
+    partial = output.parent / "failed" / output.name
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    for logger in ("papermill", "asyncio"):  # of a dead kernel, we say what matters
+        logging.getLogger(logger).disabled = True
+    # An exception: the kernel is shut down on the way out.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    out, err = _Terminal(sys.stdout), _Terminal(sys.stderr)
+    notebook, failure = NotebookNode(), ""
+    try:
+        with _kernel_connection() as config:
+            notebook = papermill.execute_notebook(
+                path,
+                partial,
+                parameters=dict(parameters),
+                kernel_name="python3",
+                kernel_manager_class=_KernelManager,
+                config=config,
+                cwd=ROOT,
+                progress_bar=False,
+                log_output=False,
+                stdout_file=out,
+                stderr_file=err,
+                coalesce_streams=True,  # else a progress bar is a hundred outputs
+            )
+    except PapermillExecutionError as error:
+        reason = " ".join(f"{error.ename}: {error.evalue}".split())[:500]
+        failure = f"failed in cell {error.exec_count}: {reason}"
+    except DeadKernelError:
+        begun = [c.metadata.papermill.start_time for c in _code_cells(partial)]
+        last = max((i for i, time in enumerate(begun, 1) if time), default=1)
+        failure = f"failed in cell {last}: the kernel died, often because memory ran out"
+    finally:
+        out.end_line()
+        err.end_line()
+    if failure:
+        where = partial.relative_to(ROOT) if partial.is_relative_to(ROOT) else partial
+        raise NotebookFailed(f"{path.stem} {failure}\nThe partial notebook is at {where}")
+    clean(notebook)
+    with atomic_write(output) as file:
+        file.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+    partial.unlink()
+
+
+def parameters_cell(notebook: NotebookNode) -> list[str]:
+    """Names that the cell tagged `parameters` assigns, in order; none without such a cell."""
+    names = []
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
+            for statement in ast.parse(cell.source).body:
+                targets = getattr(statement, "targets", [getattr(statement, "target", None)])
+                names += [target.id for target in targets if isinstance(target, ast.Name)]
+    return names
+
+
+def _code_cells(path: Path) -> list[NotebookNode]:
+    return [cell for cell in read_notebook(path).cells if cell.cell_type == "code"]
+
+
+class _ThisPython(KernelSpecManager):
+    """Knows one kernel: this interpreter. No other kernel named python3 can get in its way."""
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        # A kernel that is shut down logs the interrupt; errors of cells do not go through its log.
+        return KernelSpec(**get_kernel_dict(["--log-level=CRITICAL"]))
+
+
+class _KernelManager(AsyncKernelManager):
+    @default("kernel_spec_manager")
+    def _this_python(self) -> KernelSpecManager:
+        return _ThisPython(parent=self)
+
+
+@contextmanager
+def _kernel_connection() -> Iterator[Config]:
+    """Sockets in a folder of this run: of two kernels that start at once, one can take the other's
+    port."""
+    if os.name != "posix":
+        yield Config(KernelManager={"transport_encryption": "auto"})
+        return
+    with tempfile.TemporaryDirectory(prefix="kernel-", ignore_cleanup_errors=True) as folder:
+        yield Config(KernelManager={"transport": "ipc", "ip": str(Path(folder, "socket"))})
+
+
+@dataclass
+class _Terminal:
+    """Passes on what the kernel prints, at once, and knows whether a line is still open."""
+
+    stream: TextIO
+    open_line: bool = field(default=False, init=False)
+
+    def write(self, text: str) -> None:
+        self.stream.write(text)
+        self.open_line = bool(text) and not text.endswith("\n")
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def end_line(self) -> None:
+        if self.open_line:
+            self.write("\n")
+            self.flush()
+
+
+# -- the result: the same bytes for the same results, no progress bars, small figures -------------
+
+
+def clean(notebook: NotebookNode) -> None:
+    """Strip what changes from run to run from an executed notebook, in place."""
+    language = NotebookNode(name="python")
+    notebook.metadata = NotebookNode(kernelspec=NotebookNode(KERNELSPEC), language_info=language)
+    for index, cell in enumerate(notebook.cells, start=1):
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = NotebookNode(tags=tags) if tags else NotebookNode()
+        cell.id = f"cell-{index:02d}"
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if _clean_output(output)]
+
+
+def _clean_output(output: NotebookNode) -> bool:
+    """Clean `output` in place; False if nothing of it is worth keeping."""
+    if output.output_type == "stream":
+        output.text = stable_text(without_progress(output.text))
+        return bool(output.text.strip())
+    if output.output_type == "error":
+        output.traceback = [stable_text(line) for line in output.traceback]
+        return True
+    if WIDGET in output.data:
+        return False  # a progress bar, which cannot be drawn without a kernel
+    for kind, value in output.data.items():
+        if kind.startswith("text/") and isinstance(value, str):
+            output.data[kind] = stable_text(value)
+        elif kind == "image/png":
+            png = small_png(base64.b64decode(value))
+            output.data[kind] = base64.b64encode(png).decode("ascii")
+    return True
+
+
+def without_progress(text: str) -> str:
+    """`text` as a terminal leaves it after carriage returns, without lines that tell progress."""
+    lines = [line.rstrip("\r").rsplit("\r", 1)[-1] for line in CURSOR.sub("", text).split("\n")]
+    kept = [line for line in lines if not PROGRESS.search(line)]
+    return "\n".join(kept) if len(kept) == len(lines) else "\n".join(kept).strip("\n") + "\n"
+
+
+def stable_text(text: str) -> str:
+    """`text` without memory addresses and without the paths of the machine that ran it."""
+    text = KERNEL_FILE.sub("<cell>", ADDRESS.sub("0x…", text))
+    for folder, name in ((ROOT, "."), (Path(sys.prefix), "<python>"), (Path.home(), "~")):
+        if folder != Path(folder.anchor):
+            text = re.sub(re.escape(str(folder)) + r"(?![\w.-])", name, text)
+    return text
+
+
+def small_png(data: bytes) -> bytes:
+    """The smallest of `data`, its best lossless encoding, and 256 colors where nobody would see it.
+
+    Lines and text survive a palette, photographs do not: it is taken only if it changes the color
+    values, 0 to 255, by less than 0.5 on average and by at most 16 in all but one of a thousand.
+    """
+    with Image.open(io.BytesIO(data)) as source:
+        image = source.convert("RGBA")
+    if cast(tuple[tuple[int, int], ...], image.getextrema())[3] != (255, 255):
+        return data  # transparent: left as it is
+    image = image.convert("RGB")
+    palette = image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    before, after = (np.asarray(each, dtype=np.int16) for each in (image, palette.convert("RGB")))
+    difference = np.abs(after - before)
+    is_close = difference.mean() < 0.5 and np.quantile(difference, 0.999) <= 16
+    encoded = io.BytesIO()
+    (palette if is_close else image).save(encoded, "PNG", optimize=True)
+    return min(data, encoded.getvalue(), key=len)

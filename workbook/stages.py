@@ -1,0 +1,322 @@
+"""The stages of the pipeline: what `python -m workbook STAGE key=value ...` runs.
+
+A stage is a notebook or a function, and each imports what it needs in its body: what a stage
+imports is what it depends on (`workbook.code_hashes`). Functions write the files that dvc.yaml
+lists as the stage's outputs.
+"""
+
+import json
+
+import yaml
+
+from sitlib.files import atomic_write, write_json, write_tensors
+from sitlib.strict import known, to_dict
+from workbook.code_hashes import function_hashes, notebook_hashes
+from workbook.params import pipeline_params, split_run
+from workbook.paths import ROOT, resolve
+from workbook.profile import Profile, load_ablations, load_profile
+
+NOTEBOOKS = {
+    "wavelet_analysis": "01_wavelet_analysis",
+    "train_tokenizer": "02a_tokenizer_training",
+    "tokenizer_results": "02b_tokenizer_results",
+    "tokenizer_recipe": "02c_tokenizer_recipe",
+    "train_autoregressive": "03a_autoregressive_training",
+    "generation_results": "03b_generation_results",
+    "sampling_speed": "03c_sampling_speed",
+    "train_text": "04a_text_training",
+    "text_results": "04b_text_results",
+    "applications": "05a_applications",
+    "explorer": "05b_explorer",
+    "ablations": "06a_ablations",
+    "scaling": "06b_scaling",
+}
+# Parameters of notebooks that the pipeline sets, where a notebook has them.
+PIPELINE = {"pipeline": True, "live": False, "metrics": "metrics/wavelets.json"}
+
+# Modules that a stage does not depend on, by how their path begins. The weights are a dependency
+# of the stages that read them, so how they were fetched is not.
+FETCHING = ("sitlib/metrics/weights",)
+# Restyling a figure must not train again; and codes are a dependency of what is trained on them.
+SHOWING = ("workbook/reporting/", "workbook/figures/", "workbook/site/", "sitlib/sample/")
+TOKENIZING = ("workbook/tokenizers.py", "sitlib/model/tokenizer.py")
+WITHOUT = {
+    "weights": (),
+    "train_tokenizer": FETCHING + SHOWING,
+    "train_autoregressive": FETCHING + SHOWING + TOKENIZING,
+    "train_text": FETCHING + SHOWING + TOKENIZING,
+}
+
+
+def stage_hashes(stage: str) -> dict[str, str]:
+    """Hashes of the notebook or function that a stage runs, and of all modules that it imports."""
+    without = WITHOUT.get(stage, FETCHING)
+    if stage in NOTEBOOKS:
+        return notebook_hashes(ROOT / f"notebooks/{NOTEBOOKS[stage]}.ipynb", without)
+    return function_hashes("workbook/stages.py", stage, without)
+
+
+def prepare(profile: Profile) -> None:
+    """Write what other stages depend on: `build/code/STAGE.json`, hashes of what they run,
+    `build/profiles/*.yaml`, profiles with every default, and `build/runs.yaml`, trained models."""
+    from workbook.train_or_load import AutoregressiveRun, TokenizerRun
+
+    texts = {
+        f"build/code/{stage}.json": json.dumps(stage_hashes(stage), indent=1) + "\n"
+        for stage in (*NOTEBOOKS, *FUNCTIONS)
+        if stage not in ("prepare", "report")
+    }
+    for path in (ROOT / "profiles").glob("*.yaml"):
+        values = to_dict(load_profile(path.stem))
+        texts[f"build/profiles/{path.name}"] = yaml.safe_dump(values, sort_keys=False)
+    params, runs = pipeline_params(), {}
+    for name in ("tokenizers", "generators", "text_generators"):
+        run_class = TokenizerRun if name == "tokenizers" else AutoregressiveRun
+        listed = {run: run_class.of(profile, *split_run(run)) for run in params[name]}
+        runs[name] = {run: to_dict(values) for run, values in listed.items()}
+    texts["build/runs.yaml"] = yaml.safe_dump(runs, sort_keys=False)
+    for path in [*resolve("build/code").glob("*"), *resolve("build/profiles").glob("*")]:
+        if path.relative_to(ROOT).as_posix() not in texts:
+            path.unlink()  # of a stage or profile that is gone
+    for name, text in texts.items():
+        with atomic_write(resolve(name)) as file:
+            file.write_text(text, encoding="utf-8")
+
+
+def weights(profile: Profile) -> None:
+    """Fetch the networks that judge images, and look at all images and captions that are needed."""
+    from sitlib.metrics import InceptionMetrics
+    from sitlib.metrics.weights import fetch_weights
+    from workbook.preflight import check_images
+
+    fetch_weights("weights")
+    if profile.tokenizer.evaluation.inception:
+        InceptionMetrics()
+    check_images(profile, pipeline_params())
+
+
+def evaluate_tokenizer(profile: Profile, run: str) -> None:
+    """Reconstruct held-out photographs, emoji and extra photographs at every resolution."""
+    from sitlib.model.precision import best_device
+    from workbook import tokenizer_evaluation
+    from workbook.tokenizers import trained_tokenizer
+
+    variant, seed = split_run(run)
+    tokenizer = trained_tokenizer(profile, variant, seed).model.to(best_device())
+    data = profile.tokenizer_data(variant)
+    scores = tokenizer_evaluation.evaluate_tokenizer(tokenizer, profile, data)
+    about = {"run": tokenizer_evaluation._run(profile, variant, seed)}
+    write_json(resolve(f"metrics/tokenizer/{run}.json"), {**about, **scores})
+
+
+def extract_codes(profile: Profile, run: str, workers: int | None = None) -> None:
+    """Encode wide views of all images by a frozen tokenizer."""
+    from workbook.codes import extract_codes
+
+    tokenizer, seed = split_run(run)
+    variants = [*profile.autoregressive.variants, *profile.text.variants]
+    generator = next(
+        (v for v in variants if profile.autoregressive_variant(v).tokenizer == tokenizer), None
+    )
+    if generator is None:
+        raise ValueError(f"No model of the profile is over codes of {tokenizer}.")
+    if seed != (wanted := profile.generator_section(generator).tokenizer_seed):
+        raise ValueError(
+            f"{run} is listed in params.yaml, and tokenizer_seed of the profile is {wanted}: "
+            "make them the same."
+        )
+    processes = profile.engine.data_workers if workers is None else workers
+    codes = extract_codes(profile, generator, f"codes/{run}", processes)
+    shape = list(codes.train.shape[1:])
+    print(f"{len(codes.train)} training and {len(codes.held_out)} held-out code maps, {shape} each")
+
+
+def real_features(profile: Profile) -> None:
+    """Features of real views, to which class-conditional samples are compared."""
+    from workbook.generation_evaluation import real_features
+
+    features = real_features(profile, next(iter(profile.autoregressive.variants)))
+    write_tensors(resolve("samples/real.safetensors"), features, {})
+
+
+def evaluate_autoregressive(profile: Profile, run: str) -> None:
+    """Samples of a class-conditional model, their distances to real views, held-out nats."""
+    from safetensors.torch import load_file
+
+    from workbook import generation_evaluation as evaluation
+    from workbook.codes import load_codes
+
+    variant, seed = split_run(run)
+    about = {"run": evaluation._samples_run(profile, variant, seed)}
+    model, tokenizer = evaluation._model(profile, variant, seed), None
+    count = profile.autoregressive.evaluation.samples
+    codes, labels = evaluation.draw_samples(model, profile, count, profile.sampler(variant))
+    samples = {"codes": codes, "labels": labels}
+    write_tensors(resolve(f"samples/{run}.safetensors"), samples, about)
+    tokenizer = evaluation._tokenizer(profile, variant)
+    real = load_file(resolve("samples/real.safetensors"))
+    scores = evaluation.evaluate_generator(
+        model, tokenizer, load_codes(profile, variant), codes, real, profile, variant
+    )
+    write_json(resolve(f"metrics/generation/{run}.json"), {**about, **scores})
+
+
+def decode_again(profile: Profile, run: str, of: str, decoder: str) -> None:
+    """Distances of the samples of a model that a second decoder decodes."""
+    from safetensors.torch import load_file
+
+    from workbook import generation_evaluation as evaluation
+
+    (variant, seed), (tokenizer, _) = split_run(of), split_run(decoder)
+    sampled = evaluation._pipeline_samples(profile, variant, seed)
+    if sampled is None:
+        raise ValueError(f"There are no samples of {of} of this profile: draw them first.")
+    held_out = load_file(resolve("samples/real.safetensors"))["held_out"]
+    scores = evaluation.second_decoder_scores(
+        profile, variant, tokenizer, seed, sampled[0], held_out
+    )
+    about = {"run": evaluation._second_run(profile, variant, tokenizer, seed)}
+    write_json(resolve(f"metrics/generation/{run}.json"), {**about, **scores})
+
+
+def throughput(profile: Profile, rounds: int = 4) -> None:
+    """Images a second and peak memory at every size, in the profile's and the paper's geometry."""
+    from workbook.throughput import measure
+
+    name = pipeline_params()["profile"]
+    write_json(resolve("metrics/throughput.json"), measure(profile, name, rounds))
+
+
+def dual_encoder(profile: Profile) -> None:
+    """Train the dual encoder of images and captions that judges text-conditional samples."""
+    from workbook.dual_encoder import trained_dual_encoder
+
+    trained_dual_encoder(profile, pipeline=True)
+
+
+def real_text_features(profile: Profile) -> None:
+    """Features of the real images of all prompts."""
+    from workbook.text_evaluation import real_text_features
+
+    write_tensors(resolve("samples/real_text.safetensors"), real_text_features(profile), {})
+
+
+def evaluate_text(profile: Profile, run: str) -> None:
+    """Samples of a text-conditional model, and how often the dual encoder recognizes them."""
+    from safetensors.torch import load_file
+
+    from workbook import text_evaluation as evaluation
+    from workbook.generators import trained_generator
+
+    variant, seed = split_run(run)
+    model, about = (
+        trained_generator(profile, variant, seed).model,
+        {"run": evaluation._run(profile, variant, seed)},
+    )
+    real = load_file(resolve("samples/real_text.safetensors"))
+    samples, scores = evaluation.judged_generator(model, variant, real, profile)
+    write_tensors(resolve(f"samples/{run}.safetensors"), samples, about)
+    write_json(resolve(f"metrics/text/{run}.json"), {**about, **scores})
+
+
+def evaluate_applications(profile: Profile) -> None:
+    """Rates, upsampling, editing and previews, measured on held-out images."""
+    from workbook import applications
+
+    about = {"run": applications._run(profile)}
+    write_json(resolve("metrics/applications.json"), {**about, **applications.measure(profile)})
+
+
+def core_ablation(profile: Profile, row: str) -> None:
+    """Train and judge a row of the ablations with one seed, without a model over its codes."""
+    from dataclasses import replace
+
+    from workbook.ablations import forget, run_row
+
+    ablations = replace(load_ablations(), seeds=[0])
+    write_json(resolve(f"metrics/core_ablations/{row}.json"), run_row(ablations, row, False))
+    forget(ablations, row)
+
+
+def row(profile: Profile, row: str) -> None:
+    """Train and judge a row of the ablations with every seed."""
+    from workbook.ablations import forget, run_row
+
+    ablations = load_ablations()
+    write_json(resolve(f"metrics/ablations/{row}.json"), run_row(ablations, row))
+    forget(ablations, row)
+
+
+def rung(profile: Profile, rung: str) -> None:
+    """Train and judge a model of one size over the codes of a tokenizer of the pipeline."""
+    from workbook.ladder import run_rung
+
+    ablations = load_ablations()
+    known(rung, ablations.ladder, "rung")
+    scores = run_rung(load_profile(ablations.profile), ablations.ladder[rung], rung)
+    write_json(resolve(f"metrics/ladder/{rung}.json"), scores)
+
+
+def text(profile: Profile, trial: str) -> None:
+    """Train and judge a text-conditional model for longer, or otherwise, than the pipeline's."""
+    from workbook.text_trials import run_trial
+
+    ablations = load_ablations()
+    known(trial, ablations.text, "trial of a text-conditional model")
+    changes = ablations.text[trial]
+    changed, usual = changes.profile_of(ablations.values()), load_profile(ablations.profile)
+    scores = {"changes": changes.changes, **run_trial(changed, usual, changes.variant)}
+    write_json(resolve(f"metrics/text_trials/{trial}.json"), scores)
+
+
+def efficiency(profile: Profile) -> None:
+    """Time, memory and operations of SIT and ViT-VQGAN from 64 to 1024 px."""
+    from workbook.efficiency import measure
+
+    write_json(resolve("metrics/efficiency/cost.json"), measure(load_ablations().profile))
+
+
+def examples(profile: Profile) -> None:
+    """Photographs through every tokenizer, for the front page, and the picture of the project."""
+    from workbook.reporting.examples import write
+
+    write(profile, resolve("reports/examples.json"), resolve("reports/overview.png"))
+
+
+def report(profile: Profile) -> None:
+    """The headline table, the pages of all reports, the front page and the API documentation."""
+    import subprocess
+    import sys
+
+    from workbook.reporting import headline, site
+
+    headline.main(["--output", "metrics/headline.json"])
+    pages = ["pdoc", "-d", "google", "--no-show-source", "-o", "reports/api"]
+    subprocess.run([sys.executable, "-m", *pages, "sitlib", "workbook"], check=True, cwd=ROOT)
+    site.main([])
+
+
+FUNCTIONS = {
+    function.__name__: function
+    for function in (
+        prepare,
+        weights,
+        evaluate_tokenizer,
+        extract_codes,
+        real_features,
+        evaluate_autoregressive,
+        decode_again,
+        throughput,
+        dual_encoder,
+        real_text_features,
+        evaluate_text,
+        evaluate_applications,
+        core_ablation,
+        row,
+        rung,
+        text,
+        efficiency,
+        examples,
+        report,
+    )
+}

@@ -1,0 +1,5 @@
+"""Placeholder."""
+
+from workbook.runs import AutoregressiveRun, TokenizerRun
+
+__all__ = ["AutoregressiveRun", "TokenizerRun"]
