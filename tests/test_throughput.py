@@ -8,7 +8,7 @@ import torch
 
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.tokenizer import SpectralTokenizer
-from workbook import films, throughput
+from workbook import generation_frames, throughput
 from workbook.profile import load_profile
 
 PROFILE = load_profile("smoke")
@@ -105,29 +105,31 @@ def untrained(monkeypatch):
         torch.manual_seed(1)
         return SimpleNamespace(model=SpectralTokenizer(profile.tokenizer_variant(variant)).eval())
 
-    monkeypatch.setattr(films, "trained_generator", generator)
-    monkeypatch.setattr(films, "trained_tokenizer", tokenizer)
+    monkeypatch.setattr(generation_frames, "trained_generator", generator)
+    monkeypatch.setattr(generation_frames, "trained_tokenizer", tokenizer)
 
 
 def test_a_film_of_scales_ends_with_the_whole_image_and_every_frame_is_whole(untrained):
     labels = torch.tensor([0, 2])
-    frames = films.film(PROFILE, "ar_sit5_sc", 0, labels, 5)
+    frames = generation_frames.generation_frames(PROFILE, "ar_sit5_sc", 0, labels, 5)
     assert len(frames) == 5 and all(frame.shape == (2, 3, 64, 64) for frame in frames)
     assert len(frames[0][0].flatten(1).unique(dim=1).T) <= 16  # 4 x 4 px, enlarged
-    assert not any((frame == films.UNDRAWN).all(dim=1).any() for frame in frames)
+    assert not any((frame == generation_frames.GREY).all(dim=1).any() for frame in frames)
 
 
 def test_a_film_of_rows_is_grey_where_nothing_is_drawn_yet(untrained):
-    frames = films.film(PROFILE, "ar_vit_vqgan", 0, torch.tensor([1]), 4)
+    frames = generation_frames.generation_frames(PROFILE, "ar_vit_vqgan", 0, torch.tensor([1]), 4)
     assert len(frames) == 4
     for index, frame in enumerate(frames, 1):
         rows = 16 * index
-        assert torch.equal(frame[:, :, rows:], torch.full_like(frame[:, :, rows:], films.UNDRAWN))
+        assert torch.equal(
+            frame[:, :, rows:], torch.full_like(frame[:, :, rows:], generation_frames.GREY)
+        )
         assert not torch.equal(
-            frame[:, :, :rows], torch.full_like(frame[:, :, :rows], films.UNDRAWN)
+            frame[:, :, :rows], torch.full_like(frame[:, :, :rows], generation_frames.GREY)
         )
 
 
 def test_a_film_of_scales_needs_a_scale_causal_decoder(untrained):
     with pytest.raises(ValueError, match="decoder attends to all scales"):
-        films.film(PROFILE, "ar_sit4", 0, torch.tensor([1]), 4)
+        generation_frames.generation_frames(PROFILE, "ar_sit4", 0, torch.tensor([1]), 4)

@@ -13,17 +13,14 @@ from torch import Tensor, nn
 from sitlib.data import CaptionedImages
 from sitlib.data.order import WINDOW
 from sitlib.files import Row
-from sitlib.model.generator import (
-    AutoregressiveModel,
-    CodeModelConfig,
-    code_nats,
-    corrupt_codes,
-)
-from sitlib.model.text import TextTokenizer, corrupt_texts
+from sitlib.model.config import SamplingConfig
+from sitlib.model.generator import AutoregressiveModel, CodeModelConfig, code_nats
+from sitlib.model.text import TextTokenizer
 from sitlib.sample.generate import generate
 from sitlib.train.config import EngineConfig
 from sitlib.train.engine import Part
 from sitlib.train.loop import Logged, Phase, seed_everything, train
+from sitlib.train.token_corruption import corrupt_codes, corrupt_texts
 from workbook.codes import Codes, captioned, load_codes
 from workbook.launch import launcher, training_command
 from workbook.profile import Profile
@@ -49,7 +46,14 @@ def trained_generator(
             _Pictures(profile, variant, codes, texts) if profile.engine.images_every else None
         )
         return _train(
-            run, codes, texts, checkpoints, f"{variant}, seed {seed}", profile.engine, pictures
+            run,
+            codes,
+            texts,
+            checkpoints,
+            f"{variant}, seed {seed}",
+            profile.engine,
+            pictures,
+            profile.sampler(variant),
         )
 
     launch = launcher("workbook.generators", profile, variant, seed, pipeline)
@@ -66,6 +70,7 @@ def _train(
     title: str,
     engine: EngineConfig,
     pictures: "_Pictures | None",
+    sampling: SamplingConfig | None = None,
 ) -> tuple[AutoregressiveModel, list[Row]]:
     """Trains a run; `captioned` are the training images of a text-conditional model."""
     seed_everything(run.seed)
@@ -87,6 +92,7 @@ def _train(
         min(tokenizer.num_codebooks, num_scales),
         codes.classes,
         texts.to_json() if texts else None,
+        sampling,
     )
     model = AutoregressiveModel(config)
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -256,20 +255,3 @@ def code_nats(logits: Tensor, codes: Tensor) -> Tensor:
     """Cross-entropy [B, S, N] in nats of codes [B, S, N] under logits [B, S, N, K]."""
     nats = F.cross_entropy(logits.flatten(0, 2), codes.flatten(), reduction="none")
     return nats.view(codes.shape)
-
-
-def corrupt_codes(
-    codes: Tensor, num_codes: int, max_share: float, generator: np.random.Generator
-) -> Tensor:
-    """Replace some of the codes [B, S, N] by random ones, as input of training.
-
-    In training a model reads the right codes, in sampling its own (exposure bias); Infinity flips
-    bits of its input for the same reason (arXiv 2412.04431). Each sequence draws its own share of
-    replaced codes, uniform in [0, max_share].
-    """
-    if not max_share:
-        return codes
-    share = max_share * torch.from_numpy(generator.random((len(codes), 1, 1)))
-    is_replaced = torch.from_numpy(generator.random(codes.shape)) < share
-    random_codes = torch.from_numpy(generator.integers(num_codes, size=codes.shape))
-    return torch.where(is_replaced, random_codes, codes)

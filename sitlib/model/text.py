@@ -4,7 +4,6 @@ import json
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
@@ -148,30 +147,6 @@ def _normalize(text: str) -> str:
     # broken JSON has, becomes "?".
     text = text.encode("utf-8", "replace").decode()
     return " ".join(unicodedata.normalize("NFKC", text).lower().split())
-
-
-def corrupt_texts(
-    tokens: Tensor, texts: TextTokenizer, max_tokens: int, generator: np.random.Generator
-) -> Tensor:
-    """Put random tokens around half of the texts [B, L], so that a model learns to ignore them.
-
-    Up to `max_tokens` before a text and half as many after it, as far as there is room.
-    """
-    if not max_tokens:
-        return tokens
-    corrupted = torch.full_like(tokens, texts.pad)
-    for row, source in zip(corrupted, tokens, strict=True):
-        words = source[(source != texts.pad) & (source != texts.end)]
-        limits = [max_tokens + 1, max_tokens // 2 + 1]
-        before, after = generator.integers(limits) * (generator.random() < 0.5)
-        room = len(row) - 1 - len(words)
-        before = min(before, room)
-        after = min(after, room - before)
-        count = before + after
-        noise = torch.from_numpy(generator.integers(_SPECIAL, texts.vocabulary, size=count))
-        ids = torch.cat([noise[:before], words, noise[before:], words.new_tensor([texts.end])])
-        row[: len(ids)] = ids
-    return corrupted
 
 
 class TextEncoder(nn.Module):

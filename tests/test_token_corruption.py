@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sitlib.model.generator import corrupt_codes
-from sitlib.model.text import TextTokenizer, corrupt_texts
+from sitlib.model.text import TextTokenizer
+from sitlib.train.token_corruption import corrupt_codes, corrupt_texts
 
 CAPTIONS = ["a red cat", "a blue dog that sleeps", "two green birds", "a cat and a dog"]
 TEXTS = TextTokenizer.train(CAPTIONS, 300, 16)
