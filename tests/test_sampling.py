@@ -586,7 +586,7 @@ REFUSALS = [
     ("class", ONE, {"prefix_codes": zeros(1, 2, 4), "scales": 1}, PREFIX + "1; "),
     ("class", ONE, {"prefix_codes": zeros(1, 1, 4) + 20}, PREFIX),
     ("class", ONE, {"prefix_codes": zeros(1, 1, 4) - 1}, PREFIX),
-    ("class", ONE, {"on_scale": print}, "give the tokenizer that decodes them"),
+    ("class", ONE, {"on_scale": print}, "scale_causal"),
     ("class", ONE, {"on_scale": print, "tokenizer": tokenizer_of("full")}, "scale_causal"),
 ]
 

@@ -4,7 +4,6 @@ In all of them some scales are given, and the others are sampled. Images of a wr
 that do not fit and a model over another tokenizer's codes raise ValueError.
 """
 
-import operator
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.sample.generate import Prompts, generate
+from sitlib.sample.generate import Prompts, check_decodes_prefix, generate
 from sitlib.strict import require
 
 BATCH = 64  # images encoded and decoded at a time
@@ -60,7 +59,8 @@ def upsample(
         "with encoder_attention: scale_causal.",
     )
     _check_size(images, small)
-    prompts, codes = len(images) if prompts is None else prompts, _encode(tokenizer, images)
+    codes = torch.cat([tokenizer.encode(part).cpu() for part in images.split(BATCH)])
+    prompts = len(images) if prompts is None else prompts
     return _sample(model, tokenizer, prompts, sampling, prefix_codes=codes, progress=progress)
 
 
@@ -83,9 +83,11 @@ def edit(
         keep: 0 (a new image) ... S (nothing is sampled).
     """
     check_same_codes(model, tokenizer)
-    keep = _integer("keep", keep, 0, tokenizer.geometry.num_scales)
+    scales = tokenizer.geometry.num_scales
+    require(0 <= keep <= scales, f"keep must lie in 0 ... {scales}, it is {keep}.")
     _check_size(images, tokenizer.sizes[-1:])
-    prompts, codes = len(images) if prompts is None else prompts, _encode(tokenizer, images)
+    codes = torch.cat([tokenizer.encode(part).cpu() for part in images.split(BATCH)])
+    prompts = len(images) if prompts is None else prompts
     kept = codes[:, :keep]
     return _sample(model, tokenizer, prompts, sampling, prefix_codes=kept, progress=progress)
 
@@ -106,11 +108,8 @@ def preview(
     """
     check_same_codes(model, tokenizer)
     require(count >= 1, f"count must be at least 1, it is {count}.")
-    require(
-        scales >= tokenizer.geometry.num_scales or tokenizer.config.decoder_attention != "full",
-        "this tokenizer's decoder attends to all scales, so the first ones cannot be shown alone: "
-        "take one with decoder_attention: scale_causal.",
-    )
+    if scales < tokenizer.geometry.num_scales:
+        check_decodes_prefix(tokenizer)
     samples = _sample(model, tokenizer, _prompts(prompt, count), sampling, scales=scales)
     return Preview(samples.codes, samples.images, prompt, sampling)
 
@@ -129,9 +128,11 @@ def refine(
         scales: the last scale to draw; all by default.
     """
     check_same_codes(model, tokenizer)
-    index = _integer("index", index, 0, len(previews.codes) - 1)
-    drawn, all_scales = previews.codes.shape[1], tokenizer.geometry.num_scales
-    scales = all_scales if scales is None else _integer("scales", scales, drawn, all_scales)
+    count, drawn = previews.codes.shape[:2]
+    all_scales = tokenizer.geometry.num_scales
+    scales = all_scales if scales is None else scales
+    require(0 <= index < count, f"index must lie in 0 ... {count - 1}, it is {index}.")
+    require(scales >= drawn, f"scales must lie in {drawn} ... {all_scales}, it is {scales}.")
     options = {"prefix_codes": previews.codes[index : index + 1], "first_sample": index}
     prompts, sampling = _prompts(previews.prompt, 1), previews.sampling
     return _sample(model, tokenizer, prompts, sampling, scales=scales, **options)
@@ -139,17 +140,14 @@ def refine(
 
 def check_same_codes(model: AutoregressiveModel, tokenizer: SpectralTokenizer) -> None:
     """Refuse a model over other codes than the tokenizer's."""
-    config, geometry = model.config, tokenizer.geometry
-    sizes = {
-        "scales": (config.num_scales, geometry.num_scales),
-        "tokens a scale": (config.tokens_per_scale, geometry.tokens_per_scale),
-        "codes": (config.num_codes, tokenizer.config.num_codes),
-        "codebooks": (config.num_codebooks, len(tokenizer.codebooks)),
-    }
-    differences = [f"{a} {name}, not {b}" for name, (a, b) in sizes.items() if a != b]
+    c, geometry = model.config, tokenizer.geometry
+    theirs = c.num_scales, c.tokens_per_scale, c.num_codes, c.num_codebooks
+    books = tokenizer.config.num_codes, len(tokenizer.codebooks)
+    ours = geometry.num_scales, geometry.tokens_per_scale, *books
     require(
-        not differences,
-        f"the model is of the codes of another tokenizer: it has {'; '.join(differences)}.",
+        theirs == ours,
+        "the model is over the codes of another tokenizer: its scales, tokens a scale, codes and "
+        f"codebooks are {theirs}, the tokenizer's {ours}.",
     )
 
 
@@ -172,10 +170,6 @@ def _prompts(prompt: str | int | None, count: int) -> Prompts:
     return [prompt] * count if isinstance(prompt, str) else torch.full((count,), prompt)
 
 
-def _encode(tokenizer: SpectralTokenizer, images: Tensor) -> Tensor:
-    return torch.cat([tokenizer.encode(batch).cpu() for batch in images.split(BATCH)])
-
-
 def _check_size(images: Tensor, sizes: list[int]) -> None:
     """Refuse images that are no squares of one of these sizes."""
     height, width = images.shape[-2:]
@@ -183,13 +177,3 @@ def _check_size(images: Tensor, sizes: list[int]) -> None:
         height == width and height in sizes,
         f"images must be squares of {' or '.join(map(str, sizes))} px here, not of {height} x {width}.",
     )
-
-
-def _integer(name: str, value: int, low: int, high: int) -> int:
-    """An integer of any type, such as `argmax` returns, in low ... high."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = low - 1
-    require(low <= number <= high, f"{name} must be an integer in {low} ... {high}, it is {value}.")
-    return number

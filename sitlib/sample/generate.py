@@ -66,16 +66,14 @@ def generate(
     codes = _with_room(model, prefix_codes, len(cond), scales).to(device)
     first_scale = 0 if prefix_codes is None else prefix_codes.shape[1]
     if on_scale is not None:
-        _check_streaming(model, tokenizer)
+        check_decodes_prefix(tokenizer)
     weights = [guidance_of_scale(s, config.num_scales, sampling) for s in range(1, scales + 1)]
     if isinstance(prompts, int) or all(weight == 1.0 for weight in weights[first_scale:]):
         weights = None  # no unconditional half
 
     was_training = model.training
     model.eval()  # dropout would make a sample depend on more than its seed
-    bar = tqdm(
-        desc=progress, total=len(cond), unit="image", mininterval=5.0, disable=progress is None
-    )
+    bar = tqdm(desc=progress, total=len(cond), mininterval=5.0, disable=progress is None)
     try:
         with mixed(device):
             batch_size = sampling.batch_size or max_batch_size(model, scales, weights is not None)
@@ -85,13 +83,11 @@ def generate(
                 cast_model = with_cast_layers(model, dtype, Transformer)
         for start in range(0, len(cond) if first_scale < scales else 0, batch_size):
             rows = slice(start, start + batch_size)
-            cond_batch, sample = cond[rows].to(device), first_sample + start
-            for scale in _sample_scales(
-                cast_model, cond_batch, codes[rows], first_scale, sample, sampling, weights
-            ):
+            batch = cond[rows].to(device), codes[rows], first_scale, first_sample + start
+            for scale in _sample_scales(cast_model, *batch, sampling, weights):
                 if on_scale is not None and tokenizer is not None:
                     on_scale(start, scale, tokenizer.decode(codes[rows, :scale]))
-            bar.update(len(cond_batch))
+            bar.update(len(codes[rows]))
     finally:
         model.train(was_training)
         bar.close()
@@ -289,11 +285,11 @@ def _with_room(
     return torch.cat([prefix, room], dim=1).long()
 
 
-def _check_streaming(model: AutoregressiveModel, tokenizer: SpectralTokenizer | None) -> None:
-    if tokenizer is None:
-        raise ValueError("on_scale shows decoded images: give the tokenizer that decodes them.")
+def check_decodes_prefix(tokenizer: SpectralTokenizer | None) -> None:
+    """Refuse a tokenizer that cannot decode the first scales alone."""
     require(
-        model.config.num_scales == 1 or tokenizer.config.decoder_attention != "full",
-        "this tokenizer's decoder attends to all scales, so none can be shown before the last: "
-        "take one with decoder_attention: scale_causal.",
+        tokenizer is not None
+        and (tokenizer.geometry.num_scales == 1 or tokenizer.config.decoder_attention != "full"),
+        "the first scales cannot be shown alone without a tokenizer whose decoder does not attend "
+        "to finer ones: give one with decoder_attention: scale_causal.",
     )
