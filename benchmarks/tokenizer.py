@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, in
 import torch
 from torch import Tensor
 
-from sitlib.metrics.weights import ensure_weights
+from sitlib.metrics.weights import fetch_weights
 from sitlib.model.config import TokenizerConfig
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.train.loop import make_optimizer
@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("repetitions and threads must be at least 1.")
 
     torch.set_num_threads(options.threads)
-    ensure_weights()
+    fetch_weights()
     profile = load_profile(options.profile)
     print(
         f"torch {torch.__version__}, Python {platform.python_version()}, {options.threads} threads, float32"

@@ -34,7 +34,7 @@ def benchmark():
 def test_tokenizer_benchmark_prints_a_ratio_for_every_operation(
     benchmark, weights_folder, monkeypatch, capsys
 ):
-    monkeypatch.setattr(benchmark, "ensure_weights", lambda: None)
+    monkeypatch.setattr(benchmark, "fetch_weights", lambda: None)
     with_weights = benchmark.TokenizerLoss
     monkeypatch.setattr(
         benchmark, "TokenizerLoss", lambda config: with_weights(config, str(weights_folder))

@@ -62,15 +62,15 @@ def root(tmp_path_factory):
 def home(root, tmp_path, monkeypatch):
     """An empty working directory, with that project's models, without LPIPS weights."""
     monkeypatch.setattr(models, "resolve", lambda path: root / path)
-    monkeypatch.setattr("sitlib.metrics.perceptual.load_weights", missing_weights)
+    monkeypatch.setattr("sitlib.metrics.networks.cached_lpips", missing_weights)
     models.pipeline_profile.cache_clear()
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     models.pipeline_profile.cache_clear()
 
 
-def missing_weights(name, folder):
-    raise FileNotFoundError(name)
+def missing_weights(net):
+    raise FileNotFoundError(net)
 
 
 @pytest.fixture
@@ -185,10 +185,10 @@ def test_the_table_of_reconstructions_and_the_images_side_by_side(photos, capsys
 
 def test_lpips_is_shown_where_its_weights_are(photos, monkeypatch, capsys):
     import sitlib.metrics
-    import sitlib.metrics.perceptual
+    import sitlib.metrics.networks
 
-    monkeypatch.setattr(sitlib.metrics.perceptual, "load_lpips", lambda net: net)
-    monkeypatch.setattr(sitlib.metrics, "lpips_per_image", lambda x, y, net: (x - x + 0.25).mean())
+    monkeypatch.setattr(sitlib.metrics.networks, "cached_lpips", lambda net: net)
+    monkeypatch.setattr(sitlib.metrics, "lpips_per_image", lambda x, y: (x - x + 0.25).mean())
     assert main(["reconstruct", "photos/a.png"]) == 0
     header, row = capsys.readouterr().out.splitlines()
     assert header.split()[-2] == "LPIPS" and row.split()[-2] == "0.250"

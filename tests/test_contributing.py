@@ -8,7 +8,7 @@ import yaml
 from PIL import Image
 
 from sitlib.data import open_images, training_views
-from sitlib.metrics import evaluate_reconstructions, reconstruction
+from sitlib.metrics import METRICS, Metric, evaluate_reconstructions
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import from_dict
 from workbook.paths import ROOT
@@ -66,10 +66,10 @@ def test_a_metric_is_a_function_and_an_entry(monkeypatch):
     def error(images, references):
         return (images - references).abs().mean(dim=(1, 2, 3))
 
-    monkeypatch.setitem(reconstruction.PER_IMAGE, "mean_error", (error, 1))
+    monkeypatch.setitem(METRICS, "mean_error", Metric(error, "mean error", 3, False))
     images = torch.full((6, 3, 16, 16), 0.5)
     off = images + torch.tensor([0.1, 0.1, 0.2, 0.2, 0.3, 0.3])[:, None, None, None]
-    scores = evaluate_reconstructions(images, off, list("aabbcc"), lpips_nets=())
+    scores = evaluate_reconstructions(images, off, list("aabbcc"), metrics=["mean_error"])
     assert scores["mean_error"] == pytest.approx(0.2)
     assert scores["by_photograph"]["mean_error"] == pytest.approx([0.1, 0.2, 0.3])
     low, high = scores["intervals"]["mean_error"]

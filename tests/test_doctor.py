@@ -127,11 +127,10 @@ def test_findings_name_what_they_are_about(tmp_path):
     assert "operator torchvision::nms does not exist" in doctor.torch_pair(vision(None)).what
     gpu = doctor.gpu(cuda(True, name="GPU 9", total_memory=8e9, bf16=False))
     assert gpu.ok and gpu.what == "GPU: GPU 9 with 8 GB, without bf16"
-    for file in ("alexnet_lpips", "vgg16_lpips"):
-        (tmp_path / f"{file}.safetensors").touch()
+    (tmp_path / "alexnet_lpips.safetensors").touch()
     lacking = doctor.weights(tmp_path, lambda: True)
-    assert lacking.what == "weights of metrics: efficientnet_lite0.safetensors not there"
-    (tmp_path / "efficientnet_lite0.safetensors").touch()
+    assert lacking.what == "weights of metrics: vgg16_lpips.safetensors not there"
+    (tmp_path / "vgg16_lpips.safetensors").touch()
     assert doctor.weights(tmp_path, lambda: pytest.fail("asked the index")).ok
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from sitlib.data import CaptionedImages, open_images, training_views
 from sitlib.metrics import lite0_features
-from sitlib.metrics.efficientnet import load_lite0
+from sitlib.metrics.networks import load_lite0
 from sitlib.model.dual_encoder import DualEncoder, StoredDualEncoderConfig, contrastive_loss
 from sitlib.model.text import TextTokenizer
 from sitlib.train.config import CaptionsConfig, DataConfig, DualEncoderConfig, OptimizerConfig
@@ -185,7 +185,7 @@ class TestModel:
 
 @pytest.fixture(scope="module")
 def lite0(weights_folder):
-    return load_lite0(weights_folder)
+    return load_lite0()
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +287,7 @@ class TestTraining:
             return train_now(tmp_path)[0]
 
         replaced = {"captioned": captioned, "trained": trained, "load_lite0": lambda: lite0}
-        replaced |= {"ensure_weights": lambda: None}
+        replaced |= {"fetch_weights": lambda: None}
         for name, value in replaced.items():
             monkeypatch.setattr(dual_encoder, name, value)
         monkeypatch.setattr(DualEncoderRun, "of", lambda profile: shortened(run))

@@ -83,11 +83,8 @@ def test_the_inception_network_judges_all_samples_against_all_views_where_it_is_
     judged, originals = [], []
 
     class Judge:
-        def add_images(self, images, **_):
-            judged.append(images)
-
-        def add_references(self, images, **_):
-            originals.append(images)
+        def add(self, images, real, **_):
+            (originals if real else judged).append(images)
 
         def compute(self, seed):
             return {"fid": 3.0, "inception_score": 1.5, "inception_score_originals": 2.0}

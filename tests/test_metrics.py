@@ -1,6 +1,7 @@
-"""Metrics of reconstructions and of codes against independent references: scikit-image, SciPy, torchmetrics and numpy."""
+"""Metrics of reconstructions, codes and retrieval against scikit-image, SciPy, torchmetrics, numpy."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -14,38 +15,40 @@ from skimage.metrics import peak_signal_noise_ratio
 from torchmetrics.image import StructuralSimilarityIndexMeasure
 
 from sitlib.metrics import (
+    METRICS,
     bits_per_pixel,
     bootstrap_interval,
     codebook_statistics,
     evaluate_reconstructions,
+    fast_metrics,
+    load_lpips,
     lpips_per_image,
     psnr_per_image,
+    r_precision,
     ssim_per_image,
 )
-from sitlib.metrics.perceptual import load_lpips
 
 
 @pytest.fixture(scope="module")
-def photo_views():
-    """6 crops of a photograph of a cat, `[6, 3, 64, 64]` in [0, 1]."""
+def views():
+    """Six crops of a photograph of a cat, [6, 3, 64, 64] in [0, 1]."""
     photo = torch.from_numpy(data.chelsea()).permute(2, 0, 1) / 255
-    views = [photo[:, 60 + y : 188 + y, 100 + x : 228 + x] for y in (0, 40) for x in (0, 40, 80)]
-    return F.avg_pool2d(torch.stack(views), 2)
+    crops = [photo[:, 60 + y : 188 + y, 100 + x : 228 + x] for y in (0, 40) for x in (0, 40, 80)]
+    return F.avg_pool2d(torch.stack(crops), 2)
 
 
 @pytest.fixture(scope="module")
-def noisy_views(photo_views):
-    noise = torch.randn(photo_views.shape, generator=torch.Generator().manual_seed(0))
-    return photo_views + torch.linspace(0.02, 0.1, 6)[:, None, None, None] * noise
+def noisy(views):
+    noise = torch.randn(views.shape, generator=torch.Generator().manual_seed(0))
+    return views + torch.linspace(0.02, 0.1, 6)[:, None, None, None] * noise
 
 
 def naive_ssim(image, reference):
-    """Structural similarity of two images [C, H, W] in float64, by its definition, borders mirrored."""
+    """Structural similarity of two images [C, H, W] in float64, by its definition."""
 
     def blurred(x):
-        return np.stack(
-            [gaussian_filter(channel, 1.5, mode="mirror", truncate=3.5) for channel in x]
-        )
+        options = {"mode": "mirror", "truncate": 3.5}
+        return np.stack([gaussian_filter(channel, 1.5, **options) for channel in x])
 
     x, y = image.double().numpy(), reference.double().numpy()
     mx, my = blurred(x), blurred(y)
@@ -57,129 +60,77 @@ def naive_ssim(image, reference):
 class TestReconstruction:
     @given(seed=st.integers(0, 2**31), sigma=st.floats(0.001, 0.5), batch=st.integers(1, 4))
     @settings(max_examples=25, deadline=None)
-    def test_psnr_is_that_of_scikit_image_for_each_clamped_image(self, seed, sigma, batch):
+    def test_psnr_equals_scikit_image_on_clamped_images(self, seed, sigma, batch):
         generator = torch.Generator().manual_seed(seed)
         references = torch.rand(batch, 3, 9, 7, generator=generator)
-        images = references + sigma * torch.randn(references.shape, generator=generator).clamp(
-            -0.9, 0.9
-        )
-        expected = [
-            peak_signal_noise_ratio(a, b, data_range=1)
-            for a, b in zip(references.numpy(), images.clamp(0, 1).numpy(), strict=True)
-        ]
+        noise = torch.randn(references.shape, generator=generator).clamp(-0.9, 0.9)
+        images = references + sigma * noise
+        pairs = zip(references.numpy(), images.clamp(0, 1).numpy(), strict=True)
+        expected = [peak_signal_noise_ratio(a, b, data_range=1) for a, b in pairs]
         np.testing.assert_allclose(psnr_per_image(images, references).numpy(), expected, rtol=1e-4)
 
-    def test_psnr_of_a_known_error(self):
+    def test_psnr_of_known_errors(self):
         references = torch.full((2, 3, 4, 4), 0.5)
         images = references + torch.tensor([0.1, 0.01])[:, None, None, None]
-        torch.testing.assert_close(
-            psnr_per_image(images, references), torch.tensor([20.0, 40.0]), atol=1e-3, rtol=0
-        )
+        assert psnr_per_image(images, references).tolist() == pytest.approx([20, 40], abs=1e-3)
         assert psnr_per_image(references, references).isinf().all()
 
-    def test_ssim_is_that_of_the_definition_and_of_torchmetrics(self, photo_views, noisy_views):
-        found = ssim_per_image(noisy_views, photo_views)
-        clamped = noisy_views.clamp(0, 1)
-        expected = [naive_ssim(*pair) for pair in zip(clamped, photo_views, strict=True)]
-        np.testing.assert_allclose(found.numpy(), expected, atol=2e-5)
-        assert 0 < found[-1] < found[0] < 1
+    def test_ssim_equals_its_definition_and_torchmetrics(self, views, noisy):
+        values, clamped = ssim_per_image(noisy, views), noisy.clamp(0, 1)
+        expected = [naive_ssim(*pair) for pair in zip(clamped, views, strict=True)]
+        np.testing.assert_allclose(values.numpy(), expected, atol=2e-5)
+        assert 0 < values[-1] < values[0] < 1
         metric = StructuralSimilarityIndexMeasure(data_range=1.0)
-        assert found.mean().item() == pytest.approx(metric(clamped, photo_views).item(), abs=1e-5)
-        torch.testing.assert_close(ssim_per_image(photo_views[:1], photo_views[:1]), torch.ones(1))
+        assert values.mean().item() == pytest.approx(metric(clamped, views).item(), abs=1e-5)
+        assert ssim_per_image(noisy[..., :11, :11], views[..., :11, :11]).shape == (6,)
 
-    def test_ssim_needs_room_for_its_window(self, photo_views, noisy_views):
-        assert ssim_per_image(noisy_views[..., :11, :11], photo_views[..., :11, :11]).shape == (6,)
-        with pytest.raises(ValueError, match="at least 11 px"):
-            ssim_per_image(noisy_views[..., :10, :64], photo_views[..., :10, :64])
-
-    def test_lpips_of_small_images_is_that_of_both_enlarged(
-        self, weights_folder, photo_views, noisy_views
-    ):
-        network = load_lpips("alex", weights_folder)
-        small = [F.avg_pool2d(x, 8) for x in (noisy_views, photo_views)]
+    def test_lpips_enlarges_small_images_only(self, weights_folder, views, noisy):
+        network = load_lpips("alex")
+        small = [F.avg_pool2d(x, 8) for x in (noisy, views)]
         large = [
             F.interpolate(x.clamp(0, 1), scale_factor=8, mode="bicubic").clamp(0, 1) for x in small
         ]
         with torch.no_grad():
-            expected = network(*large)
-        torch.testing.assert_close(lpips_per_image(*small, network), expected)
-        with torch.no_grad():  # nothing is resized from 64 px on
-            expected = network(noisy_views.clamp(0, 1), photo_views)
-        torch.testing.assert_close(lpips_per_image(noisy_views, photo_views, network), expected)
+            torch.testing.assert_close(lpips_per_image(*small), network(*large).cpu())
+            expected = network(noisy.clamp(0, 1), views).cpu()
+        torch.testing.assert_close(lpips_per_image(noisy, views), expected)
 
-    def test_evaluation_averages_per_image_values_and_states_its_protocol(
-        self, weights_folder, photo_views, noisy_views
-    ):
+    def test_evaluation_averages_images_and_photographs(self, weights_folder, views, noisy):
         groups = ["b", "a", "b", "a", "a", "c"]
-        result = evaluate_reconstructions(
-            photo_views,
-            noisy_views,
-            groups,
-            lpips_nets=("alex",),
-            folder=weights_folder,
-            batch_size=4,
-            device="cpu",
-        )
-        with torch.no_grad():
-            lpips = load_lpips("alex", weights_folder)(noisy_views.clamp(0, 1), photo_views)
-        values = {
-            "psnr": psnr_per_image(noisy_views, photo_views),
-            "ssim": ssim_per_image(noisy_views, photo_views),
-            "lpips_alex": lpips,
-        }
+        result = evaluate_reconstructions(views, noisy, groups, metrics=fast_metrics())
         assert (result["photographs"], result["counts"]) == (["a", "b", "c"], [3, 2, 1])
-        for name, value in values.items():
-            value = value.double().numpy()
+        assert set(result["intervals"]) == set(result["by_photograph"]) == set(fast_metrics())
+        for name in fast_metrics():
+            value = METRICS[name].function(noisy, views).double().numpy()
             assert result[name] == pytest.approx(value.mean(), rel=1e-5)
-            assert result["intervals"][name] == pytest.approx(
-                bootstrap_interval(value, groups), rel=1e-4
-            )
+            interval = bootstrap_interval(value, groups)
+            assert result["intervals"][name] == pytest.approx(interval, rel=1e-4)
             means = [value[[1, 3, 4]].mean(), value[[0, 2]].mean(), value[5]]
             assert result["by_photograph"][name] == pytest.approx(means, rel=6e-4)
-        assert set(result["intervals"]) == set(result["by_photograph"]) == set(values)
-        assert result["protocol"]["images"] == 6 and result["protocol"]["size"] == [64, 64]
-        assert result["protocol"]["lpips_nets"] == ["alex"]
-        assert "3 photographs" in result["protocol"]["intervals"]
+        protocol = result["protocol"]
+        assert protocol["images"] == 6 and protocol["size"] == [64, 64]
+        assert "3 photographs" in protocol["intervals"] and "64 px" in protocol["lpips_alex"]
         json.dumps(result, allow_nan=False)
 
-    def test_evaluation_of_small_images_has_no_ssim_and_says_what_was_resized(
-        self, weights_folder, photo_views, noisy_views
-    ):
-        pair = [F.avg_pool2d(x, 8) for x in (photo_views, noisy_views)]
-        result = evaluate_reconstructions(*pair, lpips_nets=("alex",), folder=weights_folder)
-        assert result["ssim"] is None and "ssim" not in result["intervals"]
-        assert "11x11" in result["protocol"]["ssim"] and "64 px" in result["protocol"]["lpips"]
+    def test_only_metrics_that_fit_are_measured(self, weights_folder, views, noisy):
+        small = [F.avg_pool2d(x, 8) for x in (views, noisy)]
+        result = evaluate_reconstructions(*small)
+        assert result["ssim"] is None and result["lpips_alex"] > 0 < result["lpips_vgg"]
+        assert set(result["intervals"]) == {"psnr", "lpips_alex", "lpips_vgg"}
         assert result["photographs"] == list(range(6))  # each image counts as a photograph
+        result = evaluate_reconstructions(views, noisy, metrics=["psnr"])
+        assert "ssim" not in result and set(result["by_photograph"]) == {"psnr"}
 
-    def test_ssim_that_is_not_wanted_is_not_measured_and_the_rest_stays(
-        self, weights_folder, photo_views, noisy_views
-    ):
-        options = {"lpips_nets": ("alex",), "folder": weights_folder}
-        with_it, without = (
-            evaluate_reconstructions(photo_views, noisy_views, ssim=ssim, **options)
-            for ssim in (True, False)
-        )
-        assert with_it["ssim"] < 1 and without["ssim"] is None
-        for part in ("intervals", "by_photograph", "protocol"):
-            assert with_it[part].pop("ssim") and with_it[part] == without[part]
-        assert with_it["psnr"] == without["psnr"] and with_it["lpips_alex"] == without["lpips_alex"]
-
-    def test_equal_images_and_views_of_one_photograph_have_no_interval(
-        self, weights_folder, photo_views
-    ):
-        options = {"lpips_nets": (), "folder": weights_folder}
-        result = evaluate_reconstructions(photo_views, photo_views, **options)
+    def test_equal_images_and_a_single_photograph_have_no_interval(self, views):
+        names = ["psnr", "ssim"]
+        result = evaluate_reconstructions(views, views, metrics=names)
         assert result["psnr"] == float("inf") and set(result["intervals"]) == {"ssim"}
-        assert (
-            evaluate_reconstructions(photo_views, photo_views, ["a"] * 6, **options)["intervals"]
-            == {}
-        )
+        one = evaluate_reconstructions(views, views, ["a"] * 6, metrics=names)
+        assert one["intervals"] == {}
 
-    def test_both_networks_by_default(self, weights_folder, photo_views):
-        result = evaluate_reconstructions(
-            photo_views[:2], photo_views[:2].flip(-1), folder=weights_folder
-        )
-        assert result["lpips_alex"] > 0 < result["lpips_vgg"]
+    def test_metrics_format_their_values(self):
+        assert METRICS["psnr"].heading == "PSNR, dB" and METRICS["psnr"].text(23.456) == "23.46"
+        assert METRICS["lpips_vgg"].heading == "LPIPS-VGG"
 
     @pytest.mark.parametrize(
         "spoil, message",
@@ -188,86 +139,62 @@ class TestReconstruction:
             (lambda x: 2 * x - 1, r"must lie in \[0, 1\]"),
             (lambda x: 255 * x, r"must lie in \[0, 1\]"),
             (lambda x: (255 * x).byte(), "floating-point"),
-            (lambda x: torch.where(x > 0.5, float("nan"), x), "NaN"),
+            (lambda x: torch.where(x > 0.5, float("nan"), x), "contain NaN"),
         ],
     )
-    def test_bad_reconstructions(self, photo_views, spoil, message):
-        for function in (psnr_per_image, ssim_per_image, evaluate_reconstructions):
+    def test_bad_images(self, views, spoil, message):
+        good, bad = views[:2], spoil(views[:2])
+        calls = [(psnr_per_image, bad, good), (evaluate_reconstructions, good, bad)]
+        for function, *pair in calls:
             with pytest.raises(ValueError, match=message):
-                images = spoil(photo_views[:2]), photo_views[:2]
-                function(*(images[::-1] if function is evaluate_reconstructions else images))
+                function(*pair)
 
-    def test_one_image_is_too_few(self, photo_views):
+    def test_too_few_and_too_small_images(self, views):
         with pytest.raises(ValueError, match="at least 2 images"):
-            evaluate_reconstructions(photo_views[:1], photo_views[:1])
+            evaluate_reconstructions(views[:1], views[:1])
+        with pytest.raises(ValueError, match="at least 11 px"):
+            ssim_per_image(views[..., :10, :], views[..., :10, :])
 
 
 class TestCodebooks:
     def test_even_use_of_some_codes(self):
         """Scale 1 uses 4 of 8 codes evenly; scales 2 and 3 use 2 codes each, 4 of 8 together."""
-        codes = torch.stack(
-            [
-                torch.arange(4).repeat(4),
-                torch.tensor([0, 1]).repeat(8),
-                torch.tensor([6, 7]).repeat(8),
-            ]
-        )[None].repeat(5, 1, 1)
-        result = codebook_statistics(codes, 8)
-        expected = {"approximation": (50, 4), "details": (50, 4)}
-        for name, (usage, perplexity) in expected.items():
-            assert result["codebooks"][name] == pytest.approx(
-                {"usage": usage, "perplexity": perplexity}
-            )
-        assert [scale["usage"] for scale in result["scales"]] == pytest.approx([50, 25, 25])
-        assert [scale["perplexity"] for scale in result["scales"]] == pytest.approx([4, 2, 2])
-        assert [scale["codebook"] for scale in result["scales"]] == [
-            "approximation",
-            "details",
-            "details",
-        ]
-        assert [scale["scale"] for scale in result["scales"]] == [1, 2, 3]
-        assert result["usage_images"] == 5
-
-    def test_perplexity_of_uneven_use(self):
-        codes = torch.tensor([0] * 8 + [1] * 4 + [2] * 4).view(
-            1, 1, 16
-        )  # shares 1/2, 1/4, 1/4: 1.5 bits
-        book = codebook_statistics(codes, 16)["codebooks"]["approximation"]
-        assert book == pytest.approx({"usage": 100 * 3 / 16, "perplexity": 2**1.5})
+        scales = [[0, 1, 2, 3] * 4, [0] * 8 + [1] * 8, [6] * 8 + [7] * 8]
+        result = codebook_statistics(torch.tensor(scales)[None].repeat(5, 1, 1), 8)
+        for name in ("approximation", "details"):
+            assert result["codebooks"][name] == pytest.approx({"usage": 50, "perplexity": 4})
+        columns = {key: [scale[key] for scale in result["scales"]] for key in result["scales"][0]}
+        assert columns["usage"] == pytest.approx([50, 25, 25])
+        assert columns["perplexity"] == pytest.approx([4, 2, 2])
+        assert columns["codebook"] == ["approximation", "details", "details"]
+        assert columns["scale"] == [1, 2, 3] and result["usage_images"] == 5
 
     @given(
         seed=st.integers(0, 2**31),
         num_codes=st.integers(1, 40),
         shape=st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 16)),
+        per_scale=st.booleans(),
     )
     @settings(max_examples=40, deadline=None)
-    def test_against_numpy(self, seed, num_codes, shape):
+    def test_equals_numpy(self, seed, num_codes, shape, per_scale):
         codes = torch.from_numpy(np.random.default_rng(seed).integers(0, num_codes, shape))
-        result = codebook_statistics(codes, num_codes)
-        parts = (
-            {"approximation": codes[:, :1], "details": codes[:, 1:]}
-            if shape[1] > 1
-            else {"approximation": codes}
+        result = codebook_statistics(
+            codes, num_codes, num_codebooks=shape[1] if per_scale else None
         )
-        assert result["codebooks"].keys() == parts.keys()
-        for name, part in parts.items():
-            _, counts = np.unique(part.numpy(), return_counts=True)
-            share = counts / counts.sum()
-            assert result["codebooks"][name]["usage"] == pytest.approx(
-                100 * len(counts) / num_codes
-            )
-            assert result["codebooks"][name]["perplexity"] == pytest.approx(
-                np.exp(-(share * np.log(share)).sum())
-            )
+        ends = [1, *(range(2, shape[1] + 1) if per_scale else [shape[1]] if shape[1] > 1 else [])]
+        parts = np.split(codes.numpy(), ends[:-1], axis=1)
+        assert len(result["codebooks"]) == len(parts)
+        for book, part in zip(result["codebooks"].values(), parts, strict=True):
+            _, counts = np.unique(part, return_counts=True)
+            p = counts / counts.sum()
+            assert book["usage"] == pytest.approx(100 * len(counts) / num_codes)
+            assert book["perplexity"] == pytest.approx(np.exp(-(p * np.log(p)).sum()))
         json.dumps(result, allow_nan=False)
 
     def test_scales_can_share_one_codebook(self):
-        codes = torch.arange(8).view(1, 2, 4)
-        result = codebook_statistics(codes, 8, num_codebooks=1)
-        assert result["codebooks"] == {
-            "approximation": pytest.approx({"usage": 100, "perplexity": 8})
-        }
-        assert {scale["codebook"] for scale in result["scales"]} == {"approximation"}
+        result = codebook_statistics(torch.arange(8).view(1, 2, 4), 8, num_codebooks=1)
+        assert list(result["codebooks"]) == ["approximation"]
+        assert result["codebooks"]["approximation"]["perplexity"] == pytest.approx(8)
 
     @pytest.mark.parametrize(
         "codes, options, message",
@@ -284,9 +211,79 @@ class TestCodebooks:
             codebook_statistics(codes, 8, **options)
 
     def test_bits_per_pixel(self):
-        assert (
-            bits_per_pixel(1024, 8192, 256) == 1024 * 13 / 65536
-        )  # ViT-VQGAN and SIT-4 of the paper
+        assert bits_per_pixel(1024, 8192, 256) == 1024 * 13 / 65536  # SIT-4 of the paper
         assert bits_per_pixel(64, 512, (64, 32)) == 64 * 9 / 2048
         with pytest.raises(ValueError, match="at least 1"):
             bits_per_pixel(0, 512, 64)
+
+
+class TestRPrecision:
+    @given(seed=st.integers(0, 2**31), candidates=st.integers(2, 22))
+    @settings(max_examples=20, deadline=None)
+    def test_equals_a_naive_loop(self, seed, candidates):
+        """24 captions of 8 names for 12 images; similarities are often tied."""
+        generator = np.random.default_rng(seed)
+        similarity = torch.from_numpy(generator.integers(6, size=(12, 24)) / 6)
+        right, names = generator.integers(24, size=12), [f"name{i % 8}" for i in range(24)]
+        expected = []
+        for image, caption in enumerate(right):
+            others = [other for other in range(24) if names[other] != names[caption]]
+            drawn = np.random.default_rng([3, image]).choice(others, candidates - 1, replace=False)
+            values = [float(similarity[image, c]) for c in (caption, *drawn)]
+            best = [place for place, value in enumerate(values) if value == max(values)]
+            expected.append(1 / len(best) if 0 in best else 0.0)
+        options = {"candidates": candidates, "seed": 3}
+        scores = r_precision(similarity, torch.from_numpy(right), names, **options)
+        assert scores.dtype == torch.float64 and scores.tolist() == expected
+
+    def test_draws_without_repetition_and_leaves_out_the_own_name(self):
+        """With 3 of 16 captions more similar, none of 5 is among them with C(13, 5) / C(16, 5)."""
+        similarity = torch.arange(20.0).flip(0)[None].repeat(3000, 1)
+        names = [*range(3), *["own"] * 4, *range(3, 16)]  # two of its own name are more similar
+        scores = r_precision(similarity, torch.full((3000,), 5), names, candidates=6)
+        expected = math.comb(13, 5) / math.comb(16, 5)
+        assert scores.mean().item() == pytest.approx(expected, abs=0.03)
+
+    def test_random_similarities_give_chance_and_perfect_ones_one(self):
+        similarity = torch.rand(2000, 50, generator=torch.Generator().manual_seed(0))
+        right, names = torch.arange(2000) % 50, list(range(50))
+        scores = r_precision(similarity, right, names, candidates=10)
+        low, high = bootstrap_interval(scores, range(2000))
+        assert low < 0.1 < high and high - low < 0.04
+        similarity[torch.arange(2000), right] = 1.1
+        assert r_precision(similarity, right, names, candidates=50).min() == 1
+        assert r_precision(-similarity, right, names, candidates=50).max() == 0
+        equal = r_precision(torch.zeros(5, 9), torch.arange(5), list("abcdefghi"), candidates=4)
+        assert equal.tolist() == [0.25] * 5
+
+    def test_all_models_are_asked_the_same_questions(self):
+        """Where one similarity differs, only the score of that image may."""
+        similarity = torch.rand(40, 24, generator=torch.Generator().manual_seed(0))
+        right, names = torch.arange(40) % 24, [i % 8 for i in range(24)]
+        before = r_precision(similarity, right, names, candidates=5)
+        similarity[7, right[7]] = 2
+        after = r_precision(similarity, right, names, candidates=5)
+        assert after[7] == 1 and torch.equal(after[8:], before[8:])
+        assert not torch.equal(after, r_precision(similarity, right, names, candidates=5, seed=1))
+
+    @pytest.mark.parametrize(
+        "changes, message",
+        [
+            ({"candidates": 5}, "4 captions of other names than 'b'; there are 3"),
+            ({"candidates": 1}, "at least 2"),
+            ({"names": ["a", "b"]}, "C names"),
+            ({"right": torch.tensor([0, 1])}, "M right captions"),
+            ({"right": torch.tensor([4])}, "positions among 4 captions"),
+            ({"right": torch.tensor([-1])}, "positions among 4 captions"),
+            ({"similarity": torch.zeros(4)}, r"\[M, C\]"),
+            (
+                {"similarity": torch.zeros(0, 4), "right": torch.zeros(0, dtype=torch.int64)},
+                "at least one image",
+            ),
+            ({"similarity": torch.tensor([[0.0, 1.0, float("nan"), 0.0]])}, "NaN"),
+        ],
+    )
+    def test_bad_input(self, changes, message):
+        good = {"similarity": torch.rand(1, 4), "right": torch.tensor([1]), "names": list("abcd")}
+        with pytest.raises(ValueError, match=message):
+            r_precision(**{**good, "candidates": 3, **changes})

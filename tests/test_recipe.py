@@ -64,7 +64,7 @@ def test_validation_photographs_are_split_off_for_good():
 
 
 def test_a_trial_is_trained_judged_and_shown(tmp_path, monkeypatch, weights_folder):
-    monkeypatch.setattr(trials, "ensure_weights", lambda: None)
+    monkeypatch.setattr(trials, "fetch_weights", lambda: None)
     judge = partial(trials.evaluate_reconstructions, folder=weights_folder)
     monkeypatch.setattr(trials, "evaluate_reconstructions", judge)
     real = runs.resolve

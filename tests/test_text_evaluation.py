@@ -106,7 +106,7 @@ def test_a_trial_says_how_often_each_name_was_drawn_and_is_judged_without_a_swee
         return {}, {"r_precision_seen": 12.0}
 
     model = SimpleNamespace(model=None, curve={"seconds": [1.0, 7.0]})
-    monkeypatch.setattr(text_trials, "ensure_weights", lambda: None)
+    monkeypatch.setattr(text_trials, "fetch_weights", lambda: None)
     monkeypatch.setattr(text_trials, "trained_generator", lambda *_: model)
     monkeypatch.setattr(text_trials, "real_text_features", lambda _: {})
     monkeypatch.setattr(text_trials, "judged_generator", judged)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from functools import partial
 
 import numpy as np
 import pytest
@@ -19,10 +18,9 @@ from sitlib.metrics import (
     kernel_distance,
     lite0_features,
     psnr_per_image,
-    reconstruction_values,
     ssim_per_image,
 )
-from sitlib.metrics.efficientnet import load_lite0
+from sitlib.metrics.networks import load_lite0
 from sitlib.model.tokenizer import SpectralTokenizer
 from workbook import tokenizer_evaluation
 from workbook.profile import load_profile
@@ -90,8 +88,6 @@ def evaluate(profile, weights_folder, tmp_path_factory):
     replaced = {
         "SMALLEST_SIZE": 16,
         "FEATURES": str(tmp_path_factory.mktemp("features")),
-        "load_lite0": partial(load_lite0, weights_folder),
-        "reconstruction_values": partial(reconstruction_values, folder=weights_folder),
     }
 
     def evaluate(tokenizer, profile=profile):
@@ -105,7 +101,7 @@ def evaluate(profile, weights_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lite0(weights_folder):
-    return load_lite0(weights_folder)
+    return load_lite0()
 
 
 @pytest.fixture(scope="module")
@@ -310,8 +306,8 @@ class TestScores:
             def reset(self):
                 pairs.clear()
 
-            def add(self, images, references, **options):
-                pairs.append((images, references))
+            def add(self, images, real, **options):
+                pairs.append(images)
 
             def compute(self, **options):
                 return {"fid": 3.0, "inception_score": 1.5, "inception_score_originals": 2.0}
@@ -324,7 +320,7 @@ class TestScores:
         section = dataclasses.replace(profile.tokenizer, evaluation=evaluation)
         scores = evaluate(baseline, dataclasses.replace(profile, tokenizer=section))
         assert scores["fid"] == 3 and "fid" not in scores["sets"]["extra"]["32"]
-        ((images, references),) = pairs
+        images, references = pairs
         assert torch.equal(references, held_out_set(profile, "extra")[0][:2])
         assert torch.equal(images, baseline.decode(baseline.encode(references)))
 

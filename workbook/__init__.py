@@ -1,1 +1,7 @@
 """Profiles, runs, experiments and reports: what the notebooks and the stages of the pipeline call."""
+
+import os
+from pathlib import Path
+
+# Notebooks, stages and their workers start in different folders and share one folder of weights.
+os.environ.setdefault("SITLIB_WEIGHTS", str(Path(__file__).resolve().parents[1] / "weights"))

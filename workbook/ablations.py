@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sitlib.files import write_json
-from sitlib.metrics import codebook_statistics, evaluate_reconstructions
-from sitlib.metrics.weights import ensure_weights
+from sitlib.metrics import codebook_statistics, evaluate_reconstructions, fast_metrics
+from sitlib.metrics.weights import fetch_weights
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import digest
 from workbook.codes import load_codes
@@ -56,7 +56,7 @@ def run_row(ablations: Ablations, name: str, generates: bool = True) -> dict[str
         `generation` if the row asks for it and `generates`; `protocol`.
     """
     profile, row = ablations.profile_of(name), ablations.rows[name]
-    ensure_weights()
+    fetch_weights()
     views, keys = held_out_set(profile, size=profile.tokenizer_variant(name).size)
     seeds: dict[str, dict[str, Any]] = {}
     for seed in ablations.seeds:
@@ -124,7 +124,9 @@ def generation(profile: Profile, variant: str) -> dict[str, Any]:
 def _judged(tokenizer: SpectralTokenizer, views: Tensor, keys: list[str]) -> dict[str, Any]:
     """Scores of one trained tokenizer on held-out views."""
     codes = torch.cat([tokenizer.encode(batch) for batch in views.split(64)])
-    scores = evaluate_reconstructions(views, decoded(tokenizer, codes), keys, lpips_nets=("alex",))
+    scores = evaluate_reconstructions(
+        views, decoded(tokenizer, codes), keys, metrics=fast_metrics()
+    )
     config = tokenizer.config
     books = codebook_statistics(codes, config.num_codes, num_codebooks=len(tokenizer.codebooks))[
         "codebooks"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sitlib.files import read_json, write_json
-from sitlib.metrics.weights import ensure_weights
+from sitlib.metrics.weights import fetch_weights
 from sitlib.strict import digest
 from workbook.application_tasks import class_task, foreign, text_task
 from workbook.editing import editing
@@ -57,7 +57,7 @@ def application_scores(profile: Profile) -> dict[str, Any]:
     path = resolve("metrics/applications.json")
     if path.exists() and (scores := read_json(path)).get("run") == _run(profile):
         return scores
-    ensure_weights()
+    fetch_weights()
     return measure(profile)
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from sitlib.data import CaptionedImages, ImageSource, degraded, training_views
 from sitlib.files import Row
 from sitlib.metrics import lite0_features
-from sitlib.metrics.efficientnet import Lite0, load_lite0
-from sitlib.metrics.weights import ensure_weights
+from sitlib.metrics.networks import Lite0, load_lite0
+from sitlib.metrics.weights import fetch_weights
 from sitlib.model.dual_encoder import DualEncoder, StoredDualEncoderConfig, contrastive_loss
 from sitlib.model.precision import best_device
 from sitlib.model.text import TextTokenizer
@@ -37,7 +37,7 @@ def trained_dual_encoder(profile: Profile, pipeline: bool = False) -> Trained[Du
     run = DualEncoderRun.of(profile)
 
     def train_now(checkpoints: Path) -> tuple[DualEncoder, list[Row]]:
-        ensure_weights()
+        fetch_weights()
         seed = profile.text.tokenizer_seed
         device, names = best_device(), run.model.reconstructions
         tokenizers = [trained_tokenizer(profile, name, seed).model.to(device) for name in names]
@@ -105,9 +105,7 @@ def train_dual_encoder(
 
 def judge_features(images: Tensor, lite0: Lite0, run: DualEncoderRun, progress: str) -> Tensor:
     """What the dual encoder sees of images [M, 3, H, W] in [0, 1]: Lite0 features [M, 1280] at its own input size."""
-    return lite0_features(
-        images, lite0, size=run.model.image_size, batch_size=32, progress=progress
-    )
+    return lite0_features(images, lite0, size=run.model.image_size, batch_size=32, title=progress)
 
 
 def view_features(

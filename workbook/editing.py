@@ -10,8 +10,7 @@ from sitlib.metrics import (
     lpips_per_image,
     r_precision,
 )
-from sitlib.metrics.efficientnet import load_lite0
-from sitlib.metrics.perceptual import load_lpips
+from sitlib.metrics.networks import load_lite0
 from sitlib.model.dual_encoder import DualEncoder
 from sitlib.model.precision import best_device
 from sitlib.sample.applications import edit
@@ -54,7 +53,7 @@ def editing(profile: Profile, task: Task) -> dict[str, Any]:
     seen = evaluation_prompts(profile, "seen")
     of_new = judge_features(seen.images, lite0, run, "real images with the new names")
     of_own = judge_features(task.images, lite0, run, "originals")
-    network, kept = load_lpips("alex").to(best_device()), {}
+    kept = {}
 
     def found_by(features: Tensor, captions: list[str], of: list[str]) -> dict[str, Any]:
         values = 100 * _retrieved(judge, features, captions, of, profile)
@@ -71,14 +70,14 @@ def editing(profile: Profile, task: Task) -> dict[str, Any]:
             f"editing, {keep} kept",
         )
         features = judge_features(result.images, lite0, run, f"edited, {keep} kept")
-        lpips = lpips_per_image(result.images, task.images, network)
+        distances = lpips_per_image(result.images, task.images)
         kept[str(keep)] = {
             "frozen_codes_equal": bool(torch.equal(result.codes[:, :keep], codes[:, :keep])),
             "r_precision_new": found_by(features, known, names),
             "r_precision_old": found_by(features, own, own_names),
             "lpips_alex": {
-                "value": float(lpips.mean()),
-                "interval": list(bootstrap_interval(lpips, task.keys)),
+                "value": float(distances.mean()),
+                "interval": list(bootstrap_interval(distances, task.keys)),
             },
         }
     ceiling = {

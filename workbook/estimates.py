@@ -25,7 +25,7 @@ from torch.utils.flop_counter import (
     shape_wrapper,
 )
 
-from sitlib.metrics.perceptual import PerceptualDistance
+from sitlib.metrics.networks import PerceptualDistance
 from sitlib.model.config import TokenizerConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig, code_nats
 from sitlib.model.tokenizer import SpectralTokenizer

@@ -16,8 +16,8 @@ from torch import Tensor
 from sitlib.data import held_out_positions, training_views
 from sitlib.files import read_json, read_metadata, write_json, write_tensors
 from sitlib.metrics import InceptionMetrics, generation_metrics, lite0_features
-from sitlib.metrics.efficientnet import Lite0, load_lite0
-from sitlib.metrics.weights import ensure_weights
+from sitlib.metrics.networks import Lite0, load_lite0
+from sitlib.metrics.weights import fetch_weights
 from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.precision import best_device
@@ -63,7 +63,7 @@ def real_features(profile: Profile, variant: str) -> dict[str, Tensor]:
 
     return {
         name: torch.cat(
-            [lite0_features(part(*where), lite0, progress=True) for where in _parts(profile)]
+            [lite0_features(part(*where), lite0, title=name) for where in _parts(profile)]
         )
         for name, part in (("held_out", held_out), ("train", train))
     }
@@ -101,7 +101,7 @@ def decoded_features(tokenizer: SpectralTokenizer, codes: Tensor, lite0: Lite0) 
     """Lite0 features [M, 1280] of the images of codes [M, S, N]."""
     parts = codes.split(PART)
     return torch.cat(
-        [lite0_features(decoded(tokenizer, part), lite0, progress=True) for part in parts]
+        [lite0_features(decoded(tokenizer, part), lite0, title="samples") for part in parts]
     )
 
 
@@ -118,9 +118,9 @@ def inception_scores(
         return {}
     inception = InceptionMetrics()
     for part in codes.split(PART):
-        inception.add_images(decoded(tokenizer, part), progress=True)
+        inception.add(decoded(tokenizer, part), real=False, title="samples")
     for part in originals:
-        inception.add_references(part, progress=True)
+        inception.add(part, real=True, title="originals")
     return inception.compute(seed=seed)
 
 
@@ -174,7 +174,7 @@ def evaluate_generator(
     }
     scores |= inception_scores(tokenizer, sampled, _views(profile, variant), profile, settings.seed)
     reconstructions = [
-        lite0_features(reconstructed(tokenizer, part)[1], lite0, progress=True)
+        lite0_features(reconstructed(tokenizer, part)[1], lite0, title="reconstructions")
         for part in _views(profile, variant)
     ]
     for name, features in (("reconstruction", torch.cat(reconstructions)), ("real", real["train"])):
@@ -213,7 +213,7 @@ def _distances(
             kid_subset_size=settings.kid_subset_size,
             neighbours=settings.neighbours,
             seed=settings.seed,
-            progress=True,
+            title="samples",
         )
 
     return distances
@@ -223,7 +223,7 @@ def distances_to_held_out(images: Tensor, profile: Profile, variant: str) -> dic
     """FD-Lite0, KID, precision and recall of images [M, 3, H, W] against held-out views, whose features are kept for the next time."""
     views, _ = held_out_wide(profile, variant, profile.autoregressive.evaluation.reference_views)
     lite0 = load_lite0().to(best_device())
-    references = original_features(views, lite0, ["wide", len(views)], progress="originals")
+    references = original_features(views, lite0, ["wide", len(views)], title="originals")
     return _distances(references, profile, lite0)(images)
 
 
@@ -234,7 +234,7 @@ def generator_scores(profile: Profile, variant: str, seed: int) -> dict[str, Any
         profile, variant, seed
     ):
         return scores
-    ensure_weights()
+    fetch_weights()
     model = _model(profile, variant, seed)
     sampled, _ = _pipeline_samples(profile, variant, seed) or draw_samples(
         model, profile, profile.autoregressive.evaluation.samples, profile.sampler(variant)

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from sitlib.metrics import (
     bootstrap_interval,
 )
-from sitlib.metrics.efficientnet import load_lite0
+from sitlib.metrics.networks import load_lite0
 from sitlib.model.precision import best_device
 from sitlib.sample.applications import Preview, Samples, preview, refine
 from sitlib.sample.generate import generate

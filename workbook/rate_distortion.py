@@ -52,7 +52,7 @@ def rate_distortion(profile: Profile, tokenizers: list[str], seed: int) -> dict[
     def point(
         setting: str, bits: float, found: Tensor, whole: float | None = None
     ) -> dict[str, Any]:
-        scores = evaluate_reconstructions(images, found, keys, lpips_nets=("alex",), ssim=False)
+        scores = evaluate_reconstructions(images, found, keys, metrics=["psnr", "lpips_alex"])
         of_file = {} if whole is None else {"bits_per_pixel_of_file": whole}
         names = ("psnr", "lpips_alex", "intervals")
         return {

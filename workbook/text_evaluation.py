@@ -19,8 +19,8 @@ from torch import Tensor
 from sitlib.data import CaptionedImages, held_out_views
 from sitlib.files import read_json, read_metadata, write_json, write_tensors
 from sitlib.metrics import bootstrap_interval, generation_metrics, lite0_features, r_precision
-from sitlib.metrics.efficientnet import Lite0, load_lite0
-from sitlib.metrics.weights import ensure_weights
+from sitlib.metrics.networks import Lite0, load_lite0
+from sitlib.metrics.weights import fetch_weights
 from sitlib.model.config import SamplingConfig
 from sitlib.model.dual_encoder import DualEncoder
 from sitlib.model.generator import AutoregressiveModel
@@ -110,9 +110,7 @@ def _one_of_each_name(
 def real_text_features(profile: Profile) -> dict[str, Tensor]:
     """Lite0 features [M, 1280] of the real images with the held-out names."""
     images = prompts(profile, "held_out").images
-    return {
-        "held_out": lite0_features(images, load_lite0().to(best_device()), progress="real images")
-    }
+    return {"held_out": lite0_features(images, load_lite0().to(best_device()), title="real images")}
 
 
 def retrieved(
@@ -188,7 +186,7 @@ def evaluate_text_generator(
             kid_subset_size=settings.kid_subset_size,
             neighbours=settings.neighbours,
             seed=settings.seed,
-            progress=title,
+            title=title,
         )
 
     def drawn_with(told: Prompts, **changed: float) -> dict[str, float]:
@@ -273,7 +271,7 @@ def text_scores(profile: Profile, variant: str, seed: int) -> dict[str, Any]:
     path = resolve(f"metrics/text/{variant}-seed{seed}.json")
     if path.exists() and (scores := read_json(path)).get("run") == _run(profile, variant, seed):
         return scores
-    ensure_weights()
+    fetch_weights()
     model = trained_generator(profile, variant, seed).model
     return judged_generator(model, variant, real_text_features(profile), profile)[1]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sitlib.files import write_json
-from sitlib.metrics.weights import ensure_weights
+from sitlib.metrics.weights import fetch_weights
 from sitlib.strict import known
 from workbook.codes import captioned
 from workbook.generators import trained_generator
@@ -32,7 +32,7 @@ def run_trial(profile: Profile, usual: Profile, variant: str, seed: int = 0) -> 
         `variant`, `steps`, `seed`; `draws_per_name`: how often training has drawn an image of each name, on average; `seconds` of training;
         `prompts`: what each kind of prompts is; and what `evaluate_text_generator` returns, without a sweep.
     """
-    ensure_weights()
+    fetch_weights()
     without_sweep = replace(usual.text.evaluation, top_p_sweep=[], guidance_sweep=[])
     usual = replace(usual, text=replace(usual.text, evaluation=without_sweep))
     trained, optimizer = (

@@ -23,16 +23,17 @@ from sitlib.files import read_json, read_metadata, write_json, write_tensors
 from sitlib.metrics import (
     InceptionMetrics,
     bits_per_pixel,
+    classifier_score,
     codebook_statistics,
+    fast_metrics,
     generation_metrics,
     lite0_features,
-    lite0_score,
-    reconstruction_scores,
     reconstruction_values,
+    summarize_reconstructions,
 )
-from sitlib.metrics import efficientnet as lite0_module
-from sitlib.metrics.efficientnet import Lite0, load_lite0
-from sitlib.metrics.weights import ensure_weights
+from sitlib.metrics import networks as lite0_module
+from sitlib.metrics.networks import Lite0, load_lite0
+from sitlib.metrics.weights import fetch_weights
 from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.wavelets import dwt2, orthonormal_gains
@@ -152,16 +153,20 @@ def evaluate_tokenizer(
                 title = f"{name}, {size} px" + (
                     f", from view {start + 1}" if chosen.views > PART else ""
                 )
-                about, nets = [chosen, size, settings.seed], _nets(size == sizes[0])
+                about, nets = (
+                    [chosen, size, settings.seed],
+                    None if size == sizes[0] else fast_metrics(),
+                )
                 parts[size].append(
                     _measured(images, codes, reconstructions, lite0, nets, about, title)
                 )
                 if inception is not None and size == sizes[0]:
-                    inception.add(reconstructions, images, progress=title)
+                    inception.add(reconstructions, real=False, title=title)
+                    inception.add(images, real=True, title=title)
         sets[name] = {}
         for size in sizes:
             measured = _joined(parts[size])
-            scores = _scores(measured, keys, lite0, profile, name, size, _nets(size == sizes[0]))
+            scores = _scores(measured, keys, lite0, profile, name, size)
             scores["bits_per_pixel"] = bits_per_pixel(
                 measured.codes[0].numel(), config.num_codes, size
             )
@@ -175,11 +180,6 @@ def evaluate_tokenizer(
             if name == own and size == sizes[0]:
                 first = _of_first(tokenizer, measured, scores)
     return {**first, "parameters": sum(p.numel() for p in tokenizer.parameters()), "sets": sets}
-
-
-def _nets(is_full_size: bool) -> tuple[str, ...]:
-    """Trunks of LPIPS; VGG takes most of the time."""
-    return ("alex", "vgg") if is_full_size else ("alex",)
 
 
 def _of_first(
@@ -202,14 +202,14 @@ def _measured(
     codes: Tensor,
     reconstructions: Tensor,
     lite0: Lite0,
-    lpips_nets: tuple[str, ...],
+    nets: list[str] | None,
     about: list[Any],
     title: str,
 ) -> _Measured:
     """Measures views [V, 3, H, H] and their reconstructions; `about` names the set, as for `original_features`."""
-    values = reconstruction_values(images, reconstructions, lpips_nets=lpips_nets, progress=title)
-    features = lite0_features(reconstructions, lite0, progress=title)
-    originals = original_features(images, lite0, about, progress=f"{title}, originals")
+    values = reconstruction_values(images, reconstructions, metrics=nets, title=title)
+    features = lite0_features(reconstructions, lite0, title=title)
+    originals = original_features(images, lite0, about, title=f"{title}, originals")
     fits = images.shape[-1] % 2**ERROR_LEVELS == 0
     errors = error_by_scale(images, reconstructions) if fits else []
     return _Measured(codes, values, features, originals, errors)
@@ -238,12 +238,11 @@ def _scores(
     profile: Profile,
     name: str,
     size: int,
-    lpips_nets: tuple[str, ...],
 ) -> dict[str, Any]:
     """Scores of reconstructions of all views of the evaluation set `name` at a size in px, of what `_measured` found."""
     settings = profile.tokenizer.evaluation
     chosen, features, originals = settings.sets[name], measured.features, measured.originals
-    scores = reconstruction_scores(measured.values, keys, (size, size), lpips_nets=lpips_nets)
+    scores = summarize_reconstructions(measured.values, keys, (size, size))
     subset = min(100, max(2, len(keys) // 2))  # of KID; larger subsets would be nearly the same
     distances = generation_metrics(features, originals, kid_subset_size=subset, seed=settings.seed)
     cut = {
@@ -261,15 +260,13 @@ def _scores(
     return {
         **scores,
         **distances,
-        "lite0_score": lite0_score(features, lite0),
-        "lite0_score_originals": lite0_score(originals, lite0),
+        "lite0_score": classifier_score(lite0.logits(features)),
+        "lite0_score_originals": classifier_score(lite0.logits(originals)),
         "protocol": protocol,
     }
 
 
-def original_features(
-    images: Tensor, lite0: Lite0, about: list[Any], *, progress: bool | str = False
-) -> Tensor:
+def original_features(images: Tensor, lite0: Lite0, about: list[Any], *, title: str = "") -> Tensor:
     """Lite0 features [V, 1280] of originals [V, 3, H, W], kept in `build/features` for the other tokenizers.
 
     The file is named by `about`, the pixels and the code of the network. A damaged one is made again; of processes that write at once
@@ -282,7 +279,7 @@ def original_features(
     with suppress(OSError, ValueError, SafetensorError):
         if read_metadata(path).get("run") == run:
             return load_file(path)["features"]
-    features = lite0_features(images, lite0, progress=progress)
+    features = lite0_features(images, lite0, title=title)
     with suppress(OSError):  # a folder that cannot be written to only costs time
         own = path.with_name(f"{run}-{os.getpid()}.safetensors")
         write_tensors(own, {"features": features}, {"run": run})
@@ -298,7 +295,7 @@ def tokenizer_scores(profile: Profile, variant: str, seed: int) -> dict[str, Any
     )
     if path.exists() and (scores := read_json(path)).get("run") == run:
         return scores
-    ensure_weights()
+    fetch_weights()
     tokenizer = trained_tokenizer(profile, variant, seed).model.to(best_device())
     return evaluate_tokenizer(tokenizer, profile, profile.tokenizer_data(variant))
 

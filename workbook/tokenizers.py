@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sitlib.data import ImageSource, held_out_views, open_images, training_views
 from sitlib.files import Row
 from sitlib.metrics.codebook import code_counts, statistics_of_counts
-from sitlib.metrics.weights import ensure_weights
+from sitlib.metrics.weights import fetch_weights
 from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer, TokenizerOutput
 from sitlib.train.config import EngineConfig
@@ -52,7 +52,7 @@ def trained_tokenizer(
         return train_tokenizer(run, images, checkpoints, title, codes, profile.engine)
 
     if run.training.loss.lpips:
-        ensure_weights()  # before several processes want them
+        fetch_weights()  # before several processes want them
     launch = launcher("workbook.tokenizers", profile, variant, seed, pipeline)
     return trained(run, "tokenizer", variant, SpectralTokenizer, train_now, pipeline, launch)
 
@@ -163,7 +163,7 @@ def _phases(run: TokenizerRun, tokenizer: SpectralTokenizer, device: torch.devic
     """The tokenizer's update and, with an adversarial term, the discriminator's."""
     training, adversarial = run.training, run.training.adversarial
     if training.loss.lpips:
-        ensure_weights()
+        fetch_weights()
     loss_terms = TokenizerLoss(training.loss).to(device)
     discriminator = None
     if adversarial.weight:

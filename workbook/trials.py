@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from sitlib.data import held_out_views, open_images
 from sitlib.metrics import codebook_statistics, evaluate_reconstructions
-from sitlib.metrics.weights import ensure_weights
+from sitlib.metrics.weights import fetch_weights
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import digest, from_dict
 from sitlib.train.loop import forget_checkpoints
@@ -82,7 +82,7 @@ def run_trial(trial: Trial, values: dict[str, Any], seed: int = SEED) -> dict[st
     Args:
         values: content of the profile's file.
     """
-    ensure_weights()
+    fetch_weights()
     profile = trial.profile(values)
     run = TokenizerRun.of(profile, trial.variant, seed)
     images, validation = open_images(run.data.source, "train").split_off(VALIDATION_SHARE)
@@ -92,7 +92,7 @@ def run_trial(trial: Trial, values: dict[str, Any], seed: int = SEED) -> dict[st
     tokenizer = tokenizer.cpu().eval()
     codes = torch.cat([tokenizer.encode(batch) for batch in views.split(64)])
     reconstructions = torch.cat([tokenizer.decode(batch) for batch in codes.split(64)])
-    scores = evaluate_reconstructions(views, reconstructions, lpips_nets=("alex",))
+    scores = evaluate_reconstructions(views, reconstructions, metrics=["psnr", "lpips_alex"])
     books = codebook_statistics(codes, run.model.num_codes, num_codebooks=len(tokenizer.codebooks))[
         "codebooks"
     ]
@@ -121,7 +121,7 @@ def _at_an_eighth(tokenizer: SpectralTokenizer, views: Tensor) -> float | str:
     if small.shape[-1] not in tokenizer.sizes or tokenizer.config.decoder_attention == "full":
         return ""
     found = torch.cat([tokenizer.reconstruct(batch) for batch in small.split(64)])
-    return round(evaluate_reconstructions(small, found, lpips_nets=("alex",))["lpips_alex"], 4)
+    return round(evaluate_reconstructions(small, found, metrics=["lpips_alex"])["lpips_alex"], 4)
 
 
 def read_trials(path: str | Path = RESULTS) -> list[dict[str, str]]:

@@ -18,8 +18,7 @@ from sitlib.metrics import (
     psnr_per_image,
     reconstruction_values,
 )
-from sitlib.metrics.efficientnet import Lite0, load_lite0
-from sitlib.metrics.perceptual import load_lpips
+from sitlib.metrics.networks import Lite0, load_lite0
 from sitlib.model.config import SamplingConfig
 from sitlib.model.precision import best_device
 from sitlib.sample.applications import upsample
@@ -52,7 +51,7 @@ def upsampling(profile: Profile, tasks: list[Task]) -> dict[str, Any]:
     """
     lite0, found = load_lite0().to(best_device()), {}
     for task in tasks:
-        originals = lite0_features(task.images, lite0, progress=f"{task.variant}, originals")
+        originals = lite0_features(task.images, lite0, title=f"{task.variant}, originals")
         found[task.variant] = {
             str(share): _ways(task, share, originals, lite0, profile) for share in SHARES
         } | {"several": _several(task, profile)}
@@ -94,7 +93,7 @@ def _ways(
     for way, images in ways.items():
         title = f"{task.variant}, 1/{share}, {way}"
         values = reconstruction_values(
-            task.images, images, lpips_nets=("alex",), ssim=False, progress=title
+            task.images, images, metrics=["psnr", "lpips_alex"], title=title
         )
         lpips[way] = values["lpips_alex"]
         scores[way] = {
@@ -130,7 +129,7 @@ def _distances(
         lite0=lite0,
         kid_subset_size=settings.kid_subset_size,
         seed=settings.seed,
-        progress=title,
+        title=title,
     )
     return {name: found[name] for name in ("fd_lite0", "kid")}
 
@@ -141,16 +140,14 @@ def _several(task: Task, profile: Profile) -> dict[str, float]:
     images = task.images[: settings.repeated]
     assert task.prompts is not None
     told = task.prompts[: settings.repeated]
-    small, network = F.avg_pool2d(images, share), load_lpips("alex").to(best_device())
+    small = F.avg_pool2d(images, share)
     seeds = range(settings.seed, settings.seed + settings.samples)
     drawn = [
         upsample(task.model, task.tokenizer, small, told, replace(task.sampling, seed=seed)).images
         for seed in seeds
     ]
-    to_original = torch.stack([lpips_per_image(found, images, network) for found in drawn])
-    between = [
-        lpips_per_image(a, b, network).mean() for i, a in enumerate(drawn) for b in drawn[:i]
-    ]
+    to_original = torch.stack([lpips_per_image(found, images) for found in drawn])
+    between = [lpips_per_image(a, b).mean() for i, a in enumerate(drawn) for b in drawn[:i]]
     return {
         "images": len(images),
         "samples": len(drawn),
@@ -163,7 +160,7 @@ def _several(task: Task, profile: Profile) -> dict[str, float]:
 def foreign_upsampling(profile: Profile, task: Task) -> dict[str, Any]:
     """The extra photographs from 1/8 of the size: bicubic, Lanczos, and the class-conditional model that is told nothing."""
     lite0 = load_lite0().to(best_device())
-    originals = lite0_features(task.images, lite0, progress="extra, originals")
+    originals = lite0_features(task.images, lite0, title="extra, originals")
     subset = min(profile.applications.kid_subset_size, len(task.images) // 2)
     chosen = replace(profile, applications=replace(profile.applications, kid_subset_size=subset))
     ways = _ways(task, SHARES[0], originals, lite0, chosen)

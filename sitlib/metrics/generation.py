@@ -1,8 +1,8 @@
-"""How alike two sets of images are, on EfficientNet-Lite0 features: FD-Lite0, KID, precision and recall, and the Lite0 score.
+"""Distances between sets of images: FD-Lite0, KID, precision, recall, classifier score; FID.
 
-None of them has a bootstrap interval. A resample of images holds only about 63 % of them, some several times: with repeated images the
-covariances of a Frechet distance lose rank, the classifier's marginal loses classes and KID's unbiased estimate becomes biased, so that
-the resampled values scatter around another value than the one reported. KID has its standard deviation over random subsets instead.
+A new distance is one entry in GENERATION_METRICS. None has a bootstrap interval: a resample repeats
+images, which lowers the rank of covariances, takes classes from the classifier's marginal and biases KID,
+so resampled values scatter around another value than the reported one.
 """
 
 import math
@@ -10,88 +10,71 @@ import warnings
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
-from torchmetrics.image.kid import KernelInceptionDistance
+from torch import Tensor
 
-from sitlib.metrics.batches import batch_starts
-from sitlib.metrics.checks import check_count, check_features, check_images
-from sitlib.metrics.efficientnet import INPUT_SIZE, NUM_FEATURES, Lite0, load_lite0
+from sitlib.metrics.batches import check_images, in_batches
+from sitlib.metrics.networks import INPUT_SIZE, NUM_FEATURES, Lite0, load_lite0
+from sitlib.metrics.reconstruction import Metric
 from sitlib.model.precision import best_device
 
 BLOCK = 2**23  # distances in memory at a time, 64 MB
+INCEPTION_BATCH = 32
 
 
+@torch.no_grad()
 def lite0_features(
     images: Tensor,
-    lite0: Lite0 | None = None,
+    lite0: Lite0,
     *,
-    folder="weights",
     batch_size: int | None = None,
     size: int = INPUT_SIZE,
-    progress: bool | str = False,
+    title: str = "",
 ) -> Tensor:
-    """EfficientNet-Lite0 features `[B, 1280]`, on the CPU, of `images` `[B, 3, H, W]`, clamped to [0, 1].
+    """EfficientNet-Lite0 features [B, 1280], on the CPU, of images [B, 3, H, W] clamped to [0, 1].
 
     Args:
-        lite0: the network, on the device where it is to run; default: loaded from `folder` onto the
-            accelerator if there is one.
-        batch_size: images at a time. Default: 8, which are fastest on a CPU, because their activations stay in its cache; on a single
-            thread 16, because PyTorch takes a slow path for 1x1 convolutions of fewer.
-        size: px to which images are resized first; distances are measured at the default only.
-        progress: show a progress bar; a text stands before its title.
-
-    `lite0.classifier` makes ImageNet logits of them.
+        lite0: the network, on the device where it shall run.
+        batch_size: images at a time. Default: 256 on a GPU; on a CPU 8, whose activations stay in its
+            cache; with one thread 16, because PyTorch has a slow path for 1x1 convolutions of fewer.
+        size: px to which images are resized; distances are measured at the default only.
+        title: of a progress bar.
     """
-    check_images("images", images)
-    if lite0 is None:
-        lite0 = load_lite0(folder).to(best_device())
+    check_images(images)
     device = lite0.classifier.weight.device
-    fastest_on_cpu = 16 if torch.get_num_threads() == 1 else 8
-    batch_size = batch_size or (256 if device.type == "cuda" else fastest_on_cpu)
-    starts = batch_starts(len(images), batch_size, "Lite0 features", progress)
-    return torch.cat(
-        [
-            lite0.features(images[i : i + batch_size].to(device).clamp(0, 1), size).cpu()
-            for i in starts
-        ]
-    )
+    cpu_batch = 16 if torch.get_num_threads() == 1 else 8
+    batch_size = batch_size or (256 if device.type == "cuda" else cpu_batch)
+
+    def features(batch: Tensor) -> Tensor:
+        return lite0.features(batch.to(device).clamp(0, 1), size)
+
+    bar = f"{title}: Lite0 features" if title else ""
+    return in_batches(features, images, size=batch_size, title=bar)
 
 
 def frechet_distance(features: Tensor, references: Tensor) -> float:
-    """Squared Frechet distance of Gaussians fitted to features `[M, D]`, `[N, D]` (arXiv 1706.08500).
+    """Squared Frechet distance of Gaussians fitted to features [M, D] and [N, D] (arXiv 1706.08500).
 
-    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), in float64. With fewer samples than features the covariances
-    are rank deficient; the distance stays defined, but is biased upwards: compare only distances of equal M
-    and N.
+    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), in float64. With fewer samples than features the
+    covariances are rank deficient and the distance is biased upwards: compare only equal M and N.
 
-    The eigenvalues of C1 C2 are taken from a symmetric matrix of at most min(M, D) rows instead of the
-    general D x D one of `torchmetrics.image.fid`: the same value, two orders of magnitude faster for D = 1280
-    and some hundred samples.
+    Raises `ValueError` for fewer than two rows, another D, or values that are not finite.
     """
     check_features(features, references)
-    first, second = features.double(), references.double()
-    mean_term = (first.mean(0) - second.mean(0)).square().sum()
-    first = (first - first.mean(0)) / math.sqrt(len(first) - 1)
-    second = (second - second.mean(0)) / math.sqrt(len(second) - 1)
-    trace_term = first.square().sum() + second.square().sum()
-    # C1 = A^T A and C2 = B^T B with centred sets A, B: C1 C2 shares its non-zero eigenvalues with (B A^T)^T
-    # (B A^T).
-    if len(first) > len(second):
-        first, second = second, first
-    if (
-        len(first) > first.shape[1]
-    ):  # more samples than features: the triangular factor R has R^T R = A^T A too
-        first = torch.linalg.qr(first, mode="r").R
-    cross = second @ first.T
+    x, y = features.double(), references.double()
+    mean_term = (x.mean(0) - y.mean(0)).square().sum()
+    x = (x - x.mean(0)) / math.sqrt(len(x) - 1)  # C1 = x^T x
+    y = (y - y.mean(0)) / math.sqrt(len(y) - 1)  # C2 = y^T y
+    trace_term = x.square().sum() + y.square().sum()
+    # C1 C2 shares its non-zero eigenvalues with (y x^T)^T (y x^T), which is symmetric and has
+    # min(M, N, D) rows: for D = 1280 and some hundred samples two orders of magnitude faster than
+    # those of a general D x D matrix.
+    if len(x) > len(y):
+        x, y = y, x
+    if len(x) > x.shape[1]:  # the triangular factor R has R^T R = x^T x too
+        x = torch.linalg.qr(x, mode="r").R
+    cross = y @ x.T
     eigenvalues = torch.linalg.eigvalsh(cross.T @ cross).clamp_min(0)
     return (mean_term + trace_term - 2 * eigenvalues.sqrt().sum()).item()
-
-
-class PrecomputedFeatures(nn.Module):
-    """What torchmetrics calls a feature extractor, for features that were extracted already."""
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
 
 
 def kernel_distance(
@@ -102,87 +85,84 @@ def kernel_distance(
     num_subsets: int = 100,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """KID of features `[M, D]`, `[N, D]` by torchmetrics: mean and standard deviation over random subsets.
+    """KID of features [M, D] and [N, D] (arXiv 1801.01401): mean and deviation over random subsets.
 
-    The unbiased squared maximum mean discrepancy with kernel (x.y / D + 1)^3 (Binkowski et al., arXiv
-    1801.01401), in float64: about 0 for equal distributions, possibly negative, and unlike a Frechet distance
-    not biased by small sets. The global random state is restored.
+    Unbiased squared maximum mean discrepancy with kernel (x.y / D + 1)^3, in float64: about 0 for
+    equal distributions, possibly negative, and not biased by small sets.
     """
     check_features(features, references)
     smallest = min(len(features), len(references))
     if not 2 <= subset_size <= smallest:
         raise ValueError(
-            f"kid_subset_size must be between 2 and the smaller number of images, {smallest}; "
-            f"it is {subset_size}."
+            "kid_subset_size must be between 2 and the smaller number of images, "
+            f"{smallest}, not {subset_size}."
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # torchmetrics: the features are kept in memory
-        metric = KernelInceptionDistance(
-            feature=PrecomputedFeatures(), subsets=num_subsets, subset_size=subset_size
-        )
-    metric.update(references.double().cpu(), real=True)
-    metric.update(features.double().cpu(), real=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # not those of GPUs, which nothing here uses
-        mean, deviation = metric.compute()
-    return mean.item(), deviation.item()
+    features, references = features.double(), references.double()
+    generator = torch.Generator().manual_seed(seed)
+
+    def subset(x: Tensor) -> Tensor:
+        return x[torch.randperm(len(x), generator=generator)[:subset_size]]
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def mean_of_pairs(k: Tensor) -> Tensor:
+        return (k.sum() - k.trace()) / (len(k) * (len(k) - 1))
+
+    values = []
+    for _ in range(num_subsets):
+        y, x = subset(references), subset(features)
+        within = mean_of_pairs(kernel(x, x)) + mean_of_pairs(kernel(y, y))
+        values.append(within - 2 * kernel(x, y).mean())
+    kid = torch.stack(values)
+    return kid.mean().item(), kid.std(unbiased=False).item()
 
 
-def precision_recall(
-    features: Tensor, references: Tensor, *, neighbours: int = 3
-) -> tuple[float, float]:
-    """Improved precision and recall of features `[M, D]` against `[N, D]`, shares in [0, 1] (arXiv 1904.06991).
+def precision(features: Tensor, references: Tensor, *, neighbours: int = 3) -> float:
+    """Share of samples [M, D] that look real (improved precision, arXiv 1904.06991).
 
-    A set covers what lies within a ball around any of its features, whose radius is the distance to the k-th
-    nearest other feature of the set, boundary included. Precision is the share of `features` that `references`
-    cover: how many samples look real. Recall is the share of `references` that `features` cover: how much of
-    what is real the samples reach. Both depend on the numbers of images: compare only those of equal M and N.
+    A sample looks real if it lies within a ball around any reference [N, D], whose radius is the
+    distance to the reference's k-th nearest neighbour, boundary included. In float64. Depends on the
+    numbers of images: compare only equal M and N.
 
     Args:
-        neighbours: k; the paper's 3 by default.
-
-    Distances are in float64, those of a block of rows at a time.
-    Raises `ValueError` as `frechet_distance` does, and unless 1 <= k < min(M, N).
+        neighbours: k, in [1, min(M, N)).
     """
     check_features(features, references)
     smallest = min(len(features), len(references))
     if not 1 <= neighbours < smallest:
         raise ValueError(
-            f"neighbours must be at least 1 and below the smaller number of images, {smallest}; "
-            f"it is {neighbours}."
+            "neighbours must be at least 1 and below the smaller number of images, "
+            f"{smallest}, not {neighbours}."
         )
     features, references = features.double(), references.double()
-    return _covered(features, references, neighbours), _covered(references, features, neighbours)
-
-
-def _covered(points: Tensor, features: Tensor, neighbours: int) -> float:
-    """Share of `points` `[M, D]` in a ball around any of `features` `[N, D]`, up to its k-th nearest neighbour."""
-    # Each is its own nearest neighbour, at distance 0.
-    own = _squared_distances(features, features)
-    radii = torch.cat([block.kthvalue(neighbours + 1, dim=1).values for block in own])
-    inside = [(block <= radii).any(dim=1) for block in _squared_distances(points, features)]
+    # Each reference is its own nearest neighbour, at distance 0.
+    blocks = _squared_distances(references, references)
+    radii = torch.cat([block.kthvalue(neighbours + 1, dim=1).values for block in blocks])
+    inside = [(b <= radii).any(dim=1) for b in _squared_distances(features, references)]
     return torch.cat(inside).double().mean().item()
 
 
+def recall(features: Tensor, references: Tensor, *, neighbours: int = 3) -> float:
+    """Share of references [N, D] that the samples [M, D] reach: `precision`, the sets exchanged."""
+    return precision(references, features, neighbours=neighbours)
+
+
 def _squared_distances(points: Tensor, features: Tensor) -> Iterator[Tensor]:
-    """Squared distances of `points` to all `features`, `[b, N]` for every block of b points."""
+    """Squared distances [b, N] to all features, of one block of points after the other."""
     lengths = features.square().sum(dim=1)
     for block in points.split(max(1, BLOCK // len(features))):
         sums = block.square().sum(dim=1, keepdim=True) + lengths
         squares = sums - 2 * block @ features.T
-        # What rounding leaves between equal features must not decide whether a copy lies in a ball of radius 0.
+        # Rounding must not decide whether a copy lies in a ball of radius 0.
         yield squares.masked_fill(squares < 1e-12 * sums, 0)
 
 
 def classifier_score(logits: Tensor) -> float:
-    """exp E KL(p(y|x) || p(y)) of class logits `[N, K]`: the Inception score (arXiv 1606.03498) of any classifier.
+    """exp E KL(p(y|x) || p(y)) of class logits [N, K]: Inception score (arXiv 1606.03498).
 
-    Between 1 (all images look alike to the classifier) and K (it is sure of every image, and all classes are equally frequent). It grows
-    with the number of images: compare only scores of equal N. All images form one split; in float64.
-
-    Raises `ValueError` for fewer than two images, or logits that are not finite.
+    Between 1 (all images look alike to the classifier) and K (it is sure of every image, and all
+    classes are equally frequent). Grows with N: compare only equal N. One split, in float64.
     """
     check_features(logits, logits)
     log_p = logits.double().log_softmax(dim=1)
@@ -190,9 +170,38 @@ def classifier_score(logits: Tensor) -> float:
     return (log_p.exp() * (log_p - log_marginal)).sum(dim=1).mean().exp().item()
 
 
-def lite0_score(features: Tensor, lite0: Lite0) -> float:
-    """`classifier_score` of EfficientNet-Lite0 from its features `[N, 1280]`, which it classifies without another pass."""
-    return classifier_score(lite0.classifier(features.to(lite0.classifier.weight)))
+# name -> function(samples [M, D], references [N, D], options of `generation_metrics`), which returns
+# a number, or (number, standard deviation).
+GENERATION_METRICS = {
+    "fd_lite0": Metric(lambda x, y, _: frechet_distance(x, y), "FD-Lite0", 1, False),
+    "kid": Metric(
+        lambda x, y, options: kernel_distance(
+            x,
+            y,
+            subset_size=options["kid_subset_size"],
+            num_subsets=options["kid_subsets"],
+            seed=options["kid_seed"],
+        ),
+        "KID x 1000",
+        2,
+        False,
+        factor=1000,
+    ),
+    "precision": Metric(
+        lambda x, y, options: precision(x, y, neighbours=options["neighbours"]),
+        "precision",
+        3,
+        True,
+        needs="neighbours",
+    ),
+    "recall": Metric(
+        lambda x, y, options: recall(x, y, neighbours=options["neighbours"]),
+        "recall",
+        3,
+        True,
+        needs="neighbours",
+    ),
+}
 
 
 def generation_metrics(
@@ -200,91 +209,150 @@ def generation_metrics(
     references: Tensor,
     *,
     lite0: Lite0 | None = None,
-    folder="weights",
-    batch_size: int | None = None,
     kid_subset_size: int = 100,
     kid_subsets: int = 100,
     neighbours: int | None = None,
     seed: int = 0,
-    progress: bool | str = False,
+    title: str = "",
 ) -> dict:
-    """Distances between generated and real images on EfficientNet-Lite0 features: FD-Lite0, KID, precision and recall.
+    """Distances between generated and real images on EfficientNet-Lite0 features.
 
-    No number compares with an FID, which needs the features of its own Inception network, nor with an
-    FD-Lite0 of other image counts.
+    No number compares with an FID, which needs its own Inception network, nor with one of other
+    numbers of images.
 
     Args:
-        samples: generated images `[B, 3, H, W]`, clamped to [0, 1]; or their `lite0_features` `[B, 1280]`.
-        references: real images or their features, so that these are computed once for many sample sets.
-        lite0, folder, batch_size, progress: as for `lite0_features`.
-        kid_subset_size, kid_subsets: images in a random subset of KID, and how many subsets; at most the
-            smaller number of images.
-        neighbours: of precision and recall, as for `precision_recall`; default: without them.
+        samples, references: images [B, 3, H, W] or their `lite0_features` [B, 1280].
+        lite0: the network. Default: loaded onto the best device if images are given.
+        kid_subset_size, kid_subsets: images in a random subset of KID, and number of subsets.
+        neighbours: of precision and recall. Default: without them.
         seed: of the subsets.
+        title: of a progress bar.
 
-    Returns `fd_lite0`, `kid`, `kid_standard_deviation` (over subsets), with `neighbours` also `precision` and
-    `recall`, and `protocol`.
-    Raises `ValueError` for fewer than two images, values that are not finite or far outside [0, 1], too large
-    subsets, or too many neighbours.
+    Returns:
+        `fd_lite0`, `kid`, `kid_standard_deviation` (over subsets), with `neighbours` also `precision`
+        and `recall`; `protocol`.
+
+    Raises:
+        ValueError: fewer than two images, values that are not finite or far outside [0, 1], too large
+            subsets, or too many neighbours.
     """
     if lite0 is None and (samples.ndim == 4 or references.ndim == 4):
-        lite0 = load_lite0(folder).to(best_device())
-
-    def features_of(batch: Tensor) -> Tensor:
-        return (
-            batch
-            if batch.ndim == 2
-            else lite0_features(batch, lite0, batch_size=batch_size, progress=progress)
-        )
-
-    check_count("generation_metrics", samples)
-    check_count("generation_metrics", references)
-    sample_features, reference_features = features_of(samples), features_of(references)
-    fd = frechet_distance(sample_features, reference_features)
-    kid, deviation = kernel_distance(
-        sample_features,
-        reference_features,
-        subset_size=kid_subset_size,
-        num_subsets=kid_subsets,
-        seed=seed,
+        lite0 = load_lite0().to(best_device())
+    features, reference_features = (
+        lite0_features(x, lite0, title=title) if x.ndim == 4 and lite0 is not None else x
+        for x in (samples, references)
     )
-    shares, counted = {}, {}
-    if neighbours is not None:
-        precision, recall = precision_recall(
-            sample_features, reference_features, neighbours=neighbours
-        )
-        shares, counted = {"precision": precision, "recall": recall}, {"neighbours": neighbours}
-    rank_deficient = min(len(samples), len(references)) <= NUM_FEATURES
+    options = {
+        "kid_subsets": kid_subsets,
+        "kid_subset_size": kid_subset_size,
+        "kid_seed": seed,
+        **({} if neighbours is None else {"neighbours": neighbours}),
+    }
+    scores = {}
+    for name, metric in GENERATION_METRICS.items():
+        if not metric.needs or metric.needs in options:
+            value = metric.function(features, reference_features, options)
+            if isinstance(value, tuple):
+                value, scores[f"{name}_standard_deviation"] = value
+            scores[name] = value
+    full_rank = min(len(features), len(reference_features)) > NUM_FEATURES
     return {
-        "fd_lite0": fd,
-        "kid": kid,
-        "kid_standard_deviation": deviation,
-        **shares,
+        **scores,
         "protocol": {
-            "features": f"EfficientNet-Lite0, {NUM_FEATURES} pooled features at 224 px; not an FID",
-            "samples": len(samples),
-            "reference_images": len(references),
-            "covariance": "rank deficient (fewer images than features): biased upwards"
-            if rank_deficient
-            else "full rank",
-            "kid_subsets": kid_subsets,
-            "kid_subset_size": kid_subset_size,
-            "kid_seed": seed,
-            **counted,
+            "features": f"EfficientNet-Lite0, {NUM_FEATURES} pooled features at {INPUT_SIZE} px; "
+            "not an FID",
+            "samples": len(features),
+            "reference_images": len(reference_features),
+            "covariance": "full rank"
+            if full_rank
+            else "rank deficient (fewer images than features): biased upwards",
+            **options,
         },
     }
 
 
-def split_distance(features: Tensor, *, seed: int = 0) -> float:
-    """FD-Lite0 between random halves of real features `[N, D]`: a perfect generator's value with N/2 images.
-
-    The bias of the Frechet distance grows as sets shrink, so the floor for sets of M images needs 2 M real
-    ones.
-    """
-    if len(features) < 4:
+def check_features(features: Tensor, references: Tensor) -> None:
+    """Raise `ValueError` unless these are finite [M, D] and [N, D], M and N at least 2."""
+    if features.ndim != 2 or references.ndim != 2 or features.shape[1] != references.shape[1]:
         raise ValueError(
-            f"split_distance needs at least 4 images, two for each half; it was given {len(features)}."
+            "features must be [M, D] and [N, D] with one D, "
+            f"not {list(features.shape)} and {list(references.shape)}."
         )
-    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
-    half = len(features) // 2
-    return frechet_distance(features[order[:half]], features[order[half : 2 * half]])
+    if min(len(features), len(references)) < 2:
+        raise ValueError(
+            "A distance needs at least 2 images a set; "
+            f"there are {len(features)} and {len(references)}."
+        )
+    if not (features.isfinite().all() and references.isfinite().all()):
+        raise ValueError("features contain NaN or infinite values.")
+
+
+class InceptionError(ValueError):
+    """The Inception network cannot be had; the message says what to do."""
+
+
+class InceptionMetrics:
+    """FID (arXiv 1706.08500) and Inception score by torchmetrics, on torch-fidelity's Inception-v3.
+
+    The network (95 MB) is downloaded: for machines with internet. Raises `InceptionError` where the
+    optional package or the network cannot be had.
+    """
+
+    def __init__(self):
+        # Imported here: only this class needs the optional package.
+        from torchmetrics.image.fid import FrechetInceptionDistance
+        from torchmetrics.image.inception import InceptionScore
+
+        needs = "FID and Inception score (evaluation.inception: true) need"
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # features are kept in memory
+                self.fid = FrechetInceptionDistance(feature=2048).to(best_device())
+                self.scores = {
+                    name: InceptionScore().to(best_device())
+                    for name in ("inception_score", "inception_score_originals")
+                }
+        except ModuleNotFoundError:
+            raise InceptionError(
+                f'{needs} torch-fidelity: pip install -e ".[inception]", or set it to false.'
+            ) from None
+        except OSError as error:
+            raise InceptionError(
+                f"{needs} the weights of Inception-v3, which torch-fidelity could not download "
+                f"({error}): the machine needs internet, once; or set it to false."
+            ) from None
+
+    def reset(self) -> None:
+        """Forget all images."""
+        for metric in (self.fid, *self.scores.values()):
+            metric.reset()
+
+    def add(self, images: Tensor, *, real: bool, title: str = "") -> None:
+        """Take more images [B, 3, H, W] in [0, 1]: originals if `real`, else those to be judged."""
+        check_images(images)
+        score = self.scores["inception_score_originals" if real else "inception_score"]
+
+        def update(batch: Tensor) -> Tensor:
+            pixels = (255 * batch.clamp(0, 1)).round().byte().to(self.fid.device)
+            self.fid.update(pixels, real=real)
+            score.update(pixels)
+            return torch.empty(0)
+
+        in_batches(
+            update, images, size=INCEPTION_BATCH, title=f"{title}: Inception" if title else ""
+        )
+
+    def compute(self, *, seed: int = 0) -> dict[str, float]:
+        """`fid`, and the `inception_score` of the images and, `inception_score_originals`, of originals.
+
+        A score is the mean over ten random splits. FID of fewer than 2048 images is biased upwards.
+        """
+        counts = (self.fid.fake_features_num_samples, self.fid.real_features_num_samples)
+        if min(map(int, counts)) < 2:
+            raise ValueError("InceptionMetrics needs at least two images and two originals.")
+        values = {"fid": self.fid.compute().item()}
+        for name, score in self.scores.items():
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)  # torchmetrics shuffles with it
+                values[name] = score.compute()[0].item()
+        return values

@@ -1,10 +1,9 @@
-"""How near reconstructions are to their originals: PSNR, SSIM and LPIPS, for each image and on average.
+"""PSNR, SSIM and LPIPS of reconstructions. A new metric is one entry in METRICS."""
 
-Images are RGB in [0, 1], `[B, 3, H, W]`.
-"""
-
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import cast
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,24 +13,19 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-from sitlib.metrics.batches import batch_starts
-from sitlib.metrics.checks import check_count, check_pair
-from sitlib.metrics.intervals import LEVEL, RESAMPLES, bootstrap_interval, group_means
-from sitlib.metrics.perceptual import PerceptualDistance, load_lpips
-from sitlib.model.precision import best_device
+from sitlib.metrics.batches import check_pair, in_batches
+from sitlib.metrics.networks import cached_lpips
+from sitlib.metrics.statistics import LEVEL, RESAMPLES, bootstrap_interval, group_means
 
-SSIM_WINDOW = 11  # px; a smaller image has no SSIM
+SSIM_WINDOW = 11  # px
 LPIPS_SIZE = 64  # px; smaller images are enlarged to it
 
 
 def psnr_per_image(images: Tensor, references: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio `[B]` in dB, peak 1, over channels and pixels; infinite for equal images.
+    """Peak signal-to-noise ratio [B] in dB, of images [B, 3, H, W] clamped to [0, 1]; peak 1.
 
-    Args:
-        images: `[B, 3, H, W]`, RGB; clamped to [0, 1].
-        references: the same shape, in [0, 1].
-
-    Raises `ValueError` if shapes differ, a value is not finite, or lies far outside [0, 1].
+    Infinite for equal images. Raises `ValueError` for images that differ in shape, are not finite, or
+    are far outside [0, 1].
     """
     check_pair(images, references)
     return peak_signal_noise_ratio(
@@ -40,17 +34,12 @@ def psnr_per_image(images: Tensor, references: Tensor) -> Tensor:
 
 
 def ssim_per_image(images: Tensor, references: Tensor) -> Tensor:
-    """Structural similarity `[B]`, at most 1 (Wang et al. 2004), by torchmetrics: Gaussian window of 11x11 px with deviation 1.5 px.
+    """Structural similarity [B], at most 1 (Wang et al. 2004); arguments and errors as for `psnr_per_image`.
 
-    The image is mirrored at its borders, so that every pixel counts; averaging only windows inside it differs by some .02 at 16 px.
-
-    Arguments and errors as for `psnr_per_image`; and `ValueError` for images into which the window does not fit.
+    Gaussian window of 11x11 px, deviation 1.5 px. The image is mirrored at its borders, so that every
+    pixel counts; averaging only the windows inside it differs by some .02 at 16 px.
     """
-    check_pair(images, references)
-    if min(images.shape[2:]) < SSIM_WINDOW:
-        raise ValueError(
-            f"SSIM needs images of at least {SSIM_WINDOW} px a side, the size of its window, not {list(images.shape[2:])}."
-        )
+    check_pair(images, references, smallest=SSIM_WINDOW)
     similarity = structural_similarity_index_measure(
         images.clamp(0, 1), references.clamp(0, 1), sigma=1.5, data_range=1.0, reduction="none"
     )
@@ -58,65 +47,109 @@ def ssim_per_image(images: Tensor, references: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def lpips_per_image(images: Tensor, references: Tensor, network: PerceptualDistance) -> Tensor:
-    """LPIPS `[B]`, on the CPU, at least 0; images with a side below 64 px are both enlarged first (bicubic, clamped).
+def lpips_per_image(images: Tensor, references: Tensor, net: str = "alex") -> Tensor:
+    """LPIPS [B], at least 0, on the CPU (arXiv 1801.03924); arguments and errors as for `psnr_per_image`.
 
-    Arguments and errors as for `psnr_per_image`.
+    Images with a side below 64 px are both enlarged to it (bicubic, clamped).
+
+    Args:
+        net: trunk, "alex" or "vgg".
     """
     check_pair(images, references)
+    network = cached_lpips(net)
     device = next(network.parameters()).device
-    pair = [_at_least(x.to(device).clamp(0, 1), LPIPS_SIZE) for x in (images, references)]
+    scale = LPIPS_SIZE / min(images.shape[2:])
+    pair = [x.to(device).clamp(0, 1) for x in (images, references)]
+    if scale > 1:
+        shape = [round(side * scale) for side in images.shape[2:]]
+        pair = [F.interpolate(x, shape, mode="bicubic").clamp(0, 1) for x in pair]
     return network(*pair).cpu()
 
 
-def _at_least(images: Tensor, size: int) -> Tensor:
-    shorter = min(images.shape[2:])
-    if shorter >= size:
-        return images
-    shape = [round(side * size / shorter) for side in images.shape[2:]]
-    return F.interpolate(images, shape, mode="bicubic").clamp(0, 1)
+@dataclass(frozen=True)
+class Metric:
+    """A metric of images: the function, and all that evaluations, tables and figures know of it."""
+
+    function: Callable[..., Any]  # of images and references [B, 3, H, W], returns [B]
+    title: str
+    digits: int  # after the point
+    higher_is_better: bool
+    unit: str = ""
+    protocol: str = ""  # settings that a reader needs to compare numbers
+    min_size: int = 1  # px
+    full_size_only: bool = False  # takes long: evaluations measure it at the full size only
+    factor: float = 1  # of shown values
+    needs: str = ""  # an option of `generation_metrics` without which it is not measured
+
+    def text(self, value: float) -> str:
+        """Value as it is shown in tables."""
+        return f"{self.factor * value:.{self.digits}f}"
+
+    @property
+    def heading(self) -> str:
+        """Title with unit: "PSNR, dB"."""
+        return f"{self.title}, {self.unit}" if self.unit else self.title
 
 
-# Metrics that need no network: name -> (function of images and references [B, 3, H, W] -> [B], smallest side in px that it takes).
-PER_IMAGE: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
-    "psnr": (psnr_per_image, 1),
-    "ssim": (ssim_per_image, SSIM_WINDOW),
+LPIPS_PROTOCOL = (
+    f"version 0.1 heads, clamped; images below {LPIPS_SIZE} px are both enlarged to it (bicubic)"
+)
+METRICS = {
+    "psnr": Metric(psnr_per_image, "PSNR", 2, True, "dB", "RGB, clamped, peak 1; of each image"),
+    "ssim": Metric(
+        ssim_per_image,
+        "SSIM",
+        3,
+        True,
+        protocol=f"RGB, clamped, Gaussian window of {SSIM_WINDOW} px, deviation 1.5, mirrored borders",
+        min_size=SSIM_WINDOW,
+    ),
+    "lpips_alex": Metric(
+        partial(lpips_per_image, net="alex"), "LPIPS-Alex", 3, False, protocol=LPIPS_PROTOCOL
+    ),
+    "lpips_vgg": Metric(
+        partial(lpips_per_image, net="vgg"),
+        "LPIPS-VGG",
+        3,
+        False,
+        protocol=LPIPS_PROTOCOL,
+        full_size_only=True,
+    ),
 }
+
+
+def fast_metrics() -> list[str]:
+    """Names of the metrics that are measured at every size."""
+    return [name for name, metric in METRICS.items() if not metric.full_size_only]
 
 
 def reconstruction_values(
     images: Tensor,
     reconstructions: Tensor,
     *,
-    lpips_nets: Sequence[str] = ("alex", "vgg"),
-    ssim: bool = True,
-    folder="weights",
+    metrics: Iterable[str] | None = None,
     batch_size: int = 16,
-    progress: bool | str = False,
-    device: torch.device | str | None = None,
+    title: str = "",
 ) -> dict[str, Tensor]:
-    """Every metric of PER_IMAGE that takes images of this size, SSIM only if asked for, and `lpips_<net>`; of each image, float64 `[B]`.
+    """Measure each image with each metric that takes images of this size.
 
-    Arguments and errors as for `evaluate_reconstructions`.
+    Args:
+        images: originals [B, 3, H, W] in [0, 1].
+        reconstructions: the same shape, clamped before they are measured.
+        metrics: names in METRICS. Default: all.
+        title: of a progress bar.
+
+    Returns:
+        name -> float64 [B].
     """
     check_pair(reconstructions, images)
-    device = torch.device(device) if device else best_device()
-    networks = {f"lpips_{net}": load_lpips(net, folder).to(device) for net in lpips_nets}
-    smallest = min(images.shape[2:])
-    wanted = {
-        name: metric
-        for name, (metric, side) in PER_IMAGE.items()
-        if smallest >= side and (ssim or name != "ssim")
-    }
-    batches: list[dict[str, Tensor]] = []
-    title = ", ".join([*map(str.upper, wanted), "LPIPS"])
-    for i in batch_starts(len(images), batch_size, title, progress):
-        pair = reconstructions[i : i + batch_size], images[i : i + batch_size]
-        batch = {name: metric(*pair).cpu() for name, metric in wanted.items()}
-        batches.append(
-            batch | {name: lpips_per_image(*pair, net) for name, net in networks.items()}
-        )
-    return {name: torch.cat([batch[name] for batch in batches]).double() for name in batches[0]}
+    values = {}
+    for name in METRICS if metrics is None else metrics:
+        metric, bar = METRICS[name], f"{title}: {METRICS[name].title}" if title else ""
+        if min(images.shape[2:]) >= metric.min_size:
+            pair = reconstructions, images
+            values[name] = in_batches(metric.function, *pair, size=batch_size, title=bar).double()
+    return values
 
 
 def evaluate_reconstructions(
@@ -124,74 +157,56 @@ def evaluate_reconstructions(
     reconstructions: Tensor,
     groups: Sequence[Hashable] | None = None,
     *,
-    lpips_nets: Sequence[str] = ("alex", "vgg"),
-    ssim: bool = True,
-    folder="weights",
+    metrics: Iterable[str] | None = None,
     batch_size: int = 16,
-    progress: bool | str = False,
-    device: torch.device | str | None = None,
+    title: str = "",
 ) -> dict:
-    """PSNR, SSIM and LPIPS of `reconstructions` against `images`: means over the images of the per-image values.
+    """Mean of each metric over at least 2 images, with confidence intervals.
 
     Args:
-        images: originals `[B, 3, H, W]` in [0, 1], B at least 2.
-        reconstructions: the same shape; clamped to [0, 1] before anything is measured.
-        groups: the photograph that each image is a view of, B names; default: each image is a photograph.
-        lpips_nets: trunks of LPIPS, of "alex" and "vgg".
-        ssim: whether it is wanted; on a CPU it takes two thirds of the time of LPIPS-Alex.
-        folder: of the LPIPS weights.
-        progress: show a progress bar; a text stands before its title.
-        device: where LPIPS runs; default: the accelerator if there is one.
+        groups: photograph that each image is a view of, B names. Default: each image is one.
+        images, reconstructions, metrics, batch_size, title: as for `reconstruction_values`.
 
-    Returns
-        `psnr` (dB), `ssim` (None below 11 px and where it is not wanted), `lpips_<net>` for each net;
-        `intervals`: of each of these `[low, high]`, 95 % by `bootstrap_interval` (none for a metric with infinite values, or for views
-        of a single photograph);
-        `photographs`, `counts`: names and numbers of views; `by_photograph`: their mean of each metric, four significant digits, from
-        which `paired_interval` compares two models;
-        `protocol`.
-    Raises `ValueError` for inputs as in `psnr_per_image`, and for fewer than two images.
+    Returns:
+        As `summarize_reconstructions`.
+
+    Raises:
+        ValueError: input as in `psnr_per_image`, or fewer than two images.
     """
     check_pair(reconstructions, images)
-    check_count("evaluate_reconstructions", images)
+    if len(images) < 2:
+        raise ValueError(f"evaluate_reconstructions needs at least 2 images, not {len(images)}.")
     values = reconstruction_values(
-        images,
-        reconstructions,
-        lpips_nets=lpips_nets,
-        ssim=ssim,
-        folder=folder,
-        batch_size=batch_size,
-        progress=progress,
-        device=device,
+        images, reconstructions, metrics=metrics, batch_size=batch_size, title=title
     )
     groups = range(len(images)) if groups is None else groups
-    return reconstruction_scores(values, groups, images.shape[2:], lpips_nets=lpips_nets, ssim=ssim)
+    return summarize_reconstructions(values, groups, images.shape[2:])
 
 
-def reconstruction_scores(
-    values: Mapping[str, Tensor],
-    groups: Sequence[Hashable],
-    size: Sequence[int],
-    *,
-    lpips_nets: Sequence[str] = ("alex", "vgg"),
-    ssim: bool = True,
+def summarize_reconstructions(
+    values: Mapping[str, Tensor], groups: Sequence[Hashable], size: Sequence[int]
 ) -> dict:
-    """What `evaluate_reconstructions` returns, from `reconstruction_values` [B], which may have been gathered in parts.
+    """Means and intervals of `reconstruction_values` [B], which may have been gathered in parts.
 
     Args:
+        groups: photograph of each image.
         size: height and width of the images, px.
-        groups, lpips_nets, ssim: as for `evaluate_reconstructions`.
+
+    Returns:
+        name of each metric -> mean, None where the images are too small for it;
+        `intervals`: name -> [low, high], 95 % by `bootstrap_interval`, without metrics that have
+        infinite values, and empty for views of a single photograph;
+        `photographs`, `counts`: names and numbers of views; `by_photograph`: name -> means over views,
+        four significant digits, from which `paired_interval` compares two models; `protocol`.
     """
-    means = {name: value.mean().item() for name, value in values.items()}
-    photographs, _, counts = group_means(values["psnr"], groups)
-    several = len(photographs) > 1
+    photographs, _, counts = group_means(torch.zeros(len(groups)), groups)
     return {
-        **means,
-        "ssim": means.get("ssim"),
+        **{name: None for name, metric in METRICS.items() if min(size) < metric.min_size},
+        **{name: value.mean().item() for name, value in values.items()},
         "intervals": {
             name: list(bootstrap_interval(value, groups))
             for name, value in values.items()
-            if several and value.isfinite().all()
+            if len(photographs) > 1 and value.isfinite().all()
         },
         "photographs": photographs,
         "counts": counts.tolist(),
@@ -199,27 +214,11 @@ def reconstruction_scores(
             name: [float(f"{mean:.4g}") for mean in group_means(value, groups)[1]]
             for name, value in values.items()
         },
-        "protocol": _protocol(len(groups), list(size), lpips_nets, ssim, len(photographs)),
-    }
-
-
-def _protocol(
-    images: int, size: list[int], lpips_nets: Sequence[str], ssim: bool, photographs: int
-) -> dict:
-    small = min(size) < LPIPS_SIZE
-    about_ssim = (
-        f"RGB in [0, 1], Gaussian window of {SSIM_WINDOW}x{SSIM_WINDOW} px, deviation 1.5 px, borders mirrored; mean over images"
-        if min(size) >= SSIM_WINDOW
-        else f"none: smaller than its window of {SSIM_WINDOW}x{SSIM_WINDOW} px"
-    )
-    return {
-        "images": images,
-        "size": size,
-        "psnr": "RGB in [0, 1], clamped; mean over images of the PSNR of each",
-        **({"ssim": about_ssim} if ssim else {}),
-        "lpips": "version 0.1 heads, RGB clamped to [0, 1], "
-        + (f"both enlarged to {LPIPS_SIZE} px (bicubic, clamped)" if small else "at the size given")
-        + "; mean over images",
-        "lpips_nets": list(lpips_nets),
-        "intervals": f"{100 * LEVEL:.0f} % percentile bootstrap over {photographs} photographs, {RESAMPLES} resamples",
+        "protocol": {
+            "images": len(groups),
+            "size": list(size),
+            **{name: METRICS[name].protocol for name in values},
+            "intervals": f"{100 * LEVEL:.0f} % percentile bootstrap over {len(photographs)} "
+            f"photographs, {RESAMPLES} resamples",
+        },
     }

@@ -6,7 +6,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sitlib.metrics.perceptual import load_lpips
+from sitlib.metrics.networks import load_lpips
 from sitlib.model.tokenizer import TokenizerOutput
 from sitlib.train.config import TokenizerLossConfig
 
@@ -26,7 +26,7 @@ class TokenizerLoss(nn.Module):
     scales is given too, L2 and LPIPS of it are added (ours, not the paper's), LPIPS after enlarging it to the full size, as it is judged.
     """
 
-    def __init__(self, config: TokenizerLossConfig, weights: str = "weights"):
+    def __init__(self, config: TokenizerLossConfig, weights: str | None = None):
         super().__init__()
         self.config = config
         self.perceptual = load_lpips(config.lpips_net, weights) if config.lpips else None

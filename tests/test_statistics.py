@@ -1,0 +1,179 @@
+"""Intervals and contrasts against naive loops, all possible resamples and simulated experiments."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sitlib.metrics import bootstrap_interval, group_means, paired_interval
+from workbook.effects import contrast, difference, factorial_effects, power_law, seed_deviation
+
+
+def views_of_photographs(seed, photographs=12, spread=1.0):
+    """Values of 1 to 5 views of each photograph, in no order, and the photographs' names."""
+    rng = np.random.default_rng(seed)
+    groups = np.repeat([f"photo{i}" for i in range(photographs)], rng.integers(1, 6, photographs))
+    levels = {name: rng.normal(scale=spread) for name in np.unique(groups)}
+    order = rng.permutation(len(groups))
+    values = np.array([20 + levels[name] + 0.3 * rng.normal() for name in groups])
+    return values[order], groups[order].tolist()
+
+
+def resampled(statistic, groups, resamples, seed):
+    """`statistic` of the views in each resample of photographs: the definition, in a loop."""
+    views_of = [np.flatnonzero(np.array(groups) == name) for name in sorted(set(groups))]
+    rng, count = np.random.default_rng(seed), len(views_of)
+    draws = rng.multinomial(count, np.full(count, 1 / count), resamples)
+    repeated = (map(np.repeat, views_of, times) for times in draws)
+    return [statistic(np.concatenate(list(views))) for views in repeated]
+
+
+class TestInterval:
+    @given(seed=st.integers(0, 2**31), level=st.floats(0.5, 0.99))
+    @settings(max_examples=10, deadline=None)
+    def test_equals_a_naive_loop(self, seed, level):
+        values, groups = views_of_photographs(seed)
+        means = resampled(lambda views: values[views].mean(), groups, 300, 5)
+        expected = np.percentile(means, [50 * (1 - level), 50 * (1 + level)])
+        interval = bootstrap_interval(values, groups, level=level, resamples=300, seed=5)
+        np.testing.assert_allclose(interval, expected, rtol=1e-9)
+
+    def test_equals_all_possible_resamples(self):
+        """Five photographs have 5^5 resamples; many random ones have nearly their percentiles."""
+        values = np.array([3.0, 4.5, 1.2, 9.1, 6.6])
+        means = [values[list(drawn)].mean() for drawn in product(range(5), repeat=5)]
+        interval = bootstrap_interval(torch.from_numpy(values), range(5), resamples=50_000)
+        np.testing.assert_allclose(interval, np.percentile(means, [2.5, 97.5]), atol=0.05)
+
+    def test_covers_the_truth_as_often_as_it_says(self):
+        """Three alike views of each of 40 photographs; intervals over views are far too narrow."""
+        rng, hits = np.random.default_rng(0), {"photographs": 0, "views": 0}
+        groups = {"photographs": np.repeat(np.arange(40), 3), "views": np.arange(120)}
+        for seed in range(300):
+            values = np.repeat(rng.normal(size=40), 3) + 0.2 * rng.normal(size=120)
+            for name, group in groups.items():
+                low, high = bootstrap_interval(values, group, resamples=500, seed=seed)
+                hits[name] += low < 0 < high
+        assert 0.88 < hits["photographs"] / 300 < 0.98 and hits["views"] / 300 < 0.85
+
+    def test_means_and_counts_of_photographs_give_the_interval_of_views(self):
+        values, groups = views_of_photographs(1)
+        photographs, means, counts = group_means(values, groups)
+        assert photographs == sorted(set(groups)) and counts.sum() == len(values)
+        assert np.average(means, weights=counts) == pytest.approx(values.mean())
+        interval = bootstrap_interval(means, photographs, counts=counts)
+        assert interval == pytest.approx(bootstrap_interval(values, groups))
+        assert interval != pytest.approx(bootstrap_interval(values, groups, seed=1))
+
+    @pytest.mark.parametrize("kind", ["difference", "ratio"])
+    def test_of_a_pair_equals_a_naive_loop(self, kind):
+        values, groups = views_of_photographs(3)
+        baseline, combine = values**0.9, np.subtract if kind == "difference" else np.divide
+        estimates = resampled(
+            lambda views: combine(values[views].mean(), baseline[views].mean()), groups, 300, 5
+        )
+        interval = paired_interval(values, baseline, groups, kind=kind, resamples=300, seed=5)
+        np.testing.assert_allclose(interval, np.percentile(estimates, [2.5, 97.5]), rtol=1e-9)
+
+    def test_hard_photographs_do_not_hide_a_small_constant_gain(self):
+        values, groups = views_of_photographs(4, spread=5)
+        assert paired_interval(values + 0.3, values, groups) == pytest.approx((0.3, 0.3))
+        ratio = paired_interval(1.1 * values, values, groups, kind="ratio")
+        assert ratio == pytest.approx((1.1, 1.1))
+        alone = bootstrap_interval(values + 0.3, groups), bootstrap_interval(values, groups)
+        assert alone[0][0] < alone[1][1]  # the intervals of the two models overlap by far
+
+    @pytest.mark.parametrize(
+        "values, groups, options, message",
+        [
+            ([1.0, 2.0], ["a"], {}, "one for each of the 1 groups"),
+            ([[1.0, 2.0]], ["a"], {}, r"\[V\]"),
+            ([1.0, float("inf")], ["a", "b"], {}, "finite"),
+            ([1.0, 2.0], ["a", "a"], {}, "at least 2 photographs"),
+            ([1.0, 2.0], ["a", "b"], {"counts": [1, 0]}, "positive"),
+            ([1.0, 2.0], ["a", "b"], {"counts": [1]}, "one for each value"),
+            ([1.0, 2.0], ["a", "b"], {"level": 95}, r"\(0, 1\)"),
+        ],
+    )
+    def test_bad_input(self, values, groups, options, message):
+        with pytest.raises(ValueError, match=message):
+            bootstrap_interval(values, groups, **options)
+        with pytest.raises(ValueError, match=message):
+            paired_interval(values, values, groups, **options)
+
+    @pytest.mark.parametrize("kind, message", [("quotient", "ratio"), ("ratio", "positive mean")])
+    def test_bad_pairs(self, kind, message):
+        with pytest.raises(ValueError, match=message):
+            paired_interval([1.0, 2.0], [-1.0, 2.0], ["a", "b"], kind=kind)
+
+
+PHOTOGRAPHS = [f"p{i}" for i in range(42)]
+
+
+def row(values, *, photographs=PHOTOGRAPHS):
+    """A row of ablations from scores [seeds, photographs]."""
+    seeds = {
+        str(i): {"psnr": float(v.mean()), "by_photograph": {"psnr": v.tolist()}}
+        for i, v in enumerate(values)
+    }
+    return {"photographs": photographs, "seeds": seeds}
+
+
+def experiment(rng, effects, *, seed_sd=0.1, photo_sd=3.0, pair_sd=0.2):
+    """Rows whose true means are `effects`; photographs differ much, and all rows alike."""
+    difficulty = rng.normal(0, photo_sd, 42)
+
+    def scores(effect):
+        pair, seeds = rng.normal(0, pair_sd, 42), rng.normal(0, seed_sd, (3, 1))
+        return effect + difficulty + pair + seeds + np.zeros((3, 42))
+
+    return {name: row(scores(effect)) for name, effect in effects.items()}
+
+
+class TestContrasts:
+    def test_intervals_cover_the_truth_as_often_as_they_say(self):
+        rng, estimates = np.random.default_rng(0), []
+        effects = {"a": 24.0, "b": 24.5, **{f"other{i}": 24.0 for i in range(6)}}
+        for _ in range(400):
+            estimates.append(difference(experiment(rng, effects), "b", "a"))
+        assert 0.91 < np.mean([e.low < 0.5 < e.high for e in estimates]) < 0.985
+        # Pairing takes the difficulty of photographs out: unpaired it would be 2.6 dB.
+        assert np.mean([e.high - e.low for e in estimates]) < 0.5
+
+    def test_the_deviation_of_seeds_is_pooled_without_failed_seeds(self):
+        effects = {f"r{i}": 24.0 for i in range(200)}
+        rows = experiment(np.random.default_rng(1), effects, seed_sd=0.3)
+        rows["r0"]["seeds"]["2"] = {"failed": "the loss is not finite"}
+        sigma, freedom = seed_deviation(rows, "psnr")
+        assert sigma == pytest.approx(0.3, rel=0.1) and freedom == 199 * 2 + 1
+        with pytest.raises(ValueError, match="two seeds"):
+            seed_deviation({"a": row(np.zeros((1, 42)))}, "psnr")
+
+    def test_factorial_effects_are_those_that_were_put_in(self):
+        levels = list(product((0, 1), repeat=2))
+        cells = {(a, b): f"cell{a}{b}" for a, b in levels}
+        effects = {
+            cells[a, b]: 24 + (a - 0.5) - 0.5 * (b - 0.5) + 0.5 * (a - 0.5) * (b - 0.5)
+            for a, b in levels
+        }
+        rows = experiment(np.random.default_rng(2), effects, seed_sd=1e-6, pair_sd=1e-6)
+        estimates = factorial_effects(rows, cells, ["A", "B"])
+        values = {name: round(e.value, 4) for name, e in estimates.items()}
+        assert values == {"A": 1.0, "B": -0.5, "A x B": 0.25}
+        with_b, without_b = (
+            contrast(rows, {cells[1, b]: 1.0, cells[0, b]: -1.0}).value for b in (1, 0)
+        )
+        assert estimates["A x B"].value == pytest.approx((with_b - without_b) / 2)
+
+    def test_signs_power_laws_and_different_photographs(self):
+        rows = experiment(np.random.default_rng(3), {"a": 24.0, "b": 26.0, "c": 24.01})
+        assert [difference(rows, *pair).sign for pair in ("ba", "ab", "ca")] == [1, -1, 0]
+        assert power_law([1, 10, 100], [3 * x**0.7 for x in (1, 10, 100)]) == pytest.approx(
+            (3, 0.7)
+        )
+        rows["d"] = row(np.zeros((3, 42)), photographs=[f"q{i}" for i in range(42)])
+        with pytest.raises(ValueError, match="same photographs"):
+            difference(rows, "d", "a")
