@@ -30,6 +30,7 @@ from torch import Tensor
 from sitlib.metrics.weights import fetch_weights
 from sitlib.model.config import TokenizerConfig
 from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.train.codebooks import update_codebooks
 from sitlib.train.loop import make_optimizer
 from sitlib.train.losses import TokenizerLoss
 from workbook.estimates import flops
@@ -68,7 +69,7 @@ class Subject:
             self.tokenizer.parameters(), self.training.optimizer.clip_norm
         )
         self.optimizer.step()
-        self.tokenizer.update_codebooks(output, self.training.loss.restart_after)
+        update_codebooks(self.tokenizer, output, self.training.loss.restart_after)
 
     def encode(self) -> Tensor:
         return self.tokenizer.encode(self.images)

@@ -17,6 +17,7 @@ from sitlib.model.text import TextTokenizer
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample.applications import edit, preview, refine, upsample
 from sitlib.sample.generate import generate
+from sitlib.train.codebooks import initialize_codebooks
 from workbook.profile import load_profile
 
 SMOKE = load_profile("smoke")
@@ -48,7 +49,7 @@ def tokenizer_of(variant="sit5_sc"):
     torch.manual_seed(0)
     tokenizer = SpectralTokenizer(SMOKE.tokenizer_variant(variant)).eval()
     with torch.no_grad():
-        tokenizer.initialize_codebooks(photographs(16))
+        initialize_codebooks(tokenizer, photographs(16))
     return tokenizer
 
 
@@ -95,7 +96,7 @@ def test_upsampling_adds_details_and_changes_nothing_else(kind, size):
     assert torch.equal(result.codes[:, :given_scales], tokenizer.encode(small))
     # Haar and a scale-causal decoder: the result averaged down is what the tokenizer makes of the input, but for clamping.
     vectors = tokenizer.quantize(tokenizer.latents(small)).vectors
-    inside = tokenizer.images(tokenizer.decode_latents(vectors))
+    inside = tokenizer.to_images(tokenizer.decode_latents(vectors))
     whole = torch.cat(
         [
             book.lookup(part)
@@ -105,7 +106,7 @@ def test_upsampling_adds_details_and_changes_nothing_else(kind, size):
         ],
         1,
     )
-    large = tokenizer.images(tokenizer.decode_latents(whole))
+    large = tokenizer.to_images(tokenizer.decode_latents(whole))
     torch.testing.assert_close(F.avg_pool2d(large, 64 // size), inside, atol=1e-4, rtol=0)
 
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sitlib.files import load_model, save_model
 from sitlib.model.config import TextEncoderConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig, code_nats
+from sitlib.model.sequence import rope_freqs
 from sitlib.model.text import TextTokenizer
-from sitlib.model.transformer import SequenceLayout, rope_freqs
 from workbook.profile import load_profile
 
 CLASSES = ["mountain", "water", "city"]
@@ -97,7 +98,7 @@ def test_logits_are_those_of_a_loop_over_positions_with_the_codebook_of_their_sc
     turned = rope_freqs(torch.tensor(places[:-1]), 8) if positions == "rotary" else None
     hidden = model.transformer(
         torch.stack(inputs[:-1], dim=1),
-        SequenceLayout(1, 12, "causal"),
+        causal=True,
         rope_2TF=turned,
         context=context,
     )
@@ -376,8 +377,8 @@ def test_a_condition_is_a_class_or_a_text():
 @torch.no_grad()
 def test_a_checkpoint_knows_its_condition_and_predicts_the_same(tmp_path, kind, books, positions):
     model = model_of(kind, books, positions)
-    model.save(tmp_path / "model.safetensors", name="a run")
-    again = AutoregressiveModel.from_checkpoint(tmp_path / "model.safetensors")
+    save_model(tmp_path / "model.safetensors", model, name="a run")
+    again = load_model(tmp_path / "model.safetensors", AutoregressiveModel)
     assert again.config == model.config and not again.training
     assert again.text_tokenizer == model.text_tokenizer
     assert again.text_tokenizer is None or again.text_tokenizer == TEXTS

@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from sitlib.model.config import TextEncoderConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.precision import with_cast_layers
+from sitlib.model.sequence import KVCache, Transformer
 from sitlib.model.text import TextTokenizer
-from sitlib.model.transformer import KVCache, Transformer
 from sitlib.sample import cuda_graphs as captured
 from sitlib.sample import generate as sampling
 from sitlib.sample.cuda_graphs import GraphedDecoder

@@ -17,7 +17,7 @@ from sitlib.cli.codes import codes_digest, decode_codes, encode_image
 from sitlib.cli.files import find_sources, plan, write_file
 from sitlib.cli.options import UsageError
 from sitlib.data import decode_image, open_images
-from sitlib.files import read_metadata
+from sitlib.files import read_metadata, save_model
 from sitlib.metrics.codebook import bits_per_pixel
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tiling import pad, unpad
@@ -53,7 +53,9 @@ def root(tmp_path_factory):
         )
     for name, (kind, variant) in GENERATORS.items():
         run = f"autoregressive/{name}-seed0"
-        retold(kind, variant).save(root / f"models/{run}/model.safetensors", name=run, run=name)
+        save_model(
+            root / f"models/{run}/model.safetensors", retold(kind, variant), name=run, run=name
+        )
     (root / "params.yaml").write_text((ROOT / "params.yaml").read_text().replace("quick", "smoke"))
     return root
 
@@ -213,7 +215,9 @@ def test_codes_of_another_tokenizer_are_refused(photos, root, capsys):
     refused(capsys, 1, sentence, "decode", "a.safetensors", "--tokenizer", "sit4")
     torch.manual_seed(9)
     other = SpectralTokenizer(tokenizer_of("sit5_sc").config)  # of one name and shape, trained anew
-    other.save(photos.parent / "other.safetensors", name="tokenizer/sit5_sc-seed0", run="sit5_sc")
+    save_model(
+        photos.parent / "other.safetensors", other, name="tokenizer/sit5_sc-seed0", run="sit5_sc"
+    )
     refused(
         capsys,
         1,
@@ -231,7 +235,7 @@ def test_a_second_decoder_reads_the_codes_of_the_first(photos):
     profile = load_profile("smoke")
     second = SpectralTokenizer(profile.tokenizer_variant("sit5_sc_second"))
     second.freeze_encoder_from(tokenizer_of("sit5_sc"))
-    second.save(photos.parent / "second.safetensors", name="tokenizer/sit5_sc_second-seed0")
+    save_model(photos.parent / "second.safetensors", second, name="tokenizer/sit5_sc_second-seed0")
     assert main(["decode", "a.safetensors", "--tokenizer", "second.safetensors"]) == 0
 
 
@@ -474,8 +478,8 @@ def test_a_model_is_drawn_as_its_profile_says_however_it_is_named(home, root):
     profile, variant = load_profile("smoke"), "ar_captioned_sit4_sc"
     stored = root / f"models/autoregressive/{variant}-seed0"
     elsewhere = home / "model.safetensors"
-    retold("text", "captioned_sit4_sc").save(
-        elsewhere, name="autoregressive/mine-seed0", run="mine"
+    save_model(
+        elsewhere, retold("text", "captioned_sit4_sc"), name="autoregressive/mine-seed0", run="mine"
     )
 
     def sampler(*model):
@@ -609,7 +613,7 @@ def test_images_of_other_sizes_are_upsampled_only_when_asked_to_make_them_small(
 
 
 def one_size_model():
-    retold("class", "sit4").save(Path("ar_sit4.safetensors").absolute())
+    save_model(Path("ar_sit4.safetensors").absolute(), retold("class", "sit4"))
     return "ar_sit4.safetensors"
 
 

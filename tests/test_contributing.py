@@ -39,7 +39,9 @@ def test_a_variant_is_a_line_and_runs():
 def test_a_wavelet_is_a_parameter(wavelet):
     tokenizer = smoke({"levels": 3, "grid": 4, "wavelet": wavelet})
     images = torch.rand(1, 3, 64, 64)
-    assert torch.allclose(tokenizer.images(tokenizer.normalized_patches(images)), images, atol=1e-4)
+    assert torch.allclose(
+        tokenizer.to_images(tokenizer.normalized_patches(images)), images, atol=1e-4
+    )
 
 
 def test_an_ablation_is_a_line():

@@ -1,109 +1,101 @@
-"""Ways of taking images apart: exact inverses, no leakage, and agreement with PyWavelets where filters do not meet a border."""
+"""Transforms of images into scales: exact inverses, no leakage, agreement with PyWavelets."""
 
 from dataclasses import replace
 
 import pytest
 import pywt
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sitlib.model.lifting import LIFTING_STEPS, patch_dwt2
+from sitlib.model.patchify import TRANSFORMS
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.model.transforms import decomposition
+from sitlib.model.transforms import LIFTING_STEPS
 from sitlib.model.wavelets import dwt2
 from workbook.profile import load_profile
 
-WAYS = [
-    ("wavelet", "haar", False),
-    ("wavelet", "bior4.4", False),
-    ("wavelet", "bior2.2", True),
-    ("wavelet", "bior4.4", True),
-    ("pyramid", "haar", False),
-    ("raster", "haar", False),
+CASES = [
+    ("wavelet", "haar"),
+    ("wavelet", "bior4.4"),
+    ("local_wavelet", "bior2.2"),
+    ("local_wavelet", "bior4.4"),
+    ("pyramid", "haar"),
+    ("raster", "haar"),
 ]
+NOT_HAAR = [name for name in LIFTING_STEPS if name != "haar"]
 
 
-def made(transform, wavelet, patch_local, size=64, levels=3, grid=4):
-    return decomposition(transform, size, levels, grid, wavelet, patch_local)
+def geometry_of(transform, wavelet="haar", size=64, levels=3, grid_size=4):
+    return TRANSFORMS[transform](size, levels, grid_size, wavelet)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", CASES)
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**31), batch=st.integers(1, 3))
-def test_images_come_back_from_maps_and_maps_from_tokens(way, seed, batch):
-    images = torch.rand(
-        batch, 3, 64, 64, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
-    ours = made(*way)
-    maps = ours.split(images)
-    assert torch.allclose(ours.merge(maps), images, atol=1e-12)
-    tokens = ours.patchify(maps)
-    assert [x.shape for x in tokens] == [(batch, 16, ours.patch_dim(s)) for s in ours.scales]
-    for back, there in zip(ours.unpatchify(tokens), maps, strict=True):
+def test_images_come_back_from_maps_and_maps_from_patches(case, seed, batch):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(batch, 3, 64, 64, generator=generator, dtype=torch.float64)
+    geometry = geometry_of(*case)
+    maps = geometry.forward(images)
+    assert torch.allclose(geometry.inverse(maps), images, atol=1e-12)
+    patches = geometry.patchify(maps)
+    assert [x.shape for x in patches] == [(batch, 16, geometry.patch_dim(s)) for s in (1, 2, 3, 4)]
+    for back, there in zip(geometry.unpatchify(patches), maps, strict=True):
         assert torch.equal(back, there)
 
 
-def test_the_pyramid_s_first_scales_are_the_averaged_image_and_raster_blocks_are_stripes():
+def test_first_scales_of_the_pyramid_are_averaged_images_and_raster_blocks_are_stripes():
     images = torch.rand(2, 3, 64, 64)
-    pyramid = made("pyramid", "haar", False)
+    pyramid, raster = geometry_of("pyramid"), geometry_of("raster")
     for k in range(1, 5):
-        averaged = torch.nn.functional.avg_pool2d(images, 2 ** (4 - k))
-        assert torch.allclose(pyramid.merge(pyramid.split(images)[:k]), averaged, atol=1e-6)
-    raster = made("raster", "haar", False)
-    assert torch.equal(raster.merge(raster.split(images)[:3]), images[:, :, :48])
-    patches = torch.cat(
-        raster.patchify(raster.split(images)), dim=1
-    )  # 64 patches of 8 px in raster order
+        averaged = F.avg_pool2d(images, 2 ** (4 - k))
+        assert torch.allclose(pyramid.inverse(pyramid.forward(images)[:k]), averaged, atol=1e-6)
+    assert torch.equal(raster.inverse(raster.forward(images)[:3]), images[:, :, :48])
+    patches = torch.cat(raster.patchify(raster.forward(images)), dim=1)  # 64 patches of 8 px
     assert torch.equal(patches[1, 9], images[1, :, 8:16, 8:16].flatten())
 
 
-@pytest.mark.parametrize("wavelet", [name for name in LIFTING_STEPS if name != "haar"])
-def test_a_pixel_changes_coefficients_of_its_own_token_only_if_transforms_are_patch_local(wavelet):
+@pytest.mark.parametrize("wavelet", NOT_HAAR)
+def test_only_with_local_wavelets_a_pixel_changes_no_other_token(wavelet):
     images = torch.rand(1, 3, 64, 64)
     changed = images.clone()
-    changed[:, :, 17, 30] += (
-        1  # in row 1, column 1 of the grid of 16 px parts, beside the border of column 2
-    )
+    changed[:, :, 17, 30] += 1  # in row 1, column 1 of the grid, beside the border of column 2
     touched = {}
-    for local in (False, True):
-        ours = made("wavelet", wavelet, local)
-        pairs = zip(
-            ours.patchify(ours.split(images)), ours.patchify(ours.split(changed)), strict=True
-        )
-        touched[local] = {int(n) for a, b in pairs for n in (a != b).any(-1).nonzero()[:, 1]}
-    assert touched[True] == {5} and len(touched[False]) > 1
+    for name in ("wavelet", "local_wavelet"):
+        geometry = geometry_of(name, wavelet)
+        before, after = (geometry.patchify(geometry.forward(x)) for x in (images, changed))
+        pairs = zip(before, after, strict=True)
+        touched[name] = {int(n) for a, b in pairs for n in (a != b).any(-1).nonzero()[:, 1]}
+    assert touched["local_wavelet"] == {5} and len(touched["wavelet"]) > 1
 
 
-def test_patch_local_haar_is_haar_and_constants_have_no_details():
-    images = torch.rand(2, 3, 32, 32)
-    for ours, theirs in zip(patch_dwt2(images, "haar", 3, 4), dwt2(images, "haar", 3), strict=True):
+def test_local_haar_is_haar_and_constants_have_no_details():
+    images = torch.rand(2, 3, 64, 64)
+    local = geometry_of("local_wavelet").forward(images)
+    for ours, theirs in zip(local, dwt2(images, "haar", 3), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-6)
+    constant = torch.full((1, 3, 64, 64), 0.7, dtype=torch.float64)
     for wavelet in LIFTING_STEPS:
-        low, *details = patch_dwt2(
-            torch.full((1, 3, 32, 32), 0.7, dtype=torch.float64), wavelet, 2, 2
-        )
-        assert torch.allclose(low, torch.full_like(low, 0.7)) and all(
-            d.abs().max() < 1e-12 for d in details
-        )
+        low, *details = geometry_of("local_wavelet", wavelet).forward(constant)
+        assert torch.allclose(low, torch.full_like(low, 0.7))
+        assert max(detail.abs().max() for detail in details) < 1e-12
 
 
-@pytest.mark.parametrize("wavelet", [name for name in LIFTING_STEPS if name != "haar"])
+@pytest.mark.parametrize("wavelet", NOT_HAAR)
 def test_lifting_is_the_wavelet_of_pywavelets_away_from_borders(wavelet):
-    rows = torch.rand(1, 1, 64, 64, dtype=torch.float64)
-    low, details = patch_dwt2(rows, wavelet, 1, 1)
-    expected_low, (horizontal, *_) = pywt.dwt2(rows[0, 0].numpy(), wavelet, mode="symmetric")
-    for ours, theirs in ((low[0, 0], expected_low), (details[0, 0], horizontal)):
-        theirs = torch.from_numpy(theirs)
-        inner = ours[8:24, 8:24].flatten()
-        found = [  # PyWavelets keeps more samples, and may begin elsewhere and count with other signs and factors
-            torch.corrcoef(torch.stack([inner, theirs[8 + i : 24 + i, 8 + j : 24 + j].flatten()]))[
-                0, 1
-            ].abs()
+    image = torch.rand(1, 3, 64, 64, dtype=torch.float64)
+    low, details = geometry_of("local_wavelet", wavelet, levels=1, grid_size=1).forward(image)
+    LL, (H, *_) = pywt.dwt2(image[0, 0].numpy(), wavelet, mode="symmetric")
+    for ours, theirs in ((low[0, 0], LL), (details[0, 0], H)):
+        theirs, inner = torch.from_numpy(theirs), ours[8:24, 8:24].flatten()
+        # PyWavelets keeps more samples, begins elsewhere, and has other signs and factors.
+        shifted = [
+            torch.corrcoef(torch.stack([inner, theirs[8 + i : 24 + i, 8 + j : 24 + j].flatten()]))
             for i in range(-4, 5)
             for j in range(-4, 5)
         ]
-        assert max(found) > 1 - 1e-9
+        assert max(matrix[0, 1].abs() for matrix in shifted) > 1 - 1e-9
 
 
 @pytest.mark.parametrize(
@@ -116,14 +108,12 @@ def test_lifting_is_the_wavelet_of_pywavelets_away_from_borders(wavelet):
     ],
 )
 def test_tokenizers_of_every_kind_run_and_a_scale_causal_one_keeps_to_its_scales(changes):
-    profile = load_profile("smoke")
     causal = {"encoder_attention": "scale_causal", "decoder_attention": "scale_causal"}
-    config = replace(profile.tokenizer_variant("sit4_two"), **causal, **changes)
+    config = replace(load_profile("smoke").tokenizer_variant("sit4_two"), **causal, **changes)
     torch.manual_seed(0)
-    tokenizer = SpectralTokenizer(config)
-    for parameter in tokenizer.parameters():  # the mixing of neighbours starts at nothing
+    tokenizer, images = SpectralTokenizer(config), torch.rand(2, 3, 64, 64)
+    for parameter in tokenizer.parameters():  # the mixing of neighbors starts at zero
         torch.nn.init.normal_(parameter, std=0.2) if parameter.abs().max() == 0 else None
-    images = torch.rand(2, 3, 64, 64)
     tokenizer.fit_normalization(images)
     output = tokenizer(images)
     assert output.reconstruction.shape == images.shape and output.codes.shape == (2, 4, 16)
@@ -132,4 +122,6 @@ def test_tokenizers_of_every_kind_run_and_a_scale_causal_one_keeps_to_its_scales
     first = tokenizer.decode(codes, scales=2)
     codes[:, 2:] = 0
     assert torch.allclose(first, tokenizer.decode(codes, scales=2))
-    assert torch.allclose(tokenizer.images(tokenizer.normalized_patches(images)), images, atol=1e-5)
+    assert torch.allclose(
+        tokenizer.to_images(tokenizer.normalized_patches(images)), images, atol=1e-5
+    )

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from sitlib.data import CaptionedImages, open_images, training_views
+from sitlib.files import load_model, save_model
 from sitlib.metrics import lite0_features
 from sitlib.metrics.networks import load_lite0
 from sitlib.model.dual_encoder import DualEncoder, StoredDualEncoderConfig, contrastive_loss
@@ -172,8 +173,8 @@ class TestModel:
 
     @torch.no_grad()
     def test_survives_its_file(self, model, texts, tmp_path):
-        model.save(tmp_path / "model.safetensors", run="a run")
-        again = DualEncoder.from_checkpoint(tmp_path / "model.safetensors")
+        save_model(tmp_path / "model.safetensors", model, run="a run")
+        again = load_model(tmp_path / "model.safetensors", DualEncoder)
         assert again.config == model.config and not again.training
         features = torch.randn(2, 20)
         expected = model(features, texts.encode(TEXTS))

@@ -26,10 +26,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sitlib.data import CaptionedImages
 from sitlib.model.config import TextEncoderConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
-from sitlib.model.precision import best_device, mixed
+from sitlib.model.precision import best_device
+from sitlib.model.sequence import Block, BlockOptions, Transformer
 from sitlib.model.text import TextTokenizer
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.model.transformer import Block, BlockOptions, SequenceLayout, Transformer
+from sitlib.model.transformer import ADBlock, ADTransformer, SequenceLayout, inference_autocast
 from sitlib.sample import generate as sampling
 from sitlib.sample.generate import generate
 from sitlib.strict import ConfigError, from_dict
@@ -522,15 +523,17 @@ with locked(Path({str(tmp_path)!r})):
 # -- memory and speed ------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("num_types", [1, 2])
-def test_recomputed_activations_give_the_same_gradients(num_types):
+@pytest.mark.parametrize(
+    "make", [lambda: Transformer(3, 32, 2, dropout=0.2), lambda: ADTransformer(3, 2, 32, 3, 2)]
+)
+def test_recomputed_activations_give_the_same_gradients(make):
     gradients = []
     for gradient_checkpointing in (False, True):
         torch.manual_seed(0)
-        model = Transformer(3, 32, 2, num_types=num_types, dropout=0.2).train()
+        model = make().train()
         model.gradient_checkpointing = gradient_checkpointing
         x = torch.randn(2, 12, 32)
-        model(x, SequenceLayout(3, 4, "scale_causal")).square().mean().backward()
+        model(x).square().mean().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
@@ -546,7 +549,7 @@ def saved_bytes(gradient_checkpointing):
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        model(torch.randn(2, 64, 64, requires_grad=True), SequenceLayout(1, 64))
+        model(torch.randn(2, 64, 64, requires_grad=True))
     parameters = sum(p.numel() * 4 for p in model.parameters())
     return sum(kept.values()) - parameters
 
@@ -570,19 +573,16 @@ every_device = pytest.mark.parametrize(
 
 
 @every_device
-@pytest.mark.parametrize("case", ["full", "scale_causal", "causal", "padded", "cross"])
+@pytest.mark.parametrize("case", ["full", "causal", "padded", "cross"])
 def test_no_attention_falls_back_to_materialised_scores(case, device):
     options = BlockOptions(cross_attention=case == "cross")
-    model = Transformer(
-        2, 128, 2, num_types=2 if case == "scale_causal" else 1, options=options
-    ).to(device)
+    model = Transformer(2, 128, 2, options=options).to(device)
     x = torch.randn(2, 64, 128, device=device)
     mask = torch.arange(64, device=device) < torch.tensor([[40], [64]], device=device)
     with sdpa_kernel(FAST), torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-        layout = SequenceLayout(4, 16, case if case in ("scale_causal", "causal") else "full")
         context = model.encode_context(x, mask) if case == "cross" else None
-        key_mask = mask if case == "padded" else None
-        model(x, layout, key_mask=key_mask, context=context).float().square().mean().backward()
+        mask = mask if case == "padded" else None
+        model(x, case == "causal", mask_BT=mask, context=context).float().square().mean().backward()
 
 
 @every_device
@@ -664,7 +664,7 @@ def test_blocks_that_read_texts_compile_and_are_computed_again_whatever_the_leng
 
 def test_a_block_compiles_as_one_graph():
     torch.manual_seed(0)
-    block = Block(32, 2, 4.0, num_types=2)
+    block = ADBlock(32, 2, 4.0)
     x_by_type, layout = (
         [torch.randn(2, 4, 32), torch.randn(2, 8, 32)],
         SequenceLayout(3, 4, "scale_causal"),
@@ -965,12 +965,12 @@ def test_a_cpu_computes_in_bf16_if_it_multiplies_matrices_in_it(monkeypatch, cap
 def test_trained_models_are_used_in_a_gpus_precision_and_on_a_cpu_in_their_own(
     monkeypatch, has_bf16, dtype
 ):
-    with mixed(torch.device("cpu")):
+    with inference_autocast(torch.device("cpu")):
         assert not torch.is_autocast_enabled("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
     monkeypatch.setattr(torch, "autocast", lambda *arguments: arguments)
-    assert mixed(torch.device("cuda", 1)) == ("cuda", dtype)
+    assert inference_autocast(torch.device("cuda", 1)) == ("cuda", dtype)
 
 
 def test_bf16_trains_too(tmp_path):

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from sitlib.files import load_model
 from sitlib.model.tokenizer import SpectralTokenizer
 from workbook.paths import ROOT
 from workbook.profile import load_profile
@@ -287,9 +288,7 @@ def results_are_there(finished):
     assert set(scores["sets"]) == {"landscapes", "emoji", "extra"}
     assert list(scores["sets"]["emoji"]) == ["64", "32", "16", "8", "4"]
     first, second = (
-        SpectralTokenizer.from_checkpoint(
-            finished / f"models/tokenizer/{name}-seed0/model.safetensors"
-        )
+        load_model(finished / f"models/tokenizer/{name}-seed0/model.safetensors", SpectralTokenizer)
         for name in ("sit5_sc", "sit5_sc_second")
     )
     images = torch.rand(2, 3, 64, 64)

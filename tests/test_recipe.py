@@ -12,14 +12,15 @@ import yaml
 from PIL import Image
 
 from sitlib.data import DataError, open_images
+from sitlib.files import save_model
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.text import TextTokenizer
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import ConfigError, from_dict
 from workbook import runs, trials
-from workbook.figures.ablations import trial_rows, trials_plane
 from workbook.paths import ROOT
 from workbook.profile import changed, load_profile, profile_values
+from workbook.reporting.trial_plots import trial_rows, trials_plane
 from workbook.site.compare import change, paper_table, relative_table, with_interval
 from workbook.trials import Trial, TrialList, read_trials, run_trial
 
@@ -180,11 +181,11 @@ def test_the_papers_rows_stand_beside_ours():
 def saved(example, folder):
     """Untrained models where an example looks for trained ones."""
     profile = load_profile("smoke")
-    for path in re.findall(r'from_checkpoint\(\s*"(.*?)"', example):
+    for path in re.findall(r'load_model\(\s*"(.*?)"', example):
         _, kind, name, _ = path.split("/")
         variant = name.split("-seed")[0]
         if kind == "tokenizer":
-            SpectralTokenizer(profile.tokenizer_variant(variant)).save(folder / path)
+            save_model(folder / path, SpectralTokenizer(profile.tokenizer_variant(variant)))
             continue
         shape = profile.autoregressive_variant(variant)
         codes = profile.tokenizer_variant(shape.tokenizer)
@@ -195,7 +196,8 @@ def saved(example, folder):
             else None
         )
         classes = [] if texts else ["city", "mountain"]
-        AutoregressiveModel(CodeModelConfig(shape, *sizes, classes, texts)).save(folder / path)
+        config = CodeModelConfig(shape, *sizes, classes, texts)
+        save_model(folder / path, AutoregressiveModel(config))
 
 
 @pytest.fixture

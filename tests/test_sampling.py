@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-import sitlib.model.transformer
+import sitlib.model.sequence
 from sitlib.model.config import SamplingConfig, TextEncoderConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.text import TextTokenizer
@@ -499,7 +499,9 @@ def test_streamed_images_may_be_changed_and_trained_on():
 
 def test_on_scale_runs_outside_of_the_precision_of_sampling(monkeypatch):
     autocast = partial(torch.is_autocast_enabled, "cpu")
-    monkeypatch.setattr(sampling, "mixed", lambda device: torch.autocast("cpu", torch.bfloat16))
+    monkeypatch.setattr(
+        sampling, "inference_autocast", lambda device: torch.autocast("cpu", torch.bfloat16)
+    )
     model, seen = model_of(num_scales=4), []
     step = AutoregressiveModel.decode_one_token
     monkeypatch.setattr(
@@ -605,7 +607,7 @@ def test_refusals(kind, prompts, options, sentence):
 def test_keys_and_values_have_memory_of_their_own_once_for_each_batch(monkeypatch, kind, config):
     made, places = [], []
 
-    class Counted(sitlib.model.transformer.KVCache):
+    class Counted(sitlib.model.sequence.KVCache):
         def __init__(self, *arguments, **options):
             super().__init__(*arguments, **options)
             made.append(self)
@@ -617,7 +619,7 @@ def test_keys_and_values_have_memory_of_their_own_once_for_each_batch(monkeypatc
                 assert part.untyped_storage().data_ptr() == self.store.untyped_storage().data_ptr()
             return k, v
 
-    monkeypatch.setattr(sitlib.model.transformer, "KVCache", Counted)
+    monkeypatch.setattr(sitlib.model.sequence, "KVCache", Counted)
     model = model_of(kind)
     generate(model, prompts_of(model), replace(config, batch_size=2))
     halves = 1 if config is PLAIN else 2

@@ -6,14 +6,14 @@ import shutil
 import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 
-from sitlib.files import DiskError, read_csv, read_metadata, write_csv, write_json, write_tensors
+from sitlib.files import DiskError, read_csv, read_metadata, save_model, write_csv, write_json
 from sitlib.strict import digest
 from sitlib.train import checkpoint as states
 from sitlib.train.checkpoint import StateError, States, locked
@@ -27,21 +27,18 @@ RUN = TokenizerRun.of(load_profile("smoke"), "sit4", 0)
 ROWS = [{"step": 1, "seconds": 0.5}]
 
 
-class Weights:
+@dataclass(frozen=True)
+class WeightsConfig:
+    count: int = 4
+
+
+class Weights(torch.nn.Module):
     """A model of nothing but so many numbers."""
 
-    def __init__(self, count: int = 4):
-        self.tensors = {"weights": torch.zeros(count)}
-
-    def save(self, path, **about):
-        write_tensors(path, self.tensors, about)
-
-    def cpu(self):
-        return self
-
-    @classmethod
-    def from_checkpoint(cls, path):
-        return cls()
+    def __init__(self, config: WeightsConfig | None = None):
+        super().__init__()
+        self.config = config or WeightsConfig()
+        self.register_buffer("weights", torch.zeros(self.config.count))
 
 
 @pytest.fixture
@@ -258,7 +255,7 @@ def sentence(path: Path) -> str:
 @pytest.mark.parametrize(
     ("name", "write"),
     [
-        ("model.safetensors", lambda path, n: Weights(n).save(path)),
+        ("model.safetensors", lambda path, n: save_model(path, Weights(WeightsConfig(n)))),
         ("curve.csv", lambda path, n: write_csv(path, ROWS * n)),
         ("scores.json", lambda path, n: write_json(path, {"values": [0.5] * n})),
     ],
@@ -276,7 +273,7 @@ def test_a_model_that_cannot_be_written_costs_no_state(home):
     def train_now(checkpoints):
         checkpoints.mkdir(parents=True, exist_ok=True)
         (checkpoints / "step-00000004").mkdir(exist_ok=True)
-        return Weights(10_000), ROWS
+        return Weights(WeightsConfig(10_000)), ROWS
 
     with no_room(), pytest.raises(DiskError, match=r"model\.safetensors could not be written"):
         make(train_now)

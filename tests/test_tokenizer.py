@@ -1,25 +1,29 @@
-"""Geometry, the two codebooks, and what may depend on what."""
+"""Geometry, codebooks, what may depend on what; images of any size in tiles."""
 
 from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sitlib.data import held_out_views, open_images
+from sitlib.files import load_model, save_model
+from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.patchify import SpectralGeometry
-from sitlib.model.scales import ScaleMixing, ScaleTransformer
-from sitlib.model.tiling import pad, unpad
+from sitlib.model.tiling import ImageCodes, decode_codes, encode_image, pad, tile_codes, unpad
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.wavelets import dwt2
+from sitlib.train.codebooks import initialize_codebooks, update_codebooks
 from sitlib.train.losses import TokenizerLoss
 from workbook.profile import load_profile
-from workbook.tokenizers import quantization
 
 SMOKE = load_profile("smoke")
 VARIANTS = [name for name in SMOKE.tokenizer.variants if SMOKE.tokenizer_variant(name).size == 64]
+every_variant = pytest.mark.parametrize("variant", VARIANTS)
+CAUSAL = {"encoder_attention": "scale_causal", "decoder_attention": "scale_causal"}
 
 
 def tokenizer_of(variant, **changes):
@@ -27,353 +31,263 @@ def tokenizer_of(variant, **changes):
     return SpectralTokenizer(replace(SMOKE.tokenizer_variant(variant), **changes)).eval()
 
 
-def photographs(count=4):
+def blobs(count=4):
     torch.manual_seed(1)
-    return torch.nn.functional.interpolate(
-        torch.rand(count, 3, 16, 16), size=64, mode="bicubic"
-    ).clamp(0, 1)
+    return F.interpolate(torch.rand(count, 3, 16, 16), size=64, mode="bicubic").clamp(0, 1)
 
 
-# -- geometry: the table of the paper --------------------------------------------------------------------------------------------------
+@cache
+def photographs():
+    source = open_images("data/landscapes", "test")
+    return held_out_views(source, 12, 64, seed=3, kind="wide")[0]
+
+
+def started(variant, **changes):
+    """With normalization and codebooks of photographs: its codes are many, not a few."""
+    tokenizer, images = tokenizer_of(variant, **changes), photographs()
+    tokenizer.fit_normalization(images)
+    initialize_codebooks(tokenizer, images)
+    return tokenizer, images
+
+
+def decoded(tokenizer, vectors):
+    """Not clamped."""
+    return tokenizer.to_images(tokenizer.decode_latents(vectors))
+
+
+# -- geometry: the table of the paper --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("size", "levels", "values", "tokens"),
+    ("size", "levels", "dims", "tokens"),
     [
         (256, 3, [12, 36, 144, 576], 1024),  # SIT-4
         (256, 4, [3, 9, 36, 144, 576], 1280),  # SIT-5
         (512, 5, [3, 9, 36, 144, 576, 2304], 1536),  # SIT-6
     ],
 )
-def test_values_per_token_are_those_of_the_paper(size, levels, values, tokens):
+def test_patch_dims_are_those_of_the_paper(size, levels, dims, tokens):
     geometry = SpectralGeometry(size, levels, 16)
-    assert [geometry.patch_dim(scale) for scale in geometry.scales] == values
+    assert [geometry.patch_dim(scale) for scale in geometry.scales] == dims
     assert geometry.num_tokens == tokens
 
 
 def test_vit_vqgan_is_the_zero_level_case():
-    geometry = SpectralGeometry(256, 0, 32)
+    geometry, images = SpectralGeometry(256, 0, 32), torch.rand(2, 3, 256, 256)
     assert (geometry.num_tokens, geometry.patch_dim(1)) == (1024, 192)
-    images = torch.rand(2, 3, 256, 256)
-    unfolded = torch.nn.functional.unfold(images, 8, stride=8).transpose(
-        1, 2
-    )  # torch's own patches, channels first
+    unfolded = F.unfold(images, 8, stride=8).transpose(1, 2)  # torch's own patches
     assert torch.equal(geometry.patchify([images])[0], unfolded)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 3), st.integers(1, 4), st.integers(1, 3))
-def test_coefficients_survive_the_way_through_tokens(levels, grid, multiple):
-    geometry = SpectralGeometry(grid * multiple * 2**levels, levels, grid)
-    coefficients = [
-        torch.rand(2, geometry.scale_channels(s), *2 * [geometry.scale_size(s)])
-        for s in geometry.scales
-    ]
-    values = geometry.patchify(coefficients)
-    assert [list(v.shape[1:]) for v in values] == [
-        [grid**2, geometry.patch_dim(s)] for s in geometry.scales
-    ]
-    for one, other in zip(geometry.unpatchify(values), coefficients, strict=True):
+def test_coefficients_survive_the_way_through_patches(levels, grid_size, multiple):
+    geometry = SpectralGeometry(grid_size * multiple * 2**levels, levels, grid_size)
+    maps = geometry.forward(torch.rand(2, 3, geometry.size, geometry.size))
+    patches = geometry.patchify(maps)
+    dims = [geometry.patch_dim(scale) for scale in geometry.scales]
+    assert [list(x.shape[1:]) for x in patches] == [[grid_size**2, dim] for dim in dims]
+    for one, other in zip(geometry.unpatchify(patches), maps, strict=True):
         assert torch.equal(one, other)
 
 
-def test_a_token_covers_one_part_of_the_picture_at_every_scale():
-    geometry = SpectralGeometry(64, 3, 4)
+def test_a_token_covers_one_part_of_the_image_at_every_scale():
     images = torch.zeros(1, 3, 64, 64)
     images[:, :, 16:32, 32:48] = torch.rand(3, 16, 16)  # the patch in row 1, column 2
-    for values in geometry.patchify(dwt2(images, "haar", 3)):
-        assert (values[0].abs().sum(-1) > 0).nonzero().flatten().tolist() == [1 * 4 + 2]
+    for patches in SpectralGeometry(64, 3, 4).patchify(dwt2(images, "haar", 3)):
+        assert (patches[0].abs().sum(-1) > 0).nonzero().flatten().tolist() == [1 * 4 + 2]
 
 
-def test_impossible_sizes_name_possible_ones():
-    with pytest.raises(ValueError, match="multiples of 32, for example 64 or 96"):
-        SpectralGeometry(70, 3, 4)
+# -- one pass --------------------------------------------------------------------------------------
 
 
-# -- tokenizer -------------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_token_values_are_normalized_and_invertible(variant):
-    tokenizer, images = tokenizer_of(variant), photographs(16)
+@every_variant
+def test_patches_are_normalized_and_invertible(variant):
+    tokenizer, images = tokenizer_of(variant), blobs(16)
     tokenizer.fit_normalization(images)
-    values = tokenizer.normalized_patches(images)
-    for value in values:
-        assert value.mean().abs() < 1e-3 and abs(value.std() - 1) < 0.02
-    torch.testing.assert_close(tokenizer.images(values), images, atol=1e-5, rtol=0)
+    patches = tokenizer.normalized_patches(images)
+    assert all(x.mean().abs() < 1e-3 and abs(x.std() - 1) < 0.02 for x in patches)
+    torch.testing.assert_close(tokenizer.to_images(patches), images, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("wavelet", ["db2", "bior2.2", "bior4.4"])
+def test_any_wavelet(wavelet):
+    tokenizer, images = tokenizer_of("sit4", wavelet=wavelet), blobs()
+    back = tokenizer.to_images(tokenizer.normalized_patches(images))
+    torch.testing.assert_close(back, images, atol=1e-5, rtol=0)
+
+
+@every_variant
 def test_shapes_and_ranges(variant):
-    tokenizer, images = tokenizer_of(variant), photographs()
-    config = tokenizer.config
-    codes = tokenizer.encode(images)
-    assert (
-        codes.shape == (4, config.num_scales, config.tokens_per_scale)
-        and codes.dtype == torch.int64
-    )
-    decoded = tokenizer.decode(codes)
-    assert decoded.shape == images.shape and decoded.min() >= 0 and decoded.max() <= 1
+    tokenizer, images = tokenizer_of(variant), blobs()
+    config, codes = tokenizer.config, tokenizer.encode(images)
+    assert codes.shape == (4, config.num_scales, config.tokens_per_scale)
+    back = tokenizer.decode(codes)
+    assert back.shape == images.shape and back.min() >= 0 and back.max() <= 1
     output = tokenizer(images)
-    assert torch.equal(output.codes, codes)
-    torch.testing.assert_close(output.reconstruction.clamp(0, 1), decoded, atol=1e-5, rtol=0)
+    assert torch.equal(output.codes, codes) and codes.dtype == torch.int64
+    torch.testing.assert_close(output.reconstruction.clamp(0, 1), back, atol=1e-5, rtol=0)
     (output.reconstruction.sum() + output.codebook_loss).backward()
     assert all(p.grad is not None for p in tokenizer.parameters())
 
 
-def test_the_decoder_may_be_given_a_mixture_of_outputs_and_codes():
-    tokenizer, images = tokenizer_of("sit4"), photographs()
-    z, q = (
-        torch.nn.functional.normalize(tokenizer.latents(images), dim=-1),
-        tokenizer.quantize(tokenizer.latents(images)).vectors,
-    )
-    for share in (0.0, 0.25, 1.0):
-        expected = tokenizer.images(tokenizer.decode_latents((1 - share) * z + share * q))
-        torch.testing.assert_close(
-            tokenizer(images, share).reconstruction, expected, atol=1e-5, rtol=1e-4
-        )
-    assert [quantization(step, 4) for step in (0, 1, 4, 9)] == [
-        0.0,
-        0.25,
-        1.0,
-        1.0,
-    ] and quantization(0, 0) == 1.0
+def test_the_decoder_may_be_given_a_mixture_of_latents_and_codes():
+    tokenizer, images = tokenizer_of("sit4"), blobs()
+    latents = tokenizer.latents(images)
+    z, q = F.normalize(latents, dim=-1), tokenizer.quantize(latents).vectors
+    for ratio in (0.0, 0.25, 1.0):
+        expected = decoded(tokenizer, (1 - ratio) * z + ratio * q)
+        ours = tokenizer(images, ratio).reconstruction
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_in_mixed_precision_the_lookup_stays_exact_and_dead_codes_restart():
-    tokenizer, images = tokenizer_of("sit4"), photographs()
+def test_in_mixed_precision_lookup_and_outer_layers_stay_exact(monkeypatch):
+    tokenizer, images = tokenizer_of("sit4"), blobs()
     with torch.autocast("cpu", torch.bfloat16):
         output = tokenizer(images)
         vectors = tokenizer.quantize(output.latents).vectors
     assert output.latents.dtype == vectors.dtype == torch.float32
     assert torch.equal(tokenizer.quantize(output.latents).codes, output.codes)
-    moved = tokenizer.update_codebooks(output, restart_after=1)
-    assert all(len(codes) > 0 for codes in moved)
-
-
-def test_in_mixed_precision_the_layers_at_the_ends_are_exact():
-    """Without transformers between them nothing is left that autocast may round."""
-    tokenizer, images = tokenizer_of("sit4"), photographs()
-    tokenizer.encoder, tokenizer.decoder = (
-        Same(tokenizer.encoder.position),
-        Same(tokenizer.decoder.position),
-    )
+    assert all(moved.any() for moved in update_codebooks(tokenizer, output, restart_after=1))
+    # Without transformers between them nothing is left that autocast may round.
+    for part in (tokenizer.encoder, tokenizer.decoder):
+        monkeypatch.setattr(part, "forward", lambda x: x)
     expected = tokenizer(images)
     with torch.autocast("cpu", torch.bfloat16):
-        found = tokenizer(images)
-    assert torch.equal(found.latents, expected.latents)
-    assert torch.equal(found.reconstruction, expected.reconstruction)
+        output = tokenizer(images)
+    assert torch.equal(output.latents, expected.latents)
+    assert torch.equal(output.reconstruction, expected.reconstruction)
 
 
-def test_encoding_and_decoding_are_in_the_precision_of_the_device(monkeypatch):
-    tokenizer, images, seen = tokenizer_of("sit4"), photographs(), []
-    expected = tokenizer.decode(tokenizer.encode(images))
-    for part in (tokenizer.encoder, tokenizer.decoder):
-        part.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
-    monkeypatch.setattr(
-        "sitlib.model.tokenizer.mixed", lambda device: torch.autocast(device.type, torch.bfloat16)
-    )
+def test_codebooks_are_disjoint_or_shared():
+    tokenizer, images = tokenizer_of("sit4"), blobs()
     codes = tokenizer.encode(images)
-    found = tokenizer.decode(codes)
-    assert seen == [True, True] and codes.dtype == torch.int64 and found.dtype == torch.float32
-    assert 0 < (found - expected).abs().mean() < 0.05
-
-
-class Same(torch.nn.Module):
-    """A transformer that does nothing."""
-
-    def __init__(self, position: torch.nn.Parameter):
-        super().__init__()
-        self.position = position
-
-    def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
-        return x_BTC
-
-
-def test_the_two_codebooks_are_disjoint():
-    tokenizer, images = tokenizer_of("sit4"), photographs()
-    codes = tokenizer.encode(images)
-    before = tokenizer.images(
-        tokenizer.decode_latents(tokenizer.quantize(tokenizer.latents(images)).vectors)
-    )
     with torch.no_grad():
         tokenizer.codebooks[0].weight.neg_()
-    assert torch.equal(tokenizer.encode(images)[:, 1:], codes[:, 1:])
-    assert not torch.equal(tokenizer.encode(images)[:, 0], codes[:, 0])
-    assert not torch.allclose(tokenizer.decode(codes), before.clamp(0, 1))
+    changed = tokenizer.encode(images)
+    assert torch.equal(changed[:, 1:], codes[:, 1:]) and not torch.equal(changed[:, 0], codes[:, 0])
+    shared = tokenizer_of("sit4", num_codebooks=1)
+    assert len(shared.codebooks) == 1 and shared.reconstruct(images).shape == (4, 3, 64, 64)
 
 
-def test_scale_mixing_is_one_map_across_the_scales_of_a_place():
-    mixing, x = ScaleMixing(3, 8, causal=False), torch.randn(2, 3 * 5, 8)
-    x_BSNC = x.view(2, 3, 5, 8)
-    expected = x_BSNC + torch.einsum("scid,bind->bsnc", mixing.weight, x_BSNC)
-    torch.testing.assert_close(mixing(x, 3), expected.flatten(1, 2))
-    assert tokenizer_of("vit_vqgan").encoder.mixing is None
-    assert tokenizer_of("sit4_plain").encoder.mixing is None
-
-
-@pytest.mark.parametrize("mixes", [True, False])
-def test_a_scale_causal_transformer_gives_the_first_scales_what_it_gives_them_among_all(mixes):
-    torch.manual_seed(0)
-    model = ScaleTransformer(4, 2, "scale_causal", 2, 16, 2, 4.0, num_types=2, mixes=mixes).double()
-    x_BTC = torch.randn(3, 16, 16, dtype=torch.float64)
-    for scales in (1, 2, 3):
-        torch.testing.assert_close(model(x_BTC[:, : 4 * scales]), model(x_BTC)[:, : 4 * scales])
-    full = ScaleTransformer(4, 2, "full", 2, 16, 2, 4.0, num_types=2, mixes=mixes).double()
-    assert not torch.allclose(
-        full(x_BTC)[:, :4], full(torch.cat([x_BTC[:, :4], -x_BTC[:, 4:]], 1))[:, :4]
-    )
-
-
-def test_one_codebook_serves_all_scales():
-    tokenizer = tokenizer_of("sit4", num_codebooks=1)
-    assert len(tokenizer.codebooks) == 1 and tokenizer.reconstruct(photographs()).shape == (
-        4,
-        3,
-        64,
-        64,
-    )
-
-
-# -- many sizes from one model ---------------------------------------------------------------------------------------------------------
-
-BOTH = {"encoder_attention": "scale_causal", "decoder_attention": "scale_causal"}
-
-
-@cache
-def real_photographs():
-    """Held-out photographs at 64 px."""
-    source = open_images("data/landscapes", "test")
-    return held_out_views(source, 12, 64, seed=3, kind="wide")[0]
-
-
-def started(variant, **changes):
-    """A tokenizer whose normalization and codebooks are those of photographs: its codes are many, not a few."""
-    tokenizer, images = tokenizer_of(variant, **changes), real_photographs()
+@every_variant
+def test_codes_start_where_the_data_is_and_the_data_is_spread_out(variant):
+    tokenizer, images = tokenizer_of(variant), blobs(64)
     tokenizer.fit_normalization(images)
-    tokenizer.initialize_codebooks(images)
-    return tokenizer, images
+    initialize_codebooks(tokenizer, images)
+    latents = tokenizer.by_codebook(tokenizer.latents(images))
+    for codebook, z in zip(tokenizer.codebooks, latents, strict=True):
+        z = z.flatten(0, 2)
+        assert z.mean(0).abs().max() < 1e-3
+        assert torch.linalg.eigvalsh(torch.cov(z.T))[-1] < 1.01  # no direction dominates
+        error = codebook(z).commitment_loss.mean()
+        with torch.no_grad():
+            codebook.weight.normal_()
+        assert error < 0.9 * codebook(z).commitment_loss.mean()
+
+
+@pytest.mark.parametrize(
+    ("variant", "encoder", "decoder"),
+    # Blocks only, in millions of parameters: 12 width^2 each in an ordinary transformer. An
+    # ADTransformer has all but the output projection of attention, width^2, twice.
+    [
+        ("vit_vqgan", 8 * 12 * 0.512**2, 8 * 12 * 0.512**2),
+        ("sit4_second", 8 * 23 * 0.512**2, 32 * 23 * 1.28**2),
+    ],
+)
+def test_the_papers_shapes(variant, encoder, decoder):
+    with torch.device("meta"):
+        tokenizer = SpectralTokenizer(load_profile("paper").tokenizer_variant(variant))
+    for part, expected in ((tokenizer.encoder, encoder), (tokenizer.decoder, decoder)):
+        blocks = sum(p.numel() for p in part.blocks.parameters()) / 1e6
+        assert blocks == pytest.approx(expected, rel=0.005)  # norms and biases on top
+
+
+# -- many sizes from one model ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("variant", ["sit4", "sit5", "sit4_plain"])
 def test_codes_of_a_downsampled_photograph_are_the_first_scales_of_the_whole(variant):
     tokenizer, images = started(variant, encoder_attention="scale_causal")
     codes = tokenizer.encode(images)
-    assert tokenizer.sizes == [
-        64 >> halvings for halvings in range(tokenizer.config.levels, -1, -1)
-    ]
-    assert len(codes.unique()) > 30
+    levels = tokenizer.config.levels
+    assert tokenizer.sizes == [64 >> n for n in range(levels, -1, -1)] and len(codes.unique()) > 30
     for scales, size in enumerate(tokenizer.sizes, 1):
-        small = torch.nn.functional.avg_pool2d(images, 64 // size)
+        small = F.avg_pool2d(images, 64 // size)
         assert torch.equal(tokenizer.encode(small), codes[:, :scales]), size
 
 
 def test_with_another_wavelet_or_full_attention_they_are_not():
-    images = real_photographs()
-    other, _ = started("sit4", encoder_attention="scale_causal", wavelet="bior4.4")
-    small = torch.nn.functional.avg_pool2d(images, 2)
+    other, images = started("sit4", encoder_attention="scale_causal", wavelet="bior4.4")
+    small = F.avg_pool2d(images, 2)
     assert not torch.equal(other.encode(small), other.encode(images)[:, :3])
-    full = tokenizer_of("sit4")
-    assert full.sizes == [64]
-    with pytest.raises(ValueError, match="multiples of 64 px; an image of 32 x 32 px"):
-        full.encode(small)
+    assert tokenizer_of("sit4").sizes == [64]
 
 
 def test_any_first_scales_can_be_decoded_and_ignore_the_others():
-    tokenizer, images = started("sit5", **BOTH)
-    codes = tokenizer.encode(images)
+    tokenizer, images = started("sit5", **CAUSAL)
+    codes, vectors = tokenizer.encode(images), tokenizer.quantize(tokenizer.latents(images)).vectors
     for scales, size in enumerate(tokenizer.sizes, 1):
-        decoded = tokenizer.decode(codes, scales=scales)
-        assert decoded.shape == (12, 3, size, size)
-        assert torch.equal(decoded, tokenizer.decode(codes[:, :scales]))
-        small = torch.nn.functional.avg_pool2d(images, 64 // size)
-        torch.testing.assert_close(tokenizer.reconstruct(small), decoded, atol=1e-4, rtol=0)
-        # The whole image holds the smaller one: its Haar approximation, before anything is clamped.
-        vectors = tokenizer.quantize(tokenizer.latents(images)).vectors
-        whole = torch.nn.functional.avg_pool2d(
-            tokenizer.images(tokenizer.decode_latents(vectors)), 64 // size
-        )
-        alone = tokenizer.images(tokenizer.decode_latents(vectors[:, :scales]))
+        first = tokenizer.decode(codes, scales=scales)
+        assert first.shape == (12, 3, size, size)
+        assert torch.equal(first, tokenizer.decode(codes[:, :scales]))
+        small = F.avg_pool2d(images, 64 // size)
+        torch.testing.assert_close(tokenizer.reconstruct(small), first, atol=1e-4, rtol=0)
+        # The whole image holds the smaller one: its Haar approximation, before clamping.
+        whole = F.avg_pool2d(decoded(tokenizer, vectors), 64 // size)
+        alone = decoded(tokenizer, vectors[:, :scales])
         torch.testing.assert_close(alone, whole, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("scales", [1, 2, 4])
+@pytest.mark.parametrize("scales", [1, 4])
 def test_the_loss_may_ask_for_the_image_of_the_first_scales(scales):
-    tokenizer, images = started(
-        "sit5", encoder_attention="scale_causal", decoder_attention="scale_causal"
-    )
+    tokenizer, images = started("sit5", **CAUSAL)
     output = tokenizer(images, preview_scales=scales)
-    reconstruction, target = output.preview
-    pooled = torch.nn.functional.avg_pool2d
-    torch.testing.assert_close(target, pooled(images, 64 // (4 << scales - 1)), atol=1e-5, rtol=0)
-    torch.testing.assert_close(
-        reconstruction.clamp(0, 1), tokenizer.decode(output.codes, scales), atol=1e-4, rtol=0
-    )
+    preview, target = output.preview
+    expected = F.avg_pool2d(images, 64 // (4 << scales - 1))
+    torch.testing.assert_close(target, expected, atol=1e-5, rtol=0)
+    expected = tokenizer.decode(output.codes, scales)
+    torch.testing.assert_close(preview.clamp(0, 1), expected, atol=1e-4, rtol=0)
     assert tokenizer(images).preview is None
     # Weights of a plain sum: L2 in [-1, 1], without LPIPS here.
-    config = replace(load_profile("smoke").tokenizer.loss, lpips=0.0, l2=3.0, smaller=0.5)
-    with_it, without = (
-        TokenizerLoss(config)(x, images).total for x in (output, replace(output, preview=None))
-    )
-    expected = 0.5 * 3.0 * (2 * (reconstruction - target)).square().mean()
-    torch.testing.assert_close(with_it - without, expected, atol=1e-5, rtol=1e-3)
-
-
-def test_a_full_decoder_refuses_the_first_scales_alone():
-    tokenizer, images = started("sit4", encoder_attention="scale_causal")
-    with pytest.raises(
-        ValueError, match="2 of 4 scales cannot be decoded alone.*decoder_attention: scale_causal"
-    ):
-        tokenizer.decode(tokenizer.encode(images), scales=2)
-    with pytest.raises(ValueError, match="scales must be a whole number in 1 ... 4"):
-        tokenizer.decode(tokenizer.encode(images), scales=5)
+    config = replace(SMOKE.tokenizer.loss, lpips=0.0, l2=3.0, smaller=0.5)
+    both = (TokenizerLoss(config)(x, images).total for x in (output, replace(output, preview=None)))
+    expected = 0.5 * 3.0 * (2 * (preview - target)).square().mean()
+    torch.testing.assert_close(next(both) - next(both), expected, atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "scales"),
-    [(64, 128, 5), (128, 64, 5), (96, 32, 4), (24, 40, 2), (4, 12, 1)],
+    ("height", "width", "side"), [(64, 128, 64), (128, 64, 64), (90, 33, 64), (20, 30, 32)]
 )
-def test_images_of_any_shape_are_encoded_square_by_square(height, width, scales):
-    tokenizer, photographs = started("sit5", **BOTH)
-    image = torch.nn.functional.interpolate(photographs[:2], (height, width), mode="area")
-    side = 4 << (scales - 1)
-    codes = tokenizer.encode(image)
-    assert codes.shape == (2, scales, 16 * (height // side) * (width // side))
-    by_square = [
-        torch.cat([tokenizer.reconstruct(square) for square in row.split(side, 3)], 3)
-        for row in image.split(side, 2)
+def test_images_of_any_size_are_encoded_tile_by_tile(height, width, side):
+    tokenizer, images = started("sit5", **CAUSAL)
+    image = F.interpolate(images[:1], (height, width), mode="area")
+    encoded = encode_image(tokenizer, image)
+    rows, columns = -(-height // side), -(-width // side)
+    assert encoded.codes.shape == (5 - (64 // side - 1), 16 * rows * columns)
+    assert encoded.token_grid == (4 * rows, 4 * columns)
+    padded, size = pad(image, side)
+    tiles = [
+        torch.cat([tokenizer.reconstruct(tile) for tile in row.split(side, 3)], 3)
+        for row in padded.split(side, 2)
     ]
-    torch.testing.assert_close(
-        tokenizer.reconstruct(image), torch.cat(by_square, 2), atol=1e-5, rtol=0
-    )
-    # Codes are one grid over the whole image: the top left square's are its top left corner.
-    grid = codes.unflatten(2, (4 * (height // side), 4 * (width // side)))
-    assert torch.equal(grid[:, :, :4, :4].flatten(2), tokenizer.encode(image[:, :, :side, :side]))
+    whole = decode_codes(tokenizer, encoded)
+    torch.testing.assert_close(whole, unpad(torch.cat(tiles, 2), size), atol=1e-5, rtol=0)
+    # Codes are one grid over the whole image: the top left tile's are its top left corner.
+    corner = encoded.codes.unflatten(1, encoded.token_grid)[:, :4, :4].flatten(1)
+    assert torch.equal(corner[None], tokenizer.encode(padded[:, :, :side, :side]))
+    small = decode_codes(tokenizer, encoded, scales=len(encoded.codes) - 1)
+    assert small.shape[2:] == (-(-height // 2), -(-width // 2))
 
 
-def test_a_shape_has_to_be_named_where_it_is_not_square():
-    tokenizer, images = started("sit4")
-    codes = tokenizer.encode(torch.cat([images, images], 3))
-    with pytest.raises(ValueError, match="of an image of several squares"):
-        tokenizer.decode(codes)
-    with pytest.raises(ValueError, match="token_grid 2 x 16 does not fit"):
-        tokenizer.decode(codes, token_grid=(2, 16))
-    assert tokenizer.decode(codes, token_grid=(4, 8)).shape == (12, 3, 64, 128)
-    four = tokenizer.encode(
-        torch.cat([images] * 4, 3)
-    )  # 64 codes a scale would make a square of 8 x 8, too
-    with pytest.raises(ValueError, match="of an image of several squares"):
-        tokenizer.decode(four)
-
-
-def test_what_need_not_be_usual():
-    tokenizer, images = started("sit5", **BOTH)
+def test_empty_batches_and_other_dtypes_and_layouts():
+    tokenizer, images = started("sit5", **CAUSAL)
     assert tokenizer.encode(images[:0]).shape == (0, 5, 16)
     assert tokenizer.reconstruct(images[:0]).shape == (0, 3, 64, 64)
-    assert torch.equal(tokenizer.encode(images.double()), tokenizer.encode(images))
+    codes = tokenizer.encode(images)
+    assert torch.equal(tokenizer.encode(images.double()), codes)
     flipped = images.transpose(2, 3)  # not contiguous
     assert torch.equal(tokenizer.encode(flipped), tokenizer.encode(flipped.contiguous()))
-    codes = tokenizer.encode(images)
     assert torch.equal(tokenizer.decode(codes.to(torch.int16)), tokenizer.decode(codes))
 
 
@@ -387,140 +301,73 @@ def test_padding_is_undone(height, width, multiple):
     assert torch.equal(padded[:, :, -1, -1], images[:, :, -1, -1])
 
 
-def test_sit6_is_a_configuration():
-    tokenizer = SpectralTokenizer(SMOKE.tokenizer_variant("sit6")).eval()
-    assert [linear.in_features for linear in tokenizer.embed] == [3, 9, 36, 144, 576, 2304]
-    images = torch.rand(1, 3, 128, 128)
-    assert (
-        tokenizer.encode(images).shape == (1, 6, 16)
-        and tokenizer.reconstruct(images).shape == images.shape
-    )
-
-
-@pytest.mark.parametrize(
-    ("variant", "encoder", "decoder"),
-    # Transformer blocks only, in millions: 12 width^2 each for an ordinary block; an ADTransformer has all but the output
-    # projection of attention, width^2, twice.
-    [
-        ("vit_vqgan", 8 * 12 * 0.512**2, 8 * 12 * 0.512**2),
-        ("sit4_second", 8 * 23 * 0.512**2, 32 * 23 * 1.28**2),
-    ],
-)
-def test_the_papers_shapes(variant, encoder, decoder):
-    with torch.device("meta"):
-        tokenizer = SpectralTokenizer(load_profile("paper").tokenizer_variant(variant))
-    for part, expected in ((tokenizer.encoder, encoder), (tokenizer.decoder, decoder)):
-        blocks = sum(p.numel() for p in part.transformer.blocks.parameters()) / 1e6
-        assert blocks == pytest.approx(expected, rel=0.005)  # norms and biases on top
-
-
-# -- second decoders -------------------------------------------------------------------------------------------------------------------
+# -- second decoders, files, refusals --------------------------------------------------------------
 
 
 def test_a_second_decoder_keeps_every_code_and_only_itself_learns():
-    base, images = started("sit5", **BOTH)
+    base, images = started("sit5", **CAUSAL)
     second = SpectralTokenizer(SMOKE.tokenizer_variant("sit5_sc_second"))
     second.freeze_encoder_from(base)
     assert torch.equal(second.encode(images), base.encode(images))
-    output = second.train()(images)
-    output.reconstruction.sum().backward()
-    learning = {name.split(".")[0] for name, p in second.named_parameters() if p.grad is not None}
-    assert (
-        learning
-        == {"post_quant", "decoder", "unembed"}
-        == {name.split(".")[0] for name, p in second.named_parameters() if p.requires_grad}
-    )
-    for different in (
-        {"levels": 3, "num_codebooks": 4},
-        {"wavelet": "db2"},
-        {"encoder_heads": 1},
-        {"encoder_attention": "full"},
-    ):
-        with pytest.raises(
-            ValueError, match=f"{next(iter(different))}.* of the two tokenizers differ"
-        ):
-            tokenizer_of("sit5_sc", **different).freeze_encoder_from(base)
+    second.train()(images).reconstruction.sum().backward()
+    parameters = dict(second.named_parameters())
+    learning = {name.split(".")[0] for name, p in parameters.items() if p.grad is not None}
+    trainable = {name.split(".")[0] for name, p in parameters.items() if p.requires_grad}
+    assert learning == trainable == {"post_quant", "decoder", "unembed"}
+    for key, value in (("wavelet", "db2"), ("encoder_heads", 1), ("encoder_attention", "full")):
+        with pytest.raises(ValueError, match=f"{key}.* of the two tokenizers differ"):
+            tokenizer_of("sit5_sc", **{key: value}).freeze_encoder_from(base)
 
 
-def test_adtransformer_has_more_parameters_but_the_baseline_has_one_type():
-    sizes = {
-        typed: sum(p.numel() for p in tokenizer_of("sit4", typed_parameters=typed).parameters())
-        for typed in (True, False)
-    }
-    assert sizes[True] > sizes[False]
-    assert len(tokenizer_of("vit_vqgan").encoder.transformer.blocks[0].qkv) == 1
-
-
-@pytest.mark.parametrize("wavelet", ["haar", "db2", "bior2.2", "bior4.4"])
-def test_any_wavelet(wavelet):
-    tokenizer, images = tokenizer_of("sit4", wavelet=wavelet), photographs()
-    torch.testing.assert_close(
-        tokenizer.images(tokenizer.normalized_patches(images)), images, atol=1e-5, rtol=0
-    )
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_codes_start_where_the_data_is_and_the_data_is_spread_out(variant):
-    tokenizer, images = tokenizer_of(variant), photographs(64)
+def test_a_checkpoint_opens_by_itself_and_refuses_what_it_is_not(tmp_path):
+    tokenizer, images = tokenizer_of("sit4"), blobs()
     tokenizer.fit_normalization(images)
-    tokenizer.initialize_codebooks(images)
-    latents = tokenizer.latents(images)
-    for codebook, z in zip(tokenizer.codebooks, tokenizer.by_codebook(latents), strict=True):
-        z = z.flatten(0, 2)
-        assert z.mean(0).abs().max() < 1e-3
-        assert torch.linalg.eigvalsh(torch.cov(z.T))[-1] < 1.01  # no direction dominates
-        error = codebook(z).commitment_loss.mean()
-        with torch.no_grad():
-            codebook.weight.normal_()
-        assert error < 0.9 * codebook(z).commitment_loss.mean()
+    path = tmp_path / "tokenizer.safetensors"
+    save_model(path, tokenizer, run="x")
+    again = load_model(path, SpectralTokenizer)
+    assert again.config == tokenizer.config
+    assert torch.equal(again.reconstruct(images), tokenizer.reconstruct(images))
+    with pytest.raises(ValueError, match="SpectralTokenizer in its metadata"):
+        load_model(path, AutoregressiveModel)
+    with pytest.raises(FileNotFoundError, match="make repro"):
+        load_model(tmp_path / "none.safetensors", SpectralTokenizer)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
+        load_model(path, SpectralTokenizer)
+
+
+def integers(*shape, dtype=torch.int64):
+    return torch.zeros(shape, dtype=dtype)
 
 
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (
-            lambda t: t.encode(torch.rand(1, 3, 70, 64)),
-            r"multiples of 64 px; an image of 70 x 64 px.*pad\(images, 64\)",
-        ),
+        (lambda t: SpectralGeometry(70, 3, 4), "multiples of 32, for example 64 or 96"),
+        (lambda t: t.encode(torch.rand(1, 3, 32, 32)), "square images of 64 px, not 32 x 32"),
+        (lambda t: t.encode(torch.rand(1, 3, 70, 64)), "not 70 x 64: .*sitlib.model.tiling"),
         (lambda t: t.encode(torch.rand(3, 64, 64)), r"floating point \[B, 3, H, W\]"),
         (lambda t: t.encode(torch.rand(1, 3, 64, 64) * 255), r"must lie in \[0, 1\], these span"),
         (lambda t: t.encode(torch.full((1, 3, 64, 64), float("nan"))), r"must lie in \[0, 1\]"),
-        (lambda t: t.decode(torch.zeros(1, 4, 15, dtype=torch.int64)), r"N a multiple of 16"),
-        (lambda t: t.decode(torch.zeros(1, 0, 16, dtype=torch.int64)), r"k in 1 ... 4"),
-        (lambda t: t.decode(torch.zeros(1, 4, 16, dtype=torch.bool)), r"codes must be integers"),
+        (lambda t: t.decode(integers(1, 4, 15)), r"codes must be \[B, 1 ... 4, 16\]"),
+        (lambda t: t.decode(integers(1, 0, 16)), r"codes must be \[B, 1 ... 4, 16\]"),
+        (lambda t: t.decode(integers(1, 4, 16, dtype=torch.bool)), "codes must be integers"),
+        (lambda t: t.decode(torch.zeros(1, 4, 16)), "codes must be integers"),
+        (lambda t: t.decode(torch.full((1, 4, 16), 64)), "must lie in 0 ... 63"),
+        (lambda t: t.decode(integers(1, 4, 16), scales=2.5), "scales must be in 1 ... 4"),
+        (lambda t: t.decode(integers(1, 4, 16), scales=5), "scales must be in 1 ... 4"),
         (
-            lambda t: t.decode(torch.zeros(1, 4, 16, dtype=torch.int64), scales=2.5),
-            r"scales must be a whole number in 1 ... 4",
+            lambda t: t.decode(integers(1, 4, 16), scales=2),
+            "2 of 4 scales cannot be decoded alone.*decoder_attention: scale_causal",
         ),
+        (lambda t: tile_codes(integers(1, 4, 32), 4, (2, 16)), "token_grid 2 x 16 does not fit"),
         (
-            lambda t: t.decode(torch.zeros(1, 4, 32, dtype=torch.int64), token_grid=(4,)),
-            r"token_grid is \(rows, columns\)",
+            lambda t: decode_codes(t, ImageCodes(integers(4, 32), (64, 128), (4, 4))),
+            "token_grid 4 x 4 does not fit 32 codes",
         ),
         (lambda t: pad(torch.rand(3, 8, 8), 4), r"pad takes images \[B, C, H, W\]"),
-        (lambda t: t.decode(torch.zeros(1, 4, 16)), r"codes must be integers"),
-        (lambda t: t.decode(torch.full((1, 4, 16), 64)), r"must lie in 0 ... 63"),
     ],
 )
-def test_bad_input_gets_a_sentence(call, sentence):
+def test_refusals(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call(tokenizer_of("sit4"))
-
-
-def test_a_checkpoint_opens_by_itself_and_refuses_what_it_is_not(tmp_path):
-    from sitlib.model.generator import AutoregressiveModel
-
-    tokenizer, images = tokenizer_of("sit4"), photographs()
-    tokenizer.fit_normalization(images)
-    path = tmp_path / "tokenizer.safetensors"
-    tokenizer.save(path, run="x")
-    again = SpectralTokenizer.from_checkpoint(path)
-    assert again.config == tokenizer.config and torch.equal(
-        again.reconstruct(images), tokenizer.reconstruct(images)
-    )
-    with pytest.raises(ValueError, match="SpectralTokenizer in its metadata"):
-        AutoregressiveModel.from_checkpoint(path)
-    with pytest.raises(FileNotFoundError, match="make repro"):
-        SpectralTokenizer.from_checkpoint(tmp_path / "none.safetensors")
-    path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(ValueError, match="not a complete safetensors file"):
-        SpectralTokenizer.from_checkpoint(path)

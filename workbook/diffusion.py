@@ -8,15 +8,13 @@ after replacing each vector by its nearest code, so reconstruction limits it as 
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sitlib.files import load_model, save_model
 from sitlib.model.config import require_heads
-from sitlib.model.transformer import SequenceLayout, Transformer
+from sitlib.model.sequence import Transformer
 from sitlib.strict import Strict, require
 
 TIME_FREQUENCIES = 64
@@ -98,7 +96,7 @@ class DiffusionModel(nn.Module):
         )
         x_BTC = self.embed(vectors.flatten(1, 2)) + self.position
         x_BTC = torch.cat([told, x_BTC], dim=1)
-        x_BTC = self.transformer(x_BTC, SequenceLayout(1, x_BTC.shape[1], "full"))
+        x_BTC = self.transformer(x_BTC)
         return self.to_velocity(x_BTC[:, 2:]).view(shape)
 
     def loss(self, vectors: Tensor, labels: Tensor, noise: Tensor, time: Tensor) -> Tensor:
@@ -153,15 +151,6 @@ class DiffusionModel(nn.Module):
     def unconditional(self, labels: Tensor) -> Tensor:
         """The ids of the same shape that say nothing."""
         return torch.full_like(labels, self.no_class)
-
-    def save(self, path: str | Path, **about: str) -> None:
-        """Writes weights and configuration to one safetensors file."""
-        save_model(path, self, **about)
-
-    @classmethod
-    def from_checkpoint(cls, path: str | Path) -> "DiffusionModel":
-        """The model in a file that `save` wrote, in evaluation mode."""
-        return load_model(path, cls)
 
 
 def _to_unit_variance(vectors: Tensor) -> Tensor:

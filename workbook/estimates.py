@@ -29,7 +29,6 @@ from sitlib.metrics.networks import PerceptualDistance
 from sitlib.model.config import TokenizerConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig, code_nats
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.model.transformer import Transformer
 from sitlib.train.config import TokenizerTraining
 from sitlib.train.discriminator import Discriminator, discriminator_loss, generator_loss
 from sitlib.train.losses import TokenizerLoss
@@ -146,7 +145,7 @@ def cost(
         )  # RMSNorm in mixed precision
         made = subject()
         for module in (part for model in made.models for part in model.modules()):
-            if isinstance(module, Transformer):
+            if hasattr(module, "gradient_checkpointing"):
                 module.gradient_checkpointing = gradient_checkpointing
 
         def autocast(call: Step) -> Step:

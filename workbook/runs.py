@@ -14,14 +14,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import yaml
 from braceexpand import braceexpand
+from torch import nn
 
 from sitlib.data.manifest import SUFFIX as MANIFEST_SUFFIX
 from sitlib.data.manifest import sha256_of
-from sitlib.files import DiskError, Row, read_csv, read_metadata, write_csv
+from sitlib.files import DiskError, Row, load_model, read_csv, read_metadata, save_model, write_csv
 from sitlib.model.config import AutoregressiveConfig, TokenizerConfig
 from sitlib.strict import digest
 from sitlib.train.checkpoint import StateError, locked
@@ -167,18 +168,7 @@ class Run(Protocol):
     def source(self) -> str: ...
 
 
-class Kept(Protocol):
-    """A model that is kept in a file."""
-
-    @classmethod
-    def from_checkpoint(cls, path: str | Path) -> Self: ...
-
-    def save(self, path: str | Path, **about: str) -> None: ...
-
-    def cpu(self) -> Self: ...
-
-
-Model = TypeVar("Model", bound=Kept)
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass
@@ -203,7 +193,7 @@ def trained(
 
     Args:
         kind, variant: name the model's files, with the seed of the run.
-        model_class: has `from_checkpoint` and `save`.
+        model_class: for `load_model`.
         train_now: trains with resumable checkpoints in the folder that it is given; returns the model and its training curve.
         pipeline: train, and write the pipeline's files, as its stages do, unless this very run had finished and the pipeline has not gone
             through since then (`workbook.finished`). Otherwise take the pipeline's result if it is of this very
@@ -242,7 +232,8 @@ def trained(
         model, rows = train_now(checkpoints)
         if is_first:
             write_csv(files.curve, rows)
-            model.cpu().save(files.model, run=key, name=f"{kind}/{variant}-seed{run.seed}")
+            name = f"{kind}/{variant}-seed{run.seed}"
+            save_model(files.model, model.cpu(), run=key, name=name)
             if pipeline:
                 finished.keep(files.by_name)
             with (
@@ -264,7 +255,7 @@ class _Files:
         return {"model.safetensors": self.model, "curve.csv": self.curve}
 
     def load(self, model_class: type[Model]) -> Trained[Model]:
-        return Trained(model_class.from_checkpoint(self.model), read_csv(self.curve), self.model)
+        return Trained(load_model(self.model, model_class), read_csv(self.curve), self.model)
 
 
 def _pipeline_files(kind: str, variant: str, seed: int) -> _Files:

@@ -15,6 +15,7 @@ from sitlib.metrics.codebook import code_counts, statistics_of_counts
 from sitlib.metrics.weights import fetch_weights
 from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer, TokenizerOutput
+from sitlib.train.codebooks import initialize_codebooks, update_codebooks
 from sitlib.train.config import EngineConfig
 from sitlib.train.discriminator import (
     Discriminator,
@@ -133,7 +134,7 @@ def train_tokenizer(
         if codes is None:
             sample = views(0, data.normalization_views).to(device)
             tokenizer.fit_normalization(sample)
-            tokenizer.initialize_codebooks(sample)
+            initialize_codebooks(tokenizer, sample)
 
     batch_size = run.training.optimizer.batch_size
 
@@ -208,7 +209,7 @@ def _phases(run: TokenizerRun, tokenizer: SpectralTokenizer, device: torch.devic
         images_seen += len(codes)
         if tokenizer.encoder_is_frozen:
             return {}
-        moved = tokenizer.update_codebooks(whole, training.loss.restart_after)
+        moved = update_codebooks(tokenizer, whole, training.loss.restart_after)
         for codebook, codes in zip(tokenizer.codebooks, moved, strict=True):
             for moment in ("exp_avg", "exp_avg_sq"):  # a code that was moved has no history
                 if codebook.weight in optimizer.state:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sitlib.cli.options import UsageError, given
+from sitlib.files import load_model
 from sitlib.paths import resolve
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def load_tokenizer(path: Path, options: argparse.Namespace) -> NamedTokenizer:
     from sitlib.files import read_metadata
     from sitlib.model.tokenizer import SpectralTokenizer
 
-    model = SpectralTokenizer.from_checkpoint(path).to(device_of(options)).requires_grad_(False)
+    model = load_model(path, SpectralTokenizer).to(device_of(options)).requires_grad_(False)
     about = read_metadata(path)
     return NamedTokenizer(model, about.get("name", path.name), about.get("run"))
 
@@ -156,7 +157,7 @@ def chosen_generator(options: argparse.Namespace) -> Generator:
 
     name = given(options.model, options.text is not None)
     path = checkpoint_path(name, "autoregressive", "--model")
-    model = AutoregressiveModel.from_checkpoint(path).to(device_of(options)).requires_grad_(False)
+    model = load_model(path, AutoregressiveModel).to(device_of(options)).requires_grad_(False)
     class_id = _class_id(model, options.class_name, name)
     _check_text(model, options.text, name)
     variant = model.config.transformer.tokenizer

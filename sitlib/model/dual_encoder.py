@@ -6,13 +6,11 @@ side a transformer. Similarities compare with those of the same dual encoder onl
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sitlib.files import load_model, save_model
 from sitlib.model.text import TextEncoder, TextTokenizer
 from sitlib.train.config import DualEncoderConfig
 
@@ -88,15 +86,6 @@ class DualEncoder(nn.Module):
     def limit_scale(self) -> None:
         """Keeps the learned factor at 100 or less; called after every update, because a clamp in the loss would stop its gradient."""
         self.log_scale.clamp_(max=math.log(LARGEST_SCALE))
-
-    def save(self, path: str | Path, **about: str) -> None:
-        """Writes weights and configuration, the text tokenizer included, to one safetensors file."""
-        save_model(path, self, **about)
-
-    @classmethod
-    def from_checkpoint(cls, path: str | Path) -> "DualEncoder":
-        """The model in a file that `save` wrote, in evaluation mode."""
-        return load_model(path, cls)
 
 
 def contrastive_loss(logits: Tensor, names: Tensor) -> Tensor:

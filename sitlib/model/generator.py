@@ -6,24 +6,15 @@ Drawing codes from the predicted probabilities is the work of `sitlib.sample.gen
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sitlib.files import load_model, save_model
 from sitlib.model.config import AutoregressiveConfig, SamplingConfig
-from sitlib.model.precision import precisely
+from sitlib.model.sequence import BlockOptions, Context, KVCache, Transformer, rope_freqs
 from sitlib.model.text import TextEncoder, TextTokenizer
-from sitlib.model.transformer import (
-    BlockOptions,
-    Context,
-    KVCache,
-    SequenceLayout,
-    Transformer,
-    rope_freqs,
-)
+from sitlib.model.transformer import in_weight_dtype
 
 EMBEDDING_STD = 0.5  # of every embedding: the size of what the first block adds to it
 
@@ -105,7 +96,7 @@ class AutoregressiveModel(nn.Module):
                 nn.init.normal_(module.weight, std=EMBEDDING_STD)
 
         # -- transformer, text encoder of the same blocks, one head for each codebook
-        size = (c.width, c.heads, c.mlp_ratio, 1, c.dropout)
+        size = (c.width, c.heads, c.mlp_ratio, c.dropout)
         blocks = BlockOptions(c.norm, c.mlp, c.bias, c.qk_norm)
         reading = replace(blocks, cross_attention=c.text is not None)
         self.transformer = Transformer(c.layers, *size, reading)
@@ -134,9 +125,8 @@ class AutoregressiveModel(nn.Module):
         prefix_B1C, context = self._embed_condition(cond)
         x_BTC = torch.cat([prefix_B1C, self._embed_codes(codes.flatten(1)[:, :-1])], dim=1)
         x_BTC = F.dropout(x_BTC, self.config.transformer.dropout, self.training)
-        layout = SequenceLayout(1, self.num_tokens, "causal")
         rope_2TF = self._rope(x_BTC.device)
-        x_BTC = self.transformer(x_BTC, layout, rope_2TF=rope_2TF, context=context)
+        x_BTC = self.transformer(x_BTC, True, rope_2TF=rope_2TF, context=context)
         logits = [
             head(x_BTC[:, start:end])
             for head, (start, end) in zip(self.heads, self._spans, strict=True)
@@ -191,11 +181,8 @@ class AutoregressiveModel(nn.Module):
         rope_2TF, count = state.rope_2TF, x_BTC.shape[1]
         if rope_2TF is not None:
             rope_2TF = rope_2TF[:, state.cache.rows(count)]
-        layout = SequenceLayout(1, count, "causal")
-        x_BTC = self.transformer(
-            x_BTC, layout, state.cache, rope_2TF=rope_2TF, context=state.context
-        )
-        return precisely(self.heads[self._codebook_at[state.cache.length - 1]], x_BTC[:, -1])
+        x_BTC = self.transformer(x_BTC, True, state.cache, rope_2TF=rope_2TF, context=state.context)
+        return in_weight_dtype(self.heads[self._codebook_at[state.cache.length - 1]], x_BTC[:, -1])
 
     # -- inputs -------------------------------------------------------------------------------
 
@@ -238,17 +225,6 @@ class AutoregressiveModel(nn.Module):
         places_TP = torch.stack([index // side, index % side], dim=1) + 1
         places_TP = torch.cat([places_TP.new_zeros(1, 2), places_TP])
         return rope_freqs(places_TP.float(), c.width // c.heads)
-
-    # -- files --------------------------------------------------------------------------------
-
-    def save(self, path: str | Path, **metadata: str) -> None:
-        """Write weights and configuration to one safetensors file."""
-        save_model(path, self, **metadata)
-
-    @classmethod
-    def from_checkpoint(cls, path: str | Path) -> "AutoregressiveModel":
-        """Read a model that `save` wrote, in evaluation mode."""
-        return load_model(path, cls)
 
 
 def code_nats(logits: Tensor, codes: Tensor) -> Tensor:

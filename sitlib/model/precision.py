@@ -1,11 +1,10 @@
 """The device that models run on, and its mixed precision: what it computes in where they are used, and layers that stay precise."""
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Model = TypeVar("Model", bound=nn.Module)
@@ -34,11 +33,6 @@ def precision(
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
-def mixed(device: torch.device) -> AbstractContextManager:
-    """Around the use of a trained model: on a GPU autocast in its precision, on a CPU nothing: results stay as precise as they are."""
-    return torch.autocast("cuda", DTYPES[precision()]) if device.type == "cuda" else nullcontext()
-
-
 def with_cast_layers(model: Model, dtype: torch.dtype, inside: type[nn.Module]) -> Model:
     """A copy whose linear layers within modules `inside` have weights of a type already; everything else is shared with `model`.
 
@@ -58,15 +52,3 @@ def with_cast_layers(model: Model, dtype: torch.dtype, inside: type[nn.Module]) 
         for parameter in layer.parameters():
             known[id(parameter)] = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
     return copy.deepcopy(model, known)
-
-
-def product_dtype(weight: Tensor) -> torch.dtype:
-    """Of products with a weight and of the attention to them: on a GPU that of the autocast around, elsewhere the weight's own."""
-    is_cast = weight.is_cuda and weight.dtype == torch.float32 and torch.is_autocast_enabled("cuda")
-    return torch.get_autocast_dtype("cuda") if is_cast else weight.dtype
-
-
-def precisely(layers: nn.Module, x: Tensor) -> Tensor:
-    """`layers(x)` in the precision of their weights, also under autocast: for small layers whose rounding no other layer can mend."""
-    with torch.autocast(x.device.type, enabled=False):
-        return layers(x.to(next(layers.parameters()).dtype))

@@ -1,93 +1,78 @@
-"""One codebook with an l2-normalized, low-dimensional lookup (ViT-VQGAN, arXiv 2110.04627, section 3.2).
-
-Encoder outputs and codes both live on the unit sphere of a few dimensions, where the nearest code is the one with the largest dot
-product. Codes follow the gradient, as in ViT-VQGAN, or moving averages of the outputs that chose them (VQ-VAE-2, arXiv 1906.00446).
-Gradients pass the lookup straight through, or are rotated with the vector (arXiv 2410.06424). Codes start at k-means centres, and dead
-ones restart at current encoder outputs (SoundStream, arXiv 2107.03312). Knows nothing of scales.
-"""
+"""Quantizers: latents -> codes of a codebook. A new one is a class here and a line in `QUANTIZERS`."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sitlib.train.distributed import (
-    num_processes,
-    of_first_process,
-    process_index,
-    sum_over_processes,
-)
-
-SIMILARITIES = 2**28  # of vectors and codes, in memory at a time while k-means runs: 1 GiB
+KMEANS_SIMILARITIES = 2**28  # of latents and codes in memory at a time: 1 GiB
 
 
 @dataclass
 class Quantized:
-    """What a codebook makes of vectors [..., D]."""
+    """Codes of latents [..., D]."""
 
-    vectors: Tensor  # [..., D] the chosen codes, with the gradient of the input (straight-through)
+    vectors: Tensor  # [..., D] quantized latents, with a gradient to the latents
     codes: Tensor  # [...] int64
-    commitment_loss: (
-        Tensor  # [...] mean over D of the squared distance to the code, which is held fixed
-    )
+    commitment_loss: Tensor  # [...] mean squared distance to the code, which is held fixed
     codebook_loss: Tensor  # [...] the same distance, moving the code instead
 
 
 class Codebook(nn.Module):
-    """`num_codes` unit vectors of `dim` dimensions.
+    """l2-normalized vector quantizer (ViT-VQGAN, arXiv 2110.04627, section 3.2).
+
+    Latents and codes lie on the unit sphere of a few dimensions. A subclass overrides `forward`
+    and `lookup`, and what does not apply to it below them.
 
     Args:
-        num_codes: size of the vocabulary.
-        dim: dimension of the lookup space (8 to 32 keeps all codes in use).
-        learning: "gradient" of the codebook loss, or "ema": `ema_update` moves codes to the mean of the outputs that choose them.
-        decay: of these moving averages.
-        gradient: "straight_through" copies the gradient of the code to the output; "rotation" turns it by the angle between them.
+        num_codes: size of the vocabulary K.
+        dim: dimension D of the lookup space (8 to 32 keeps all codes in use).
+        update: codes follow the "gradient" of the codebook loss, or an "ema" of the latents that
+            chose them (VQ-VAE-2, arXiv 1906.00446).
+        decay: of the moving average.
+        gradient: "straight_through" copies the gradient of the code to the latent; "rotation"
+            rotates it by the angle between them (arXiv 2410.06424).
     """
 
     def __init__(
         self,
         num_codes: int,
         dim: int,
-        learning: Literal["gradient", "ema"] = "gradient",
+        update: Literal["gradient", "ema"] = "gradient",
         decay: float = 0.99,
         gradient: Literal["straight_through", "rotation"] = "straight_through",
     ):
         super().__init__()
-        self.learning, self.decay, self.gradient = learning, decay, gradient
+        self.num_codes, self.update, self.decay, self.gradient = num_codes, update, decay, gradient
         weight = F.normalize(torch.randn(num_codes, dim), dim=-1)
-        self.weight = nn.Parameter(weight, requires_grad=learning == "gradient")
+        self.weight = nn.Parameter(weight, requires_grad=update == "gradient")  # [K, D]
         self.register_buffer("steps_unused", torch.zeros(num_codes, dtype=torch.int64))
-        if learning == "ema":  # as if every code had been chosen once, by an output like itself
-            self.register_buffer("chosen_sum", weight.clone())
-
-    @property
-    def num_codes(self) -> int:
-        return self.weight.shape[0]
+        if update == "ema":  # as if a latent equal to each code had chosen it once
+            self.register_buffer("ema_sum", weight.clone())
 
     def forward(self, z: Tensor) -> Quantized:
-        """Nearest codes of `z` [..., D], which need not be normalized."""
+        """Nearest codes of latents [..., D], which need not be normalized."""
         z = F.normalize(z, dim=-1)
         codes = self.nearest(z)
-        chosen = self.lookup(codes)
+        q = self.lookup(codes)
+        vectors = z + (q - z).detach()  # value of q, gradient of z
+        if self.gradient == "rotation":
+            vectors = _rotate(z, q.detach())
         return Quantized(
-            vectors=_rotated(z, chosen.detach())
-            if self.gradient == "rotation"
-            else z + (chosen - z).detach(),
-            codes=codes,
-            commitment_loss=(z - chosen.detach()).square().mean(-1),
-            codebook_loss=(z.detach() - chosen).square().mean(-1),
+            vectors,
+            codes,
+            commitment_loss=(z - q.detach()).square().mean(-1),
+            codebook_loss=(z.detach() - q).square().mean(-1),
         )
 
+    @torch.no_grad()
     def nearest(self, z: Tensor) -> Tensor:
-        """Codes [...] int64 of unit vectors [..., D]: on the sphere the nearest code has the largest dot product."""
-        with torch.no_grad():
-            return (
-                (z.reshape(-1, z.shape[-1]) @ F.normalize(self.weight, dim=-1).T)
-                .argmax(-1)
-                .view(z.shape[:-1])
-            )
+        """Codes [...] of unit vectors [..., D]: on the sphere, those of the largest dot product."""
+        similarity = z.reshape(-1, z.shape[-1]) @ F.normalize(self.weight, dim=-1).T  # [M, K]
+        return similarity.argmax(-1).view(z.shape[:-1])
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Unit vectors [..., D] of codes [...]."""
@@ -95,91 +80,106 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def initialize(self, z: Tensor, iterations: int = 20) -> None:
-        """Spherical k-means on encoder outputs [M, D]: the codes start where the data is.
+        """Start the codes at centroids of spherical k-means of latents [..., D].
 
         Raises:
-            ValueError: fewer vectors than codes.
+            ValueError: fewer latents than codes.
         """
-        z = F.normalize(z.reshape(-1, z.shape[-1]), dim=-1)
+        z = F.normalize(z.reshape(-1, z.shape[-1]), dim=-1)  # [M, D]
         if len(z) < self.num_codes:
             raise ValueError(
-                f"k-means needs at least {self.num_codes} vectors for as many codes, it was given {len(z)}."
+                f"k-means of {self.num_codes} codes needs at least {self.num_codes} vectors, "
+                f"not {len(z)}."
             )
-        centres = z[torch.randperm(len(z), device=z.device)[: self.num_codes]].clone()
-        rows = max(1, SIMILARITIES // self.num_codes)
+        centroids = z[torch.randperm(len(z), device=z.device)[: self.num_codes]].clone()
+        rows = max(1, KMEANS_SIMILARITIES // self.num_codes)
         for _ in range(iterations):
-            owner = torch.cat([(part @ centres.T).argmax(-1) for part in z.split(rows)])
-            sums = torch.zeros_like(centres).index_add_(0, owner, z)
-            empty = torch.bincount(owner, minlength=self.num_codes) == 0
+            nearest = torch.cat([(part @ centroids.T).argmax(-1) for part in z.split(rows)])
+            sums = torch.zeros_like(centroids).index_add_(0, nearest, z)
+            empty = torch.bincount(nearest, minlength=self.num_codes) == 0
             sums[empty] = z[torch.randint(len(z), (int(empty.sum()),), device=z.device)]
-            centres = F.normalize(sums, dim=-1)
-        self._place(torch.ones(self.num_codes, dtype=torch.bool, device=z.device), centres)
+            centroids = F.normalize(sums, dim=-1)
+        self._move(torch.ones(self.num_codes, dtype=torch.bool, device=z.device), centroids)
 
     @torch.no_grad()
     def ema_update(self, z: Tensor, codes: Tensor) -> None:
-        """With learning "ema": moves every code towards the mean of the outputs `z` [..., D] that chose it as `codes` [...].
+        """With update "ema", move each code towards the mean of latents [..., D] that chose it.
 
-        Of several processes each gives its own outputs, and all move their codes by those of all.
+        Every rank gives its own latents and codes [...]; all move their codes alike.
         """
-        if self.learning != "ema":
+        if self.update != "ema":
             return
         z, codes = F.normalize(z.reshape(-1, z.shape[-1]), dim=-1), codes.reshape(-1)
-        sums = sum_over_processes(torch.zeros_like(self.chosen_sum).index_add_(0, codes, z))
-        chosen = (
-            self._count(codes)[:, None] > 0
-        )  # the others stay: a sum that only decays would vanish
-        self.chosen_sum.copy_(
-            torch.where(chosen, self.chosen_sum.lerp(sums, 1 - self.decay), self.chosen_sum)
-        )
-        self.weight.copy_(torch.where(chosen, F.normalize(self.chosen_sum, dim=-1), self.weight))
+        sums = _sum_over_ranks(torch.zeros_like(self.ema_sum).index_add_(0, codes, z))
+        used = self._count(codes)[:, None] > 0  # unused codes stay: their sum would decay to 0
+        ema = self.ema_sum.lerp(sums, 1 - self.decay)
+        self.ema_sum.copy_(torch.where(used, ema, self.ema_sum))
+        self.weight.copy_(torch.where(used, F.normalize(self.ema_sum, dim=-1), self.weight))
 
     @torch.no_grad()
     def reset_dead_codes(self, z: Tensor, codes: Tensor, after: int) -> Tensor:
-        """Counts use, and moves codes unused for `after` steps onto random vectors of `z` [M, D].
+        """Move codes unused for `after` steps (0: never) onto random latents (arXiv 2107.03312).
 
-        Of several processes each gives its own vectors and codes. A code is unused if no process used it, the vectors are drawn from those
-        of all, and all processes move the same codes to the same places.
+        Every rank gives its latents [..., D] and codes [...] of this step. A code is dead if no
+        rank used it; the new places are drawn from the latents of all, the same on every rank.
 
         Returns:
-            bool [num_codes], True for the codes that were moved, so that the optimizer can forget their history.
+            bool [K], True for moved codes, whose history the optimizer should forget.
         """
         used = self._count(codes.reshape(-1)) > 0
         self.steps_unused.add_(1).masked_fill_(used, 0)
         if not after:
             return torch.zeros_like(used)
         dead = self.steps_unused >= after
-        z = F.normalize(z.reshape(-1, z.shape[-1]), dim=-1)
-        if (
-            dead.is_cuda
-        ):  # to know how many are needed one would have to wait for the GPU: one for every code
-            places = torch.randint(num_processes() * len(z), dead.shape, device=z.device)
+        z = F.normalize(z.reshape(-1, z.shape[-1]), dim=-1)  # [M, D]
+        rank, world_size = _rank_and_world_size()
+        if dead.is_cuda:  # counting the dead would wait for the GPU: draw for every code
+            source = torch.randint(world_size * len(z), dead.shape, device=z.device)
         elif not dead.any():
             return dead
         else:
-            places = torch.zeros_like(self.steps_unused)
-            places[dead] = torch.randint(num_processes() * len(z), (int(dead.sum()),))
-        here = of_first_process(places) - process_index() * len(z)
-        is_mine = (here >= 0) & (here < len(z))
-        vectors = torch.where(is_mine[:, None], z[here.clamp(0, len(z) - 1)], 0.0)
-        self._place(dead, sum_over_processes(vectors))
+            source = torch.zeros_like(self.steps_unused)
+            source[dead] = torch.randint(world_size * len(z), (int(dead.sum()),))
+        if world_size > 1:
+            dist.broadcast(source, src=0)
+        source = source - rank * len(z)  # row of z, where the latent is this rank's
+        is_mine = (source >= 0) & (source < len(z))
+        vectors = torch.where(is_mine[:, None], z[source.clamp(0, len(z) - 1)], 0.0)
+        self._move(dead, _sum_over_ranks(vectors))
         return dead
 
     def _count(self, codes: Tensor) -> Tensor:
-        """How often each code was chosen, over all processes: int64 [num_codes]. (A GPU has to be waited for in `bincount`.)"""
+        """How often all ranks used each code: int64 [K]. `bincount` would wait for the GPU."""
         counts = torch.zeros_like(self.steps_unused).index_add_(0, codes, torch.ones_like(codes))
-        return sum_over_processes(counts)
+        return _sum_over_ranks(counts)
 
-    def _place(self, moved: Tensor, vectors: Tensor) -> None:
-        """Puts the codes `moved`, bool [num_codes], at their unit vectors [num_codes, D], without a history."""
+    def _move(self, moved: Tensor, vectors: Tensor) -> None:
+        """Place the codes `moved`, bool [K], at unit vectors [K, D], without a history."""
         self.weight.copy_(torch.where(moved[:, None], vectors, self.weight))
         self.steps_unused.masked_fill_(moved, 0)
-        if self.learning == "ema":
-            self.chosen_sum.copy_(torch.where(moved[:, None], vectors, self.chosen_sum))
+        if self.update == "ema":
+            self.ema_sum.copy_(torch.where(moved[:, None], vectors, self.ema_sum))
 
 
-def _rotated(z: Tensor, chosen: Tensor) -> Tensor:
-    """`chosen` as the constant rotation of z that takes one unit vector [..., D] to the other: the gradient is turned with it."""
-    start = z.detach()
-    between = F.normalize(start + chosen, dim=-1)
-    mirrored = z - 2 * (z * between).sum(-1, keepdim=True) * between
-    return mirrored + 2 * (z * start).sum(-1, keepdim=True) * chosen
+# TokenizerConfig.quantizer -> class, called with the arguments of `Codebook`
+QUANTIZERS: dict[str, type[Codebook]] = {"codebook": Codebook}
+
+
+def _rotate(z: Tensor, q: Tensor) -> Tensor:
+    """The value of q as a fixed rotation of z, both unit vectors [..., D]: it turns the gradient."""
+    z0 = z.detach()
+    middle = F.normalize(z0 + q, dim=-1)
+    reflected = z - 2 * (z * middle).sum(-1, keepdim=True) * middle  # two reflections: a rotation
+    return reflected + 2 * (z * z0).sum(-1, keepdim=True) * q
+
+
+def _rank_and_world_size() -> tuple[int, int]:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def _sum_over_ranks(x: Tensor) -> Tensor:
+    if _rank_and_world_size()[1] > 1:
+        dist.all_reduce(x)
+    return x

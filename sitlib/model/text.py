@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
-from sitlib.model.transformer import SequenceLayout, Transformer
+from sitlib.model.sequence import Transformer
 
 _SPECIAL = 2  # ids of padding and end come first; `tokenizers` knows nothing of them
 SMALLEST_VOCABULARY = _SPECIAL + 256  # every byte has an id, so that any text can be encoded
@@ -176,5 +176,4 @@ class TextEncoder(nn.Module):
         mask_BL, length = tokens_BL != 0, tokens_BL.shape[1]
         position = torch.arange(length, device=tokens_BL.device)
         x_BLC = self.token_embedding(tokens_BL) + self.position_embedding(position)
-        layout = SequenceLayout(1, length, "full")
-        return self.transformer(x_BLC, layout, key_mask=mask_BL), mask_BL
+        return self.transformer(x_BLC, mask_BT=mask_BL), mask_BL

@@ -1,89 +1,117 @@
-"""Images larger than a tokenizer's square, and of any shape: cut into squares, and put together again; padded, and unpadded.
+"""Images of any size: padded, cut into tiles that the tokenizer takes, and put together again.
 
-A tokenizer knows squares of one side. A larger image is a batch of squares to it, so that a long panorama costs what its squares cost and
-is encoded as well as they are. Codes of all squares are kept as one grid, row-major over the whole image.
+A long panorama costs what its tiles cost. Codes of all tiles are kept as one grid.
 """
 
+from dataclasses import dataclass
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sitlib.model.tokenizer import SpectralTokenizer
+
+BATCH = 64  # tiles at a time: memory does not grow with the image
+
+
+@dataclass
+class ImageCodes:
+    """Codes of an image of any size."""
+
+    codes: Tensor  # [k, N] int64, coarsest scale first, row-major over the tokens of the image
+    size: tuple[int, int]  # height and width of the image, px
+    token_grid: tuple[int, int]  # rows and columns of tokens, those of the padding included
+
+    def size_at(self, scales: int) -> tuple[int, int]:
+        """Height and width in px of the image of the first `scales` scales."""
+        factor = 2 ** (len(self.codes) - scales)
+        return -(-self.size[0] // factor), -(-self.size[1] // factor)
+
+
+def encode_image(tokenizer: SpectralTokenizer, image: Tensor) -> ImageCodes:
+    """Encode an image [1, 3, H, W] in [0, 1] of any size, padded at the right and the bottom."""
+    side, grid_size = tile_side(tokenizer, image), tokenizer.config.grid
+    padded, size = pad(image, side)
+    tiles, (rows, columns) = tile_images(padded, side)
+    codes = torch.cat([tokenizer.encode(batch) for batch in tiles.split(BATCH)])  # [R K, k, g^2]
+    codes = untile_codes(codes, rows, columns, grid_size)[0]
+    return ImageCodes(codes, size, (rows * grid_size, columns * grid_size))
+
+
+def decode_codes(
+    tokenizer: SpectralTokenizer, image: ImageCodes, scales: int | None = None
+) -> Tensor:
+    """Decode an image [1, 3, h, w] in [0, 1]; from the first scales alone, a smaller one.
+
+    With `scales` of k scales its sides are 1 / 2^(k - scales) of the whole image's, rounded up.
+
+    Raises:
+        ValueError: codes or a number of scales that this tokenizer cannot have produced.
+    """
+    scales = len(image.codes) if scales is None else scales
+    codes, (rows, columns) = tile_codes(image.codes[None], tokenizer.config.grid, image.token_grid)
+    tiles = torch.cat([tokenizer.decode(batch, scales) for batch in codes.split(BATCH)])
+    return unpad(untile_images(tiles, rows, columns), image.size_at(scales))
+
+
+def tile_side(tokenizer: SpectralTokenizer, image: Tensor) -> int:
+    """Side in px of an image's tiles: the smallest that holds all of it, else the largest."""
+    sides = [side for side in tokenizer.sizes if side >= max(image.shape[2:])]
+    return sides[0] if sides else tokenizer.sizes[-1]
+
 
 def tile_images(images: Tensor, side: int) -> tuple[Tensor, tuple[int, int]]:
-    """[B, C, R side, K side] -> squares [B R K, C, side, side], and (R, K)."""
-    rows, columns = images.shape[2] // side, images.shape[3] // side
-    x = images.unflatten(3, (columns, side)).unflatten(2, (rows, side))  # [B, C, R, side, K, side]
-    return x.permute(0, 2, 4, 1, 3, 5).flatten(0, 2), (rows, columns)
+    """[B, C, R side, K side] -> tiles [B R K, C, side, side], and (R, K)."""
+    B, C, H, W = images.shape
+    R, K = H // side, W // side
+    x = images.reshape(B, C, R, side, K, side).permute(0, 2, 4, 1, 3, 5)
+    return x.reshape(B * R * K, C, side, side), (R, K)
 
 
-def untile_images(squares: Tensor, rows: int, columns: int) -> Tensor:
-    """Inverse of `tile_images`."""
-    x = squares.unflatten(0, (len(squares) // (rows * columns), rows, columns)).permute(
-        0, 3, 1, 4, 2, 5
-    )  # [B, C, R, side, K, side]
-    return x.flatten(4, 5).flatten(2, 3)
-
-
-def untile_codes(codes: Tensor, rows: int, columns: int, grid: int) -> Tensor:
-    """Codes [B R K, k, grid^2] of squares -> [B, k, R K grid^2], row-major over the tokens of the whole image."""
-    batch = len(codes) // (rows * columns)
-    x = codes.unflatten(2, (grid, grid)).unflatten(
-        0, (batch, rows, columns)
-    )  # [B, R, K, k, grid, grid]
-    return x.permute(0, 3, 1, 4, 2, 5).flatten(2)
+def untile_images(tiles: Tensor, rows: int, columns: int) -> Tensor:
+    """Tiles [B R K, C, side, side] -> [B, C, R side, K side]."""
+    BRK, C, side, _ = tiles.shape
+    B = BRK // (rows * columns)
+    x = tiles.reshape(B, rows, columns, C, side, side).permute(0, 3, 1, 4, 2, 5)
+    return x.reshape(B, C, rows * side, columns * side)
 
 
 def tile_codes(
-    codes: Tensor, grid: int, token_grid: tuple[int, int] | None = None
+    codes: Tensor, grid_size: int, token_grid: tuple[int, int]
 ) -> tuple[Tensor, tuple[int, int]]:
-    """Inverse of `untile_codes`: codes [B, k, N] -> those of squares [B R K, k, grid^2], and (R, K).
-
-    Args:
-        grid: tokens per side of a square.
-        token_grid: rows and columns of tokens in the whole image; those of one square by default.
+    """Codes [B, k, N] of images of (rows, columns) tokens -> those of tiles [B R K, k, g^2], (R, K).
 
     Raises:
         ValueError: N codes do not make such a grid.
     """
-    num_tokens = codes.shape[2]
-    if token_grid is None:
-        if (
-            num_tokens != grid**2
-        ):  # even where N is a square number: a wide image would come back scrambled
-            raise ValueError(
-                f"{num_tokens} codes a scale are of an image of several squares: say how many rows and columns of tokens it has, "
-                f"decode(codes, token_grid=(rows, columns)), multiples of {grid}."
-            )
-        token_grid = (grid, grid)
-    if len(token_grid) != 2:
-        raise ValueError(f"token_grid is (rows, columns) of tokens, not {token_grid}.")
-    height, width = token_grid
-    if height * width != num_tokens or min(height, width) < 1 or height % grid or width % grid:
+    rows, columns = token_grid
+    if rows * columns != codes.shape[2] or rows % grid_size or columns % grid_size:
         raise ValueError(
-            f"token_grid {height} x {width} does not fit {num_tokens} codes a scale: its sides are multiples of {grid} and their "
-            "product is the number of codes."
+            f"token_grid {rows} x {columns} does not fit {codes.shape[2]} codes a scale: its sides "
+            f"are multiples of {grid_size} and their product is the number of codes."
         )
-    rows, columns = height // grid, width // grid
-    x = codes.unflatten(2, (rows, grid, columns, grid))  # [B, k, R, grid, K, grid]
-    return x.permute(0, 2, 4, 1, 3, 5).flatten(4, 5).flatten(0, 2), (rows, columns)
+    tiles, tile_grid = tile_images(codes.unflatten(2, (rows, columns)), grid_size)
+    return tiles.flatten(2), tile_grid
+
+
+def untile_codes(codes: Tensor, rows: int, columns: int, grid_size: int) -> Tensor:
+    """Codes of tiles [B R K, k, g^2] -> [B, k, R K g^2], row-major over the whole image."""
+    maps = codes.unflatten(2, (grid_size, grid_size))
+    return untile_images(maps, rows, columns).flatten(2)
 
 
 def pad(images: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
-    """Images [B, C, H, W] enlarged at the right and at the bottom, by repeating their last pixels, to sides that are multiples.
+    """Repeat the last pixels of images [B, C, H, W] at the right and bottom up to multiples.
 
     Returns:
-        The enlarged images, and (H, W) for `unpad`.
+        The padded images, and (H, W) for `unpad`.
     """
-    if images.ndim != 4:
+    if images.ndim != 4 or multiple < 1 or 0 in images.shape[2:]:
         raise ValueError(f"pad takes images [B, C, H, W], not {list(images.shape)}.")
-    height, width = images.shape[2:]
-    if multiple < 1 or height < 1 or width < 1:
-        raise ValueError(
-            f"an image of {height} x {width} px cannot be padded to multiples of {multiple}."
-        )
-    padded = F.pad(images, (0, -width % multiple, 0, -height % multiple), mode="replicate")
-    return padded, (height, width)
+    H, W = images.shape[2:]
+    return F.pad(images, (0, -W % multiple, 0, -H % multiple), mode="replicate"), (H, W)
 
 
 def unpad(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """The first `size` = (H, W) px of padded images [B, C, ., .]."""
+    """The first `size` = (H, W) px of padded images."""
     return images[:, :, : size[0], : size[1]]

@@ -1,55 +1,22 @@
-"""How an image is taken apart into scales and put together again, and which values of a scale make up a token.
+"""Transforms that SIT is compared with: an average-pooling pyramid, raster blocks, local wavelets.
 
-The model's way is the wavelet transform. The others are what it is compared with: an average-pooling pyramid, which has scales but no
-wavelets, and blocks of raster-scan patches, which have neither. All are exactly invertible. Knows nothing of learning.
+Each replaces the DWT of `SpectralGeometry` and is exactly invertible.
 """
 
-from typing import Literal
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sitlib.model.lifting import patch_dwt2, patch_idwt2
-from sitlib.model.patchify import SpectralGeometry
-from sitlib.model.wavelets import dwt2, idwt2
-
-Transform = Literal["wavelet", "pyramid", "raster"]
+from sitlib.model.patchify import TRANSFORMS, SpectralGeometry
 
 
-class WaveletScales(SpectralGeometry):
-    """Scales of a discrete wavelet transform (SIT, arXiv 2412.09607, section 4).
+class PyramidGeometry(SpectralGeometry):
+    """Laplacian pyramid (Burt and Adelson, 1983): scales without wavelets.
 
-    Args:
-        wavelet: any discrete wavelet of PyWavelets; with `patch_local` one that `sitlib.model.lifting` has.
-        patch_local: transform the part of the image that a token stands for by itself, mirrored at its borders, so that no coefficient
-            depends on the pixels of another token however long the filters are.
-    """
-
-    def __init__(
-        self, size: int, levels: int, grid: int, wavelet: str = "haar", patch_local: bool = False
-    ):
-        super().__init__(size, levels, grid)
-        self.wavelet, self.patch_local = wavelet, patch_local
-
-    def split(self, images: Tensor) -> list[Tensor]:
-        """Images [B, 3, H, H] -> one map [B, C_s, h_s, h_s] for every scale, coarsest first."""
-        if self.patch_local:
-            return patch_dwt2(images, self.wavelet, self.levels, self.grid)
-        return dwt2(images, self.wavelet, self.levels)
-
-    def merge(self, maps: list[Tensor]) -> Tensor:
-        """The inverse; the first k maps give an image of 1 / 2^(S - k) of the side."""
-        if self.patch_local:
-            return patch_idwt2(maps, self.wavelet, self.grid)
-        return idwt2(maps, self.wavelet)
-
-
-class PyramidScales(SpectralGeometry):
-    """Scales without wavelets: the averaged image, then what every doubling of its side adds (Burt and Adelson's pyramid, 1983).
-
-    A scale is the image averaged to its size minus the enlarged one of the scale before (bilinear), so there are a third more values
-    than pixels. Everything else is as with wavelets: equal grids, and the first k scales are the image of 1 / 2^(S - k) of the side.
+    Scale 1 is the averaged image; a later one is the image averaged to its size minus the enlarged
+    scale before. There are a third more values than pixels.
     """
 
     def scale_channels(self, scale: int) -> int:
@@ -58,83 +25,143 @@ class PyramidScales(SpectralGeometry):
     def scale_size(self, scale: int) -> int:
         return self.size >> (self.levels - scale + 1)
 
-    def split(self, images: Tensor) -> list[Tensor]:
-        """Images [B, 3, H, H] -> [B, 3, h_s, h_s] for every scale, coarsest first."""
+    def forward(self, images: Tensor) -> list[Tensor]:
         averaged = [images]
         for _ in range(self.levels):
-            averaged.append(F.avg_pool2d(averaged[-1], 2))
-        averaged.reverse()
-        details = [
-            large - _doubled(small)
-            for small, large in zip(averaged[:-1], averaged[1:], strict=True)
-        ]
-        return [averaged[0], *details]
+            averaged.insert(0, F.avg_pool2d(averaged[0], 2))
+        pairs = zip(averaged[:-1], averaged[1:], strict=True)
+        return [averaged[0], *(large - _enlarge(small) for small, large in pairs)]
 
-    def merge(self, maps: list[Tensor]) -> Tensor:
-        """The inverse; the first k maps give an image of 1 / 2^(S - k) of the side."""
+    def inverse(self, maps: list[Tensor]) -> Tensor:
         image = maps[0]
         for detail in maps[1:]:
-            image = _doubled(image) + detail
+            image = _enlarge(image) + detail
         return image
 
 
-class RasterBlocks(SpectralGeometry):
-    """No scales at all: pixel patches in raster order, cut into S runs of grid^2 tokens, as many as the model with scales has.
+def _enlarge(images: Tensor) -> Tensor:
+    return F.interpolate(images, scale_factor=2, mode="bilinear", align_corners=False)
 
-    What a "scale" is to the model with scales is here a horizontal stripe, so that attention from block to block and parameters of
-    their own for the first block can be had without a transform.
+
+class RasterGeometry(SpectralGeometry):
+    """No scales: pixel patches in raster order, cut into S stripes of as many tokens as a scale.
+
+    Separates what block-causal attention and typed parameters bring from what wavelets bring.
     """
 
-    def __init__(self, size: int, levels: int, grid: int):
-        super().__init__(size, levels, grid)
-        self.tokens_per_side = round(self.num_tokens**0.5)
-        if (
-            self.tokens_per_side**2 != self.num_tokens
-            or self.tokens_per_scale % self.tokens_per_side
-            or size % self.tokens_per_side
-        ):
+    def __init__(self, size: int, levels: int, grid_size: int, wavelet: str = "haar"):
+        super().__init__(size, levels, grid_size, wavelet)
+        self.columns = math.isqrt(self.num_tokens)
+        self.rows = self.tokens_per_scale // self.columns  # of patches in a stripe
+        if self.columns * self.rows * self.num_scales != self.columns**2 or size % self.columns:
             raise ValueError(
-                f"{self.num_tokens} raster tokens cannot tile a square in {self.num_scales} stripes of whole rows: use 3 levels."
+                f"{self.num_tokens} raster tokens cannot tile a square in {self.num_scales} "
+                "stripes of whole rows: use 3 levels."
             )
 
     def scale_channels(self, scale: int) -> int:
         return self.channels
 
     def patch_size(self, scale: int) -> int:
-        return self.size // self.tokens_per_side
+        return self.size // self.columns
 
-    def split(self, images: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor) -> list[Tensor]:
         """Images [B, 3, H, H] -> S stripes [B, 3, H / S, H], the top one first."""
         return list(images.chunk(self.num_scales, dim=2))
 
-    def merge(self, maps: list[Tensor]) -> Tensor:
-        """The inverse; the first k stripes give the upper k / S of the image."""
+    def inverse(self, maps: list[Tensor]) -> Tensor:
+        """The first k stripes give the upper k / S of the image."""
         return torch.cat(maps, dim=2)
 
-    def patchify(self, coefficients: list[Tensor]) -> list[Tensor]:
-        """Stripes [B, 3, H / S, H] -> token values [B, N, V] each, row-major."""
-        patch = self.patch_size(1)
-        return [F.unfold(x, patch, stride=patch).transpose(1, 2) for x in coefficients]
 
-    def unpatchify(self, values: list[Tensor]) -> list[Tensor]:
-        """Inverse of `patchify`."""
-        patch, shape = self.patch_size(1), (self.size // self.num_scales, self.size)
-        return [F.fold(x.transpose(1, 2), shape, patch, stride=patch) for x in values]
+# --- Wavelets of single patches by lifting --------------------------------------------------------
+# A filter longer than two taps reaches over the border of a patch, so that a token also depends on
+# its neighbors' pixels. Lifting takes the mirrored sample there, as JPEG 2000 does at the border
+# of a tile (ISO/IEC 15444-1, annex F): nothing leaks, and the number of values stays.
 
-
-Decomposition = WaveletScales | PyramidScales | RasterBlocks
-
-
-def decomposition(
-    transform: Transform, size: int, levels: int, grid: int, wavelet: str, patch_local: bool
-) -> Decomposition:
-    """The decomposition of images of `size` px that a configuration asks for."""
-    if transform == "pyramid":
-        return PyramidScales(size, levels, grid)
-    if transform == "raster":
-        return RasterBlocks(size, levels, grid)
-    return WaveletScales(size, levels, grid, wavelet, patch_local)
+# Alternating steps: odd samples change by the factor times the sum of their neighbors, then even.
+LIFTING_STEPS = {
+    "haar": (),  # two taps: no neighbors
+    "bior2.2": (-0.5, 0.25),  # LeGall 5/3
+    "bior4.4": (-1.586134342059924, -0.052980118572961, 0.882911075530934, 0.443506852043971),
+}
+CDF97_LOW_GAIN = 1.230174104914001  # of the low band after the four steps
 
 
-def _doubled(images: Tensor) -> Tensor:
-    return F.interpolate(images, scale_factor=2, mode="bilinear", align_corners=False)
+class LocalWaveletGeometry(SpectralGeometry):
+    """Wavelet transform of the part of the image that each token covers, by itself."""
+
+    def __init__(self, size: int, levels: int, grid_size: int, wavelet: str = "haar"):
+        super().__init__(size, levels, grid_size, wavelet)
+        if wavelet not in LIFTING_STEPS:
+            raise ValueError(
+                f"patch_local is a wavelet transform by {', '.join(LIFTING_STEPS)}, not {wavelet}."
+            )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        LL, details = self._to_patches(images), []
+        for _ in range(self.levels):
+            low, high = _split(LL, -1, self.wavelet)
+            (LL, H), (V, D) = (_split(x, -3, self.wavelet) for x in (low, high))
+            details.append(torch.cat([_to_map(band) for band in (H, V, D)], dim=1))
+        return [_to_map(LL), *reversed(details)]
+
+    def inverse(self, maps: list[Tensor]) -> Tensor:
+        LL = self._to_patches(maps[0])
+        for details in maps[1:]:
+            H, V, D = (self._to_patches(band) for band in details.chunk(3, dim=1))
+            low, high = _merge(LL, H, -3, self.wavelet), _merge(V, D, -3, self.wavelet)
+            LL = _merge(low, high, -1, self.wavelet)
+        return _to_map(LL)
+
+    def _to_patches(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, g, h, g, w]: rows of a patch at dimension -3, columns at -1."""
+        return x.unflatten(3, (self.grid_size, -1)).unflatten(2, (self.grid_size, -1))
+
+
+def _to_map(patches: Tensor) -> Tensor:
+    return patches.flatten(4, 5).flatten(2, 3)
+
+
+def _split(x: Tensor, dim: int, wavelet: str) -> tuple[Tensor, Tensor]:
+    """Low and high band along `dim`, half as long, of unit DC gain."""
+    even, odd = x.unflatten(dim, (-1, 2)).unbind(dim)
+    if wavelet == "haar":
+        return (even + odd) / 2, (even - odd) / 2
+    for step, factor in enumerate(LIFTING_STEPS[wavelet]):
+        if step % 2 == 0:
+            odd = odd + factor * (even + _shift(even, dim, 1))
+        else:
+            even = even + factor * (odd + _shift(odd, dim, -1))
+    gain = CDF97_LOW_GAIN if wavelet == "bior4.4" else 1.0
+    return even / gain, odd * (gain / 2)
+
+
+def _merge(low: Tensor, high: Tensor, dim: int, wavelet: str) -> Tensor:
+    """The inverse of `_split`: the same steps backwards."""
+    if wavelet == "haar":
+        even, odd = low + high, low - high
+    else:
+        gain = CDF97_LOW_GAIN if wavelet == "bior4.4" else 1.0
+        even, odd = low * gain, high / (gain / 2)
+        for step, factor in reversed(list(enumerate(LIFTING_STEPS[wavelet]))):
+            if step % 2 == 0:
+                odd = odd - factor * (even + _shift(even, dim, 1))
+            else:
+                even = even - factor * (odd + _shift(odd, dim, -1))
+    at = dim % even.ndim + 1
+    return torch.stack([even, odd], at).flatten(at - 1, at)
+
+
+def _shift(x: Tensor, dim: int, by: int) -> Tensor:
+    """The next (by = 1) or previous (-1) samples; at the border the nearest, its mirror image."""
+    length = x.shape[dim]
+    index = torch.arange(by, length + by, device=x.device).clamp(0, length - 1)
+    return x.index_select(dim, index)
+
+
+TRANSFORMS |= {
+    "local_wavelet": LocalWaveletGeometry,
+    "pyramid": PyramidGeometry,
+    "raster": RasterGeometry,
+}

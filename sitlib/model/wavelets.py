@@ -1,24 +1,7 @@
-"""Two-dimensional discrete wavelet transform of images: Mallat's pyramid, batched, differentiable.
+"""Discrete wavelet transform of image batches: Haar first, any wavelet of PyWavelets below.
 
-One level splits an image into four bands of half the size: LL (low-pass both ways: a smaller image) and the
-details H, V, D; the next level splits LL again. Borders are periodic, so that there are exactly as many
-coefficients as pixels.
-
-| band | high-pass along | answers to | name in PyWavelets |
-|---|---|---|---|
-| H | height (top to bottom) | horizontal edges | cH, "da" |
-| V | width (left to right) | vertical edges | cV, "ad" |
-| D | both | diagonals, corners, checkerboards | cD, "dd" |
-
-Scaling: unit DC gain. A constant image of value v has LL = v at every level, so LL stays in the range of the
-pixels. Every band of level l (1 = finest) is that of `pywt.wavedec2(..., mode="periodization")` divided by
-2**l: see `orthonormal_gains`. With Haar, LL is then the mean of 2**l x 2**l pixels, and the coefficients of
-an image that was downsampled by area averaging are exactly the first scales of the coefficients of the full
-image.
-
-Sources: Mallat, "A theory for multiresolution signal decomposition", IEEE PAMI 11(7), 1989 (the pyramid);
-Cohen, Daubechies, Feauveau, "Biorthogonal bases of compactly supported wavelets", 1992; filters and alignment
-are those of PyWavelets.
+One level splits an image into LL, a half-size image, and the details H, V, D; the next level
+splits LL again (Mallat, IEEE PAMI 11(7), 1989). Borders are periodic: as many values as pixels.
 """
 
 import difflib
@@ -30,245 +13,184 @@ import pywt
 import torch
 from torch import Tensor
 
-__all__ = ["dwt2", "idwt2", "max_levels", "orthonormal_gains"]
 
-# On a CPU a batch goes through Haar in pieces whose intermediate results stay in the cache: of 1 to 16 MiB, 3
-# was fastest (a fifth faster than the whole batch of benchmarks/dwt.py at once).
-_CPU_PIECE_BYTES = 3 * 2**20
+def haar(x: Tensor, gain: float = 0.25) -> tuple[Tensor, Tensor]:
+    """One Haar level: [B, C, 2h, 2w] -> LL [B, C, h, w], details [B, 3C, h, w].
+
+    With gain 1/4, LL is the mean of 2x2 pixels. H answers to horizontal edges, V to vertical
+    ones, D to diagonals; each is given for all channels before the next.
+    """
+    left, right = x[..., 0::2], x[..., 1::2]
+    low, high = gain * (left + right), gain * (left - right)  # along rows: [B, C, 2h, w]
+    low_top, low_bottom = low[..., 0::2, :], low[..., 1::2, :]
+    high_top, high_bottom = high[..., 0::2, :], high[..., 1::2, :]
+    H, V, D = low_top - low_bottom, high_top + high_bottom, high_top - high_bottom
+    return low_top + low_bottom, torch.cat([H, V, D], dim=1)
+
+
+def inverse_haar(LL: Tensor, details: Tensor, gain: float = 1.0) -> Tensor:
+    """LL [B, C, h, w], details [B, 3C, h, w] -> [B, C, 2h, 2w]; inverts `haar` of gain 1/4."""
+    H, V, D = details.chunk(3, dim=1)
+    low = torch.stack([LL + V, LL - V], dim=-1).flatten(-2)  # columns interleaved: [B, C, h, 2w]
+    high = torch.stack([H + D, H - D], dim=-1).flatten(-2)
+    x = torch.stack([low + high, low - high], dim=-2).flatten(-3, -2)  # then rows
+    return x if gain == 1 else gain * x
 
 
 def dwt2(images: Tensor, wavelet: str = "haar", levels: int = 3) -> list[Tensor]:
-    """Wavelet coefficients of a batch of images, coarsest scale first.
+    """Wavelet coefficients of images, coarsest scale first; differentiable.
 
     Args:
-        images: floating point [B, C, H, W], H and W multiples of 2**levels. Any range, any device; gradients
-            flow.
-        wavelet: any discrete wavelet of PyWavelets: "haar", "db2", "bior2.2" (LeGall 5/3), "bior4.4" (CDF
-            9/7), ... (of "dmey", the truncated Meyer filters, the inverse is only good to about 1e-2).
-        levels: number of halvings L; 0 returns `[images]`.
+        images: floating point [B, C, H, W] in any range, H and W multiples of 2^levels.
+        wavelet: "haar", "db2", "bior2.2" (LeGall 5/3), "bior4.4" (CDF 9/7), or any other discrete
+            wavelet of PyWavelets ("dmey" is inverted to about 1e-2 only).
+        levels: number of halvings L.
 
     Returns:
-        L + 1 tensors `[approximation, details_coarsest, ..., details_finest]`. The approximation (LL) is
-        [B, C, H / 2**L, W / 2**L]; the details of level l are [B, 3C, H / 2**l, W / 2**l]: H of all C
-        channels, then V, then D. From pixels in [0, 1], Haar gives an approximation in [0, 1] and details in
-        [-1/2, 1/2].
+        L + 1 tensors: LL [B, C, H / 2^L, W / 2^L], then details [B, 3C, H / 2^l, W / 2^l] of level
+        l = L ... 1: H of all channels, then V, then D. The DC gain is 1, so LL keeps the range of
+        the pixels; PyWavelets' values are larger by `orthonormal_gains`. With Haar, the transform
+        of an image downsampled by area gives exactly the first scales.
 
     Raises:
-        ValueError: not a 4-D floating-point tensor, a side that is no multiple of 2**levels, too many levels,
-            not a discrete wavelet.
+        ValueError: wrong shape or dtype, sides that cannot be halved so often, unknown wavelet.
     """
     analysis, _ = _filters(wavelet)
     _check_images(images, levels)
-    approximation, details = images, []
-    for _ in range(levels):
-        approximation, detail = _Split.apply(approximation, analysis)
-        details.append(detail)
-    return [approximation, *reversed(details)]
+    LL, details = images, []
+    with torch.autocast(images.device.type, enabled=False):  # keep the dtype of the images
+        for _ in range(levels):
+            LL, detail = _Split.apply(LL, analysis)
+            details.append(detail)
+    return [LL, *reversed(details)]
 
 
 def idwt2(coefficients: Sequence[Tensor], wavelet: str = "haar") -> Tensor:
-    """Images from their wavelet coefficients: the inverse of `dwt2`.
+    """Images [B, C, 2^L h, 2^L w] from `dwt2`'s L + 1 scales, coarsest first: its inverse.
 
-    Args:
-        coefficients: as `dwt2` returns them, coarsest first: [B, C, h, w], [B, 3C, h, w], [B, 3C, 2h, 2w],
-            ... Leaving out the last n gives the image at 1 / 2**n of its size (with Haar: downsampled by
-            area).
-        wavelet: the one they were made with.
-
-    Returns:
-        [B, C, h * 2**L, w * 2**L] from L + 1 scales.
+    The first k scales alone give a smaller image; with Haar, the image downsampled by area.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not belong together, nothing at all, not a discrete
-            wavelet.
+        ValueError: shapes, dtypes or devices that do not belong together, unknown wavelet.
     """
     _, synthesis = _filters(wavelet)
     _check_coefficients(coefficients)
     images = coefficients[0]
-    for details in coefficients[1:]:
-        images = _Merge.apply(images, details, synthesis)
+    with torch.autocast(images.device.type, enabled=False):
+        for details in coefficients[1:]:
+            images = _Merge.apply(images, details, synthesis)
     return images
 
 
 def orthonormal_gains(levels: int) -> list[float]:
-    """What each scale of `dwt2`, coarsest first, is multiplied by to have the scaling of PyWavelets.
+    """Factors [2^L, 2^L, 2^(L-1), ..., 2] that give `dwt2`'s scales the norm of PyWavelets.
 
-    It is 2**l for all bands of level l, thus `[2**L, 2**L, 2**(L - 1), ..., 2]`. With it an orthogonal
-    wavelet (Haar, Daubechies) keeps the sum of squares, as energies and thresholds need.
+    With them an orthogonal wavelet (Haar, Daubechies) keeps the sum of squares.
     """
     return [2.0**levels, *(2.0**level for level in range(levels, 0, -1))]
 
 
 def max_levels(height: int, width: int) -> int:
-    """Largest number of levels for images of this size in pixels: how often both sides halve exactly."""
-    return min(_twos(height), _twos(width))
+    """Largest number of levels for images of this size: how often both sides halve exactly."""
+    return min((side & -side).bit_length() - 1 for side in (height, width))
 
 
-# --- One level ----------------------------------------------------------------------------------------------
-# A split with kernels g is linear, its transpose the merge with the same g: each is the other's gradient.
-# The inverse of a split is a merge with the synthesis kernels.
+# --- One level of any filter bank, and its gradient -----------------------------------------------
+# Splitting with correlation kernels g is linear, and its transpose is merging with the same g: each
+# is the other's gradient. Its inverse is merging with the synthesis kernels.
 
-Filters = tuple[tuple[float, ...], tuple[float, ...]]  # low-pass, high-pass, as correlation kernels
+Filters = tuple[tuple[float, ...], tuple[float, ...]]  # low-pass, high-pass
 
 
 class _Split(torch.autograd.Function):
     @staticmethod
     def forward(ctx, images, filters):
         ctx.filters = filters
-        gain = _haar_gain(filters)
-        if gain is None:
-            return _split(images, filters)
-        return _haar_split(images, gain)
+        return _split(images, filters)
 
     @staticmethod
-    def backward(ctx, grad_approximation, grad_details):  # pyrefly: ignore[bad-override]
-        return _Merge.apply(grad_approximation, grad_details, ctx.filters), None
+    def backward(ctx, grad_LL, grad_details):  # pyrefly: ignore[bad-override]
+        return _Merge.apply(grad_LL, grad_details, ctx.filters), None
 
 
 class _Merge(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, approximation, details, filters):
+    def forward(ctx, LL, details, filters):
         ctx.filters = filters
-        gain = _haar_gain(filters)
-        if gain is None:
-            return _merge(approximation, details, filters)
-        return _haar_merge(approximation, details, gain)
+        return _merge(LL, details, filters)
 
     @staticmethod
     def backward(ctx, grad_images):  # pyrefly: ignore[bad-override]
         return *_Split.apply(grad_images, ctx.filters), None
 
 
-def _haar_gain(filters: Filters) -> float | None:
-    """Factor on the sums and differences of 2x2 pixels if these are Haar's kernels, by whatever name."""
-    return round(filters[0][0] ** 2, 12) if len(filters[0]) == 2 else None
-
-
-# --- Haar ---------------------------------------------------------------------------------------------------
-# Sums and differences of neighbours, written straight into the results: passes over the memory are the cost.
-
-
-def _haar_split(images: Tensor, gain: float) -> tuple[Tensor, Tensor]:
-    """[B, C, 2h, 2w] -> gain * LL [B, C, h, w], details [B, 3C, h, w]: sums, differences of 2x2 pixels."""
-    B, C, H, W = images.shape
-    approximation = images.new_empty(B, C, H // 2, W // 2)
-    details = images.new_empty(B, 3, C, H // 2, W // 2)
-    for image, LL, bands in _pieces(images, approximation, details):
-        left, right = image[..., 0::2], image[..., 1::2]
-        low, high = left + right, left - right  # [b, C, 2h, w]
-        if gain != 1:
-            low, high = low.mul_(gain), high.mul_(gain)
-        torch.add(low[..., 0::2, :], low[..., 1::2, :], out=LL)
-        torch.sub(low[..., 0::2, :], low[..., 1::2, :], out=bands[:, 0])  # H
-        torch.add(high[..., 0::2, :], high[..., 1::2, :], out=bands[:, 1])  # V
-        torch.sub(high[..., 0::2, :], high[..., 1::2, :], out=bands[:, 2])  # D
-    return approximation, details.view(B, 3 * C, H // 2, W // 2)
-
-
-def _haar_merge(approximation: Tensor, details: Tensor, gain: float) -> Tensor:
-    """The transpose of `_haar_split` of the same gain; with gain 1 the inverse of the split of gain 1/4."""
-    B, C, h, w = approximation.shape
-    images = approximation.new_empty(B, C, h, 2, 2 * w)
-    for image, LL, bands in _pieces(images, approximation, details.reshape(B, 3, C, h, w)):
-        horizontal, vertical, diagonal = bands.unbind(1)
-        # Both columns of a pair of pixels side by side, so that the second step reads and writes whole rows.
-        low, high = LL.new_empty(*LL.shape, 2), LL.new_empty(*LL.shape, 2)
-        torch.add(LL, vertical, out=low[..., 0])
-        torch.sub(LL, vertical, out=low[..., 1])
-        torch.add(horizontal, diagonal, out=high[..., 0])
-        torch.sub(horizontal, diagonal, out=high[..., 1])
-        torch.add(low.flatten(-2), high.flatten(-2), out=image[..., 0, :])
-        torch.sub(low.flatten(-2), high.flatten(-2), out=image[..., 1, :])
-    if gain != 1:
-        images.mul_(gain)
-    return images.view(B, C, 2 * h, 2 * w)
-
-
-def _pieces(images: Tensor, *others: Tensor):
-    """The batch piece by piece on a CPU, in one elsewhere."""
-    size = max(1, len(images))
-    if images.device.type == "cpu" and images.numel():
-        size = max(1, _CPU_PIECE_BYTES * len(images) // (images.numel() * images.element_size()))
-    return zip(*(tensor.split(size) for tensor in (images, *others)), strict=True)
-
-
-# --- Any other wavelet: periodised filter banks -------------------------------------------------------------
-# PyWavelets' alignment, for a filter of length n as a correlation kernel g, all indices modulo the side:
-# band[o] = sum_k g[k] x[2 o + k - offset], offset = n / 2 - 1. Summed tap by tap over even and odd samples:
-# on a CPU four to seven times faster than torch's convolutions of one channel, and never in TF32 on a GPU.
-
-
-def _split(images: Tensor, filters: Filters) -> tuple[Tensor, Tensor]:
+def _split(x: Tensor, filters: Filters) -> tuple[Tensor, Tensor]:
     """[B, C, 2h, 2w] -> LL [B, C, h, w], details [B, 3C, h, w]."""
-    B, C, H, W = images.shape
-    approximation = images.new_empty(B, C, H // 2, W // 2)
-    details = images.new_empty(B, 3, C, H // 2, W // 2)
-    for image, LL, bands in _pieces(images, approximation, details):
-        low, high = _analyse(image, -1, filters)
-        for half, outputs in ((low, (LL, bands[:, 0])), (high, (bands[:, 1], bands[:, 2]))):
-            for band, output in zip(_analyse(half, -2, filters), outputs, strict=True):
-                output.copy_(band)
-    return approximation, details.view(B, 3 * C, H // 2, W // 2)
+    if len(filters[0]) == 2:  # Haar, by whatever name; gain 1/4, or 1 as the transpose of a merge
+        return haar(x, round(filters[0][0] ** 2, 12))
+    low, high = _analyze(x, -1, filters)
+    LL, H = _analyze(low, -2, filters)
+    V, D = _analyze(high, -2, filters)
+    return LL, torch.cat([H, V, D], dim=1)
 
 
-def _merge(approximation: Tensor, details: Tensor, filters: Filters) -> Tensor:
+def _merge(LL: Tensor, details: Tensor, filters: Filters) -> Tensor:
     """The transpose of `_split` with the same filters; its inverse with the synthesis filters."""
-    B, C, h, w = approximation.shape
-    images = approximation.new_empty(B, C, 2 * h, 2 * w)
-    for image, LL, bands in _pieces(images, approximation, details.reshape(B, 3, C, h, w)):
-        low = _synthesise(LL, bands[:, 0], -2, filters)
-        high = _synthesise(bands[:, 1], bands[:, 2], -2, filters)
-        image.copy_(_synthesise(low, high, -1, filters))
-    return images
+    if len(filters[0]) == 2:
+        return inverse_haar(LL, details, round(filters[0][0] ** 2, 12))
+    H, V, D = details.chunk(3, dim=1)
+    low, high = _synthesize(LL, H, -2, filters), _synthesize(V, D, -2, filters)
+    return _synthesize(low, high, -1, filters)
 
 
-def _analyse(x: Tensor, dim: int, filters: Filters) -> list[Tensor]:
+# PyWavelets' alignment, for a kernel g of length n, all indices modulo the side:
+# band[o] = sum_k g[k] x[2 o + k - offset], offset = n / 2 - 1. Summed tap by tap over even and odd
+# samples: on a CPU 4 to 7 times faster than torch's convolutions, and never in TF32 on a GPU.
+
+
+def _analyze(x: Tensor, dim: int, filters: Filters) -> list[Tensor]:
     """Low and high band of `x` along `dim`, half as long."""
     half = x.shape[dim] // 2
-    kernels, offset = _periodise(filters, 2 * half)
+    kernels, offset = _periodize(filters, 2 * half)
     before, after = (offset + 1) // 2, (len(kernels[0]) - 1 - offset) // 2
-    phases = x.unflatten(dim, (half, 2)).unbind(dim)  # even samples, odd samples
-    phases = [_extend(phase, dim, before, after) for phase in phases]
-    bands = []
-    for kernel in kernels:
+    even_odd = [
+        _wrap(phase, dim, before, after) for phase in x.unflatten(dim, (half, 2)).unbind(dim)
+    ]
+
+    def band(kernel: list[float]) -> Tensor:
         terms = []
         for k, tap in enumerate(kernel):
-            shift, phase = divmod(k - offset, 2)
-            terms.append((phases[phase].narrow(dim, before + shift, half), tap))
-        bands.append(_weighted_sum(terms))
-    return bands
+            shift, phase = divmod(k - offset, 2)  # x[2 o + k - offset] = even_odd[phase][o + shift]
+            terms.append((even_odd[phase].narrow(dim, before + shift, half), tap))
+        return _weighted_sum(terms)
+
+    return [band(kernel) for kernel in kernels]
 
 
-def _synthesise(low: Tensor, high: Tensor, dim: int, filters: Filters) -> Tensor:
-    """The transpose of `_analyse`: twice as long as the bands along `dim`."""
+def _synthesize(low: Tensor, high: Tensor, dim: int, filters: Filters) -> Tensor:
+    """The transpose of `_analyze`: twice as long as the bands along `dim`."""
     half = low.shape[dim]
-    kernels, offset = _periodise(filters, 2 * half)
+    kernels, offset = _periodize(filters, 2 * half)
     before, after = (len(kernels[0]) - 1 - offset) // 2, (offset + 1) // 2
-    bands = [_extend(band, dim, before, after) for band in (low, high)]
-    x = low.new_empty(
-        [2 * side if i == low.ndim + dim else side for i, side in enumerate(low.shape)]
-    )
-    for phase, samples in enumerate(
-        x.unflatten(dim, (half, 2)).unbind(dim)
-    ):  # even samples, odd samples
-        terms = []
-        for band, kernel in zip(bands, kernels, strict=True):
-            for k in range((phase + offset) % 2, len(kernel), 2):
-                terms.append(
-                    (band.narrow(dim, before + (phase + offset - k) // 2, half), kernel[k])
-                )
-        samples.copy_(_weighted_sum(terms))
-    return x
+    bands = [_wrap(band, dim, before, after) for band in (low, high)]
+    even_odd = []
+    for phase in (0, 1):
+        first = (phase + offset) % 2  # only every second tap meets samples of this phase
+        terms = [
+            (band.narrow(dim, before + (phase + offset - k) // 2, half), kernel[k])
+            for band, kernel in zip(bands, kernels, strict=True)
+            for k in range(first, len(kernel), 2)
+        ]
+        even_odd.append(_weighted_sum(terms))
+    at = low.ndim + dim
+    return torch.stack(even_odd, dim=at + 1).flatten(at, at + 1)
 
 
-def _extend(x: Tensor, dim: int, before: int, after: int) -> Tensor:
+def _wrap(x: Tensor, dim: int, before: int, after: int) -> Tensor:
     """`x` continued periodically along `dim`."""
-    with torch.autocast(
-        x.device.type, enabled=False
-    ):  # or cat changes, or on a CPU refuses, some dtypes
-        return torch.cat(
-            [x.narrow(dim, x.shape[dim] - before, before), x, x.narrow(dim, 0, after)], dim
-        )
+    return torch.cat(
+        [x.narrow(dim, x.shape[dim] - before, before), x, x.narrow(dim, 0, after)], dim
+    )
 
 
 def _weighted_sum(terms: list[tuple[Tensor, float]]) -> Tensor:
@@ -279,113 +201,78 @@ def _weighted_sum(terms: list[tuple[Tensor, float]]) -> Tensor:
     return total
 
 
-def _periodise(filters: Filters, side: int) -> tuple[list[list[float]], int]:
-    """Both filters, wound round a side shorter than they are, and their offset n / 2 - 1 modulo the side."""
+def _periodize(filters: Filters, side: int) -> tuple[list[list[float]], int]:
+    """Both kernels, wrapped around a side shorter than they are, and their offset modulo it."""
     offset = len(filters[0]) // 2 - 1
     if len(filters[0]) <= side:
         return [list(taps) for taps in filters], offset
-    return [
-        [math.fsum(taps[start::side]) for start in range(side)] for taps in filters
-    ], offset % side
+    wrapped = [[math.fsum(taps[start::side]) for start in range(side)] for taps in filters]
+    return wrapped, offset % side
 
 
+# --- Filters and checks ---------------------------------------------------------------------------
+
+
+@lru_cache
 def _filters(wavelet: str) -> tuple[Filters, Filters]:
-    """Analysis and synthesis filters of unit DC gain."""
-    name = wavelet.lower() if isinstance(wavelet, str) else ""
-    if name in _discrete():
-        return _bank(name)
-    close = difflib.get_close_matches(name, _discrete(), n=4, cutoff=0.5)
-    problem = "is not the name of a discrete wavelet"
-    if name in pywt.wavelist(kind="continuous"):  # pyrefly: ignore[missing-attribute]
-        problem, close = "is a continuous wavelet and has no filter bank", []
-    example = ", ".join(close or ["haar", "db2", "bior2.2", "bior4.4"])
-    raise ValueError(
-        f"{wavelet!r} {problem}: use {example} (all names: pywt.wavelist(kind='discrete'))."
-    )
+    """Analysis and synthesis kernels of unit DC gain.
 
-
-@lru_cache
-def _discrete() -> tuple[str, ...]:
-    return tuple(pywt.wavelist(kind="discrete"))  # pyrefly: ignore[missing-attribute]
-
-
-@lru_cache
-def _bank(name: str) -> tuple[Filters, Filters]:
-    bank = pywt.Wavelet(name)  # pyrefly: ignore[missing-attribute]
-    root = math.sqrt(2)
+    Raises:
+        ValueError: not a discrete wavelet of PyWavelets.
+    """
+    names = pywt.wavelist(kind="discrete")  # pyrefly: ignore[missing-attribute]
+    name = str(wavelet).lower()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=4) or ["haar", "db2", "bior2.2", "bior4.4"]
+        raise ValueError(
+            f"{wavelet!r} is not a discrete wavelet: use {', '.join(near)} "
+            "(all names: pywt.wavelist(kind='discrete'))."
+        )
+    bank, root = pywt.Wavelet(name), math.sqrt(2)  # pyrefly: ignore[missing-attribute]
     low, high = (tuple(tap / root for tap in reversed(taps)) for taps in (bank.dec_lo, bank.dec_hi))
-    low_again, high_again = (
+    inverse_low, inverse_high = (
         tuple(tap * root for tap in taps) for taps in (bank.rec_lo, bank.rec_hi)
     )
-    return (low, high), (low_again, high_again)
-
-
-# --- What is accepted ---------------------------------------------------------------------------------------
-
-
-def _twos(side: int) -> int:
-    """How often a side can be halved exactly."""
-    return (side & -side).bit_length() - 1
+    return (low, high), (inverse_low, inverse_high)
 
 
 def _check_images(images: Tensor, levels: int) -> None:
-    if images.ndim != 4:
-        shape = list(images.shape)
-        raise ValueError(f"images must be [B, C, H, W], not {shape}: add or fold dimensions first.")
-    if not images.is_floating_point():
+    if images.ndim != 4 or not images.is_floating_point():
         raise ValueError(
-            f"images must be floating point, not {images.dtype}: for uint8 take images.float() / 255."
+            f"images must be floating point [B, C, H, W], not {images.dtype} "
+            f"{list(images.shape)}: for uint8 take images.float() / 255."
         )
-    if isinstance(levels, bool) or not isinstance(levels, int) or levels < 0:
-        raise ValueError(f"levels must be a whole number of at least 0, not {levels!r}.")
     H, W = images.shape[2:]
-    if min(H, W) == 0:
-        raise ValueError(f"images of {H}x{W} pixels are empty: both sides need at least one pixel.")
-    possible, most = max_levels(H, W), min(H, W).bit_length() - 1
-    if levels > most:
-        if possible < most:
-            accepted = f"at most {possible} for this size, or {most} after cropping it to {_nearest(H, W, most)[0]}"
-        else:
-            accepted = f"at most {possible}, or images whose sides are multiples of 2**{levels}"
+    if isinstance(levels, bool) or not isinstance(levels, int) or levels < 0 or min(H, W) == 0:
+        raise ValueError(f"{levels!r} levels of {H}x{W} px: levels >= 0 and pixels are needed.")
+    if levels > max_levels(H, W):
+        unit = 2**levels
+        sizes = [f"{side // unit * unit} or {-(-side // unit) * unit}" for side in (H, W)]
         raise ValueError(
-            f"{levels} levels are too many for images of {H}x{W} pixels: use {accepted}."
+            f"{levels} levels need sides that are multiples of {unit}, not {H}x{W} px: use at most "
+            f"{max_levels(H, W)} levels, or crop or resize to a height of {sizes[0]} and a width "
+            f"of {sizes[1]}."
         )
-    if levels > possible:
-        sizes = " or ".join(_nearest(H, W, levels))
-        fewer = f"at most {possible} levels" if possible else "no levels"
-        raise ValueError(
-            f"{levels} levels need sides that are multiples of {2**levels}, and {H}x{W} pixels are not: "
-            f"crop or resize the images to {sizes}, or use {fewer}."
-        )
-
-
-def _nearest(height: int, width: int, levels: int) -> list[str]:
-    """The next smaller and the next larger size that so many levels divide."""
-    step = 2**levels
-    smaller = f"{height // step * step}x{width // step * step}"
-    larger = f"{-(-height // step) * step}x{-(-width // step) * step}"
-    return [smaller, larger]
 
 
 def _check_coefficients(coefficients: Sequence[Tensor]) -> None:
     if isinstance(coefficients, Tensor) or len(coefficients) == 0:
+        raise ValueError("coefficients must be a list [LL, details_coarsest, ..., details_finest].")
+    LL = coefficients[0]
+    if LL.ndim != 4 or not LL.is_floating_point():
         raise ValueError(
-            "coefficients must be a list [approximation, details_coarsest, ..., details_finest]."
+            f"LL must be floating point [B, C, h, w], not {LL.dtype} {list(LL.shape)}."
         )
-    first = coefficients[0]
-    if first.ndim != 4 or not first.is_floating_point():
-        found = f"{first.dtype} {list(first.shape)}"
-        raise ValueError(f"the approximation must be floating point [B, C, h, w], not {found}.")
-    B, C, h, w = first.shape
+    B, C, h, w = LL.shape
     for level, details in enumerate(coefficients[1:]):
-        name, expected = f"scale {level + 2}", [B, 3 * C, h << level, w << level]
+        expected = [B, 3 * C, h << level, w << level]
         if list(details.shape) != expected:
             raise ValueError(
-                f"{name} must be {expected} to go with an approximation of {[B, C, h, w]}, not "
+                f"scale {level + 2} must be {expected} to go with LL {list(LL.shape)}, not "
                 f"{list(details.shape)}: pass the scales coarsest first and without a gap."
             )
-        if (details.dtype, details.device) != (first.dtype, first.device):
+        if (details.dtype, details.device) != (LL.dtype, LL.device):
             raise ValueError(
-                f"{name} is {details.dtype} on {details.device} but the approximation {first.dtype} on "
-                f"{first.device}: convert one of them."
+                f"scale {level + 2} is {details.dtype} on {details.device}, LL {LL.dtype} on "
+                f"{LL.device}: convert one of them."
             )

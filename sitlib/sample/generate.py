@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel
-from sitlib.model.precision import mixed, product_dtype, with_cast_layers
+from sitlib.model.precision import with_cast_layers
+from sitlib.model.sequence import Transformer, matmul_dtype
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.model.transformer import Transformer
+from sitlib.model.transformer import inference_autocast
 from sitlib.sample.cuda_graphs import GraphedDecoder
 from sitlib.strict import require
 
@@ -75,7 +76,7 @@ def generate(
     model.eval()  # dropout would make a sample depend on more than its seed
     bar = tqdm(desc=progress, total=len(cond), mininterval=5.0, disable=progress is None)
     try:
-        with mixed(device):
+        with inference_autocast(device):
             batch_size = sampling.batch_size or max_batch_size(model, scales, weights is not None)
             cast_model = model
             if torch.is_autocast_enabled(device.type):
@@ -118,7 +119,7 @@ def _sample_scales(
     def with_uncond(x: Tensor) -> Tensor:  # rows of the conditional half, then of the other
         return x if weights is None else torch.cat([x, x])
 
-    with torch.inference_mode(), mixed(codes.device):
+    with torch.inference_mode(), inference_autocast(codes.device):
         if weights is not None:
             cond = torch.cat([cond, model.unconditional(cond)])
         prefix = with_uncond(codes_BT[:, : first_scale * n])
@@ -127,7 +128,7 @@ def _sample_scales(
         if cond.is_cuda:
             decode_one_token = GraphedDecoder(model, state)
     for scale in range(first_scale, scales):
-        with torch.inference_mode(), mixed(codes.device):
+        with torch.inference_mode(), inference_autocast(codes.device):
             for position in range(scale * n, (scale + 1) * n):
                 if weights is not None:
                     cond_BK, uncond_BK = logits_BK.chunk(2)
@@ -197,7 +198,7 @@ def max_batch_size(model: AutoregressiveModel, scales: int, guided: bool) -> int
     parameter, config = next(model.parameters()), model.config
     c = config.transformer
     length = scales * config.tokens_per_scale + (c.text.max_tokens if c.text else 0)
-    cache_bytes = 2 * c.layers * c.width * length * product_dtype(parameter).itemsize
+    cache_bytes = 2 * c.layers * c.width * length * matmul_dtype(parameter).itemsize
     logit_bytes = 8 * config.num_codes * parameter.element_size()
     if parameter.is_cuda:
         device = parameter.device  # memory that PyTorch keeps of earlier batches is free, too
