@@ -25,6 +25,7 @@ from sitlib.train.config import EngineConfig
 from sitlib.train.distributed import process_index
 from sitlib.train.engine import join_processes
 from workbook.launch import launch_command
+from workbook.paths import resolve
 from workbook.profile import load_profile
 from workbook.runs import TokenizerRun
 from workbook.tokenizers import train_tokenizer
@@ -56,7 +57,7 @@ def work(options: argparse.Namespace) -> None:
         run, training=replace(training, optimizer=optimizer, loss=replace(training.loss, lpips=0.0))
     )
     with tempfile.TemporaryDirectory() as folder:
-        images = open_images(run.data.source, "train")
+        images = open_images(resolve(run.data.source), "train")
         _, rows = train_tokenizer(
             run, images, Path(folder), "scaling", engine=engine_of(options.work)
         )

@@ -28,7 +28,7 @@ from PIL import Image
 
 from sitlib.data import ImageSource, open_captioned, open_images
 from workbook.ablations import RESULTS
-from workbook.paths import ROOT
+from workbook.paths import ROOT, resolve
 
 FOLDER = ROOT / "scratch/paper-dry-run"
 # GB for the whole depth on a CPU: 41 were measured (weights, gradients, moments, average); models and two states, estimated.
@@ -121,8 +121,8 @@ def write_images(folder: Path) -> None:
     """Images of each split in the forms of ImageNet, `imagenet/train/class/name.jpg`, and of MS-COCO, `coco/train2017/name.jpg` with
     `coco/annotations/captions_train2017.json`; they are the project's, enlarged."""
     for split, name in (("train", "train"), ("test", "val")):
-        photographs = open_images("data/landscapes", split)
-        captioned = open_captioned("data/emoji", split, "names", count=5)
+        photographs = open_images(resolve("data/landscapes"), split)
+        captioned = open_captioned(resolve("data/emoji"), split, "names", count=5)
         listed: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": []}
         for i in range(IMAGES):
             write_jpeg(photographs, i, folder / f"imagenet/{name}/class{i % 2}/{i}.jpg")

@@ -5,6 +5,7 @@ Relative paths mean the current folder. A file that cannot be written is a `Disk
 
 import csv
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -98,6 +99,12 @@ def is_full(error: BaseException) -> bool:
     numbers = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
     texts = ("No space left", "quota exceeded", "File too large")
     return getattr(error, "errno", None) in numbers or any(text in str(error) for text in texts)
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file's content, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # -- models and tensors ------------------------------------------------------------------------

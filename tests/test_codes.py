@@ -308,7 +308,7 @@ class TestExtraction:
         images = {
             split: open_captioned(data.source, split, "names").images
             if is_text
-            else open_images(data.source, split).labelled()
+            else open_images(data.source, split).labeled()
             for split in ("train", "test")
         }
         place_of = {

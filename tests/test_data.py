@@ -1,13 +1,10 @@
-"""Decoding, data sources and views of sitlib.data, on images made here."""
+"""Decoding, data sources, index, views and degraded copies, on images made here."""
 
 import io
-import subprocess
-import sys
-import threading
-import time
+import json
+import tarfile
 import warnings
 from contextlib import suppress
-from multiprocessing import get_all_start_methods
 
 import numpy as np
 import pytest
@@ -21,30 +18,29 @@ from sitlib.data import (
     DataError,
     ImageError,
     decode_image,
+    degrade,
     held_out_views,
+    images,
+    index,
     open_images,
-    prefetch,
-    sources,
     training_views,
 )
-from workbook.paths import ROOT
 
 
 def gradient(width=40, height=24) -> np.ndarray:
     y, x = np.mgrid[0:height, 0:width]
-    return np.stack([x * 255 // (width - 1), y * 255 // (height - 1), (x + y) * 3], -1).astype(
-        np.uint8
-    )
+    channels = [x * 255 // (width - 1), y * 255 // (height - 1), (x + y) * 3]
+    return np.stack(channels, -1).astype(np.uint8)
 
 
-def file_of(image: Image.Image, format: str, **options) -> bytes:
+def encoded(image: Image.Image, format="PNG", **options) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format=format, **options)
     return buffer.getvalue()
 
 
-def jpeg(colour, size=(32, 24)) -> bytes:
-    return file_of(Image.new("RGB", size, colour), "JPEG", quality=95)
+def jpeg(color, size=(32, 24)) -> bytes:
+    return encoded(Image.new("RGB", size, color), "JPEG", quality=95)
 
 
 def pixels(content) -> np.ndarray:
@@ -55,51 +51,41 @@ def pixels(content) -> np.ndarray:
 
 class TestDecoding:
     def test_rgb_is_unchanged_from_bytes_and_from_a_path(self, tmp_path):
-        content = file_of(Image.fromarray(gradient()), "PNG")
+        content = encoded(Image.fromarray(gradient()))
         (tmp_path / "a.png").write_bytes(content)
-        assert np.array_equal(pixels(content), gradient())
-        assert np.array_equal(pixels(tmp_path / "a.png"), gradient())
-        assert np.array_equal(pixels(str(tmp_path / "a.png")), gradient())
+        for source in (content, tmp_path / "a.png", str(tmp_path / "a.png")):
+            assert np.array_equal(pixels(source), gradient())
 
     @pytest.mark.parametrize("format", ["PNG", "TIFF"])
     def test_16_bit_grey_is_scaled_not_clipped(self, format):
         values = np.linspace(0, 65535, 40 * 24).round().astype(np.uint16).reshape(24, 40)
-        found = pixels(file_of(Image.fromarray(values), format))
-        assert np.array_equal(found[..., 0], np.round(values / 257).astype(np.uint8))
-        assert np.array_equal(found[..., 0], found[..., 2])
+        grey = pixels(encoded(Image.fromarray(values), format))
+        assert np.array_equal(grey[..., 0], np.round(values / 257).astype(np.uint8))
+        assert np.array_equal(grey[..., 0], grey[..., 2])
 
-    def test_grey_one_bit_and_palette(self):
+    def test_grey_one_bit_palette_and_cmyk(self):
         image = Image.fromarray(gradient())
-        grey = np.asarray(image.convert("L"))
-        assert np.array_equal(
-            pixels(file_of(image.convert("L"), "PNG")), np.repeat(grey[..., None], 3, -1)
-        )
-        assert set(np.unique(pixels(file_of(image.convert("1"), "PNG")))) == {0, 255}
+        grey = np.asarray(image.convert("L"))[..., None]
+        assert np.array_equal(pixels(encoded(image.convert("L"))), np.repeat(grey, 3, -1))
+        assert set(np.unique(pixels(encoded(image.convert("1"))))) == {0, 255}
         palette = image.quantize(16)
-        assert np.array_equal(pixels(file_of(palette, "PNG")), np.asarray(palette.convert("RGB")))
+        assert np.array_equal(pixels(encoded(palette)), np.asarray(palette.convert("RGB")))
+        cyan = encoded(Image.new("CMYK", (16, 16), (255, 0, 0, 0)), "JPEG", quality=95)
+        assert np.all(np.abs(pixels(cyan).astype(int) - [0, 255, 255]) <= 4)
 
     def test_transparency_is_composited_on_white(self):
         alpha = np.full((24, 40, 1), 255, np.uint8)
         alpha[:, :10], alpha[:, 10:20] = 0, 128
-        found = pixels(
-            file_of(Image.fromarray(np.concatenate([gradient(), alpha], -1)), "PNG")
-        ).astype(float)
-        weight = alpha / 255
-        assert np.abs(found - (weight * gradient() + (1 - weight) * 255)).max() <= 1
-        assert np.all(found[:, :10] == 255)
-
-    def test_transparent_palette_entry_and_grey_alpha(self):
+        rgba = Image.fromarray(np.concatenate([gradient(), alpha], -1))
+        composited, weight = pixels(encoded(rgba)).astype(float), alpha / 255
+        assert np.abs(composited - (weight * gradient() + (1 - weight) * 255)).max() <= 1
         palette = Image.new("P", (20, 20), 0)
         palette.putpalette([200, 0, 0, 0, 0, 200])
         palette.paste(1, (10, 0, 20, 20))
-        found = pixels(file_of(palette, "GIF", transparency=0))
-        assert np.all(found[:, :10] == 255) and np.all(found[:, 10:] == [0, 0, 200])
+        composited = pixels(encoded(palette, "GIF", transparency=0))
+        assert np.all(composited[:, :10] == 255) and np.all(composited[:, 10:] == [0, 0, 200])
         grey = Image.merge("LA", [Image.new("L", (16, 16), 0), Image.new("L", (16, 16), 128)])
-        assert np.all(np.abs(pixels(file_of(grey, "PNG")).astype(int) - 127) <= 1)
-
-    def test_cmyk_jpeg(self):
-        cyan = file_of(Image.new("CMYK", (16, 16), (255, 0, 0, 0)), "JPEG", quality=95)
-        assert np.all(np.abs(pixels(cyan).astype(int) - [0, 255, 255]) <= 4)
+        assert np.all(np.abs(pixels(encoded(grey)).astype(int) - 127) <= 1)
 
     @pytest.mark.parametrize(
         ("orientation", "undo"),
@@ -113,18 +99,15 @@ class TestDecoding:
     def test_exif_orientation_is_applied(self, orientation, undo):
         exif = Image.Exif()
         exif[0x0112] = orientation
-        assert np.array_equal(
-            pixels(file_of(Image.fromarray(gradient()), "PNG", exif=exif)), undo(gradient())
-        )
+        turned = pixels(encoded(Image.fromarray(gradient()), exif=exif))
+        assert np.array_equal(turned, undo(gradient()))
 
     @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP"])
     def test_animation_gives_the_first_frame(self, format):
-        frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime", "blue")]
+        frames = [Image.new("RGB", (16, 16), color) for color in ("red", "lime", "blue")]
         options = {"lossless": True} if format == "WEBP" else {}
-        content = file_of(
-            frames[0], format, save_all=True, append_images=frames[1:], duration=50, **options
-        )
-        assert np.all(pixels(content) == [255, 0, 0])
+        options |= {"save_all": True, "append_images": frames[1:], "duration": 50}
+        assert np.all(pixels(encoded(frames[0], format, **options)) == [255, 0, 0])
 
     @pytest.mark.parametrize(
         ("content", "reason"),
@@ -132,40 +115,26 @@ class TestDecoding:
             (b"", "cannot be decoded"),
             (b"not an image at all", "cannot be decoded"),
             (jpeg("red")[:200], "cannot be decoded"),
-            (file_of(Image.fromarray(gradient(200, 200)), "PNG")[:-2000], "cannot be decoded"),
+            (encoded(Image.fromarray(gradient(200, 200)))[:-2000], "cannot be decoded"),
             (jpeg("red", (1, 1)), "only 1x1 pixels"),
-            (jpeg("red", (500, 3)), "only 500x3 pixels"),
-            (
-                file_of(Image.fromarray(gradient()[..., 0].astype(np.float32)), "TIFF"),
-                "floating point",
-            ),
-            (
-                file_of(Image.fromarray(gradient()[..., 0].astype(np.int32) * 1000), "TIFF"),
-                "do not fit 16 bits",
-            ),
+            (encoded(Image.fromarray(np.zeros((9, 9), np.float32)), "TIFF"), "floating point"),
+            (encoded(Image.fromarray(np.full((9, 9), 10**6, np.int32)), "TIFF"), "not fit 16 bits"),
         ],
     )
-    def test_what_cannot_be_used_is_refused(self, content, reason):
+    def test_refusals(self, content, reason):
         with pytest.raises(ImageError, match=reason) as error:
             decode_image(content)
         assert "BytesIO" not in str(error.value)
-
-    def test_a_single_pixel_is_decoded_if_asked_for(self):
-        assert decode_image(
-            file_of(Image.new("RGB", (1, 1), "lime"), "PNG"), min_side=1
-        ).flatten().tolist() == [0, 255, 0]
+        assert decode_image(jpeg("red", (1, 1)), min_side=1).shape == (3, 1, 1)
 
     @settings(max_examples=60, deadline=None)
-    @given(
-        st.integers(0, 10_000), st.integers(0, 255), st.sampled_from(["PNG", "JPEG", "WEBP", "GIF"])
-    )
+    @given(st.integers(0, 10_000), st.integers(0, 255), st.sampled_from(["PNG", "JPEG", "WEBP"]))
     def test_damage_gives_an_image_or_an_image_error(self, where, value, format):
-        content = bytearray(file_of(Image.fromarray(gradient()), format))
+        content = bytearray(encoded(Image.fromarray(gradient()), format))
         content[where % len(content)] = value
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), suppress(ImageError):
             warnings.simplefilter("ignore")
-            with suppress(ImageError):
-                assert decode_image(bytes(content)).shape[0] == 3
+            assert decode_image(bytes(content)).shape[0] == 3
 
 
 def write_shard(path, samples) -> None:
@@ -175,91 +144,131 @@ def write_shard(path, samples) -> None:
             writer.write(sample)
 
 
-def colour_folder(root, names, colours=("red", "lime"), per_class=6):
-    """root/<name>/colour/n.jpg for every name ('' for no split)."""
-    for name in names:
-        for colour in colours:
-            folder = root / name / colour
-            folder.mkdir(parents=True)
+def write_folder(root, splits, colors=("red", "lime"), per_class=6):
+    """root/<split>/<color>/<number>.jpg for every split ("" for none)."""
+    for split in splits:
+        for color in colors:
+            (root / split / color).mkdir(parents=True)
             for number in range(per_class):
-                (folder / f"{number}.jpg").write_bytes(jpeg(colour))
+                (root / split / color / f"{number}.jpg").write_bytes(jpeg(color))
     return root
 
 
-class TestSources:
-    def test_shards_with_class_numbers(self, tmp_path):
+class TestShards:
+    """Written by webdataset."""
+
+    def test_class_numbers(self, tmp_path):
         samples = [{"__key__": f"n{i:03}", "jpg": jpeg((i, 0, 0)), "cls": i % 3} for i in range(12)]
         write_shard(tmp_path / "train-0000.tar", samples[:7])
         write_shard(tmp_path / "train-0001.tar", samples[7:])
         source = open_images(tmp_path, "train")
-        assert (
-            source.labels.tolist() == [i % 3 for i in range(12)]
-            and source.labels.dtype == torch.int64
-        )
-        assert source.class_names == ["0", "1", "2"] and source.keys == [
-            f"n{i:03}" for i in range(12)
-        ]
+        assert source.labels.tolist() == [i % 3 for i in range(12)]
+        assert source.labels.dtype == torch.int64 and source.class_names == ["0", "1", "2"]
+        assert source.keys == [f"n{i:03}" for i in range(12)]
         record = source[10]
         assert (record.key, record.label, record.class_name) == ("n010", 1, "1")
         assert record.image.shape == (3, 24, 32) and abs(int(record.image[0].max()) - 10) <= 2
-        assert open_images(tmp_path, "train", classes=["2", "0"]).labels.tolist() == [1, 0] * 4
 
-    def test_shards_with_records(self, tmp_path):
+    def test_records(self, tmp_path):
         for split, classes in (("train", ["cat", "dog", None]), ("test", ["ant", "dog"])):
+            content = encoded(Image.new("RGB", (9, 9), "red"))
             samples = [
-                {
-                    "__key__": f"{split}/{i}",
-                    "left.png": file_of(Image.new("RGB", (9, 9), "red"), "PNG"),
-                    "json": {"class": c},
-                }
-                for i, c in enumerate(classes)
+                {"__key__": f"{split}/{i}", "left.png": content, "json": {"class": name}}
+                for i, name in enumerate(classes)
             ]
             write_shard(tmp_path / f"{split}-0.tar", samples)
         train, test = (open_images(tmp_path, split) for split in ("train", "test"))
-        assert (
-            train.class_names == test.class_names == ["ant", "cat", "dog"]
-        )  # one meaning in all splits
+        assert train.class_names == test.class_names == ["ant", "cat", "dog"]
         assert train.labels.tolist() == [1, 2, -1] and test.labels.tolist() == [0, 2]
-        assert (
-            train[2].class_name is None
-            and train[0].meta == {"class": "cat"}
-            and train[0].key == "train/0"
-        )
-        labelled = train.labelled()
-        assert (
-            labelled.labels.tolist() == [1, 2]
-            and len(train) == 3
-            and labelled.class_names == train.class_names
-        )
+        assert train[2].class_name is None and train[0].key == "train/0"
+        assert train[0].meta == {"class": "cat"}
+        labeled = train.labeled()
+        assert labeled.labels.tolist() == [1, 2] and len(train) == 3
 
     def test_patterns(self, tmp_path):
-        for shard in range(3):
-            write_shard(
-                tmp_path / f"set-train-{shard:02}.tar",
-                [{"__key__": f"{shard}", "jpg": jpeg("red"), "cls": shard}],
-            )
+        for n in range(3):
+            sample = {"__key__": f"{n}", "jpg": jpeg("red"), "cls": n}
+            write_shard(tmp_path / f"set-train-{n:02}.tar", [sample])
         assert len(open_images(f"{tmp_path}/set-train-{{00..01}}.tar")) == 2
         assert len(open_images(f"{tmp_path}/set-*.tar")) == 3
-        with pytest.raises(DataError, match=r"set-train-03\.tar"):
-            open_images(f"{tmp_path}/set-train-{{00..03}}.tar")
-        with pytest.raises(DataError, match=r"no split 'test'.*\['train'\]"):
-            open_images(f"{tmp_path}/set-*.tar", "test")
+        for pattern, split, message in (
+            ("set-train-{00..03}.tar", "train", r"set-train-03\.tar"),
+            ("set-*.tar", "test", r"no split 'test'.*\['train'\]"),
+        ):
+            with pytest.raises(DataError, match=message):
+                open_images(f"{tmp_path}/{pattern}", split)
 
-    def test_shards_without_splits_are_divided_by_key(self, tmp_path):
-        samples = [{"__key__": f"{i}", "jpg": jpeg("red", (8, 8))} for i in range(200)]
-        write_shard(tmp_path / "photos.tar", samples)
+    def test_without_splits_they_are_divided_by_key(self, tmp_path):
+        samples = [{"__key__": f"{i}", "jpg": jpeg("red", (8, 8))} for i in range(250)]
+        write_shard(tmp_path / "photos.tar", samples[:200])
         train, test = (set(open_images(tmp_path, split).keys) for split in ("train", "test"))
         assert not train & test and len(train | test) == 200 and 8 <= len(test) <= 35
-        write_shard(
-            tmp_path / "more.tar",
-            [{"__key__": f"x{i}", "jpg": jpeg("red", (8, 8))} for i in range(50)],
-        )
-        assert test <= set(
-            open_images(tmp_path, "test").keys
-        )  # more images move none of the old ones
+        write_shard(tmp_path / "more.tar", samples[200:])
+        assert test <= set(open_images(tmp_path, "test").keys)  # more images move no old one
 
-    def test_folder_with_splits(self, tmp_path):
-        colour_folder(tmp_path, ["train", "val"])
+    def test_damaged(self, tmp_path):
+        samples = [{"__key__": f"{i}", "jpg": jpeg("red")} for i in range(6)]
+        write_shard(tmp_path / "train-0.tar", samples)
+        samples = [{"__key__": "text", "txt": "no image"}, {"__key__": "z", "jpg": jpeg("red")}]
+        write_shard(tmp_path / "train-1.tar", samples)
+        content = (tmp_path / "train-0.tar").read_bytes()
+        (tmp_path / "train-0.tar").write_bytes(content[: 512 * 4 + 100])
+        with pytest.warns(UserWarning, match="train-0.tar.*text: no image among its files .txt"):
+            source = open_images(tmp_path)
+        assert source.keys[-1] == "z" and "text" not in source.keys
+
+
+class TestIndexCache:
+    @pytest.fixture
+    def shards(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(index, "CACHE_INDEX_FROM", 0)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        self.write(tmp_path / "set", range(12))
+        return sorted((tmp_path / "set").glob("*.tar"))
+
+    def write(self, folder, numbers):
+        for shard in range(2):
+            samples = [
+                {"__key__": f"{n:04}", "jpg": jpeg("red"), "json": {"class": [None, "a"][n % 2]}}
+                for n in list(numbers)[shard::2]
+            ]
+            write_shard(folder / f"train-{shard}.tar", samples)
+
+    def test_it_is_read_while_the_shards_do_not_change(self, shards, monkeypatch):
+        first = index.index_shards(shards)
+        file = index.index_cache_file(shards)
+        monkeypatch.setattr(index, "index_shard", None)  # the shards are not read again
+        again = index.index_shards(shards)
+        columns = ("files", "keys", "class_of", "problems")
+        assert all(getattr(again, name) == getattr(first, name) for name in columns)
+        assert (again.spans == first.spans).all() and len(open_images(shards[0].parent)) == 12
+        monkeypatch.undo()
+        monkeypatch.setattr(index, "CACHE_INDEX_FROM", 0)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(file.parents[2]))
+        for content in (b"", b"PK damaged", file.read_bytes()[:-100]):
+            file.write_bytes(content)
+            assert index.index_shards(shards).keys == first.keys
+        self.write(shards[0].parent, range(20, 33))
+        assert index.index_shards(shards).keys[0] == "0020"
+
+    def test_incomplete_shards_are_not_kept(self, shards):
+        shards[0].write_bytes(shards[0].read_bytes()[:2000])
+        assert all(index.index_shards(shards).problems for _ in range(2))
+        assert not index.index_cache_file(shards).exists()
+
+    def test_a_cache_that_cannot_be_written_is_a_warning(self, shards, tmp_path):
+        (tmp_path / "cache").write_text("a file where the folder should be")
+        with pytest.warns(UserWarning, match="index of .*set is not kept"):
+            assert len(index.index_shards(shards)) == 12
+
+    def test_small_sets_leave_no_file(self, shards, tmp_path, monkeypatch):
+        monkeypatch.setattr(index, "CACHE_INDEX_FROM", 10**9)
+        assert len(index.index_shards(shards)) == 12 and not (tmp_path / "cache").exists()
+
+
+class TestFolders:
+    def test_splits_and_classes(self, tmp_path):
+        write_folder(tmp_path, ["train", "val"])
         train, test = open_images(tmp_path, "train"), open_images(tmp_path, "test")
         assert len(train) == len(test) == 12 and train.class_names == ["lime", "red"]
         assert train.keys[0] == "train/lime/0.jpg" and test.keys[0] == "val/lime/0.jpg"
@@ -268,101 +277,46 @@ class TestSources:
 
     def test_of_a_test_split_without_classes_the_validation_images_are_taken(self, tmp_path):
         """As ImageNet and MS-COCO are downloaded."""
-        root = colour_folder(tmp_path / "imagenet", ["train", "val"])
+        root = write_folder(tmp_path / "imagenet", ["train", "val"])
         (root / "test").mkdir()
         (root / "test/0.jpg").write_bytes(jpeg("red"))
         test = open_images(root, "test")
-        assert len(test) == len(test.labelled()) == 12 and test.keys[0] == "val/lime/0.jpg"
+        assert len(test) == len(test.labeled()) == 12 and test.keys[0] == "val/lime/0.jpg"
         for split in ("train2017", "val2017", "test2017"):
             (tmp_path / "coco" / split).mkdir(parents=True)
             (tmp_path / "coco" / split / "a.jpg").write_bytes(jpeg("red"))
         assert open_images(tmp_path / "coco", "test").keys == ["val2017/a.jpg"]
-        (tmp_path / "coco/val2017/a.jpg").unlink()
-        (tmp_path / "coco/val2017").rmdir()
+        (tmp_path / "coco/val2017").rename(tmp_path / "coco/elsewhere")
         assert open_images(tmp_path / "coco", "test").keys == ["test2017/a.jpg"]  # better than none
-        own = colour_folder(tmp_path / "own", ["train", "val", "test"])
-        assert open_images(own, "test").keys[0] == "test/lime/0.jpg"
+        labeled = write_folder(tmp_path / "labeled", ["train", "val", "test"])
+        assert open_images(labeled, "test").keys[0] == "test/lime/0.jpg"
 
-    def test_folder_with_classes_and_without(self, tmp_path):
-        colour_folder(tmp_path / "a", [""], per_class=40)
+    def test_without_splits(self, tmp_path):
+        write_folder(tmp_path / "a", [""], per_class=40)
         train, test = open_images(tmp_path / "a", "train"), open_images(tmp_path / "a", "test")
-        assert (
-            len(train) + len(test) == 80
-            and not set(train.keys) & set(test.keys)
-            and 1 <= len(test) <= 20
-        )
-        assert train.class_names == test.class_names == ["lime", "red"]
+        assert len(train) + len(test) == 80 and not set(train.keys) & set(test.keys)
+        assert 1 <= len(test) <= 20 and train.class_names == test.class_names == ["lime", "red"]
         (tmp_path / "b").mkdir()
         for number in range(3):
             (tmp_path / "b" / f"{number}.JPG").write_bytes(jpeg("red"))
         plain = open_images(tmp_path / "b", "train")
-        assert (
-            len(plain) == 2 and len(open_images(tmp_path / "b", "test")) == 1
-        )  # never an empty side
-        assert (
-            plain.labels.tolist() == [-1, -1]
-            and plain.class_names == []
-            and plain[0].class_name is None
-        )
-        with pytest.raises(DataError, match="has a class"):
-            plain.labelled()
-
-    def test_errors_say_what_was_looked_for_and_found(self, tmp_path):
-        with pytest.raises(DataError, match="looked for a folder or a .tar shard at .*nowhere"):
-            open_images(tmp_path / "nowhere")
-        (tmp_path / "notes.txt").write_text("no images")
-        with pytest.raises(
-            DataError, match=r"neither WebDataset shards .* found there: notes\.txt"
-        ):
-            open_images(tmp_path)
-        root = colour_folder(tmp_path / "set", ["train"])
-        with pytest.raises(
-            DataError, match=r"no split 'test' in .*set; found the splits \['train'\]"
-        ):
-            open_images(root, "test")
-        with pytest.raises(DataError, match=r"no class \['blue'\] in .*'train'.*\['lime', 'red'\]"):
-            open_images(root, "train", classes=["red", "blue"])
-        (root / "test").mkdir()
-        with pytest.raises(DataError, match="'test' of .*set has no usable image"):
-            open_images(root, "test")
-        for number in range(3):
-            (root / "test" / f"{number}.jpg").write_bytes(b"broken")
-        with (
-            pytest.warns(UserWarning, match="skipped"),
-            pytest.raises(DataError, match=r"None of the 3 images.*0\.jpg"),
-        ):
-            open_images(root, "test")
-        assert issubclass(DataError, ValueError)
-
-    def test_names_and_numbers_do_not_mix(self, tmp_path):
-        write_shard(
-            tmp_path / "train-0.tar",
-            [
-                {"__key__": "a", "jpg": jpeg("red"), "cls": 1},
-                {"__key__": "b", "jpg": jpeg("red"), "cls": "dog"},
-            ],
-        )
-        with pytest.raises(DataError, match="mixes class names and class numbers"):
-            open_images(tmp_path)
+        assert len(plain) == 2 and len(open_images(tmp_path / "b", "test")) == 1  # never empty
+        assert plain.labels.tolist() == [-1, -1] and plain[0].class_name is None
 
     def test_unusable_images_are_named_counted_and_left_out(self, tmp_path):
-        root = colour_folder(tmp_path, ["train"])
+        root = write_folder(tmp_path, ["train"])
         (root / "train/red/2.jpg").write_bytes(jpeg("red")[:150])
-        (root / "train/red/dot.png").write_bytes(file_of(Image.new("RGB", (1, 1)), "PNG"))
-        with pytest.warns(UserWarning) as caught:
-            source = open_images(root, "train")
-        messages = [str(warning.message) for warning in caught]
-        assert any("red/2.jpg" in message for message in messages)
-        assert any("2 of 13 images" in message for message in messages)
-        assert len(source) == len(source.labels) == 11
-        assert [name.rpartition("/")[2] for name, _ in source.skipped] == ["2.jpg", "dot.png"]
+        (root / "train/red/dot.png").write_bytes(encoded(Image.new("RGB", (1, 1))))
+        with pytest.warns(UserWarning, match=r"2 of 13 images .*2\.jpg: .*dot\.png: .*only 1x1"):
+            source = open_images(root)
+        assert len(source) == len(source.labels) == 11 and len(source.skipped) == 2
         assert {record.class_name for record in source} == {"red", "lime"}
 
     def test_in_large_sets_the_next_usable_image_stands_in(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(sources, "CHECK_AT_MOST", 3)
-        root = colour_folder(tmp_path, ["train"])
+        monkeypatch.setattr(images, "DECODE_AT_OPENING", 3)
+        root = write_folder(tmp_path, ["train"])
         (root / "train/lime/5.jpg").write_bytes(b"broken")
-        source = open_images(root, "train")
+        source = open_images(root)
         assert len(source) == 12 and not source.skipped
         with pytest.warns(UserWarning, match=r"skipped .*lime/5\.jpg"):
             assert source[5].key == "train/red/0.jpg" and source[5].class_name == "red"
@@ -370,30 +324,43 @@ class TestSources:
         with pytest.warns(UserWarning, match=r"skipped .*lime/5\.jpg"):
             fresh = training_views(open_images(root), 0, 12, 16, seed=1)
         again = training_views(source, 0, 12, 16, seed=1)
-        assert all(torch.equal(a, b) for a, b in zip(again[:2], fresh[:2], strict=True))
-        assert again[2] == fresh[2]
+        assert torch.equal(again[0], fresh[0]) and again[2] == fresh[2]
 
-    def test_damaged_shards(self, tmp_path):
-        write_shard(
-            tmp_path / "train-0.tar", [{"__key__": f"{i}", "jpg": jpeg("red")} for i in range(6)]
-        )
-        write_shard(
-            tmp_path / "train-1.tar",
-            [{"__key__": "text", "txt": "no image"}, {"__key__": "z", "jpg": jpeg("red")}],
-        )
-        content = (tmp_path / "train-0.tar").read_bytes()
-        (tmp_path / "train-0.tar").write_bytes(content[: 512 * 4 + 100])
-        with pytest.warns(UserWarning) as caught:
-            source = open_images(tmp_path)
-        assert source.keys[-1] == "z" and "text" not in source.keys
-        text = " ".join(str(warning.message) for warning in caught)
-        assert "train-0.tar" in text and "text: no image among its files (txt)" in text
-
-    def test_cache_is_bounded_and_changes_nothing(self, tmp_path):
-        root = colour_folder(tmp_path, ["train"])
-        small, large = open_images(root, cache_bytes=5 * 32 * 24 * 4), open_images(root)
+    def test_what_does_not_fit_into_memory_is_decoded_again(self, tmp_path, monkeypatch):
+        root = write_folder(tmp_path, ["train"])
+        large = open_images(root)
+        monkeypatch.setattr(images, "CACHE_BYTES", 5 * 32 * 24 * 4)
+        small = open_images(root)
+        assert (len(small.cache), len(large.cache)) == (5, 12)
         assert all(torch.equal(a.image, b.image) for a, b in zip(small, large, strict=True))
-        assert len(small._store._cache) == 5 and len(large._store._cache) == 12
+
+
+REFUSED_SOURCES = [
+    ("nowhere", "train", r"looked for a folder or a .tar shard at .*nowhere"),
+    ("text", "train", r"neither WebDataset shards .* found there: notes\.txt"),
+    ("one", "test", r"no split 'test' in .*one; found the splits \['train'\]"),
+    ("empty", "test", "'test' of .*empty has no usable image"),
+    ("broken", "test", r"No image can be used: 3 of 3 .*0\.jpg"),
+    ("mixed", "train", "mixes class names and class numbers"),
+    ("years", "train", "two folders of the split 'train', train2014 and train2017"),
+]
+
+
+@pytest.mark.parametrize(("name", "split", "message"), REFUSED_SOURCES)
+def test_refusals_say_what_was_looked_for_and_found(tmp_path, name, split, message):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/notes.txt").write_text("no images")
+    for each in ("one", "empty", "broken"):
+        write_folder(tmp_path / each, ["train"], per_class=1)
+    (tmp_path / "empty/test").mkdir()
+    (tmp_path / "broken/test").mkdir()
+    for number in range(3):
+        (tmp_path / f"broken/test/{number}.jpg").write_bytes(b"broken")
+    mixed = [{"__key__": str(c), "jpg": jpeg("red"), "cls": c} for c in (1, "dog")]
+    write_shard(tmp_path / "mixed/train-0.tar", mixed)
+    write_folder(tmp_path / "years", ["train2014", "train2017"], per_class=1)
+    with pytest.raises(DataError, match=message):
+        open_images(tmp_path / name, split)
 
 
 @pytest.fixture
@@ -402,16 +369,10 @@ def photos(tmp_path):
     rng = np.random.default_rng(0)
     samples = []
     for i in range(20):
-        noise = Image.fromarray(rng.integers(0, 256, (8, 16, 3), dtype=np.uint8)).resize(
-            (128, 64), Image.Resampling.BICUBIC
-        )
-        samples.append(
-            {
-                "__key__": f"{i:02}",
-                "png": file_of(noise, "PNG"),
-                "json": {"class": None if i % 3 == 0 else "ab"[i % 2]},
-            }
-        )
+        noise = Image.fromarray(rng.integers(0, 256, (8, 16, 3), dtype=np.uint8))
+        content = encoded(noise.resize((128, 64), Image.Resampling.BICUBIC))
+        record = {"class": None if i % 3 == 0 else "ab"[i % 2]}
+        samples.append({"__key__": f"{i:02}", "png": content, "json": record})
     write_shard(tmp_path / "train-0.tar", samples)
     return open_images(tmp_path)
 
@@ -424,42 +385,28 @@ class TestViews:
             again = training_views(photos, step, 6, 16, seed=3, kind=kind)
             assert all(torch.equal(a, b) for a, b in zip(first[step][:2], again[:2], strict=True))
             assert first[step][2] == again[2]
-        images, labels, keys = first[0]
-        position = {key: index for index, key in enumerate(photos.keys)}
-        assert labels.tolist() == [int(photos.labels[position[key]]) for key in keys]
-        assert (
-            images.shape == (6, 3, 16, 16)
-            and images.dtype == torch.float32
-            and labels.dtype == torch.int64
-        )
-        assert images.min() >= 0 and images.max() <= 1
-        assert not torch.equal(images, first[1][0])
-        assert not torch.equal(images, training_views(photos, 0, 6, 16, seed=4, kind=kind)[0])
+        views, labels, keys = first[0]
+        assert labels.tolist() == [int(photos.labels[photos.position_of[key]]) for key in keys]
+        assert views.shape == (6, 3, 16, 16) and views.dtype == torch.float32
+        assert labels.dtype == torch.int64 and views.min() >= 0 and views.max() <= 1
+        assert not torch.equal(views, first[1][0])
+        assert not torch.equal(views, training_views(photos, 0, 6, 16, seed=4, kind=kind)[0])
 
     def test_batches_only_cut_one_stream(self, photos):
         small = torch.cat([training_views(photos, step, 4, 16, seed=0)[0] for step in range(3)])
         assert torch.equal(small, training_views(photos, 0, 12, 16, seed=0)[0])
 
-    def test_an_epoch_shows_every_image_once(self, tmp_path):
-        samples = [
-            {"__key__": f"{i}", "png": file_of(Image.new("RGB", (20, 20), (i, 0, 0)), "PNG")}
-            for i in range(24)
-        ]
-        write_shard(tmp_path / "train-0.tar", samples)
-        source = open_images(tmp_path)
-        shown = [
-            (training_views(source, step, 8, 8, seed=5)[0][:, 0, 0, 0] * 255).round().int().tolist()
-            for step in range(6)
-        ]
-        epochs = [sum(shown[:3], []), sum(shown[3:], [])]
-        assert all(sorted(epoch) == list(range(24)) for epoch in epochs) and epochs[0] != epochs[1]
+    def test_an_epoch_shows_every_image_once(self, photos):
+        shown = [training_views(photos, step, 5, 8, seed=5)[2] for step in range(8)]
+        epochs = [sum(shown[:4], []), sum(shown[4:], [])]
+        assert all(sorted(epoch) == photos.keys for epoch in epochs) and epochs[0] != epochs[1]
 
     def test_side_position_and_flip_of_crops(self, tmp_path):
         """The picture encodes its coordinates, so that a view tells where it was taken."""
         x = np.repeat(np.arange(256, dtype=np.uint8)[None], 128, 0)
         y = np.repeat(np.arange(128, dtype=np.uint8)[:, None], 256, 1)
-        picture = Image.fromarray(np.stack([x, y, y], -1))
-        write_shard(tmp_path / "train-0.tar", [{"__key__": "a", "png": file_of(picture, "PNG")}])
+        content = encoded(Image.fromarray(np.stack([x, y, y], -1)))
+        write_shard(tmp_path / "train-0.tar", [{"__key__": "a", "png": content}])
         source = open_images(tmp_path)
 
         def measure(**options):
@@ -468,109 +415,86 @@ class TestViews:
             slope = (views[:, 0, 8, 12] - views[:, 0, 8, 4]) / 8
             return slope.abs() * 16, slope < 0, views[:, 0, 8, 8], views[:, 1, 8, 8]
 
-        side, mirrored, centre_x, centre_y = measure(min_crop=0.25)
+        side, mirrored, center_x, center_y = measure(min_crop=0.25)
         assert 31 <= side.min() < 35 and 122 < side.max() <= 130
         assert abs(side.log().mean().exp() - 64) < 5  # log-uniform between 32 and 128
         assert 0.42 < mirrored.float().mean() < 0.58
-        assert (
-            centre_x.min() < 40
-            and centre_x.max() > 215
-            and centre_y.min() < 30
-            and centre_y.max() > 98
-        )
+        assert center_x.min() < 40 and center_x.max() > 215
+        assert center_y.min() < 30 and center_y.max() > 98
         assert not measure(flip=False)[1].any()
-        side, mirrored, centre_x, _ = measure(kind="wide")
-        assert (
-            side.min() >= 113 and side.max() <= 130 and centre_x.min() < 70 and centre_x.max() > 185
-        )
-        assert (
-            measure(min_crop=0.01)[0].min() >= 15
-        )  # never enlarged while the picture is large enough
+        side, _, center_x, _ = measure(kind="wide")
+        assert side.min() >= 113 and side.max() <= 130
+        assert center_x.min() < 70 and center_x.max() > 185
+        assert measure(min_crop=0.01)[0].min() >= 15  # not enlarged while the picture is larger
 
     def test_views_are_antialiased(self, tmp_path):
         board = np.indices((128, 128)).sum(0) % 2 * 255
-        write_shard(
-            tmp_path / "train-0.tar",
-            [{"__key__": "a", "png": file_of(Image.fromarray(board.astype(np.uint8)), "PNG")}],
-        )
+        content = encoded(Image.fromarray(board.astype(np.uint8)))
+        write_shard(tmp_path / "train-0.tar", [{"__key__": "a", "png": content}])
         views = training_views(open_images(tmp_path), 0, 20, 16, seed=0, kind="wide")[0]
         assert (views[:, :, 2:-2, 2:-2] - 0.5).abs().max() < 0.1
 
-    def test_small_images_are_enlarged_with_one_warning(self, photos):
-        with pytest.warns(
-            UserWarning, match="128x64 pixels; they are enlarged to views of 100x100"
-        ) as caught:
-            images, *_ = training_views(photos, 0, 8, 100, seed=0)
-            training_views(photos.labelled(), 1, 8, 100, seed=0)
-        assert images.shape == (8, 3, 100, 100) and len(caught) == 1
+    def test_small_images_are_enlarged_with_a_warning(self, photos):
+        with pytest.warns(UserWarning, match="smaller than 100x100; they are enlarged"):
+            assert training_views(photos, 0, 8, 100, seed=0)[0].shape == (8, 3, 100, 100)
 
     def test_held_out_views_take_the_images_in_turn(self, photos):
-        images, labels, keys = held_out_views(photos, 50, 16, seed=0)
-        counts = [keys.count(key) for key in photos.keys]
-        assert images.shape == (50, 3, 16, 16) and set(counts) == {2, 3}
-        assert labels.tolist() == [int(photos.labels[photos.keys.index(key)]) for key in keys]
-        assert torch.equal(images[:30], held_out_views(photos, 30, 16, seed=0)[0])
-        assert not torch.equal(images[:20], images[20:40])
+        views, labels, keys = held_out_views(photos, 50, 16, seed=0)
+        assert views.shape == (50, 3, 16, 16) and {keys.count(k) for k in photos.keys} == {2, 3}
+        assert labels.tolist() == [int(photos.labels[photos.position_of[key]]) for key in keys]
+        assert torch.equal(views[:30], held_out_views(photos, 30, 16, seed=0)[0])
+        assert torch.equal(views[20:], held_out_views(photos, 30, 16, seed=0, first=20)[0])
+        assert not torch.equal(views[:20], views[20:40])
 
-    def test_labelled_views_all_have_a_class(self, photos):
-        labels = torch.cat(
-            [
-                training_views(photos.labelled(), step, 8, 16, seed=0, kind="wide")[1]
-                for step in range(4)
-            ]
-        )
+    def test_labeled_views_all_have_a_class(self, photos):
+        labels = training_views(photos.labeled(), 0, 32, 16, seed=0, kind="wide")[1]
         assert labels.min() == 0 and labels.max() == 1
         assert -1 in training_views(photos, 0, 20, 16, seed=0)[1]
 
-    def test_wrong_arguments(self, photos):
-        for options, message in (
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
             ({"kind": "narrow"}, "'crops' or 'wide'"),
             ({"min_crop": 0}, "min_crop"),
-            ({"seed": -1}, "seed"),
-        ):
-            with pytest.raises(ValueError, match=message):
-                training_views(photos, 0, 2, 16, **({"seed": 0} | options))
+            ({"seed": -1}, "seed is -1"),
+        ],
+    )
+    def test_refusals(self, photos, options, message):
+        with pytest.raises(ValueError, match=message):
+            training_views(photos, 0, 2, 16, **({"seed": 0} | options))
 
 
-class TestPrefetch:
-    def test_order_and_thread(self):
-        found = list(prefetch(lambda step: (step, threading.current_thread().name), 3, 20))
-        assert found == [(step, (step, "prefetch")) for step in range(3, 20)]
-        assert list(prefetch(lambda step: step, 5, 5)) == []
+class TestDegradedCopies:
+    @pytest.fixture
+    def smooth(self):
+        torch.manual_seed(0)
+        noise = torch.rand(24, 3, 8, 8)
+        return torch.nn.functional.interpolate(noise, (32, 48), mode="bicubic").clamp(0, 1)
 
-    def test_exceptions_reach_the_consumer_at_their_step(self):
-        seen = []
-        with pytest.raises(ZeroDivisionError):
-            for step, _ in prefetch(lambda step: 1 / (step - 4), 0, 10):
-                seen.append(step)
-        assert seen == [0, 1, 2, 3]
+    def test_every_copy_is_worse_but_still_like_its_original(self, smooth):
+        worse = degrade(smooth, seed=3)
+        assert worse.shape == smooth.shape and worse.dtype == torch.float32
+        assert worse.min() >= 0 and worse.max() <= 1
+        assert ((worse - smooth).square().mean(dim=(1, 2, 3)) > 1e-5).all()
+        distances = (worse[:, None] - smooth[None]).square().mean(dim=(2, 3, 4))
+        assert torch.equal(distances.argmin(1), torch.arange(len(smooth)))
 
-    def test_leaving_the_loop_stops_the_thread(self):
-        before, started = threading.active_count(), []
-        for step, _ in prefetch(started.append, 0, 10**9, depth=2):
-            if step == 3:
-                break
-        deadline = time.time() + 5
-        while threading.active_count() > before and time.time() < deadline:
-            time.sleep(0.01)
-        assert threading.active_count() == before and len(started) < 12
+    def test_copies_follow_from_the_seed_and_their_index_alone(self, smooth):
+        worse = degrade(smooth, seed=3)
+        assert torch.equal(degrade(smooth[:5], seed=3), worse[:5])
+        assert not torch.equal(degrade(smooth, seed=4), worse)
+        same = degrade(smooth[:1].expand(8, -1, -1, -1), seed=0)
+        assert len({tuple(x.flatten()[:50].tolist()) for x in same}) == 8  # each in its own way
 
-    def test_a_batch_may_have_more_tensors_than_files_may_be_open_unless_one_asks(self):
-        """32 parts of three tensors of each step, as the paper's text models have them, each a file of shared memory."""
-        if "fork" not in get_all_start_methods():
-            pytest.skip("no worker processes here")
-        program = """if True:
-            import resource, torch
-            from sitlib.data import prefetch
-            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (128, most))
-            steps = prefetch(lambda step: [torch.full((4,), step) for _ in range(96)], 0, 8, workers=2)
-            found = []
-            for step, tensors in steps:
-                found.append(sum(int(tensor[0]) for tensor in tensors) == 96 * step)
-            print(found == [True] * 8)
-        """
-        done = subprocess.run(
-            [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
-        )
-        assert done.stdout == "True\n", done.stderr[-2000:]
+
+def test_names_with_pax_headers_and_folders(tmp_path):
+    """Long and non-ASCII names have headers of their own; the key is the path to the first dot."""
+    with tarfile.open(tmp_path / "train-0.tar", "w") as tar:
+        for key in ("é" * 80 + "/a", "folder.v2/b"):
+            contents = {"JPG": jpeg("red"), "json": json.dumps({"label": 3}).encode()}
+            for suffix, content in contents.items():
+                member = tarfile.TarInfo(f"{key}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    source = open_images(tmp_path)
+    assert source.keys == ["é" * 80 + "/a", "folder.v2/b"] and source.labels.tolist() == [3, 3]

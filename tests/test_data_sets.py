@@ -103,7 +103,7 @@ def test_landscapes_open_and_give_views(recwarn):
         source.class_names == open_images("data/landscapes", "test").class_names
         and len(source.class_names) == 10
     )
-    images, labels, _ = training_views(source.labelled(), 0, 4, 64, seed=0, kind="wide")
+    images, labels, _ = training_views(source.labeled(), 0, 4, 64, seed=0, kind="wide")
     assert images.shape == (4, 3, 64, 64) and labels.min() >= 0
 
 

@@ -12,6 +12,7 @@ from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
 from workbook.codes import captioned, held_out_wide, images_of
 from workbook.generators import trained_generator
+from workbook.paths import resolve
 from workbook.profile import Profile
 from workbook.tokenizers import trained_tokenizer
 
@@ -69,7 +70,7 @@ def foreign(profile: Profile) -> Task:
     """The extra photographs, of which the class-conditional model is told nothing."""
     chosen = profile.tokenizer.evaluation.sets["extra"]
     size, seed = profile.data.size, profile.tokenizer.evaluation.seed
-    source = open_images(chosen.source, "test")
+    source = open_images(resolve(chosen.source), "test")
     images, _, keys = held_out_views(source, chosen.views, size, seed, kind="wide")
     variant, place = (
         profile.applications.class_generator,

@@ -1,7 +1,6 @@
-"""Extracting codes once with a frozen tokenizer: `python -m workbook.codes`. Training on codes then touches no pixels.
+"""Codes of views, extracted once with a frozen tokenizer, so that training touches no pixels.
 
-The same command may run many times at once, on many machines: its processes share the work (`torchrun --nproc-per-node 8 -m
-workbook.codes ...` gives each its GPU).
+`torchrun --nproc-per-node 8 -m workbook.codes ...` shares the work between processes (or machines).
 """
 
 import argparse
@@ -23,13 +22,20 @@ from sitlib.data import (
     training_views,
 )
 from sitlib.data.captions import Phrasing
-from sitlib.data.manifest import sha256_of
-from sitlib.data.token_shards import CodeMaps, Job, jobs, make_shards, read_manifest, read_maps
+from sitlib.data.token_shards import (
+    Shard,
+    TokenShards,
+    make_shards,
+    plan_shards,
+    read_manifest,
+    read_shards,
+)
+from sitlib.files import sha256_of
 from sitlib.model.precision import best_device
 from sitlib.strict import digest
 from workbook.paths import resolve
 from workbook.profile import Profile, load_profile
-from workbook.runs import CodesRun, command, resume_key
+from workbook.runs import CodesRun, command
 from workbook.tokenizers import trained_tokenizer
 
 BATCH = 64  # views at a time
@@ -37,47 +43,42 @@ BATCH = 64  # views at a time
 
 @dataclass
 class Codes:
-    """Codes of wide views, and what is known of their images."""
+    """Codes of wide views. Labels are class ids; of captioned images, positions in their split."""
 
-    train: CodeMaps  # [M, S, N], read from disk where it is indexed
-    train_labels: (
-        Tensor  # [M] int64 class ids; for captioned images, their positions in the training split
-    )
+    train: TokenShards  # [M, S, N], read from disk where it is indexed
+    train_labels: Tensor  # [M] int64
     held_out: Tensor  # [V, S, N] int64
-    held_out_labels: Tensor  # [V] int64, likewise
+    held_out_labels: Tensor  # [V] int64
     classes: list[str]
 
 
 def images_of(profile: Profile, variant: str, split: str) -> ImageSource:
-    """The images that an autoregressive variant is about: those with a class, or those with captions."""
+    """Images of an autoregressive variant: those with a class, or those with captions."""
     run = CodesRun.of(profile, variant)
     if run.captions is not None:
         return captioned(profile, split).images
-    return open_images(run.tokenizer.source, split).labelled()
+    return open_images(resolve(run.tokenizer.source), split).labeled()
 
 
 def captioned(profile: Profile, split: str, phrasing: Phrasing = "training") -> CaptionedImages:
-    """The images of the text-conditional models and their captions; `phrasing` "new": in words that training never sees."""
+    """Images of the text-conditional models with captions ("new": in unseen phrasings)."""
     run = CodesRun.of(profile, next(iter(profile.text.variants)))
     settings = run.captions
     assert settings is not None
-    return open_captioned(
-        run.tokenizer.source,
-        split,
-        settings.source,
-        phrasing=phrasing,
-        seed=settings.seed,
-        count=settings.per_image,
-    )
+    captions = settings.source
+    if captions not in ("names", "records"):
+        captions = resolve(captions)
+    options = {"phrasing": phrasing, "seed": settings.seed, "count": settings.per_image}
+    return open_captioned(resolve(run.tokenizer.source), split, captions, **options)
 
 
 def held_out_wide(
     profile: Profile, variant: str, count: int, first: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Wide views [count, 3, H, W] of the held-out images of an autoregressive variant, and their classes or positions [count].
+    """Wide held-out views [count, 3, H, W] of an autoregressive variant, and labels [count].
 
     Args:
-        first: views to leave out at the beginning of the set, which can so be made in parts.
+        first: views to leave out at the beginning, so that a set can be made in parts.
     """
     images, run = images_of(profile, variant, "test"), CodesRun.of(profile, variant)
     return _held_out(images, run, count, first)
@@ -91,110 +92,90 @@ def _held_out(images: ImageSource, run: CodesRun, count: int, first: int) -> tup
 
 
 def _positions(images: ImageSource, keys: list[str]) -> Tensor:
-    """[B] int64: where the images of some keys are in their split."""
-    return torch.tensor([images.position_of[key] for key in keys])
+    return torch.tensor([images.position_of[key] for key in keys])  # [B] int64
 
 
-def extract_codes(profile: Profile, variant: str, output: str | Path, workers: int = 0) -> Codes:
-    """Encodes wide views of the images of an autoregressive variant, and writes the codes to the folder `output`.
+def extract_codes(profile: Profile, variant: str, folder: Path, workers: int = 0) -> Codes:
+    """Encode wide views of the images of an autoregressive variant into a folder of shards.
 
-    Several processes that are given the same arguments share the work; one that was killed goes on at its shards when it is called again.
+    The processes of a launcher (torchrun) share the work; a killed call is continued by the next.
 
     Args:
         workers: processes that decode images, as for `prefetch`.
     """
     run = CodesRun.of(profile, variant)
-    settings, data, seed = run.codes, run.tokenizer.data, run.tokenizer.seed
+    settings, size, seed = run.codes, run.tokenizer.data.size, run.tokenizer.seed
     name = profile.autoregressive_variant(variant).tokenizer
     tokenizer = trained_tokenizer(profile, name, seed)
-    device = _own_device()
+    rank, world_size, local_rank = (
+        int(os.environ.get(variable, default))
+        for variable, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
+    device = best_device()
+    if device.type == "cuda" and local_rank < torch.cuda.device_count():
+        device = torch.device("cuda", local_rank)
     model = tokenizer.model.to(device)
     images = {
         "train": images_of(profile, variant, "train"),
         "held_out": images_of(profile, variant, "test"),
     }
     # Whole epochs: every image as often as any other.
-    totals = {
+    num_views = {
         "train": settings.views_per_image * len(images["train"]),
         "held_out": settings.held_out_views,
     }
 
-    def batch(split: str, number: int) -> tuple[list[Tensor], Tensor]:
-        """Views and, where wanted, their mirror images; labels."""
-        count = min(BATCH, totals[split] - number * BATCH)
+    def make_batch(split: str, number: int) -> tuple[list[Tensor], Tensor]:
+        """Views [B, 3, H, W], their mirror images where wanted, and labels [B]."""
+        count = min(BATCH, num_views[split] - number * BATCH)
         if split == "held_out":
             views, labels = _held_out(images[split], run, count, number * BATCH)
             return [views], labels
         views, labels, keys = training_views(
-            images[split], number, BATCH, data.size, settings.seed, kind="wide", flip=False
+            images[split], number, BATCH, size, settings.seed, kind="wide", flip=False
         )
         labels = labels if run.captions is None else _positions(images[split], keys)
         return [views[:count], views[:count].flip(-1)][: 1 + settings.mirrored], labels[:count]
 
-    def make(job: Job) -> tuple[Tensor, Tensor]:
+    def make_shard(shard: Shard) -> tuple[Tensor, Tensor]:
         codes, labels = [], []
-        batches = prefetch(
-            lambda number: batch(job.split, number),
-            job.batches.start,
-            job.batches.stop,
-            workers=workers,
-        )
-        title = f"codes of {name}, seed {seed}: {job.name.removesuffix('.safetensors')}"
-        for _, (views, of_views) in tqdm(
-            batches, title, len(job.batches), unit="batch", mininterval=5.0, ncols=110
-        ):
-            codes += [model.encode(part.to(device)).cpu() for part in views]
-            labels += [of_views] * len(views)
+        first, last = shard.batches.start, shard.batches.stop
+        batches = prefetch(lambda n: make_batch(shard.split, n), first, last, workers=workers)
+        title = f"codes of {name}, seed {seed}: {shard.split}-{shard.number:05d}"
+        bar = tqdm(batches, title, last - first, unit="batch", mininterval=5.0, ncols=110)
+        for _, (views, labels_of_views) in bar:
+            codes += [model.encode(v.to(device)).cpu() for v in views]
+            labels += [labels_of_views] * len(views)
         return torch.cat(codes), torch.cat(labels)
 
     config = run.tokenizer.model
-    maps = BATCH * (1 + settings.mirrored)
-    wanted = jobs(
-        {split: -(-total // BATCH) for split, total in totals.items()},
-        maps * (config.levels + 1) * config.tokens_per_scale * 2,
-    )
-    class_names = [] if run.captions is not None else images["train"].class_names
-    about = {"run": digest(run), "classes": class_names}
-    make_shards(
-        output, resume_key(run, sha256_of(tokenizer.path)), wanted, make, about, config.num_codes
-    )
-    return read_codes(output)
+    num_codes = BATCH * (1 + settings.mirrored) * (config.levels + 1) * config.tokens_per_scale
+    shards = plan_shards({s: -(-n // BATCH) for s, n in num_views.items()}, 2 * num_codes)
+    manifest = {
+        "run": digest(run),
+        "tokenizer": sha256_of(tokenizer.path),
+        "classes": [] if run.captions is not None else images["train"].class_names,
+    }
+    make_shards(folder, shards, make_shard, manifest, config.num_codes, rank, world_size)
+    return read_codes(folder)
 
 
-def _own_device() -> torch.device:
-    """This process's GPU where a launcher has started one for each."""
-    device = best_device()
-    return (
-        torch.device(device.type, int(os.environ["LOCAL_RANK"])) if _has_own_gpu(device) else device
-    )
-
-
-def _has_own_gpu(device: torch.device) -> bool:
-    return device.type == "cuda" and int(os.environ.get("LOCAL_RANK", "-1")) in range(
-        torch.cuda.device_count()
-    )
-
-
-def read_codes(folder: str | Path) -> Codes:
-    """The codes in a folder that `extract_codes` has written."""
-    train, held_out = (read_maps(folder, split) for split in ("train", "held_out"))
-    return Codes(
-        train, train.labels, held_out[:], held_out.labels, read_manifest(folder)["classes"]
-    )
+def read_codes(folder: Path) -> Codes:
+    """Codes in a folder that `extract_codes` has written."""
+    train, held_out = (read_shards(folder, split) for split in ("train", "held_out"))
+    classes = read_manifest(folder)["classes"]
+    return Codes(train, train.labels, held_out[:], held_out.labels, classes)
 
 
 def load_codes(profile: Profile, variant: str) -> Codes:
-    """The codes of this very run: the pipeline's, else those under `scratch/`, extracted now if need be."""
-    code_run, name = (
-        CodesRun.of(profile, variant),
-        profile.autoregressive_variant(variant).tokenizer,
-    )
-    run, seed = digest(code_run), code_run.tokenizer.seed
-    own = resolve(f"scratch/codes/{name}-seed{seed}/{run}")
-    for folder in (resolve(f"codes/{name}-seed{seed}"), own):
-        if read_manifest(folder).get("run") == run:
+    """Codes of this very run: the pipeline's, else those under `scratch/`, extracted if need be."""
+    run = CodesRun.of(profile, variant)
+    name = f"{profile.autoregressive_variant(variant).tokenizer}-seed{run.tokenizer.seed}"
+    scratch = resolve(f"scratch/codes/{name}/{digest(run)}")
+    for folder in (resolve(f"codes/{name}"), scratch):
+        if read_manifest(folder).get("run") == digest(run):
             return read_codes(folder)
-    return extract_codes(profile, variant, own)
+    return extract_codes(profile, variant, scratch)
 
 
 def main() -> None:
@@ -220,7 +201,7 @@ def main() -> None:
         raise ValueError(
             f"tokenizer_seed is {arguments.seed} in params.yaml and {wanted} in the profile: make them the same."
         )
-    codes = extract_codes(profile, arguments.variant, arguments.output, workers)
+    codes = extract_codes(profile, arguments.variant, resolve(arguments.output), workers)
     print(
         f"{len(codes.train)} training and {len(codes.held_out)} held-out code maps, {list(codes.train.shape[1:])} each"
     )

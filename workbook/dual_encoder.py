@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sitlib.data import CaptionedImages, ImageSource, degraded, training_views
+from sitlib.data import CaptionedImages, ImageSource, degrade, training_views
 from sitlib.files import Row
 from sitlib.metrics import lite0_features
 from sitlib.metrics.networks import Lite0, load_lite0
@@ -124,7 +124,7 @@ def view_features(
         )
         views = views[: len(images) - start]  # the last ones may be of a second epoch
         worse = [
-            degraded(views, seed + copy * len(images) + start)
+            degrade(views, seed + copy * len(images) + start)
             for copy in range(run.model.degraded_views)
         ]
         again = [

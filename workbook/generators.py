@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sitlib.data import CaptionedImages
-from sitlib.data.order import WINDOW
+from sitlib.data.loader import WINDOW
 from sitlib.files import Row
 from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig, code_nats

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from sitlib.data import DataError, open_images
+from sitlib.data import DataError, ImageSource, open_images
 from sitlib.metrics import InceptionMetrics
 from workbook.codes import captioned
 from workbook.launch import launch_command
+from workbook.paths import resolve
 from workbook.profile import Profile, load_profile
 from workbook.runs import CodesRun, TokenizerRun, command, pipeline_parameters
 
@@ -28,7 +29,11 @@ def check_images(profile: Profile, lists: Mapping[str, Any]) -> None:
         DataError: images, classes or captions are missing.
         ConfigError: the profile has no variant of a listed name.
     """
-    opened = cache(open_images)  # small sets are decoded every time
+
+    @cache  # small sets are decoded every time
+    def opened(source: str, split: str) -> ImageSource:
+        return open_images(resolve(source), split)
+
     tokenizers = [*lists["tokenizers"], *(f"{name}_second" for name in lists["second_decoders"])]
     for source in sorted({TokenizerRun.of(profile, name, seed=0).source for name in tokenizers}):
         print(f"{source}: {len(opened(source, 'train')):,} images to train tokenizers on.")
@@ -39,7 +44,7 @@ def check_images(profile: Profile, lists: Mapping[str, Any]) -> None:
     generators = [f"ar_{name}" for name in lists["generators"]]
     generators += [f"ar_{name}_improved" for name in lists["improved_generators"]]
     for source in sorted({CodesRun.of(profile, variant).source for variant in generators}):
-        train, test = (opened(source, split).labelled() for split in ("train", "test"))
+        train, test = (opened(source, split).labeled() for split in ("train", "test"))
         numbers = f"of {len(train):,} images for training and {len(test):,} held out"
         print(f"{source}: {len(train.class_names):,} classes, {numbers}.")
     for split in ("train", "test"):

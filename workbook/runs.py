@@ -20,9 +20,17 @@ import yaml
 from braceexpand import braceexpand
 from torch import nn
 
-from sitlib.data.manifest import SUFFIX as MANIFEST_SUFFIX
-from sitlib.data.manifest import sha256_of
-from sitlib.files import DiskError, Row, load_model, read_csv, read_metadata, save_model, write_csv
+from sitlib.data.index import MANIFEST_SUFFIX
+from sitlib.files import (
+    DiskError,
+    Row,
+    load_model,
+    read_csv,
+    read_metadata,
+    save_model,
+    sha256_of,
+    write_csv,
+)
 from sitlib.model.config import AutoregressiveConfig, TokenizerConfig
 from sitlib.strict import digest
 from sitlib.train.checkpoint import StateError, locked

@@ -30,6 +30,7 @@ from sitlib.train.engine import ONE_PROCESS, Part
 from sitlib.train.loop import Logged, Phase, seed_everything, train
 from sitlib.train.losses import TokenizerLoss
 from workbook.launch import launcher, training_command
+from workbook.paths import resolve
 from workbook.profile import Profile
 from workbook.runs import TokenizerRun, Trained, command, trained
 
@@ -47,7 +48,7 @@ def trained_tokenizer(
     title = f"{variant}, seed {seed}"
 
     def train_now(checkpoints: Path) -> tuple[SpectralTokenizer, list[Row]]:
-        images = open_images(run.data.source, "train")
+        images = open_images(resolve(run.data.source), "train")
         base = run.training.codes_from
         codes = trained_tokenizer(profile, base, seed).model if base else None
         return train_tokenizer(run, images, checkpoints, title, codes, profile.engine)
@@ -82,7 +83,7 @@ def held_out_set(
             f"There is no evaluation set {name!r}; the profile has {', '.join(settings.sets)}."
         )
     chosen, size = settings.sets[name], profile.data.size if size is None else size
-    source = open_images(chosen.source, "test")
+    source = open_images(resolve(chosen.source), "test")
     count = chosen.views - first if count is None else min(count, chosen.views - first)
     images, _, keys = held_out_views(
         source, count, size, settings.seed, kind=chosen.kind, first=first

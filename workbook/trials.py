@@ -85,7 +85,7 @@ def run_trial(trial: Trial, values: dict[str, Any], seed: int = SEED) -> dict[st
     fetch_weights()
     profile = trial.profile(values)
     run = TokenizerRun.of(profile, trial.variant, seed)
-    images, validation = open_images(run.data.source, "train").split_off(VALIDATION_SHARE)
+    images, validation = open_images(resolve(run.data.source), "train").split_off(VALIDATION_SHARE)
     checkpoints = checkpoint_folder(resume_key(run, f"trial without {VALIDATION_SHARE}"))
     tokenizer, curve = train_tokenizer(run, images, checkpoints, f"{trial.variant}, {trial.change}")
     views = held_out_views(validation, VALIDATION_VIEWS, run.data.size, seed, kind="crops")[0]

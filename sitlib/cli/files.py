@@ -90,7 +90,7 @@ def find_sources(inputs: list[str], suffixes: Iterable[str], output: str) -> lis
 
 def find_images(options: argparse.Namespace) -> list[Source]:
     """The image files that a command's inputs stand for; see `find_sources`."""
-    from sitlib.data.decoding import IMAGE_SUFFIXES
+    from sitlib.data.decode import IMAGE_SUFFIXES
 
     return find_sources(
         options.inputs, [f".{suffix}" for suffix in IMAGE_SUFFIXES], output_of(options)

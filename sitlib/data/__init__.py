@@ -1,12 +1,11 @@
-"""Images from WebDataset shards or folders: splits, classes, captions, robust decoding, reproducible views."""
+"""Images from WebDataset shards or folders, captions, robust decoding, reproducible views."""
 
 from sitlib.data.captions import CaptionedImages, emoji_captions, open_captioned
-from sitlib.data.decoding import ImageError, decode_image, decode_rgb, rgb_to_tensor
-from sitlib.data.degraded import degraded
+from sitlib.data.crops import degrade, held_out_positions, held_out_views, training_views
+from sitlib.data.decode import ImageError, decode_image, decode_rgb, rgb_to_tensor
+from sitlib.data.images import ImageSource, Record, open_images
 from sitlib.data.index import DataError
-from sitlib.data.prefetch import prefetch
-from sitlib.data.sources import ImageSource, Record, open_images
-from sitlib.data.views import held_out_positions, held_out_views, training_views
+from sitlib.data.loader import prefetch
 
 __all__ = [
     "CaptionedImages",
@@ -16,7 +15,7 @@ __all__ = [
     "Record",
     "decode_image",
     "decode_rgb",
-    "degraded",
+    "degrade",
     "emoji_captions",
     "held_out_positions",
     "held_out_views",

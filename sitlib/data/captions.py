@@ -1,99 +1,70 @@
-"""Images with captions: sentences built from the names in the records, or a COCO captions file.
+"""Images with captions: built from the names in the records, written in them, or a COCO file."""
 
-A caption from names is short and says what the picture shows. The phrasings that training sees ("training") and those that only test
-prompts use ("new") share no sentence, so that new words for a known thing can be told from known words.
-"""
-
+import json
 import re
 import unicodedata
 import warnings
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from sitlib.data.coco import coco_images, listed
-from sitlib.data.index import DataError
-from sitlib.data.layout import find_split
-from sitlib.data.sources import ImageSource, open_images, unlabelled
+from sitlib.data.images import (
+    STAND_INS,
+    ImageSource,
+    find_split,
+    open_images,
+    source_of,
+    split_folders,
+)
+from sitlib.data.index import DataError, Index, index_files
 
 Phrasing = Literal["training", "new"]
-# Every template has the name, so that captions of different things differ. At least seven of each kind need nothing else.
-TEMPLATES: dict[str, tuple[str, ...]] = {
-    "training": (
-        "{name}",
-        "emoji: {name}",
-        "an emoji of {name}",
-        "a picture of {name}",
-        "an icon that shows {name}",
-        "a 3d emoji, {name}",
-        "{name}, on a white background",
-        "{category}: {name}",
-        "{subcategory}: {name}",
-        "{name}, also called {keyword}",
-        "{keyword}, that is {name}",
-    ),
-    "new": (
-        "draw {name}",
-        "please show me {name}",
-        "a small drawing of {name}",
-        "a sticker of {name}",
-        "a glossy 3d rendering of {name}",
-        "i would like to see {name}",
-        "white all around, in the middle {name}",
-        "something from {category}, namely {name}",
-        "of the kind {subcategory}, one image of {name}",
-        "{name}, or in other words {keyword}",
-    ),
+
+
+def _templates(table: str) -> list[str]:
+    return [template.strip() for line in table.strip().split("\n") for template in line.split("|")]
+
+
+# The phrasings that training sees and the new ones of test prompts share no sentence, so that new
+# words for a known thing can be told from known words. Every template has the name, so that
+# captions of different things differ, and at least seven of each phrasing need nothing else.
+TEMPLATES = {
+    "training": _templates("""
+        {name} | emoji: {name} | an emoji of {name} | a picture of {name}
+        an icon that shows {name} | a 3d emoji, {name} | {name}, on a white background
+        {category}: {name} | {subcategory}: {name}
+        {name}, also called {keyword} | {keyword}, that is {name}"""),
+    "new": _templates("""
+        draw {name} | please show me {name} | a small drawing of {name} | a sticker of {name}
+        a glossy 3d rendering of {name} | i would like to see {name}
+        white all around, in the middle {name}
+        something from {category}, namely {name} | of the kind {subcategory}, one image of {name}
+        {name}, or in other words {keyword}"""),
 }
-# More of them for training, used where more captions of an image are asked for than there are templates above.
-MORE = (
-    "the {name} symbol",
-    "an image with {name} in it",
-    "this is {name}",
-    "here is {name}",
-    "{name} as an icon",
-    "{name} in the style of an emoji",
-    "a colourful {name}",
-    "a simple {name}",
-    "a cute little {name}",
-    "a shiny {name} in 3d",
-    "{name}, isolated",
-    "{name}, and nothing else",
-    "a photo of {name}",
-    "what {name} looks like",
-    "you can find {name} here",
-    "we are looking at {name}",
-    "one of the emoji: {name}",
-    "a digital illustration of {name}",
-    "high quality clip art of {name}",
-    "the object in this picture is {name}",
-    "it depicts {name} and has no background",
-    "the emoji that people use for {name}",
-    "{name}, seen from the front",
-    "create {name} for me",
-    "an example of {category}: {name}",
-    "{name} belongs to {category}",
-    "among {subcategory} there is {name}",
-    "{name}, a sort of {subcategory}",
-    "{name} or {keyword}",
-    "{keyword} and {name} mean the same",
-    "some call it {keyword}, others {name}",
-    "{name}; {keyword}",
-)
+# For training, where more captions of an image are asked for than there are templates above.
+MORE = _templates("""
+    the {name} symbol | an image with {name} in it | this is {name} | here is {name}
+    {name} as an icon | {name} in the style of an emoji | a colourful {name} | a simple {name}
+    a cute little {name} | a shiny {name} in 3d | {name}, isolated | {name}, and nothing else
+    a photo of {name} | what {name} looks like | you can find {name} here
+    we are looking at {name} | one of the emoji: {name} | a digital illustration of {name}
+    high quality clip art of {name} | the object in this picture is {name}
+    it depicts {name} and has no background | the emoji that people use for {name}
+    {name}, seen from the front | create {name} for me
+    an example of {category}: {name} | {name} belongs to {category}
+    among {subcategory} there is {name} | {name}, a sort of {subcategory}
+    {name} or {keyword} | {keyword} and {name} mean the same
+    some call it {keyword}, others {name} | {name}; {keyword}""")
 
 
 @dataclass
 class CaptionedImages:
-    """The images of one split and what is said of each; all three are in the same order.
-
-    `names` says what each image is of (for emoji the base name, for COCO the image's key), by which captions of one thing are known as
-    such.
-    """
+    """Images of one split and their captions, in the same order."""
 
     images: ImageSource
     captions: list[list[str]]  # at least one for every image
-    names: list[str]
+    names: list[str]  # of what each image shows; captions of one name are of the same thing
 
 
 def open_captioned(
@@ -109,75 +80,75 @@ def open_captioned(
 
     Args:
         source: as for `open_images`; for a COCO file an image folder.
-        split: name of the split.
-        captions: "records": the `captions` of the shards' records, as `sitlib.data.convert` writes them. "names": built from the records
-            (`name`, and where they have them `base_name`, `short_names`, `category`, `subcategory`), see `emoji_captions`. Otherwise the
-            path of a COCO captions file, whose `file_name`s are paths in the folder.
-        phrasing, seed, count: for `emoji_captions`; the others have their own captions.
+        captions: "records": the `captions` of the shards' records, as `sitlib.data.convert` writes
+            them. "names": built from the records, see `emoji_captions`. Otherwise the path of a
+            COCO captions file, whose `file_name`s are paths in the folder.
+        phrasing, seed, count: for `emoji_captions`.
 
-    `{split}` in `source` and `captions` is replaced by the split's name, and where that does not exist by one that stands in for it:
-    "test" is also "val" (`data/coco` with `data/coco/annotations/captions_{split}2017.json`). Where the source has no `{split}`, the split
-    consists of the same images as for `open_images`, unless only the JSONs are separate. Images of a COCO file have no classes; one that is
-    not in the folder, cannot be read or has no caption is left out, with one warning for all of them.
+    In both paths `{split}` stands for the name of the split, or of its stand-in ("val" for "test").
+    Images of a COCO file have no classes; one that is missing, unreadable or has no caption is left
+    out, with one warning for all.
 
     Raises:
-        DataError: source, split, folder or JSON is missing, the JSON is not a COCO captions file, no image with a caption can be used, or
-            a record has no name or no captions.
+        DataError: source, split or JSON is missing, the JSON is not a COCO captions file, no image
+            with a caption can be used, or a record has no name or no captions.
         ValueError: unknown phrasing, or a count below 1.
     """
-    _check(
-        phrasing, count
-    )  # also where it has no effect: a misspelt setting should not wait for the next data set
+    _check(phrasing, count)  # also where it has no effect: a misspelling should not wait
     if str(captions) not in ("names", "records"):
-        return _open_coco(source, split, captions)
+        index, captions_of = coco_split(source, split, captions)
+        images = source_of(index, f"the split {split!r} of {source}", [])
+        if skipped := images.skipped:
+            examples = "; ".join(f"{Path(name).name}: {reason}" for name, reason in skipped[:3])
+            message = f"{len(skipped)} images of {images.where} are skipped: {examples}"
+            if not len(images):
+                raise DataError(f"No image can be used: {message}")
+            warnings.warn(message, stacklevel=2)
+        return CaptionedImages(images, [captions_of[key] for key in images.keys], images.keys)
     images = open_images(source, split)
-    index, _ = find_split(source, split)  # has the records without decoding the images
-    record_of = {key: {**index.record(row), "key": key} for row, key in enumerate(index.keys)}
-    records = [record_of[key] for key in images.keys]
-    if str(captions) == "records":
-        return CaptionedImages(images, _written_captions(images, records), images.keys)
-    try:
-        texts = [emoji_captions(record, phrasing, seed, count) for record in records]
-    except DataError as error:
-        raise DataError(f"{images.where} has no names to build captions from: {error}") from None
-    return CaptionedImages(
-        images, texts, [record.get("base_name", record["name"]) for record in records]
-    )
-
-
-def _written_captions(images: ImageSource, records: list[dict[str, Any]]) -> list[list[str]]:
-    texts = [record.get("captions") for record in records]
-    for record, captions in zip(records, texts, strict=True):
-        if (
-            not isinstance(captions, list)
-            or not captions
-            or not all(isinstance(text, str) for text in captions)
-        ):
+    records = [{**images.index.record(row), "key": images.index.keys[row]} for row in images.rows]
+    if str(captions) == "names":
+        try:
+            texts = [emoji_captions(record, phrasing, seed, count) for record in records]
+        except DataError as error:
             raise DataError(
-                f"The record of {record['key']!r} in {images.where} has no list `captions` of texts: convert the images with their "
-                "captions (python -m sitlib.data.convert), or name a COCO captions file."
+                f"{images.where} has no names to build captions from: {error}"
+            ) from None
+        names = [record.get("base_name", record["name"]) for record in records]
+        return CaptionedImages(images, texts, names)
+    for record in records:
+        texts = record.get("captions")
+        if not texts or not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
+            raise DataError(
+                f"The record of {record['key']!r} in {images.where} has no list `captions` of "
+                "texts: convert the images with their captions (python -m sitlib.data.convert), or "
+                "name a COCO captions file."
             )
-    return cast(list[list[str]], texts)
+    return CaptionedImages(images, [record["captions"] for record in records], images.keys)
+
+
+# -- captions from names -----------------------------------------------------------------------
 
 
 def emoji_captions(
     record: dict[str, Any], phrasing: Phrasing = "training", seed: int = 0, count: int = 4
 ) -> list[str]:
-    """Captions of an image by its record: `key` and `name`, and where it has them `short_names`, `category`, `subcategory`.
+    """Captions of an image by its record: `key`, `name`, where it has them `short_names`,
+    `category`, `subcategory`.
 
-    Lower case; the skin tones in `name` are kept, because they are visible. Which templates are used, and in which order, is a pure
-    function of `seed` and the record's `key`. A smaller count begins a larger one.
+    Lower case; skin tones are kept, because they are visible. Templates and their order are a pure
+    function of `seed` and `key`, and a smaller count begins a larger one.
 
     Returns:
-        `count` different captions, or fewer where the phrasing has not as many templates for this record (seven and more).
-        Training has more than eleven if more are asked for.
+        `count` different captions, or fewer where the phrasing has not as many templates for this
+        record (seven and more; training takes `MORE` where it needs more than eleven).
 
     Raises:
         DataError: the record has no name.
         ValueError: unknown phrasing, or a count below 1.
     """
     _check(phrasing, count)
-    name = _spoken(record.get("name"))
+    name = _normalize(record.get("name"))
     if not name:
         raise DataError(
             f"the record of {record.get('key')!r} has no `name` with a letter or digit."
@@ -185,22 +156,20 @@ def emoji_captions(
     values = {
         "name": name,
         "keyword": _keyword(name, record.get("short_names") or []),
-        "category": _spoken(record.get("category")),
-        "subcategory": _spoken(record.get("subcategory")).replace("-", " "),
+        "category": _normalize(record.get("category")),
+        "subcategory": _normalize(record.get("subcategory")).replace("-", " "),
     }
 
-    def is_usable(template: str) -> bool:
-        return all(value or f"{{{field}}}" not in template for field, value in values.items())
-
     def place(template: str) -> bytes:
-        words = f"{seed}\n{record.get('key')}\n{template}"
-        return blake2b(words.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        text = f"{seed}\n{record.get('key')}\n{template}"
+        return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
     templates = sorted(TEMPLATES[phrasing], key=place)
     if phrasing == "training" and count > len(templates):
         templates += sorted(MORE, key=place)
-    texts = (template.format(**values) for template in templates if is_usable(template))
-    return list(dict.fromkeys(texts))[:count]
+    lacking = [f"{{{field}}}" for field, value in values.items() if not value]
+    usable = (t for t in templates if not any(field in t for field in lacking))
+    return list(dict.fromkeys(template.format(**values) for template in usable))[:count]
 
 
 def _check(phrasing: str, count: int) -> None:
@@ -212,59 +181,134 @@ def _check(phrasing: str, count: int) -> None:
         raise ValueError(f"count is {count}; every image needs at least one caption.")
 
 
-def _spoken(text: Any) -> str:
-    """A name as it is said in a sentence: lower case, letters, digits, and of punctuation only what words and lists need."""
+def _normalize(text: Any) -> str:
+    """A name as said in a sentence: lower case, of punctuation only what words and lists need."""
     if not isinstance(text, str):
         return ""
     text = unicodedata.normalize("NFC", text).lower()
     # A character is visible in the picture, its number is not.
     text = re.sub(
-        r"\bideograph-([0-9a-f]{4,5})\b", lambda found: f"ideograph {chr(int(found[1], 16))}", text
+        r"\bideograph-([0-9a-f]{4,5})\b", lambda m: f"ideograph {chr(int(m[1], 16))}", text
     )
     replacements = {"keycap: *": "keycap asterisk", ":": ",", "&": " and ", "’": "'", ".": ""}
     for written, said in replacements.items():
         text = text.replace(written, said)
+    # Symbols, control characters and other punctuation
     text = "".join(
         c if c in "',-" or unicodedata.category(c)[0] not in "PSC" else " " for c in text
     )
     text = re.sub(r"(?<!\w)-|-(?!\w)", " ", text)  # a dash between words, not the hyphen of one
+    items = [item for item in (" ".join(item.split()) for item in text.split(",")) if item]
     # Two persons of one skin tone: saying it once is enough.
-    parts = [part for part in (" ".join(part.split()) for part in text.split(",")) if part]
-    if len(parts) > 1 and parts[-1] == parts[-2] and parts[-1].endswith("skin tone"):
-        parts.pop()
-    text = ", ".join(parts)
+    if len(items) > 1 and items[-1] == items[-2] and items[-1].endswith("skin tone"):
+        items.pop()
+    text = ", ".join(items)
     return text if any(c.isalnum() for c in text) else ""
 
 
 def _keyword(name: str, short_names: list[str]) -> str:
-    """The first short name that says more than the name, with spaces; "" if there is none.
+    """The first short name that says more than the name; "" if there is none.
 
-    Codes say nothing: numbered ones ("cat2", "clock230", "+1"), and those that add no word of three letters ("flag-so", "x").
+    Codes say nothing: numbered ones ("cat2", "clock230", "+1"), and those that add no word of three
+    letters ("flag-so", "x").
     """
     known = set(re.findall(r"\w+", name))
     for short in short_names:
         words = re.sub(r"[_-]+", " ", str(short).lower()).split()
-        if all(word.isalpha() for word in words) and any(
-            len(word) > 2 and word not in known for word in words
-        ):
+        says_more = any(len(word) > 2 and word not in known for word in words)
+        if says_more and all(word.isalpha() for word in words):
             return " ".join(words)
     return ""
 
 
-def _open_coco(source: str | Path, split: str, captions: str | Path) -> CaptionedImages:
-    found = coco_images(source, split, captions)
-    images = unlabelled(found.index, f"the split {split!r} of {source}")
-    damaged = [f"{Path(name).name}: {reason}" for name, reason in images.skipped]
-    left_out = "; ".join(filter(None, [found.left_out, listed(damaged, "unreadable")]))
-    if not len(images):
+# -- MS-COCO -----------------------------------------------------------------------------------
+
+
+def coco_split(
+    source: str | Path, split: str, captions: str | Path
+) -> tuple[Index, dict[str, list[str]]]:
+    """Images of a split that have captions, their names in the JSON as keys and in its order; and
+    the captions of every name.
+
+    `{split}` in both paths is replaced as `open_captioned` says. Where neither has it, the split
+    consists of the same images as for `open_images`. Warns of images that are left out.
+
+    Raises:
+        DataError: folder or JSON is missing, no image is there, or the JSON is no captions file.
+    """
+    split, folder, file = _coco_paths(str(source), split, str(captions))
+    captions_of = _read_coco(file)
+    subfolders = split_folders(folder, split)
+    if "{split}" in f"{source}{captions}":  # the JSON alone says what is in the split
+        name = next((name for name in (split, *STAND_INS.get(split, ())) if name in subfolders), "")
+        folders = [subfolders[name], folder] if name else [folder]
+        candidates = {
+            n: next((f / n for f in folders if (f / n).is_file()), None) for n in captions_of
+        }
+        path_of = {name: path for name, path in candidates.items() if path}
+        missing = [name for name in captions_of if name not in path_of]
+    else:
+        index, _ = find_split(folder, split, exact=True)
+        path_of_key = {key: index.path(row) for row, key in enumerate(index.keys)}
+        path_of, missing = {}, []
+        for name in captions_of:
+            keys = [name, *(f"{subfolder.name}/{name}" for subfolder in subfolders.values())]
+            if path := next((path_of_key[key] for key in keys if key in path_of_key), None):
+                path_of[name] = path
+            elif not any((folder / key).is_file() for key in keys):  # else it is in another split
+                missing.append(name)
+    silent = [name for name in path_of if not captions_of[name]]
+    names = [name for name in path_of if captions_of[name]]
+    left_out = [
+        f"{len(group)} {why} ({', '.join(group[:3])}{', ...' if len(group) > 3 else ''})"
+        for group, why in ((missing, f"not in {folder}"), (silent, "without a caption"))
+        if group
+    ]
+    if not names:
+        reasons = "; ".join(left_out) or "all are in other splits"
         raise DataError(
-            f"None of the {len(found.captions_of)} images that {found.file} lists can be used for the split {split!r} of {source}"
-            + (f": {left_out}." if left_out else ".")
+            f"None of the {len(captions_of)} images that {file} lists can be used for the split "
+            f"{split!r} of {source}: {reasons}."
         )
     if left_out:
-        number = found.num_left_out + len(damaged)
         warnings.warn(
-            f"{number} of the {len(found.captions_of)} images that {found.file} lists are left out: {left_out}",
+            f"{len(missing) + len(silent)} of the {len(captions_of)} images that {file} lists are "
+            f"left out: {'; '.join(left_out)}",
             stacklevel=3,
         )
-    return CaptionedImages(images, [found.captions_of[name] for name in images.keys], images.keys)
+    return index_files([path_of[name] for name in names], [None] * len(names), names), captions_of
+
+
+def _coco_paths(source: str, split: str, captions: str) -> tuple[str, Path, Path]:
+    """Name of the split in this set, its folder and its JSON."""
+    missing = []
+    for name in (split, *STAND_INS.get(split, ())):
+        folder, file = (Path(p.replace("{split}", name)).expanduser() for p in (source, captions))
+        # Both, because COCO has pictures of its "test" without captions.
+        if folder.is_dir() and file.is_file():
+            return name, folder, file
+        missing += [f"no file {file}"] * (not file.is_file())
+        missing += [f"no folder {folder}"] * (not folder.is_dir())
+    raise DataError(
+        f"The split {split!r} of {source} has no captions: there is "
+        f"{'; '.join(dict.fromkeys(missing))}."
+    )
+
+
+def _read_coco(file: Path) -> dict[str, list[str]]:
+    """File name of every image of a COCO captions file -> its captions, in the order of the file."""
+    try:
+        content = json.loads(file.read_bytes())
+        name_of = {image["id"]: image["file_name"] for image in content["images"]}
+        captions_of = {image["file_name"]: [] for image in content["images"]}
+        for annotation in content["annotations"]:
+            text = " ".join(annotation["caption"].split())  # some end in a line break
+            if text and annotation["image_id"] in name_of:
+                captions_of[name_of[annotation["image_id"]]].append(text)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{file} is not a COCO captions file: it needs 'images' with id and file_name, and "
+            "'annotations' with image_id and caption, which files named instances or "
+            f"person_keypoints do not have ({type(error).__name__}: {error})."
+        ) from None
+    return captions_of

@@ -1,41 +1,51 @@
-"""Where the images of a data source lie: keys, classes and byte ranges, never pixels.
+"""Where the images of a data source lie: keys, classes and byte ranges, no pixels.
 
-Shards follow the WebDataset convention (the files of a sample share the path up to the first dot of the file
-name) and are read by offset, because webdataset itself only streams.
+Shards follow the WebDataset convention. They are read by offset, because webdataset only streams.
 """
 
+import hashlib
 import json
-import os
 import re
 import sys
 import tarfile
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, cast
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
+from platformdirs import user_cache_path
 
-from sitlib.data.decoding import IMAGE_SUFFIXES
+from sitlib.data.decode import IMAGE_SUFFIXES
+from sitlib.files import DiskError, atomic_write
+
+CACHE_INDEX_FROM = 256_000_000  # bytes of shards; less is indexed in a second or two
+INDEX_THREADS = 16  # hide the latency of a network file system
+MANIFEST_SUFFIX = ".manifest.json"  # of what `sitlib.data.convert` writes beside its shards
 
 
 class DataError(ValueError):
-    """A data source that is not there, is empty, or lacks the split or the class that was asked for."""
+    """A data source that is missing, is empty, or lacks the split or the classes asked for."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """Columns over samples. `spans` [n, 5] int64: file number, offset, size, offset and size of the record.
+    """Samples of a split as columns; no pixels.
 
-    Offsets and sizes are in bytes; size -1 means "to the end of the file", and record size -1 "no record".
-    `class_of` holds a class name, a class number, or None. `problems` are (name, reason) of samples that
-    cannot be used.
+    Attributes:
+        spans: int64 [n, 5]: file number, offset, size, offset and size of the JSON record; bytes.
+            Size -1: to the end of the file; record size -1: no record.
+        class_of: class name, class number or None.
+        problems: (name, reason) of samples that cannot be used.
     """
 
     files: tuple[Path, ...]
     keys: list[str]
-    suffixes: list[str]
     class_of: list[str | int | None]
     spans: np.ndarray
     problems: tuple[tuple[str, str], ...] = ()
@@ -43,107 +53,113 @@ class Index:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def path(self, row: int) -> Path:
+        """The image file, or the shard."""
+        return self.files[self.spans[row, 0]]
+
     def name(self, row: int) -> str:
-        """What a message calls this image: the file, and for a shard the member."""
-        file = self.files[self.spans[row, 0]]
-        return (
-            f"{file}: {self.keys[row]}.{self.suffixes[row]}"
-            if self.spans[row, 2] >= 0
-            else str(file)
-        )
+        """Name of an image in messages: its file, or the shard and the key."""
+        path = self.path(row)
+        return str(path) if self.spans[row, 2] < 0 else f"{path}: {self.keys[row]}"
 
     def content(self, row: int) -> bytes:
-        file, offset, size = self.spans[row, :3]
+        """Bytes of the image file."""
+        return self._read(*self.spans[row, :3])
+
+    def record(self, row: int) -> dict[str, Any]:
+        """JSON record of a sample; of a plain file `key` and `file`."""
+        file, _, _, offset, size = self.spans[row]
+        if size < 0:
+            return {"key": self.keys[row], "file": str(self.files[file])}
+        return json.loads(self._read(file, offset, size))
+
+    def take(self, rows: Iterable[int]) -> "Index":
+        """Fewer samples of the same files, with the same problems."""
+        rows = np.fromiter(rows, np.int64)
+        keys, class_of = ([column[r] for r in rows] for column in (self.keys, self.class_of))
+        return Index(self.files, keys, class_of, self.spans[rows], self.problems)
+
+    def _read(self, file: int, offset: int, size: int) -> bytes:
         with open(self.files[file], "rb") as stream:
             stream.seek(offset)
             return stream.read(size)
 
-    def record(self, row: int) -> dict:
-        """The JSON record of a sample; without one, where it comes from."""
-        file, _, _, offset, size = self.spans[row]
-        if size < 0:
-            return {"key": self.keys[row], "file": str(self.files[file])}
-        with open(self.files[file], "rb") as stream:
-            stream.seek(offset)
-            return json.loads(stream.read(size))
 
-    def take(self, rows: Iterable[int]) -> "Index":
-        """The same files and problems, fewer samples."""
-        rows = np.asarray(list(rows), dtype=np.int64)
-        keys, suffixes = ([column[row] for row in rows] for column in (self.keys, self.suffixes))
-        class_of = [self.class_of[row] for row in rows]
-        return Index(self.files, keys, suffixes, class_of, self.spans[rows], self.problems)
-
-
-def join(parts: list[Index]) -> Index:
-    """One index over the samples of all parts, in order."""
-    files, keys, suffixes, class_of, spans, problems = (
-        (),
-        [],
-        [],
-        [],
-        [np.empty((0, 5), np.int64)],
-        (),
-    )
-    for part in parts:
-        spans.append(part.spans + np.array([len(files), 0, 0, 0, 0]))
-        files += part.files
-        keys += part.keys
-        suffixes += part.suffixes
-        class_of += part.class_of
-        problems += part.problems
-    return Index(files, keys, suffixes, class_of, np.concatenate(spans), problems)
-
-
-def index_images(paths: list[Path], class_of: list[str | None], keys: list[str]) -> Index:
-    """Index of plain image files. The key of an image is its path relative to the data source."""
+def index_files(paths: Sequence[Path], class_of: list, keys: list[str]) -> Index:
+    """Index of plain image files."""
     spans = np.full((len(paths), 5), -1, np.int64)
     spans[:, 0], spans[:, 1] = np.arange(len(paths)), 0
-    suffixes = [path.suffix.lower().lstrip(".") for path in paths]
-    return Index(tuple(paths), list(keys), suffixes, list(class_of), spans)
+    return Index(tuple(paths), keys, class_of, spans)
+
+
+def index_shards(shards: Sequence[Path]) -> Index:
+    """Index of WebDataset shards in their order; that of a large set is kept in the user's cache.
+
+    Reading a million headers takes minutes, their index less than a second. It does not lie beside
+    the shards, which may be read-only, and which DVC watches.
+    """
+    if sum(shard.stat().st_size for shard in shards) < CACHE_INDEX_FROM:
+        return _join([index_shard(shard) for shard in shards])
+    file = index_cache_file(shards)
+    damaged = (OSError, EOFError, ValueError, KeyError, BadZipFile)
+    with suppress(*damaged), np.load(file, allow_pickle=False) as content:
+        keys, class_of = json.loads(content["text"].tobytes())
+        # A million images share a thousand classes.
+        class_of = [sys.intern(c) if isinstance(c, str) else c for c in class_of]
+        return Index(tuple(shards), keys, class_of, content["spans"])
+    with ThreadPoolExecutor(INDEX_THREADS) as pool:
+        index = _join(list(pool.map(index_shard, shards)))
+    if not index.problems:  # these should be said every time, until they are mended
+        text = np.frombuffer(json.dumps([index.keys, index.class_of]).encode(), np.uint8)
+        try:
+            with atomic_write(file, shared=True) as partial, open(partial, "wb") as stream:
+                np.savez(stream, spans=index.spans, text=text)
+        except DiskError as error:
+            warnings.warn(f"the index of {shards[0].parent} is not kept: {error}", stacklevel=2)
+    return index
+
+
+def index_cache_file(shards: Sequence[Path]) -> Path:
+    """File for the index of these very shards, by their names, sizes and times."""
+    status = [(str(s.absolute()), s.stat().st_size, s.stat().st_mtime_ns) for s in shards]
+    name = hashlib.sha256(json.dumps(status).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return user_cache_path("sitlib") / "indexes" / f"{name}-2.npz"  # format 2
 
 
 def index_shard(path: Path) -> Index:
-    """Index of a WebDataset .tar shard; a shard that did not change is read once in a process."""
-    status = os.stat(path)
+    """Index of one shard; a shard that did not change is read once in a process."""
+    status = path.stat()
     return _index_shard(path, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=8192)
 def _index_shard(path: Path, mtime_ns: int, size: int) -> Index:
-    keys, suffixes, class_of, spans, problems = [], [], [], [], []
+    keys, class_of, spans, problems = [], [], [], []
 
     def finish(key: str, members: dict[str, tarfile.TarInfo]) -> None:
-        pictures = [suffix for suffix in members if suffix.rsplit(".", 1)[-1] in IMAGE_SUFFIXES]
-        record = members.get("json")
         try:
             label = _class_of(tar, members)
+            suffixes = [s for s in members if s.rpartition(".")[2] in IMAGE_SUFFIXES]
+            if not suffixes:
+                raise ValueError(f"no image among its files ({', '.join(sorted(members))})")
         except ValueError as error:
             problems.append((f"{path}: {key}", str(error)))
             return
-        if not pictures:
-            problems.append(
-                (f"{path}: {key}", f"no image among its files ({', '.join(sorted(members))})")
-            )
-            return
-        picture = members[pictures[0]]
+        image, record = members[suffixes[0]], members.get("json")
         keys.append(key)
-        suffixes.append(
-            sys.intern(pictures[0])
-        )  # few different ones, which millions of samples share
         class_of.append(sys.intern(label) if isinstance(label, str) else label)
-        where = (record.offset_data, record.size) if record else (-1, -1)
-        spans.append((0, picture.offset_data, picture.size, *where))
+        record_span = (record.offset_data, record.size) if record else (-1, -1)
+        spans.append((0, image.offset_data, image.size, *record_span))
 
     try:
-        with tarfile.open(
-            path, "r:"
-        ) as tar:  # "r:" refuses compressed archives, which have no random access
+        # "r:" refuses compressed archives, which have no random access.
+        with tarfile.open(path, "r:") as tar:
             key, members = "", {}
             try:
                 while (member := tar.next()) is not None:
                     # tarfile would keep every header
                     tar.members.clear()  # pyrefly: ignore[missing-attribute]
+                    # Files of a sample share the path up to the first dot of the file name.
                     match = re.fullmatch(r"((?:.*/)?[^./][^./]*)\.([^/]+)", member.name)
                     if not member.isreg() or not match:
                         continue
@@ -156,36 +172,76 @@ def _index_shard(path: Path, mtime_ns: int, size: int) -> Index:
                 if members:
                     finish(key, members)
     except (tarfile.TarError, EOFError, OSError) as error:
-        problems.append(
-            (
-                str(path),
-                f"the archive cannot be read to its end ({error}); is it cut off or compressed?",
-            )
-        )
+        reason = f"the archive cannot be read to its end ({error}); is it cut off or compressed?"
+        problems.append((str(path), reason))
     places = np.array(spans, np.int64).reshape(-1, 5)
-    return Index((path,), keys, suffixes, class_of, places, tuple(problems))
+    return Index((path,), keys, class_of, places, tuple(problems))
 
 
 def _class_of(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> str | int | None:
-    """Class of a sample: its .cls file (number or name), or `class`, `label` or `cls` of its JSON record."""
+    """Class of a sample: its .cls file, or `class`, `label` or `cls` of its JSON record."""
+
+    def content(suffix: str) -> bytes:
+        file = tar.extractfile(members[suffix])
+        assert file is not None
+        return file.read()
+
+    value = None
     if "cls" in members:
-        value = (
-            cast(IO[bytes], tar.extractfile(members["cls"]))
-            .read()
-            .decode("utf-8", errors="replace")
-            .strip()
-        )
+        value = content("cls").decode("utf-8", errors="replace").strip()
     elif "json" in members:
         try:
-            record = json.loads(cast(IO[bytes], tar.extractfile(members["json"])).read())
+            record = json.loads(content("json"))
         except ValueError as error:
             raise ValueError(f"its JSON record cannot be read ({error})") from None
-        fields = record if isinstance(record, dict) else {}
-        value = next((fields[name] for name in ("class", "label", "cls") if name in fields), None)
-    else:
-        return None
+        if isinstance(record, dict):
+            value = next((record[n] for n in ("class", "label", "cls") if n in record), None)
     if isinstance(value, str) and re.fullmatch(r"-?\d+", value):
         value = int(value)
     if isinstance(value, int):
         return value if value >= 0 else None
     return value if isinstance(value, str) and value else None
+
+
+def _join(indexes: list[Index]) -> Index:
+    spans = [np.empty((0, 5), np.int64)]
+    files, keys, class_of, problems = (), [], [], ()
+    for index in indexes:
+        spans.append(index.spans + [len(files), 0, 0, 0, 0])
+        files += index.files
+        keys += index.keys
+        class_of += index.class_of
+        problems += index.problems
+    return Index(files, keys, class_of, np.concatenate(spans), problems)
+
+
+def check_manifests(folder: Path) -> list[dict[str, Any]]:
+    """Shards of all manifests in `folder`: `name`, `images`, `bytes` and `sha256` of each.
+
+    Raises:
+        DataError: a conversion is not finished, or a shard is missing or has another size.
+    """
+    for work in sorted(folder.glob(".*.unfinished")):
+        split = work.name[1:].removesuffix(".unfinished")
+        if not (folder / f"{split}{MANIFEST_SUFFIX}").exists():
+            raise DataError(
+                f"The conversion of the split {split!r} in {folder} is not finished: give its "
+                "command again and it goes on."
+            )
+    shards = []
+    for file in sorted(folder.glob(f"*{MANIFEST_SUFFIX}")):
+        try:
+            shards_of_split = json.loads(file.read_bytes())["shards"]
+            sizes = {folder / shard["name"]: shard["bytes"] for shard in shards_of_split}
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f"{file} is not a manifest of sitlib.data.convert.") from None
+        for path, size in sizes.items():
+            actual = path.stat().st_size if path.exists() else None
+            if actual != size:
+                state = "is missing" if actual is None else f"has {actual} bytes, not {size}"
+                raise DataError(
+                    f"{path} {state}, by {file.name}: copy it again, or make the split again with "
+                    "sitlib.data.convert."
+                )
+        shards += shards_of_split
+    return shards

@@ -1,81 +1,69 @@
-"""Codes on disk: a folder of safetensors shards and a manifest, made by any number of processes, read memory-mapped.
+"""Codes of a tokenizer on disk: a folder of safetensors shards and a manifest, memory-mapped.
 
-A shard holds `codes` [m, S, N], uint16 where the vocabulary permits, and `labels` [m] int32. The shards of a folder follow from its run
-alone, not from who makes which. Processes that are given the same work share it: each takes a shard that nobody works on. What a killed
-process left half-made is taken by another one, or by the next call, which finds the finished shards and ends with the same bytes.
+A shard holds `codes` [m, S, N] (uint16 where the vocabulary permits) and `labels` [m] int32.
 """
 
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from safetensors import safe_open
 from torch import Tensor
 
-from sitlib.data.order import EpochOrder
-from sitlib.files import atomic_write, write_tensors
-from sitlib.paths import ROOT, resolve
-from sitlib.strict import digest
-from sitlib.train.checkpoint import StateError, lock_file
+from sitlib.data.index import DataError
+from sitlib.data.loader import EpochOrder
+from sitlib.files import read_json, write_json, write_tensors
 
 SHARD_BYTES = 2**27  # of codes, at most (but at least one batch)
 MANIFEST = "manifest.json"
-ALIVE = ".alive"  # of files that a process locks as long as it makes shards
 
 
-class CodeMaps:
-    """Codes of one split: as a tensor [M, S, N] that is read from disk where it is indexed, as int64.
+class TokenShards:
+    """Codes of one split as a tensor [M, S, N] that is read from disk where it is indexed.
 
     Attributes:
-        shape: [M, S, N].
         labels: int64 [M].
-        order: of the code maps in every epoch.
+        order: `EpochOrder` of the rows.
     """
 
     def __init__(self, files: list[Path]):
-        self._files = files
-        self._parts = [_mapped(file, "codes") for file in files]
-        self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
-        self.labels = torch.cat(
-            [torch.from_numpy(_mapped(file, "labels").astype(np.int64)) for file in files]
-        )
-        self.shape = torch.Size([int(self._starts[-1]), *self._parts[0].shape[1:]])
+        self._shards = [_memory_map(file, "codes") for file in files]
+        self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
+        labels = [_memory_map(file, "labels").astype(np.int64) for file in files]
+        self.labels = torch.from_numpy(np.concatenate(labels))
+        self.shape = torch.Size([int(self._starts[-1]), *self._shards[0].shape[1:]])
         self.order = EpochOrder(np.diff(self._starts))
-        self._rows = np.arange(
-            len(self)
-        )  # made once: there are millions, and every batch asks for some
+        # Made once: there are millions, and every batch asks for some.
+        self._rows = np.arange(len(self))
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: Tensor | np.ndarray | slice) -> Tensor:
-        """Codes [m, S, N] int64 of some rows."""
+        """Codes of some rows, int64 [m, S, N]."""
         rows = self._rows[rows.numpy() if isinstance(rows, Tensor) else rows]
-        shards = np.searchsorted(self._starts, rows, side="right") - 1
-        found = np.empty((len(rows), *self.shape[1:]), np.int64)
-        for shard in np.unique(shards):
-            chosen = shards == shard
-            found[chosen] = self._parts[shard][rows[chosen] - self._starts[shard]]
-        return torch.from_numpy(found)
+        shard_of = np.searchsorted(self._starts, rows, side="right") - 1
+        codes = np.empty((len(rows), *self.shape[1:]), np.int64)
+        for shard in np.unique(shard_of):
+            here = shard_of == shard
+            codes[here] = self._shards[shard][rows[here] - self._starts[shard]]
+        return torch.from_numpy(codes)
 
 
-def _mapped(file: Path, name: str) -> np.ndarray:
+def _memory_map(file: Path, name: str) -> np.ndarray:
     with safe_open(file, framework="pt") as content:
         return content.get_tensor(name).numpy()  # its pages are read when they are touched
 
 
 @dataclass(frozen=True)
-class Job:
-    """A shard: some batches of one split."""
+class Shard:
+    """Some batches of one split."""
 
     split: str
     number: int
@@ -86,152 +74,85 @@ class Job:
         return f"{self.split}-{self.number:05d}.safetensors"
 
 
-def jobs(batches: dict[str, int], batch_bytes: int) -> list[Job]:
-    """The shards of a folder.
-
-    Args:
-        batches: of every split.
-        batch_bytes: of the codes of one.
-    """
+def plan_shards(batches: dict[str, int], batch_bytes: int) -> list[Shard]:
+    """Shards of a folder, by the number of batches of every split and the bytes of one batch."""
     per_shard = max(1, SHARD_BYTES // batch_bytes)
     return [
-        Job(split, number, range(first, min(first + per_shard, count)))
+        Shard(split, number, range(first, min(first + per_shard, count)))
         for split, count in batches.items()
         for number, first in enumerate(range(0, count, per_shard))
     ]
 
 
 def make_shards(
-    output: str | Path,
-    identity: str,
-    wanted: list[Job],
-    make: Callable[[Job], tuple[Tensor, Tensor]],
-    about: dict[str, Any],
+    folder: Path,
+    shards: list[Shard],
+    make: Callable[[Shard], tuple[Tensor, Tensor]],
+    run: dict[str, Any],
     num_codes: int,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> None:
-    """Makes the shards that are not there yet, and then the folder `output` in place of what it was.
+    """Make the shards of a folder; a killed call is continued by the next, to the same bytes.
+
+    Shard i belongs to rank i mod world_size, and existing ones are skipped. They lie in a hidden
+    folder beside `folder`, whose place it takes when it is complete. Returns when it has.
 
     Args:
-        output: the folder, which has a manifest only when it is complete.
-        identity: of everything that determines the shards. Unfinished ones are kept beside `output` under this name.
-        make: codes [m, S, N] and labels [m] of a shard; called for some of the shards where other processes make others.
-        about: plain values for the manifest.
-        num_codes: codes are below it.
+        make: codes [m, S, N] below `num_codes` and labels [m] of a shard.
+        run: plain values that determine the codes, for the manifest.
 
     Raises:
-        StateError: a living process makes codes of another identity in the same place, or has put them there.
-        DiskError: a shard could not be written, for instance to a full disk. The finished ones stay.
+        DataError: unfinished shards of another run are there.
+        DiskError: a shard could not be written. The finished ones stay.
     """
-    output = resolve(output)
-    # Not in the manifest: equal codes should be equal files, whatever the code and the images from which they were made.
-    finished = output.with_name(f".{output.name}.finished")
-    work = output.with_name(f".{output.name}.{identity}")
-    shards = work / "shards"
-    place = output.relative_to(ROOT) if output.is_relative_to(ROOT) else output
-    gate = FileLock(lock_file(resolve(".ckpt") / f"codes-{output.name}-{digest(str(place))}"))
-    with ExitStack() as life:
-        with gate:  # while others neither come nor finish
-            if (output / MANIFEST).exists() and _text(finished) == identity:
-                shutil.rmtree(
-                    work, ignore_errors=True
-                )  # locks of a process that was killed at its end
-                return
-            for other in output.parent.glob(f".{output.name}.*"):
-                if other != work and _is_alive(other):
-                    raise StateError(
-                        f"{output} is being made by another run, with other settings, images or code (in {other.name}): wait until it has "
-                        "finished, or stop it."
-                    )
-            shards.mkdir(parents=True, exist_ok=True)
-            life.enter_context(FileLock(work / f"{uuid4().hex}{ALIVE}"))
-        for job in _claimed(wanted, work, shards):
-            codes, labels = make(job)
-            dtype = torch.uint16 if num_codes <= 2**16 else torch.int32
-            # A name of its own: without locks between machines two may make the same shard.
-            whole = work / f"{uuid4().hex}-{job.name}"
-            write_tensors(whole, {"codes": codes.to(dtype), "labels": labels.to(torch.int32)}, {})
-            if shards.exists():
-                os.replace(whole, shards / job.name)
-            else:  # published meanwhile by one that did not see our lock
-                whole.unlink()
-        with gate:
-            if all((shards / job.name).exists() for job in wanted):
-                manifest = {**about, "shards": [job.name for job in wanted]}
-                _publish(shards, output, manifest, finished, identity)
-            life.close()
-            if not shards.exists():  # published, by this process or another: the last one clears up
-                # Also what earlier runs have left, which this one replaces.
-                for left in output.parent.glob(f".{output.name}.*"):
-                    if not _is_alive(left):
-                        shutil.rmtree(left, ignore_errors=True)
-    if _text(finished) != identity:
-        raise StateError(
-            f"{output} was made by another run meanwhile: give the same command again."
+    manifest = {**run, "shards": [shard.name for shard in shards]}
+    if read_manifest(folder) == manifest:
+        return
+    work = folder.with_name(f".{folder.name}.unfinished")
+    run_file = work / "run.json"
+    if run_file.exists() and read_json(run_file) != manifest:
+        raise DataError(
+            f"{work} holds unfinished codes of another run (other settings, images or tokenizer): "
+            "wait until it has finished, or remove that folder."
         )
+    if rank == 0:
+        write_json(run_file, manifest)
+    dtype = torch.uint16 if num_codes <= 2**16 else torch.int32
+    for shard in shards[rank::world_size]:
+        if not (work / shard.name).exists():
+            codes, labels = make(shard)
+            tensors = {"codes": codes.to(dtype), "labels": labels.to(torch.int32)}
+            write_tensors(work / shard.name, tensors, {})
+    if rank != 0:
+        while read_manifest(folder) != manifest:
+            time.sleep(0.2)
+        return
+    while not all((work / shard.name).exists() for shard in shards):
+        time.sleep(0.2)  # for the other ranks
+    # Killed at any line below, the next call finds all shards and does it again.
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    write_json(work / MANIFEST, manifest)
+    run_file.unlink()
+    os.replace(work, folder)
 
 
-def _publish(
-    shards: Path, output: Path, manifest: dict[str, Any], finished: Path, identity: str
-) -> None:
-    """Puts all shards in the place of `output`; killed at any line, the next call does it again."""
-    with atomic_write(shards / MANIFEST) as file:
-        file.write_text(json.dumps(manifest, indent=1))
-    finished.unlink(missing_ok=True)  # from here on `output` is nobody's
-    if output.is_dir():
-        shutil.rmtree(output)
-    output.unlink(missing_ok=True)  # codes of earlier versions were one file
-    with atomic_write(finished) as file:
-        file.write_text(identity)
-    os.replace(shards, output)
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Manifest of a complete folder; empty where there is none."""
+    file = folder / MANIFEST
+    return read_json(file) if file.exists() else {}
 
 
-def _is_alive(work: Path) -> bool:
-    """Whether a process makes shards there: every one holds a lock of its own from its beginning to its end."""
-    for file in work.glob(f"*{ALIVE}"):
-        try:
-            with FileLock(file, timeout=0):
-                continue
-        except Timeout:
-            return True
-    return False
-
-
-def _text(file: Path) -> str:
-    return file.read_text() if file.exists() else ""
-
-
-def _claimed(wanted: list[Job], work: Path, shards: Path) -> Iterator[Job]:
-    """Shards that are not there, each while nobody else works on it; ends when all are there or the folder is finished."""
-    wait = 0.0  # first what nobody has taken, then what others have and may not finish
-    while left := [job for job in wanted if shards.exists() and not (shards / job.name).exists()]:
-        for job in left:
-            try:
-                with FileLock(work / f"{job.name}.lock", timeout=wait):
-                    if shards.exists() and not (shards / job.name).exists():
-                        yield job
-            except (Timeout, FileNotFoundError):
-                continue
-        wait = 1.0
-
-
-def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """What a complete folder says of itself; empty where there is none."""
-    file = resolve(folder) / MANIFEST
-    return json.loads(file.read_text()) if file.exists() else {}
-
-
-def read_maps(folder: str | Path, split: str) -> CodeMaps:
+def read_shards(folder: Path, split: str) -> TokenShards:
     """One split of a complete folder.
 
     Raises:
         FileNotFoundError: a shard of the manifest is missing.
     """
-    folder = resolve(folder)
-    files = [
-        folder / name for name in read_manifest(folder)["shards"] if name.startswith(f"{split}-")
-    ]
-    if missing := [file.name for file in files if not file.exists()]:
+    names = [name for name in read_manifest(folder)["shards"] if name.startswith(f"{split}-")]
+    if missing := [name for name in names if not (folder / name).exists()]:
         raise FileNotFoundError(
             f"{folder} lacks the codes {', '.join(missing)}: extract them again."
         )
-    return CodeMaps(files)
+    return TokenShards([folder / name for name in names])

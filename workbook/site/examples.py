@@ -157,7 +157,7 @@ def _draw_codes(axis: Axes, codes: Tensor, grid_size: int, num_codes: int) -> No
 
 def first_of_each_class(profile: Profile) -> tuple[Tensor, list[str]]:
     """Views [B, 3, H, H] of the first held-out photograph of each class, and their names."""
-    source = open_images(profile.data.source, "test").labelled()
+    source = open_images(resolve(profile.data.source), "test").labeled()
     seed, size = profile.autoregressive.codes.seed, profile.data.size
     views, labels, _ = held_out_views(source, len(source), size, seed, kind="wide")
     first = {label: i for i, label in reversed(list(enumerate(labels.tolist())))}
