@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sitlib.data import token_shards as code_shards
+from sitlib.data import token_shards
 from workbook import codes, runs
 from workbook.codes import extract_codes, load_codes
 from workbook.essence import ABOUT, code_hashes
@@ -114,9 +114,9 @@ def kill_and_finish(work: Callable[[], object], progress: Callable[[], int]) -> 
 def main(what: str, folder: Path) -> None:
     draw_images(folder / "images")
     profile, shared = profile_of(folder / "images"), folder / "shared"
-    for module in (runs, codes, code_shards):
+    for module in (runs, codes):
         module.resolve = lambda path: shared / path
-    codes.BATCH, code_shards.SHARD_BYTES = 6, 1
+    codes.BATCH, token_shards.SHARD_BYTES = 6, 1
     code_hashes({"workbook/generators.py"}, ABOUT)  # kept for all children
 
     def newest_state() -> int:
@@ -126,7 +126,7 @@ def main(what: str, folder: Path) -> None:
         return max(steps, default=0)
 
     def finished_shards() -> int:
-        return len(list(folder.glob("killed/.codes.*/shards/*.safetensors")))
+        return len(list(folder.glob("killed/.codes.unfinished/*.safetensors")))
 
     def train(model: Callable[..., object], variant: str, home: Path) -> None:
         runs.resolve = lambda path: home / path

@@ -89,7 +89,7 @@ class TestPrefetch:
             return (*training_views(images, step, 4, 8, seed=1), os.getpid())
 
         state, pids = torch.random.get_rng_state(), set()
-        for step, (views, labels, keys, pid) in prefetch(make, 3, 17, workers=workers):
+        for step, (views, _, keys, pid) in prefetch(make, 3, 17, workers=workers):
             expected = training_views(images, step, 4, 8, seed=1)
             assert torch.equal(views, expected[0]) and keys == expected[2]
             pids.add(pid)

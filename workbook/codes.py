@@ -95,7 +95,7 @@ def _positions(images: ImageSource, keys: list[str]) -> Tensor:
     return torch.tensor([images.position_of[key] for key in keys])  # [B] int64
 
 
-def extract_codes(profile: Profile, variant: str, folder: Path, workers: int = 0) -> Codes:
+def extract_codes(profile: Profile, variant: str, folder: str | Path, workers: int = 0) -> Codes:
     """Encode wide views of the images of an autoregressive variant into a folder of shards.
 
     The processes of a launcher (torchrun) share the work; a killed call is continued by the next.
@@ -156,6 +156,7 @@ def extract_codes(profile: Profile, variant: str, folder: Path, workers: int = 0
         "tokenizer": sha256_of(tokenizer.path),
         "classes": [] if run.captions is not None else images["train"].class_names,
     }
+    folder = resolve(folder)
     make_shards(folder, shards, make_shard, manifest, config.num_codes, rank, world_size)
     return read_codes(folder)
 
@@ -201,7 +202,7 @@ def main() -> None:
         raise ValueError(
             f"tokenizer_seed is {arguments.seed} in params.yaml and {wanted} in the profile: make them the same."
         )
-    codes = extract_codes(profile, arguments.variant, resolve(arguments.output), workers)
+    codes = extract_codes(profile, arguments.variant, arguments.output, workers)
     print(
         f"{len(codes.train)} training and {len(codes.held_out)} held-out code maps, {list(codes.train.shape[1:])} each"
     )
