@@ -10,8 +10,8 @@ from PIL import Image
 from skimage.color import rgb2lab
 
 from workbook.figures import core, tables
+from workbook.figures.models import sweep_curves
 from workbook.names import label, of_each
-from workbook.reporting.generation_plots import sweep_curves
 
 # How colours look without one kind of cones, on linear RGB (Machado, Oliveira & Fernandes 2009).
 DEFICIENCIES = {

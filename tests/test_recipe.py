@@ -18,9 +18,9 @@ from sitlib.model.text import TextTokenizer
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import ConfigError, from_dict
 from workbook import runs, trials
+from workbook.figures.ablations import trial_rows, trials_plane
 from workbook.paths import ROOT
 from workbook.profile import changed, load_profile, profile_values
-from workbook.reporting.trial_plots import trial_rows, trials_plane
 from workbook.site.compare import change, paper_table, relative_table, with_interval
 from workbook.trials import Trial, TrialList, read_trials, run_trial
 

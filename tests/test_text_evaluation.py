@@ -11,9 +11,9 @@ import torch
 from sitlib.strict import ConfigError, from_dict
 from workbook import text_evaluation, text_trials
 from workbook.codes import captioned
+from workbook.figures.ablations import recognition
+from workbook.figures.models import retrieval_bars
 from workbook.profile import TextTrial, load_ablations, load_profile, profile_values
-from workbook.reporting.ablation_plots import recognition
-from workbook.reporting.generation_plots import retrieval_bars
 from workbook.site.compare import r_precision
 from workbook.text_evaluation import KINDS, Prompts, prompts, retrieved
 

@@ -13,6 +13,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import display
+from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -203,6 +204,23 @@ def image_grid(
             place = (left - 6) / total_w, 1 - (y + tile_h / 2) / total_h
             figure.text(*place, labels[row], ha="right", va="center", fontsize=font)
     return figure
+
+
+def panels(
+    titles: Sequence[str], width: float = 3.7, height: float = 3.3, sharey: bool = False
+) -> tuple[Figure, Sequence[Axes]]:
+    """A figure with one titled panel beside the other; width and height of a panel in inches."""
+    size = (width * len(titles) + 0.4, height)
+    figure, axes = plt.subplots(1, len(titles), figsize=size, sharey=sharey, squeeze=False)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(textwrap.fill(title, int(width * 9)))
+    return figure, list(axes[0])
+
+
+def bars_of(values: Sequence[float], intervals: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Matplotlib's lengths of error bars from intervals (low, high)."""
+    pairs = list(zip(values, intervals, strict=True))
+    return [[abs(bounds[side] - value) for value, bounds in pairs] for side in (0, 1)]
 
 
 def smoothed(values: np.ndarray, window: int) -> np.ndarray:

@@ -148,7 +148,9 @@ def relative_table(runs: Runs, images: str, full_size: int) -> list[dict[str, An
             continue
         reference, pair = reported[other], (runs[row.variant], runs[other[0]])
         sizes = (size, reference.size * full_size // PAPER_SIZE)
-        has_psnr = row.psnr is not None and reference.psnr is not None
+        dB = None
+        if row.psnr is not None and reference.psnr is not None:
+            dB = f"{row.psnr - reference.psnr:+.1f}"
         lpips = change(*pair, "lpips_alex", "ratio", images, *sizes)
         psnr = change(*pair, "psnr", "difference", images, *sizes)
         rows.append(
@@ -158,7 +160,7 @@ def relative_table(runs: Runs, images: str, full_size: int) -> list[dict[str, An
                 "against": name,
                 "paper, LPIPS": f"x {row.lpips / reference.lpips:.2f}",
                 "ours, LPIPS-Alex": f"x {with_interval(*lpips)}",
-                "paper, dB": f"{row.psnr - reference.psnr:+.1f}" if has_psnr else None,
+                "paper, dB": dB,
                 "ours, dB": with_interval(*psnr, sign="+"),
             }
         )
@@ -191,8 +193,8 @@ def _metrics(seeds: Sequence[Scores], images: str, size: int) -> dict[str, Any]:
     records = [at(seed, images, size) for seed in seeds]
 
     def mean(metric: str, factor: float = 1.0) -> float | None:
-        values = [record.get(metric) for record in records]
-        return None if None in values else factor * fmean(values)
+        values = [record[metric] for record in records if record.get(metric) is not None]
+        return factor * fmean(values) if len(values) == len(records) else None
 
     return {
         "PSNR, dB": with_interval(*interval(seeds, "psnr", images, size)),
