@@ -198,7 +198,6 @@ def zeros(*shape, dtype=torch.float32):
     ("call", "sentence"),
     [
         (lambda: dwt2(zeros(1, 3, 60, 64), "haar", 3), "multiples of 8, not 60x64.*at most 2"),
-        (lambda: dwt2(zeros(1, 3, 60, 64), "haar", 3), "a height of 56 or 64 and a width of 64"),
         (lambda: dwt2(zeros(1, 3, 0, 64), "haar", 1), "pixels are needed"),
         (lambda: dwt2(zeros(3, 64, 64), "haar", 2), "must be floating point \\[B, C, H, W\\]"),
         (lambda: dwt2(zeros(1, 3, 64, 64), "haar", -1), "levels >= 0"),
@@ -212,7 +211,7 @@ def zeros(*shape, dtype=torch.float32):
         (lambda: idwt2(zeros(1, 3, 4, 4)), "must be a list"),
         (lambda: idwt2([zeros(3, 4, 4)]), "LL must be"),
         (lambda: idwt2([zeros(1, 3, 4, 4), zeros(1, 9, 8, 8)]), "scale 2 must be .* without a gap"),
-        (lambda: idwt2([zeros(1, 3, 4, 4), zeros(1, 9, 4, 4).double()]), "convert one"),
+        (lambda: idwt2([zeros(1, 3, 4, 4), zeros(1, 9, 4, 4).double()]), "float32.*not .*float64"),
     ],
 )
 def test_refusals(call, sentence):

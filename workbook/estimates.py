@@ -28,7 +28,9 @@ from torch.utils.flop_counter import (
 from sitlib.metrics.networks import PerceptualDistance
 from sitlib.model.config import TokenizerConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig, code_nats
+from sitlib.model.sequence import Transformer
 from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.model.transformer import ADTransformer
 from sitlib.train.config import TokenizerTraining
 from sitlib.train.discriminator import Discriminator, discriminator_loss, generator_loss
 from sitlib.train.losses import TokenizerLoss
@@ -145,7 +147,7 @@ def cost(
         )  # RMSNorm in mixed precision
         made = subject()
         for module in (part for model in made.models for part in model.modules()):
-            if hasattr(module, "gradient_checkpointing"):
+            if isinstance(module, (ADTransformer, Transformer)):
                 module.gradient_checkpointing = gradient_checkpointing
 
         def autocast(call: Step) -> Step:

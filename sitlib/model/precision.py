@@ -1,4 +1,4 @@
-"""The device that models run on, and its mixed precision: what it computes in where they are used, and layers that stay precise."""
+"""Device and mixed precision of this machine."""
 
 import copy
 from typing import Literal, TypeVar
@@ -11,14 +11,16 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def best_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
+    """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def precision(
     wanted: Literal["auto", "no", "bf16", "fp16"] = "auto",
 ) -> Literal["no", "fp16", "bf16"]:
-    """Mixed precision of this device; "auto": bf16 on GPUs and CPUs (AMX) that have it, fp16 with loss scaling on older GPUs, else none.
+    """Mixed precision of this machine.
+
+    "auto" is bf16 on GPUs and CPUs (AMX) that have it, fp16 with loss scaling on older GPUs.
 
     Raises:
         ValueError: fp16 on a CPU.
@@ -34,21 +36,18 @@ def precision(
 
 
 def with_cast_layers(model: Model, dtype: torch.dtype, inside: type[nn.Module]) -> Model:
-    """A copy whose linear layers within modules `inside` have weights of a type already; everything else is shared with `model`.
+    """A copy whose linear layers inside modules of a type have weights of `dtype` already.
 
-    Under autocast of that type it computes the same, without a cast of every weight at every use: autocast keeps casts only outside of
-    inference mode, and for as long as no thread leaves its autocast. The copy is not compiled.
+    Under autocast it computes the same without casting every weight at every step: autocast keeps
+    casts only outside of inference mode. Everything else is shared with `model`.
     """
-    layers = [
-        layer
-        for part in model.modules()
-        if isinstance(part, inside)
-        for layer in part.modules()
-        if isinstance(layer, nn.Linear)
-    ]
-    shared = [*model.parameters(), *model.buffers(), *vars(model).values()]
-    known = {id(value): value for value in shared if not isinstance(value, dict)}
-    for layer in layers:
-        for parameter in layer.parameters():
-            known[id(parameter)] = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
-    return copy.deepcopy(model, known)
+    memo = {}  # of deepcopy: objects found here are not copied
+    for value in [*model.parameters(), *model.buffers(), *vars(model).values()]:
+        if not isinstance(value, dict):
+            memo[id(value)] = value
+    for part in model.modules():
+        if isinstance(part, inside):
+            linears = [layer for layer in part.modules() if isinstance(layer, nn.Linear)]
+            for weight in [parameter for linear in linears for parameter in linear.parameters()]:
+                memo[id(weight)] = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+    return copy.deepcopy(model, memo)

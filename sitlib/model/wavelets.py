@@ -243,15 +243,12 @@ def _check_images(images: Tensor, levels: int) -> None:
             f"{list(images.shape)}: for uint8 take images.float() / 255."
         )
     H, W = images.shape[2:]
-    if isinstance(levels, bool) or not isinstance(levels, int) or levels < 0 or min(H, W) == 0:
+    if type(levels) is not int or levels < 0 or min(H, W) == 0:
         raise ValueError(f"{levels!r} levels of {H}x{W} px: levels >= 0 and pixels are needed.")
     if levels > max_levels(H, W):
-        unit = 2**levels
-        sizes = [f"{side // unit * unit} or {-(-side // unit) * unit}" for side in (H, W)]
         raise ValueError(
-            f"{levels} levels need sides that are multiples of {unit}, not {H}x{W} px: use at most "
-            f"{max_levels(H, W)} levels, or crop or resize to a height of {sizes[0]} and a width "
-            f"of {sizes[1]}."
+            f"{levels} levels need sides that are multiples of {2**levels}, not {H}x{W} px: crop "
+            f"or resize the images, or use at most {max_levels(H, W)} levels."
         )
 
 
@@ -265,14 +262,10 @@ def _check_coefficients(coefficients: Sequence[Tensor]) -> None:
         )
     B, C, h, w = LL.shape
     for level, details in enumerate(coefficients[1:]):
-        expected = [B, 3 * C, h << level, w << level]
-        if list(details.shape) != expected:
+        expected, kind = (B, 3 * C, h << level, w << level), (LL.dtype, LL.device)
+        if details.shape != expected or (details.dtype, details.device) != kind:
             raise ValueError(
-                f"scale {level + 2} must be {expected} to go with LL {list(LL.shape)}, not "
-                f"{list(details.shape)}: pass the scales coarsest first and without a gap."
-            )
-        if (details.dtype, details.device) != (LL.dtype, LL.device):
-            raise ValueError(
-                f"scale {level + 2} is {details.dtype} on {details.device}, LL {LL.dtype} on "
-                f"{LL.device}: convert one of them."
+                f"scale {level + 2} must be {expected} of {kind} to go with LL, not "
+                f"{tuple(details.shape)} of {details.dtype, details.device}: pass the scales "
+                "coarsest first and without a gap."
             )

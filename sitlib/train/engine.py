@@ -24,8 +24,8 @@ from torch.distributed.tensor import DTensor
 from sitlib.data import prefetch
 from sitlib.files import Row
 from sitlib.model.precision import DTYPES, precision
-from sitlib.model.sequence import Block, ContextProjection
-from sitlib.model.transformer import ADBlock
+from sitlib.model.sequence import Block, ContextProjection, Transformer
+from sitlib.model.transformer import ADBlock, ADTransformer
 from sitlib.paths import resolve
 from sitlib.train.config import EngineConfig
 from sitlib.train.distributed import num_processes, of_first_process, process_index
@@ -120,7 +120,7 @@ class Engine:
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         """A module and its optimizer, ready to train: moved, wrapped, sharded, compiled as the configuration says."""
         for part in module.modules():
-            if hasattr(part, "gradient_checkpointing"):
+            if isinstance(part, (ADTransformer, Transformer)):
                 part.gradient_checkpointing = self.config.activation_checkpointing
             if (
                 isinstance(part, (ADBlock, Block))
