@@ -14,7 +14,7 @@ from workbook import grid
 from workbook.ablations import gradient_statistics, run_row
 from workbook.claims import CLAIMS, METRICS, finding_rows, findings, mechanism_effects
 from workbook.paths import ROOT
-from workbook.profile import AblationRow, Ablations, load_ablations
+from workbook.rows import AblationRow, Ablations, load_ablations
 
 SMALL = {
     "tokenizer.optimizer.steps": 3,

@@ -10,9 +10,10 @@ from PIL import Image
 from sitlib.data import open_images, training_views
 from sitlib.metrics import METRICS, Metric, evaluate_reconstructions
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.strict import from_dict
+from sitlib.strict import from_dict, to_dict
 from workbook.paths import ROOT
-from workbook.profile import Ablations, Profile, profile_values
+from workbook.profile import Profile, load_profile
+from workbook.rows import Ablations
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 SNIPPETS = [
@@ -21,7 +22,7 @@ SNIPPETS = [
 
 
 def smoke(variant: dict) -> SpectralTokenizer:
-    values = profile_values("smoke")
+    values = to_dict(load_profile("smoke"))
     values["tokenizer"]["variants"]["new"] = variant
     return SpectralTokenizer(from_dict(Profile, values).tokenizer_variant("new")).eval()
 

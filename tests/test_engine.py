@@ -33,7 +33,7 @@ from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import ADBlock, ADTransformer, SequenceLayout, inference_autocast
 from sitlib.sample import generate as sampling
 from sitlib.sample.generate import generate
-from sitlib.strict import ConfigError, from_dict
+from sitlib.strict import ConfigError, from_dict, to_dict
 from sitlib.train import checkpoint as states
 from sitlib.train import engine as engines
 from sitlib.train import loop as training
@@ -44,7 +44,7 @@ from workbook import generators
 from workbook.codes import Codes
 from workbook.launch import LaunchError, launch_command, stream
 from workbook.paths import ROOT, resolve
-from workbook.profile import Profile, load_profile, profile_values
+from workbook.profile import Profile, load_profile
 from workbook.runs import AutoregressiveRun, Trained
 from workbook.tokenizers import PICTURES, trained_tokenizer
 
@@ -937,7 +937,7 @@ def test_trackers_get_as_many_pictures_as_they_take(name, shape):
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes, sentence):
-    values = profile_values("smoke")
+    values = to_dict(load_profile("smoke"))
     values["engine"] |= changes
     with pytest.raises(ConfigError) as caught:
         from_dict(Profile, values)

@@ -10,7 +10,8 @@ from workbook import ladder, runs
 from workbook.codes import Codes
 from workbook.efficiency import configuration, exponents, measured
 from workbook.paths import ROOT
-from workbook.profile import Rung, load_ablations, load_profile
+from workbook.profile import load_profile
+from workbook.rows import Rung, load_ablations
 
 PROFILE = load_profile("smoke")
 RUNG = Rung("diffusion", "sit4", 1, 16, 2, 1e-3, 3, 4, sampling_steps=2)
@@ -59,7 +60,7 @@ def test_a_diffusion_model_is_trained_once_and_found_again(trained):
     assert run == same and len(first.curve["step"]) > 0
     for ours, theirs in zip(first.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    assert first.model.config.transformer.width == RUNG.width
+    assert first.model.config.shape.width == RUNG.width
     error = ladder.held_out_velocity_error(first.model, codes, tokenizer)
     assert error == pytest.approx(
         2.0, abs=0.35

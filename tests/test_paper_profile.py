@@ -14,7 +14,6 @@ from workbook.paths import ROOT
 from workbook.profile import load_profile
 
 PAPER = load_profile("paper")
-PROFILE = (ROOT / "profiles/paper.yaml").read_text()
 
 
 def test_the_improved_model_is_drawn_as_llamagens_and_the_others_without_guidance():
@@ -32,20 +31,6 @@ def test_partis_learning_rate_ends_at_its_ratio():
     assert PAPER.text.optimizer.final_learning_rate == pytest.approx(
         0.025 * PAPER.text.optimizer.learning_rate
     )
-
-
-@pytest.mark.parametrize(
-    ("section", "line"),
-    [
-        ("tokenizer", "    r1: 0.0"),
-        ("autoregressive", "    weight_decay: 0.045"),
-        ("autoregressive", "    positions: learned"),
-    ],
-)
-def test_what_no_text_states_is_marked(section, line):
-    lines = PROFILE[PROFILE.index(f"\n{section}:") :].splitlines()
-    (found,) = [text for text in lines[: lines.index("", 1)] if text.startswith(line)]
-    assert "# inferred" in found
 
 
 @pytest.mark.parametrize(

@@ -16,21 +16,21 @@ from sitlib.files import save_model
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.text import TextTokenizer
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.strict import ConfigError, from_dict
+from sitlib.strict import ConfigError, from_dict, to_dict
 from workbook import runs, trials
 from workbook.figures.ablations import trial_rows, trials_plane
 from workbook.paths import ROOT
-from workbook.profile import changed, load_profile, profile_values
+from workbook.profile import changed, load_profile
 from workbook.site.compare import change, paper_table, relative_table, with_interval
 from workbook.trials import Trial, TrialList, read_trials, run_trial
 
-VALUES = profile_values("smoke")
+VALUES = to_dict(load_profile("smoke"))
 
 # -- trials ----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_every_trial_of_the_list_is_one_the_quick_profile_accepts():
-    values = profile_values("quick")
+    values = to_dict(load_profile("quick"))
     listed = from_dict(
         TrialList, yaml.safe_load((ROOT / "profiles/trials/tokenizer.yaml").read_text())
     )

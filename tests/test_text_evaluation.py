@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from sitlib.strict import ConfigError, from_dict
+from sitlib.strict import ConfigError, from_dict, to_dict
 from workbook import text_evaluation, text_trials
 from workbook.codes import captioned
 from workbook.figures.ablations import recognition
 from workbook.figures.models import retrieval_bars
-from workbook.profile import TextTrial, load_ablations, load_profile, profile_values
+from workbook.profile import load_profile
+from workbook.rows import TextTrial, load_ablations
 from workbook.site.compare import r_precision
 from workbook.text_evaluation import KINDS, Prompts, prompts, retrieved
 
@@ -93,7 +94,7 @@ def test_every_trial_of_the_grid_is_a_model_of_the_profile_trained_otherwise():
 
 
 def test_a_trial_that_is_not_about_texts_or_of_no_model_is_refused():
-    values = profile_values("smoke")
+    values = to_dict(load_profile("smoke"))
     with pytest.raises(ConfigError, match=r"changes keys of `text`, not data\.flip"):
         from_dict(TextTrial, {"tokenizer": "captioned_sit4_sc", "changes": {"data.flip": False}})
     with pytest.raises(ConfigError, match="did you mean 'ar_captioned_sit4_sc'"):

@@ -35,7 +35,8 @@ from workbook.generation_evaluation import (
 )
 from workbook.generators import trained_generator
 from workbook.paths import resolve
-from workbook.profile import Ablations, Profile, load_ablations
+from workbook.profile import Profile
+from workbook.rows import Ablations, load_ablations
 from workbook.runs import AutoregressiveRun, TokenizerRun, command
 from workbook.tokenizers import held_out_set, trained_tokenizer
 

@@ -11,36 +11,28 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from pydantic import PositiveFloat, PositiveInt, dataclasses
 from torch import Tensor, nn
 
-from sitlib.model.config import require_heads
+from sitlib.model.config import STRICT, Probability, check_width
 from sitlib.model.sequence import Transformer
-from sitlib.strict import Strict, require
 
 TIME_FREQUENCIES = 64
 
 
-@dataclass(frozen=True)
-class DiffusionConfig(Strict):
-    """A transformer that moves code vectors from noise to data, for comparison with autoregressive ones."""
+@dataclasses.dataclass(frozen=True, config=STRICT)
+class DiffusionConfig:
+    """A transformer that moves code vectors from noise to data, compared with autoregressive ones."""
 
-    layers: int
-    width: int
-    heads: int
-    mlp_ratio: float
-    dropout: float
-    condition_dropout: (
-        float  # share of training samples whose class is hidden, for classifier-free guidance
-    )
+    layers: PositiveInt
+    width: PositiveInt
+    heads: PositiveInt
+    mlp_ratio: PositiveFloat
+    dropout: Probability
+    condition_dropout: Probability  # of training samples whose class is hidden, for guidance
 
     def __post_init__(self):
-        require(self.layers > 0, f"layers must be at least 1, it is {self.layers}")
-        require_heads(self.width, self.heads)
-        for name in ("dropout", "condition_dropout"):
-            require(
-                0 <= getattr(self, name) < 1,
-                f"{name} must lie in [0, 1), it is {getattr(self, name)}",
-            )
+        check_width(self.width, self.heads, self.mlp_ratio)
 
 
 @dataclass(frozen=True)

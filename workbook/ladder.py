@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sitlib.files import Row, write_json
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.strict import digest, known
+from sitlib.strict import digest, require_known
 from sitlib.train.config import OptimizerConfig
 from sitlib.train.engine import Part
 from sitlib.train.loop import Logged, Phase, seed_everything, train
@@ -35,7 +35,8 @@ from workbook.generation_evaluation import (
 )
 from workbook.generators import trained_generator
 from workbook.paths import resolve
-from workbook.profile import Profile, Rung, load_ablations, load_profile
+from workbook.profile import Profile, load_profile
+from workbook.rows import Rung, load_ablations
 from workbook.runs import AutoregressiveRun, CodesRun, Trained, command, trained
 from workbook.tokenizers import trained_tokenizer
 
@@ -210,7 +211,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="JSON file to write")
     arguments = parser.parse_args()
     ablations = load_ablations()
-    known(arguments.rung, ablations.ladder, "rung")
+    require_known(arguments.rung, ablations.ladder, "rung")
     profile = load_profile(ablations.profile)
     write_json(
         resolve(arguments.output),

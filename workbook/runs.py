@@ -47,7 +47,8 @@ from sitlib.train.loop import forget_checkpoints
 from workbook.essence import ABOUT, FETCHING, code_hashes
 from workbook.finished import FOLDER, Finished
 from workbook.paths import resolve
-from workbook.profile import Profile, TextSection
+from workbook.profile import Profile
+from workbook.sections import TextSection
 
 SMALL_SET = (
     2**28

@@ -10,11 +10,12 @@ import json
 import yaml
 
 from sitlib.files import atomic_write, write_json, write_tensors
-from sitlib.strict import known, to_dict
+from sitlib.strict import require_known, to_dict
 from workbook.code_hashes import function_hashes, notebook_hashes
 from workbook.params import pipeline_params, split_run
 from workbook.paths import ROOT, resolve
-from workbook.profile import Profile, load_ablations, load_profile
+from workbook.profile import Profile, load_profile
+from workbook.rows import load_ablations
 
 NOTEBOOKS = {
     "wavelet_analysis": "01_wavelet_analysis",
@@ -252,7 +253,7 @@ def rung(profile: Profile, rung: str) -> None:
     from workbook.ladder import run_rung
 
     ablations = load_ablations()
-    known(rung, ablations.ladder, "rung")
+    require_known(rung, ablations.ladder, "rung")
     scores = run_rung(load_profile(ablations.profile), ablations.ladder[rung], rung)
     write_json(resolve(f"metrics/ladder/{rung}.json"), scores)
 
@@ -262,7 +263,7 @@ def text(profile: Profile, trial: str) -> None:
     from workbook.text_trials import run_trial
 
     ablations = load_ablations()
-    known(trial, ablations.text, "trial of a text-conditional model")
+    require_known(trial, ablations.text, "trial of a text-conditional model")
     changes = ablations.text[trial]
     changed, usual = changes.profile_of(ablations.values()), load_profile(ablations.profile)
     scores = {"changes": changes.changes, **run_trial(changed, usual, changes.variant)}

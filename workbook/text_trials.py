@@ -12,11 +12,12 @@ import numpy as np
 
 from sitlib.files import write_json
 from sitlib.metrics.weights import fetch_weights
-from sitlib.strict import known
+from sitlib.strict import require_known
 from workbook.codes import captioned
 from workbook.generators import trained_generator
 from workbook.paths import resolve
-from workbook.profile import Profile, load_ablations, load_profile
+from workbook.profile import Profile, load_profile
+from workbook.rows import load_ablations
 from workbook.runs import command
 from workbook.text_evaluation import (
     KINDS,
@@ -58,7 +59,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="JSON file to write")
     arguments = parser.parse_args()
     ablations = load_ablations()
-    known(arguments.trial, ablations.text, "trial of a text-conditional model")
+    require_known(arguments.trial, ablations.text, "trial of a text-conditional model")
     trial = ablations.text[arguments.trial]
     profile, usual = trial.profile_of(ablations.values()), load_profile(ablations.profile)
     write_json(

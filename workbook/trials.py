@@ -22,10 +22,10 @@ from sitlib.data import held_out_views, open_images
 from sitlib.metrics import codebook_statistics, evaluate_reconstructions
 from sitlib.metrics.weights import fetch_weights
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.strict import digest, from_dict
+from sitlib.strict import digest, from_dict, to_dict
 from sitlib.train.loop import forget_checkpoints
 from workbook.paths import resolve
-from workbook.profile import Profile, changed, profile_values
+from workbook.profile import Profile, changed, load_profile
 from workbook.runs import TokenizerRun, checkpoint_folder, command, resume_key
 from workbook.tokenizer_evaluation import error_by_scale
 from workbook.tokenizers import train_tokenizer
@@ -146,7 +146,7 @@ def _runs(profile: str, trials: str | Path) -> dict[str, tuple[Trial, dict[str, 
     """Digest of each listed trial -> the trial, and the plain values of the profile that it changes."""
     path = resolve(trials)
     listed = from_dict(TrialList, yaml.safe_load(path.read_text()), where=path.name)
-    values = changed(profile_values(profile), listed.common)
+    values = changed(to_dict(load_profile(profile)), listed.common)
     return {
         digest(TokenizerRun.of(t.profile(values), t.variant, SEED)): (t, values)
         for t in listed.trials
