@@ -17,7 +17,8 @@ import nbformat
 import pytest
 import torch
 from PIL import Image
-from test_applications import CLASSES, PLAIN, model_of, photographs, tokenizer_of
+from test_applications import PLAIN, model_of, photographs, tokenizer_of
+from tiny import CLASSES
 
 from sitlib.data import ImageError
 from workbook.paths import ROOT
