@@ -16,6 +16,7 @@ from sitlib.model.config import SamplingConfig
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample.applications import edit, preview, refine, upsample
 from sitlib.sample.generate import generate
+from sitlib.train.codebooks import initialize_codebooks
 from workbook.profile import load_profile
 
 PLAIN = SamplingConfig(guidance=2.0, batch_size=3, seed=5)
@@ -28,7 +29,7 @@ def tokenizer_of(variant="sit5_sc"):
     torch.manual_seed(0)
     tokenizer = SpectralTokenizer(load_profile("smoke").tokenizer_variant(variant)).eval()
     with torch.no_grad():
-        tokenizer.initialize_codebooks(photographs(16))
+        initialize_codebooks(tokenizer, photographs(16))
     return tokenizer
 
 
@@ -63,7 +64,7 @@ def test_upsampling_adds_details_and_changes_nothing_else(kind, size):
     assert torch.equal(result.codes[:, :given_scales], tokenizer.encode(small))
     # Averaged down, the result is the tokenizer's reconstruction of the input, but for clamping.
     once, whole = (
-        tokenizer.images(tokenizer.decode_latents(tokenizer.embed_codes(codes)))
+        tokenizer.to_images(tokenizer.decode_latents(tokenizer.embed_codes(codes)))
         for codes in (tokenizer.encode(small), result.codes)
     )
     torch.testing.assert_close(F.avg_pool2d(whole, 64 // size), once, atol=1e-4, rtol=0)
