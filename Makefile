@@ -20,13 +20,14 @@ unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
 
-# `dvc repro` of the stages, as many at a time as there are cores (JOBS=1: one). With one thread each they take less time than
-# one after another with all threads, and results do not depend on the number of cores.
+# `dvc repro` of the stages that are not up to date, after saying which and why; as many at a time as
+# there are cores (JOBS=1: one). With one thread each they take less time than one after another with
+# all threads, and results do not depend on the number of cores.
 repro: .venv/installed ## run every stage of the pipeline that is not up to date, then see reports/index.html
-	python -m workbook.grid dvc.yaml $(if $(JOBS),--jobs $(JOBS)) --first notebooks code --alone throughput
+	python -m workbook.run_stages dvc.yaml $(if $(JOBS),--jobs $(JOBS)) --alone throughput
 
 tokenizer: .venv/installed ## train only the tokenizer that the command sit uses by default
-	OMP_NUM_THREADS=1 python -m dvc repro train_tokenizer@sit5_sc-0
+	OMP_NUM_THREADS=1 python -m dvc repro train_tokenizer@sit5_sc-seed0
 
 test: lint ## check style and types, then run the tests
 	OMP_NUM_THREADS=1 python -m pytest -n $(TEST_WORKERS) --dist worksteal
@@ -39,7 +40,7 @@ trials: .venv/installed ## run the trials of the tokenizer's recipe that have no
 
 # Results are of two processes of one thread each; what is finished stays so when it is interrupted.
 ablations: repro ## run the full grid of ablations, model sizes and costs that has no result yet (a few hours for all)
-	python -m workbook.grid ablations/dvc.yaml --jobs 2 --alone efficiency
+	python -m workbook.run_stages ablations/dvc.yaml --jobs 2 --alone efficiency
 	python -m workbook.ablations --table --output ablations/results.csv
 	python -m dvc repro ablations scaling report
 

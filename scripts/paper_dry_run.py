@@ -83,10 +83,23 @@ COUNTS: dict[str, dict[str, Any]] = {
         "images_every": 0,
     },
 }
-SEEDS = {"seeds": [0], "second_decoder_seeds": [0], "generator_seeds": [0], "text_seeds": [0]}
-# What params.yaml lists is run, and these: the paper's larger model, and its images of 512 px.
-CHOICES = {"improved_generators": ["sit4"], "throughput_rounds": 1}
-MORE_TOKENIZERS = ["sit6", "vit_vqgan_512"]
+# Of params/paper.yaml these run: what params.yaml lists, the paper's larger model, 512 px.
+VARIANTS = {
+    "tokenizers": [
+        "vit_vqgan",
+        "sit4",
+        "sit5",
+        "sit5_sc",
+        "sit6",
+        "vit_vqgan_512",
+        "captioned_vit_vqgan",
+        "captioned_sit4_sc",
+        "sit4_second",
+    ],
+    "codes": ["vit_vqgan", "sit4", "sit5_sc", "captioned_vit_vqgan", "captioned_sit4_sc"],
+    "text_generators": ["ar_captioned_vit_vqgan", "ar_captioned_sit4_sc"],
+    "decoded_again": ["ar_sit4_second"],
+}
 
 
 def scaled(profile: dict[str, Any], layers: int | None) -> dict[str, Any]:
@@ -171,14 +184,12 @@ def prepare(folder: Path, layers: int | None) -> None:
         write_images(folder / "data")
     profile = scaled(read(folder / "profiles/paper.yaml"), layers)
     write(folder / "profiles/paper.yaml", profile)
-    parameters = {
-        "profile": "paper",
-        "data_folder": "data/imagenet",
-        "captioned_data_folder": "data/coco",
-    }
-    chosen = read(folder / "params.yaml") | parameters | SEEDS | CHOICES
-    chosen["tokenizers"] += MORE_TOKENIZERS
-    write(folder / "params.yaml", chosen)
+    params = read(folder / "params/paper.yaml") | {"throughput_rounds": 1}
+    for name, variants in VARIANTS.items():
+        params[name] = {
+            f"{variant}-seed0": params[name][f"{variant}-seed0"] for variant in variants
+        }
+    write(folder / "params.yaml", params)
     ablations = read(folder / "ablations/params.yaml")
     ablations["common"] |= {"tokenizer.optimizer.steps": 12, "tokenizer.optimizer.warmup_steps": 2}
     write(folder / "ablations/params.yaml", ablations)
@@ -200,10 +211,7 @@ def run(folder: Path, jobs: int) -> int:
     """Exit status of the pipeline in the copy, whose own package comes first, so many stages at a time."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "JUPYTER_PREFER_ENV_PATH": "1"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    command = ["dvc", "repro"]
-    if jobs > 1:
-        command = ["workbook.grid", "dvc.yaml", "--jobs", str(jobs)]
-        command += ["--first", "notebooks", "code", "--alone", "throughput"]
+    command = ["workbook.run_stages", "dvc.yaml", "--jobs", str(jobs), "--alone", "throughput"]
     return subprocess.run([sys.executable, "-m", *command], cwd=folder, env=environment).returncode
 
 

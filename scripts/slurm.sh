@@ -22,7 +22,7 @@ export OMP_NUM_THREADS=8
 PROFILE=${PROFILE:-paper}
 
 # Before nodes are kept for hours: is this a job of as many as the profile says?
-python -m workbook.preflight --profile "$PROFILE" --nodes
+python -m workbook.preflight "$PROFILE"
 # DVC marks what it works on with the number of its process, which on another node belongs to someone else.
 if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then rm -f .dvc/tmp/rwlock; fi
 

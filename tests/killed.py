@@ -18,8 +18,8 @@ from PIL import Image
 
 from sitlib.data import token_shards
 from workbook import codes, runs
+from workbook.code_hashes import code_hashes
 from workbook.codes import extract_codes, load_codes
-from workbook.essence import ABOUT, code_hashes
 from workbook.generators import trained_generator
 from workbook.profile import Profile, load_profile
 from workbook.tokenizers import trained_tokenizer
@@ -117,7 +117,7 @@ def main(what: str, folder: Path) -> None:
     for module in (runs, codes):
         module.resolve = lambda path: shared / path
     codes.BATCH, token_shards.SHARD_BYTES = 6, 1
-    code_hashes({"workbook/generators.py"}, ABOUT)  # kept for all children
+    code_hashes(["workbook/generators.py"])  # kept for all children
 
     def newest_state() -> int:
         steps = [

@@ -49,8 +49,8 @@ def test_a_plain_path_stays_and_an_unknown_name_is_refused():
         ConfigError, match=r"names \$\{data_foldr\}, which params.yaml does not have.*data_folder"
     ):
         fill_in({"source": "${data_foldr}/x"}, PARAMETERS)
-    with pytest.raises(ConfigError, match="seeds"):  # there, but not a text
-        fill_in("${seeds}", PARAMETERS)
+    with pytest.raises(ConfigError, match="tokenizers"):  # there, but not a text
+        fill_in("${tokenizers}", PARAMETERS)
 
 
 def test_stages_follow(tmp_path):
@@ -70,6 +70,6 @@ def test_stages_follow(tmp_path):
         name: {path for path in paths if path.endswith(("imagenet", "my coco"))}
         for name, paths in deps.items()
     }
-    assert len(own_of["train_tokenizer@sit4-0"]) == 2 and len(own_of["extract_codes@sit4"]) == 1
-    assert any("/big/imagenet" in path for path in own_of["extract_codes@sit4"])
-    assert any("my coco" in path for path in own_of["extract_text_codes@captioned_sit4_sc"])
+    assert len(own_of["train_tokenizer@sit4-seed0"]) == len(own_of["extract_codes@sit4-seed0"]) == 2
+    assert any("/big/imagenet" in path for path in own_of["real_features"])
+    assert any("my coco" in path for path in own_of["real_text_features"])

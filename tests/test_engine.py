@@ -338,7 +338,7 @@ def test_the_slurm_script_checks_its_nodes_and_after_a_requeue_removes_dvcs_mark
         ["bash", ROOT / "scripts/slurm.sh", "-S", "data_folder=x"], env=environment, check=True
     )
     assert (tmp_path / "called").read_text().splitlines() == [
-        "-m workbook.preflight --profile paper --nodes",
+        "-m workbook.preflight paper",
         "-m dvc exp run --set-param profile=paper -S data_folder=x",
     ]
     assert marks.exists() == (not restarts)

@@ -107,5 +107,5 @@ def test_a_second_decoder_of_other_codes_and_missing_results_are_refused(tmp_pat
     with pytest.raises(ValueError, match="vit_vqgan does not decode the codes that ar_sit4 models"):
         second_decoder_scores(PROFILE, "ar_sit4", "vit_vqgan", 0, codes, torch.zeros(2, 8))
     monkeypatch.setattr(generation_evaluation, "resolve", lambda path: tmp_path / path)
-    with pytest.raises(ValueError, match="dvc repro evaluate_second_generation makes it"):
+    with pytest.raises(ValueError, match="dvc repro decode_again makes it"):
         load_second_scores(PROFILE, "ar_sit5_sc", "sit5_sc_second", 0)

@@ -1,15 +1,13 @@
 """The paper profile: values that texts state, marks on those that none does, and how its variants come into the pipeline."""
 
-import re
-import shlex
 import shutil
 import subprocess
 import sys
 
 import pytest
 import yaml
-from dvc.utils.hydra import apply_overrides
 
+from workbook.params import split_run
 from workbook.paths import ROOT
 from workbook.profile import load_profile
 
@@ -74,93 +72,44 @@ def test_for_generation_there_is_a_large_decoder_that_sees_what_the_small_one_do
 # -- in the pipeline -------------------------------------------------------------------------------------------------------------------
 
 
-def stages(folder, overrides):
-    """Names of the stages of the pipeline once `-S` has changed params.yaml."""
-    for name in ("dvc.yaml", "params.yaml", "profiles/paper.yaml", "profiles/quick.yaml"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(ROOT / name, folder / name)
-    apply_overrides(folder / "params.yaml", overrides)
+PARAMS = yaml.safe_load((ROOT / "params/paper.yaml").read_text())
+
+
+def test_the_pipeline_reads_the_list_of_the_papers_runs(tmp_path):
+    shutil.copyfile(ROOT / "dvc.yaml", tmp_path / "dvc.yaml")
+    shutil.copyfile(ROOT / "params/paper.yaml", tmp_path / "params.yaml")
     for arguments in (["init", "--no-scm", "--quiet"], ["stage", "list", "--name-only"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "dvc", *arguments], cwd=folder, capture_output=True, text=True
-        )
+        command = [sys.executable, "-m", "dvc", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    return set(done.stdout.split())
+    listed = set(done.stdout.split())
+    assert {f"train_tokenizer@{run}" for run in PARAMS["tokenizers"]} <= listed
+    assert {f"evaluate_text@{run}" for run in PARAMS["text_generators"]} <= listed
+    assert "decode_again@ar_sit4_improved_second-seed0" in listed
 
 
-def documented_overrides():
-    """Of the command in docs/scale.md that trains the paper's tables."""
-    text = (ROOT / "docs/scale.md").read_text().replace("\\\n", " ")
-    (command,) = [
-        line
-        for line in text.splitlines()
-        if "dvc exp run" in line and "improved_generators" in line
-    ]
-    words = shlex.split(command)
-    return [words[i + 1] for i, word in enumerate(words) if word == "-S"]
+@pytest.mark.parametrize("file", ["params.yaml", "params/paper.yaml"])
+def test_listed_runs_are_variants_of_the_profile_and_need_runs_that_are_listed(file):
+    params = yaml.safe_load((ROOT / file).read_text())
+    profile = load_profile(params["profile"])
+    for run, needed in params["tokenizers"].items():
+        base = profile.tokenizer_training(split_run(run)[0]).codes_from
+        assert needed == (f"models/tokenizer/{base}-seed{split_run(run)[1]}" if base else "weights")
+        assert needed == "weights" or needed.rpartition("/")[2] in params["tokenizers"]
+    for name, section in (("generators", "autoregressive"), ("text_generators", "text")):
+        for run, codes in params[name].items():
+            variant = split_run(run)[0]
+            assert profile.autoregressive_variant(variant).tokenizer == split_run(codes)[0]
+            assert params["codes"][codes] == section and codes in params["tokenizers"]
+            assert profile.generator_section(variant).tokenizer_seed == split_run(codes)[1]
+    for source in params["decoded_again"].values():
+        assert source["of"] in params["generators"] and source["decoder"] in params["tokenizers"]
 
 
-def test_the_documented_command_trains_every_model_of_the_paper(tmp_path):
-    overrides = documented_overrides()
-    found, parameters = (
-        stages(tmp_path, overrides),
-        yaml.safe_load((tmp_path / "params.yaml").read_text()),
-    )
-    assert parameters["profile"] == "paper"
-    lists = (
-        "tokenizers",
-        "generators",
-        "text_generators",
-        "improved_generators",
-        "second_decoders",
-    )
-    assert {key.partition("=")[0] for key in overrides} >= set(lists)
-    for name in parameters["tokenizers"]:
-        assert {f"train_tokenizer@{name}-0", f"evaluate_tokenizer@{name}-0"} <= found
-    assert {f"train_autoregressive@{name}-0" for name in ("vit_vqgan", "sit4")} <= found
-    assert {"train_improved@sit4-0", "evaluate_improved@sit4-0", "extract_codes@sit4"} <= found
-    assert {
-        f"train_text@captioned_{name}-0" for name in ("vit_vqgan", "sit4_scd", "sit4_sce")
-    } <= found
-    # What stages train are variants of the profile, on codes of tokenizers that others train.
-    for name in parameters["tokenizers"] + [
-        f"{name}_second" for name in parameters["second_decoders"]
-    ]:
-        PAPER.tokenizer_variant(name)
-    names = parameters["generators"] + parameters["text_generators"]
-    names += [f"{name}_improved" for name in parameters["improved_generators"]]
-    for name in names:
-        assert PAPER.autoregressive_variant(f"ar_{name}").tokenizer == name.removesuffix(
-            "_improved"
-        )
-        assert name.removesuffix("_improved") in parameters["tokenizers"]
-    assert set(parameters["second_generators"]) <= set(parameters["second_decoders"])
-    assert set(parameters["second_decoders"]) <= set(parameters["tokenizers"])
-    applications = PAPER.applications
-    for name in (applications.class_generator, applications.text_generator):
-        assert name.removeprefix("ar_") in names
-    # Every variant but our own is trained.
+def test_every_variant_of_the_paper_but_our_own_is_trained():
     ours = {"sit4_sce", "sit4_scd"}
     small = {name for name in PAPER.tokenizer.variants if not name.endswith("_second")}
-    assert small - set(parameters["tokenizers"]) == ours
-
-
-def test_improved_models_are_of_the_variants_of_the_same_name_and_of_no_tokenizer_of_their_own():
-    described = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    for usual, improved in (
-        ("train_autoregressive", "train_improved"),
-        ("evaluate_autoregressive", "evaluate_improved"),
-    ):
-        text = yaml.safe_dump(described[usual], width=10_000).replace(
-            "ar_${item.tokenizer}", "ar_${item.tokenizer}_improved"
-        )
-        text = re.sub(rf"{usual}(?=[@-])", improved, text).replace(
-            "${generators}", "${improved_generators}"
-        )
-        expected = yaml.safe_load(text) | {"desc": described[improved]["desc"]}
-        assert described[improved] == expected
-
-
-def test_without_being_asked_for_no_other_model_is_trained(tmp_path):
-    found = stages(tmp_path, [])
-    assert "train_autoregressive@sit4-0" in found and not any("improved" in name for name in found)
+    assert small - {split_run(run)[0] for run in PARAMS["tokenizers"]} == ours
+    applications = PAPER.applications
+    generators = {split_run(run)[0] for run in PARAMS["generators"] | PARAMS["text_generators"]}
+    assert {applications.class_generator, applications.text_generator} <= generators

@@ -11,8 +11,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from workbook.figures import tables
+from workbook.machine import machine
 from workbook.paths import ROOT
-from workbook.reporting.machine import machine
 from workbook.site import build, front, render, results
 
 SVG = '<svg width="72pt" height="36pt" viewBox="0 0 72 36"></svg>'
@@ -45,7 +45,8 @@ def project(tmp_path) -> Path:
     timed = {"stage": "train@sit4-0", "report": "02_train-sit4-seed0", "seconds": 150.0}
     write(metrics / "seconds/train.json", timed | {"machine": machine() | {"cpu": "A"}})
     (tmp_path / "params.yaml").write_text(
-        "profile: quick\ntokenizers: [vit_vqgan, sit4]\nseeds: [0, 1]\ngenerators: [sit4]\n"
+        "profile: quick\ntokenizers: [vit_vqgan-seed0, sit4-seed0]\n"
+        "generators: {ar_sit4-seed0: 0}\ndecoded_again: {}\ntext_generators: {}\n"
     )
     (tmp_path / "README.md").write_text(
         "Before.\n<!-- results -->\n<!-- end of results -->\nAfter."

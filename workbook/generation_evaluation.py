@@ -310,9 +310,7 @@ def load_second_scores(profile: Profile, variant: str, decoder: str, seed: int) 
         profile, variant, decoder, seed
     ):
         return scores
-    raise ValueError(
-        f"{path} is missing or of another profile: dvc repro evaluate_second_generation makes it."
-    )
+    raise ValueError(f"{path} is missing or of another profile: dvc repro decode_again makes it.")
 
 
 def _second_run(profile: Profile, variant: str, decoder: str, seed: int) -> str:

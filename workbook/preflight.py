@@ -1,22 +1,22 @@
-"""What a pipeline needs, looked for before anything is trained: `python -m workbook.preflight --profile paper`.
+"""What a pipeline needs, looked for before anything is trained: `python -m workbook weights`.
 
 Images without classes, captions that are not there or a network that cannot be fetched should not be found out after days, by the first
 stage that needs them.
 """
 
-import argparse
 import os
+import sys
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 from sitlib.data import DataError, ImageSource, open_images
-from sitlib.metrics import InceptionMetrics
 from workbook.codes import captioned
 from workbook.launch import launch_command
+from workbook.params import seeds_by_variant
 from workbook.paths import resolve
 from workbook.profile import Profile, load_profile
-from workbook.runs import CodesRun, TokenizerRun, command, pipeline_parameters
+from workbook.runs import CodesRun, TokenizerRun, command
 
 
 def check_images(profile: Profile, lists: Mapping[str, Any]) -> None:
@@ -34,15 +34,14 @@ def check_images(profile: Profile, lists: Mapping[str, Any]) -> None:
     def opened(source: str, split: str) -> ImageSource:
         return open_images(resolve(source), split)
 
-    tokenizers = [*lists["tokenizers"], *(f"{name}_second" for name in lists["second_decoders"])]
+    tokenizers = seeds_by_variant(lists["tokenizers"])
     for source in sorted({TokenizerRun.of(profile, name, seed=0).source for name in tokenizers}):
         print(f"{source}: {len(opened(source, 'train')):,} images to train tokenizers on.")
     for name, judged_by in profile.tokenizer.evaluation.sets.items():
         print(
             f"{judged_by.source}: {len(opened(judged_by.source, 'test')):,} held-out images, {name}."
         )
-    generators = [f"ar_{name}" for name in lists["generators"]]
-    generators += [f"ar_{name}_improved" for name in lists["improved_generators"]]
+    generators = seeds_by_variant(lists["generators"])
     for source in sorted({CodesRun.of(profile, variant).source for variant in generators}):
         train, test = (opened(source, split).labeled() for split in ("train", "test"))
         numbers = f"of {len(train):,} images for training and {len(test):,} held out"
@@ -57,23 +56,10 @@ def check_images(profile: Profile, lists: Mapping[str, Any]) -> None:
         print(f"{texts.images.where}: {number:,} captions of {len(texts.names):,} images.")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m workbook.preflight", description=__doc__)
-    parser.add_argument("--profile", required=True)
-    parser.add_argument(
-        "--nodes",
-        action="store_true",
-        help="only whether this is a SLURM job of as many nodes as it says",
-    )
-    arguments = parser.parse_args()
-    profile = load_profile(arguments.profile)
-    if arguments.nodes:
-        launch_command(profile.engine, [], os.environ)
-        return
-    if profile.tokenizer.evaluation.inception:
-        InceptionMetrics()
-    check_images(profile, pipeline_parameters())
+def check_nodes(profile: Profile) -> None:
+    """Raise LaunchError unless this is a SLURM job of as many nodes as the profile says."""
+    launch_command(profile.engine, [], os.environ)
 
 
-if __name__ == "__main__":
-    command(main)
+if __name__ == "__main__":  # in scripts/slurm.sh, before nodes are kept for hours
+    command(lambda: check_nodes(load_profile(sys.argv[1])))

@@ -16,7 +16,6 @@ from glob import glob
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-import yaml
 from braceexpand import braceexpand
 from torch import nn
 
@@ -44,7 +43,7 @@ from sitlib.train.config import (
 )
 from sitlib.train.distributed import agreed, process_index, wait_for_all
 from sitlib.train.loop import forget_checkpoints
-from workbook.essence import ABOUT, FETCHING, code_hashes
+from workbook.code_hashes import code_hashes
 from workbook.finished import FOLDER, Finished
 from workbook.paths import resolve
 from workbook.profile import Profile
@@ -279,11 +278,6 @@ def _own_files(kind: str, variant: str, seed: int, key: str) -> _Files:
     return _Files(folder / "model.safetensors", folder / "curve.csv")
 
 
-def pipeline_parameters() -> dict[str, Any]:
-    """`params.yaml`: the pipeline's profile and its lists of variants and seeds."""
-    return yaml.safe_load(resolve("params.yaml").read_text())
-
-
 def checkpoint_folder(key: str) -> Path:
     """Where the run of a `resume_key` keeps its states; says so if there are some that it cannot go on from."""
     folder = resolve(".ckpt") / key
@@ -293,7 +287,7 @@ def checkpoint_folder(key: str) -> Path:
 
 def resume_key(run: Run | CodesRun, purpose: str = "") -> str:
     """Names what may be gone on with: digests of the run's configuration, of its images and of the code that makes it, joined by "-"."""
-    code = code_hashes({run.made_by}, ABOUT + FETCHING)
+    code = code_hashes({run.made_by}, ("sitlib/metrics/weights",))
     return "-".join(digest(part) for part in ([run, purpose], _fingerprint(run.source), code))
 
 

@@ -39,7 +39,13 @@ PIPELINE = {"pipeline": True, "live": False, "metrics": "metrics/wavelets.json"}
 # of the stages that read them, so how they were fetched is not.
 FETCHING = ("sitlib/metrics/weights",)
 # Restyling a figure must not train again; and codes are a dependency of what is trained on them.
-SHOWING = ("workbook/reporting/", "workbook/figures/", "workbook/site/", "sitlib/sample/")
+SHOWING = (
+    "workbook/reporting/",
+    "workbook/names.py",
+    "workbook/figures/",
+    "workbook/site/",
+    "sitlib/sample/",
+)
 TOKENIZING = ("workbook/tokenizers.py", "sitlib/model/tokenizer.py")
 WITHOUT = {
     "weights": (),
@@ -90,7 +96,7 @@ def weights(profile: Profile) -> None:
     from sitlib.metrics.weights import fetch_weights
     from workbook.preflight import check_images
 
-    fetch_weights("weights")
+    fetch_weights(resolve("weights"))
     if profile.tokenizer.evaluation.inception:
         InceptionMetrics()
     check_images(profile, pipeline_params())
@@ -127,7 +133,7 @@ def extract_codes(profile: Profile, run: str, workers: int | None = None) -> Non
             "make them the same."
         )
     processes = profile.engine.data_workers if workers is None else workers
-    codes = extract_codes(profile, generator, f"codes/{run}", processes)
+    codes = extract_codes(profile, generator, resolve(f"codes/{run}"), processes)
     shape = list(codes.train.shape[1:])
     print(f"{len(codes.train)} training and {len(codes.held_out)} held-out code maps, {shape} each")
 
@@ -279,22 +285,25 @@ def efficiency(profile: Profile) -> None:
 
 def examples(profile: Profile) -> None:
     """Photographs through every tokenizer, for the front page, and the picture of the project."""
-    from workbook.reporting.examples import write
+    from workbook.site.examples import write_examples
 
-    write(profile, resolve("reports/examples.json"), resolve("reports/overview.png"))
+    write_examples(profile, resolve("reports/examples.json"), resolve("reports/overview.png"))
 
 
 def report(profile: Profile) -> None:
-    """The headline table, the pages of all reports, the front page and the API documentation."""
+    """Results in one file, the pages of all reports, the front page and the API documentation."""
+    import shutil
     import subprocess
     import sys
 
-    from workbook.reporting import headline, site
+    from workbook.site.build import build
+    from workbook.site.results import write_results
 
-    headline.main(["--output", "metrics/headline.json"])
-    pages = ["pdoc", "-d", "google", "--no-show-source", "-o", "reports/api"]
-    subprocess.run([sys.executable, "-m", *pages, "sitlib", "workbook"], check=True, cwd=ROOT)
-    site.main([])
+    write_results(ROOT)
+    shutil.rmtree(resolve("reports/api"), ignore_errors=True)
+    pages = ["-m", "pdoc", "-d", "google", "--no-show-source", "-o", "reports/api", "sitlib"]
+    subprocess.run([sys.executable, *pages], check=True, cwd=ROOT)
+    build(ROOT)
 
 
 FUNCTIONS = {

@@ -238,26 +238,11 @@ def trained_models(folder: str | Path = "models") -> Finding:
 
 
 def pipeline_runs(params: dict[str, Any]) -> list[str]:
-    """Names of the tokenizers and autoregressive models that the pipeline trains, as folders below models/."""
-    names = [
-        f"tokenizer/{name}-seed{seed}" for name in params["tokenizers"] for seed in params["seeds"]
+    """Names of the models that the pipeline trains, as folders below models/."""
+    names = [f"tokenizer/{run}" for run in params["tokenizers"]]
+    return names + [
+        f"autoregressive/{run}" for run in [*params["generators"], *params["text_generators"]]
     ]
-    names += [
-        f"tokenizer/{name}_second-seed{seed}"
-        for name in params["second_decoders"]
-        for seed in params["second_decoder_seeds"]
-    ]
-    for models, seeds, end in (
-        ("generators", "generator_seeds", ""),
-        ("improved_generators", "generator_seeds", "_improved"),
-        ("text_generators", "text_seeds", ""),
-    ):
-        names += [
-            f"autoregressive/ar_{name}{end}-seed{seed}"
-            for name in params[models]
-            for seed in params[seeds]
-        ]
-    return names
 
 
 # -- the machine -----------------------------------------------------------------------------------------------------------------------

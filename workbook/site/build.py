@@ -15,7 +15,6 @@ from typing import Any, cast
 import nbformat
 
 from workbook.names import label
-from workbook.paths import ROOT
 from workbook.site.front import Report, duration, environment, facts, front_page
 from workbook.site.render import (
     Heading,
@@ -24,7 +23,7 @@ from workbook.site.render import (
     notebook_document,
     page,
 )
-from workbook.site.results import ResultsError, read_json, write_results
+from workbook.site.results import ResultsError, read_json
 
 PAGES, FIGURES = "pages", "figures"
 # Raised by nbformat for a file that is no notebook.
@@ -172,8 +171,3 @@ def build(root: Path) -> None:
         lambda picture: f"{PAGES}/{store(picture)}",
     )
     (reports_folder / "index.html").write_text(html, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    write_results(ROOT)
-    build(ROOT)

@@ -5,7 +5,6 @@ The pages are made from these files, so that making pages anew needs no model.
 
 import io
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,9 @@ from sitlib.model.wavelets import dwt2
 from workbook.figures.core import ORANGE, png, style
 from workbook.figures.wavelets import pyramid_mosaic
 from workbook.names import label
+from workbook.params import pipeline_params, seeds_by_variant
 from workbook.paths import resolve
-from workbook.profile import Profile, load_profile
-from workbook.runs import pipeline_parameters
+from workbook.profile import Profile
 from workbook.site.render import data_uri
 from workbook.tokenizers import trained_tokenizer
 
@@ -153,27 +152,26 @@ def first_of_each_class(profile: Profile) -> tuple[Tensor, list[str]]:
     return views[indices], [f"Photograph {i}: {name}" for i, name in enumerate(classes, 1)]
 
 
-def write_examples(profile_name: str, examples_file: Path, overview_file: Path) -> None:
+def write_examples(profile: Profile, examples_file: Path, overview_file: Path) -> None:
     """Write examples.json and overview.png of the tokenizers that params.yaml lists.
 
     Raises:
         ValueError: none of them is trained on the images of the profile.
     """
     style()
-    profile, parameters = load_profile(profile_name), pipeline_parameters()
     # A tokenizer of other images or of another size has no place beside these.
-    names = [n for n in parameters["tokenizers"] if profile.tokenizer_data(n) == profile.data]
-    if not names:
+    seeds = {
+        name: seeds[0]
+        for name, seeds in seeds_by_variant(pipeline_params()["tokenizers"]).items()
+        if profile.tokenizer_data(name) == profile.data
+        and not profile.tokenizer_training(name).codes_from
+    }
+    if not seeds:
         raise ValueError(
             "No tokenizer in params.yaml is trained on data.source of the profile: add sit4."
         )
-    seed = parameters["seeds"][0]
-    tokenizers = {name: trained_tokenizer(profile, name, seed).model for name in names}
+    tokenizers = {n: trained_tokenizer(profile, n, seed).model for n, seed in seeds.items()}
     views, titles = first_of_each_class(profile)
     write_json(examples_file, examples(tokenizers, views, titles))
-    name = "sit4" if "sit4" in names else names[-1]
+    name = "sit4" if "sit4" in seeds else list(seeds)[-1]
     overview_file.write_bytes(png(overview(tokenizers[name], views[0], label(name))))
-
-
-if __name__ == "__main__":
-    write_examples(sys.argv[1], resolve("reports/examples.json"), resolve("reports/overview.png"))

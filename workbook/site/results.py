@@ -18,8 +18,9 @@ from typing import Any
 import yaml
 
 from workbook.figures.tables import format_value
+from workbook.machine import lock_hash, machine
+from workbook.params import seeds_by_variant
 from workbook.profile import load_profile
-from workbook.reporting.machine import machine
 from workbook.site.compare import Scores, headline
 
 TOKENIZER_METRICS = (
@@ -62,15 +63,11 @@ def runs_of(folder: Path, variants: Sequence[str]) -> dict[str, list[Scores]]:
 
 def listed_variants(parameters: Mapping[str, Any]) -> dict[str, list[str]]:
     """Kind of metrics -> variants that params.yaml lists: tokenizer, generation, text."""
-    second = [f"{name}_second" for name in parameters.get("second_decoders", [])]
-    generators = [f"ar_{name}" for name in parameters.get("generators", [])]
-    generators += [f"ar_{name}_second" for name in parameters.get("second_generators", [])]
-    generators += [f"ar_{name}_improved" for name in parameters.get("improved_generators", [])]
-    text = [f"ar_{name}" for name in parameters.get("text_generators", [])]
+    generators = {**parameters["generators"], **parameters["decoded_again"]}
     return {
-        "tokenizer": [*parameters.get("tokenizers", []), *second],
-        "generation": generators,
-        "text": text,
+        "tokenizer": list(seeds_by_variant(parameters["tokenizers"])),
+        "generation": list(seeds_by_variant(generators)),
+        "text": list(seeds_by_variant(parameters["text_generators"])),
     }
 
 
@@ -179,6 +176,7 @@ def gather(root: Path) -> dict[str, Any]:
             "revision": revision(root),
             "hardware": _machines(seconds),
             "precision": load_profile(parameters["profile"]).engine.precision,
+            "lock": lock_hash(),
             "versions": versions(),
             "seconds": {record["stage"]: record["seconds"] for record in seconds},
         },

@@ -1,0 +1,271 @@
+"""Run the stages of a DVC file that are not up to date, several side by side, after saying why.
+
+DVC itself runs one stage after the other; small trainings are faster as several processes of one
+thread each. Every stage is still a `dvc repro` of its own, so what is finished stays finished:
+after an interruption the same command goes on with the rest.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from sitlib.files import read_json
+from workbook.errors import command
+from workbook.machine import machine
+from workbook.paths import ROOT, resolve
+
+MOST_JOBS = 8  # each may take 2 GB of memory
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+# Another DVC command is at work for a moment: the stage is started again.
+BUSY = (b"Unable to acquire lock", b"is busy, it is being blocked by")
+WAIT_SECONDS, ATTEMPTS = 2, 500
+EDGE = re.compile(r'"([^"]+)" -> "([^"]+)";')
+# Memory of large tensors stays with the process, in glibc; else it is new pages, filled with
+# zeros, every time, which takes longer than many an operation.
+KEEP_MEMORY = {f"MALLOC_{what}_THRESHOLD_": str(2**30) for what in ("MMAP", "TRIM")}
+
+Graph = dict[str, set[str]]  # stage -> those that it depends on, in the order of the file
+
+
+def dvc(*arguments: str) -> str:
+    """What a DVC command prints.
+
+    Raises:
+        ValueError: it failed, for instance because dvc.yaml cannot be read.
+    """
+    full = [sys.executable, "-m", "dvc", *arguments]
+    for attempt in range(ATTEMPTS):
+        done = subprocess.run(full, cwd=ROOT, capture_output=True)
+        if done.returncode == 0 or not any(sign in done.stderr for sign in BUSY):
+            break
+        if attempt == 0:
+            print("Waiting for another DVC command.", flush=True)
+        time.sleep(WAIT_SECONDS)
+    if done.returncode:
+        reason = (done.stderr or done.stdout).decode(errors="replace").strip()
+        raise ValueError(f"dvc {' '.join(arguments)} failed: {reason}")
+    return done.stdout.decode(errors="replace")
+
+
+def stage_graph(file: str) -> Graph:
+    """Every stage of a DVC file with those of the file that it depends on."""
+    graph: Graph = {stage: set() for stage in dvc("stage", "list", "--name-only", file).split()}
+    for before, after in EDGE.findall(dvc("dag", "--dot", file)):
+        if before in graph and after in graph:
+            graph[after].add(before)
+    return graph
+
+
+def waiting_stages(file: str, graph: Graph) -> dict[str, str]:
+    """Stage -> why it has to run, in the order of the file."""
+    status = json.loads(dvc("status", "--json", file) or "{}")
+    lock = resolve(file).with_suffix(".lock")
+    ran = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"] if lock.exists() else {}
+    reasons = {
+        stage: reason_of(changes) if stage.split(":")[-1] in ran else "has never run here"
+        for stage, changes in status.items()
+        if stage in graph
+    }
+    order = list(graph)
+    for stage in TopologicalSorter(graph).static_order():
+        if stage not in reasons and (before := [name for name in graph[stage] if name in reasons]):
+            reasons[stage] = f"follows {min(before, key=order.index).split(':')[-1]}"
+    return {stage: reasons[stage] for stage in graph if stage in reasons}
+
+
+def reason_of(changes: list[Any]) -> str:
+    """What `dvc status --json` says of a stage, in words: the dependencies that changed."""
+    texts = []
+    for change in changes:
+        for kind, paths in change.items() if isinstance(change, dict) else [(change, {})]:
+            if kind == "changed outs":
+                is_gone = set(paths.values()) == {"deleted"}
+                texts.append("results are not there" if is_gone else "results were edited")
+            elif kind == "changed deps":
+                for path, state in paths.items():
+                    if isinstance(state, dict):  # parameters of a YAML file
+                        texts += [f"{name} {how}" for name, how in state.items()]
+                    else:
+                        is_code = path.startswith("build/code/")
+                        texts.append(f"its code {state}" if is_code else f"{path} {state}")
+            else:
+                texts.append(kind)
+    more = f" and {len(texts) - 3} more" if len(texts) > 3 else ""
+    return ", ".join(texts[:3]) + more
+
+
+def past_seconds() -> dict[str, float]:
+    """Stage -> seconds that it took when it last ran."""
+    records = [read_json(path) for path in resolve("metrics/seconds").glob("*.json")]
+    return {record["stage"]: record["seconds"] for record in records}
+
+
+def show_plan(reasons: Mapping[str, str], graph: Graph, file: str) -> None:
+    """Print which stages will run, and why."""
+    print(f"{len(reasons)} of {len(graph)} stages of {file} will run:")
+    width = max(len(stage.split(":")[-1]) for stage in reasons)
+    for stage, reason in reasons.items():
+        print(f"  {stage.split(':')[-1]:{width}}  {reason}")
+    sys.stdout.flush()
+
+
+def start(stage: str, threads: int | None) -> tuple[subprocess.Popen, Path]:
+    """Start a stage in a session of its own, and the file of its output (no pipe: the stage ends
+    well even if this process is killed)."""
+    log = resolve("scratch/logs") / f"{stage.split(':')[-1].replace('/', '-')}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    limit = {"OMP_NUM_THREADS": str(threads)} if threads else {}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dvc", "repro", "--single-item", stage],
+            cwd=ROOT,
+            env={**KEEP_MEMORY, **os.environ, **limit},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return process, log
+
+
+def run_stages(
+    stages: Collection[str],
+    graph: Graph,
+    jobs: int,
+    alone: Collection[str] = (),
+    threads: int | None = 1,
+) -> list[str]:
+    """Run stages side by side, each after those that it depends on; those that failed.
+
+    First come those with the longest way to the end, after what they took the last time.
+
+    Args:
+        jobs: most of them at a time.
+        alone: names of those that run with nothing beside them, with all threads.
+        threads: of each of the others; None: as many as PyTorch likes.
+    """
+    needed = {stage: graph[stage] & set(stages) for stage in stages}
+    sorter = TopologicalSorter(needed)
+    sorter.prepare()
+    past = past_seconds()
+    names = [stage.split(":")[-1] for stage in stages]
+    known = [past[name] for name in names if name in past]
+    usual = sum(known) / len(known) if known else 1.0
+
+    @cache
+    def way(stage: str) -> float:
+        after = [other for other in stages if stage in needed[other]]
+        return past.get(stage.split(":")[-1], usual) + max(map(way, after), default=0.0)
+
+    ready: list[str] = []
+    running: dict[str, tuple[subprocess.Popen, Path]] = {}
+    attempts, failed, done, shown = dict.fromkeys(stages, 0), [], 0, 0.0
+    total = sum(past.get(stage.split(":")[-1], usual) for stage in stages)
+    bar = tqdm(total=total, bar_format=BAR, ncols=120, smoothing=0)
+    try:
+        while sorter.is_active():
+            ready = sorted([*ready, *sorter.get_ready()], key=way, reverse=True)
+            for stage in sorted(ready, key=lambda name: name.split(":")[-1] in alone):
+                is_alone = stage.split(":")[-1] in alone
+                if len(running) >= jobs or is_alone and running:
+                    break
+                ready.remove(stage)
+                running[stage] = start(stage, None if is_alone else threads)
+                if is_alone:
+                    break
+            if not running:
+                break  # what is left waits for stages that failed
+            bar.set_description_str(f"{done} of {len(stages)} stages", refresh=False)
+            names = ", ".join(stage.split(":")[-1] for stage in running)
+            is_news = names not in (bar.postfix or "") or time.monotonic() - shown > 10
+            bar.set_postfix_str(names, refresh=is_news)
+            shown = time.monotonic() if is_news else shown
+            time.sleep(0.5)
+            for stage, (process, log) in [*running.items()]:
+                if process.poll() is None:
+                    continue
+                del running[stage]
+                output, attempts[stage] = log.read_bytes(), attempts[stage] + 1
+                if process.returncode == 0:
+                    sorter.done(stage)
+                    done += 1
+                    bar.update(past.get(stage.split(":")[-1], usual))
+                elif attempts[stage] < ATTEMPTS and any(sign in output for sign in BUSY):
+                    ready.append(stage)
+                else:
+                    failed.append(stage)
+                    last = output.decode(errors="replace").strip().splitlines()[-3:]
+                    where = log.relative_to(ROOT)
+                    tqdm.write("\n  ".join([f"{stage} failed; {where} ends with:", *last]))
+    finally:
+        bar.close()
+        _stop([process for process, _ in running.values()])
+    return failed
+
+
+def _stop(processes: list[subprocess.Popen]) -> None:
+    """Interrupt the sessions of processes as Ctrl-C would; end those that do not stop."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        for process in processes:
+            if process.poll() is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            for process in processes:
+                process.wait(20)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m workbook.run_stages", description=__doc__)
+    parser.add_argument("file", help="DVC file with the stages")
+    parser.add_argument("--alone", nargs="*", default=[], help="stages with nothing beside them")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        help="stages at a time, one thread each (the number of cores, at most 8; 1 with a GPU)",
+    )
+    arguments = parser.parse_args()
+    has_gpu = machine()["gpu"] is not None  # which a stage uses whole
+    jobs = arguments.jobs or (1 if has_gpu else min(os.cpu_count() or 1, MOST_JOBS))
+    try:
+        with FileLock(resolve(".dvc/tmp/run_stages.lock"), timeout=0):
+            # What the others depend on: which of them have anything to do is seen only then.
+            dvc("repro", "prepare")
+            graph = stage_graph(arguments.file)
+            reasons = waiting_stages(arguments.file, graph)
+            if not reasons:
+                print(f"All stages of {arguments.file} are up to date.")
+                return
+            show_plan(reasons, graph, arguments.file)
+            threads = None if has_gpu else 1
+            failed = run_stages(list(reasons), graph, jobs, arguments.alone, threads)
+    except Timeout:
+        raise ValueError(
+            "Another `make repro` is at work in this folder: wait for it, or interrupt it."
+        ) from None
+    except KeyboardInterrupt:
+        print("\nInterrupted: what is done stays; the same command runs the rest.", file=sys.stderr)
+        sys.exit(130)
+    if failed:
+        raise ValueError(
+            f"{len(failed)} of {len(reasons)} stages failed, and those that follow them were not "
+            "run; the others are done."
+        )
+
+
+if __name__ == "__main__":
+    command(main)
