@@ -40,7 +40,7 @@ def subjects(size: str, pixels: int = 128) -> dict[str, Callable[[], Subject]]:
     }
     training = settings.tokenizer_training("sit4")
     training = replace(training, adversarial=replace(training.adversarial, weight=0.1, channels=16))
-    tokenizer = replace(settings.tokenizer_variant("sit4"), size=pixels, grid=8, **shape)
+    tokenizer = replace(settings.tokenizer_variant("sit4"), size=pixels, grid_size=8, **shape)
     model = replace(
         settings.autoregressive_variant("ar_sit4"), width=width, layers=layers, heads=4, dropout=0.1
     )

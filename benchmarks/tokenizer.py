@@ -91,7 +91,11 @@ def configurations(profile: Profile, geometry: str) -> dict[str, TokenizerConfig
         }
         configs = {
             name: replace(
-                c, size=PAPER_SIZE, grid=c.grid * PAPER_SIZE // c.size, mlp_ratio=4.0, **small
+                c,
+                size=PAPER_SIZE,
+                grid_size=c.grid_size * PAPER_SIZE // c.size,
+                mlp_ratio=4.0,
+                **small,
             )
             for name, c in configs.items()
         }

@@ -34,9 +34,9 @@ def profile_of(images: Path) -> Profile:
     variant = {
         "size": 32,
         "levels": 2,
-        "grid": 4,
+        "grid_size": 4,
         "num_codes": 32,
-        "code_learning": "ema",
+        "codebook_update": "ema",
         "loss": {"lpips": 0.0, "restart_after": 2},
         "adversarial": {
             "weight": 0.1,

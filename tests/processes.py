@@ -29,11 +29,11 @@ def tokenizer(folder: Path, engine: EngineConfig, **changes) -> tuple[nn.Module,
     section = PROFILE.tokenizer
     variant = {
         "levels": 3,
-        "grid": 4,
-        "code_learning": "ema",
+        "grid_size": 4,
+        "codebook_update": "ema",
         "num_codes": 128,
         "decoder_attention": "scale_causal",
-        "loss": {"lpips": 0.0, "restart_after": 3, "smaller": 0.3},
+        "loss": {"lpips": 0.0, "restart_after": 3, "multiscale": 0.3},
         "optimizer": {"steps": 6, "batch_size": 8, "log_every": 1, "checkpoint_every": 3},
         **changes,
     }

@@ -20,7 +20,7 @@ SMALL = {
     "tokenizer.optimizer.steps": 3,
     "tokenizer.optimizer.warmup_steps": 1,
     "tokenizer.optimizer.batch_size": 2,
-    "tokenizer.loss.quantization_ramp": 0,
+    "tokenizer.loss.quant_warmup_steps": 0,
     "tokenizer.common.num_codes": 16,
     "data.normalization_views": 8,
 }
@@ -62,7 +62,7 @@ def test_a_row_is_trained_and_judged_with_every_seed(tmp_path, monkeypatch):
     for part in ("runs", "ablations"):
         monkeypatch.setattr(f"workbook.{part}.resolve", lambda path: _kept(tmp_path, path))
     causal = {"encoder_attention": "scale_causal", "decoder_attention": "scale_causal"}
-    row = AblationRow("test", {"levels": 3, "grid": 4, **causal})
+    row = AblationRow("test", {"levels": 3, "grid_size": 4, **causal})
     listed = Ablations("smoke", [0, 1], SMALL, {"row": row}, {}, {})
     real = module.held_out_set
 
@@ -96,7 +96,7 @@ def test_a_training_that_fails_is_a_result(monkeypatch):
         raise FloatingPointError("the loss is not finite at step 7")
 
     monkeypatch.setattr(module, "trained_tokenizer", fails)
-    row = AblationRow("test", {"levels": 3, "grid": 4})
+    row = AblationRow("test", {"levels": 3, "grid_size": 4})
     result = run_row(Ablations("smoke", [0], SMALL, {"row": row}, {}, {}), "row")
     assert result["seeds"] == {"0": {"failed": "the loss is not finite at step 7"}}
 

@@ -197,7 +197,7 @@ def test_a_fraction_that_keeps_nothing_is_refused():
 
 
 def test_token_budget_of_the_papers_sit4():
-    rows = token_budget(SpectralGeometry(size=256, levels=3, grid=16), num_codes=8192)
+    rows = token_budget(SpectralGeometry(size=256, levels=3, grid_size=16), num_codes=8192)
     assert [row["values per token"] for row in rows] == [12, 36, 144, 576]
     assert [row["bits"] for row in rows] == [256 * 13] * 4
     assert rows[0]["bits per value"] == pytest.approx(13 / 12)

@@ -80,7 +80,7 @@ REFUSED = [  # (key, value, sentence)
     # numbers out of their range
     ("tokenizer.optimizer.steps", 0, "tokenizer.optimizer.steps must be greater than 0, it is 0."),
     ("tokenizer.optimizer.beta1", 2.0, "must be less than 1"),
-    ("tokenizer.common.code_decay", 1.0, "must be less than 1"),
+    ("tokenizer.common.codebook_decay", 1.0, "must be less than 1"),
     ("text.dual_encoder.optimizer.clip_norm", 0.0, "must be greater than 0"),
     ("text.common.text.vocabulary", 299, "must be greater than or equal to 300"),
     ("text.evaluation.top_p_sweep", [0.5, 1.5], "top_p_sweep.1 must be less than or equal to 1"),
@@ -100,7 +100,7 @@ REFUSED = [  # (key, value, sentence)
     ("engine.processes", 2, "2 processes need strategy: ddp or fsdp"),
     ("engine", {"strategy": "ddp", "processes": 3}, "3 processes share every batch equally"),
     # tokenizers
-    ("tokenizer.variants.sit4.grid", 5, "multiple of grid * 2^levels = 40"),
+    ("tokenizer.variants.sit4.grid_size", 5, "multiple of grid_size * 2^levels = 40"),
     ("tokenizer.common.encoder_heads", 3, "must be a multiple of encoder_heads 3"),
     ("tokenizer.common.wavelet", "harr", "wavelet 'harr' is not known: take haar"),
     ("tokenizer.common.mlp_ratio", 0.001, "leaves no unit of encoder_width 128"),
@@ -111,11 +111,11 @@ REFUSED = [  # (key, value, sentence)
     ("tokenizer.variants.sit5.transform", "raster", "it needs levels 3, not 4"),
     (
         "tokenizer.variants.sit4",
-        {"patch_local": True, "wavelet": "db2"},
-        "patch_local is a wavelet",
+        {"transform": "local_wavelet", "wavelet": "db2"},
+        "transform local_wavelet has",
     ),
-    ("tokenizer.loss.quantization_ramp", 99_999, "must be shorter than training"),
-    ("tokenizer.loss.smaller", 0.1, "need several levels and decoder_attention: scale_causal"),
+    ("tokenizer.loss.quant_warmup_steps", 99_999, "must be shorter than training"),
+    ("tokenizer.loss.multiscale", 0.1, "need several levels and decoder_attention: scale_causal"),
     ("tokenizer.variants.sit4.loss", {"lipps": 0.1}, "did you mean 'lpips'"),
     ("tokenizer.variants.sit4.optimizer", None, "keys in which the variant differs, it is None"),
     (

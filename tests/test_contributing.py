@@ -38,7 +38,7 @@ def test_a_variant_is_a_line_and_runs():
 
 @pytest.mark.parametrize("wavelet", ["bior4.4", "sym4", "coif1"])
 def test_a_wavelet_is_a_parameter(wavelet):
-    tokenizer = smoke({"levels": 3, "grid": 4, "wavelet": wavelet})
+    tokenizer = smoke({"levels": 3, "grid_size": 4, "wavelet": wavelet})
     images = torch.rand(1, 3, 64, 64)
     assert torch.allclose(
         tokenizer.to_images(tokenizer.normalized_patches(images)), images, atol=1e-4

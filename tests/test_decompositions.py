@@ -38,7 +38,7 @@ def test_images_come_back_from_maps_and_maps_from_patches(case, seed, batch):
     images = torch.rand(batch, 3, 64, 64, generator=generator, dtype=torch.float64)
     geometry = geometry_of(*case)
     maps = geometry.forward(images)
-    assert torch.allclose(geometry.inverse(maps), images, atol=1e-12)
+    assert torch.allclose(geometry.inverse(maps), images, atol=1e-9)
     patches = geometry.patchify(maps)
     assert [x.shape for x in patches] == [(batch, 16, geometry.patch_dim(s)) for s in (1, 2, 3, 4)]
     for back, there in zip(geometry.unpatchify(patches), maps, strict=True):
@@ -103,8 +103,8 @@ def test_lifting_is_the_wavelet_of_pywavelets_away_from_borders(wavelet):
     [
         {"transform": "pyramid"},
         {"transform": "raster"},
-        {"wavelet": "bior4.4", "patch_local": True},
-        {"wavelet": "bior4.4", "neighbour_mixing": True},
+        {"wavelet": "bior4.4", "transform": "local_wavelet"},
+        {"wavelet": "bior4.4", "neighbor_mixing": True},
     ],
 )
 def test_tokenizers_of_every_kind_run_and_a_scale_causal_one_keeps_to_its_scales(changes):

@@ -711,7 +711,7 @@ def nothing_waits():
 
 def adversary(folder, **optimizer):
     """Codes restart on GPUs only: there for all codes, because a CPU first looks how many are needed."""
-    settings = {"lpips": 0.0, "restart_after": 2 * torch.cuda.is_available(), "smaller": 0.3}
+    settings = {"lpips": 0.0, "restart_after": 2 * torch.cuda.is_available(), "multiscale": 0.3}
     optimizer = {"steps": 6, "batch_size": 8, "checkpoint_every": 3, **optimizer}
     return processes.adversary(folder, ONE_PROCESS, loss=settings, optimizer=optimizer)
 

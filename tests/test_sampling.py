@@ -41,7 +41,7 @@ def prompts_of(kind, count=5):
 @cache
 def tokenizer_of(decoder_attention="scale_causal", levels=3, grid=2):
     torch.manual_seed(0)
-    sizes = {"size": 16, "levels": levels, "grid": grid, "num_codes": 20}
+    sizes = {"size": 16, "levels": levels, "grid_size": grid, "num_codes": 20}
     config = load_profile("smoke").tokenizer_variant("sit4")
     config = replace(config, **sizes, num_codebooks=1, decoder_attention=decoder_attention)
     return SpectralTokenizer(config).eval()

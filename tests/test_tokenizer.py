@@ -250,7 +250,7 @@ def test_the_loss_may_ask_for_the_image_of_the_first_scales(scales):
     torch.testing.assert_close(preview.clamp(0, 1), expected, atol=1e-4, rtol=0)
     assert tokenizer(images).preview is None
     # Weights of a plain sum: L2 in [-1, 1], without LPIPS here.
-    config = replace(SMOKE.tokenizer.loss, lpips=0.0, l2=3.0, smaller=0.5)
+    config = replace(SMOKE.tokenizer.loss, lpips=0.0, l2=3.0, multiscale=0.5)
     both = (TokenizerLoss(config)(x, images).total for x in (output, replace(output, preview=None)))
     expected = 0.5 * 3.0 * (2 * (preview - target)).square().mean()
     torch.testing.assert_close(next(both) - next(both), expected, atol=1e-5, rtol=1e-3)

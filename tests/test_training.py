@@ -271,7 +271,7 @@ NO_GENERATORS = {
 }
 GAN = {
     "levels": 3,
-    "grid": 4,
+    "grid_size": 4,
     "adversarial": {"weight": 0.1, "r1": 1.0, "r1_every": 2},
     "optimizer": {"ema_decay": 0.9},
 }
@@ -399,7 +399,7 @@ def psnr_by_pass(monkeypatch, steps, **adversarial):
         "learning_rate": 2e-3,
         "final_learning_rate": 1e-3,
     }
-    variant = {"levels": 3, "grid": 4, "optimizer": optimizer, "adversarial": adversarial}
+    variant = {"levels": 3, "grid_size": 4, "optimizer": optimizer, "adversarial": adversarial}
     profile = without_lpips()
     profile = replace(
         profile, tokenizer=replace(profile.tokenizer, variants={"gan": variant}), **NO_GENERATORS

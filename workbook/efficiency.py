@@ -40,7 +40,7 @@ def configuration(profile: Profile, variant: str, size: int) -> TokenizerConfig:
     config = profile.tokenizer_variant(variant)
     doublings = (size // config.size).bit_length() - 1
     if config.levels == 0:
-        return replace(config, size=size, grid=config.grid << doublings)
+        return replace(config, size=size, grid_size=config.grid_size << doublings)
     books = (
         config.num_scales + doublings
         if config.num_codebooks == config.num_scales

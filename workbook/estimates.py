@@ -180,7 +180,7 @@ def tokenizer_subject(config: TokenizerConfig, training: TokenizerTraining, batc
     discriminator = Discriminator(config.size, training.adversarial.channels) if weight else None
     images = torch.rand(batch, 3, config.size, config.size)
     smaller = (
-        config.levels if training.loss.smaller else 0
+        config.levels if training.loss.multiscale else 0
     )  # the dearest of the sizes that take turns
 
     def step() -> None:

@@ -45,7 +45,7 @@ def generation_frames(
         return [F.interpolate(x, images[-1].shape[2:]) for x in images]
 
     codes = generate(generator, prompts, sampling)  # [B, 1, N]
-    num_codes, grid = codes.shape[2], tokenizer.config.grid
+    num_codes, grid = codes.shape[2], tokenizer.config.grid_size
     for frame in range(1, frames + 1):
         count = max(1, round(num_codes * frame / frames))
         first_codes = codes.clone()

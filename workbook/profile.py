@@ -72,8 +72,9 @@ class Profile:
             f"a discriminator needs sizes that are multiples of 8 px, {name} has {config.size}",
         )
         require(
-            not loss.smaller or (config.levels > 0 and config.decoder_attention == "scale_causal"),
-            f"loss.smaller of {name} is about images of the first scales alone, which need several "
+            not loss.multiscale
+            or (config.levels > 0 and config.decoder_attention == "scale_causal"),
+            f"loss.multiscale of {name} is about images of the first scales alone, which need several "
             "levels and decoder_attention: scale_causal",
         )
         smallest = LPIPS_MIN_SIZE[loss.lpips_net]

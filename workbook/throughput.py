@@ -62,7 +62,7 @@ def geometries(profile: Profile) -> list[Geometry]:
     small = replace(shape, width=shape.width // 2, heads=max(1, shape.heads // 2))
     batch = profile.autoregressive.evaluation.throughput_batch_size
     return [
-        Geometry("profile", sit.size, sit.grid, raster.grid, shape, batch),
+        Geometry("profile", sit.size, sit.grid_size, raster.grid_size, shape, batch),
         Geometry("paper", 256, 16, 32, small, batch),
     ]
 
@@ -75,7 +75,7 @@ class Subject:
         variant = {"ar_sit4_scd": "sit4_scd", "ar_vit_vqgan": "vit_vqgan"}[name]
         grid = geometry.sit_grid if variant == "sit4_scd" else geometry.raster_grid
         config: TokenizerConfig = replace(
-            profile.tokenizer_variant(variant), size=geometry.size, grid=grid
+            profile.tokenizer_variant(variant), size=geometry.size, grid_size=grid
         )
         self.device = best_device()
         self.tokenizer = SpectralTokenizer(config).eval().to(self.device)

@@ -182,8 +182,8 @@ def _phases(run: TokenizerRun, tokenizer: SpectralTokenizer, device: torch.devic
     images_seen = 0
 
     def loss(model: nn.Module, batch: Tensor, step: int) -> tuple[Tensor, Logged]:
-        ramp = 0 if tokenizer.encoder_is_frozen else training.loss.quantization_ramp
-        smaller = 1 + step % run.model.levels if training.loss.smaller else 0
+        ramp = 0 if tokenizer.encoder_is_frozen else training.loss.quant_warmup_steps
+        smaller = 1 + step % run.model.levels if training.loss.multiscale else 0
         output = model(batch, quantization(step, ramp), smaller)
         terms = loss_terms(output, batch)
         total, parts = terms.total, terms.parts

@@ -44,7 +44,7 @@ def square_side(tokenizer: SpectralTokenizer, size: tuple[int, int]) -> int:
 def encode_image(tokenizer: SpectralTokenizer, image: Tensor) -> ImageCodes:
     """Codes of an image [1, 3, H, W] in [0, 1] of any size, padded at the right and at the bottom."""
     height, width = image.shape[2:]
-    side, grid = square_side(tokenizer, (height, width)), tokenizer.config.grid
+    side, grid = square_side(tokenizer, (height, width)), tokenizer.config.grid_size
     padded, size = pad(image, side)
     squares, (rows, columns) = tile_images(padded, side)
     codes = torch.cat([tokenizer.encode(batch) for batch in squares.split(BATCH)])
@@ -61,7 +61,9 @@ def decode_codes(
     Raises:
         ValueError: codes or a number of scales that this tokenizer cannot have produced.
     """
-    codes, (rows, columns) = tile_codes(coded.codes[None], tokenizer.config.grid, coded.token_grid)
+    codes, (rows, columns) = tile_codes(
+        coded.codes[None], tokenizer.config.grid_size, coded.token_grid
+    )
     squares = torch.cat([tokenizer.decode(batch, scales) for batch in codes.split(BATCH)])
     return unpad(untile_images(squares, rows, columns), smaller_size(coded, scales))
 

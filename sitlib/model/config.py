@@ -17,7 +17,7 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 VocabularySize = Annotated[int, Field(ge=300)]  # 256 bytes and some merges
 TextLength = Annotated[int, Field(ge=2)]
 
-PATCH_LOCAL_WAVELETS = ("haar", "bior2.2", "bior4.4")  # those of sitlib.model.lifting
+LIFTING_WAVELETS = ("haar", "bior2.2", "bior4.4")  # those of sitlib.model.transforms
 
 
 def check_width(width: int, heads: int, mlp_ratio: float = 1.0, prefix: str = "") -> None:
@@ -32,12 +32,12 @@ def check_width(width: int, heads: int, mlp_ratio: float = 1.0, prefix: str = ""
 class TokenizerConfig:
     """A tokenizer: its scales, transformers and codebooks. Defaults are SIT-4 at 256 px.
 
-    `levels=0` is ViT-VQGAN: no DWT, one scale of `grid` x `grid` patches of pixels.
+    `levels=0` is ViT-VQGAN: no DWT, one scale of `grid_size` x `grid_size` patches of pixels.
     """
 
     size: PositiveInt = 256  # side of the images, px
     levels: NonNegativeInt = 3  # L of the DWT; the model has S = L + 1 scales
-    grid: PositiveInt = 16  # tokens per side, in every scale
+    grid_size: PositiveInt = 16  # tokens per side, in every scale
     wavelet: str = "haar"  # any discrete one of PyWavelets; better than LeGall 5/3, CDF 9/7 in SIT
     # ViT-VQGAN Small: 8 blocks, 8 heads, width 512, MLP 2048.
     encoder_layers: PositiveInt = 8
@@ -55,24 +55,26 @@ class TokenizerConfig:
     scale_mixing: bool = False
     # 2: approximation, details (SIT); 1: shared; S: one for every scale.
     num_codebooks: PositiveInt = 2
+    quantizer: str = "codebook"  # a name in sitlib.model.quantizer.QUANTIZERS
     num_codes: PositiveInt = 8192  # in each codebook (SIT, ViT-VQGAN)
     code_dim: PositiveInt = 32  # of the l2-normalized lookup space (ViT-VQGAN)
     # Codes follow the codebook loss (ViT-VQGAN), or moving averages of the latents that chose them.
-    code_learning: Literal["gradient", "ema"] = "gradient"
-    code_decay: Annotated[float, Field(gt=0, lt=1)] = 0.99  # of these moving averages
+    codebook_update: Literal["gradient", "ema"] = "gradient"
+    codebook_decay: Annotated[float, Field(gt=0, lt=1)] = 0.99  # of these moving averages
     # How gradients pass the lookup backwards; rotation: arXiv 2410.06424.
-    code_gradient: Literal["straight_through", "rotation"] = "straight_through"
-    # For comparison: an average-pooling pyramid; blocks of patches of pixels in raster order.
-    transform: Literal["wavelet", "pyramid", "raster"] = "wavelet"
-    patch_local: bool = False  # the DWT of every token's part of the image by itself
-    neighbour_mixing: bool = False  # 3x3 convolutions over tokens, before encoder, after decoder
+    gradient_estimator: Literal["straight_through", "rotation"] = "straight_through"
+    # For comparison: the DWT of each token's part of the image by itself; an average-pooling
+    # pyramid; blocks of patches of pixels in raster order.
+    transform: Literal["wavelet", "local_wavelet", "pyramid", "raster"] = "wavelet"
+    neighbor_mixing: bool = False  # 3x3 convolutions over tokens, before encoder, after decoder
 
     def __post_init__(self):
-        unit = self.grid * 2**self.levels
+        unit = self.grid_size * 2**self.levels
         if self.size % unit:
             raise ValueError(
-                f"size {self.size} cannot be cut into {self.grid}x{self.grid} tokens at every scale"
-                f" of {self.levels} levels: use a multiple of grid * 2^levels = {unit}"
+                f"size {self.size} cannot be cut into {self.grid_size}x{self.grid_size} tokens at "
+                f"every scale of {self.levels} levels: use a multiple of grid_size * 2^levels = "
+                f"{unit}"
             )
         check_width(self.encoder_width, self.encoder_heads, self.mlp_ratio, "encoder_")
         check_width(self.decoder_width, self.decoder_heads, self.mlp_ratio, "decoder_")
@@ -93,11 +95,9 @@ class TokenizerConfig:
                 f"transform raster cuts a square of patches into 4 blocks: it needs levels 3, not "
                 f"{self.levels}"
             )
-        local = self.transform == "wavelet" and self.wavelet in PATCH_LOCAL_WAVELETS
-        if self.patch_local and not local:
+        if self.transform == "local_wavelet" and self.wavelet not in LIFTING_WAVELETS:
             raise ValueError(
-                f"patch_local is a wavelet transform by {', '.join(PATCH_LOCAL_WAVELETS)}, not "
-                f"{self.transform} {self.wavelet}"
+                f"transform local_wavelet has {', '.join(LIFTING_WAVELETS)}, not {self.wavelet}"
             )
 
     @property
@@ -106,7 +106,7 @@ class TokenizerConfig:
 
     @property
     def tokens_per_scale(self) -> int:
-        return self.grid**2
+        return self.grid_size**2
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -30,7 +30,7 @@ class ImageCodes:
 
 def encode_image(tokenizer: SpectralTokenizer, image: Tensor) -> ImageCodes:
     """Encode an image [1, 3, H, W] in [0, 1] of any size, padded at the right and the bottom."""
-    side, grid_size = tile_side(tokenizer, image), tokenizer.config.grid
+    side, grid_size = tile_side(tokenizer, image), tokenizer.config.grid_size
     padded, size = pad(image, side)
     tiles, (rows, columns) = tile_images(padded, side)
     codes = torch.cat([tokenizer.encode(batch) for batch in tiles.split(BATCH)])  # [R K, k, g^2]
@@ -49,7 +49,9 @@ def decode_codes(
         ValueError: codes or a number of scales that this tokenizer cannot have produced.
     """
     scales = len(image.codes) if scales is None else scales
-    codes, (rows, columns) = tile_codes(image.codes[None], tokenizer.config.grid, image.token_grid)
+    codes, (rows, columns) = tile_codes(
+        image.codes[None], tokenizer.config.grid_size, image.token_grid
+    )
     tiles = torch.cat([tokenizer.decode(batch, scales) for batch in codes.split(BATCH)])
     return unpad(untile_images(tiles, rows, columns), image.size_at(scales))
 

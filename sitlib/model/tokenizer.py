@@ -75,7 +75,7 @@ class SpectralTokenizer(nn.Module):
             neighbors = "before" if part == "encoder" else "after"
             return ADTransformer(
                 config.num_scales,
-                config.grid,
+                config.grid_size,
                 getattr(config, f"{part}_width"),
                 getattr(config, f"{part}_layers"),
                 getattr(config, f"{part}_heads"),
@@ -83,17 +83,15 @@ class SpectralTokenizer(nn.Module):
                 getattr(config, f"{part}_attention"),
                 num_types,
                 config.scale_mixing,
-                neighbors if config.neighbour_mixing else None,
+                neighbors if config.neighbor_mixing else None,
             )
 
         def codebook() -> Codebook:
-            return QUANTIZERS["codebook"](
-                config.num_codes,
-                code_dim,
-                config.code_learning,
-                config.code_decay,
-                config.code_gradient,
-            )
+            update = (config.codebook_update, config.codebook_decay, config.gradient_estimator)
+            return QUANTIZERS[config.quantizer](config.num_codes, code_dim, *update)
+
+        if config.quantizer not in QUANTIZERS:
+            raise ValueError(f"quantizer is one of {', '.join(QUANTIZERS)}: {config.quantizer!r}.")
 
         self.norm = nn.ModuleList(BandNorm(geometry.scale_channels(s)) for s in geometry.scales)
         self.embed = nn.ModuleList(nn.Linear(P, width) for P in patch_dims)
@@ -267,8 +265,7 @@ class SpectralTokenizer(nn.Module):
 
     def _geometry_of(self, size: int, levels: int) -> SpectralGeometry:
         config = self.config
-        transform = "local_wavelet" if config.patch_local else config.transform
-        return TRANSFORMS[transform](size, levels, config.grid, config.wavelet)
+        return TRANSFORMS[config.transform](size, levels, config.grid_size, config.wavelet)
 
     def _checked(self, codes: Tensor, scales: int | None) -> Tensor:
         """The first `scales` scales of codes [B, k, N]; refuses what `decode` cannot take."""

@@ -89,14 +89,7 @@ CDF97_LOW_GAIN = 1.230174104914001  # of the low band after the four steps
 
 
 class LocalWaveletGeometry(SpectralGeometry):
-    """Wavelet transform of the part of the image that each token covers, by itself."""
-
-    def __init__(self, size: int, levels: int, grid_size: int, wavelet: str = "haar"):
-        super().__init__(size, levels, grid_size, wavelet)
-        if wavelet not in LIFTING_STEPS:
-            raise ValueError(
-                f"patch_local is a wavelet transform by {', '.join(LIFTING_STEPS)}, not {wavelet}."
-            )
+    """Wavelets of LIFTING_STEPS, of the part of the image that each token covers by itself."""
 
     def forward(self, images: Tensor) -> list[Tensor]:
         LL, details = self._to_patches(images), []

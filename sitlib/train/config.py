@@ -83,9 +83,9 @@ class TokenizerLossConfig:
     # Ours, all off: steps without use after which a code moves onto an output of the encoder;
     restart_after: NonNegativeInt = 0
     # steps over which the decoder's input turns from the encoder's outputs into codes;
-    quantization_ramp: NonNegativeInt = 0
+    quant_warmup_steps: NonNegativeInt = 0
     # L2 and LPIPS of the image that the first k scales alone give, another k at each step.
-    smaller: NonNegativeFloat = 0.0
+    multiscale: NonNegativeFloat = 0.0
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -119,9 +119,9 @@ class TokenizerTraining:
     codes_from: str | None = None  # tokenizer variant
 
     def __post_init__(self):
-        ramp, steps = self.loss.quantization_ramp, self.optimizer.steps
+        ramp, steps = self.loss.quant_warmup_steps, self.optimizer.steps
         require(
-            ramp < steps, f"quantization_ramp {ramp} must be shorter than training, {steps} steps"
+            ramp < steps, f"quant_warmup_steps {ramp} must be shorter than training, {steps} steps"
         )
         alone = self.adversarial.start + self.adversarial.warmup
         require(

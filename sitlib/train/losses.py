@@ -45,8 +45,8 @@ class TokenizerLoss(nn.Module):
             Tensor, sum(getattr(self.config, name) * value for name, value in parts.items())
         )
         if output.preview is not None:
-            parts["smaller"] = self._of_smaller(*output.preview, images.shape[-1])
-            total = total + self.config.smaller * parts["smaller"]
+            parts["multiscale"] = self._of_smaller(*output.preview, images.shape[-1])
+            total = total + self.config.multiscale * parts["multiscale"]
         return LossTerms(total, {name: value.detach() for name, value in parts.items()})
 
     def _of_smaller(self, reconstruction: Tensor, target: Tensor, size: int) -> Tensor:

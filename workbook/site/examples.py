@@ -111,8 +111,8 @@ def overview(tokenizer: SpectralTokenizer, image: Tensor, name: str) -> Figure:
         side = x.shape[-1]
         corners = [(0, 0)] if s == 0 else [(side, 0), (0, side), (side, side)]
         for left, top in corners:
-            _draw_patches(axes[1], left, top, side, config.grid)
-    _draw_codes(axes[2], codes, config.grid, config.num_codes)
+            _draw_patches(axes[1], left, top, side, config.grid_size)
+    _draw_codes(axes[2], codes, config.grid_size, config.num_codes)
     return figure
 
 
