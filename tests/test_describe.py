@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from sitlib.cli import main as sit
 from sitlib.model.tokenizer import SpectralTokenizer
 from workbook.describe import describe, descriptions, main
 from workbook.estimates import LiveBytes, cost, flops, tokenizer_subject
@@ -183,8 +182,8 @@ def test_a_description_says_what_follows_from_its_numbers(capsys):
     assert generator.training_flops == pytest.approx(expected)
 
 
-def test_the_command_sit_takes_variants_with_and_without_the_option(capsys):
-    assert sit(["describe", "smoke", "sit4", "--variants", "ar_sit4", "--gpu", "L4"]) == 0
+def test_the_command_takes_variants_and_a_gpu(capsys):
+    main(["smoke", "--variants", "sit4", "ar_sit4", "--gpu", "L4"])
     printed = capsys.readouterr().out
     assert "of 24 GB" in printed
     assert {"sit4", "ar_sit4"} < set(printed.split()) and "sit5" not in printed.split()

@@ -1,72 +1,152 @@
-"""The command `sit`: trained tokenizers and models for people without notebooks.
+"""The command `sit`: trained tokenizers and generators for people without notebooks.
 
-Every subcommand is a function `add_<name>(commands)` that adds its parser and names, with `set_defaults(run=...)`, the function that does
-the work and returns the exit code. Modules of this package import torch, and what imports it, inside functions only, so that help is
-there at once.
-
-Exit codes: 0 all done; 1 something of the input could not be done, which a sentence names; 2 wrong usage; 130 stopped by Ctrl-C.
+This module parses the command line and imports nothing heavy, so that help is there at once.
 """
 
 import argparse
+import importlib
 import os
 import sys
-from typing import cast
+from typing import Any
 
 from sitlib import __version__
-from sitlib.cli.doctor import add_doctor
-from sitlib.cli.drawing import add_edit, add_sample, add_upsample
-from sitlib.cli.images import add_decode, add_encode, add_reconstruct
-from sitlib.cli.needs import add_describe
-from sitlib.cli.options import UsageError
 
-# In the order of the help text.
-SUBCOMMANDS = (
-    add_encode,
-    add_decode,
-    add_reconstruct,
-    add_sample,
-    add_upsample,
-    add_edit,
-    add_describe,
-    add_doctor,
-)
+ALL = "all"  # a value of --scales
+TOKENIZER = "sit5_sc"  # default models, by the names under which the workbook trains them
+GENERATORS = {"class": "ar_sit5_sc", "text": "ar_captioned_sit4_sc"}
 
 DESCRIPTION = """\
-Spectral Image Tokenizer: photographs as codes from coarse to fine, and new images drawn code by code.
-The trained models are those of the pipeline (make repro; make tokenizer for the first one alone) unless others are named."""
-EXAMPLES = """\
-examples:
-  sit reconstruct photo.jpg --compare           what is left of a photograph, beside it
-  sit encode photos/ -o codes/                  a folder of photographs as codes
-  sit sample --class mountain --count 8 --grid  eight new mountains
-  sit doctor                                    what is missing on this machine
+Spectral Image Tokenizer: photographs as codes from coarse to fine, and new images drawn code by
+code. Trained models are looked for in models/ of this folder and of those above it, where
+`make tokenizer` and `make repro` put them.
 
-sit COMMAND --help explains each command."""
+exit codes: 0 all done; 1 something was not, which a sentence names; 2 wrong usage; 130 Ctrl-C"""
+
+FILES = "inputs --output --overwrite"
+MODELS = "--class --text --model --tokenizer --device"
+SAMPLING = "--count --seed --guidance --temperature --top-p"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all subcommands."""
-    parser = argparse.ArgumentParser(
-        "sit",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"sit {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in SUBCOMMANDS:
-        add(commands)
-    return parser
+def positive(text: str) -> int:
+    """Type of an option."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def scales(text: str) -> list[int] | str:
+    """Type of an option: `3` or `1,2,3` -> ascending numbers of scales; `all` -> ALL."""
+    return ALL if text == ALL else sorted({positive(number) for number in text.split(",")})
+
+
+# fmt: off
+OPTIONS: dict[str, dict[str, Any]] = {
+    "inputs": dict(nargs="+", metavar="FILE", help="files, or folders of them"),
+    "checkpoint": dict(metavar="NAME|PATH", help="a trained model"),
+    "--output": dict(metavar="PATH", help="folder to write into, which gets the structure of input "
+                     "folders; or a file, for one output (default: %(default)s/)"),
+    "--overwrite": dict(action="store_true",
+                        help="replace files that are there (default: keep them and say so)"),
+    "--tokenizer": dict(metavar="NAME|PATH", help="a trained one by name, or a checkpoint's path "
+                        f"(default: that of the codes or of the model, else {TOKENIZER})"),
+    "--device": dict(choices=("cpu", "cuda"), help="default: cuda where there is one"),
+    "--scales": dict(type=scales, metavar="K", help="use the first K scales only, for an image of "
+                     "half the side for every scale left out; several as 1,2,3, or all"),
+    "--compare": dict(action="store_true", help="also write original and result side by side"),
+    "--class": dict(dest="class_name", metavar="NAME",
+                    help="a class of photographs, such as mountain; an unknown one lists all"),
+    "--text": dict(help='what the image shows, such as "an emoji of a red apple"'),
+    "--model": dict(metavar="NAME|PATH", help="a trained generator by name, or a checkpoint's path "
+                    f"(default: {GENERATORS['class']}; with --text {GENERATORS['text']})"),
+    "--count": dict(type=positive, default=1, help="images to draw (default: %(default)s)"),
+    "--seed": dict(type=int, help="sample i is a function of the seed and i"),
+    "--guidance": dict(type=float, help="weight of classifier-free guidance; 1 is off"),
+    "--temperature": dict(type=float, help="below 1: likelier codes, less variety"),
+    "--top-p": dict(type=float, help="draw among the likeliest codes of this share; 1 is off "
+                    "(defaults of these four: those of the checkpoint)"),
+    "sample --scales": dict(type=positive, metavar="K", help="stop after the first K scales: a "
+                            "small preview of what the same seed gives in full"),
+    "--grid": dict(action="store_true", help="also write all images as one"),
+    "--size": dict(type=positive, metavar="PX", help="first make the center of an image a "
+                   "square of this side (default: the image must have a fitting size)"),
+    "--keep": dict(type=int, default=2, metavar="K", help="scales that stay as "
+                   "they are, coarsest first (default: %(default)s)"),
+}
+# fmt: on
+
+# Command: module of this package with a function of that name, output folder, options, help.
+# fmt: off
+COMMANDS = {
+    "encode": ("images", "codes", f"{FILES} --tokenizer --device", """\
+write the codes of images
+
+Images of any size: each is padded and cut into squares. A codes file (safetensors) holds the size
+of its image and the name of its tokenizer.
+
+  sit encode photo.jpg
+  sit encode photos/ -o codes/ --tokenizer sit4"""),
+    "decode": ("images", "decoded", f"{FILES} --scales --tokenizer --device", """\
+make images of codes again
+
+  sit decode codes/photo.safetensors
+  sit decode codes/ -o decoded/ --scales 3"""),
+    "reconstruct": (
+        "images", "reconstructed", f"{FILES} --scales --compare --tokenizer --device", """\
+show what is left of images after encoding and decoding
+
+Prints size, codes, bits per pixel and PSNR; and LPIPS (AlexNet), of images up to 4 megapixels, if
+its weights are there.
+
+  sit reconstruct photo.jpg --compare
+  sit reconstruct photos/ --scales all"""),
+    "sample": (
+        "sample", "samples", f"--output --overwrite {MODELS} {SAMPLING} --scales --grid", """\
+draw new images of a class or a text
+
+  sit sample --class mountain --count 8 --grid
+  sit sample --text "an emoji of a red apple" --seed 3
+  sit sample --class water --count 16 --scales 2"""),
+    "upsample": ("sample", "upsampled", f"{FILES} {MODELS} {SAMPLING} --size", """\
+draw the details that small images lack
+
+Takes squares of the sizes of a scale-causal tokenizer's first scales: 4, 8, 16 or 32 px for
+sit5_sc.
+
+  sit upsample small.png --class mountain
+  sit upsample emoji.png --size 8 --text "a red apple" """),
+    "edit": ("sample", "edited", f"{FILES} {MODELS} {SAMPLING} --keep", """\
+keep the coarse scales of images and draw the details anew, for a class or a text
+
+Of an image of another size its center is taken, as a square of the tokenizer's size.
+
+  sit edit photo.png --keep 2 --class snow
+  sit edit apple.png --keep 1 --text "a green apple" --count 4"""),
+    "describe": ("doctor", None, "checkpoint", """\
+say what a checkpoint holds: class, parameters, scales, tokens, bits, sizes
+
+  sit describe sit5_sc
+  sit describe models/autoregressive/ar_sit5_sc-seed0/model.safetensors"""),
+    "doctor": ("doctor", None, "", """\
+say what is missing on this machine, and how to mend it
+
+  sit doctor"""),
+}
+# fmt: on
+
+
+class UsageError(Exception):
+    """Options that do not fit together: exit code 2."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs `sit` with these arguments (default: those of the process) and returns its exit code."""
+    """Run `sit` with these arguments (default: those of the process); return its exit code."""
     try:
         options = build_parser().parse_args(arguments)
-    except SystemExit as stop:  # argparse has said what there is to say
-        return cast(int, stop.code)
+    except SystemExit as stop:  # argparse has printed help or what is wrong
+        return int(stop.code or 0)
     try:
-        return options.run(options)
+        module = importlib.import_module(f"sitlib.cli.{COMMANDS[options.command][0]}")
+        return getattr(module, options.command)(options)
     except UsageError as error:
         print(f"sit: {error} (--help shows the usage)", file=sys.stderr)
         return 2
@@ -75,20 +155,37 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except ImportError as error:
-        print(
-            f"sit: a package cannot be used ({error}): sit doctor says what is missing",
-            file=sys.stderr,
-        )
-        return 1
+        print(f"sit: {error}: sit doctor says what is missing", file=sys.stderr)
     except (ValueError, OSError) as error:
         print(f"sit: {sentence(error)}", file=sys.stderr)
-        return 1
+    return 1
 
 
 def sentence(error: Exception) -> str:
-    """What an error says to a user: of the operating system's errors the file and the reason, without a number."""
+    """One line for an error; of one of the operating system, file and reason without number."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split())
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of all commands."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("sit", description=DESCRIPTION, formatter_class=raw)
+    parser.add_argument("--version", action="version", version=f"sit {__version__}")
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", dest="command", required=True
+    )
+    for name, (_, folder, options, text) in COMMANDS.items():
+        summary = text.splitlines()[0]
+        command = commands.add_parser(name, help=summary, description=text, formatter_class=raw)
+        prompt: Any = None
+        if "--class" in options:
+            prompt = command.add_mutually_exclusive_group(required=name == "sample")
+        for option in options.split():
+            group = prompt if option in ("--class", "--text") else command
+            settings = OPTIONS.get(f"{name} {option}") or OPTIONS[option]
+            group.add_argument(*(["-o"] if option == "--output" else []), option, **settings)
+        command.set_defaults(output=folder)
+    return parser

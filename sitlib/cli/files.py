@@ -1,276 +1,175 @@
-"""Input files and folders, the files that come of them, and one after another without losing any: a bad one is named and skipped."""
+"""Files of the command `sit`: inputs, outputs that replace nothing, checkpoints by name."""
 
 import argparse
-import io
-import os
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from sitlib.cli.options import UsageError
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from sitlib.cli import UsageError, sentence
+from sitlib.data.decode import IMAGE_SUFFIXES, decode_image
+from sitlib.files import atomic_write
+from sitlib.strict import nearest
 
-CODES_SUFFIX = ".safetensors"
-
-
-@dataclass(frozen=True)
-class Source:
-    """An input file, and its place below the output folder."""
-
-    path: Path
-    place: Path
-
-
-@dataclass(frozen=True)
-class Job:
-    """An input file, and the file that will come of it."""
-
-    source: Path
-    target: Path
-
-    def variant(self, ending: str) -> Path:
-        """A file beside the target: photo.png -> photo-compare.png."""
-        return self.target.with_name(f"{self.target.stem}-{ending}{self.target.suffix}")
+CHECKPOINT = "model.safetensors"
+CODES = {".safetensors"}  # suffixes of files of codes
+IMAGES = {f".{suffix}" for suffix in IMAGE_SUFFIXES}
+FORMATS = {k: name for k, name in Image.registered_extensions().items() if name in Image.SAVE}
 
 
-class KeptError(Exception):
-    """An output is there already and was not asked to be replaced."""
+class Jobs:
+    """Input files, each with the output file that is made of it.
 
+    `photos/below/a.jpg` becomes `output/below/a.png`; of several inputs each folder keeps its
+    name; the second of two files of one stem keeps its suffix.
 
-class Outputs:
-    """The files of one run: none that was there before is replaced unless that is asked for, and none is written twice."""
-
-    def __init__(self, overwrite: bool):
-        self.overwrite = overwrite
-        self.claimed: set[Path] = set()
-
-    def claim(self, *targets: Path) -> None:
-        """Raises `KeptError` unless all of these may be written; to be called before work is spent on them."""
-        for target in targets:
-            if target in self.claimed:
-                raise KeptError(
-                    f"{target} was just written for another input: use another output folder"
-                )
-            if target.exists() and not self.overwrite:
-                raise KeptError(f"{target} is there already; --overwrite replaces it")
-        self.claimed.update(targets)
-
-
-def find_sources(inputs: list[str], suffixes: Iterable[str], output: str) -> list[Source]:
-    """Files that were named, and those below folders that were named, sorted; hidden ones and those below `output` are left out.
-
-    A single folder's files keep their places in it; of several inputs each folder keeps its name.
-
-    Args:
-        suffixes: those that count in a folder, lower case with dots. A file that is named itself may have any, or not be there.
-
-    Raises:
-        ValueError: a folder in which there is no such file.
+    Attributes:
+        targets: input file -> output file.
+        folder: folder of the outputs.
+        file: the only output, where -o names a file; else None.
     """
-    suffixes, found = set(suffixes), []
-    for name in inputs:
-        path = Path(name).expanduser()
-        if not path.is_dir():
-            found.append(Source(path, Path(path.name)))
-            continue
-        inside = [file for file in _walk(path, output) if file.suffix.lower() in suffixes]
-        if not inside:
-            raise ValueError(
-                f"In the folder {path} there is no file whose name ends in {' or '.join(sorted(suffixes))}."
-            )
-        root = Path(path.resolve().name) if len(inputs) > 1 else Path()
-        found += [Source(file, root / file.relative_to(path)) for file in inside]
-    return list({source.path.resolve(): source for source in found}.values())
+
+    def __init__(self, options: argparse.Namespace, suffixes: set[str], ending: str = ".png"):
+        """Find the inputs: files, and files with one of `suffixes` in folders.
+
+        Raises:
+            UsageError: -o names one file for several inputs, or of a kind that is not written.
+            ValueError: a folder without such files.
+        """
+        self.overwrite, self.reserved = options.overwrite, set()
+        self.folder = Path(options.output).expanduser()
+        suffix = self.folder.suffix.lower()
+        is_folder = self.folder.is_dir() or options.output.endswith("/")
+        self.file = None if is_folder or suffix not in {*FORMATS, *CODES} else self.folder
+        if self.file and (suffix in CODES) != (ending in CODES):
+            raise UsageError(f"-o {self.file}: this command writes files such as name{ending}")
+
+        places: dict[Path, Path] = {}  # input file -> its place below the output folder
+        inputs = [Path(name).expanduser() for name in getattr(options, "inputs", [])]
+        for path in inputs:
+            inside = self._search(path, suffixes) if path.is_dir() else [path]
+            root = path.parent if len(inputs) > 1 or not path.is_dir() else path
+            places |= {file: file.relative_to(root) for file in inside}
+        if self.file and len(places) > 1:
+            raise UsageError(f"-o {self.file} names one file, but there are {len(places)} inputs")
+        self.inputs = {path.resolve() for path in places}
+        self.targets: dict[Path, Path] = {}
+        for path, place in places.items():
+            target = self.folder / place.with_suffix(ending)
+            if target in self.targets.values():
+                target = self.folder / f"{place}{ending}"
+            self.targets[path] = self.file or target
+
+    def _search(self, folder: Path, suffixes: set[str]) -> list[Path]:
+        """Files below a folder, but for hidden ones and the outputs of an earlier run inside it."""
+        output, files = self.folder.resolve(), []
+        for file in sorted(folder.rglob("*")):
+            is_hidden = any(name.startswith(".") for name in file.relative_to(folder).parts)
+            is_output = output in file.resolve().parents and folder.resolve() in output.parents
+            if file.suffix.lower() in suffixes and file.is_file() and not is_hidden | is_output:
+                files.append(file)
+        if not files:
+            raise ValueError(f"In {folder} no file's name ends in {' or '.join(sorted(suffixes))}.")
+        return files
+
+    def reserve(self, target: Path, *variants: str) -> list[Path]:
+        """Reserve photo.png, or photo-a.png and photo-b.png for "a", "b", before it is made.
+
+        Raises:
+            ValueError: it is an input, was there before, or was reserved for another input.
+        """
+        stem, suffix = target.stem, target.suffix
+        paths = [target.with_name(f"{stem}-{variant}{suffix}") for variant in variants] or [target]
+        for path in paths:
+            if path.resolve() in self.inputs:
+                raise ValueError(f"{path} would replace an input: name another folder with -o")
+            if path in self.reserved:
+                raise ValueError(f"{path} was just written for another input: use another folder")
+            if path.exists() and not self.overwrite:
+                raise ValueError(f"{path} is there already; --overwrite replaces it")
+        self.reserved.update(paths)
+        return paths
+
+    def run(self, work: Callable[[Path, Path], list[str]], *header: str) -> int:
+        """Call `work(input, output)` for all; print the lines that it returns, below a header.
+
+        Returns:
+            0, or 1 if one failed: it is named on stderr, and the others are done.
+        """
+        if header:
+            print(row(*header))
+        failed, count = 0, len(self.targets)
+        bar = tqdm(self.targets.items(), disable=True if count == 1 else None, ncols=80)
+        for path, target in bar:
+            try:
+                for line in work(path, target):
+                    tqdm.write(line)
+            except BrokenPipeError:
+                raise
+            except (ValueError, OSError) as error:
+                failed += 1
+                tqdm.write(f"sit: {path}: {sentence(error)}", file=sys.stderr)
+        if failed and count > 1:
+            print(f"sit: {count - failed} of {count} done", file=sys.stderr)
+        return min(failed, 1)
 
 
-def find_images(options: argparse.Namespace) -> list[Source]:
-    """The image files that a command's inputs stand for; see `find_sources`."""
-    from sitlib.data.decode import IMAGE_SUFFIXES
-
-    return find_sources(
-        options.inputs, [f".{suffix}" for suffix in IMAGE_SUFFIXES], output_of(options)
-    )
+def row(*cells: object) -> str:
+    """A line of a table; the last column, a file, may be of any length."""
+    return "  ".join([*(f"{cell!s:>9}" for cell in cells[:-1]), str(cells[-1])])
 
 
-def output_of(options: argparse.Namespace) -> str:
-    """Where a command writes."""
-    return options.output or options.default_folder
-
-
-def _walk(folder: Path, output: str) -> list[Path]:
-    """Files below a folder, but for hidden ones and what an earlier run wrote into an output folder inside it."""
-    left_out = Path(output).expanduser().resolve()
-    files = []
-    for where, folders, names in os.walk(folder):
-        here = Path(where)
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".") and (here / name).resolve() != left_out
-        ]
-        files += [here / name for name in names if not name.startswith(".")]
-    return sorted(files)
-
-
-def plan(sources: list[Source], output: str, suffix: str = ".png") -> list[Job]:
-    """Which file comes of which: `place/stem<suffix>` below the folder `output`, or `output` itself where it names a file.
-
-    Two files of one stem, such as a.jpg and a.png, keep their suffixes: a.jpg.png and a.png.png.
-
-    Raises:
-        UsageError: `output` names a file but there are several inputs, or a file of another kind.
-        ValueError: two inputs would become one file, or an output would replace an input.
-    """
-    if file := as_file(output, suffix):
-        if len(sources) > 1:
-            raise UsageError(
-                f"-o {output} names one file, but there are {len(sources)} inputs: name a folder"
-            )
-        jobs = [Job(sources[0].path, file)]
-    else:
-        folder = output_folder(output)
-        stems = Counter(source.place.with_name(source.place.stem) for source in sources)
-        jobs = []
-        for source in sources:
-            place = source.place
-            stem = place.stem if stems[place.with_name(place.stem)] == 1 else place.name
-            jobs.append(Job(source.path, folder / place.parent / f"{stem}{suffix}"))
-    first: dict[Path, Path] = {}
-    for job in jobs:
-        if job.target in first:
-            raise ValueError(
-                f"{first[job.target]} and {job.source} would both become {job.target}: run sit for each, with an output folder of its own."
-            )
-        first[job.target] = job.source
-    inputs = {source.path.resolve() for source in sources}
-    if replaced := [target for target in first if target.resolve() in inputs]:
-        raise ValueError(
-            f"{replaced[0]} would replace an input: name another output folder with -o."
-        )
-    return jobs
-
-
-def output_folder(output: str) -> Path:
-    """The folder that an output path names, which need not be there yet.
-
-    Raises:
-        UsageError: a file is there.
-    """
-    folder = Path(output).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(
-            f"-o {output} is a file: name a folder, or a file that ends in .png or {CODES_SUFFIX}"
-        )
-    return folder
-
-
-def as_file(output: str, suffix: str) -> Path | None:
-    """The file that an output path names, or None if it is a folder: what exists as one, ends in a slash or has no known suffix.
-
-    Raises:
-        UsageError: a file of a kind that is not written here.
-    """
-    path = Path(output).expanduser()
-    ending = path.suffix.lower()
-    if (
-        path.is_dir()
-        or output.endswith(("/", os.sep))
-        or ending not in (*_pillow_formats(), CODES_SUFFIX)
-    ):
-        return None
-    if (ending == CODES_SUFFIX) != (suffix == CODES_SUFFIX):
-        wanted = CODES_SUFFIX if suffix == CODES_SUFFIX else "an image's, such as .png"
-        raise UsageError(f"-o {output}: the name of a file that is written here ends in {wanted}")
-    return path
-
-
-def _pillow_formats() -> dict[str, str]:
-    """Suffix -> name of the format, of those that Pillow can write."""
-    from PIL import Image
-
-    known = Image.registered_extensions()  # also registers what writes them
-    return {suffix: name for suffix, name in known.items() if name in Image.SAVE}
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Writes a file, whole or not at all: beside its place first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_image(path: Path, image: "Tensor") -> None:
-    """Writes an image [3, H, W] in [0, 1], in the format of the file's suffix."""
-    from PIL import Image
-
-    pixels = (image.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, _pillow_formats()[path.suffix.lower()])
-    write_file(path, content.getvalue())
-
-
-def read_image(path: Path) -> "Tensor":
-    """An image file of any kind and size -> float [1, 3, H, W] in [0, 1].
-
-    Raises:
-        ValueError: it is not there or cannot be decoded; the message does not name it.
-    """
-    from sitlib.data import decode_image
-
+def read_image(path: Path) -> Tensor:
+    """Read an image of any format and size: float [1, 3, H, W] in [0, 1]."""
     if not path.is_file():
         raise ValueError("there is no such file")
     return decode_image(path, min_side=1)[None] / 255
 
 
-def size_of(image: "Tensor") -> str:
-    """Width and height of an image [1, 3, H, W]."""
-    return f"{image.shape[3]}x{image.shape[2]}"
+def write_image(path: Path, image: Tensor) -> None:
+    """Write an image [3, H, W] in [0, 1], in the format of the file's suffix."""
+    pixels = (image.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    with atomic_write(path) as partial:
+        Image.fromarray(pixels).save(partial, FORMATS[path.suffix.lower()])
 
 
-def do_all(jobs: list[Job], do: Callable[[Job], list[str]], header: str | None = None) -> int:
-    """Does one job after another, with a progress bar where there are several and a terminal to show it.
+def size_of(image: Tensor) -> str:
+    """Width and height of an image [..., H, W], such as 64x48."""
+    return f"{image.shape[-1]}x{image.shape[-2]}"
+
+
+def find_checkpoint(name: str, *kinds: str) -> Path:
+    """Find a checkpoint by its path, that of its folder, or the name of its run.
 
     Args:
-        do: does a job and returns the lines to print of it.
-        header: line above all others, if there is one.
+        name: a path; or a run, with or without its seed, in models/KIND of the current folder or
+            of one above it.
+        kinds: "tokenizer", "autoregressive".
 
-    Returns:
-        0, or 1 if something was not done: that is named on stderr, and the others are done.
+    Raises:
+        ValueError: there is none; the message lists those that there are.
     """
-    from tqdm import tqdm
+    path, here = Path(name).expanduser(), Path.cwd()
+    folders = [above / "models" / kind for above in (here, *here.parents) for kind in kinds]
+    runs = [folder / run for folder in folders for run in (name, f"{name}-seed0")]
+    for file in (path, *(run / CHECKPOINT for run in (path, *runs))):
+        if file.is_file():
+            return file
+    files = [file for folder in folders for file in sorted(folder.glob(f"*/{CHECKPOINT}"))]
+    trained = list(dict.fromkeys(file.parent.name.removesuffix("-seed0") for file in files))
+    advice = "make tokenizer trains one in minutes, make repro trains all models"
+    if trained:
+        advice = f"trained are {', '.join(trained)}{nearest(name, trained)}"
+    raise ValueError(f"There is no checkpoint {name}; {advice}. The path of one does as well.")
 
-    from sitlib.cli import sentence
 
-    failed, kept, done = 0, [], 0
-    with tqdm(
-        total=len(jobs), unit="file", disable=True if len(jobs) == 1 else None, ncols=80
-    ) as bar:
-        for job in jobs:
-            try:
-                lines = do(job)
-                for line in lines if done or header is None else [header, *lines]:
-                    tqdm.write(line, file=sys.stdout)
-                done += 1
-            except KeptError as error:
-                kept.append(str(error))
-            except BrokenPipeError:
-                raise
-            except (ValueError, OSError) as error:
-                failed += 1
-                tqdm.write(f"sit: {job.source}: {sentence(error)}", file=sys.stderr)
-            bar.update()
-    if kept:
-        others = f" (so are those of {len(kept) - 1} other inputs)" if len(kept) > 1 else ""
-        print(f"sit: {kept[0]}{others}", file=sys.stderr)
-    if len(jobs) > 1 and done < len(jobs):
-        print(f"sit: {done} of {len(jobs)} done", file=sys.stderr)
-    return 0 if done == len(jobs) else 1
+def pick_device(name: str | None) -> str:
+    """Device of --device, by default the GPU if there is one, else the CPU."""
+    has_gpu = torch.cuda.is_available()
+    if name == "cuda" and not has_gpu:
+        raise ValueError("--device cuda: torch finds no GPU here; sit doctor says more.")
+    return name or ("cuda" if has_gpu else "cpu")

@@ -1,233 +1,171 @@
-"""`sit encode`, `sit decode`, `sit reconstruct`: photographs as codes, and back."""
+"""`sit encode`, `sit decode`, `sit reconstruct`: photographs as codes, and back.
+
+A codes file is safetensors: `codes` [k, N], and in its metadata the size of the image, its grid of
+tokens, and name and digest of the tokenizer, which alone can decode them.
+"""
 
 import argparse
-from collections.abc import Callable
+import hashlib
+import math
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from sitlib.cli import files, models
-from sitlib.cli.options import ALL, add_command, add_files, add_tokenizer, scales_list
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from sitlib.cli import ALL, TOKENIZER, files
+from sitlib.files import load_model, read_metadata, write_tensors
+from sitlib.metrics import lpips_per_image, psnr_per_image
+from sitlib.metrics.networks import cached_lpips
+from sitlib.model.tiling import ImageCodes, decode_codes, encode_image, pad, tile_side, unpad
+from sitlib.model.tokenizer import DECODER_MODULES, SpectralTokenizer
 
-    from sitlib.model.tokenizer import SpectralTokenizer
-
-DEFAULT_TOKENIZER = "that of the pipeline's class-conditional model"
 GAP = 8  # px between images side by side
-LARGEST_LPIPS = 4_000_000  # px; of a larger image it would take gigabytes of memory
+LARGEST_LPIPS = 4_000_000  # px; a larger image would take gigabytes of memory
 SMALLEST_SHOWN = 256  # px; smaller originals are enlarged where images stand side by side
+COSTS = ("size", "scales", "codes", "bits/px")  # columns of the tables
 
 
-def add_encode(commands: Any) -> None:
-    parser = add_command(
-        commands,
-        "encode",
-        encode,
-        "write the codes of images",
-        "sit encode photo.jpg\nsit encode photos/ -o codes/ --tokenizer sit4",
-        "Images of any size: each is padded and cut into squares. A codes file (safetensors) knows the image's size and its tokenizer.",
-    )
-    add_files(parser, "PHOTO", "images", "codes")
-    add_tokenizer(parser, DEFAULT_TOKENIZER)
+def codes_digest(tokenizer: SpectralTokenizer) -> str:
+    """16 hexadecimal digits of all weights but the decoder's: those on which codes depend."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tokenizer.state_dict().items()):
+        if name.split(".")[0] not in DECODER_MODULES:
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
-def add_decode(commands: Any) -> None:
-    parser = add_command(
-        commands,
-        "decode",
-        decode,
-        "make images of codes again",
-        "sit decode codes/photo.safetensors\nsit decode codes/ -o decoded/ --scales 3",
-    )
-    add_files(parser, "CODES", "what sit encode wrote", "decoded")
-    _add_scales(parser)
-    add_tokenizer(parser, "the one that the codes name")
+def read_codes(path: Path) -> tuple[ImageCodes, dict]:
+    """Read a file of `sit encode`: codes, and `name` and `codes` (a digest) of their tokenizer."""
+    if not path.is_file():
+        raise ValueError("there is no such file")
+    metadata = read_metadata(path)
+    if metadata.get("class") != "Codes":
+        content = metadata.get("class", "something else")
+        raise ValueError(f"it holds {content}, not codes: give a file that sit encode wrote")
+    codes = load_file(path)["codes"].long()
+    geometry = {name: tuple(metadata[name]) for name in ("size", "token_grid")}
+    return ImageCodes(codes, **geometry), metadata["tokenizer"]
 
 
-def add_reconstruct(commands: Any) -> None:
-    parser = add_command(
-        commands,
-        "reconstruct",
-        reconstruct,
-        "show what is left of images after encoding and decoding",
-        "sit reconstruct photo.jpg --compare\nsit reconstruct photos/ --scales all",
-        "Prints size, codes, bits for a pixel and PSNR; and LPIPS (AlexNet), of images up to 4 megapixels, if its weights are there.",
-    )
-    add_files(parser, "PHOTO", "images", "reconstructed")
-    _add_scales(parser)
-    parser.add_argument(
-        "--compare",
-        action="store_true",
-        help="also write original and result side by side (default: do not)",
-    )
-    add_tokenizer(parser, DEFAULT_TOKENIZER)
-
-
-def _add_scales(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--scales",
-        type=scales_list,
-        metavar="K",
-        help="use the first K scales only, for an image of half the side for every scale left out; several as 1,2,3, or all (default: the "
-        "whole image)",
-    )
+def load_tokenizer(name: str, device: str | None) -> tuple[SpectralTokenizer, str]:
+    """A tokenizer by name or path, and the name that its checkpoint gives it."""
+    path = files.find_checkpoint(name, "tokenizer")
+    tokenizer = load_model(path, SpectralTokenizer).to(files.pick_device(device))
+    return tokenizer.requires_grad_(False), read_metadata(path).get("name", path.name)
 
 
 def encode(options: argparse.Namespace) -> int:
-    from sitlib.cli.codes import codes_file, encode_image
+    jobs = files.Jobs(options, files.IMAGES, ".safetensors")
+    tokenizer, name = load_tokenizer(options.tokenizer or TOKENIZER, options.device)
+    origin = {"name": name, "codes": codes_digest(tokenizer)}
+    dtype = torch.int16 if tokenizer.config.num_codes <= 2**15 else torch.int32
 
-    jobs = files.plan(files.find_images(options), files.output_of(options), files.CODES_SUFFIX)
-    tokenizer, outputs = models.chosen_tokenizer(options), files.Outputs(options.overwrite)
+    def work(path: Path, target: Path) -> list[str]:
+        jobs.reserve(target)
+        image = files.read_image(path)
+        encoded = encode_image(tokenizer, image.to(tokenizer.device))
+        metadata = {"class": "Codes", "image": path.name, "tokenizer": origin}
+        metadata |= {"size": encoded.size, "token_grid": encoded.token_grid}
+        write_tensors(target, {"codes": encoded.codes.cpu().to(dtype)}, metadata)
+        return [files.row(*_costs(tokenizer, encoded.codes, image), target)]
 
-    def do(job: files.Job) -> list[str]:
-        outputs.claim(job.target)
-        image = files.read_image(job.source)
-        coded = encode_image(tokenizer.model, image.to(tokenizer.device))
-        files.write_file(job.target, codes_file(coded, tokenizer, job.source.name))
-        scales, count = len(coded.codes), coded.codes.numel()
-        bits = _bits_per_pixel(tokenizer.model, count, image)
-        return [_row(files.size_of(image), scales, count, f"{bits:.3f}", job.target)]
-
-    return files.do_all(jobs, do, _row("size", "scales", "codes", "bits/px", "file"))
+    return jobs.run(work, *COSTS, "file")
 
 
 def decode(options: argparse.Namespace) -> int:
-    from sitlib.cli.codes import check_tokenizer, decode_codes, read_codes
+    jobs = files.Jobs(options, files.CODES)
+    load = cache(load_tokenizer)
+    if options.tokenizer:  # a missing one is an error once, not for every file
+        load(options.tokenizer, options.device)
 
-    sources = files.find_sources(options.inputs, [files.CODES_SUFFIX], files.output_of(options))
-    jobs, outputs = files.plan(sources, files.output_of(options)), files.Outputs(options.overwrite)
-    if options.tokenizer is not None:  # a wrong one is told once, not for every file
-        models.checkpoint_path(options.tokenizer, "tokenizer", "--tokenizer")
-    load = cache(lambda path: models.load_tokenizer(path, options))
-
-    def do(job: files.Job) -> list[str]:
-        coded, wanted = read_codes(job.source)
-        name = options.tokenizer or Path(wanted["name"]).name
-        tokenizer = load(models.checkpoint_path(name, "tokenizer", "--tokenizer"))
-        check_tokenizer(tokenizer, wanted)
-        coded.codes = coded.codes.to(tokenizer.device)
-        numbers = _numbers_of_scales(options, tokenizer.model, len(coded.codes))
-        targets = _targets(job, numbers)
-        outputs.claim(*targets)
+    def work(path: Path, target: Path) -> list[str]:
+        encoded, origin = read_codes(path)
+        tokenizer, name = load(options.tokenizer or Path(origin["name"]).name, options.device)
+        if codes_digest(tokenizer) != origin["codes"]:
+            raise ValueError(
+                f"its codes are of {origin['name']}, and {name} has other weights: encode the "
+                "image again, or give the checkpoint that made them with --tokenizer"
+            )
         lines = []
-        for scales, target in zip(numbers, targets, strict=True):
-            image = decode_codes(tokenizer.model, coded, scales)
-            files.write_image(target, image[0])
-            lines.append(_row(files.size_of(image), scales, target))
+        for scales, file in _outputs(options, tokenizer, encoded, jobs, target):
+            image = decode_codes(tokenizer, encoded, scales)
+            files.write_image(file, image[0])
+            lines.append(files.row(files.size_of(image), scales, file))
         return lines
 
-    return files.do_all(jobs, do, _row("size", "scales", "file"))
+    return jobs.run(work, "size", "scales", "file")
 
 
 def reconstruct(options: argparse.Namespace) -> int:
-    from sitlib.cli.codes import decode_codes, encode_image, reference
-
-    jobs = files.plan(files.find_images(options), files.output_of(options))
-    tokenizer, outputs = models.chosen_tokenizer(options), files.Outputs(options.overwrite)
-    measures = _measures()
-
-    def do(job: files.Job) -> list[str]:
-        image = files.read_image(job.source).to(tokenizer.device)
-        coded = encode_image(tokenizer.model, image)
-        numbers = _numbers_of_scales(options, tokenizer.model, len(coded.codes))
-        targets = _targets(job, numbers)
-        outputs.claim(*targets, *([job.variant("compare")] if options.compare else []))
-        lines, shown = [], [image]
-        for scales, target in zip(numbers, targets, strict=True):
-            found = decode_codes(tokenizer.model, coded, scales)
-            count = coded.codes[:scales].numel()
-            bits = _bits_per_pixel(tokenizer.model, count, found)
-            original = reference(tokenizer.model, coded, image, scales)
-            scores = [measure(found, original) for measure in measures.values()]
-            files.write_image(target, found[0])
-            lines.append(_row(files.size_of(found), scales, count, f"{bits:.3f}", *scores, target))
-            shown.append(found)
-        if options.compare:
-            files.write_image(job.variant("compare"), _side_by_side(shown))
-            lines.append(f"side by side: {job.variant('compare')}")
-        return lines
-
-    return files.do_all(jobs, do, _row("size", "scales", "codes", "bits/px", *measures, "file"))
-
-
-def _numbers_of_scales(
-    options: argparse.Namespace, tokenizer: "SpectralTokenizer", available: int
-) -> list[int]:
-    """Which numbers of scales are decoded of an image that has `available` of them.
-
-    Raises:
-        ValueError: more than it has; or fewer, of a tokenizer that decodes all of them only.
-    """
-    if options.scales is None:
-        return [available]
-    whole_only = tokenizer.config.decoder_attention == "full" and tokenizer.config.levels > 0
-    if options.scales == ALL:
-        return [available] if whole_only else [*range(1, available + 1)]
-    if max(options.scales) > available:
-        raise ValueError(
-            f"it has {available} scales, not {max(options.scales)}: give --scales up to that"
-        )
-    if whole_only and min(options.scales) < available:
-        raise ValueError(
-            f"this tokenizer decodes all {available} scales together, so --scales has to be left out: use one with a scale-causal decoder, "
-            "such as sit5_sc"
-        )
-    return options.scales
-
-
-def _targets(job: files.Job, numbers: list[int]) -> list[Path]:
-    """photo.png; or photo-scales1.png, photo-scales2.png, ... of several numbers of scales."""
-    return (
-        [job.target]
-        if len(numbers) == 1
-        else [job.variant(f"scales{scales}") for scales in numbers]
-    )
-
-
-def _bits_per_pixel(tokenizer: "SpectralTokenizer", count: int, image: "Tensor") -> float:
-    from sitlib.metrics.codebook import bits_per_pixel
-
-    height, width = image.shape[2:]
-    return bits_per_pixel(count, tokenizer.config.num_codes, (height, width))
-
-
-def _measures() -> dict[str, Callable[["Tensor", "Tensor"], str]]:
-    """Name -> how near two images [1, 3, H, W] are to each other, to be shown. LPIPS only if its weights are there."""
-    from sitlib.metrics import lpips_per_image, psnr_per_image
-    from sitlib.metrics.networks import cached_lpips
-
-    measures: dict[str, Callable[[Tensor, Tensor], str]] = {
-        "PSNR, dB": lambda *pair: f"{psnr_per_image(*pair).item():.2f}"
-    }
+    jobs = files.Jobs(options, files.IMAGES)
+    tokenizer, _ = load_tokenizer(options.tokenizer or TOKENIZER, options.device)
+    has_lpips = True
     try:
         cached_lpips("alex")
-    except FileNotFoundError:
-        return measures
+    except FileNotFoundError:  # its weights were not fetched
+        has_lpips = False
 
-    def lpips(image: "Tensor", original: "Tensor") -> str:
-        if image.shape[2] * image.shape[3] > LARGEST_LPIPS:
-            return "-"
-        return f"{lpips_per_image(image, original).item():.3f}"
+    def work(path: Path, target: Path) -> list[str]:
+        image = files.read_image(path).to(tokenizer.device)
+        encoded = encode_image(tokenizer, image)
+        padded, _ = pad(image, tile_side(tokenizer, image))
+        outputs = _outputs(options, tokenizer, encoded, jobs, target)
+        beside = jobs.reserve(target, "compare") if options.compare else []
+        lines, shown = [], [image]
+        for scales, file in outputs:
+            result = decode_codes(tokenizer, encoded, scales)
+            # A preview is compared with the image averaged down to its size.
+            original = F.avg_pool2d(padded, 2 ** (len(encoded.codes) - scales))
+            original = unpad(original, encoded.size_at(scales))
+            cells = _costs(tokenizer, encoded.codes[:scales], result)
+            cells.append(f"{psnr_per_image(result, original).item():.2f}")
+            if has_lpips:
+                is_small = result[0, 0].numel() <= LARGEST_LPIPS
+                cells.append(f"{lpips_per_image(result, original).item():.3f}" if is_small else "-")
+            files.write_image(file, result[0])
+            lines.append(files.row(*cells, file))
+            shown.append(result)
+        for file in beside:
+            files.write_image(file, _side_by_side(shown))
+            lines.append(f"side by side: {file}")
+        return lines
 
-    return measures | {"LPIPS": lpips}
+    return jobs.run(work, *COSTS, "PSNR, dB", *(["LPIPS"] if has_lpips else []), "file")
 
 
-def _side_by_side(images: list["Tensor"]) -> "Tensor":
-    """Images [1, 3, h, w] in one row [3, H, W], all enlarged to the height of the first, or to more where that is small."""
-    import torch
-    import torch.nn.functional as F
+def _outputs(
+    options: argparse.Namespace,
+    tokenizer: SpectralTokenizer,
+    image: ImageCodes,
+    jobs: files.Jobs,
+    target: Path,
+) -> list[tuple[int, Path]]:
+    """Numbers of scales to decode, each with its reserved file: photo.png, or photo-scales3.png."""
+    available = len(image.codes)
+    numbers = [available] if options.scales is None else list(options.scales)
+    if options.scales == ALL:  # a decoder that attends to all scales has no previews
+        is_full = tokenizer.config.decoder_attention == "full"
+        numbers = [available] if is_full else list(range(1, available + 1))
+    if max(numbers) > available:
+        raise ValueError(f"it has {available} scales, not {max(numbers)}: give --scales up to that")
+    variants = [f"scales{scales}" for scales in numbers] if len(numbers) > 1 else []
+    return list(zip(numbers, jobs.reserve(target, *variants), strict=True))
 
+
+def _costs(tokenizer: SpectralTokenizer, codes: Tensor, image: Tensor) -> list:
+    """Values of the columns COSTS."""
+    bits = codes.numel() * math.log2(tokenizer.config.num_codes) / image[0, 0].numel()
+    return [files.size_of(image), len(codes), codes.numel(), f"{bits:.3f}"]
+
+
+def _side_by_side(images: list[Tensor]) -> Tensor:
+    """Images [1, 3, h, w] in one row [3, H, W], enlarged to the first, or more if that is small."""
     height, width = images[0].shape[2:]
     factor = max(1, SMALLEST_SHOWN // height)
     size = (height * factor, width * factor)
-    shown = [F.interpolate(image, size, mode="nearest-exact")[0].cpu() for image in images]
+    row = [F.interpolate(image, size, mode="nearest-exact")[0].cpu() for image in images]
     gap = torch.ones(3, size[0], GAP)
-    return torch.cat([part for image in shown for part in (gap, image)][1:], dim=2)
-
-
-def _row(*cells: object) -> str:
-    """A line of a table; the last column, a file, may be of any length."""
-    *columns, last = cells
-    return "  ".join([*(f"{cell!s:>9}" for cell in columns), str(last)])
+    return torch.cat([tile for image in row for tile in (gap, image)][1:], dim=2)
