@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, in
 
 import torch
 
-from sitlib.train.loop import make_optimizer
+from sitlib.train.optim import make_optimizer
 from workbook.estimates import cost, tokenizer_subject
 from workbook.profile import load_profile
 

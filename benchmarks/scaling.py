@@ -22,13 +22,13 @@ import torch
 
 from sitlib.data import open_images
 from sitlib.train.config import EngineConfig
-from sitlib.train.distributed import process_index
+from sitlib.train.distributed import rank
 from sitlib.train.engine import join_processes
+from sitlib.train.tokenizer import train_tokenizer
 from workbook.launch import launch_command
 from workbook.paths import resolve
 from workbook.profile import load_profile
 from workbook.runs import TokenizerRun
-from workbook.tokenizers import train_tokenizer
 
 
 def engine_of(processes: int) -> EngineConfig:
@@ -58,10 +58,9 @@ def work(options: argparse.Namespace) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         images = open_images(resolve(run.data.source), "train")
-        _, rows = train_tokenizer(
-            run, images, Path(folder), "scaling", engine=engine_of(options.work)
-        )
-    if process_index() == 0:
+        settings = {"seed": 0, "folder": folder, "engine": engine_of(options.work)}
+        _, rows = train_tokenizer(run.model, run.training, run.data, images, **settings)
+    if rank() == 0:
         seconds = rows[-1]["seconds"] - rows[0]["seconds"]
         images = (rows[-1]["step"] - rows[0]["step"]) * optimizer.batch_size
         Path(options.output).write_text(

@@ -31,8 +31,8 @@ from sitlib.metrics.weights import fetch_weights
 from sitlib.model.config import TokenizerConfig
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.train.codebooks import update_codebooks
-from sitlib.train.loop import make_optimizer
 from sitlib.train.losses import TokenizerLoss
+from sitlib.train.optim import make_optimizer
 from workbook.estimates import flops
 from workbook.profile import Profile, load_profile
 
@@ -60,9 +60,9 @@ class Subject:
         self.codes = self.tokenizer.encode(self.images)
 
     def training_step(self) -> None:
-        """As `sitlib.train.loop.train` makes it with the loss of `workbook.tokenizers`."""
+        """The step of `sitlib.train.tokenizer.train_tokenizer`, without a discriminator."""
         output = self.tokenizer(self.images)
-        total = self.loss(output, self.images).total
+        total, _ = self.loss(output, self.images)
         self.optimizer.zero_grad()
         total.backward()
         torch.nn.utils.clip_grad_norm_(

@@ -1,4 +1,4 @@
-"""What the processes of tests/test_engine.py run under torchrun (`tests/processes.py <folder>`), and what it compares with."""
+"""Trainings that tests/test_engine.py runs in one process, and under torchrun in two (`tests/processes.py <folder>`)."""
 
 import contextlib
 import json
@@ -8,18 +8,22 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, DistributedType, PartialState
+from accelerate.utils import set_seed
 from torch import nn
 
 from sitlib.data import open_images
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig, code_nats
 from sitlib.model.text import TextTokenizer
 from sitlib.train.config import EngineConfig
-from sitlib.train.distributed import process_index
+from sitlib.train.distributed import rank
 from sitlib.train.engine import ONE_PROCESS, join_processes
-from sitlib.train.loop import Phase, seed_everything, train
+from sitlib.train.loop import train_module
+from sitlib.train.tokenizer import train_tokenizer
+from workbook.paths import resolve
 from workbook.profile import load_profile
 from workbook.runs import TokenizerRun
-from workbook.tokenizers import train_tokenizer
 
 PROFILE = load_profile("smoke")
 
@@ -41,8 +45,18 @@ def tokenizer(folder: Path, engine: EngineConfig, **changes) -> tuple[nn.Module,
         PROFILE, tokenizer=replace(section, variants={**section.variants, "test": variant})
     )
     run = TokenizerRun.of(profile, "test", 0)
-    images = open_images(run.data.source, "train")
-    return train_tokenizer(run, images, folder / "states", "test", engine=engine)
+    images = open_images(resolve(run.data.source), "train")
+    return train_tokenizer(
+        run.model,
+        run.training,
+        run.data,
+        images,
+        seed=0,
+        folder=folder / "states",
+        engine=engine,
+        title="test",
+        log_folder=folder,
+    )
 
 
 def adversary(folder: Path, engine: EngineConfig, **changes) -> tuple[nn.Module, list]:
@@ -65,7 +79,7 @@ def generator(
     shape = replace(PROFILE.autoregressive_variant(variant), dropout=0.0, layers=2)
     settings = {"steps": 6, "batch_size": 8, "log_every": 1, "checkpoint_every": 3, **changes}
     optimizer = replace(PROFILE.autoregressive.optimizer, **settings)
-    seed_everything(0)
+    set_seed(0)
     classes, texts, captions = ["a", "b"], None, ["a red cat", "two dogs", "a hat"]
     if shape.text is not None:
         classes, texts = (
@@ -88,9 +102,8 @@ def generator(
         codes, labels = batch
         return code_nats(module(codes, labels), codes).mean(), {}
 
-    phase = Phase(model, loss)
-    rows = train([phase], batch_at, optimizer, checkpoints=folder / "states", engine=engine)
-    return phase.module, rows
+    settings = {"folder": folder / "states", "run": {}, "engine": engine, "log_folder": folder}
+    return train_module(model, loss, batch_at, optimizer, **settings)
 
 
 def captioned(folder: Path, engine: EngineConfig, **changes) -> tuple[nn.Module, list]:
@@ -98,6 +111,18 @@ def captioned(folder: Path, engine: EngineConfig, **changes) -> tuple[nn.Module,
     return generator(folder, engine, "ar_captioned_sit4_sc", **changes)
 
 
+def cpu_accelerator(fsdp_plugin=None, **options) -> Accelerator:
+    """An accelerator that shards on CPUs too; Accelerate itself does so on GPUs only."""
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
+    accelerator = Accelerator(fsdp_plugin=fsdp_plugin, **options)
+    if fsdp_plugin is not None:
+        kind = {"distributed_type": DistributedType.FSDP}
+        AcceleratorState._shared_state |= {**kind, "fsdp_plugin": fsdp_plugin}
+        PartialState._shared_state |= kind
+    return accelerator
+
+
+@mock.patch("sitlib.train.engine.Accelerator", cpu_accelerator)
 def main() -> None:
     """Everything that needs two processes, one thing after another: starting them takes longer."""
     folder = Path(sys.argv[1])
@@ -108,23 +133,18 @@ def main() -> None:
         "tokenizer-ddp": tokenizer(folder / "tokenizer", two),
         "adversary-ddp": adversary(folder / "adversary", two),
     }
-    with mock.patch("sitlib.train.engine.resolve", lambda path: folder / path):
-        tracked = replace(two, micro_batch_size=2, trackers=["tensorboard"])
-        results["generator-ddp"] = generator(folder / "ddp", tracked)
+    tracked = replace(two, micro_batch_size=2, trackers=["tensorboard"])
+    results["generator-ddp"] = generator(folder / "ddp", tracked)
     assert torch.distributed.is_initialized(), "results are not written yet"
     with contextlib.suppress(KeyboardInterrupt):
         generator(folder / "fsdp", sharded, stop_at=4)
     assert (folder / "fsdp/states/step-00000003").exists()
-    refused = AssertionError(
-        "GPUs (nccl) cannot send what lies on a CPU, where the whole of a sharded model is"
-    )
-    with mock.patch("sitlib.train.engine.of_first_process", side_effect=refused):
-        results["generator-fsdp"] = generator(folder / "fsdp", sharded)
-        recomputed = replace(sharded, activation_checkpointing=True, micro_batch_size=2)
-        results["captioned-fsdp"] = captioned(folder / "captioned", recomputed)
+    results["generator-fsdp"] = generator(folder / "fsdp", sharded)
+    recomputed = replace(sharded, activation_checkpointing=True, micro_batch_size=2)
+    results["captioned-fsdp"] = captioned(folder / "captioned", recomputed)
     for name, (model, rows) in results.items():
-        torch.save(model.state_dict(), folder / f"{name}-{process_index()}.pt")
-        (folder / f"{name}-{process_index()}.json").write_text(json.dumps(rows))
+        torch.save(model.state_dict(), folder / f"{name}-{rank()}.pt")
+        (folder / f"{name}-{rank()}.json").write_text(json.dumps(rows))
     torch.distributed.destroy_process_group()
 
 

@@ -16,7 +16,6 @@ from sitlib.train.discriminator import (
     _batch_deviation,
     _Halve,
     adversarial_weight,
-    discriminator_learns,
     discriminator_loss,
     generator_loss,
     gradient_penalty,
@@ -291,17 +290,6 @@ def test_weight_is_0_through_the_warmup_and_then_ramps_up(step, weight):
 def test_without_a_ramp_the_weight_is_there_at_once():
     config = AdversarialConfig(**{**vars(CONFIG), "ramp": 0})
     assert [adversarial_weight(step, config) for step in (14, 15, 16)] == [0.0, 0.1, 0.1]
-
-
-def test_the_discriminator_learns_from_start_on_and_never_without_a_weight():
-    assert [discriminator_learns(step, CONFIG) for step in (0, 9, 10, 11)] == [
-        False,
-        False,
-        True,
-        True,
-    ]
-    without = AdversarialConfig(**{**vars(CONFIG), "weight": 0.0})
-    assert not discriminator_learns(50, without) and adversarial_weight(50, without) == 0
 
 
 def test_it_learns_to_tell_sharp_images_from_blurred_ones():

@@ -17,7 +17,7 @@ from sitlib.model.dual_encoder import DualEncoder, StoredDualEncoderConfig, cont
 from sitlib.model.text import TextTokenizer
 from sitlib.train.config import CaptionsConfig, DataConfig, DualEncoderConfig, OptimizerConfig
 from workbook import dual_encoder
-from workbook.dual_encoder import train_dual_encoder, trained_dual_encoder, view_features
+from workbook.dual_encoder import train_on_views, trained_dual_encoder, view_features
 from workbook.runs import DualEncoderRun
 
 OPTIMISER = OptimizerConfig(
@@ -250,7 +250,7 @@ class TestTraining:
         assert not torch.allclose(features[15:30], clean)
 
     def test_learns_the_captions_and_gives_equal_weights_again(self, data, run, lite0, tmp_path):
-        model, rows = train_dual_encoder(run, data, [], lite0, tmp_path / "first")
+        model, rows = train_on_views(run, data, [], lite0, tmp_path / "first")
         assert [row["step"] for row in rows] == [20, 40]
         assert rows[-1]["loss"] < rows[0]["loss"] and rows[-1]["accuracy"] > 0.8
         assert model.config.num_features == 1280
@@ -265,7 +265,7 @@ class TestTraining:
             np.mean([name == data.names[p] for name, p in zip(found, positions, strict=True)]) > 0.9
         )
 
-        again, _ = train_dual_encoder(run, data, [], lite0, tmp_path / "second")
+        again, _ = train_on_views(run, data, [], lite0, tmp_path / "second")
         for value, other in zip(
             model.state_dict().values(), again.state_dict().values(), strict=True
         ):
@@ -273,7 +273,7 @@ class TestTraining:
 
     def test_keeps_the_temperature_limited(self, data, run, lite0, tmp_path, monkeypatch):
         monkeypatch.setattr("sitlib.model.dual_encoder.LARGEST_SCALE", 14.0)  # below the first one
-        model, _ = train_dual_encoder(shortened(run), data, [], lite0, tmp_path / "checkpoints")
+        model, _ = train_on_views(shortened(run), data, [], lite0, tmp_path / "checkpoints")
         assert model.log_scale.exp().item() <= 14.001
 
     def test_takes_the_training_split_only(self, data, run, lite0, tmp_path, monkeypatch):

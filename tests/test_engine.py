@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,15 +17,15 @@ import numpy as np
 import processes
 import pytest
 import torch
+from accelerate.utils import set_seed
 from PIL import Image
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sitlib.data import CaptionedImages
 from sitlib.model.config import TextEncoderConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
-from sitlib.model.precision import best_device
+from sitlib.model.precision import best_device, precision
 from sitlib.model.sequence import Block, BlockOptions, Transformer
 from sitlib.model.text import TextTokenizer
 from sitlib.model.tokenizer import SpectralTokenizer
@@ -38,15 +37,14 @@ from sitlib.train import checkpoint as states
 from sitlib.train import engine as engines
 from sitlib.train import loop as training
 from sitlib.train.checkpoint import StateError
-from sitlib.train.engine import ONE_PROCESS, Engine, Part, precision
-from sitlib.train.loop import Phase, learning_rate_factor, make_optimizer, seed_everything, train
-from workbook import generators
-from workbook.codes import Codes
+from sitlib.train.engine import ONE_PROCESS, Engine, Microbatch
+from sitlib.train.loop import TrainLoop, train_module
+from sitlib.train.optim import learning_rate_factor, make_optimizer
+from sitlib.train.tokenizer import PICTURES
 from workbook.launch import LaunchError, launch_command, stream
 from workbook.paths import ROOT, resolve
 from workbook.profile import Profile, load_profile
-from workbook.runs import AutoregressiveRun, Trained
-from workbook.tokenizers import PICTURES, trained_tokenizer
+from workbook.tokenizers import trained_tokenizer
 
 SMOKE = load_profile("smoke")
 OPTIMISER = replace(
@@ -55,7 +53,7 @@ OPTIMISER = replace(
 
 
 def network():
-    seed_everything(0)
+    set_seed(0)
     return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 4))
 
 
@@ -71,15 +69,23 @@ def loss(module, batch, step):
 # -- one process, as before ------------------------------------------------------------------------------------------------------------
 
 
+def fit(folder, model=None, loss_fn=None, optimizer=OPTIMISER, run=None, **options):
+    """Train a small network with dropout in `folder`; the network and its curve."""
+    options = {"log_folder": folder.parent, **options}
+    model, loss_fn = model or network(), loss_fn or loss
+    return train_module(
+        model, loss_fn, batch_at, optimizer, folder=folder, run=run or {}, **options
+    )
+
+
 def test_one_process_trains_to_the_bit_what_a_plain_loop_trains(tmp_path):
-    model = network()
-    train([Phase(model, loss)], batch_at, OPTIMISER, checkpoints=tmp_path)
+    model, _ = fit(tmp_path / "states")
     plain = network()
     optimizer = make_optimizer(plain, OPTIMISER)
     for step in range(OPTIMISER.steps):
         for group in optimizer.param_groups:
             group["lr"] = OPTIMISER.learning_rate * learning_rate_factor(step, OPTIMISER)
-        loss(plain, batch_at(step, Part(0, 1)), step)[0].backward()
+        loss(plain, batch_at(step, Microbatch(0, 1)), step)[0].backward()
         nn.utils.clip_grad_norm_(plain.parameters(), OPTIMISER.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
@@ -89,7 +95,7 @@ def test_one_process_trains_to_the_bit_what_a_plain_loop_trains(tmp_path):
 
 def test_parts_of_a_batch_are_all_of_it_in_order():
     batch = torch.arange(12), torch.arange(12.0)
-    parts = [Part(index, 4).of(batch) for index in range(4)]
+    parts = [Microbatch(index, 4).of(batch) for index in range(4)]
     assert [len(part[0]) for part in parts] == [3] * 4
     assert torch.equal(torch.cat([part[1] for part in parts]), batch[1])
     # Nothing else is sent along by a process that makes it.
@@ -112,25 +118,6 @@ def test_whoever_makes_the_batches_they_are_the_same(tmp_path, what):
         shared.state_dict().items(), alone.state_dict().values(), strict=True
     ):
         assert torch.equal(ours, theirs), name
-
-
-def test_a_second_phase_learns_from_the_reconstruction_of_every_part(tmp_path):
-    """With a batch statistic in the discriminator parts are not the batch, but each part must meet its own reconstruction."""
-    models, seen = [nn.Linear(4, 4), nn.Linear(4, 1)], []
-    made = []
-
-    def first(module, batch, step):
-        made.append(batch)
-        return module(batch).square().mean(), {}
-
-    def second(module, batch, step):
-        seen.append(torch.equal(made.pop(0), batch))
-        return module(batch).square().mean(), {"second": torch.tensor(1.0)}
-
-    engine = replace(ONE_PROCESS, micro_batch_size=4)
-    phases = [Phase(models[0], first), Phase(models[1], second)]
-    rows = train(phases, batch_at, OPTIMISER, checkpoints=tmp_path, engine=engine)
-    assert seen == [True] * 20 and rows[-1]["second"] == 1.0
 
 
 @pytest.mark.parametrize(("at_a_time", "parts"), [(0, 1), (12, 1), (11, 2), (5, 3), (1, 12)])
@@ -203,13 +190,13 @@ def test_two_processes_train_what_one_trains(tmp_path):
 
 @pytest.mark.parametrize(("wanted", "computed"), [("bf16", torch.bfloat16), ("no", None)])
 def test_gradients_of_sharded_models_are_added_up_in_float32(wanted, computed):
-    policy = engines._sharding(replace(ONE_PROCESS, precision=wanted)).mixed_precision_policy
+    policy = engines._fsdp_plugin(replace(ONE_PROCESS, precision=wanted)).mixed_precision_policy
     assert (policy.param_dtype, policy.reduce_dtype) == (computed, torch.float32)
 
 
 def test_more_processes_than_there_are_is_refused(tmp_path):
     with pytest.raises(ValueError, match="asks for 2 processes and there are 1"):
-        Engine(replace(ONE_PROCESS, strategy="ddp", processes=2), 8)
+        Engine(replace(ONE_PROCESS, strategy="ddp", processes=2), 8, tmp_path)
 
 
 def test_a_state_of_one_process_is_gone_on_from_and_one_of_sharded_models_refused(tmp_path):
@@ -259,14 +246,14 @@ def test_one_machine_is_started_with_torchrun_and_several_with_srun(tmp_path, mo
 
 FAILING = """
 import sys
-from sitlib.train.distributed import process_index, wait_for_all
+from sitlib.train.distributed import rank, barrier
 from sitlib.train.engine import join_processes
 from workbook.launch import one_for_all
 join_processes()
 with one_for_all():
-    if process_index() == 1:
+    if rank() == 1:
         raise {error}
-    wait_for_all()
+    barrier()
 """
 
 
@@ -393,115 +380,59 @@ def trained_tokenizer_here(profile, seed, monkeypatch, folder):
 
 # -- kill anything, lose nothing -------------------------------------------------------------------------------------------------------
 
-KILLED = """
-    import os, random, signal, sys, time
-    from dataclasses import replace
-    from pathlib import Path
-    import torch
-    sys.path.insert(0, {tests!r})
-    import test_engine as t
-    folder = Path({folder!r})
-
-    def fit(name):
-        model = t.network()
-        optimizer = replace(t.OPTIMISER, steps=120, checkpoint_every=2, log_every=2)
-        t.train([t.Phase(model, t.loss)], t.batch_at, optimizer, checkpoints=folder / name)
-        torch.save(model.state_dict(), folder / f"{{name}}.pt")
-
-    def child(name):
-        pid = os.fork()
-        if pid == 0:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            fit(name)
-            os._exit(0)
-        return pid
-
-    def newest():
-        return max((path.name for path in (folder / "killed").glob("step-*")), default="")
-
-    os.waitpid(child("whole"), 0)
-    random.seed(1)
-    kills, seen = 0, ""
-    while kills < 6:
-        pid = child("killed")
-        while newest() <= seen and os.waitpid(pid, os.WNOHANG) == (0, 0):
-            time.sleep(0.002)
-        time.sleep(random.uniform(0, 0.04))  # into the next steps, or the next state
-        seen = newest()
-        os.kill(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
-        assert os.WIFSIGNALED(status), "it had ended already: there are too few steps"
-        kills += 1
-    os.waitpid(child("killed"), 0)
-    print(kills)
-"""
-
-
-def test_killed_at_random_moments_a_run_ends_with_the_same_weights(tmp_path):
-    """SIGKILL again and again, in the middle of steps and of checkpoints; processes are forked from one that has imported torch."""
-    program = textwrap.dedent(KILLED).format(tests=str(ROOT / "tests"), folder=str(tmp_path))
-    result = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert int(result.stdout) == 6
-    whole, killed = (torch.load(tmp_path / f"{name}.pt") for name in ("whole", "killed"))
-    assert all(torch.equal(value, killed[name]) for name, value in whole.items())
-
 
 @pytest.mark.parametrize("writer", ["safetensors", "torch", "progress"])
 def test_a_full_disk_ends_with_a_sentence_and_the_last_good_state(tmp_path, monkeypatch, writer):
-    full, at = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), {"step": None}
+    full, now = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), {"step": 0}
 
     def fails(real):
         def write(*arguments, **options):
-            if at["step"] is not None and at["step"] >= 6:
+            if now["step"] >= 6:
                 raise full
             return real(*arguments, **options)
 
         return write
 
     def watched(module, batch, step):
-        at["step"] = step
+        now["step"] = step
         return loss(module, batch, step)
 
     import accelerate.checkpointing as checkpointing
 
-    if writer == "safetensors":
-        monkeypatch.setattr(checkpointing, "save", fails(checkpointing.save))
-    elif writer == "torch":
-        monkeypatch.setattr(torch, "save", fails(torch.save))
-    else:
-        monkeypatch.setattr(states, "fsync", fails(states.fsync))
-    with pytest.raises(StateError) as caught:
-        train([Phase(network(), watched)], batch_at, OPTIMISER, checkpoints=tmp_path)
-    said = str(caught.value)
-    assert (
-        "No space left on device" in said
-        and "That of step 00000006 is intact and takes 0.0 GiB" in said
-    )
+    module, name = {
+        "safetensors": (checkpointing, "save"),
+        "torch": (torch, "save"),
+        "progress": (states, "fsync"),
+    }[writer]
+    monkeypatch.setattr(module, name, fails(getattr(module, name)))
+    sentence = "No space left on device.*That of step 00000006 is intact and takes 0.0 GiB"
+    with pytest.raises(StateError, match=sentence):
+        fit(tmp_path / "full", loss_fn=watched)
     monkeypatch.undo()
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000006"]
-    model = network()
-    train([Phase(model, loss)], batch_at, OPTIMISER, checkpoints=tmp_path)
-    whole = network()
-    train([Phase(whole, loss)], batch_at, OPTIMISER, checkpoints=tmp_path / "whole")
-    assert torch.equal(model[0].weight, whole[0].weight)
+    assert [path.name for path in (tmp_path / "full").glob("*/")] == ["step-00000006"]
+    resumed, whole = fit(tmp_path / "full")[0], fit(tmp_path / "whole")[0]
+    assert torch.equal(resumed[0].weight, whole[0].weight)
 
 
 def test_a_second_run_of_the_same_states_is_refused_while_the_first_lives(tmp_path):
     def greedy(module, batch, step):
         if step == 2:
             with pytest.raises(StateError, match=f"is being trained by process {os.getpid()} on "):
-                train([Phase(network(), loss)], batch_at, OPTIMISER, checkpoints=tmp_path)
+                fit(tmp_path / "states")
         return loss(module, batch, step)
 
-    train([Phase(network(), greedy)], batch_at, OPTIMISER, checkpoints=tmp_path)
-    train([Phase(network(), loss)], batch_at, OPTIMISER, checkpoints=tmp_path)  # free again
+    fit(tmp_path / "states", loss_fn=greedy)
+    fit(tmp_path / "states")  # free again
+
+
+def test_another_run_in_the_folder_is_refused_with_what_differs(tmp_path):
+    run = {"model": {"width": 8, "name": "a"}, "seed": 0}
+    fit(tmp_path / "states", run=run)
+    assert json.loads((tmp_path / "states/run.json").read_text()) == run
+    fit(tmp_path / "states", run=run)  # goes on
+    other = {"model": {"width": 16, "name": "a"}, "seed": 1}
+    with pytest.raises(StateError, match="step 10 of another run .model.width 8, not 16; seed 0, "):
+        fit(tmp_path / "states", run=other)
 
 
 def test_the_lock_of_a_killed_process_holds_nobody_up(tmp_path):
@@ -727,17 +658,17 @@ def adversary(folder, **optimizer):
 )
 def test_between_rows_of_the_curve_nothing_waits_for_the_gpu(tmp_path, monkeypatch, what):
     """From the first loss of a step to that of the next; the steps that write rows may wait."""
-    real, guarded, guard = training._accumulate, [], ExitStack()
+    real, guarded, guard = TrainLoop.steps, [], ExitStack()
 
-    def accumulate(phase, module, parts, step, engine):
-        if step not in guarded:
+    def steps(self, *arguments):
+        for step, microbatches in real(self, *arguments):
             guard.close()
             if (step + 1) % 3:
                 guarded.append(step)
                 guard.enter_context(nothing_waits())
-        return real(phase, module, parts, step, engine)
+            yield step, microbatches
 
-    monkeypatch.setattr(training, "_accumulate", accumulate)
+    monkeypatch.setattr(TrainLoop, "steps", steps)
     # The schedule reads a number that is never on a GPU.
     monkeypatch.setattr(training, "learning_rate_factor", lambda step, config: 1.0)
     with guard:
@@ -758,156 +689,69 @@ def test_what_waits_for_the_gpu_is_noticed():
 # -- what is shown while it trains -----------------------------------------------------------------------------------------------------
 
 
-def test_pictures_are_written_and_do_not_change_what_is_trained(tmp_path, monkeypatch):
-    monkeypatch.setattr("sitlib.train.loop.resolve", lambda path: tmp_path / path)
-    models = []
-    for every in (0, 4):
-        models.append(network())
-        engine = replace(ONE_PROCESS, images_every=every)
-        pictures = lambda: torch.rand(3, 3, 8, 8)  # noqa: E731
-        options = {
-            "checkpoints": tmp_path / str(every),
-            "engine": engine,
-            "pictures": pictures,
-            "title": "a, seed 0",
-        }
-        train([Phase(models[-1], loss)], batch_at, OPTIMISER, **options)
-    names = sorted(path.name for path in (tmp_path / "scratch/images/a-seed-0-4").iterdir())
-    assert names == ["step-00000004.png", "step-00000008.png"]
-    assert torch.equal(models[0][0].weight, models[1][0].weight)
+SHOWN = replace(ONE_PROCESS, trackers=["tensorboard"], images_every=3)
 
 
-def test_trackers_get_every_row(tmp_path, monkeypatch):
-    event_accumulator = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator"
-    )
-    monkeypatch.setattr(engines, "resolve", lambda path: tmp_path / path)
-    engine = replace(ONE_PROCESS, trackers=["tensorboard"])
-    rows = train(
-        [Phase(network(), loss)],
-        batch_at,
-        OPTIMISER,
-        checkpoints=tmp_path / "states",
-        engine=engine,
-        title="net, seed 0",
-    )
-    events = event_accumulator.EventAccumulator(
-        str(tmp_path / "scratch/trackers/net-seed-0-states")
-    )
-    events.Reload()
-    found = [(event.step, event.value) for event in events.Scalars("l2")]
-    assert found == [(row["step"], pytest.approx(row["l2"])) for row in rows]
-
-
-def test_trackers_get_a_row_once_when_a_run_is_killed_and_goes_on(tmp_path, monkeypatch):
+def test_trackers_get_a_row_once_when_a_run_is_killed_and_goes_on(tmp_path):
     """It goes on from step 6, after it has told of step 8: a curve in TensorBoard has these steps once."""
     event_accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator"
     )
-    monkeypatch.setattr(engines, "resolve", lambda path: tmp_path / path)
 
-    def watched(module, batch, step):
-        if stopped and step == 8:
+    def stopped(module, batch, step):
+        if step == 8:
             raise KeyboardInterrupt
         return loss(module, batch, step)
 
-    options = {"checkpoints": tmp_path / "key-images-code", "title": "net, seed 0"}
-    options["engine"] = replace(ONE_PROCESS, trackers=["tensorboard"])
-    stopped = True
+    options = {"engine": replace(SHOWN, images_every=0), "title": "net, seed 0"}
     with pytest.raises(KeyboardInterrupt):
-        train([Phase(network(), watched)], batch_at, OPTIMISER, **options)
-    assert sorted(path.name for path in options["checkpoints"].iterdir()) == ["step-00000006"]
-    stopped = False
-    rows = train([Phase(network(), watched)], batch_at, OPTIMISER, **options)
-    events = event_accumulator.EventAccumulator(str(tmp_path / "scratch/trackers/net-seed-0-key"))
+        fit(tmp_path / "key-images", loss_fn=stopped, **options)
+    _, rows = fit(tmp_path / "key-images", **options)
+    events = event_accumulator.EventAccumulator(str(tmp_path / "trackers/net-seed-0-key"))
     events.Reload()
-    assert [event.step for event in events.Scalars("l2")] == [row["step"] for row in rows]
+    told = [(event.step, event.value) for event in events.Scalars("l2")]
+    assert told == [(row["step"], pytest.approx(row["l2"])) for row in rows]
 
 
 def assert_shown(folder, size):
     """The pictures of steps 3 and 6, in TensorBoard and as files, of this width and height."""
     from tensorboard.backend.event_processing import event_accumulator
 
-    events = event_accumulator.EventAccumulator(str(folder / "scratch/trackers/test-states"))
+    events = event_accumulator.EventAccumulator(str(folder / "trackers/test-states"))
     events.Reload()
-    found = [(event.step, event.width, event.height) for event in events.Images("images")]
-    assert found == [(3, *size), (6, *size)]
-    files = sorted((folder / "scratch/images/test-states").iterdir())
+    shown = [(event.step, event.width, event.height) for event in events.Images("images")]
+    assert shown == [(3, *size), (6, *size)]
+    files = sorted((folder / "images/test-states").iterdir())
     assert [file.name for file in files] == ["step-00000003.png", "step-00000006.png"]
     assert {Image.open(file).size for file in files} == {size}
 
 
-SHOWN = replace(ONE_PROCESS, trackers=["tensorboard"], images_every=3)
-
-
-def test_reconstructions_are_shown_while_a_tokenizer_trains(tmp_path, monkeypatch):
+def test_reconstructions_are_shown_while_a_tokenizer_trains(tmp_path):
     pytest.importorskip("tensorboard")
-    for module in (engines, training):
-        monkeypatch.setattr(module, "resolve", lambda path: tmp_path / path)
     shown, _ = processes.tokenizer(tmp_path, SHOWN)
     assert_shown(tmp_path, (2 * PICTURES * 64, 64))
     plain, _ = processes.tokenizer(tmp_path / "plain", ONE_PROCESS)
     assert all(map(torch.equal, shown.state_dict().values(), plain.state_dict().values()))
 
 
-@pytest.mark.parametrize("variant", ["ar_sit4", "ar_captioned_sit4_sc"])
-def test_samples_are_shown_while_a_generator_trains(tmp_path, monkeypatch, variant):
-    """Given a class or a text; nothing that it shows changes what is learned."""
-    pytest.importorskip("tensorboard")
-    profile = processes.PROFILE
-    optimizer = {"steps": 6, "batch_size": 4, "log_every": 3, "checkpoint_every": 3}
-    run = AutoregressiveRun.of(profile, variant, 0)
-    run = replace(run, optimizer=replace(run.optimizer, **optimizer))
-    seed_everything(0)
-    tokenizer = Trained(SpectralTokenizer(run.codes.tokenizer.model).eval(), {}, tmp_path)
-    monkeypatch.setattr(generators, "trained_tokenizer", lambda *_: tokenizer)
-    maps, texts, labels = torch.randint(64, (10, 4, 16)), None, torch.arange(10) % 2
-    if run.codes.captions is not None:
-        texts, labels = (
-            CaptionedImages([], [["a cat"], ["a hat"]] * 5, list("abcdefghij")),
-            torch.arange(10),
-        )
-    codes = Codes(maps, labels, maps, labels, ["a", "b"] if texts is None else [])
-    models = []
-    for name, engine in {"shown": SHOWN, "plain": ONE_PROCESS}.items():
-        for module in (engines, training):
-            monkeypatch.setattr(module, "resolve", lambda path, name=name: tmp_path / name / path)
-        pictures = generators._Pictures(profile, variant, codes, texts) if engine is SHOWN else None
-        folder = tmp_path / name / "states"
-        models.append(generators._train(run, codes, texts, folder, "test", engine, pictures)[0])
-    assert_shown(tmp_path / "shown", (generators.PICTURES * 64, 64))
-    assert all(map(torch.equal, *(model.state_dict().values() for model in models)))
-
-
 @pytest.mark.parametrize("broken", ["log", "log_image"])
 def test_what_cannot_be_shown_costs_no_state(tmp_path, monkeypatch, broken):
-    monkeypatch.setattr(training, "resolve", lambda path: tmp_path / path)
-
     def fails(self, value, step=None):
         if (step or value["step"]) == 6:
             raise OSError("the tracker is not there")
 
     monkeypatch.setattr(Engine, broken, fails)
-    options = {
-        "engine": replace(ONE_PROCESS, images_every=3),
-        "pictures": lambda: torch.rand(3, 3, 8, 8),
-    }
+    engine, pictures = replace(ONE_PROCESS, images_every=3), lambda: torch.rand(3, 3, 8, 8)
     with pytest.raises(OSError, match="the tracker is not there"):
-        train(
-            [Phase(network(), loss)],
-            batch_at,
-            OPTIMISER,
-            checkpoints=tmp_path / "states",
-            **options,
-        )
-    assert [path.name for path in (tmp_path / "states").iterdir()] == ["step-00000006"]
+        fit(tmp_path / "states", engine=engine, pictures=pictures)
+    assert [path.name for path in (tmp_path / "states").glob("*/")] == ["step-00000006"]
 
 
 @pytest.mark.parametrize(("name", "shape"), [("aim", (4, 8, 3)), ("wandb", (1, 4, 8, 3))])
-def test_trackers_get_as_many_pictures_as_they_take(name, shape):
+def test_trackers_get_as_many_pictures_as_they_take(tmp_path, name, shape):
     shown = []
     log_images = lambda values, step: shown.append((values["images"].shape, step))  # noqa: E731
-    engine = Engine(ONE_PROCESS, 8)
+    engine = Engine(ONE_PROCESS, 8, tmp_path)
     engine.accelerator.trackers = [SimpleNamespace(name=name, log_images=log_images)]
     engine.log_image(np.zeros((4, 8, 3), np.uint8), 5)
     assert shown == [(shape, 5)]
@@ -974,14 +818,7 @@ def test_trained_models_are_used_in_a_gpus_precision_and_on_a_cpu_in_their_own(
 
 
 def test_bf16_trains_too(tmp_path):
-    model = network()
-    start = model[0].weight.detach().clone()
-    rows = train(
-        [Phase(model, loss)],
-        batch_at,
-        OPTIMISER,
-        checkpoints=tmp_path,
-        engine=replace(ONE_PROCESS, precision="bf16"),
-    )
+    start = network()[0].weight.detach().clone()
+    model, rows = fit(tmp_path / "states", engine=replace(ONE_PROCESS, precision="bf16"))
     assert model[0].weight.dtype == torch.float32 and not torch.equal(model[0].weight, start)
     assert rows[-1]["l2"] > 0

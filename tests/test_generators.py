@@ -1,67 +1,121 @@
-"""What a step of training a model over codes reads, and what it is to predict."""
+"""Training a generator: what a step reads and predicts, resumption, pictures."""
 
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
-from sitlib.train.engine import Part
+from sitlib.data import CaptionedImages
+from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.train import generator as training
+from sitlib.train.engine import ONE_PROCESS, Microbatch
+from sitlib.train.loop import TrainLoop
 from workbook import generators
 from workbook.codes import Codes
 from workbook.profile import load_profile
-from workbook.runs import AutoregressiveRun
+from workbook.runs import AutoregressiveRun, Trained
 
 PROFILE = load_profile("smoke")
 IMAGES, STEPS, DROPOUT = 40, 60, 0.25
+VARIANTS = ["ar_sit4", "ar_captioned_sit4_sc"]
 
 
-@pytest.fixture(params=["ar_sit4", "ar_captioned_sit4_sc"])
-def training(request, monkeypatch, tmp_path):
-    """(model, codes, captions or None, batches) of a variant, of which every image has codes of its own."""
-    usual = AutoregressiveRun.of(PROFILE, request.param, 0)
-    run = replace(
-        usual, model=replace(usual.model, condition_dropout=DROPOUT, code_noise=0.0, text_noise=0)
-    )
+def codes_of(variant):
+    """(codes of which every image has its own, captions or None) for a variant."""
     digits = torch.stack([torch.arange(IMAGES) // 16, torch.arange(IMAGES) % 16], dim=1)
-    maps = digits.repeat(1, 32).view(IMAGES, 4, 16)
-    is_text = usual.model.text is not None
-    captions = [[f"picture number {i} of many"] for i in range(IMAGES)] if is_text else None
-    labels = torch.arange(IMAGES) if is_text else torch.arange(IMAGES) % 3
-    codes = Codes(maps, labels, maps[:2], labels[:2], [] if is_text else ["a", "b", "c"])
-    found = SimpleNamespace()
+    maps, captions = digits.repeat(1, 32).view(IMAGES, 4, 16), None
+    labels, classes = torch.arange(IMAGES) % 3, ["a", "b", "c"]
+    if "captioned" in variant:
+        texts = [[f"picture number {i} of many"] for i in range(IMAGES)]
+        captions = CaptionedImages([], texts, [str(i) for i in range(IMAGES)])
+        labels, classes = torch.arange(IMAGES), []
+    return Codes(maps, labels, maps[:2], labels[:2], classes), captions
 
-    def caught(phases, batch_at, *_, **__):
-        found.model, found.batch_at = phases[0].module, batch_at
-        return []
 
-    monkeypatch.setattr(generators, "train", caught)
-    texts = (
-        SimpleNamespace(captions=captions, names=[str(i) for i in range(IMAGES)])
-        if is_text
-        else None
+def train(variant, folder, engine=ONE_PROCESS, optimizer=None, model=None, pictures=None):
+    run, (codes, captions) = AutoregressiveRun.of(PROFILE, variant, 0), codes_of(variant)
+    run = replace(run, model=replace(run.model, **(model or {})))
+    return training.train_generator(
+        generators.model_config(run, codes, captions),
+        replace(run.optimizer, **(optimizer or {})),
+        codes.train,
+        codes.train_labels,
+        seed=0,
+        folder=folder,
+        captions=captions.captions if captions else None,
+        names=captions.names if captions else None,
+        engine=engine,
+        title="test",
+        log_folder=folder.parent,
+        pictures=pictures,
     )
-    generators._train(run, codes, texts, tmp_path, "", PROFILE.engine, None)
-    return found.model, codes, captions, [found.batch_at(step, Part(0, 1)) for step in range(STEPS)]
 
 
-def test_a_share_of_the_conditions_is_hidden_and_nothing_else_is(training):
-    model, codes, captions, batches = training
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_share_of_the_conditions_is_hidden_and_nothing_else_is(tmp_path, monkeypatch, variant):
+    codes, captions = codes_of(variant)
+    seen = SimpleNamespace(batches=[])
+
+    def steps(self, batch_at, *_):
+        seen.batches = [batch_at(step, Microbatch(0, 1)) for step in range(STEPS)]
+        return iter(())
+
+    monkeypatch.setattr(TrainLoop, "steps", steps)
+    clean = {"condition_dropout": DROPOUT, "code_noise": 0.0, "text_noise": 0}
+    model, _ = train(variant, tmp_path / "states", model=clean)
     is_hidden = []
-    for read, condition, targets in batches:
+    for read, condition, targets in seen.batches:
         assert torch.equal(read, targets)  # without noise
         images = targets[:, 0, 0] * 16 + targets[:, 0, 1]
         assert torch.equal(targets, codes.train[images])
-        if captions is None:
-            true = codes.train_labels[images]
-        else:
-            true = model.text_tokenizer.encode([captions[i][0] for i in images.tolist()])
-            true = true[:, : condition.shape[1]]
-        nothing = model.unconditional(true)
-        kept, hidden = (
-            (condition == wanted).view(len(images), -1).all(1) for wanted in (true, nothing)
-        )
+        true = codes.train_labels[images]
+        if captions is not None:
+            texts = [captions.captions[i][0] for i in images.tolist()]
+            true = model.text_tokenizer.encode(texts)[:, : condition.shape[1]]
+        pair = (true, model.unconditional(true))
+        kept, hidden = ((condition == x).view(len(images), -1).all(1) for x in pair)
         assert torch.equal(kept, ~hidden)
         is_hidden.append(hidden)
     share = torch.cat(is_hidden).float().mean()
     assert abs(share - DROPOUT) < 4 * (DROPOUT * (1 - DROPOUT) / len(torch.cat(is_hidden))) ** 0.5
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_killed_generator_ends_with_the_same_bits(tmp_path, monkeypatch, variant):
+    optimizer = {"steps": 8, "log_every": 2, "checkpoint_every": 2, "ema_decay": 0.9}
+    whole, rows = train(variant, tmp_path / "whole", optimizer=optimizer)
+    real, calls = training.code_nats, []
+
+    def killed(*arguments):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "code_nats", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(variant, tmp_path / "killed", optimizer=optimizer)
+    monkeypatch.undo()
+    again, again_rows = train(variant, tmp_path / "killed", optimizer=optimizer)
+    assert all(map(torch.equal, *(model.state_dict().values() for model in (again, whole))))
+    assert [row["loss"] for row in again_rows] == [row["loss"] for row in rows]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_samples_are_shown_and_change_nothing_of_what_is_learned(tmp_path, monkeypatch, variant):
+    run = AutoregressiveRun.of(PROFILE, variant, 0)
+    tokenizer = Trained(SpectralTokenizer(run.codes.tokenizer.model).eval(), {}, tmp_path)
+    monkeypatch.setattr(generators, "trained_tokenizer", lambda *_: tokenizer)
+    shown = replace(PROFILE, engine=replace(ONE_PROCESS, images_every=3))
+    optimizer, models = {"steps": 6, "log_every": 3, "checkpoint_every": 3}, []
+    for name, profile in {"shown": shown, "plain": replace(PROFILE, engine=ONE_PROCESS)}.items():
+        pictures = generators.samples_shown(profile, variant, *codes_of(variant))
+        assert (pictures is None) == (name == "plain")
+        states = tmp_path / name / "states"
+        models.append(train(variant, states, profile.engine, optimizer, pictures=pictures)[0])
+    files = sorted((tmp_path / "shown/images/test-states").iterdir())
+    assert [file.name for file in files] == ["step-00000003.png", "step-00000006.png"]
+    assert {Image.open(file).size for file in files} == {(generators.PICTURES * 64, 64)}
+    assert all(map(torch.equal, *(model.state_dict().values() for model in models)))

@@ -307,7 +307,7 @@ def test_a_command_hides_no_other_error():
 
 def test_a_state_without_loss_scaling_is_gone_on_from_with_it(tmp_path):
     accelerator = Accelerator(cpu=True)
-    store = States(tmp_path, accelerator, "single")
+    store = States(tmp_path, accelerator, {})
     store.save(3, [{"step": 3}])
     accelerator.scaler = scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     assert store.load() == (3, [{"step": 3}]) and accelerator.scaler is scaler
@@ -317,8 +317,8 @@ def test_a_state_without_loss_scaling_is_gone_on_from_with_it(tmp_path):
 
 
 def test_processes_that_do_not_see_the_same_states_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(states, "agreed", lambda own: "step-00000009")
+    monkeypatch.setattr(states, "broadcast_object", lambda _: Path("step-00000009"))
     with pytest.raises(
-        StateError, match="step-00000009, which is not there for process 0: all machines have"
+        StateError, match="step-00000009, which is not there for rank 0: all machines have"
     ):
-        States(tmp_path, Accelerator(cpu=True), "ddp").load()
+        States(tmp_path, Accelerator(cpu=True), {}).load()

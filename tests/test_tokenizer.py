@@ -251,7 +251,7 @@ def test_the_loss_may_ask_for_the_image_of_the_first_scales(scales):
     assert tokenizer(images).preview is None
     # Weights of a plain sum: L2 in [-1, 1], without LPIPS here.
     config = replace(SMOKE.tokenizer.loss, lpips=0.0, l2=3.0, multiscale=0.5)
-    both = (TokenizerLoss(config)(x, images).total for x in (output, replace(output, preview=None)))
+    both = (TokenizerLoss(config)(x, images)[0] for x in (output, replace(output, preview=None)))
     expected = 0.5 * 3.0 * (2 * (preview - target)).square().mean()
     torch.testing.assert_close(next(both) - next(both), expected, atol=1e-5, rtol=1e-3)
 

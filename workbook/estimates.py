@@ -169,7 +169,7 @@ def cost(
 
 
 def tokenizer_subject(config: TokenizerConfig, training: TokenizerTraining, batch: int) -> Subject:
-    """A tokenizer's training step: reconstruction, LPIPS, and the discriminator if there is one, as `experiments.tokenizers` makes it."""
+    """A tokenizer's training step: reconstruction, LPIPS, and the discriminator if there is one, as `sitlib.train.tokenizer` makes it."""
     model = SpectralTokenizer(config).train()
     if training.codes_from is not None:
         model.freeze_encoder_from(SpectralTokenizer(config))
@@ -185,7 +185,7 @@ def tokenizer_subject(config: TokenizerConfig, training: TokenizerTraining, batc
 
     def step() -> None:
         output = model(images, preview_scales=smaller)
-        total = loss(output, images).total
+        total, _ = loss(output, images)
         if discriminator is not None:
             discriminator.requires_grad_(False)
             total = total + weight * generator_loss(discriminator(output.reconstruction))

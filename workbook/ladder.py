@@ -14,15 +14,16 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from sitlib.files import Row, write_json
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.strict import digest, require_known
+from sitlib.strict import digest, require_known, to_dict
 from sitlib.train.config import OptimizerConfig
-from sitlib.train.engine import Part
-from sitlib.train.loop import Logged, Phase, seed_everything, train
+from sitlib.train.engine import Microbatch
+from sitlib.train.loop import Logged, train_module
 from workbook.codes import Codes, load_codes
 from workbook.diffusion import DiffusionConfig, DiffusionModel, FlowConfig
 from workbook.estimates import flops
@@ -135,14 +136,14 @@ def trained_diffusion(
         CodesRun.of(profile, variant), config, profile.generator_optimizer(variant), seed
     )
 
-    def train_now(checkpoints: Path) -> tuple[DiffusionModel, list[Row]]:
-        seed_everything(seed)
+    def train_now(folder: Path) -> tuple[DiffusionModel, list[Row]]:
+        set_seed(seed)
         _, num_scales, tokens = codes.train.shape
         model = DiffusionModel(
             FlowConfig(config, num_scales, tokens, tokenizer.config.code_dim, codes.classes)
         )
 
-        def batch_at(step: int, part: Part) -> tuple[Tensor, ...]:
+        def batch_at(step: int, part: Microbatch) -> tuple[Tensor, ...]:
             generator = np.random.default_rng([seed, step])
             chosen = torch.from_numpy(
                 generator.integers(len(codes.train), size=run.optimizer.batch_size)
@@ -163,8 +164,8 @@ def trained_diffusion(
             return cast(DiffusionModel, module).loss(*batch).mean(), {}
 
         title = f"{variant}, diffusion, seed {seed}"
-        return model, train(
-            [Phase(model, loss)], batch_at, run.optimizer, checkpoints=checkpoints, title=title
+        return train_module(
+            model, loss, batch_at, run.optimizer, folder=folder, run=to_dict(run), title=title
         )
 
     return trained(run, "diffusion", variant, DiffusionModel, train_now, pipeline=False), digest(

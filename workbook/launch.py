@@ -22,7 +22,7 @@ import yaml
 
 from sitlib.strict import digest, to_dict
 from sitlib.train.config import EngineConfig
-from sitlib.train.distributed import num_processes
+from sitlib.train.distributed import world_size
 from sitlib.train.engine import join_processes
 from workbook.paths import ROOT, resolve
 from workbook.profile import Profile, load_profile
@@ -174,7 +174,7 @@ def one_for_all() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if num_processes() == 1:
+        if world_size() == 1:
             raise
         sys.stdout.flush()
         print(sentence_of(error) or traceback.format_exc(), file=sys.stderr, flush=True)

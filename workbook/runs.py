@@ -32,7 +32,7 @@ from sitlib.files import (
 )
 from sitlib.model.config import AutoregressiveConfig, TokenizerConfig
 from sitlib.strict import digest
-from sitlib.train.checkpoint import StateError, locked
+from sitlib.train.checkpoint import StateError, locked, remove_states
 from sitlib.train.config import (
     CaptionsConfig,
     CodesConfig,
@@ -41,8 +41,7 @@ from sitlib.train.config import (
     OptimizerConfig,
     TokenizerTraining,
 )
-from sitlib.train.distributed import agreed, process_index, wait_for_all
-from sitlib.train.loop import forget_checkpoints
+from sitlib.train.distributed import barrier, broadcast_object, rank
 from workbook.code_hashes import code_hashes
 from workbook.finished import FOLDER, Finished
 from workbook.paths import resolve
@@ -219,15 +218,15 @@ def trained(
             read_metadata(files.model).get("run") == key and files.curve.exists()
             for files in (shared, own)
         ]
-        for files, is_there in zip((shared, own), agreed(found), strict=True):
+        for files, is_there in zip((shared, own), broadcast_object(found), strict=True):
             if is_there:
                 return files.load(model_class)
     files = shared if pipeline else own
     name = f"{kind}-{files.model.parent.name}"
     # Of a large set it takes a while to tell whether its images are the same: the first process does it, once.
-    is_first, resumed = process_index() == 0, resume_key(run) if process_index() == 0 else ""
+    is_first, resumed = rank() == 0, resume_key(run) if rank() == 0 else ""
     finished = Finished(name, resumed, resolve(FOLDER))
-    if pipeline and agreed(is_first and finished.restore(files.by_name)):
+    if pipeline and broadcast_object(is_first and finished.restore(files.by_name)):
         if is_first:
             print(f"This very run had finished: {files.model} is what it made.", file=sys.stderr)
         return files.load(model_class)
@@ -236,7 +235,7 @@ def trained(
         return files.load(model_class)
     # Runs of other settings may have the same output, and of the same settings another one.
     with locked(resolve(".ckpt") / name, f"{files.model} is being made"):
-        checkpoints = agreed(checkpoint_folder(resumed) if is_first else Path())
+        checkpoints = broadcast_object(checkpoint_folder(resumed) if is_first else Path())
         model, rows = train_now(checkpoints)
         if is_first:
             write_csv(files.curve, rows)
@@ -248,8 +247,8 @@ def trained(
                 suppress(StateError),
                 locked(checkpoints),
             ):  # unless another process goes on from them
-                forget_checkpoints(checkpoints)
-        wait_for_all()
+                remove_states(checkpoints)
+        barrier()
     return files.load(model_class)
 
 

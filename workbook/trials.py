@@ -23,12 +23,12 @@ from sitlib.metrics import codebook_statistics, evaluate_reconstructions
 from sitlib.metrics.weights import fetch_weights
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import digest, from_dict, to_dict
-from sitlib.train.loop import forget_checkpoints
+from sitlib.train.checkpoint import remove_states
+from sitlib.train.tokenizer import train_tokenizer
 from workbook.paths import resolve
 from workbook.profile import Profile, changed, load_profile
 from workbook.runs import TokenizerRun, checkpoint_folder, command, resume_key
 from workbook.tokenizer_evaluation import error_by_scale
-from workbook.tokenizers import train_tokenizer
 
 VALIDATION_SHARE = 0.2  # of the training photographs
 VALIDATION_VIEWS = 400
@@ -87,7 +87,10 @@ def run_trial(trial: Trial, values: dict[str, Any], seed: int = SEED) -> dict[st
     run = TokenizerRun.of(profile, trial.variant, seed)
     images, validation = open_images(resolve(run.data.source), "train").split_off(VALIDATION_SHARE)
     checkpoints = checkpoint_folder(resume_key(run, f"trial without {VALIDATION_SHARE}"))
-    tokenizer, curve = train_tokenizer(run, images, checkpoints, f"{trial.variant}, {trial.change}")
+    title = f"{trial.variant}, {trial.change}"
+    tokenizer, curve = train_tokenizer(
+        run.model, run.training, run.data, images, seed=seed, folder=checkpoints, title=title
+    )
     views = held_out_views(validation, VALIDATION_VIEWS, run.data.size, seed, kind="crops")[0]
     tokenizer = tokenizer.cpu().eval()
     codes = torch.cat([tokenizer.encode(batch) for batch in views.split(64)])
@@ -96,7 +99,7 @@ def run_trial(trial: Trial, values: dict[str, Any], seed: int = SEED) -> dict[st
     books = codebook_statistics(codes, run.model.num_codes, num_codebooks=len(tokenizer.codebooks))[
         "codebooks"
     ]
-    forget_checkpoints(checkpoints)
+    remove_states(checkpoints)
     return {
         "question": trial.question,
         "variant": trial.variant,

@@ -178,13 +178,8 @@ def gradient_penalty(discriminator: nn.Module, images: Tensor) -> Tensor:
     return gradients.square().sum(dim=(1, 2, 3)).mean()
 
 
-def discriminator_learns(step: int, config: AdversarialConfig) -> bool:
-    """Whether the discriminator is updated at `step`: from `start` on, and never without a weight to learn for."""
-    return config.weight > 0 and step >= config.start
-
-
 def adversarial_weight(step: int, config: AdversarialConfig) -> float:
-    """Weight of the generator's loss at `step`: 0 while the discriminator learns alone, then up to `weight` along a line."""
+    """Weight of the generator's loss at `step`: 0 during warm-up, then a linear ramp to `weight`."""
     steps = step - config.start - config.warmup
     if steps < 0:
         return 0.0

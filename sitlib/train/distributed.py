@@ -1,54 +1,53 @@
-"""Processes that train one model together: what they have to agree on. With one process all of it does nothing."""
+"""Collective operations of processes that train one model together; no-ops in one process."""
 
 from typing import TypeVar
 
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 Value = TypeVar("Value")
 
 
-def num_processes() -> int:
-    return dist.get_world_size() if _is_shared() else 1
+def world_size() -> int:
+    """Number of processes, on all machines."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def process_index() -> int:
-    """0 for the process that writes files."""
-    return dist.get_rank() if _is_shared() else 0
+def rank() -> int:
+    """Number of this process; 0 writes the files."""
+    return dist.get_rank() if world_size() > 1 else 0
 
 
-def sum_over_processes(x: Tensor) -> Tensor:
-    """The sum of every process's tensor, of one shape, in place and on all of them."""
-    if _is_shared():
+def all_reduce(x: Tensor) -> Tensor:
+    """Sum of every process's tensor, of one shape, in place and on all of them."""
+    if world_size() > 1:
         dist.all_reduce(x)
     return x
 
 
-def mean_over_processes(x: Tensor) -> Tensor:
-    """The mean of every process's tensor, of one shape, in place and on all of them."""
-    return sum_over_processes(x).div_(num_processes()) if _is_shared() else x
-
-
-def of_first_process(x: Tensor) -> Tensor:
-    """The first process's tensor, in place on all of them: of what was drawn or measured by each, one holds."""
-    if _is_shared():
+def broadcast(x: Tensor) -> Tensor:
+    """The tensor of rank 0, in place on all processes."""
+    if world_size() > 1:
         dist.broadcast(x, src=0)
     return x
 
 
-def agreed(value: Value) -> Value:
-    """The first process's value, any that can be pickled."""
-    if not _is_shared():
+def broadcast_params(module: nn.Module) -> None:
+    """Give every process the parameters and buffers of rank 0."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        broadcast(tensor.data)
+
+
+def broadcast_object(value: Value) -> Value:
+    """The value of rank 0, any that can be pickled."""
+    if world_size() == 1:
         return value
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
 
 
-def wait_for_all() -> None:
-    if _is_shared():
+def barrier() -> None:
+    """Wait until all processes are here."""
+    if world_size() > 1:
         dist.barrier()
-
-
-def _is_shared() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

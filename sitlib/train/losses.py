@@ -1,7 +1,4 @@
-"""What a reconstruction is judged by in training: one sum in pixel space, after the inverse DWT (SIT, arXiv 2412.09607, section 4)."""
-
-from dataclasses import dataclass
-from typing import cast
+"""Tokenizer loss in pixel space, after the inverse DWT: L2 + LPIPS + commitment (SIT, section 4)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,19 +8,15 @@ from sitlib.model.tokenizer import TokenizerOutput
 from sitlib.train.config import TokenizerLossConfig
 
 
-@dataclass
-class LossTerms:
-    """The weighted sum and its unweighted parts, all scalars."""
-
-    total: Tensor
-    parts: dict[str, Tensor]  # name -> value before its weight, detached
-
-
 class TokenizerLoss(nn.Module):
-    """1.0 L2 + 0.1 LPIPS + 0.25 commitment (+ codebook), the weights being those of `config`.
+    """1.0 L2 + 0.1 LPIPS + 0.25 commitment (+ codebook), with the weights of `config`.
 
-    L2 is the mean squared error in [-1, 1]. LPIPS (arXiv 1801.03924) compares features of a frozen network. Where the image of the first
-    scales is given too, L2 and LPIPS of it are added (ours, not the paper's), LPIPS after enlarging it to the full size, as it is judged.
+    L2 is the mean squared error in [-1, 1]; LPIPS (arXiv 1801.03924) compares features of a frozen
+    network. Where the output has a preview, the image of the first scales alone, its L2 and LPIPS
+    are added (ours, not the paper's).
+
+    Args:
+        weights: folder of the LPIPS weights.
     """
 
     def __init__(self, config: TokenizerLossConfig, weights: str | None = None):
@@ -31,30 +24,29 @@ class TokenizerLoss(nn.Module):
         self.config = config
         self.perceptual = load_lpips(config.lpips_net, weights) if config.lpips else None
 
-    def forward(self, output: TokenizerOutput, images: Tensor) -> LossTerms:
-        """Loss of one pass over images [B, 3, H, W] in [0, 1]."""
-        parts = {
-            "l2": 4
-            * F.mse_loss(output.reconstruction, images),  # [0, 1] -> [-1, 1] doubles differences
+    def forward(self, output: TokenizerOutput, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scalar loss of images [B, 3, H, W] in [0, 1]; its terms before weights, detached."""
+        config = self.config
+        terms = {
+            # [0, 1] -> [-1, 1] doubles differences
+            "l2": 4 * F.mse_loss(output.reconstruction, images),
             "commitment": output.commitment_loss,
             "codebook": output.codebook_loss,
         }
         if self.perceptual is not None:
-            parts["lpips"] = self.perceptual(output.reconstruction, images).mean()
-        total = cast(
-            Tensor, sum(getattr(self.config, name) * value for name, value in parts.items())
-        )
+            terms["lpips"] = self.perceptual(output.reconstruction, images).mean()
+        loss = images.new_zeros(())
+        for name, term in terms.items():
+            loss = loss + getattr(config, name) * term
         if output.preview is not None:
-            parts["multiscale"] = self._of_smaller(*output.preview, images.shape[-1])
-            total = total + self.config.multiscale * parts["multiscale"]
-        return LossTerms(total, {name: value.detach() for name, value in parts.items()})
+            terms["multiscale"] = self._preview_loss(*output.preview, images.shape[-1])
+            loss = loss + config.multiscale * terms["multiscale"]
+        return loss, {name: term.detach() for name, term in terms.items()}
 
-    def _of_smaller(self, reconstruction: Tensor, target: Tensor, size: int) -> Tensor:
-        """Weighted L2 and LPIPS of images [B, 3, h, h], h below `size`."""
-        total = self.config.l2 * 4 * F.mse_loss(reconstruction, target)
+    def _preview_loss(self, preview: Tensor, target: Tensor, size: int) -> Tensor:
+        """Weighted L2 and LPIPS of images [B, 3, h, h], enlarged to `size` px for LPIPS."""
+        loss = self.config.l2 * 4 * F.mse_loss(preview, target)
         if self.perceptual is None:
-            return total
-        enlarged = (
-            F.interpolate(x, (size, size), mode="bicubic") for x in (reconstruction, target)
-        )
-        return total + self.config.lpips * self.perceptual(*enlarged).mean()
+            return loss
+        enlarged = (F.interpolate(x, (size, size), mode="bicubic") for x in (preview, target))
+        return loss + self.config.lpips * self.perceptual(*enlarged).mean()

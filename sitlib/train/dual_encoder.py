@@ -1,0 +1,84 @@
+"""Training the dual encoder that judges text-conditional samples: a contrastive step."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from sitlib.files import Row
+from sitlib.model.dual_encoder import DualEncoder, StoredDualEncoderConfig, contrastive_loss
+from sitlib.model.text import TextTokenizer
+from sitlib.strict import to_dict
+from sitlib.train.config import DualEncoderConfig
+from sitlib.train.engine import Microbatch
+from sitlib.train.loop import Logged, train_module
+
+
+def train_dual_encoder(
+    config: DualEncoderConfig,
+    features: Tensor,
+    image_of: np.ndarray,
+    captions: Sequence[Sequence[str]],
+    names: Sequence[str],
+    *,
+    seed: int,
+    folder: str | Path,
+    title: str = "dual encoder",
+) -> tuple[DualEncoder, list[Row]]:
+    """Train an image and a text encoder on features of views and captions of their images.
+
+    One process takes whole batches: each pair is told apart from all others of the batch.
+
+    Args:
+        features: [V, F] of views. image_of: int [V], the image that each view is of.
+        captions, names: of every image: texts, of which a step draws one, and what it shows.
+
+    Returns:
+        The dual encoder and its training curve: rows of `step`, `learning_rate`, `seconds`,
+        `loss`, `accuracy`, `scale` and `gradient_norm`.
+    """
+    texts = TextTokenizer.train(
+        [text for of_image in captions for text in of_image], config.vocabulary, config.max_tokens
+    )
+    tokens = texts.encode([text for of_image in captions for text in of_image], truncate=True)
+    counts = np.array([len(of_image) for of_image in captions])
+    first = np.cumsum(counts) - counts  # where the captions of each image begin among all
+    number_of = {name: number for number, name in enumerate(sorted(set(names)))}
+    name_ids = torch.tensor([number_of[name] for name in names])
+    run = {"model": to_dict(config), "views": list(features.shape), "seed": seed}
+    set_seed(seed)
+    stored = StoredDualEncoderConfig(config, texts.to_json(), features.shape[1])
+    module = DualEncoder(stored)
+
+    def batch_at(step: int, part: Microbatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Random views, one random caption of each: features [B, F], tokens [B, L], names [B]."""
+        rng = np.random.default_rng([seed, step])
+        views = rng.integers(len(image_of), size=config.optimizer.batch_size)
+        images = image_of[views]
+        rows = first[images] + rng.integers(counts[images])
+        tokens_BL = tokens[torch.from_numpy(rows)]
+        tokens_BL = tokens_BL[:, : int((tokens_BL != texts.pad).sum(dim=1).max())]
+        ids = name_ids[torch.from_numpy(images)]
+        return part.of((features[torch.from_numpy(views)], tokens_BL, ids))
+
+    def loss_fn(model: nn.Module, batch: tuple[Tensor, ...], step: int) -> tuple[Tensor, Logged]:
+        features_BF, tokens_BL, names_B = batch
+        logits = model(features_BF, tokens_BL)  # [B, B], of every image and caption
+        is_right = names_B[logits.detach().argmax(dim=1)] == names_B
+        scale = module.log_scale.detach().exp()
+        values = {"accuracy": is_right.float().mean(), "scale": scale}
+        return contrastive_loss(logits, names_B), values
+
+    return train_module(
+        module,
+        loss_fn,
+        batch_at,
+        config.optimizer,
+        folder=folder,
+        run=run,
+        after_update=module.limit_scale,
+        title=title,
+    )

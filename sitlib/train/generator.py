@@ -1,0 +1,154 @@
+"""Training a generator over extracted codes: `train_generator` shows the whole step."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from sitlib.data.loader import WINDOW
+from sitlib.data.token_shards import TokenShards
+from sitlib.files import Row
+from sitlib.model.generator import AutoregressiveModel, CodeModelConfig, code_nats
+from sitlib.strict import to_dict
+from sitlib.train.config import EngineConfig, OptimizerConfig
+from sitlib.train.engine import ONE_PROCESS, Microbatch
+from sitlib.train.loop import TrainLoop, mean_values
+from sitlib.train.optim import ema_update
+from sitlib.train.token_corruption import corrupt_codes, corrupt_texts
+
+
+def train_generator(
+    config: CodeModelConfig,
+    optimizer_config: OptimizerConfig,
+    codes: TokenShards,
+    labels: Tensor,
+    *,
+    seed: int,
+    folder: str | Path,
+    captions: Sequence[Sequence[str]] | None = None,
+    names: Sequence[str] | None = None,
+    engine: EngineConfig = ONE_PROCESS,
+    pictures: Callable[[AutoregressiveModel], Tensor] | None = None,
+    title: str = "generator",
+    log_folder: str | Path = "scratch",
+) -> tuple[AutoregressiveModel, list[Row]]:
+    """Train a model to predict the next code, resumable to the bit.
+
+    Args:
+        config: the model, with its classes or its text tokenizer.
+        codes: code maps [M, S, N] int64.
+        labels: class ids [M]; for a text-conditional model the image [M] that each map is of.
+        captions, names: of each image, for a text-conditional model: texts, of which a step draws
+            one, and what the image shows: names come equally often.
+        folder: of resumable states; remove it (`remove_states`) once the result is safe.
+        pictures: draws images [P, 3, H, W] with the model, every `engine.images_every` steps.
+        title, log_folder: as for `TrainLoop`.
+
+    Returns:
+        The model and its training curve: rows of `step`, `learning_rate`, `seconds`, `loss` (nats
+        per code), `nats_scale_1` ... and `gradient_norm`.
+    """
+    c = config.transformer
+    run = {
+        "model": to_dict(replace(config, sampling=None)),
+        "optimizer": to_dict(optimizer_config),
+        "codes": list(codes.shape),
+        "seed": seed,
+    }
+    set_seed(seed)
+    module = AutoregressiveModel(config)
+    texts = module.text_tokenizer
+    tokens = [texts.encode(list(x), truncate=True) for x in captions or []] if texts else []
+    draw = code_map_draws(codes, labels, names, optimizer_config.batch_size, seed)
+
+    @lru_cache(maxsize=1)  # a process takes all its parts of one step, then those of the next
+    def batch_of(step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes [B, S, N] and a condition to read, partly corrupted; codes to predict."""
+        rng = np.random.default_rng([seed, step])
+        rows = torch.from_numpy(draw(step, rng))  # [B]
+        is_hidden = torch.from_numpy(rng.random(len(rows)) < c.condition_dropout)
+        condition = labels[rows]
+        if texts is not None:  # one caption of each image, [B, L]
+            pick = rng.random(len(rows))
+            of_image = [tokens[image] for image in condition.tolist()]
+            drawn = [x[int(u * len(x))] for x, u in zip(of_image, pick, strict=True)]
+            condition = corrupt_texts(torch.stack(drawn), texts, c.text_noise, rng)
+            condition = condition[:, : int((condition != texts.pad).sum(1).max())]
+            is_hidden = is_hidden[:, None]
+        # Without a condition now and then: classifier-free guidance needs both.
+        condition = torch.where(is_hidden, module.unconditional(condition), condition)
+        targets = codes[rows]
+        return corrupt_codes(targets, config.num_codes, c.code_noise, rng), condition, targets
+
+    def batch_at(step: int, part: Microbatch) -> tuple[Tensor, Tensor, Tensor]:
+        return part.of(batch_of(step))
+
+    show = (lambda: pictures(module)) if pictures is not None else None
+    with TrainLoop(optimizer_config, engine, folder, run, title, log_folder) as loop:
+        model, optimizer, schedule, ema = loop.prepare(module, optimizer_config)
+        loop.resume()
+        for _, microbatches in loop.steps(batch_at, show):
+            # Forward, loss, backward. The gradients of the microbatches add up to the batch's.
+            logged = []
+            for read, condition, targets in loop.engine.accumulate(model, microbatches):
+                with loop.accelerator.autocast():
+                    nats_BSN = code_nats(model(read, condition), targets)
+                    loss = nats_BSN.mean()
+                loop.accelerator.backward(loss / len(microbatches))
+                nats_S = nats_BSN.detach().mean(dim=(0, 2))
+                nats = {f"nats_scale_{scale}": x for scale, x in enumerate(nats_S, 1)}
+                logged.append({"loss": loss.detach(), **nats})
+
+            # Clip and update.
+            grad_norm = loop.clip_grad_norm(model, optimizer_config.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            if ema is not None:
+                ema_update(ema, module, optimizer_config.ema_decay)
+
+            # Log.
+            loop.log({**mean_values(logged), "gradient_norm": grad_norm})
+        trained = loop.trained(module, model, ema)
+    return trained, loop.rows
+
+
+def code_map_draws(
+    codes: TokenShards,
+    labels: Tensor,
+    names: Sequence[str] | None,
+    batch_size: int,
+    seed: int,
+) -> Callable[[int, np.random.Generator], np.ndarray]:
+    """A function (step, its random numbers) -> code maps of the step, int64 [batch_size].
+
+    Images come equally often; with captions, names do, of which some have many images (the skin
+    tones of an emoji). Where all have as many code maps and there are many, maps come in epochs,
+    which keeps reads from the disk together.
+
+    Args:
+        names: of the images that `labels` point at; None: every code map is of its own.
+    """
+    count = len(codes)
+    kinds = np.arange(count)  # [M] what each code map is of
+    if names is not None:
+        _, numbers = np.unique(np.array(names), return_inverse=True)
+        _, kinds = np.unique(numbers[labels.numpy()], return_inverse=True)
+    maps, sizes = np.argsort(kinds, kind="stable"), np.bincount(kinds)
+    ends = np.cumsum(sizes)
+
+    def drawn(step: int, rng: np.random.Generator) -> np.ndarray:
+        picked = rng.integers(len(sizes), size=batch_size)
+        return np.array([rng.choice(maps[ends[k] - sizes[k] : ends[k]]) for k in picked])
+
+    def in_epochs(step: int, rng: np.random.Generator) -> np.ndarray:
+        items = np.arange(step * batch_size, (step + 1) * batch_size)
+        pairs = zip(*np.divmod(items, count), strict=True)
+        return np.array([codes.order.permutation(seed, epoch)[item] for epoch, item in pairs])
+
+    return in_epochs if count > WINDOW and sizes.min() == sizes.max() else drawn
