@@ -30,7 +30,7 @@ def test_a_constant_velocity_is_followed_to_its_end(model):
     with torch.no_grad():
         model.to_velocity.bias.copy_(torch.tensor([3.0, -2.0, 1.0]))
     labels = torch.tensor([0, 1, 1])
-    found = [model.draw(labels, steps=steps, guidance=2.0, seed=5) for steps in (1, 7)]
+    found = [model.sample(labels, steps=steps, guidance=2.0, seed=5) for steps in (1, 7)]
     start = torch.stack(
         [
             torch.randn(2, 4, 3, generator=torch.Generator().manual_seed((5 << 32) + i))
@@ -46,13 +46,13 @@ def test_samples_do_not_depend_on_their_batch_and_guidance_one_is_none(model):
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     labels = torch.tensor([0, 1, 0, 1, 1])
-    whole = model.draw(labels, steps=3, guidance=1.5, seed=1)
+    whole = model.sample(labels, steps=3, guidance=1.5, seed=1)
     assert torch.allclose(
-        whole, model.draw(labels, steps=3, guidance=1.5, seed=1, batch_size=2), atol=1e-5
+        whole, model.sample(labels, steps=3, guidance=1.5, seed=1, batch_size=2), atol=1e-5
     )
-    assert not torch.allclose(whole, model.draw(labels, steps=3, guidance=1.0, seed=1), atol=1e-3)
+    assert not torch.allclose(whole, model.sample(labels, steps=3, guidance=1.0, seed=1), atol=1e-3)
     assert torch.allclose(
-        model._guided(whole, 0.5, labels, 1.0),
+        model.guided_velocity(whole, 0.5, labels, 1.0),
         model(whole, torch.full((5,), 0.5), labels),
     )
 
@@ -71,12 +71,12 @@ def test_it_learns_two_points_and_opens_from_its_file(model, tmp_path):
         loss.backward()
         optimizer.step()
     labels = torch.tensor([0, 1] * 8)
-    drawn = model.draw(labels, steps=20, guidance=1.0, seed=0)
+    drawn = model.sample(labels, steps=20, guidance=1.0, seed=0)
     cosine = (drawn * points[labels]).sum(-1).mean()
     assert cosine > 0.9
     save_model(tmp_path / "model.safetensors", model)
     again = load_model(tmp_path / "model.safetensors", DiffusionModel)
     assert torch.equal(
-        again.draw(labels, steps=2, guidance=1.0, seed=0),
-        model.draw(labels, steps=2, guidance=1.0, seed=0),
+        again.sample(labels, steps=2, guidance=1.0, seed=0),
+        model.sample(labels, steps=2, guidance=1.0, seed=0),
     )

@@ -1,13 +1,12 @@
-"""A small diffusion model over the code vectors of a tokenizer: what autoregressive models are compared with.
+"""A small diffusion model over code vectors, for comparison with autoregressive models.
 
-Rectified flow (arXiv 2209.03003) with a transformer (DiT, arXiv 2212.09748, in its "in-context" form): all vectors of an image start as
-noise and move along straight lines to the data at once. Class and time are two more tokens before those of the image, so the block is the
-one that everything else uses. The model reads and draws vectors of codes, which lie on a sphere; the tokenizer decodes what was drawn
-after replacing each vector by its nearest code, so reconstruction limits it as it limits an autoregressive model.
+Rectified flow (arXiv 2209.03003) with a transformer (DiT, arXiv 2212.09748, "in-context" form). The
+tokenizer decodes the code nearest to each vector, so it limits both kinds of model alike.
 """
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +36,7 @@ class DiffusionConfig:
 
 @dataclass(frozen=True)
 class FlowConfig:
-    """A `DiffusionConfig` together with what its tokenizer and its data fix: stored in the checkpoint."""
+    """All that a checkpoint stores besides weights: the transformer, its vectors, its classes."""
 
     shape: DiffusionConfig
     num_scales: int
@@ -47,10 +46,10 @@ class FlowConfig:
 
 
 class DiffusionModel(nn.Module):
-    """Velocity of code vectors [B, S, N, D] between noise (t = 0) and data (t = 1), given class ids [B].
+    """Velocity of code vectors [B, S, N, D] between noise, t = 0, and data, t = 1.
 
     Attributes:
-        no_class: the class id that stands for "no class given", for classifier-free guidance.
+        no_class: class id that means "no class", for classifier-free guidance.
     """
 
     def __init__(self, config: FlowConfig):
@@ -72,76 +71,62 @@ class DiffusionModel(nn.Module):
         nn.init.zeros_(self.to_velocity.weight)
         nn.init.zeros_(self.to_velocity.bias)
 
-    def forward(self, vectors: Tensor, time: Tensor, labels: Tensor) -> Tensor:
-        """Velocities [B, S, N, D] at noisy `vectors` [B, S, N, D] of unit variance, times [B] in [0, 1] and class ids [B]."""
-        shape = vectors.shape
-        frequencies = torch.exp(
-            torch.linspace(0, math.log(1000.0), TIME_FREQUENCIES, device=time.device)
-        )
-        angles = time[:, None] * frequencies
-        told = torch.stack(
-            [
-                self.class_embedding(labels),
-                self.time_embedding(torch.cat([angles.sin(), angles.cos()], dim=-1)),
-            ],
-            dim=1,
-        )
-        x_BTC = self.embed(vectors.flatten(1, 2)) + self.position
-        x_BTC = torch.cat([told, x_BTC], dim=1)
-        x_BTC = self.transformer(x_BTC)
-        return self.to_velocity(x_BTC[:, 2:]).view(shape)
+    def forward(self, x: Tensor, time: Tensor, labels: Tensor) -> Tensor:
+        """Velocity [B, S, N, D] at x [B, S, N, D] of unit variance, times [B], class ids [B]."""
+        log_freqs = torch.linspace(0, math.log(1000.0), TIME_FREQUENCIES, device=time.device)
+        angles = time[:, None] * log_freqs.exp()
+        time_emb = self.time_embedding(torch.cat([angles.sin(), angles.cos()], dim=-1))
+        cond = torch.stack([self.class_embedding(labels), time_emb], dim=1)  # [B, 2, C]
+        x_BTC = torch.cat([cond, self.embed(x.flatten(1, 2)) + self.position], dim=1)
+        return self.to_velocity(self.transformer(x_BTC)[:, 2:]).view(x.shape)
 
     def loss(self, vectors: Tensor, labels: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """Mean squared error [B] of the velocity on the way from `noise` to the unit `vectors` [B, S, N, D] at times [B]."""
+        """Squared error [B] of the velocity at times [B] from noise to unit vectors [B, S, N, D]."""
         data = _to_unit_variance(vectors)
-        at = time[:, None, None, None]
-        found = self(noise.lerp(data, at), time, labels)
-        return (found - (data - noise)).square().mean(dim=(1, 2, 3))
+        velocity = self(noise.lerp(data, time[:, None, None, None]), time, labels)
+        return (velocity - (data - noise)).square().mean(dim=(1, 2, 3))
 
     @torch.no_grad()
-    def draw(
+    def sample(
         self, labels: Tensor, *, steps: int, guidance: float, seed: int, batch_size: int = 64
     ) -> Tensor:
-        """Unit vectors [B, S, N, D] for class ids [B], by Heun's method; sample i depends on the seed and i alone.
+        """Unit vectors [B, S, N, D] for class ids [B], by Heun's method.
+
+        Sample i is a function of (seed, i).
 
         Args:
             steps: of the integration, two evaluations of the model each.
             guidance: weight w of classifier-free guidance, uncond + w (cond - uncond); 1.0 = off.
         """
-        config, drawn = self.config, []
-        shape = (config.num_scales, config.tokens_per_scale, config.code_dim)
+        c, batches = self.config, []
+        shape = (c.num_scales, c.tokens_per_scale, c.code_dim)
+        times = torch.linspace(0, 1, steps + 1).tolist()
         for start in range(0, len(labels), batch_size):
-            told = labels[start : start + batch_size]
-            x = torch.stack(
-                [
-                    torch.randn(
-                        shape, generator=torch.Generator().manual_seed((seed << 32) + start + i)
-                    )
-                    for i in range(len(told))
-                ]
-            ).to(self.position.device)
-            times = torch.linspace(0, 1, steps + 1).tolist()
-            for now, then in zip(times[:-1], times[1:], strict=True):
-                velocity = self._guided(x, now, told, guidance)
-                ahead = x + (then - now) * velocity
-                if then < 1:
-                    velocity = (velocity + self._guided(ahead, then, told, guidance)) / 2
-                x = x + (then - now) * velocity
-            drawn.append(F.normalize(x, dim=-1))
-        return torch.cat(drawn)
+            batch = labels[start : start + batch_size]
+            seeds = [(seed << 32) + start + i for i in range(len(batch))]
+            noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
+            x = torch.stack(noise).to(self.position.device)
+            for t, t_next in pairwise(times):
+                velocity = self.guided_velocity(x, t, batch, guidance)
+                if t_next < 1:
+                    ahead = x + (t_next - t) * velocity
+                    velocity_ahead = self.guided_velocity(ahead, t_next, batch, guidance)
+                    velocity = (velocity + velocity_ahead) / 2
+                x = x + (t_next - t) * velocity
+            batches.append(F.normalize(x, dim=-1))
+        return torch.cat(batches)
 
-    def _guided(self, x: Tensor, time: float, labels: Tensor, guidance: float) -> Tensor:
+    def guided_velocity(self, x: Tensor, time: float, labels: Tensor, guidance: float) -> Tensor:
+        """Velocity at one time of all x, with classifier-free guidance."""
         times = torch.full((len(x),), time, device=x.device)
         if guidance == 1.0:
             return self(x, times, labels)
-        both = self(
-            x.repeat(2, 1, 1, 1), times.repeat(2), torch.cat([labels, self.unconditional(labels)])
-        )
-        told, untold = both.chunk(2)
-        return untold + guidance * (told - untold)
+        both = torch.cat([labels, self.unconditional(labels)])
+        cond, uncond = self(x.repeat(2, 1, 1, 1), times.repeat(2), both).chunk(2)
+        return uncond + guidance * (cond - uncond)
 
     def unconditional(self, labels: Tensor) -> Tensor:
-        """The ids of the same shape that say nothing."""
+        """Ids of the same shape that mean "no class"."""
         return torch.full_like(labels, self.no_class)
 
 

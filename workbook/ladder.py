@@ -198,7 +198,7 @@ def _samples(
     if isinstance(model, AutoregressiveModel):
         return draw_samples(model, profile, settings.samples, sampling)[0]
     labels = sampled_labels(profile, settings.samples)
-    vectors = model.draw(
+    vectors = model.sample(
         labels, steps=rung.sampling_steps, guidance=sampling.guidance, seed=sampling.seed
     )
     return tokenizer.quantize(vectors).codes
