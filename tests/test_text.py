@@ -217,7 +217,7 @@ def test_a_texts_features_depend_neither_on_its_padding_nor_on_other_texts(batch
 @every_option
 @torch.no_grad()
 def test_what_stands_at_hidden_places_is_never_seen(options):
-    """Exactly: the bits are the same, whatever the embedding of padding and of the places behind the end."""
+    """To the bit, whatever the embedding of padding and of the places behind the end."""
     encoder, tokens = encoder_of(options, dtype=torch.float32), padded([ONE, TWO], LONGEST)
     before, mask = encoder(tokens)
     encoder.token_embedding.weight[0] += 100

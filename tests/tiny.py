@@ -1,4 +1,4 @@
-"""Small untrained generators with weights large enough that every prediction is far from uniform."""
+"""Small untrained generators whose weights are large enough for far from uniform predictions."""
 
 from functools import cache
 

@@ -21,7 +21,7 @@ TIME_FREQUENCIES = 64
 
 @dataclasses.dataclass(frozen=True, config=STRICT)
 class DiffusionConfig:
-    """A transformer that moves code vectors from noise to data, compared with autoregressive ones."""
+    """A transformer that moves code vectors from noise to data."""
 
     layers: PositiveInt
     width: PositiveInt
@@ -81,7 +81,7 @@ class DiffusionModel(nn.Module):
         return self.to_velocity(self.transformer(x_BTC)[:, 2:]).view(x.shape)
 
     def loss(self, vectors: Tensor, labels: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """Squared error [B] of the velocity at times [B] from noise to unit vectors [B, S, N, D]."""
+        """Squared error [B] of the velocity at times [B], from noise to vectors [B, S, N, D]."""
         data = _to_unit_variance(vectors)
         velocity = self(noise.lerp(data, time[:, None, None, None]), time, labels)
         return (velocity - (data - noise)).square().mean(dim=(1, 2, 3))

@@ -61,7 +61,7 @@ class DualEncoder(nn.Module):
         return F.normalize(self.image_encoder(features).float(), dim=-1)
 
     def embed_texts(self, tokens: Tensor) -> Tensor:
-        """Token ids [B, L] -> unit vectors [B, D], which depend neither on padding nor on others."""
+        """Token ids [B, L] -> unit vectors [B, D], whatever the padding and the other texts."""
         x_BLC, mask_BL = self.text_encoder(tokens)
         mean_BC = x_BLC.masked_fill(~mask_BL[..., None], 0).sum(dim=1) / mask_BL.sum(
             dim=1, keepdim=True

@@ -21,7 +21,7 @@ EMBEDDING_STD = 0.5  # of every embedding: the size of what the first block adds
 
 @dataclass(frozen=True)
 class CodeModelConfig:
-    """All that a checkpoint stores besides weights: the transformer, its codes and its condition."""
+    """All that a checkpoint stores besides weights: transformer, codes, condition, sampling."""
 
     transformer: AutoregressiveConfig
     num_scales: int

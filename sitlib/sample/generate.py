@@ -247,7 +247,7 @@ def condition_ids(model: AutoregressiveModel, prompts: Prompts) -> Tensor:
             and 1 <= prompts.shape[1] <= texts.max_tokens
             and bool(is_token[:, :1].all() and (is_token[:, 1:] <= is_token[:, :-1]).all()),
             "this model is conditioned on texts: give a list of texts, or token ids [B, L] with "
-            f"L <= {texts.max_tokens}, below {texts.vocabulary}, padded with {texts.pad} at the end.",
+            f"L <= {texts.max_tokens}, below {texts.vocabulary}, ended by padding ({texts.pad}).",
         )
         tokens_BL = prompts.long()
     else:
