@@ -152,11 +152,11 @@ def cropped(side, count=1):
 
 
 REFUSALS = [
-    (upsample, "class", (cropped(64), 1), "squares of 4 or 8 or 16 or 32 px here, not 64 x 64"),
+    (upsample, "class", (cropped(64), 1), "squares of 4 or 8 or 16 or 32 px, not 64 x 64"),
     (upsample, "class", (cropped(12), 1), "not 12 x 12"),
     (upsample, "class", (cropped(8), 2), r"codes \[2, k, 16\] .* \[1, 2, 16\]"),
     (upsample, "text", (cropped(8), "a red cat"), "one for each sample"),
-    (edit, "class", (cropped(32), 1, 1), "squares of 64 px here"),
+    (edit, "class", (cropped(32), 1, 1), "squares of 64 px"),
     (edit, "text", (cropped(64), 3, 1), r"codes \[3, k, 16\]"),
     (edit, "class", (cropped(64), None, -1), "keep must lie in 0 ... 5, it is -1"),
     (edit, "class", (cropped(64), None, 6), "keep must lie in 0 ... 5, it is 6"),

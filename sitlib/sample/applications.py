@@ -175,5 +175,5 @@ def _check_size(images: Tensor, sizes: list[int]) -> None:
     height, width = images.shape[-2:]
     require(
         height == width and height in sizes,
-        f"images must be squares of {' or '.join(map(str, sizes))} px here, not {height} x {width}.",
+        f"images must be squares of {' or '.join(map(str, sizes))} px, not {height} x {width}.",
     )
