@@ -1,8 +1,5 @@
-"""Ablations: the list is sound, a row is trained and judged as it says, and a grid of stages goes on where it stopped."""
+"""Ablations: the list is sound, and a row is trained and judged as it says."""
 
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -10,7 +7,6 @@ import yaml
 
 from sitlib.strict import ConfigError, from_dict
 from workbook import ablations as module
-from workbook import grid
 from workbook.ablations import gradient_statistics, run_row
 from workbook.claims import CLAIMS, METRICS, finding_rows, findings, mechanism_effects
 from workbook.paths import ROOT
@@ -194,115 +190,3 @@ def test_effects_of_mechanisms_are_what_each_adds():
     assert found["against blocks: wavelets x typed parameters"]["psnr"].value == pytest.approx(
         0, abs=1e-9
     )
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """A DVC project with two chains of stages, one of which fails, and a stage that wants to be alone."""
-
-    def stage(command, out, *needs):
-        listed = {"deps": list(needs)} if needs else {}
-        return {"cmd": command, **listed, "outs": [{out: {"cache": False}}]}
-
-    stages = {
-        "sum": stage("cat good.txt > sum.txt", "sum.txt", "good.txt"),
-        "good": stage("echo good > good.txt", "good.txt"),
-        "bad": stage("echo so much for that >&2; exit 3", "bad.txt"),
-        "after": stage("cp bad.txt after.txt", "after.txt", "bad.txt"),
-        "speed": stage("echo $OMP_NUM_THREADS > speed.txt", "speed.txt", "good.txt"),
-        "report": stage("cat sum.txt speed.txt > report.txt", "report.txt", "sum.txt", "speed.txt"),
-    }
-    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
-    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
-        subprocess.run(command, cwd=tmp_path, check=True)
-    monkeypatch.setattr(grid, "ROOT", tmp_path)
-    monkeypatch.setattr(grid, "resolve", lambda path: tmp_path / path)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    return tmp_path
-
-
-def test_a_grid_runs_what_waits_tells_what_failed_and_does_nothing_twice(
-    project, monkeypatch, capsys
-):
-    monkeypatch.setattr(sys, "argv", ["grid", "dvc.yaml", "--jobs", "2", "--alone", "speed"])
-    with pytest.raises(ValueError, match="1 of 6 stages failed, 1 that need them were not run"):
-        grid.main()
-    assert "so much for that" in (project / "scratch/logs/bad.log").read_text()
-    assert (
-        project / "report.txt"
-    ).read_text() == "good\n\n"  # alone, with as many threads as it likes
-    assert grid.waiting_stages("dvc.yaml", grid.needed_by_stage("dvc.yaml")) == ["bad", "after"]
-
-
-def test_stages_that_tell_what_has_changed_run_first(project, monkeypatch, capsys):
-    stages = {
-        "code": {
-            "cmd": "grep -v '#' code.txt > hashes.txt",
-            "deps": ["code.txt"],
-            "outs": [{"hashes.txt": {"cache": False}}],
-        },
-        "long": {"cmd": "cat hashes.txt >> long.txt", "deps": ["hashes.txt"]},
-    }
-    (project / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
-    monkeypatch.setattr(sys, "argv", ["grid", "dvc.yaml", "--first", "code"])
-
-    def runs_of_long_after(code):
-        (project / "code.txt").write_text(code)
-        grid.main()
-        return (project / "long.txt").read_text().count("x")
-
-    (project / "code.txt").write_text("x = 1\n")
-    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=project, check=True)
-    assert runs_of_long_after("x = 1\n# one\n") == 1
-    assert "up to date" in capsys.readouterr().out
-    assert runs_of_long_after("x = 2\n") == 2
-    (project / "code.txt").unlink()
-    with pytest.raises(ValueError, match="code failed: .*code.txt"):
-        grid.main()
-
-
-def test_stages_start_after_what_they_need_and_not_beside_one_that_is_alone(monkeypatch):
-    needed = {
-        "a": set(),
-        "b": {"a"},
-        "c": {"a", "else"},
-        "d": {"b", "c"},
-        "x.yaml:speed": {"b"},
-        "e": set(),
-    }
-    began, running, at_once = [], set(), []
-
-    def run_stage(stage, threads):
-        began.append((stage, threads))
-        running.add(stage)
-        at_once.append(set(running))
-        time.sleep(0.05)
-        running.discard(stage)
-        return True, None
-
-    monkeypatch.setattr(grid, "run_stage", run_stage)
-    assert grid.run_stages(needed, needed, jobs=2, alone=["speed"]) == ([], [])
-    order = [stage for stage, _ in began]
-    assert sorted(order) == sorted(needed) and order[-1] == "x.yaml:speed"
-    assert all(
-        order.index(before) < order.index(stage)
-        for stage in needed
-        for before in needed[stage] - {"else"}
-    )
-    assert max(map(len, at_once)) == 2 and at_once[-1] == {"x.yaml:speed"}
-    assert [threads for _, threads in began] == [1] * 5 + [None]
-
-
-def test_stages_with_the_longest_way_to_the_end_come_first(monkeypatch):
-    needed = {"short": set(), "first": set(), "then": {"first"}, "long": set()}
-    began = []
-    monkeypatch.setattr(
-        grid, "run_stage", lambda stage, threads: (began.append(stage) or True, None)
-    )
-    assert grid.run_stages(needed, needed, jobs=1, seconds={"long": 9.0, "then": 5.0}) == ([], [])
-    assert began == [
-        "first",
-        "long",
-        "short",
-        "then",
-    ]  # ways of 7 + 5, 9, 7 and 5: unknown ones are average
