@@ -33,7 +33,7 @@ NOTEBOOKS = {
     "scaling": "06b_scaling",
 }
 # Parameters of notebooks that the pipeline sets, where a notebook has them.
-PIPELINE = {"pipeline": True, "live": False, "metrics": "metrics/wavelets.json"}
+PIPELINE = {"pipeline": True, "live": False}
 
 # Modules that a stage does not depend on, by how their path begins. The weights are a dependency
 # of the stages that read them, so how they were fetched is not.

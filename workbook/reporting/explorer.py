@@ -28,7 +28,7 @@ from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.wavelets import dwt2, idwt2, max_levels
 from sitlib.sample.applications import Preview, edit, preview, refine
 from workbook.figures import show
-from workbook.figures.wavelets import pyramid_mosaic
+from workbook.site.examples import pyramid_mosaic
 
 SHOWN = 192  # px at which an image is shown
 WAVELETS = {

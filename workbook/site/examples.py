@@ -23,7 +23,6 @@ from sitlib.metrics import lpips_per_image, psnr_per_image
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.wavelets import dwt2
 from workbook.figures.core import ORANGE, png, style
-from workbook.figures.wavelets import pyramid_mosaic
 from workbook.names import label
 from workbook.params import pipeline_params, seeds_by_variant
 from workbook.paths import resolve
@@ -84,6 +83,20 @@ def examples(
         photograph["scales"] = partial_decodings(model, view) if model else []
     known = {"original": "the original"} | {name: label(name) for name in tokenizers}
     return {"names": known, "scales_of": causal[-1] if causal else None, "photographs": photographs}
+
+
+def pyramid_mosaic(scales: Sequence[Tensor]) -> Tensor:
+    """Scales [C_s, h_s, w_s] of one image in the usual nested arrangement, [3, H, W].
+
+    The approximation stands in the corner, details around it; each scale is stretched to its own
+    98th percentile and centered on grey.
+    """
+    mosaic = scales[0].clamp(0, 1)
+    for details in scales[1:]:
+        limit = details.abs().quantile(0.98).clamp_min(1e-6)
+        H, V, D = (details / (2 * limit) + 0.5).clamp(0, 1).chunk(3)
+        mosaic = torch.cat([torch.cat([mosaic, V], dim=2), torch.cat([H, D], dim=2)], dim=1)
+    return mosaic
 
 
 @torch.no_grad()
