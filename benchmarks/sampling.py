@@ -56,7 +56,7 @@ def our_model(options: argparse.Namespace) -> AutoregressiveModel:
         mlp="gelu",
         bias=True,
         qk_norm=False,
-        positions="learned",
+        pos_emb="learned",
         dropout=0.0,
         condition_dropout=0.0,
         code_noise=0.0,

@@ -69,7 +69,7 @@ class Subject:
             self.tokenizer.parameters(), self.training.optimizer.clip_norm
         )
         self.optimizer.step()
-        update_codebooks(self.tokenizer, output, self.training.loss.restart_after)
+        update_codebooks(self.tokenizer, output, self.training.loss.reset_dead_codes_after)
 
     def encode(self) -> Tensor:
         return self.tokenizer.encode(self.images)

@@ -54,7 +54,7 @@ COUNTS: dict[str, dict[str, Any]] = {
         "samples": 4,
         "reference_views": 4,
         "kid_subset_size": 2,
-        "neighbours": 1,
+        "neighbors": 1,
         "guidance_sweep": [1.0, 1.5],
         "top_p_sweep": [],
         "sweep_samples": 4,
@@ -62,7 +62,7 @@ COUNTS: dict[str, dict[str, Any]] = {
     },
     "text.codes": {"held_out_views": IMAGES},
     "text.optimizer": OPTIMISER,
-    "text.evaluation": {"prompts": 4, "candidates": 4, "kid_subset_size": 2, "neighbours": 1},
+    "text.evaluation": {"prompts": 4, "candidates": 4, "kid_subset_size": 2, "neighbors": 1},
     "text.dual_encoder.optimizer": OPTIMISER,
     "applications": {
         "images": 4,

@@ -37,7 +37,7 @@ def profile_of(images: Path) -> Profile:
         "grid_size": 4,
         "num_codes": 32,
         "codebook_update": "ema",
-        "loss": {"lpips": 0.0, "restart_after": 2},
+        "loss": {"lpips": 0.0, "reset_dead_codes_after": 2},
         "adversarial": {
             "weight": 0.1,
             "start": 1,

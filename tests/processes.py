@@ -37,7 +37,7 @@ def tokenizer(folder: Path, engine: EngineConfig, **changes) -> tuple[nn.Module,
         "codebook_update": "ema",
         "num_codes": 128,
         "decoder_attention": "scale_causal",
-        "loss": {"lpips": 0.0, "restart_after": 3, "multiscale": 0.3},
+        "loss": {"lpips": 0.0, "reset_dead_codes_after": 3, "multiscale": 0.3},
         "optimizer": {"steps": 6, "batch_size": 8, "log_every": 1, "checkpoint_every": 3},
         **changes,
     }
@@ -84,7 +84,7 @@ def generator(
     if shape.text is not None:
         classes, texts = (
             [],
-            TextTokenizer.train(captions, shape.text.vocabulary, shape.text.max_tokens),
+            TextTokenizer.train(captions, shape.text.vocab_size, shape.text.max_tokens),
         )
     model = AutoregressiveModel(
         CodeModelConfig(shape, 4, 16, 64, 2, classes, texts.to_json() if texts else None)
@@ -140,7 +140,7 @@ def main() -> None:
         generator(folder / "fsdp", sharded, stop_at=4)
     assert (folder / "fsdp/states/step-00000003").exists()
     results["generator-fsdp"] = generator(folder / "fsdp", sharded)
-    recomputed = replace(sharded, activation_checkpointing=True, micro_batch_size=2)
+    recomputed = replace(sharded, gradient_checkpointing=True, micro_batch_size=2)
     results["captioned-fsdp"] = captioned(folder / "captioned", recomputed)
     for name, (model, rows) in results.items():
         torch.save(model.state_dict(), folder / f"{name}-{rank()}.pt")

@@ -41,7 +41,7 @@ def test_logits_are_those_of_a_loop_over_positions_with_the_codebook_of_their_sc
     kind, books, positions
 ):
     """Inputs and heads from their definitions; the transformer itself is tested elsewhere."""
-    model = double(generator(kind, books=books, positions=positions))
+    model = double(generator(kind, books=books, pos_emb=positions))
     codes, cond = random_codes(model), condition_of(model, 0, 2)
     book_of = {1: [0, 0, 0], 2: [0, 1, 1], 3: [0, 1, 2]}[books]
     context, inputs = None, []
@@ -72,7 +72,7 @@ def test_logits_are_those_of_a_loop_over_positions_with_the_codebook_of_their_sc
 @class_rotary
 @torch.no_grad()
 def test_a_code_depends_on_all_earlier_codes_and_the_condition_only(kind, positions):
-    model = generator(kind, positions=positions)
+    model = generator(kind, pos_emb=positions)
     codes, cond = random_codes(model), condition_of(model, 0, 2)
     before = model(codes, cond).flatten(1, 2)
     for position in range(12):
@@ -88,7 +88,7 @@ def test_a_code_depends_on_all_earlier_codes_and_the_condition_only(kind, positi
 
 @every_case
 def test_every_parameter_learns(kind, books, positions):
-    model = new_generator(kind, books=books, positions=positions).train()
+    model = new_generator(kind, books=books, pos_emb=positions).train()
     cond = condition_of(model, *[0, 1, 2, 0, 1, 2, 0, 1])
     model.nats_per_token(random_codes(model, 8), cond).mean().backward()
     for name, parameter in model.named_parameters():
@@ -132,7 +132,7 @@ def test_one_scale_has_one_codebook_whatever_the_tokenizer_says():
 @pytest.mark.parametrize("options", [{}, LLAMA], ids=["default", "llama"])
 @torch.no_grad()
 def test_cached_logits_equal_uncached_ones(kind, books, positions, options):
-    model = double(generator(kind, books=books, positions=positions, **options))
+    model = double(generator(kind, books=books, pos_emb=positions, **options))
     codes, cond = random_codes(model), condition_of(model, 0, 2)
     expected, codes_BT = model(codes, cond).flatten(1, 2), codes.flatten(1)
     for given in (0, 1, 4, 11):
@@ -162,7 +162,7 @@ def test_no_more_codes_are_decoded_than_room_was_asked_for(static):
 
 @torch.no_grad()
 def test_padding_of_a_text_changes_nothing():
-    model = new_generator("text", positions="rotary")
+    model = new_generator("text", pos_emb="rotary")
     codes, tokens = random_codes(model), condition_of(model, 0, 1)
     used = int((tokens != TEXTS.pad).sum(1).max())
     assert used < TEXTS.max_tokens and (tokens[0, :used] == TEXTS.pad).any()
@@ -231,7 +231,7 @@ def test_refusals(config, classes, texts, sentence):
 def test_a_checkpoint_predicts_the_same_and_knows_its_condition_and_sampling(
     tmp_path, kind, positions
 ):
-    model = new_generator(kind, positions=positions)
+    model = new_generator(kind, pos_emb=positions)
     model.config = replace(model.config, sampling=SamplingConfig(top_k=3, guidance=2.0))
     save_model(tmp_path / "model.safetensors", model, name="a run")
     again = load_model(tmp_path / "model.safetensors", AutoregressiveModel)
@@ -300,8 +300,8 @@ def test_the_text_conditional_model_of_the_paper_has_parti_350ms_blocks():
     assert count(model.text_encoder.transformer) == encoder and count(model.transformer) == decoder
     assert encoder + decoder == pytest.approx(350e6, rel=0.01)
     vocabularies = BOOKS * (NUM_CODES * width + (width + 1) * NUM_CODES)
-    words = (tokenizer.vocabulary + 128) * width
+    words = (tokenizer.vocab_size + 128) * width
     others = (1 + SCALES + PLACES) * width  # the learned start, scales, places
     assert count(model) == encoder + decoder + vocabularies + words + others
-    whole = count(model) + (16_000 - tokenizer.vocabulary) * width
+    whole = count(model) + (16_000 - tokenizer.vocab_size) * width
     assert whole == pytest.approx(350e6, rel=0.16)

@@ -21,8 +21,8 @@ from sitlib.sample.generate import generate
 
 CASES = [
     ("class", {}),
-    ("text", {"positions": "rotary"}),
-    ("class", {"positions": "rotary", **LLAMA}),
+    ("text", {"pos_emb": "rotary"}),
+    ("class", {"pos_emb": "rotary", **LLAMA}),
     ("text", LLAMA),
 ]
 every_case = pytest.mark.parametrize(("kind", "options"), CASES)

@@ -82,7 +82,7 @@ REFUSED = [  # (key, value, sentence)
     ("tokenizer.optimizer.beta1", 2.0, "must be less than 1"),
     ("tokenizer.common.codebook_decay", 1.0, "must be less than 1"),
     ("text.dual_encoder.optimizer.clip_norm", 0.0, "must be greater than 0"),
-    ("text.common.text.vocabulary", 299, "must be greater than or equal to 300"),
+    ("text.common.text.vocab_size", 299, "must be greater than or equal to 300"),
     ("text.evaluation.top_p_sweep", [0.5, 1.5], "top_p_sweep.1 must be less than or equal to 1"),
     ("text.samplers.ar_captioned_vit_vqgan.top_p", 0.0, "top_p must be greater than 0"),
     ("applications.temperatures", [], "temperatures"),
@@ -93,7 +93,7 @@ REFUSED = [  # (key, value, sentence)
     ("tokenizer.optimizer.final_learning_rate", 1.0, "must lie in 0 ... learning_rate"),
     ("text.evaluation.candidates", 100_000, "candidates 100000 are drawn from the"),
     ("text.evaluation.kid_subset_size", 100_000, "kid_subset_size must lie in 2 ... 184"),
-    ("autoregressive.evaluation.neighbours", 100_000, "neighbours must lie in 1 ... 499"),
+    ("autoregressive.evaluation.neighbors", 100_000, "neighbors must lie in 1 ... 499"),
     ("applications.repeated", 10**6, "repeated must not be more than images = 150"),
     ("text.dual_encoder.heads", 3, "must be a multiple of heads 3"),
     ("engine.strategy", "fsdp", "there is one: set single"),
@@ -211,11 +211,11 @@ def test_configurations_are_checked_however_they_are_made():
         lambda: TokenizerConfig(size=60),
         lambda: replace(QUICK.tokenizer_variant("sit4"), num_codes=0),
         lambda: SamplingConfig(top_p=2.0),
-        lambda: AutoregressiveConfig("sit4", positions="rotary", width=24, heads=4),
+        lambda: AutoregressiveConfig("sit4", pos_emb="rotary", width=24, heads=4),
     ):
         with pytest.raises(ValidationError):
             make()
-    assert AutoregressiveConfig("sit4", positions="rotary", width=48, heads=4).width == 48
+    assert AutoregressiveConfig("sit4", pos_emb="rotary", width=48, heads=4).width == 48
 
 
 def test_a_digest_names_equal_values_equally():
@@ -268,7 +268,7 @@ def test_a_generator_variant_may_have_its_own_optimizer_sampler_and_text_encoder
     values = change("autoregressive.variants.ar_sit4.optimizer", {"steps": 1000, "beta2": 0.9})
     values["text"]["variants"]["ar_captioned_sit4_sc"] |= {
         "optimizer": {"steps": 700},
-        "text": {"layers": 3, "vocabulary": 300, "max_tokens": 2},
+        "text": {"layers": 3, "vocab_size": 300, "max_tokens": 2},
     }
     values["text"]["samplers"] = {"ar_captioned_vit_vqgan": {"top_p": 0.7, "guidance": 3.0}}
     profile = from_dict(Profile, values)
@@ -276,7 +276,7 @@ def test_a_generator_variant_may_have_its_own_optimizer_sampler_and_text_encoder
     assert profile.generator_optimizer("ar_sit4") == replace(usual, steps=1000, beta2=0.9)
     assert profile.generator_optimizer("ar_vit_vqgan") == usual
     assert profile.generator_optimizer("ar_captioned_sit4_sc").steps == 700
-    assert profile.autoregressive_variant("ar_captioned_sit4_sc").text.vocabulary == 300
+    assert profile.autoregressive_variant("ar_captioned_sit4_sc").text.vocab_size == 300
     sampler = replace(QUICK.text.sampling, top_p=0.7, guidance=3.0)
     assert profile.sampler("ar_captioned_vit_vqgan") == sampler
     assert profile.sampler("ar_captioned_sit4_sc") == QUICK.text.sampling

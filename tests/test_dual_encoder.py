@@ -40,7 +40,7 @@ SHAPE = DualEncoderConfig(
     heads=2,
     dim=16,
     dropout=0.1,
-    vocabulary=300,
+    vocab_size=300,
     max_tokens=12,
     image_size=64,
     degraded_views=1,
@@ -54,7 +54,7 @@ TEXTS = [f"a {colour} square" for colour in COLOURS]
 @pytest.fixture(scope="module")
 def texts():
     return TextTokenizer.train(
-        [*TEXTS, "a square of one colour only"], SHAPE.vocabulary, SHAPE.max_tokens
+        [*TEXTS, "a square of one colour only"], SHAPE.vocab_size, SHAPE.max_tokens
     )
 
 

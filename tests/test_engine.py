@@ -534,7 +534,7 @@ def test_sampling_falls_back_to_no_materialised_scores(monkeypatch, kind, static
             lambda model, state: partial(model.decode_one_token, state),
         )
     texts = TextTokenizer.train(["a cat", "a dog"], 300, 16)
-    text = TextEncoderConfig(layers=1, vocabulary=300, max_tokens=16) if kind == "text" else None
+    text = TextEncoderConfig(layers=1, vocab_size=300, max_tokens=16) if kind == "text" else None
     shape = replace(
         SMOKE.autoregressive_variant("ar_sit4"), width=128, heads=2, layers=1, text=text
     )
@@ -564,7 +564,7 @@ def test_encoding_and_decoding_fall_back_to_no_materialised_scores(attention, de
 def test_blocks_that_read_texts_compile_and_are_computed_again_whatever_the_length():
     """The text models of the profile `paper`: more layers than a function may have graphs, and texts of changing length."""
     texts = TextTokenizer.train(["a red cat", "a blue dog"], 300, 16)
-    text = TextEncoderConfig(layers=9, vocabulary=300, max_tokens=16)
+    text = TextEncoderConfig(layers=9, vocab_size=300, max_tokens=16)
     shape = replace(
         SMOKE.autoregressive_variant("ar_sit4"), layers=9, width=16, heads=2, text=text, dropout=0.0
     )
@@ -584,7 +584,7 @@ def test_blocks_that_read_texts_compile_and_are_computed_again_whatever_the_leng
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for length in (5, 7, 9):
             codes = torch.randint(20, (2, 3, 4))
-            tokens = torch.randint(1, texts.vocabulary, (2, length))
+            tokens = torch.randint(1, texts.vocab_size, (2, length))
             for model in models:
                 model.zero_grad()
                 model(codes, tokens).square().mean().backward()
@@ -642,7 +642,11 @@ def nothing_waits():
 
 def adversary(folder, **optimizer):
     """Codes restart on GPUs only: there for all codes, because a CPU first looks how many are needed."""
-    settings = {"lpips": 0.0, "restart_after": 2 * torch.cuda.is_available(), "multiscale": 0.3}
+    settings = {
+        "lpips": 0.0,
+        "reset_dead_codes_after": 2 * torch.cuda.is_available(),
+        "multiscale": 0.3,
+    }
     optimizer = {"steps": 6, "batch_size": 8, "checkpoint_every": 3, **optimizer}
     return processes.adversary(folder, ONE_PROCESS, loss=settings, optimizer=optimizer)
 
@@ -652,7 +656,7 @@ def adversary(folder, **optimizer):
     [
         adversary,
         partial(processes.generator, engine=ONE_PROCESS),
-        partial(processes.captioned, engine=replace(ONE_PROCESS, activation_checkpointing=True)),
+        partial(processes.captioned, engine=replace(ONE_PROCESS, gradient_checkpointing=True)),
     ],
     ids=["tokenizer with a discriminator", "model of classes", "model of texts"],
 )
@@ -764,12 +768,12 @@ def test_trackers_get_as_many_pictures_as_they_take(tmp_path, name, shape):
     ("changes", "sentence"),
     [
         ({"processes": 2}, "2 processes need strategy: ddp or fsdp, it is single"),
-        ({"machines": 0}, "machines must be at least 1"),
+        ({"machines": 0}, "machines must be greater than 0"),
         (
             {"strategy": "ddp", "processes": 3},
             "3 processes share every batch equally, but batch_size of tokenizer.vit_vqgan is 8",
         ),
-        ({"micro_batch_size": -1}, "micro_batch_size must be 0 (all) or more"),
+        ({"micro_batch_size": -1}, "micro_batch_size must be greater than or equal to 0"),
         ({"precision": "bf8"}, "'auto', 'no', 'bf16' or 'fp16'"),
         ({"trackers": ["tensorbored"]}, "tensorboard"),
         ({"strategy": "fsdp"}, "fsdp shards over several processes, and there is one: set single"),

@@ -118,14 +118,14 @@ class TestDistances:
         pair = torch.rand(9, 4), torch.rand(20, 4)
         with pytest.raises(ValueError, match="smaller number of images, 9"):
             kernel_distance(*pair, subset_size=10)
-        for neighbours in (0, 9):
-            with pytest.raises(ValueError, match=f"number of images, 9, not {neighbours}"):
-                precision(*pair, neighbours=neighbours)
+        for neighbors in (0, 9):
+            with pytest.raises(ValueError, match=f"number of images, 9, not {neighbors}"):
+                precision(*pair, neighbors=neighbors)
 
 
-def naive_precision(points, centres, neighbours):
+def naive_precision(points, centres, neighbors):
     """The definition (arXiv 1904.06991, equations 1 and 2), in a loop over points."""
-    radii = [sorted(np.linalg.norm(centres - c, axis=1))[neighbours] for c in centres]
+    radii = [sorted(np.linalg.norm(centres - c, axis=1))[neighbors] for c in centres]
     return np.mean([(np.linalg.norm(centres - p, axis=1) <= radii).any() for p in points])
 
 
@@ -135,14 +135,14 @@ class TestPrecisionRecall:
     def test_equal_a_naive_loop(self, seed, counts):
         x, y = normal_features(seed, counts[0], 3), normal_features(seed + 1, counts[1], 3, 1.3)
         for k in (1, 3, 5):
-            assert precision(x, y, neighbours=k) == naive_precision(x.numpy(), y.numpy(), k)
-            assert recall(x, y, neighbours=k) == naive_precision(y.numpy(), x.numpy(), k)
+            assert precision(x, y, neighbors=k) == naive_precision(x.numpy(), y.numpy(), k)
+            assert recall(x, y, neighbors=k) == naive_precision(y.numpy(), x.numpy(), k)
 
     def test_points_on_the_boundary_are_inside(self):
         """On a small grid many points lie exactly on a boundary, and some balls have radius 0."""
         x, y = np.random.default_rng(0).integers(4, size=(2, 40, 2)).astype(float)
         expected = naive_precision(x, y, 2)
-        assert precision(torch.from_numpy(x), torch.from_numpy(y), neighbours=2) == expected
+        assert precision(torch.from_numpy(x), torch.from_numpy(y), neighbors=2) == expected
 
     def test_do_not_depend_on_blocks(self, monkeypatch):
         x, y = normal_features(0, 33, 5), normal_features(1, 20, 5, 1.3)
@@ -174,26 +174,26 @@ class TestGenerationMetrics:
     def test_images_and_features_give_the_same(self):
         lite0, generator = load_lite0(), torch.Generator().manual_seed(0)
         samples, references = torch.rand(2, 8, 3, 32, 32, generator=generator).unbind(0)
-        options = {"kid_subset_size": 4, "seed": 3, "neighbours": 2}
+        options = {"kid_subset_size": 4, "seed": 3, "neighbors": 2}
         result = generation_metrics(samples, references, lite0=lite0, **options)
         x, y = (lite0_features(images, lite0) for images in (samples, references))
         assert generation_metrics(x, y, **options) == result
         kid = kernel_distance(x, y, subset_size=4, seed=3)
         assert (result["kid"], result["kid_standard_deviation"]) == kid
         assert result["fd_lite0"] == frechet_distance(x, y) > 0
-        shares = precision(x, y, neighbours=2), recall(x, y, neighbours=2)
+        shares = precision(x, y, neighbors=2), recall(x, y, neighbors=2)
         assert (result["precision"], result["recall"]) == shares
         assert set(GENERATION_METRICS) <= set(result) and "fid" not in result
         protocol = result["protocol"]
         assert protocol["samples"] == protocol["reference_images"] == 8
-        assert protocol["kid_subset_size"] == 4 and protocol["neighbours"] == 2
+        assert protocol["kid_subset_size"] == 4 and protocol["neighbors"] == 2
         assert "rank deficient" in protocol["covariance"]
         json.dumps(result, allow_nan=False)
 
     def test_without_neighbours_there_is_no_precision(self):
         pair = normal_features(0, 20, 1280), normal_features(0, 30, 1280)
         result = generation_metrics(*pair, kid_subset_size=8)
-        assert "precision" not in result and "neighbours" not in result["protocol"]
+        assert "precision" not in result and "neighbors" not in result["protocol"]
 
     def test_images_that_are_not_numbers(self):
         broken = torch.rand(4, 3, 32, 32)

@@ -43,7 +43,7 @@ def imports(folder: Path) -> set[str]:
                 found |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 found.add(node.module.split(".")[0])
-    # Scripts and tests import their neighbours, tests scripts, too.
+    # Scripts and tests import their neighbors, tests scripts, too.
     own = {path.stem for near in (folder, ROOT / "scripts") for path in near.glob("*.py")}
     return found - set(sys.stdlib_module_names) - own - {"sitlib"}
 

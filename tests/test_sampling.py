@@ -39,9 +39,9 @@ def prompts_of(kind, count=5):
 
 
 @cache
-def tokenizer_of(decoder_attention="scale_causal", levels=3, grid=2):
+def tokenizer_of(decoder_attention="scale_causal", levels=3, grid_size=2):
     torch.manual_seed(0)
-    sizes = {"size": 16, "levels": levels, "grid_size": grid, "num_codes": 20}
+    sizes = {"size": 16, "levels": levels, "grid_size": grid_size, "num_codes": 20}
     config = load_profile("smoke").tokenizer_variant("sit4")
     config = replace(config, **sizes, num_codebooks=1, decoder_attention=decoder_attention)
     return SpectralTokenizer(config).eval()
@@ -106,7 +106,7 @@ SETTINGS = {
 @class_rotary
 @pytest.mark.parametrize("changes", SETTINGS.values(), ids=SETTINGS.keys())
 def test_samples_are_those_of_a_plain_loop_without_cache(kind, positions, changes):
-    model, config = generator(kind, books=3, positions=positions), replace(PLAIN, **changes)
+    model, config = generator(kind, books=3, pos_emb=positions), replace(PLAIN, **changes)
     reference, cond = double(model), condition_of(model, 0, 1, 2)
     expected = [plain_sample(reference, cond[i : i + 1], i, config) for i in range(3)]
     drawn = generate(model, prompts_of(kind, 3), config)
@@ -173,7 +173,7 @@ def test_codes_follow_the_models_distribution():
 @class_rotary
 @pytest.mark.parametrize("config", [PLAIN, replace(GROWING, batch_size=2)])
 def test_first_scales_are_those_of_the_whole_and_may_be_given(kind, positions, config):
-    model, prompts = generator(kind, positions=positions), prompts_of(kind)
+    model, prompts = generator(kind, pos_emb=positions), prompts_of(kind)
     whole = generate(model, prompts, config)
     for first, scales in itertools.combinations_with_replacement((0, 1, 2, 3), 2):
         prefix = whole[:, :first] if first else None
@@ -328,7 +328,7 @@ def test_streaming_shows_what_is_drawn():
     assert streamed(model, tokenizer, prompts[:0], PLAIN)[1] == []
     # One scale is shown by any decoder.
     model = generator(num_scales=1, tokens_per_scale=16)
-    _, shown = streamed(model, tokenizer_of("full", levels=0, grid=4), prompts, PLAIN)
+    _, shown = streamed(model, tokenizer_of("full", levels=0, grid_size=4), prompts, PLAIN)
     assert [event[:2] for event in shown] == [(0, 1)]
 
 
@@ -390,7 +390,7 @@ REFUSALS = [
     ("text", ["a very long text " * 10], {}, "tokens, at most 31 are allowed: shorten it"),
     ("text", torch.tensor([0, 1]), {}, NO_IDS),
     ("text", torch.zeros(1, 4), {}, NO_IDS),
-    ("text", torch.tensor([[5, TEXTS.vocabulary, 1]]), {}, NO_IDS),
+    ("text", torch.tensor([[5, TEXTS.vocab_size, 1]]), {}, NO_IDS),
     ("text", torch.tensor([[5] * 40]), {}, NO_IDS),
     ("text", torch.tensor([[5, 1], [0, 0]]), {}, NO_IDS),
     ("text", torch.tensor([[5, 0, 1]]), {}, NO_IDS),
@@ -450,7 +450,7 @@ def test_samples_can_be_used_in_training(kind):
 
 
 def test_a_model_in_half_precision_draws_too(capsys):
-    model = AutoregressiveModel(generator(positions="rotary").config).bfloat16().eval()
+    model = AutoregressiveModel(generator(pos_emb="rotary").config).bfloat16().eval()
     codes = generate(model, torch.tensor([0, 1, 2]), GUIDED)
     assert codes.shape == (3, 3, 4) and 0 <= int(codes.min()) <= int(codes.max()) < 20
     assert capsys.readouterr().err == ""

@@ -71,7 +71,7 @@ def test_merges_and_ids_are_those_of_textbook_bpe(captions):
     tokenizer = TextTokenizer.train(captions, SMALLEST_VOCABULARY + 6, 200)
     by_hand = learned_by_hand(captions, 6)
     assert merges(tokenizer) == by_hand
-    assert tokenizer.vocabulary == SMALLEST_VOCABULARY + len(by_hand)
+    assert tokenizer.vocab_size == SMALLEST_VOCABULARY + len(by_hand)
     ids = json.loads(tokenizer.to_json())["tokenizer"]["model"]["vocab"]
     for caption in captions:
         expected = []
@@ -98,7 +98,7 @@ def test_any_text_comes_back_normalized_with_end_and_padding(text):
     (row,) = LONG.encode([text])
     length = int((row != LONG.pad).sum())
     assert row[length - 1] == LONG.end and not row[length:].any()
-    assert row[: length - 1].min() > LONG.end and row.max() < LONG.vocabulary
+    assert row[: length - 1].min() > LONG.end and row.max() < LONG.vocab_size
     assert LONG.decode(row) == LONG.decode(row.tolist()) == LONG.decode(row[: length - 1])
     assert LONG.decode(row) == expected
 
@@ -125,7 +125,7 @@ def test_equal_captions_give_equal_tokenizers_and_json_holds_everything():
         )
     assert TextTokenizer.train(CAPTIONS[:2], 280, 24) != TOKENIZER and LONG != TOKENIZER
     # No more ids than the captions have pairs to merge.
-    assert TextTokenizer.train(["ab"], 5000, 8).vocabulary == SMALLEST_VOCABULARY + 2
+    assert TextTokenizer.train(["ab"], 5000, 8).vocab_size == SMALLEST_VOCABULARY + 2
 
 
 def test_case_blanks_and_compatible_forms_make_no_difference():

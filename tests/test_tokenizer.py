@@ -148,7 +148,9 @@ def test_in_mixed_precision_lookup_and_outer_layers_stay_exact(monkeypatch):
         vectors = tokenizer.quantize(output.latents).vectors
     assert output.latents.dtype == vectors.dtype == torch.float32
     assert torch.equal(tokenizer.quantize(output.latents).codes, output.codes)
-    assert all(moved.any() for moved in update_codebooks(tokenizer, output, restart_after=1))
+    assert all(
+        moved.any() for moved in update_codebooks(tokenizer, output, reset_dead_codes_after=1)
+    )
     # Without transformers between them nothing is left that autocast may round.
     for part in (tokenizer.encoder, tokenizer.decoder):
         monkeypatch.setattr(part, "forward", lambda x: x)

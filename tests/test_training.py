@@ -158,7 +158,7 @@ def test_the_moving_average_of_the_weights_is_what_is_kept(tmp_path):
 def train(variant, folder, base=None, adversarial=None, **optimizer):
     """Train a variant of the profile `smoke`, without LPIPS."""
     config, usual = SMOKE.tokenizer_variant(variant), SMOKE.tokenizer_training(variant)
-    usual = replace(usual, loss=replace(usual.loss, lpips=0.0, restart_after=3))
+    usual = replace(usual, loss=replace(usual.loss, lpips=0.0, reset_dead_codes_after=3))
     usual = replace(usual, optimizer=replace(usual.optimizer, **optimizer))
     usual = replace(usual, adversarial=replace(usual.adversarial, **(adversarial or {})))
     data = SMOKE.tokenizer_data(variant)

@@ -32,7 +32,7 @@ def fresh_generator(kind="class", num_scales=3, tokens_per_scale=4, books=2, cod
         "mlp": "gelu",
         "bias": True,
         "qk_norm": False,
-        "positions": "learned",
+        "pos_emb": "learned",
         "dropout": 0.0,
         "condition_dropout": 0.1,
         "code_noise": 0.0,

@@ -141,8 +141,8 @@ CLAIMS = (
     ),
     Claim(
         "Open question 2",
-        "Bringing neighbours together around the transformer makes up for leakage: it helps CDF 9/7 more than Haar",
-        "(CDF 9/7 with neighbour mixing - without) - (the same for Haar)",
+        "Bringing neighbors together around the transformer makes up for leakage: it helps CDF 9/7 more than Haar",
+        "(CDF 9/7 with neighbor mixing - without) - (the same for Haar)",
         {
             "cdf97_neighbours": 1.0,
             "cdf97": -1.0,

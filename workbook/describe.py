@@ -197,7 +197,7 @@ def _of_generator(
         codes.num_codes,
         min(codes.num_codebooks, codes.num_scales),
         [] if text is not None else [str(number) for number in range(num_classes)],
-        TextTokenizer.of_size(text.vocabulary, text.max_tokens).to_json()
+        TextTokenizer.of_size(text.vocab_size, text.max_tokens).to_json()
         if text is not None
         else None,
     )
@@ -227,7 +227,7 @@ def _computing(engine: EngineConfig) -> tuple[Literal["no", "bf16", "fp16"], boo
     """Precision and recomputation on a GPU, which is what a description is about."""
     return (
         "bf16" if engine.precision == "auto" else engine.precision,
-        engine.activation_checkpointing,
+        engine.gradient_checkpointing,
     )
 
 
@@ -283,7 +283,7 @@ def describe(
     print(
         f"Profile {title}: {world} x {gpu} ({engine.machines} machine{'s' * (engine.machines > 1)}, {engine.strategy}), "
         f"precision {_computing(engine)[0]}, activations "
-        f"{'recomputed' if engine.activation_checkpointing else 'kept'}.\n"
+        f"{'recomputed' if engine.gradient_checkpointing else 'kept'}.\n"
         f"{rate / 1e12:.0f} TFLOP/s on each: {utilisation:.0%} of the {rate / utilisation / 1e12:.0f} of its data sheet.",
         file=out,
     )

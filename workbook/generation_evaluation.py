@@ -44,9 +44,9 @@ def real_features(profile: Profile, variant: str) -> dict[str, Tensor]:
         AutoregressiveRun.of(profile, variant, 0).codes,
     )
     views = settings.reference_views / len(images_of(profile, variant, "test"))
-    if settings.neighbours <= views:
+    if settings.neighbors <= views:
         raise ValueError(
-            f"autoregressive.evaluation.neighbours is {settings.neighbours}, but there are {views:.0f} views of each held-out photograph: "
+            f"autoregressive.evaluation.neighbors is {settings.neighbors}, but there are {views:.0f} views of each held-out photograph: "
             "precision and recall would measure whether samples show the very same photograph. Raise it above that number."
         )
     photographs, size = images_of(profile, variant, "train"), run.tokenizer.data.size
@@ -211,7 +211,7 @@ def _distances(
             references,
             lite0=lite0,
             kid_subset_size=settings.kid_subset_size,
-            neighbours=settings.neighbours,
+            neighbors=settings.neighbors,
             seed=settings.seed,
             title="samples",
         )

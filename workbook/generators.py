@@ -69,7 +69,7 @@ def model_config(
     tokenizer, texts = run.codes.tokenizer.model, None
     if captions is not None and (text := run.model.text) is not None:
         every = [caption for of_image in captions.captions for caption in of_image]
-        texts = TextTokenizer.train(every, text.vocabulary, text.max_tokens).to_json()
+        texts = TextTokenizer.train(every, text.vocab_size, text.max_tokens).to_json()
     return CodeModelConfig(
         run.model,
         num_scales,

@@ -74,8 +74,8 @@ class Profile:
         require(
             not loss.multiscale
             or (config.levels > 0 and config.decoder_attention == "scale_causal"),
-            f"loss.multiscale of {name} is about images of the first scales alone, which need several "
-            "levels and decoder_attention: scale_causal",
+            f"loss.multiscale of {name} is about images of the first scales alone, which need "
+            "several levels and decoder_attention: scale_causal",
         )
         smallest = LPIPS_MIN_SIZE[loss.lpips_net]
         require(

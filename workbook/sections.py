@@ -68,7 +68,7 @@ class GenerationEvaluationConfig:
     samples: PositiveInt = 500
     reference_views: PositiveInt = 500
     kid_subset_size: AtLeastTwo = 100
-    neighbours: PositiveInt = 3  # k of the manifolds of precision and recall (arXiv 1904.06991)
+    neighbors: PositiveInt = 3  # k of the manifolds of precision and recall (arXiv 1904.06991)
     guidance_sweep: list[float] = field(default_factory=list)  # weights to compare; may be empty
     top_p_sweep: list[TopP] = field(default_factory=list)
     sweep_samples: PositiveInt = 500  # at each of them
@@ -88,7 +88,7 @@ class TextEvaluationConfig:
     # Captions among which the right one has to be found; chance is 1 / candidates.
     candidates: AtLeastTwo = 100
     kid_subset_size: AtLeastTwo = 100
-    neighbours: PositiveInt = 3
+    neighbors: PositiveInt = 3
     # At which held-out names are drawn too, to compare; may be empty.
     top_p_sweep: list[TopP] = field(default_factory=list)
     guidance_sweep: list[float] = field(default_factory=list)
@@ -104,15 +104,15 @@ class TextEvaluationConfig:
 
 
 def _require_fewer(config: Any, images: int, smallest_set: int) -> None:
-    """KID subsets and nearest neighbours come from sets of images that must be large enough."""
+    """KID subsets and nearest neighbors come from sets of images that must be large enough."""
     require(
         config.kid_subset_size <= images,
         f"kid_subset_size must lie in 2 ... {images}, it is {config.kid_subset_size}",
     )
     require(
-        config.neighbours < smallest_set,
-        f"neighbours must lie in 1 ... {smallest_set - 1}, below the number of images, it is "
-        f"{config.neighbours}",
+        config.neighbors < smallest_set,
+        f"neighbors must lie in 1 ... {smallest_set - 1}, below the number of images, it is "
+        f"{config.neighbors}",
     )
 
 

@@ -184,7 +184,7 @@ def evaluate_text_generator(
             references,
             lite0=lite0,
             kid_subset_size=settings.kid_subset_size,
-            neighbours=settings.neighbours,
+            neighbors=settings.neighbors,
             seed=settings.seed,
             title=title,
         )

@@ -118,34 +118,34 @@ def kernel_distance(
     return kid.mean().item(), kid.std(unbiased=False).item()
 
 
-def precision(features: Tensor, references: Tensor, *, neighbours: int = 3) -> float:
+def precision(features: Tensor, references: Tensor, *, neighbors: int = 3) -> float:
     """Share of samples [M, D] that look real (improved precision, arXiv 1904.06991).
 
     A sample looks real if it lies within a ball around any reference [N, D], whose radius is the
-    distance to the reference's k-th nearest neighbour, boundary included. In float64. Depends on the
+    distance to the reference's k-th nearest neighbor, boundary included. In float64. Depends on the
     numbers of images: compare only equal M and N.
 
     Args:
-        neighbours: k, in [1, min(M, N)).
+        neighbors: k, in [1, min(M, N)).
     """
     check_features(features, references)
     smallest = min(len(features), len(references))
-    if not 1 <= neighbours < smallest:
+    if not 1 <= neighbors < smallest:
         raise ValueError(
-            "neighbours must be at least 1 and below the smaller number of images, "
-            f"{smallest}, not {neighbours}."
+            "neighbors must be at least 1 and below the smaller number of images, "
+            f"{smallest}, not {neighbors}."
         )
     features, references = features.double(), references.double()
-    # Each reference is its own nearest neighbour, at distance 0.
+    # Each reference is its own nearest neighbor, at distance 0.
     blocks = _squared_distances(references, references)
-    radii = torch.cat([block.kthvalue(neighbours + 1, dim=1).values for block in blocks])
+    radii = torch.cat([block.kthvalue(neighbors + 1, dim=1).values for block in blocks])
     inside = [(b <= radii).any(dim=1) for b in _squared_distances(features, references)]
     return torch.cat(inside).double().mean().item()
 
 
-def recall(features: Tensor, references: Tensor, *, neighbours: int = 3) -> float:
+def recall(features: Tensor, references: Tensor, *, neighbors: int = 3) -> float:
     """Share of references [N, D] that the samples [M, D] reach: `precision`, the sets exchanged."""
-    return precision(references, features, neighbours=neighbours)
+    return precision(references, features, neighbors=neighbors)
 
 
 def _squared_distances(points: Tensor, features: Tensor) -> Iterator[Tensor]:
@@ -188,18 +188,18 @@ GENERATION_METRICS = {
         factor=1000,
     ),
     "precision": Metric(
-        lambda x, y, options: precision(x, y, neighbours=options["neighbours"]),
+        lambda x, y, options: precision(x, y, neighbors=options["neighbors"]),
         "precision",
         3,
         True,
-        needs="neighbours",
+        needs="neighbors",
     ),
     "recall": Metric(
-        lambda x, y, options: recall(x, y, neighbours=options["neighbours"]),
+        lambda x, y, options: recall(x, y, neighbors=options["neighbors"]),
         "recall",
         3,
         True,
-        needs="neighbours",
+        needs="neighbors",
     ),
 }
 
@@ -211,7 +211,7 @@ def generation_metrics(
     lite0: Lite0 | None = None,
     kid_subset_size: int = 100,
     kid_subsets: int = 100,
-    neighbours: int | None = None,
+    neighbors: int | None = None,
     seed: int = 0,
     title: str = "",
 ) -> dict:
@@ -224,17 +224,17 @@ def generation_metrics(
         samples, references: images [B, 3, H, W] or their `lite0_features` [B, 1280].
         lite0: the network. Default: loaded onto the best device if images are given.
         kid_subset_size, kid_subsets: images in a random subset of KID, and number of subsets.
-        neighbours: of precision and recall. Default: without them.
+        neighbors: of precision and recall. Default: without them.
         seed: of the subsets.
         title: of a progress bar.
 
     Returns:
-        `fd_lite0`, `kid`, `kid_standard_deviation` (over subsets), with `neighbours` also `precision`
+        `fd_lite0`, `kid`, `kid_standard_deviation` (over subsets), with `neighbors` also `precision`
         and `recall`; `protocol`.
 
     Raises:
         ValueError: fewer than two images, values that are not finite or far outside [0, 1], too large
-            subsets, or too many neighbours.
+            subsets, or too many neighbors.
     """
     if lite0 is None and (samples.ndim == 4 or references.ndim == 4):
         lite0 = load_lite0().to(best_device())
@@ -246,7 +246,7 @@ def generation_metrics(
         "kid_subsets": kid_subsets,
         "kid_subset_size": kid_subset_size,
         "kid_seed": seed,
-        **({} if neighbours is None else {"neighbours": neighbours}),
+        **({} if neighbors is None else {"neighbors": neighbors}),
     }
     scores = {}
     for name, metric in GENERATION_METRICS.items():

@@ -117,7 +117,7 @@ class TextEncoderConfig:
     """
 
     layers: PositiveInt = 12
-    vocabulary: VocabularySize = 16000  # token ids of the BPE that is trained on the captions
+    vocab_size: VocabularySize = 16000  # token ids of the BPE that is trained on the captions
     max_tokens: TextLength = 128  # longest text, its end included
 
 
@@ -139,7 +139,7 @@ class AutoregressiveConfig:
     bias: bool = True  # of linear layers and LayerNorm
     qk_norm: bool = False  # normalized queries and keys
     # Of places in the grid (inferred); those of scales are learned either way.
-    positions: Literal["learned", "rotary"] = "learned"
+    pos_emb: Literal["learned", "rotary"] = "learned"
     dropout: Probability = 0.1
     # Probability that a training sample's class or text is hidden, for classifier-free guidance
     # (inferred, as LlamaGen, arXiv 2406.06525).
@@ -155,9 +155,9 @@ class AutoregressiveConfig:
 
     def __post_init__(self):
         check_width(self.width, self.heads, self.mlp_ratio)
-        if self.positions == "rotary" and self.width // self.heads % 4:
+        if self.pos_emb == "rotary" and self.width // self.heads % 4:
             raise ValueError(
-                "rotary positions of rows and columns need heads of a multiple of 4 dimensions, "
+                "rotary pos_emb of rows and columns needs heads of a multiple of 4 dimensions, "
                 f"not {self.width // self.heads}"
             )
 

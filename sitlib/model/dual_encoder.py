@@ -46,7 +46,7 @@ class DualEncoder(nn.Module):
             nn.Linear(shape.width, shape.dim),
         )
         self.text_encoder = TextEncoder(
-            self.text_tokenizer.vocabulary,
+            self.text_tokenizer.vocab_size,
             self.text_tokenizer.max_tokens,
             shape.layers,
             shape.width,

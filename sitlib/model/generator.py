@@ -89,7 +89,7 @@ class AutoregressiveModel(nn.Module):
         )
         self.scale_embedding = nn.Embedding(config.num_scales, c.width)
         self.position_embedding = (
-            nn.Embedding(config.tokens_per_scale, c.width) if c.positions == "learned" else None
+            nn.Embedding(config.tokens_per_scale, c.width) if c.pos_emb == "learned" else None
         )
         for module in self.modules():
             if isinstance(module, nn.Embedding):
@@ -102,9 +102,9 @@ class AutoregressiveModel(nn.Module):
         self.transformer = Transformer(c.layers, *size, reading)
         self.text_encoder = None
         if self.text_tokenizer is not None and c.text is not None:
-            vocabulary = self.text_tokenizer.vocabulary
+            vocab_size = self.text_tokenizer.vocab_size
             self.text_encoder = TextEncoder(
-                vocabulary, c.text.max_tokens, c.text.layers, *size, blocks
+                vocab_size, c.text.max_tokens, c.text.layers, *size, blocks
             )
         self.heads = nn.ModuleList(
             nn.Linear(c.width, config.num_codes, bias=c.bias) for _ in range(num_codebooks)
@@ -218,7 +218,7 @@ class AutoregressiveModel(nn.Module):
     def _rope(self, device: torch.device) -> Tensor | None:
         """Rotary frequencies of all inputs: the prefix at (0, 0), then the grid from (1, 1) on."""
         c, n = self.config.transformer, self.config.tokens_per_scale
-        if c.positions == "learned":
+        if c.pos_emb == "learned":
             return None
         side = round(n**0.5)
         index = torch.arange(self.num_tokens - 1, device=device) % n

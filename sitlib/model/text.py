@@ -20,7 +20,7 @@ class TextTokenizer:
     Texts are normalized: compatible forms made one (NFKC), lower case, single spaces.
 
     Attributes:
-        vocabulary: number of ids, `pad` and `end` included.
+        vocab_size: number of ids, `pad` and `end` included.
         max_tokens: length L of a row of ids.
         pad, end: ids 0, after a text, and 1, at the end of every text.
     """
@@ -33,7 +33,7 @@ class TextTokenizer:
             raise ValueError(f"max_tokens is {max_tokens}; a text and its end need at least 2.")
         self._tokenizer = tokenizer
         self.max_tokens = max_tokens
-        self.vocabulary = tokenizer.get_vocab_size() + _SPECIAL
+        self.vocab_size = tokenizer.get_vocab_size() + _SPECIAL
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TextTokenizer) and self.to_json() == other.to_json()
@@ -42,20 +42,20 @@ class TextTokenizer:
         return hash(self.to_json())
 
     @classmethod
-    def train(cls, captions: Iterable[str], vocabulary: int, max_tokens: int) -> "TextTokenizer":
+    def train(cls, captions: Iterable[str], vocab_size: int, max_tokens: int) -> "TextTokenizer":
         """Learn the merges from captions; a function of the captions and their order.
 
         Args:
             captions: typical texts. Others can be encoded too, with more tokens.
-            vocabulary: number of ids, at least 258; fewer are made if there is no more to merge.
+            vocab_size: number of ids, at least 258; fewer are made if there is no more to merge.
             max_tokens: longest text, its end included, at least 2.
 
         Raises:
             ValueError: no caption with a word in it, or a number that is too small.
         """
-        if vocabulary < SMALLEST_VOCABULARY:
+        if vocab_size < SMALLEST_VOCABULARY:
             raise ValueError(
-                f"vocabulary is {vocabulary}; it must be at least {SMALLEST_VOCABULARY}: all "
+                f"vocab_size is {vocab_size}; it must be at least {SMALLEST_VOCABULARY}: all "
                 "bytes, padding and end."
             )
         texts = [text for text in map(_normalize, captions) if text]
@@ -66,7 +66,7 @@ class TextTokenizer:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
-            vocab_size=vocabulary - _SPECIAL,
+            vocab_size=vocab_size - _SPECIAL,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
@@ -74,9 +74,9 @@ class TextTokenizer:
         return cls(tokenizer, max_tokens)
 
     @classmethod
-    def of_size(cls, vocabulary: int, max_tokens: int) -> "TextTokenizer":
+    def of_size(cls, vocab_size: int, max_tokens: int) -> "TextTokenizer":
         """A stand-in with that many ids, for models whose size or speed is measured."""
-        ids = {f"<{number}>": number for number in range(vocabulary - _SPECIAL)}
+        ids = {f"<{number}>": number for number in range(vocab_size - _SPECIAL)}
         return cls(Tokenizer(models.BPE(ids, [])), max_tokens)
 
     def to_json(self) -> str:
@@ -153,16 +153,16 @@ class TextEncoder(nn.Module):
     """Bidirectional transformer over token ids, trained jointly with what uses it (Parti).
 
     Args:
-        vocabulary: number of token ids; id 0 is padding.
+        vocab_size: number of token ids; id 0 is padding.
         max_tokens: longest text, L.
         num_layers, width, ...: as for `Transformer`.
     """
 
     def __init__(
-        self, vocabulary: int, max_tokens: int, num_layers: int, width: int, *args, **options
+        self, vocab_size: int, max_tokens: int, num_layers: int, width: int, *args, **options
     ):
         super().__init__()
-        self.token_embedding = nn.Embedding(vocabulary, width)
+        self.token_embedding = nn.Embedding(vocab_size, width)
         self.position_embedding = nn.Embedding(max_tokens, width)
         self.transformer = Transformer(num_layers, width, *args, **options)
         nn.init.normal_(self.token_embedding.weight)

@@ -243,11 +243,11 @@ def condition_ids(model: AutoregressiveModel, prompts: Prompts) -> Tensor:
         is_token = prompts != texts.pad
         require(
             prompts.ndim == 2
-            and _ids_below(prompts, texts.vocabulary)
+            and _ids_below(prompts, texts.vocab_size)
             and 1 <= prompts.shape[1] <= texts.max_tokens
             and bool(is_token[:, :1].all() and (is_token[:, 1:] <= is_token[:, :-1]).all()),
             "this model is conditioned on texts: give a list of texts, or token ids [B, L] with "
-            f"L <= {texts.max_tokens}, below {texts.vocabulary}, ended by padding ({texts.pad}).",
+            f"L <= {texts.max_tokens}, below {texts.vocab_size}, ended by padding ({texts.pad}).",
         )
         tokens_BL = prompts.long()
     else:

@@ -31,7 +31,7 @@ def initialize_codebooks(tokenizer: SpectralTokenizer, images: Tensor) -> None:
 
 
 def update_codebooks(
-    tokenizer: SpectralTokenizer, output: TokenizerOutput, restart_after: int
+    tokenizer: SpectralTokenizer, output: TokenizerOutput, reset_dead_codes_after: int
 ) -> list[Tensor]:
     """Move codes by moving averages (if so configured), and dead ones onto current latents.
 
@@ -46,7 +46,7 @@ def update_codebooks(
         strict=True,
     ):
         codebook.ema_update(z, codes)
-        moved.append(codebook.reset_dead_codes(z, codes, restart_after))
+        moved.append(codebook.reset_dead_codes(z, codes, reset_dead_codes_after))
     return moved
 
 

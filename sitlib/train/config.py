@@ -81,7 +81,7 @@ class TokenizerLossConfig:
     commitment: NonNegativeFloat = 0.25  # beta: pulls the encoder's outputs to their codes
     codebook: NonNegativeFloat = 1.0  # pulls codes to the outputs that chose them (ViT-VQGAN)
     # Ours, all off: steps without use after which a code moves onto an output of the encoder;
-    restart_after: NonNegativeInt = 0
+    reset_dead_codes_after: NonNegativeInt = 0
     # steps over which the decoder's input turns from the encoder's outputs into codes;
     quant_warmup_steps: NonNegativeInt = 0
     # L2 and LPIPS of the image that the first k scales alone give, another k at each step.
@@ -167,7 +167,7 @@ class DualEncoderConfig:
     heads: PositiveInt = 4
     dim: PositiveInt = 128  # of the common space
     dropout: Probability = 0.2
-    vocabulary: VocabularySize = 1024
+    vocab_size: VocabularySize = 1024
     max_tokens: TextLength = 48
     image_size: Annotated[int, Field(ge=32, le=224)] = 96  # px at which EfficientNet-Lite0 looks
     # Blurred or blocky versions of every training image, besides the clean one.
@@ -197,7 +197,7 @@ class EngineConfig:
     # before the update. 0 = a process's whole share of a batch.
     micro_batch_size: NonNegativeInt = 0
     data_workers: NonNegativeInt = 0  # processes that load batches, for each one that trains
-    activation_checkpointing: bool = False  # less memory, a third more work
+    gradient_checkpointing: bool = False  # less memory, a third more work
     compile: bool = False  # torch.compile of the transformer blocks, on GPUs
     trackers: list[Tracker] = field(default_factory=list)  # besides the curve's CSV file
     # Steps between sample grids or reconstructions, under scratch/images and in trackers; 0 = none.

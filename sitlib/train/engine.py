@@ -126,7 +126,7 @@ class Engine:
         """A module and its optimizer, moved, wrapped, sharded and compiled as configured."""
         for part in module.modules():
             if isinstance(part, (ADTransformer, Transformer)):
-                part.gradient_checkpointing = self.config.activation_checkpointing
+                part.gradient_checkpointing = self.config.gradient_checkpointing
             if isinstance(part, (ADBlock, Block)) and self._compiles:
                 part.compile()
         if self._fsdp is not None:

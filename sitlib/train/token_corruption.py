@@ -39,7 +39,7 @@ def corrupt_texts(
         before = min(before, len(row) - 1 - len(words))
         after = min(after, len(row) - 1 - len(words) - before)
         # Ids of words follow those of padding and end.
-        random_ids = rng.integers(texts.end + 1, texts.vocabulary, size=before + after)
+        random_ids = rng.integers(texts.end + 1, texts.vocab_size, size=before + after)
         noise = torch.from_numpy(random_ids)
         ids = torch.cat([noise[:before], words, noise[before:], words.new_tensor([texts.end])])
         row[: len(ids)] = ids

@@ -180,7 +180,7 @@ def train_tokenizer(
             values = {**mean_values(logged)}
             if learns_codes:
                 batch = replace(outputs[-1], codes=codes, latents=latents)
-                restarted = update_codebooks(tokenizer, batch, losses.restart_after)
+                restarted = update_codebooks(tokenizer, batch, losses.reset_dead_codes_after)
                 for codebook, rows in zip(tokenizer.codebooks, restarted, strict=True):
                     forget_moments(optimizer, codebook.get_parameter("weight"), rows)
                 values["restarted"] = torch.stack(restarted).sum()

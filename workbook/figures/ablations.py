@@ -106,7 +106,7 @@ def trade_off(rows: Sequence[Row]) -> Figure:
     for i, row in enumerate(sorted(rows, key=lambda row: row["FD-Lite0"])):
         x, y = row["LPIPS-Alex"], row["FD-Lite0"]
         axis.plot(x, y, "o", color=ORANGE if row["row"] == "vit_vqgan" else BLUE, markersize=7)
-        side, align = ((5, "left"), (-5, "right"))[i % 2]  # neighbours do not run into each other
+        side, align = ((5, "left"), (-5, "right"))[i % 2]  # neighbors do not run into each other
         place = {"textcoords": "offset points", "fontsize": 8.5, "ha": align}
         axis.annotate(label(row["row"]), (x, y), (side, 4), **place)
     axis.set_xlabel("LPIPS-Alex of reconstructions (left is better)")

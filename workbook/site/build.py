@@ -144,8 +144,8 @@ def build(root: Path) -> None:
     for path in texts:
         document = markdown_document(path.read_text("utf-8"), path.stem, docs, relink(docs))
         made.append(Page(f"{path.stem}.html", document.title, document.body, "", document.headings))
-    neighbours = [None, *((one.address, one.title) for one in made), None]
-    for one, before, after in zip(made, neighbours, neighbours[2:], strict=False):
+    neighbors = [None, *((one.address, one.title) for one in made), None]
+    for one, before, after in zip(made, neighbors, neighbors[2:], strict=False):
         html = page(
             one.title,
             one.body,

@@ -85,7 +85,7 @@ def page(
         )
     line = f'<p class="run">{escape(about)}</p>' if about else ""
     body = body.replace("</h1>", f"</h1>\n{line}\n{contents}", 1)
-    neighbours = (
+    neighbors = (
         f'<footer><nav aria-label="Neighbours">{"".join(foot)}</nav></footer>' if foot else ""
     )
     return (
@@ -95,7 +95,7 @@ def page(
         '<body>\n<a class="skip" href="#main">To the text</a>\n'
         f'<header class="bar"><nav aria-label="Pages">{"".join(links)}</nav>'
         f"<div>{buttons}</div></header>\n"
-        f'<main id="main">\n<article>\n{body}\n</article>\n</main>\n{neighbours}\n'
+        f'<main id="main">\n<article>\n{body}\n</article>\n</main>\n{neighbors}\n'
         f"<script>\n{SCRIPT}\n</script>\n</body>\n</html>\n"
     )
 
