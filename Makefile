@@ -3,11 +3,14 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help repro tokenizer test lab trials ablations paper-dry-run lint clean
+.PHONY: help repro tokenizer test lab trials ablations paper-dry-run lint lock clean
 
 # The interpreter that .venv is made with; the first suitable one of these unless given: make repro PYTHON=/path/to/python3.12
 PYTHON ?=
 CANDIDATES := python3 python3.13 python3.12 python3.11 python
+
+# Exact versions of all packages; `make LOCK=` in an empty environment takes the newest instead.
+LOCK ?= requirements.lock
 
 # Tests run in this many processes with one thread each; the pipeline test, the longest, fills one of them.
 TEST_WORKERS ?= 2
@@ -53,12 +56,18 @@ lint: .venv/installed ## check style and types
 	python -m ruff format --quiet --check .
 	pyrefly check --output-format min-text --summary=none --min-severity error
 
+lock: .venv/installed ## renew requirements.lock, the exact versions that are installed
+	python -m pip install --quiet --disable-pip-version-check uv && mkdir -p build
+	python -m uv pip compile --quiet --universal --python-version 3.11 --upgrade --no-header --no-annotate \
+	  --extra lab --extra test pyproject.toml --output-file build/requirements.lock
+	(head -n 1 requirements.lock; cat build/requirements.lock) > build/new.lock && mv build/new.lock requirements.lock
+
 clean: ## remove the environment, models, codes and intermediate files (results and DVC's cache stay)
 	rm -rf .venv build models codes samples scratch weights .ckpt reports/failed .pytest_cache .ruff_cache .hypothesis *.egg-info
 
 # Modules are compiled here, on all cores: pip takes one, and where Python is told not to (PYTHONDONTWRITEBYTECODE, as in many containers), every
 # process would compile what it imports, which takes three times as long as importing it. A few files of other Pythons cannot be compiled.
-.venv/installed: pyproject.toml
+.venv/installed: pyproject.toml $(LOCK)
 	@set -eu; \
 	if [ -L .venv ]; then echo ".venv is a link, perhaps to another checkout's, which an installation would redirect here: remove the link." >&2; exit 1; fi; \
 	suitable() { "$$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }; \
@@ -76,7 +85,7 @@ clean: ## remove the environment, models, codes and intermediate files (results 
 	  "$$chosen" -m venv --clear .venv || { \
 	    echo "Python's venv module did not work. On Debian or Ubuntu: apt install python3-venv" >&2; rm -rf .venv; exit 1; }; \
 	fi; \
-	echo "Installing into .venv: a few gigabytes, some minutes the first time."; \
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[lab,test]'; \
+	echo "Installing $(if $(LOCK),the versions of $(LOCK),the newest releases) into .venv: a few gigabytes, some minutes the first time."; \
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile $(if $(LOCK),-c $(LOCK)) -e '.[lab,test]'; \
 	.venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true; \
-	touch .venv/installed
+	echo "$(or $(LOCK),the newest releases)" > .venv/installed

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+from workbook.machine import lock_hash
 from workbook.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -45,25 +47,19 @@ def imports(folder: Path) -> set[str]:
                 found.add(node.module.split(".")[0])
     # Scripts and tests import their neighbors, tests scripts, too.
     own = {path.stem for near in (folder, ROOT / "scripts") for path in near.glob("*.py")}
-    return found - set(sys.stdlib_module_names) - own - {"sitlib"}
+    return found - set(sys.stdlib_module_names) - own - {"sitlib", "workbook"}
 
 
 CORE = packages(PROJECT["dependencies"])
 EXTRAS = {name: packages(listed) for name, listed in PROJECT["optional-dependencies"].items()}
 
 
-def test_every_core_dependency_is_imported_by_the_package():
+def test_the_library_imports_the_core_and_the_workbook_the_lab():
+    library, workbook = imports(ROOT / "sitlib"), imports(ROOT / "workbook")
+    assert library - CORE - EXTRAS["lab"] - EXTRAS["parquet"] == set()
+    assert workbook - CORE - EXTRAS["lab"] == set()
     # lpips imports torchvision; it is listed to hold it at the release that fits torch.
-    assert CORE - imports(ROOT / "sitlib") == {"torchvision"}
-
-
-def test_what_the_package_imports_is_listed_and_reporting_alone_needs_the_lab():
-    assert imports(ROOT / "sitlib") - CORE - EXTRAS["lab"] - EXTRAS["parquet"] == set()
-    outside = set()
-    for path in (ROOT / "sitlib").iterdir():
-        if path.is_dir() and path.name not in ("reporting", "__pycache__"):
-            outside |= imports(path)
-    assert outside - CORE == EXTRAS["parquet"]  # imported where it is used
+    assert CORE - library - workbook == {"torchvision"}
 
 
 def test_scripts_tests_and_benchmarks_import_what_their_extras_list():
@@ -77,7 +73,7 @@ def test_conda_gives_python_and_pip_and_pyproject_the_rest():
     python, pip, rest = environment["dependencies"]
     assert python == f"python{PROJECT['requires-python']}"
     assert pip == "pip"
-    assert rest == {"pip": ["-e .[lab,test]"]}
+    assert rest == {"pip": ["-c requirements.lock", "-e .[lab,test]"]}
     assert {"lab", "test"} <= set(EXTRAS)
 
 
@@ -110,7 +106,7 @@ def folder_with_space(tmp_path) -> Path:
     """A copy of what `make` reads, in a folder whose name has a space."""
     folder = tmp_path / "my project"
     folder.mkdir()
-    for name in ("Makefile", "pyproject.toml"):
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
         shutil.copy(ROOT / name, folder)
     return folder
 
@@ -134,6 +130,7 @@ def test_make_alone_lists_its_targets():
         "trials",
         "ablations",
         "lint",
+        "lock",
         "clean",
     ]
 
@@ -152,16 +149,32 @@ def test_make_installs_once_and_then_runs_the_stages_with_the_project_python(fol
         folder_with_space / "fake python",
         'echo "$@" >> log\nif [ "$1 $2" = "-m venv" ]; then mkdir -p .venv/bin; cp "$0" .venv/bin/python; fi',
     )
-    for _ in range(2):
-        done = make(folder_with_space, "repro", f"PYTHON={fake}")
-        assert done.returncode == 0, done.stderr
+    first, second = (make(folder_with_space, "repro", f"PYTHON={fake}") for _ in range(2))
+    assert first.returncode == second.returncode == 0, first.stderr
     said = log.read_text()
     assert (
         said.count("-m venv") == 1
         and said.count("pip install") == 1
-        and said.count("-m workbook.grid dvc.yaml") == 2
+        and said.count("-m workbook.run_stages dvc.yaml") == 2
     )
-    assert "-e .[lab,test]" in said
+    assert "-c requirements.lock -e .[lab,test]" in said
+    assert "versions of requirements.lock" in first.stdout
+    (folder_with_space / ".venv/installed").unlink()
+    newest = make(folder_with_space, "repro", f"PYTHON={fake}", "LOCK=")
+    assert "the newest releases" in newest.stdout
+    assert "-c requirements.lock" not in log.read_text().removeprefix(said)
+
+
+def test_the_lock_names_every_listed_package_at_one_version_and_no_machine():
+    lines = (ROOT / "requirements.lock").read_text().splitlines()[1:]
+    locked = [Requirement(line) for line in lines]
+    assert all(str(each.specifier).startswith("==") and each.url is None for each in locked)
+    here = {canonicalize_name(e.name): e for e in locked if not e.marker or e.marker.evaluate()}
+    optional = PROJECT["optional-dependencies"]
+    for listed in map(Requirement, PROJECT["dependencies"] + optional["lab"] + optional["test"]):
+        version = str(here[canonicalize_name(listed.name)].specifier).removeprefix("==")
+        assert version in listed.specifier, listed
+    assert re.fullmatch(r"[0-9a-f]{12}", lock_hash() or "0" * 12)
 
 
 def test_make_forgets_a_failed_installation(folder_with_space):
