@@ -110,13 +110,12 @@ class TestFolders:
 @pytest.mark.parametrize(
     ("name", "split", "options", "message"),
     [
-        ("source", "tr/ain", {}, "letters and digits"),
+        ("source", "tr/ain", {}, "letters or digits"),
         ("source", "train", {"workers": 0}, "workers is 0"),
         ("source", "train", {"per_shard": 0}, "per_shard is 0"),
         ("source", "train", {"quality": 101}, "1 to 100"),
         ("source", "train", {"short_side": 2}, "short_side is 2; it must be at least 8"),
         ("source", "val", {}, "no split 'val'"),
-        ("source", "train", {"label_column": "kind"}, "no columns"),
         ("shards", "train", {}, "consists of shards already"),
         ("parquet", "train", {"image_column": "picture"}, "no column 'picture', only image, label"),
         ("parquet", "train", {"captions": "x.json"}, "are in a column"),
@@ -164,13 +163,12 @@ class TestInterruption:
             convert(source, out, "train")
         convert(source, out, "train")
 
-    @pytest.mark.parametrize("workers", [1, 2])
-    def test_killed_at_any_moment_it_ends_with_the_same_bytes(self, tmp_path, workers):
+    def test_killed_at_any_moment_it_ends_with_the_same_bytes(self, tmp_path):
         source, out = image_folder(tmp_path / "source", count=60, side=360), tmp_path / "out"
         arguments = [source, out, "--split", "train", "--per-shard", 5, "--short-side", 200]
         for finished in (1, 5):
             run = subprocess.Popen(
-                command(*arguments, "--workers", workers), cwd=ROOT, stderr=subprocess.DEVNULL
+                command(*arguments, "--workers", 2), cwd=ROOT, stderr=subprocess.DEVNULL
             )
             while len(list(out.glob("*.tar"))) < finished and run.poll() is None:
                 time.sleep(0.002)
@@ -258,13 +256,13 @@ class TestParquet:
         write_parquet(tmp_path / "photos.parquet", [*rows, {"picture": None, "kind": 0}])
         columns = {"image_column": "picture", "label_column": "kind"}
         manifest = convert(tmp_path / "photos.parquet", tmp_path / "out", "train", **columns)
-        assert manifest["images"] == 3 and "holds no image" in manifest["skipped"][0][1]
+        assert manifest["images"] == 3 and "holds no image file" in manifest["skipped"][0][1]
         labels = [record.meta["class"] for record in open_images(tmp_path / "out")]
         assert sorted(labels, key=str) == [0, 1, None]
 
     def test_without_pyarrow(self, tmp_path, monkeypatch):
         write_parquet(tmp_path / "train-0.parquet", self.rows(range(2)))
-        monkeypatch.setitem(sys.modules, "pyarrow", None)
+        monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
         with pytest.raises(DataError, match="needs pyarrow: pip install"):
             convert(tmp_path, tmp_path / "out", "train")
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from sitlib.data.images import (
     STAND_INS,
     ImageSource,
-    find_split,
+    divide,
     open_images,
     source_of,
     split_folders,
@@ -238,25 +238,19 @@ def coco_split(
     """
     split, folder, file = _coco_paths(str(source), split, str(captions))
     captions_of = _read_coco(file)
-    subfolders = split_folders(folder, split)
-    if "{split}" in f"{source}{captions}":  # the JSON alone says what is in the split
-        name = next((name for name in (split, *STAND_INS.get(split, ())) if name in subfolders), "")
-        folders = [subfolders[name], folder] if name else [folder]
-        candidates = {
-            n: next((f / n for f in folders if (f / n).is_file()), None) for n in captions_of
-        }
-        path_of = {name: path for name, path in candidates.items() if path}
-        missing = [name for name in captions_of if name not in path_of]
-    else:
-        index, _ = find_split(folder, split, exact=True)
-        path_of_key = {key: index.path(row) for row, key in enumerate(index.keys)}
-        path_of, missing = {}, []
-        for name in captions_of:
-            keys = [name, *(f"{subfolder.name}/{name}" for subfolder in subfolders.values())]
-            if path := next((path_of_key[key] for key in keys if key in path_of_key), None):
-                path_of[name] = path
-            elif not any((folder / key).is_file() for key in keys):  # else it is in another split
-                missing.append(name)
+    folders = split_folders(folder, split)
+    candidates = [folders.pop(split), folder] if split in folders else [folder]
+    path_of, missing = {}, []
+    for name in captions_of:
+        path = next((f / name for f in candidates if (f / name).is_file()), None)
+        if path is None:
+            missing += [name] * (not any((f / name).is_file() for f in folders.values()))
+        elif not any(f in path.parents for f in folders.values()):  # else it is in another split
+            path_of[name] = path
+    if "{split}" not in f"{source}{captions}" and len(candidates) == 1:  # nothing names the split
+        index = index_files(list(path_of.values()), [None] * len(path_of), list(path_of))
+        part = divide(index).get(split, index.take([]))
+        path_of = {name: path_of[name] for name in part.keys}
     silent = [name for name in path_of if not captions_of[name]]
     names = [name for name in path_of if captions_of[name]]
     left_out = [
@@ -286,7 +280,10 @@ def _coco_paths(source: str, split: str, captions: str) -> tuple[str, Path, Path
         folder, file = (Path(p.replace("{split}", name)).expanduser() for p in (source, captions))
         # Both, because COCO has pictures of its "test" without captions.
         if folder.is_dir() and file.is_file():
-            return name, folder, file
+            stand_ins = [
+                n for n in (name, *STAND_INS.get(name, ())) if n in split_folders(folder, n)
+            ]
+            return next(iter(stand_ins), name), folder, file
         missing += [f"no file {file}"] * (not file.is_file())
         missing += [f"no folder {folder}"] * (not folder.is_dir())
     raise DataError(

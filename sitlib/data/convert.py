@@ -16,6 +16,7 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ from sitlib.data.index import MANIFEST_SUFFIX, DataError, check_manifests
 from sitlib.files import DiskError, atomic_write, read_json, sha256_of, write_json
 
 QUALITY = 95  # of JPEGs of images that are made smaller, unless told otherwise
+SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "JPEG2000": "jp2", "TIFF": "tif"}  # else the format
 
 
 class Original(NamedTuple):
@@ -40,10 +42,20 @@ class Original(NamedTuple):
     number: int  # in the source
     name: str
     path: Path
-    group: int = 0  # row group of a Parquet file
-    row: int = 0  # in its row group
     label: str | int | None = None
     captions: tuple[str, ...] = ()
+    group: int = 0  # row group of a Parquet file
+    row: int = 0  # in its row group
+
+
+@dataclass
+class Originals:
+    """All images of a split in the order of the shards, a pure function of their names."""
+
+    images: list[Original]
+    fingerprint: str  # changes with names, sizes, labels and captions
+    columns: dict[str, str | None] = field(default_factory=dict)  # of Parquet files
+    class_names: list[str] = field(default_factory=list)  # of the numbers in a Parquet column
 
 
 def convert(
@@ -84,109 +96,93 @@ def convert(
             the split with other settings or from other images.
         DiskError: the disk is full. Finished shards stay, and the same call goes on from there.
     """
-    limits = [("workers", workers, 1), ("per_shard", per_shard, 1), ("quality", quality, 1)]
-    for name, value, least in [*limits, ("short_side", short_side, MIN_SIDE)]:
+    source, output = Path(source).expanduser(), Path(output).expanduser()
+    limits = {"workers": (workers, 1), "per_shard": (per_shard, 1), "quality": (quality, 1)}
+    for name, (value, least) in {**limits, "short_side": (short_side, MIN_SIDE)}.items():
         if value is not None and value < least:
             raise DataError(f"{name} is {value}; it must be at least {least}.")
     if quality is not None and quality > 100:
         raise DataError(f"quality is {quality}; JPEG has 1 to 100.")
-    if not re.fullmatch(r"[A-Za-z0-9]+", split):
-        raise DataError(
-            f"The split {split!r} becomes a part of file names: use letters and digits."
-        )
-
-    source, output = Path(source).expanduser(), Path(output).expanduser()
+    if not split.isalnum():
+        raise DataError(f"The split {split!r} becomes a part of file names: use letters or digits.")
     columns = {"image": image_column, "label": label_column, "caption": caption_column}
-    class_names = []
-    if files := _parquet_files(source, split):
-        if captions:
-            raise DataError("Captions of Parquet files are in a column: name it --caption-column.")
-        originals, columns, class_names, fingerprint = _list_parquet(files, columns)
-    elif label_column or caption_column:
-        raise DataError(f"{source} has no Parquet files, and so no columns that could be named.")
-    else:
-        originals, fingerprint = _list_files(source, split, captions)
-        columns = None
-    if not originals:
+    files = _parquet_files(source, split)
+    if files and captions:
+        raise DataError("Captions of Parquet files are in a column: name it by --caption-column.")
+    originals = _list_parquet(files, columns) if files else _list_files(source, split, captions)
+    if not originals.images:
         raise DataError(f"There is no image for the split {split!r} in {source}.")
-    settings = {"short_side": short_side, "quality": quality}
-    plan = {"split": split, "per_shard": per_shard, **settings, **(columns or {})}
-    if short_side or quality:
-        plan["pillow"] = PIL.__version__  # another one may write other bytes
-    plan |= {"images": len(originals), "fingerprint": fingerprint}
+    plan = {"split": split, "per_shard": per_shard, **originals.columns}
+    plan |= {"short_side": short_side, "quality": quality, "images": len(originals.images)}
+    plan |= {"fingerprint": originals.fingerprint, "pillow": PIL.__version__}
+    if short_side is None and quality is None:
+        del plan["pillow"]  # another one may write other bytes, and writes none here
 
     manifest_file = output / f"{split}{MANIFEST_SUFFIX}"
     work = output / f".{split}.unfinished"
+    foreign = sorted(output.glob(f"{split}-*.tar"))
     for file in (manifest_file, work / "plan.json"):
         if file.exists():
-            _require_equal(read_json(file).get("plan", {}), plan, file)
-    if manifest_file.exists():
-        shutil.rmtree(work, ignore_errors=True)
-        return read_json(manifest_file)
-    foreign = sorted(output.glob(f"{split}-*.tar"))
-    if foreign and not (work / "plan.json").exists():
+            foreign = []
+            before = read_json(file).get("plan", {})
+            changes = [
+                f"{name} was {before.get(name)}, is {plan.get(name)}"
+                for name in {**before, **plan}
+                if before.get(name) != plan.get(name)
+            ]
+            if changes:
+                raise DataError(
+                    f"{file} is of other settings or other images ({'; '.join(changes)}): choose "
+                    f"another output, or remove what is there of the split {split!r}."
+                )
+    if foreign:
         raise DataError(
             f"{output} has shards of the split {split!r} without a manifest ({foreign[0].name}): "
             "choose another output."
         )
 
     def make(number: int) -> dict[str, Any]:
-        chosen = originals[number * per_shard : (number + 1) * per_shard]
         path = output / f"{split}-{number:05d}.tar"
-        record_file = work / f"{path.stem}.json"
-        if record_file.exists() and path.exists():
-            record = read_json(record_file)
-            if record["bytes"] == path.stat().st_size:
-                return record
-        record = _make_shard(path, split, chosen, columns, class_names, **settings)
-        write_json(record_file, record)
-        return record
+        entry_file = work / f"{path.stem}.json"
+        if entry_file.exists() and path.exists():
+            entry = read_json(entry_file)
+            if entry["bytes"] == path.stat().st_size:
+                return entry
+        images = originals.images[number * per_shard : (number + 1) * per_shard]
+        entry = _make_shard(path, split, images, originals, short_side, quality)
+        write_json(entry_file, entry)
+        return entry
 
-    try:
+    if not manifest_file.exists():
         write_json(work / "plan.json", {"plan": plan})
-        with FileLock(work / "lock", timeout=0):
-            numbers = range(-(-len(originals) // per_shard))
-            with ThreadPoolExecutor(workers) as pool:  # Pillow decodes without the GIL
+        numbers = range(-(-len(originals.images) // per_shard))
+        try:
+            # Pillow decodes without the GIL, so that threads suffice.
+            with FileLock(work / "lock", timeout=0), ThreadPoolExecutor(workers) as pool:
                 made = pool.map(make, numbers)
-                records = list(tqdm(made, f"converting {split}", len(numbers), unit="shard"))
-            skipped = [entry for record in records for entry in record.pop("skipped")]
-            counts = {
-                name: sum(r[name] for r in records) for name in ("images", "bytes", "labeled")
-            }
-            if not counts["images"]:
-                raise DataError(f"None of the images can be decoded, for example {skipped[0]}.")
-            manifest = {"split": split, **counts, "plan": plan, "shards": records}
-            write_json(manifest_file, manifest | {"skipped": skipped})
-    except Timeout:
-        raise DataError(
-            f"Another process is converting the split {split!r} into {output}: wait for it, or "
-            "choose another output."
-        ) from None
+                shards = list(tqdm(made, f"converting {split}", len(numbers), unit="shard"))
+        except Timeout:
+            raise DataError(
+                f"Another process is converting the split {split!r} into {output}: wait for it, or "
+                "choose another output."
+            ) from None
+        manifest = {n: sum(shard[n] for shard in shards) for n in ("images", "bytes", "labeled")}
+        skipped = [image for shard in shards for image in shard.pop("skipped")]
+        if not manifest["images"]:
+            raise DataError(f"None of the images can be decoded, for example {skipped[0]}.")
+        write_json(manifest_file, {**manifest, "plan": plan, "shards": shards, "skipped": skipped})
     shutil.rmtree(work, ignore_errors=True)
     return read_json(manifest_file)
-
-
-def _require_equal(before: dict[str, Any], plan: dict[str, Any], file: Path) -> None:
-    names = [name for name in {**before, **plan} if before.get(name) != plan.get(name)]
-    if names:
-        changes = "; ".join(f"{n} was {before.get(n)}, is {plan.get(n)}" for n in names)
-        raise DataError(
-            f"{file} is of another conversion, with other settings or other images ({changes}): "
-            f"choose another output, or remove what is there of the split {plan['split']!r}."
-        )
 
 
 # -- originals ---------------------------------------------------------------------------------
 
 
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _list_files(
-    source: Path, split: str, captions: str | Path | None
-) -> tuple[list[Original], str]:
-    """Images of a folder, mixed by a hash of their names; and a fingerprint of all."""
+def _list_files(source: Path, split: str, captions: str | Path | None) -> Originals:
     captions_of = {}
     if captions:
         index, captions_of = coco_split(source, split, captions)
@@ -194,18 +190,12 @@ def _list_files(
         index, _ = find_split(source, split)
     if (index.spans[:, 2] >= 0).any():
         raise DataError(f"{source} consists of shards already.")
-    originals = [
-        Original(
-            row,
-            key,
-            index.path(row),
-            label=index.class_of[row],
-            captions=tuple(captions_of.get(key, ())),
-        )
+    images = [
+        Original(row, key, index.path(row), index.class_of[row], tuple(captions_of.get(key, ())))
         for row, key in enumerate(index.keys)
     ]
-    content = [(o.name, o.path.stat().st_size, o.label, o.captions) for o in originals]
-    return sorted(originals, key=lambda o: _hash(o.name)), _hash(json.dumps(content))
+    content = [(o.name, o.path.stat().st_size, o.label, o.captions) for o in images]
+    return Originals(sorted(images, key=lambda o: _hash(o.name)), _hash(content))
 
 
 def _parquet_files(source: Path, split: str) -> list[Path]:
@@ -221,80 +211,60 @@ def _parquet_files(source: Path, split: str) -> list[Path]:
     return []
 
 
-def _parquet() -> Any:
+def _open_parquet(file: Path) -> Any:
     try:
-        from pyarrow import parquet
+        from pyarrow.parquet import ParquetFile
+
+        return ParquetFile(file)
     except ModuleNotFoundError:
-        raise DataError(
-            "Reading Parquet files needs pyarrow: pip install -e '.[parquet]', or pip install "
-            "pyarrow."
-        ) from None
-    return parquet
+        raise DataError("Reading Parquet files needs pyarrow: pip install pyarrow.") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read as Parquet ({error}).") from None
 
 
-def _list_parquet(
-    files: list[Path], columns: dict[str, str | None]
-) -> tuple[list[Original], dict[str, str | None], list[str], str]:
-    """Rows, columns, names of the classes (as Hugging Face writes them), and a fingerprint.
-
-    Row groups, which are read as a whole, are mixed by a hash; rows stay in order.
-    """
-    groups, class_names = [], []
+def _list_parquet(files: list[Path], columns: dict[str, str | None]) -> Originals:
+    """Row groups, which are read as a whole, are mixed by a hash; rows stay in order."""
+    schema = _open_parquet(files[0]).schema_arrow
+    columns["label"] = columns["label"] or ("label" if "label" in schema.names else None)
+    for option, name in columns.items():
+        if name is not None and name not in schema.names:
+            raise DataError(
+                f"{files[0]} has no column {name!r}, only {', '.join(schema.names)}: name one by "
+                f"--{option}-column."
+            )
+    # As Hugging Face writes the names of classes
+    about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    feature = about.get("info", {}).get("features", {}).get(columns["label"]) or {}
+    images, content = [], []
     for file in files:
-        try:
-            opened = _parquet().ParquetFile(file)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{file} cannot be read as Parquet ({error}).") from None
-        schema = opened.schema_arrow
-        if not groups:
-            columns["label"] = columns["label"] or ("label" if "label" in schema.names else None)
-            about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-            feature = about.get("info", {}).get("features", {}).get(columns["label"]) or {}
-            class_names = feature.get("names") or []
-        for option, name in columns.items():
-            if name is not None and name not in schema.names:
-                raise DataError(
-                    f"{file} has no column {name!r}, only {', '.join(schema.names)}: name one by "
-                    f"--{option}-column."
-                )
+        opened = _open_parquet(file)
         rows = [opened.metadata.row_group(g).num_rows for g in range(opened.num_row_groups)]
-        groups += [(file, group, count) for group, count in enumerate(rows)]
-    rows = ((file, group, row) for file, group, count in groups for row in range(count))
-    originals = [
-        Original(number, f"{file.name}: row {row} of row group {group}", file, group, row)
-        for number, (file, group, row) in enumerate(rows)
-    ]
-    originals.sort(key=lambda o: (_hash(f"{o.path.name}:{o.group}"), o.number))
-    content = [(file.name, file.stat().st_size, group, count) for file, group, count in groups]
-    return originals, columns, class_names, _hash(json.dumps(content))
+        content.append((file.name, file.stat().st_size, rows))
+        for group, row in ((group, row) for group, n in enumerate(rows) for row in range(n)):
+            name = f"{file.name}: row {row} of row group {group}"
+            images.append(Original(len(images), name, file, group=group, row=row))
+    images.sort(key=lambda o: (_hash([o.path.name, o.group]), o.number))
+    return Originals(images, _hash(content), columns, feature.get("names") or [])
 
 
-def _read(
-    originals: list[Original], columns: dict[str, str | None] | None, class_names: list[str]
-) -> Iterator[tuple[Original, bytes | str]]:
-    """Images with their content, or the reason why there is none."""
-    if columns is None:
-        for original in originals:
-            try:
-                yield original, original.path.read_bytes()
-            except OSError as error:
-                yield original, f"it cannot be read ({error.strerror or error})"
-        return
-    for (path, group), rows in groupby(originals, key=lambda o: (o.path, o.group)):
-        names = list(filter(None, columns.values()))
-        table = _parquet().ParquetFile(path).read_row_group(group, columns=names)
+def _read(images: list[Original], originals: Originals) -> Iterator[tuple[Original, Any]]:
+    """Images of one shard, and their files as paths or bytes."""
+    columns, names = originals.columns, originals.class_names
+    for (path, group), rows in groupby(images, key=lambda o: (o.path, o.group)):
+        if not columns:
+            yield from ((original, path) for original in rows)
+            continue
+        wanted = [name for name in columns.values() if name]
+        table = _open_parquet(path).read_row_group(group, columns=wanted)
         for original in rows:
             (values,) = table.slice(original.row, 1).to_pylist()
             image, label, texts = (values.get(name) for name in columns.values())
             if isinstance(label, int):  # Hugging Face writes -1 for "unknown"
-                label = class_names[label] if 0 <= label < len(class_names) else label
-                label = None if isinstance(label, int) and label < 0 else label
+                label = None if label < 0 else names[label] if label < len(names) else label
             texts = [texts] if isinstance(texts, str) else texts or ()
             texts = [" ".join(text.split()) for text in texts if isinstance(text, str)]
             original = original._replace(label=label, captions=tuple(filter(None, texts)))
-            content = image.get("bytes") if isinstance(image, dict) else image
-            is_file = isinstance(content, bytes)
-            yield original, content if is_file else f"{columns['image']!r} holds no image file"
+            yield original, image.get("bytes") if isinstance(image, dict) else image
 
 
 # -- shards ------------------------------------------------------------------------------------
@@ -303,49 +273,51 @@ def _read(
 def _make_shard(
     path: Path,
     split: str,
-    originals: list[Original],
-    columns: dict[str, str | None] | None,
-    class_names: list[str],
+    images: list[Original],
+    originals: Originals,
     short_side: int | None,
     quality: int | None,
 ) -> dict[str, Any]:
     """Write one shard; its entry in the manifest."""
-    images, labeled, skipped = 0, 0, []
+    entry: dict[str, Any] = {"name": path.name, "images": 0, "labeled": 0, "skipped": []}
     with (
         atomic_write(path) as partial,
         tarfile.open(partial, "w", format=tarfile.GNU_FORMAT) as tar,
     ):
-
-        def add(name: str, content: bytes) -> None:
-            member = tarfile.TarInfo(name)  # says nothing of when and by whom it was written
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-
-        for original, content in _read(originals, columns, class_names):
+        for original, content in _read(images, originals):
             try:
-                if isinstance(content, str):
-                    raise ImageError(content)
-                suffix, content, size = _prepare(content, original.name, short_side, quality)
-            except ImageError as error:
-                skipped.append([original.name, str(error)])
+                suffix, content, size = _prepare(content, short_side, quality)
+            except (ImageError, OSError) as error:
+                entry["skipped"].append([original.name, str(error)])
                 continue
-            record = {"key": f"{original.number:09d}", "split": split, "file": original.name}
-            record |= {"class": original.label}
+            key = f"{original.number:09d}"
+            record: dict[str, Any] = {
+                "key": key,
+                "split": split,
+                "file": original.name,
+                "class": original.label,
+            }
             if original.captions:
-                record["captions"] = list(original.captions)
-            record["size"] = list(size)
-            add(f"{record['key']}.{suffix}", content)
-            add(f"{record['key']}.json", json.dumps(record, ensure_ascii=False).encode())
-            images += 1
-            labeled += original.label is not None
-    entry = {"name": path.name, "images": images, "labeled": labeled, "skipped": skipped}
+                record["captions"] = original.captions
+            record["size"] = size
+            text = json.dumps(record, ensure_ascii=False).encode()
+            for name, data in ((f"{key}.{suffix}", content), (f"{key}.json", text)):
+                member = tarfile.TarInfo(name)  # says nothing of when and by whom it was written
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+            entry["images"] += 1
+            entry["labeled"] += original.label is not None
     return entry | {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _prepare(
-    content: bytes, name: str, short_side: int | None, quality: int | None
+    content: Any, short_side: int | None, quality: int | None
 ) -> tuple[str, bytes, tuple[int, int]]:
     """Suffix, bytes and size (width, height) of an image as it goes into a shard."""
+    if isinstance(content, Path):
+        content = content.read_bytes()
+    if not isinstance(content, bytes):
+        raise ImageError("its column holds no image file")
     image = decode_rgb(content)  # also where it stays as it is: damaged images are left out
     short = min(image.size)
     if short_side is not None and short > short_side:
@@ -354,11 +326,8 @@ def _prepare(
     elif quality is None:
         # By the content: Parquet files have no names, and others lie.
         with Image.open(io.BytesIO(content)) as opened:
-            format = (opened.format or "").lower()
-        suffix = {"jpeg": "jpg", "mpo": "jpg", "jpeg2000": "jp2", "tiff": "tif"}.get(format, format)
-        if suffix not in IMAGE_SUFFIXES:
-            suffix = Path(name).suffix.lower().lstrip(".") or "jpg"
-        return suffix, content, image.size
+            suffix = SUFFIXES.get(opened.format or "", str(opened.format).lower())
+        return suffix if suffix in IMAGE_SUFFIXES else "jpg", content, image.size
     file = io.BytesIO()
     image.save(file, "JPEG", quality=quality or QUALITY)
     return "jpg", file.getvalue(), image.size

@@ -39,11 +39,8 @@ CACHE_BYTES = 1_000_000_000  # of the images of a small split in memory
 MAX_NAMED = 20  # unusable images that the warning names; ImageSource.skipped lists all
 
 
-def find_split(source: str | Path, split: str, exact: bool = False) -> tuple[Index, list]:
+def find_split(source: str | Path, split: str) -> tuple[Index, list]:
     """Index of one split, and the classes of all splits (sorted names, or numbers).
-
-    Args:
-        exact: never take "val" for a "test" without classes.
 
     Raises:
         DataError: nothing there, no such split, or class names mixed with class numbers.
@@ -57,7 +54,7 @@ def find_split(source: str | Path, split: str, exact: bool = False) -> tuple[Ind
             f"There is no split {split!r} in {path}; found the splits {sorted(splits)}. Looked for "
             f"shards named '{split}-*.tar', or for images in a folder '{split}'."
         )
-    if not exact and names[0] == "test" and set(splits["test"].class_of) <= {None}:
+    if names[0] == "test" and set(splits["test"].class_of) <= {None}:
         names = names[1:] or names
     index = splits[names[0]]
     if not len(index):
@@ -98,7 +95,7 @@ def _shard_splits(shards: list[Path], split: str) -> dict[str, Index]:
         words = re.split(r"[-_.]", shard.stem)
         by_split[next((w for w in words if w == split or w in SPLITS), "")].append(shard)
     if set(by_split) == {""}:
-        return _divide(index_shards(shards))
+        return divide(index_shards(shards))
     return {name: index_shards(members) for name, members in by_split.items() if name}
 
 
@@ -112,7 +109,7 @@ def _folder_splits(root: Path, split: str) -> dict[str, Index]:
             f"{root} holds neither WebDataset shards (*.tar) nor images (split/class/name.jpg, "
             f"class/name.jpg or name.jpg); found there: {content}."
         )
-    return _divide(index)
+    return divide(index)
 
 
 def split_folders(root: Path, split: str) -> dict[str, Path]:
@@ -152,7 +149,7 @@ def _index_folder(folder: Path, root: Path) -> Index:
     return index_files(paths, class_of, [path.relative_to(root).as_posix() for path in paths])
 
 
-def _divide(index: Index) -> dict[str, Index]:
+def divide(index: Index) -> dict[str, Index]:
     """Split by a hash of every key, so that adding an image never moves another one.
 
     A set so small that one side would be empty gives it the image that is nearest to the border.

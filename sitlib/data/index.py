@@ -204,7 +204,7 @@ def _class_of(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> str 
 
 
 def _join(indexes: list[Index]) -> Index:
-    spans = [np.empty((0, 5), np.int64)]
+    spans: list[np.ndarray] = [np.empty((0, 5), np.int64)]
     files, keys, class_of, problems = (), [], [], ()
     for index in indexes:
         spans.append(index.spans + [len(files), 0, 0, 0, 0])
