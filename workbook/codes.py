@@ -1,9 +1,8 @@
 """Codes of views, extracted once with a frozen tokenizer, so that training touches no pixels.
 
-`torchrun --nproc-per-node 8 -m workbook.codes ...` shares the work between processes (or machines).
+`torchrun --nproc-per-node 8 -m workbook extract_codes run=...` shares the work between processes.
 """
 
-import argparse
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +33,8 @@ from sitlib.files import sha256_of
 from sitlib.model.precision import best_device
 from sitlib.strict import digest
 from workbook.paths import resolve
-from workbook.profile import Profile, load_profile
-from workbook.runs import CodesRun, command
+from workbook.profile import Profile
+from workbook.runs import CodesRun
 from workbook.tokenizers import trained_tokenizer
 
 BATCH = 64  # views at a time
@@ -177,36 +176,3 @@ def load_codes(profile: Profile, variant: str) -> Codes:
         if read_manifest(folder).get("run") == digest(run):
             return read_codes(folder)
     return extract_codes(profile, variant, scratch)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m workbook.codes", description=__doc__)
-    parser.add_argument("--profile", required=True)
-    parser.add_argument(
-        "--variant", required=True, help="name of the autoregressive variant that needs the codes"
-    )
-    parser.add_argument(
-        "--seed", type=int, required=True, help="seed of the tokenizer, as the profile has it"
-    )
-    parser.add_argument("--output", required=True, help="folder to write")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        help="processes that decode images (default: data_workers of the engine)",
-    )
-    arguments = parser.parse_args()
-    profile = load_profile(arguments.profile)
-    workers = profile.engine.data_workers if arguments.workers is None else arguments.workers
-    wanted = profile.generator_section(arguments.variant).tokenizer_seed
-    if arguments.seed != wanted:
-        raise ValueError(
-            f"tokenizer_seed is {arguments.seed} in params.yaml and {wanted} in the profile: make them the same."
-        )
-    codes = extract_codes(profile, arguments.variant, arguments.output, workers)
-    print(
-        f"{len(codes.train)} training and {len(codes.held_out)} held-out code maps, {list(codes.train.shape[1:])} each"
-    )
-
-
-if __name__ == "__main__":
-    command(main)

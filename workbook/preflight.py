@@ -1,7 +1,6 @@
-"""What a pipeline needs, looked for before anything is trained: `python -m workbook weights`.
+"""Look for everything that a pipeline needs before anything is trained: `python -m workbook weights`.
 
-Images without classes, captions that are not there or a network that cannot be fetched should not be found out after days, by the first
-stage that needs them.
+Missing classes or captions should not be noticed after days, by the first stage that needs them.
 """
 
 import os
@@ -20,7 +19,7 @@ from workbook.runs import CodesRun, TokenizerRun, command
 
 
 def check_images(profile: Profile, lists: Mapping[str, Any]) -> None:
-    """Opens every set of images as the stages will, and says what is in it.
+    """Open every set of images as the stages will, and print what is in it.
 
     Args:
         lists: variants by what is made of them, as in `params.yaml`.
@@ -50,7 +49,8 @@ def check_images(profile: Profile, lists: Mapping[str, Any]) -> None:
         texts, wanted = captioned(profile, split), profile.text.evaluation.prompts
         if (count := len(set(texts.names))) < wanted:
             raise DataError(
-                f"text.evaluation.prompts is {wanted}, but {texts.images.where} has only {count} names."
+                f"text.evaluation.prompts is {wanted}, but {texts.images.where} has only {count} "
+                "names."
             )
         number = sum(map(len, texts.captions))
         print(f"{texts.images.where}: {number:,} captions of {len(texts.names):,} images.")
