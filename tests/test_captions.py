@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sitlib.data import DataError, emoji_captions, images, open_captioned, open_images
-from sitlib.data.captions import MORE, TEMPLATES
+from sitlib.data.captions import TEMPLATES
 from sitlib.data.images import find_split
 from workbook.paths import ROOT
 
@@ -58,13 +58,6 @@ class TestEmojiCaptions:
         expected = [f"people and body: {name}", f"hand fingers open: {name}"]
         assert {name, *expected, f"{name}, also called wave"} <= set(texts["training"])
         assert f"{name}, or in other words wave" in texts["new"]
-
-    def test_more_captions_than_templates_are_in_further_phrasings(self):
-        usual, most = (emoji_captions(WAVE, count=n) for n in (len(TEMPLATES["training"]), 99))
-        assert most[: len(usual)] == usual and len(most) == len(usual) + len(MORE)
-        few = {"key": "k", "name": "A house"}  # fewer captions than templates, none of the others
-        assert len(emoji_captions(few, count=len(usual))) < len(usual)
-        assert len(emoji_captions(few, count=99)) > len(usual)
 
     @pytest.mark.parametrize("phrasing", list(TEMPLATES))
     def test_pure_in_seed_and_key(self, phrasing):
@@ -113,12 +106,6 @@ class TestEmojiCaptions:
         words = [t.rpartition(", also called ")[2] for t in texts if ", also called " in t]
         assert words == ([keyword] if keyword else [])
 
-    @pytest.mark.parametrize("phrasing", list(TEMPLATES))
-    def test_a_name_is_enough(self, phrasing):
-        record = {"key": "k", "name": "A house", "category": None}
-        texts = emoji_captions(record, phrasing, count=10)
-        assert len(texts) == 7 and all("a house" in text and "{" not in text for text in texts)
-
     @given(st.text(max_size=30))
     def test_any_name_gives_clean_captions_or_an_error(self, name):
         try:
@@ -161,12 +148,6 @@ class TestOpenNames:
             assert opened.names == ["BEAR", "BEAR", "COW"]
             records = [{"key": f"{i}", "name": name} for i, name in enumerate(names)]
             assert opened.captions == [emoji_captions(r, phrasing, 5, 3) for r in records]
-
-    def test_the_emoji_of_the_repository(self, emoji):
-        opened = open_captioned(ROOT / "data/emoji", "test", "names", count=6)
-        assert opened.images.keys == open_images(ROOT / "data/emoji", "test").keys
-        assert opened.captions == [emoji_captions(record, count=6) for record in emoji["test"]]
-        assert opened.names == [record["base_name"] for record in emoji["test"]]
 
     def test_base_names_and_captions_of_test_are_not_in_train(self, emoji):
         for values_of in (lambda record: [record["base_name"]], emoji_captions):
@@ -287,15 +268,6 @@ class TestOpenCoco:
         assert not recwarn.list
         with pytest.warns(UserWarning, match=r"skipped .*b\.jpg"):
             assert opened.images[0].key == "a.jpg"  # its key leads to its captions
-
-    def test_an_image_that_is_listed_twice_has_all_captions(self, tmp_path):
-        write_images(tmp_path / "train", "a.jpg")
-        listed = [{"id": number, "file_name": "a.jpg"} for number in (1, 2)]
-        annotations = [{"image_id": number, "caption": str(number)} for number in (1, 2, 3)]
-        content = json.dumps({"images": listed, "annotations": annotations})
-        (tmp_path / "train.json").write_text(content)
-        opened = open_captioned(tmp_path / "{split}", "train", tmp_path / "{split}.json")
-        assert opened.captions == [["1", "2"]]
 
 
 @pytest.mark.parametrize(

@@ -60,16 +60,6 @@ class TestShards:
         with pytest.raises(IndexError):
             codes[torch.tensor([12])]
 
-    @pytest.mark.parametrize(("num_codes", "size"), [(65_536, 2), (70_000, 4)])
-    def test_two_bytes_a_code_where_they_suffice(self, tmp_path, num_codes, size):
-        def make(shard):
-            return torch.full((2**10, 4, 2**8), num_codes - 1), torch.zeros(2**10)
-
-        make_shards(tmp_path / "codes", plan_shards({"train": 1}, 1), make, {}, num_codes)
-        assert read_shards(tmp_path / "codes", "train")[:2].unique().tolist() == [num_codes - 1]
-        bytes_of_codes = (tmp_path / "codes/train-00000.safetensors").stat().st_size
-        assert bytes_of_codes == pytest.approx(size * 2**20, rel=0.01)
-
     @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
     def test_memory_stays_on_disk(self, tmp_path):
         """Reading a few rows of 64 MB does not fetch the rest."""
@@ -108,16 +98,6 @@ class TestShards:
         made = []
         write(tmp_path / "codes", run="a", made=made)
         assert made == ["train-00001.safetensors", "train-00002.safetensors"]
-
-    def test_shards_are_cut_by_size(self, monkeypatch):
-        monkeypatch.setattr(token_shards, "SHARD_BYTES", 100)
-        shards = plan_shards({"train": 7, "held_out": 2}, 30)
-        assert [(shard.name, list(shard.batches)) for shard in shards] == [
-            ("train-00000.safetensors", [0, 1, 2]),
-            ("train-00001.safetensors", [3, 4, 5]),
-            ("train-00002.safetensors", [6]),
-            ("held_out-00000.safetensors", [0, 1]),
-        ]
 
     def test_killed_ranks_are_continued_by_any_number(self, tmp_path):
         context, sizes = multiprocessing.get_context("fork"), (3,) * 24

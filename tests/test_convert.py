@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow
 import pytest
 import webdataset
-from filelock import FileLock
 from PIL import Image
 from pyarrow import parquet
 
@@ -99,13 +98,6 @@ class TestFolders:
         assert "only 9x1 pixels" in reason_of["dot.png"]
         assert len(open_images(tmp_path / "out")) == 6
 
-    def test_two_splits_side_by_side(self, tmp_path):
-        source = image_folder(image_folder(tmp_path / "source"), count=5, split="val")
-        for split in ("train", "val"):
-            convert(source, tmp_path / "out", split, per_shard=8)
-        assert len(open_images(tmp_path / "out")) == 20
-        assert len(open_images(tmp_path / "out", "test")) == 5 and verify(tmp_path / "out") == 4
-
 
 @pytest.mark.parametrize(
     ("name", "split", "options", "message"),
@@ -152,16 +144,6 @@ class TestInterruption:
         (out / "train.manifest.json").unlink()
         with pytest.raises(DataError, match=r"without a manifest .train-00000\.tar"):
             convert(source, out, "train")
-
-    def test_two_at_once(self, tmp_path):
-        source, out = image_folder(tmp_path / "source", count=2), tmp_path / "out"
-        (out / ".train.unfinished").mkdir(parents=True)
-        with (
-            FileLock(out / ".train.unfinished/lock"),
-            pytest.raises(DataError, match="Another process is converting"),
-        ):
-            convert(source, out, "train")
-        convert(source, out, "train")
 
     def test_killed_at_any_moment_it_ends_with_the_same_bytes(self, tmp_path):
         source, out = image_folder(tmp_path / "source", count=60, side=360), tmp_path / "out"

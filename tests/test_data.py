@@ -256,15 +256,6 @@ class TestIndexCache:
         assert all(index.index_shards(shards).problems for _ in range(2))
         assert not index.index_cache_file(shards).exists()
 
-    def test_a_cache_that_cannot_be_written_is_a_warning(self, shards, tmp_path):
-        (tmp_path / "cache").write_text("a file where the folder should be")
-        with pytest.warns(UserWarning, match="index of .*set is not kept"):
-            assert len(index.index_shards(shards)) == 12
-
-    def test_small_sets_leave_no_file(self, shards, tmp_path, monkeypatch):
-        monkeypatch.setattr(index, "CACHE_INDEX_FROM", 10**9)
-        assert len(index.index_shards(shards)) == 12 and not (tmp_path / "cache").exists()
-
 
 class TestFolders:
     def test_splits_and_classes(self, tmp_path):
@@ -326,14 +317,6 @@ class TestFolders:
         again = training_views(source, 0, 12, 16, seed=1)
         assert torch.equal(again[0], fresh[0]) and again[2] == fresh[2]
 
-    def test_what_does_not_fit_into_memory_is_decoded_again(self, tmp_path, monkeypatch):
-        root = write_folder(tmp_path, ["train"])
-        large = open_images(root)
-        monkeypatch.setattr(images, "CACHE_BYTES", 5 * 32 * 24 * 4)
-        small = open_images(root)
-        assert (len(small.cache), len(large.cache)) == (5, 12)
-        assert all(torch.equal(a.image, b.image) for a, b in zip(small, large, strict=True))
-
 
 REFUSED_SOURCES = [
     ("nowhere", "train", r"looked for a folder or a .tar shard at .*nowhere"),
@@ -392,15 +375,6 @@ class TestViews:
         assert not torch.equal(views, first[1][0])
         assert not torch.equal(views, training_views(photos, 0, 6, 16, seed=4, kind=kind)[0])
 
-    def test_batches_only_cut_one_stream(self, photos):
-        small = torch.cat([training_views(photos, step, 4, 16, seed=0)[0] for step in range(3)])
-        assert torch.equal(small, training_views(photos, 0, 12, 16, seed=0)[0])
-
-    def test_an_epoch_shows_every_image_once(self, photos):
-        shown = [training_views(photos, step, 5, 8, seed=5)[2] for step in range(8)]
-        epochs = [sum(shown[:4], []), sum(shown[4:], [])]
-        assert all(sorted(epoch) == photos.keys for epoch in epochs) and epochs[0] != epochs[1]
-
     def test_side_position_and_flip_of_crops(self, tmp_path):
         """The picture encodes its coordinates, so that a view tells where it was taken."""
         x = np.repeat(np.arange(256, dtype=np.uint8)[None], 128, 0)
@@ -445,11 +419,6 @@ class TestViews:
         assert torch.equal(views[:30], held_out_views(photos, 30, 16, seed=0)[0])
         assert torch.equal(views[20:], held_out_views(photos, 30, 16, seed=0, first=20)[0])
         assert not torch.equal(views[:20], views[20:40])
-
-    def test_labeled_views_all_have_a_class(self, photos):
-        labels = training_views(photos.labeled(), 0, 32, 16, seed=0, kind="wide")[1]
-        assert labels.min() == 0 and labels.max() == 1
-        assert -1 in training_views(photos, 0, 20, 16, seed=0)[1]
 
     @pytest.mark.parametrize(
         ("options", "message"),

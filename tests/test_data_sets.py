@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import webdataset
 
-from sitlib.data import open_images, training_views
+from sitlib.data import open_images
 from workbook.paths import ROOT
 
 SETS = ("landscapes", "emoji", "extra")
@@ -94,17 +94,6 @@ def test_emoji_pictures_never_leak():
     assert {train.picture(i)[1].size for i in range(len(train))} == {(128, 128)}
     corner = train[0].image[:, 0, 0]
     assert corner.min() >= 250  # on white
-
-
-def test_landscapes_open_and_give_views(recwarn):
-    source = open_images("data/landscapes", "train")
-    assert source[0].image.shape == (3, 256, 512) and not source.skipped and not recwarn.list
-    assert (
-        source.class_names == open_images("data/landscapes", "test").class_names
-        and len(source.class_names) == 10
-    )
-    images, labels, _ = training_views(source.labeled(), 0, 4, 64, seed=0, kind="wide")
-    assert images.shape == (4, 3, 64, 64) and labels.min() >= 0
 
 
 def test_readme_attributes_every_photograph(records):
