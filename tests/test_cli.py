@@ -391,7 +391,10 @@ def test_examples_in_help_are_taken_by_the_parser(name):
 def test_a_checkpoint_is_described(home, capsys):
     assert main(["describe", "sit5_sc"]) == main(["describe", "ar_captioned_sit4_sc"]) == 0
     said = capsys.readouterr().out
-    assert "5 scales of 16, 80 in all" in said and "sizes       4, 8, 16, 32, 64 px" in said
+    assert (
+        "5 scales of 16, 80 in all" in said
+        and "sizes       4, 8, 16, 32, 64 px; others in tiles" in said
+    )
     assert "draws       texts" in said and "top_p=0.9" in said
     assert main(["describe", "paper"]) == 1
     assert "trained are captioned_sit4_sc, sit4, sit5_sc" in capsys.readouterr().err

@@ -39,6 +39,7 @@ def scales(text: str) -> list[int] | str:
     return ALL if text == ALL else sorted({positive(number) for number in text.split(",")})
 
 
+# Tables, not code: formatted by hand.
 # fmt: off
 OPTIONS: dict[str, dict[str, Any]] = {
     "inputs": dict(nargs="+", metavar="FILE", help="files, or folders of them"),
@@ -72,10 +73,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--keep": dict(type=int, default=2, metavar="K", help="scales that stay as "
                    "they are, coarsest first (default: %(default)s)"),
 }
-# fmt: on
 
 # Command: module of this package with a function of that name, output folder, options, help.
-# fmt: off
 COMMANDS = {
     "encode": ("images", "codes", f"{FILES} --tokenizer --device", """\
 write the codes of images

@@ -96,7 +96,7 @@ def describe(options: argparse.Namespace) -> int:
     else:
         model = load_model(path, SpectralTokenizer)
         config, geometry = model.config, model.geometry
-        more = {"sizes": f"{', '.join(map(str, model.sizes))} px, and multiples"}
+        more = {"sizes": f"{', '.join(map(str, model.sizes))} px; others in tiles"}
     tokens = geometry.num_scales * geometry.tokens_per_scale
     parameters = sum(parameter.numel() for parameter in model.parameters())
     rows = {

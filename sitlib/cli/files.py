@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from sitlib.cli import UsageError, sentence
 from sitlib.data.decode import IMAGE_SUFFIXES, decode_image
-from sitlib.files import atomic_write
+from sitlib.files import atomic_write, load_model, read_metadata
+from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import nearest
 
 CHECKPOINT = "model.safetensors"
@@ -173,3 +174,10 @@ def pick_device(name: str | None) -> str:
     if name == "cuda" and not has_gpu:
         raise ValueError("--device cuda: torch finds no GPU here; sit doctor says more.")
     return name or ("cuda" if has_gpu else "cpu")
+
+
+def load_tokenizer(name: str, device: str | None) -> tuple[SpectralTokenizer, str]:
+    """A tokenizer by name or path, and the name that its checkpoint gives it."""
+    path = find_checkpoint(name, "tokenizer")
+    tokenizer = load_model(path, SpectralTokenizer).to(pick_device(device))
+    return tokenizer.requires_grad_(False), read_metadata(path).get("name", path.name)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sitlib.cli import ALL, TOKENIZER, files
-from sitlib.files import load_model, read_metadata, write_tensors
+from sitlib.files import read_metadata, write_tensors
 from sitlib.metrics import lpips_per_image, psnr_per_image
 from sitlib.metrics.networks import cached_lpips
 from sitlib.model.tiling import ImageCodes, decode_codes, encode_image, pad, tile_side, unpad
@@ -50,16 +50,9 @@ def read_codes(path: Path) -> tuple[ImageCodes, dict]:
     return ImageCodes(codes, **geometry), metadata["tokenizer"]
 
 
-def load_tokenizer(name: str, device: str | None) -> tuple[SpectralTokenizer, str]:
-    """A tokenizer by name or path, and the name that its checkpoint gives it."""
-    path = files.find_checkpoint(name, "tokenizer")
-    tokenizer = load_model(path, SpectralTokenizer).to(files.pick_device(device))
-    return tokenizer.requires_grad_(False), read_metadata(path).get("name", path.name)
-
-
 def encode(options: argparse.Namespace) -> int:
     jobs = files.Jobs(options, files.IMAGES, ".safetensors")
-    tokenizer, name = load_tokenizer(options.tokenizer or TOKENIZER, options.device)
+    tokenizer, name = files.load_tokenizer(options.tokenizer or TOKENIZER, options.device)
     origin = {"name": name, "codes": codes_digest(tokenizer)}
     dtype = torch.int16 if tokenizer.config.num_codes <= 2**15 else torch.int32
 
@@ -77,7 +70,7 @@ def encode(options: argparse.Namespace) -> int:
 
 def decode(options: argparse.Namespace) -> int:
     jobs = files.Jobs(options, files.CODES)
-    load = cache(load_tokenizer)
+    load = cache(files.load_tokenizer)
     if options.tokenizer:  # a missing one is an error once, not for every file
         load(options.tokenizer, options.device)
 
@@ -101,7 +94,7 @@ def decode(options: argparse.Namespace) -> int:
 
 def reconstruct(options: argparse.Namespace) -> int:
     jobs = files.Jobs(options, files.IMAGES)
-    tokenizer, _ = load_tokenizer(options.tokenizer or TOKENIZER, options.device)
+    tokenizer, _ = files.load_tokenizer(options.tokenizer or TOKENIZER, options.device)
     has_lpips = True
     try:
         cached_lpips("alex")

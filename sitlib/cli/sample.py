@@ -15,7 +15,6 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from sitlib.cli import GENERATORS, UsageError, files
-from sitlib.cli.images import load_tokenizer
 from sitlib.files import load_model
 from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel
@@ -56,7 +55,7 @@ def load_generator(options: argparse.Namespace) -> Loaded:
     variant = model.config.transformer.tokenizer
     beside = path.resolve().parents[2] / "tokenizer" / f"{variant}-seed0"
     default = str(beside) if beside.is_dir() else variant
-    tokenizer, _ = load_tokenizer(options.tokenizer or default, options.device)
+    tokenizer, _ = files.load_tokenizer(options.tokenizer or default, options.device)
     applications.check_same_codes(model, tokenizer)
     return model, tokenizer, sampling, prompts
 
