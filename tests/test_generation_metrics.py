@@ -114,7 +114,7 @@ class TestDistances:
         with pytest.raises(ValueError, match=message):
             function(features, references)
 
-    def test_too_large_subsets_and_too_many_neighbours(self):
+    def test_too_large_subsets_and_too_many_neighbors(self):
         pair = torch.rand(9, 4), torch.rand(20, 4)
         with pytest.raises(ValueError, match="smaller number of images, 9"):
             kernel_distance(*pair, subset_size=10)
@@ -190,7 +190,7 @@ class TestGenerationMetrics:
         assert "rank deficient" in protocol["covariance"]
         json.dumps(result, allow_nan=False)
 
-    def test_without_neighbours_there_is_no_precision(self):
+    def test_without_neighbors_there_is_no_precision(self):
         pair = normal_features(0, 20, 1280), normal_features(0, 30, 1280)
         result = generation_metrics(*pair, kid_subset_size=8)
         assert "precision" not in result and "neighbors" not in result["protocol"]

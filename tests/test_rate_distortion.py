@@ -7,9 +7,14 @@ import torch.nn.functional as F
 from PIL import Image
 
 from sitlib.data import held_out_views, open_images
-from workbook import rate_distortion
+from workbook.evaluate.rate_distortion import (
+    encode_jpeg,
+    encode_jpeg2000,
+    largest_within,
+    prefixes,
+    through_files,
+)
 from workbook.previews import choice_scores
-from workbook.rate_distortion import encode_jpeg, encode_jpeg2000, largest_within, through_files
 from workbook.upsampling import enlarged
 
 
@@ -22,7 +27,7 @@ def test_files_are_read_again_and_their_coded_data_are_less_than_the_file(photog
     for encode, settings in ((encode_jpeg, (10, 50, 90)), (encode_jpeg2000, (40, 10, 4))):
         rates, errors = [], []
         for setting in settings:
-            found, coded, whole = through_files(
+            coded, found, whole = through_files(
                 photographs, lambda image, e=encode, s=setting: e(s, image)
             )
             assert 0 < coded < whole and found.shape == photographs.shape
@@ -79,7 +84,7 @@ def test_files_as_large_as_a_code_take_the_most_bits_that_it_allows(photographs,
     qualities = range(1, 96)
     sizes = [8 * encode_jpeg(quality, image)[1] for quality in qualities]
     expected = max((size for size in sizes if size <= bits), default=sizes[0])
-    found = 8 * largest_within(bits, encode_jpeg, qualities, image)[1]
+    found = 8 * largest_within(bits, encode_jpeg, qualities)(image)[1]
     assert (
         found <= max(bits, sizes[0]) and found >= 0.97 * expected
     )  # sizes may dip between neighbouring qualities
@@ -104,15 +109,9 @@ def test_prefixes_of_a_code_take_their_share_of_its_bits(photographs):
 
     tokenizer = tokenizer_of()
     codes = tokenizer.encode(photographs)
-    bits = [rate_distortion._bits(tokenizer, codes[:, :k]) for k in range(1, 6)]
-    assert bits == pytest.approx(
-        [k * 16 * np.log2(tokenizer.config.num_codes) / 64**2 for k in range(1, 6)]
-    )
-    parts = rate_distortion._by_scales(tokenizer, codes, tokenizer.decode(codes))
-    assert [k for k, _ in parts] == [1, 2, 3, 4, 5]
-    expected = F.interpolate(tokenizer.decode(codes, 3), (64, 64), mode="bicubic").clamp(0, 1)
-    torch.testing.assert_close(parts[2][1], expected)
-    whole = tokenizer_of("sit4")
-    assert [
-        k for k, _ in rate_distortion._by_scales(whole, whole.encode(photographs), photographs)
-    ] == [4]
+    for k, (scales, bits, images) in enumerate(prefixes(tokenizer, photographs), 1):
+        assert scales == k
+        assert bits == pytest.approx(k * 16 * np.log2(tokenizer.config.num_codes) / 64**2)
+        torch.testing.assert_close(images, tokenizer.decode(codes, k))
+    assert k == 5
+    assert [scales for scales, *_ in prefixes(tokenizer_of("sit4"), photographs)] == [4]

@@ -27,12 +27,8 @@ from sitlib.strict import digest
 from workbook.codes import load_codes
 from workbook.effects import finished_seeds, mean
 from workbook.estimates import flops
-from workbook.generation_evaluation import (
-    decoded,
-    distances_to_held_out,
-    draw_samples,
-    held_out_nats,
-)
+from workbook.evaluate import decode, encode, held_out_nats
+from workbook.evaluate.generation import distances_to_held_out, draw_samples
 from workbook.generators import trained_generator
 from workbook.paths import resolve
 from workbook.profile import Profile
@@ -116,7 +112,7 @@ def generation(profile: Profile, variant: str) -> dict[str, Any]:
     tokenizer = trained_tokenizer(profile, run.model.tokenizer, run.codes.tokenizer.seed).model
     settings = profile.autoregressive.evaluation
     sampled, _ = draw_samples(model, profile, settings.samples, profile.autoregressive.sampling)
-    scores = distances_to_held_out(decoded(tokenizer, sampled), profile, variant)
+    scores = distances_to_held_out(decode(tokenizer, sampled), profile, variant)
     nats = held_out_nats(model, codes.held_out, codes.held_out_labels)
     tokens = codes.held_out.shape[1] * codes.held_out.shape[2]
     return {**scores, **nats, "nats_per_image": nats["nats_per_token"] * tokens, "tokens": tokens}
@@ -124,15 +120,14 @@ def generation(profile: Profile, variant: str) -> dict[str, Any]:
 
 def _judged(tokenizer: SpectralTokenizer, views: Tensor, keys: list[str]) -> dict[str, Any]:
     """Scores of one trained tokenizer on held-out views."""
-    codes = torch.cat([tokenizer.encode(batch) for batch in views.split(64)])
-    scores = evaluate_reconstructions(
-        views, decoded(tokenizer, codes), keys, metrics=fast_metrics()
-    )
+    codes = encode(tokenizer, views)
+    decoded = decode(tokenizer, codes)
+    scores = evaluate_reconstructions(views, decoded, keys, metrics=fast_metrics())
     config = tokenizer.config
     books = codebook_statistics(codes, config.num_codes, num_codebooks=len(tokenizer.codebooks))[
         "codebooks"
     ]
-    kept = ("psnr", "lpips_alex")
+    kept = fast_metrics()
     result = {
         **{metric: scores[metric] for metric in kept},
         "by_photograph": {metric: scores["by_photograph"][metric] for metric in kept},
@@ -153,7 +148,7 @@ def first_scales(tokenizer: SpectralTokenizer, views: Tensor, codes: Tensor) -> 
     """PSNR, dB, of what the first k = 1 ... S scales of `codes` give, against the views averaged to its size."""
     found = []
     for k in range(1, codes.shape[1] + 1):
-        images = torch.cat([tokenizer.decode(batch, scales=k) for batch in codes.split(64)])
+        images = decode(tokenizer, codes, k)
         averaged = F.avg_pool2d(views, views.shape[-1] // images.shape[-1])
         error = (images - averaged).square().mean(dim=(1, 2, 3))
         found.append(float((-10 * error.clamp_min(1e-10).log10()).mean()))

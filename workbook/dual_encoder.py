@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sitlib.data import CaptionedImages, ImageSource, degrade, training_views
 from sitlib.files import Row
-from sitlib.metrics import lite0_features
+from sitlib.metrics import in_batches, lite0_features
 from sitlib.metrics.networks import Lite0, load_lite0
 from sitlib.metrics.weights import fetch_weights
 from sitlib.model.dual_encoder import DualEncoder
@@ -91,9 +91,7 @@ def view_features(
             degrade(views, seed + copy * len(images) + start)
             for copy in range(run.model.degraded_views)
         ]
-        again = [
-            torch.cat([model.reconstruct(x).cpu() for x in views.split(64)]) for model in tokenizers
-        ]
+        again = [in_batches(model.reconstruct, views, size=64) for model in tokenizers]
         for number, version in enumerate((views, *worse, *again), 1):
             title = f"images {start + 1} to {start + len(views)}, version {number}"
             parts.append(judge_features(version, lite0, run, title))

@@ -8,18 +8,18 @@ from torch import Tensor
 from sitlib.metrics import (
     bootstrap_interval,
     lpips_per_image,
-    r_precision,
 )
 from sitlib.metrics.networks import load_lite0
-from sitlib.model.dual_encoder import DualEncoder
 from sitlib.model.precision import best_device
 from sitlib.sample.applications import edit
 from workbook.application_tasks import Task
 from workbook.codes import captioned
 from workbook.dual_encoder import judge_features, trained_dual_encoder
+from workbook.evaluate import encode
+from workbook.evaluate.text import prompts as evaluation_prompts
+from workbook.evaluate.text import retrieval
 from workbook.profile import Profile
 from workbook.runs import DualEncoderRun
-from workbook.text_evaluation import prompts as evaluation_prompts
 
 
 def new_captions(profile: Profile, count: int) -> tuple[list[str], list[str], list[str]]:
@@ -49,14 +49,14 @@ def editing(profile: Profile, task: Task) -> dict[str, Any]:
     asked, known, names = new_captions(profile, len(task.images))
     texts = captioned(profile, "test")
     own, own_names = [texts.captions[position][0] for position in task.positions], task.keys
-    codes = torch.cat([task.tokenizer.encode(batch).cpu() for batch in task.images.split(64)])
+    codes = encode(task.tokenizer, task.images)
     seen = evaluation_prompts(profile, "seen")
     of_new = judge_features(seen.images, lite0, run, "real images with the new names")
     of_own = judge_features(task.images, lite0, run, "originals")
     kept = {}
 
     def found_by(features: Tensor, captions: list[str], of: list[str]) -> dict[str, Any]:
-        values = 100 * _retrieved(judge, features, captions, of, profile)
+        values = retrieval(judge, features, captions, of, profile)
         return {"value": float(values.mean()), "interval": list(bootstrap_interval(values, of))}
 
     for keep in range(task.tokenizer.geometry.num_scales + 1):
@@ -90,16 +90,3 @@ def editing(profile: Profile, task: Task) -> dict[str, Any]:
         "candidates": profile.text.evaluation.candidates,
         "images": profile.applications.images,
     }
-
-
-def _retrieved(
-    judge: DualEncoder, features: Tensor, captions: list[str], names: list[str], profile: Profile
-) -> Tensor:
-    """Whether each image's caption is found among those of other names, [M]."""
-    settings = profile.text.evaluation
-    with torch.no_grad():
-        similarity = judge.similarity(
-            features, judge.text_tokenizer.encode(captions, truncate=True)
-        )
-    right = torch.arange(len(similarity))
-    return r_precision(similarity, right, names, candidates=settings.candidates, seed=settings.seed)

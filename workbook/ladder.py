@@ -27,13 +27,8 @@ from sitlib.train.loop import Logged, train_module
 from workbook.codes import Codes, load_codes
 from workbook.diffusion import DiffusionConfig, DiffusionModel, FlowConfig
 from workbook.estimates import flops
-from workbook.generation_evaluation import (
-    decoded,
-    distances_to_held_out,
-    draw_samples,
-    held_out_nats,
-    sampled_labels,
-)
+from workbook.evaluate import decode, held_out_nats
+from workbook.evaluate.generation import distances_to_held_out, draw_samples, sampled_labels
 from workbook.generators import trained_generator
 from workbook.paths import resolve
 from workbook.profile import Profile, load_profile
@@ -91,7 +86,7 @@ def run_rung(profile: Profile, rung: Rung, name: str, seed: int = 0) -> dict[str
     with torch.no_grad():
         operations = flops(forward)
     began = time.perf_counter()
-    images = decoded(tokenizer, _samples(found.model, profile, rung, tokenizer))
+    images = decode(tokenizer, _samples(found.model, profile, rung, tokenizer))
     sampling_seconds = time.perf_counter() - began
     passes = 2 * rung.sampling_steps - 1 if rung.kind == "diffusion" else 1
     return {

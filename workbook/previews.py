@@ -18,9 +18,10 @@ from sitlib.sample.applications import Preview, Samples, preview, refine
 from sitlib.sample.generate import generate
 from workbook.application_tasks import Task
 from workbook.dual_encoder import judge_features, trained_dual_encoder
+from workbook.evaluate import decode
+from workbook.evaluate.text import prompts as evaluation_prompts
 from workbook.profile import Profile
 from workbook.runs import DualEncoderRun
-from workbook.text_evaluation import prompts as evaluation_prompts
 
 
 def best_preview(profile: Profile, shown: Preview, caption: str) -> int:
@@ -89,9 +90,7 @@ def _preview_choice(profile: Profile, task: Task) -> list[dict[str, Any]]:
 
     def scores(scales: int) -> np.ndarray:
         """Cosine of each image of the first scales with its caption, [prompts, previews]."""
-        images = torch.cat(
-            [task.tokenizer.decode(batch, scales).cpu() for batch in codes.split(64)]
-        )
+        images = decode(task.tokenizer, codes, scales)
         features = judge_features(images, lite0, run, f"previews of {scales} scales")
         with torch.no_grad():
             similarity = (judge.embed_images(features) * judge.embed_texts(tokens)).sum(dim=1)

@@ -104,16 +104,10 @@ def weights(profile: Profile) -> None:
 
 def evaluate_tokenizer(profile: Profile, run: str) -> None:
     """Reconstruct held-out photographs, emoji and extra photographs at every resolution."""
-    from sitlib.model.precision import best_device
-    from workbook import tokenizer_evaluation
-    from workbook.tokenizers import trained_tokenizer
+    from workbook.evaluate.tokenizer import evaluate_tokenizer
 
-    variant, seed = split_run(run)
-    tokenizer = trained_tokenizer(profile, variant, seed).model.to(best_device())
-    data = profile.tokenizer_data(variant)
-    scores = tokenizer_evaluation.evaluate_tokenizer(tokenizer, profile, data)
-    about = {"run": tokenizer_evaluation._run(profile, variant, seed)}
-    write_json(resolve(f"metrics/tokenizer/{run}.json"), {**about, **scores})
+    scores = evaluate_tokenizer(profile, *split_run(run))
+    write_json(resolve(f"metrics/tokenizer/{run}.json"), scores)
 
 
 def extract_codes(profile: Profile, run: str, workers: int | None = None) -> None:
@@ -140,50 +134,25 @@ def extract_codes(profile: Profile, run: str, workers: int | None = None) -> Non
 
 def real_features(profile: Profile) -> None:
     """Features of real views, to which class-conditional samples are compared."""
-    from workbook.generation_evaluation import real_features
+    from workbook.evaluate.generation import REAL, real_features
 
-    features = real_features(profile, next(iter(profile.autoregressive.variants)))
-    write_tensors(resolve("samples/real.safetensors"), features, {})
+    write_tensors(resolve(REAL), real_features(profile), {})
 
 
 def evaluate_autoregressive(profile: Profile, run: str) -> None:
     """Samples of a class-conditional model, their distances to real views, held-out nats."""
-    from safetensors.torch import load_file
+    from workbook.evaluate.generation import evaluate_generator
 
-    from workbook import generation_evaluation as evaluation
-    from workbook.codes import load_codes
-
-    variant, seed = split_run(run)
-    about = {"run": evaluation._samples_run(profile, variant, seed)}
-    model, tokenizer = evaluation._model(profile, variant, seed), None
-    count = profile.autoregressive.evaluation.samples
-    codes, labels = evaluation.draw_samples(model, profile, count, profile.sampler(variant))
-    samples = {"codes": codes, "labels": labels}
-    write_tensors(resolve(f"samples/{run}.safetensors"), samples, about)
-    tokenizer = evaluation._tokenizer(profile, variant)
-    real = load_file(resolve("samples/real.safetensors"))
-    scores = evaluation.evaluate_generator(
-        model, tokenizer, load_codes(profile, variant), codes, real, profile, variant
-    )
-    write_json(resolve(f"metrics/generation/{run}.json"), {**about, **scores})
+    scores = evaluate_generator(profile, *split_run(run), pipeline=True)
+    write_json(resolve(f"metrics/generation/{run}.json"), scores)
 
 
 def decode_again(profile: Profile, run: str, of: str, decoder: str) -> None:
     """Distances of the samples of a model that a second decoder decodes."""
-    from safetensors.torch import load_file
+    from workbook.evaluate.generation import evaluate_decoder
 
-    from workbook import generation_evaluation as evaluation
-
-    (variant, seed), (tokenizer, _) = split_run(of), split_run(decoder)
-    sampled = evaluation._pipeline_samples(profile, variant, seed)
-    if sampled is None:
-        raise ValueError(f"There are no samples of {of} of this profile: draw them first.")
-    held_out = load_file(resolve("samples/real.safetensors"))["held_out"]
-    scores = evaluation.second_decoder_scores(
-        profile, variant, tokenizer, seed, sampled[0], held_out
-    )
-    about = {"run": evaluation._second_run(profile, variant, tokenizer, seed)}
-    write_json(resolve(f"metrics/generation/{run}.json"), {**about, **scores})
+    scores = evaluate_decoder(profile, *split_run(of), split_run(decoder)[0])
+    write_json(resolve(f"metrics/generation/{run}.json"), scores)
 
 
 def throughput(profile: Profile, rounds: int = 4) -> None:
@@ -203,27 +172,17 @@ def dual_encoder(profile: Profile) -> None:
 
 def real_text_features(profile: Profile) -> None:
     """Features of the real images of all prompts."""
-    from workbook.text_evaluation import real_text_features
+    from workbook.evaluate.text import REAL, real_text_features
 
-    write_tensors(resolve("samples/real_text.safetensors"), real_text_features(profile), {})
+    write_tensors(resolve(REAL), real_text_features(profile), {})
 
 
 def evaluate_text(profile: Profile, run: str) -> None:
     """Samples of a text-conditional model, and how often the dual encoder recognizes them."""
-    from safetensors.torch import load_file
+    from workbook.evaluate.text import evaluate_text_generator
 
-    from workbook import text_evaluation as evaluation
-    from workbook.generators import trained_generator
-
-    variant, seed = split_run(run)
-    model, about = (
-        trained_generator(profile, variant, seed).model,
-        {"run": evaluation._run(profile, variant, seed)},
-    )
-    real = load_file(resolve("samples/real_text.safetensors"))
-    samples, scores = evaluation.judged_generator(model, variant, real, profile)
-    write_tensors(resolve(f"samples/{run}.safetensors"), samples, about)
-    write_json(resolve(f"metrics/text/{run}.json"), {**about, **scores})
+    scores = evaluate_text_generator(profile, *split_run(run), pipeline=True)
+    write_json(resolve(f"metrics/text/{run}.json"), scores)
 
 
 def evaluate_applications(profile: Profile) -> None:

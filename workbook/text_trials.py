@@ -12,18 +12,21 @@ import numpy as np
 
 from sitlib.files import write_json
 from sitlib.metrics.weights import fetch_weights
+from sitlib.model.precision import best_device
 from sitlib.strict import require_known
 from workbook.codes import captioned
+from workbook.evaluate.text import (
+    KINDS,
+    draw_text_samples,
+    measure_text_generator,
+    prompts,
+    real_text_features,
+)
 from workbook.generators import trained_generator
 from workbook.paths import resolve
 from workbook.profile import Profile, load_profile
 from workbook.rows import load_ablations
 from workbook.runs import command
-from workbook.text_evaluation import (
-    KINDS,
-    judged_generator,
-    real_text_features,
-)
 
 
 def run_trial(profile: Profile, usual: Profile, variant: str, seed: int = 0) -> dict[str, Any]:
@@ -40,7 +43,10 @@ def run_trial(profile: Profile, usual: Profile, variant: str, seed: int = 0) -> 
         trained_generator(profile, variant, seed),
         profile.generator_optimizer(variant),
     )
-    _, scores = judged_generator(trained.model, variant, real_text_features(usual), usual)
+    asked = {kind: prompts(usual, kind) for kind in KINDS}
+    model, real = trained.model.to(best_device()), real_text_features(usual)["held_out"]
+    samples = draw_text_samples(model, asked, usual.sampler(variant))
+    scores = measure_text_generator(model, variant, asked, samples, real, usual)
     names = len(np.unique(captioned(profile, "train").names))
     return {
         "variant": variant,

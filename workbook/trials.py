@@ -25,10 +25,11 @@ from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import digest, from_dict, to_dict
 from sitlib.train.checkpoint import remove_states
 from sitlib.train.tokenizer import train_tokenizer
+from workbook.evaluate import reconstruct
+from workbook.evaluate.tokenizer import error_by_scale
 from workbook.paths import resolve
 from workbook.profile import Profile, changed, load_profile
 from workbook.runs import TokenizerRun, checkpoint_folder, command, resume_key
-from workbook.tokenizer_evaluation import error_by_scale
 
 VALIDATION_SHARE = 0.2  # of the training photographs
 VALIDATION_VIEWS = 400
@@ -93,8 +94,7 @@ def run_trial(trial: Trial, values: dict[str, Any], seed: int = SEED) -> dict[st
     )
     views = held_out_views(validation, VALIDATION_VIEWS, run.data.size, seed, kind="crops")[0]
     tokenizer = tokenizer.cpu().eval()
-    codes = torch.cat([tokenizer.encode(batch) for batch in views.split(64)])
-    reconstructions = torch.cat([tokenizer.decode(batch) for batch in codes.split(64)])
+    codes, reconstructions = reconstruct(tokenizer, views)
     scores = evaluate_reconstructions(views, reconstructions, metrics=["psnr", "lpips_alex"])
     books = codebook_statistics(codes, run.model.num_codes, num_codebooks=len(tokenizer.codebooks))[
         "codebooks"
@@ -123,7 +123,7 @@ def _at_an_eighth(tokenizer: SpectralTokenizer, views: Tensor) -> float | str:
     small = F.avg_pool2d(views, 8)
     if small.shape[-1] not in tokenizer.sizes or tokenizer.config.decoder_attention == "full":
         return ""
-    found = torch.cat([tokenizer.reconstruct(batch) for batch in small.split(64)])
+    found = reconstruct(tokenizer, small)[1]
     return round(evaluate_reconstructions(small, found, metrics=["lpips_alex"])["lpips_alex"], 4)
 
 

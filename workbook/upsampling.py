@@ -24,6 +24,7 @@ from sitlib.model.precision import best_device
 from sitlib.sample.applications import upsample
 from sitlib.sample.generate import Prompts
 from workbook.application_tasks import Task
+from workbook.evaluate import reconstruct
 from workbook.profile import Profile
 
 SHARES = (8, 4, 2)  # of the full side, that inputs of upsampling have
@@ -86,9 +87,7 @@ def _ways(
         for temperature in sorted({*settings.temperatures, 1.0}) if is_largest else (1.0,):
             sampling = replace(task.sampling, temperature=temperature)
             ways[f"told, temperature {temperature:g}"] = drawn(task.prompts, sampling)
-    ways["reconstruction"] = torch.cat(
-        [task.tokenizer.reconstruct(x).cpu() for x in task.images.split(64)]
-    )
+    ways["reconstruction"] = reconstruct(task.tokenizer, task.images)[1]
     scores, lpips = {}, {}
     for way, images in ways.items():
         title = f"{task.variant}, 1/{share}, {way}"

@@ -1,7 +1,5 @@
-"""Judging text-conditional samples: which prompts there are, and that what is right is counted as right."""
+"""Text-conditional models trained otherwise, and figures and comparisons of recognition."""
 
-from dataclasses import replace
-from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,75 +7,16 @@ import pytest
 import torch
 
 from sitlib.strict import ConfigError, from_dict, to_dict
-from workbook import text_evaluation, text_trials
+from workbook import text_trials
 from workbook.codes import captioned
+from workbook.evaluate.text import KINDS
 from workbook.figures.ablations import recognition
 from workbook.figures.models import retrieval_bars
 from workbook.profile import load_profile
 from workbook.rows import TextTrial, load_ablations
 from workbook.site.compare import r_precision
-from workbook.text_evaluation import KINDS, Prompts, prompts, retrieved
 
 PROFILE = load_profile("smoke")
-COUNT = PROFILE.text.evaluation.prompts
-
-
-@cache
-def asked(kind):
-    return prompts(PROFILE, kind)
-
-
-def test_each_kind_of_prompts_is_what_its_title_says():
-    trained_on = captioned(PROFILE, "train")
-    every = {text for captions in trained_on.captions for text in captions}
-    for kind in KINDS:
-        found = asked(kind)
-        assert len(found.captions) == len(set(found.names)) == len(found.images) == COUNT
-        assert (set(found.names) <= set(trained_on.names)) == (kind != "held_out")
-    assert not set(asked("held_out").names) & set(trained_on.names)
-    seen, known = asked("seen"), asked("known")
-    assert seen.names == known.names and torch.equal(seen.images, known.images)
-    assert seen.known == known.captions and set(known.captions) <= every
-    assert not set(seen.captions) & every
-    assert asked("held_out").captions == asked("held_out").known
-
-
-class Judge:
-    """Knows the caption that belongs to each image: the brightness of image i is i."""
-
-    def __init__(self, captions):
-        self.captions, self.text_tokenizer = captions, self
-
-    def encode(self, texts, truncate):
-        return torch.tensor([self.captions.index(text) for text in texts])
-
-    def similarity(self, features, tokens):
-        return (features[:, None] == tokens).float()
-
-
-@pytest.mark.parametrize("wrong", [0, 3, 8])
-def test_r_precision_is_the_share_of_samples_that_show_what_was_asked_for(monkeypatch, wrong):
-    captions = [f"known {i}" for i in range(8)]
-    monkeypatch.setattr(text_evaluation, "judge_features", lambda images, *_: images[:, 0, 0, 0])
-    shown = torch.arange(8.0)
-    shown[:wrong] += 100  # of nothing that has a caption
-    images = shown.view(8, 1, 1, 1).expand(8, 3, 2, 2)
-    told = Prompts(
-        "seen", [f"new {i}" for i in range(8)], captions, [str(i) for i in range(8)], images
-    )
-    settings = replace(PROFILE.text.evaluation, candidates=4, prompts=8, kid_subset_size=2)
-    profile = replace(PROFILE, text=replace(PROFILE.text, evaluation=settings))
-    found = retrieved(Judge(captions), images, told, profile, None, "")
-    # Where nothing fits, all candidates are alike and share the first place.
-    assert found["r_precision"] == pytest.approx(
-        100 * (8 - wrong) / 8 + wrong / 8 * found["chance"]
-    )
-    low, high = found["interval"]
-    assert low <= found["r_precision"] <= high and found["chance"] == 25
-    assert found["by_prompt"] == [25.0] * wrong + [100.0] * (8 - wrong)
-
-
-# -- longer training ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_every_trial_of_the_grid_is_a_model_of_the_profile_trained_otherwise():
@@ -102,20 +41,19 @@ def test_a_trial_that_is_not_about_texts_or_of_no_model_is_refused():
 
 
 def test_a_trial_says_how_often_each_name_was_drawn_and_is_judged_without_a_sweep(monkeypatch):
-    def judged(model, variant, real, profile):
+    def measured(model, variant, asked, samples, real, profile):
         assert profile.text.evaluation.top_p_sweep == profile.text.evaluation.guidance_sweep == []
-        return {}, {"r_precision_seen": 12.0}
+        return {"r_precision_seen": 12.0}
 
-    model = SimpleNamespace(model=None, curve={"seconds": [1.0, 7.0]})
-    monkeypatch.setattr(text_trials, "fetch_weights", lambda: None)
+    model = SimpleNamespace(model=torch.nn.Identity(), curve={"seconds": [1.0, 7.0]})
     monkeypatch.setattr(text_trials, "trained_generator", lambda *_: model)
-    monkeypatch.setattr(text_trials, "real_text_features", lambda _: {})
-    monkeypatch.setattr(text_trials, "judged_generator", judged)
-    found = text_trials.run_trial(PROFILE, PROFILE, "ar_captioned_sit4_sc")
+    monkeypatch.setattr(text_trials, "draw_text_samples", lambda *_: {})
+    monkeypatch.setattr(text_trials, "measure_text_generator", measured)
+    scores = text_trials.run_trial(PROFILE, PROFILE, "ar_captioned_sit4_sc")
     optimizer = PROFILE.generator_optimizer("ar_captioned_sit4_sc")
     names = len(set(captioned(PROFILE, "train").names))
-    assert found["draws_per_name"] == pytest.approx(optimizer.steps * optimizer.batch_size / names)
-    assert found["seconds"] == 7.0 and found["r_precision_seen"] == 12.0
+    assert scores["draws_per_name"] == optimizer.steps * optimizer.batch_size / names
+    assert scores["seconds"] == 7.0 and scores["r_precision_seen"] == 12.0
 
 
 def test_recognition_is_drawn_against_draws_with_intervals_and_bounds():

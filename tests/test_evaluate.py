@@ -1,0 +1,432 @@
+"""Evaluations of tokenizers and of class- and text-conditional generators, and what they share."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+import torchmetrics.image.fid
+from test_applications import model_of
+from torch.nn.functional import interpolate
+
+from sitlib.data import held_out_views, open_images
+from sitlib.files import write_json
+from sitlib.metrics import (
+    InceptionError,
+    classifier_score,
+    frechet_distance,
+    kernel_distance,
+    lite0_features,
+    load_lite0,
+    psnr_per_image,
+    ssim_per_image,
+)
+from sitlib.model.config import SamplingConfig
+from sitlib.model.tokenizer import SpectralTokenizer
+from workbook import evaluate
+from workbook.codes import captioned, held_out_wide
+from workbook.evaluate import generation, text, tokenizer
+from workbook.evaluate.tokenizer import error_by_scale, evaluated_sizes, original_features
+from workbook.profile import load_profile
+from workbook.tokenizers import held_out_set
+
+PROFILE = load_profile("smoke")
+NUM_CODES = 256
+
+
+class GreyTokens:
+    """Stand-in for a trained tokenizer: each of 4x4 tokens is the mean grey of its patch."""
+
+    def __init__(self, variant, sizes):
+        config = PROFILE.tokenizer_variant(variant)
+        self.config, self.sizes = replace(config, num_codes=NUM_CODES), sizes
+
+    def encode(self, images):
+        scales = self.config.num_scales - len(self.sizes) + 1 + self.sizes.index(images.shape[-1])
+        grey = torch.nn.functional.adaptive_avg_pool2d(images.mean(dim=1), 4).flatten(1)
+        return (grey * (NUM_CODES - 1)).round().long()[:, None].expand(-1, scales, -1)
+
+    def decode(self, codes, scales=None):
+        size = self.sizes[codes.shape[1] - self.config.num_scales - 1]
+        grey = codes[:, None, 0].unflatten(2, (4, 4)) / (NUM_CODES - 1)
+        return interpolate(grey, (size, size), mode="nearest").repeat(1, 3, 1, 1)
+
+    def parameters(self):
+        return [torch.zeros(3, 5), torch.zeros(2)]
+
+
+def averaged(images, size):
+    """Images [V, 3, H, H] averaged over squares to `size` px, in numpy."""
+    count, channels, side, _ = images.shape
+    step = side // size
+    return images.numpy().reshape(count, channels, size, step, size, step).mean((3, 5))
+
+
+def with_evaluation(profile, **changes):
+    settings = replace(profile.tokenizer.evaluation, **changes)
+    return replace(profile, tokenizer=replace(profile.tokenizer, evaluation=settings))
+
+
+@pytest.fixture(scope="module")
+def profile():
+    """The smoke profile with few views: 10 of 8 extra photographs."""
+    sets = PROFILE.tokenizer.evaluation.sets
+    few = {name: replace(sets[name], views=n) for name, n in (("landscapes", 4), ("extra", 10))}
+    return with_evaluation(PROFILE, sets=few, seed=1)
+
+
+@pytest.fixture(scope="module")
+def measure(profile, weights_folder, tmp_path_factory):
+    """`measure_tokenizer`, the baseline down to 16 px only, with an own folder of features."""
+
+    def measure(model, profile=profile):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tokenizer, "SMALLEST_SIZE", 16)
+            patch.setattr(tokenizer, "FEATURES", str(features))
+            return tokenizer.measure_tokenizer(model, profile)
+
+    features = tmp_path_factory.mktemp("features")
+    return measure
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    return load_lite0()
+
+
+@pytest.fixture(scope="module")
+def causal():
+    return GreyTokens("sit5_sc", [4, 8, 16, 32, 64])
+
+
+@pytest.fixture(scope="module")
+def baseline():
+    return GreyTokens("vit_vqgan", [64])
+
+
+@pytest.fixture(scope="module")
+def causal_scores(measure, causal):
+    return measure(causal)
+
+
+@pytest.fixture(scope="module")
+def baseline_scores(measure, baseline):
+    return measure(baseline)
+
+
+class TestTokenizer:
+    def test_views_are_those_of_the_set(self, profile):
+        images, keys = held_out_set(profile, "extra", 16)
+        expected, _, expected_keys = held_out_views(open_images("data/extra", "test"), 10, 16, 1)
+        assert torch.equal(images, expected) and keys == expected_keys
+        first = held_out_set(profile)[0]
+        assert torch.equal(first, held_out_set(profile, "landscapes", 64)[0])
+        with pytest.raises(ValueError, match="landscapes, extra"):
+            held_out_set(profile, "faces")
+
+    @pytest.mark.parametrize(
+        "variant, sizes",
+        [
+            ("sit5_sc", [64, 32, 16, 8, 4]),
+            ("sit5_sc_second", [64]),  # encodes small images, but its decoder needs all scales
+            ("sit4_sce", [64]),
+            ("sit4", [64]),
+            ("vit_vqgan", [64, 32, 16, 8, 4]),
+            ("sit6", [128]),
+        ],
+    )
+    def test_sizes_and_reconstructions_of_real_tokenizers(self, variant, sizes):
+        model = SpectralTokenizer(PROFILE.tokenizer_variant(variant)).eval()
+        assert evaluated_sizes(model) == sizes
+        for size in sizes[:2]:
+            images = torch.rand(2, 3, size, size)
+            codes, reconstructions = evaluate.reconstruct(model, images)
+            assert reconstructions.shape == images.shape
+            assert len(codes) == 2 and codes.shape[1] <= model.config.num_scales
+
+    def test_the_baseline_sees_small_images_enlarged(self, causal, baseline):
+        images = torch.rand(70, 3, 16, 16)  # more than one batch
+        codes, reconstructions = evaluate.reconstruct(causal, images)
+        assert torch.equal(codes, causal.encode(images)) and codes.shape == (70, 3, 16)
+        assert torch.equal(reconstructions, causal.decode(codes))
+        codes, reconstructions = evaluate.reconstruct(baseline, images)
+        large = interpolate(images, (64, 64), mode="bicubic").clamp(0, 1)
+        assert torch.equal(codes, baseline.encode(large))
+        np.testing.assert_allclose(reconstructions, averaged(baseline.decode(codes), 16), atol=1e-6)
+
+    def test_every_set_and_size_has_every_metric(self, causal_scores, baseline_scores, tmp_path):
+        names = ("psnr", "lpips_alex", "fd_lite0", "kid", "kid_standard_deviation")
+        expected = (causal_scores, [64, 32, 16, 8, 4]), (baseline_scores, [64, 32, 16])
+        for scores, sizes in expected:
+            assert list(scores["sets"]) == ["landscapes", "extra"]
+            for by_size in scores["sets"].values():
+                assert [int(size) for size in by_size] == sizes
+                for size, one in zip(sizes, by_size.values(), strict=True):
+                    assert all(np.isfinite(one[name]) for name in names)
+                    assert ("lpips_vgg" in one) == (size == 64)
+                    assert (one["ssim"] is None) == (size < 11)
+                    assert one["intervals"]["psnr"][0] < one["psnr"] < one["intervals"]["psnr"][1]
+                    resized = scores is baseline_scores and size < 64
+                    assert ("size_change" in one["protocol"]) == resized
+                    assert one["protocol"]["size"] == [size, size]
+            json.dumps(scores, allow_nan=False)
+            write_json(tmp_path / "scores.json", scores)
+
+    def test_scores_of_a_small_size_are_of_averaged_views(self, profile, causal, causal_scores):
+        views, keys = held_out_set(profile, "extra")
+        images = torch.from_numpy(averaged(views, 16))
+        expected = psnr_per_image(causal.decode(causal.encode(images)), images)
+        scores = causal_scores["sets"]["extra"]["16"]
+        assert scores["psnr"] == pytest.approx(expected.mean().item(), abs=1e-4)
+        assert scores["photographs"] == sorted(set(keys)) and sum(scores["counts"]) == 10
+        assert scores["protocol"]["views"] == "random crops of 8 held-out photographs"
+
+    def test_scores_at_full_size_are_those_of_the_metrics(
+        self, profile, lite0, causal, causal_scores
+    ):
+        views, keys = held_out_set(profile, "extra")
+        reconstructions = causal.decode(causal.encode(views))
+        scores = causal_scores["sets"]["extra"]["64"]
+        similarity = ssim_per_image(reconstructions, views).numpy()
+        means = [similarity[np.array(keys) == key].mean() for key in sorted(set(keys))]
+        assert scores["by_photograph"]["ssim"] == pytest.approx(means, rel=6e-4)
+        x, y = (lite0_features(images, lite0) for images in (reconstructions, views))
+        assert scores["fd_lite0"] == pytest.approx(frechet_distance(x, y), rel=1e-4)
+        kid = kernel_distance(x, y, subset_size=5, seed=1)[0]
+        assert scores["kid"] == pytest.approx(kid, rel=1e-3, abs=1e-5)
+        for name, features in (("lite0_score", x), ("lite0_score_originals", y)):
+            score = classifier_score(lite0.classifier(features))
+            assert scores[name] == pytest.approx(score, rel=1e-4)
+
+    def test_top_level_is_the_first_set_at_full_size(self, profile, causal, causal_scores):
+        first = causal_scores["sets"]["landscapes"]["64"]
+        for name, value in first.items():
+            if name in ("photographs", "counts", "by_photograph"):
+                assert name not in causal_scores
+            else:
+                assert causal_scores[name] == value
+        images = held_out_set(profile)[0]
+        codes = causal.encode(images)
+        budget = error_by_scale(images, causal.decode(codes))
+        assert causal_scores["error_by_scale"] == pytest.approx(budget, rel=1e-5)
+        assert causal_scores["protocol"]["source"] == "data/landscapes"
+        assert causal_scores["protocol"]["seed"] == 1 and causal_scores["parameters"] == 17
+        usage = 100 * min(len(scale.unique()) for scale in codes.unbind(1)) / NUM_CODES
+        assert causal_scores["usage"] == pytest.approx(usage)
+        books = ["approximation", *(f"details_{scale}" for scale in (2, 3, 4, 5))]
+        assert list(causal_scores["codebooks"]) == books and causal_scores["usage_images"] == 4
+
+    def test_bits_per_pixel(self, causal_scores, baseline_scores):
+        assert causal_scores["bits_per_pixel"] == 5 * 16 * 8 / 64**2
+        assert causal_scores["sets"]["extra"]["4"]["bits_per_pixel"] == 16 * 8 / 4**2
+        # The baseline has as many tokens for a small image as for a large one.
+        assert baseline_scores["sets"]["extra"]["16"]["bits_per_pixel"] == 16 * 8 / 16**2
+
+    def test_scores_do_not_depend_on_parts(
+        self, profile, causal, causal_scores, measure, monkeypatch
+    ):
+        monkeypatch.setattr(evaluate, "PART", 3)
+
+        def flat(values, where=""):
+            if isinstance(values, list):
+                values = dict(enumerate(values))
+            if not isinstance(values, dict):
+                return {where: values}
+            parts = (flat(value, f"{where}/{key}") for key, value in values.items())
+            return {key: value for part in parts for key, value in part.items()}
+
+        scores, expected = flat(measure(causal)), flat(causal_scores)
+        assert scores.keys() == expected.keys()
+        for key, value in expected.items():
+            close = pytest.approx(value, rel=1e-3, abs=1e-5) if isinstance(value, float) else value
+            assert scores[key] == close, key
+
+    def test_a_missing_inception_network_is_found_at_the_start(self, profile, causal, monkeypatch):
+        monkeypatch.setattr(torchmetrics.image.fid, "_TORCH_FIDELITY_AVAILABLE", False)
+        with pytest.raises(InceptionError, match="pip install"):
+            tokenizer.measure_tokenizer(causal, with_evaluation(profile, inception=True))
+
+    def test_error_by_scale_adds_up_to_the_error_and_finds_its_scale(self):
+        generator = torch.Generator().manual_seed(0)
+        images = torch.rand(3, 3, 64, 64, generator=generator)
+        noisy = images + 0.1 * torch.randn(3, 3, 64, 64, generator=generator)
+        total = 4 * float((images - noisy).square().mean())
+        assert sum(error_by_scale(images, noisy)) == pytest.approx(total, rel=1e-5)
+        darker = error_by_scale(images, images - 0.1)  # a constant error is of the approximation
+        assert darker[0] == pytest.approx(4 * 0.01, rel=1e-4) and sum(darker[1:]) < 1e-8
+
+    @pytest.mark.parametrize("damage", [lambda x: x, lambda x: x[:-100], lambda x: b"{" * 64])
+    def test_features_of_originals_are_kept(self, tmp_path, lite0, monkeypatch, damage):
+        folder = tmp_path / "features"
+        monkeypatch.setattr(tokenizer, "FEATURES", str(folder))
+        images = torch.rand(2, 3, 16, 16)
+        expected = original_features(images, lite0)
+        (path,) = folder.iterdir()
+        path.write_bytes(damage(path.read_bytes()))
+        for network in (lite0, None):  # the second time it is not needed
+            assert torch.equal(original_features(images, network), expected)
+        original_features(images + 1e-3, lite0)
+        assert len(list(folder.iterdir())) == 2
+
+    def test_features_need_no_file(self, tmp_path, lite0, monkeypatch):
+        (tmp_path / "in the way").touch()
+        monkeypatch.setattr(tokenizer, "FEATURES", str(tmp_path / "in the way"))
+        assert original_features(torch.rand(2, 3, 16, 16), lite0).shape == (2, 1280)
+
+
+class Inception:
+    """Stand-in for `InceptionMetrics` that keeps the images."""
+
+    def __init__(self):
+        self.images = {True: [], False: []}
+
+    def add(self, images, real, **_):
+        self.images[real].append(images)
+
+    def compute(self, seed):
+        return self.images
+
+
+class TestGeneration:
+    def test_nats_are_those_of_a_float64_model_one_sequence_at_a_time(self, monkeypatch):
+        monkeypatch.setattr(evaluate, "BATCH", 3)  # 7 sequences: a part of a batch at the end
+        model, generator = model_of("class"), torch.Generator().manual_seed(0)
+        shape = (7, model.config.num_scales, model.config.tokens_per_scale)
+        codes = torch.randint(model.config.num_codes, shape, generator=generator)
+        classes = torch.randint(len(model.config.classes), (7,), generator=generator)
+        scores = evaluate.held_out_nats(model, codes, classes)
+        with torch.no_grad():
+            log_p = torch.cat(
+                [model(c[None], y[None]) for c, y in zip(codes, classes, strict=True)]
+            )
+        log_p = log_p.double().log_softmax(dim=-1)
+        expected = -log_p.gather(-1, codes[..., None]).mean(dim=(0, 2, 3))
+        torch.testing.assert_close(
+            torch.tensor(scores["nats_by_scale"]).double(), expected, atol=1e-5, rtol=1e-5
+        )
+        assert scores["nats_per_token"] == pytest.approx(float(expected.mean()), rel=1e-5)
+
+    def test_sweeps_change_one_setting(self):
+        sampling, settings = SamplingConfig(guidance=2.0), PROFILE.autoregressive.evaluation
+        settings = replace(settings, guidance_sweep=[1.0, 3.0], top_p_sweep=[0.9])
+        rows = evaluate.sweeps(sampling, settings, lambda s: {"seen": (s.guidance, s.top_p)})
+        assert rows == {
+            "guidance_sweep": [
+                {"guidance": g, "seen": (g, sampling.top_p)} for g in settings.guidance_sweep
+            ],
+            "top_p_sweep": [{"top_p": 0.9, "seen": (2.0, 0.9)}],
+        }
+
+    def test_samples_have_the_classes_of_the_reference_views(self):
+        count = PROFILE.autoregressive.evaluation.reference_views
+        _, labels = held_out_wide(PROFILE, next(iter(PROFILE.autoregressive.variants)), count)
+        drawn = generation.sampled_labels(PROFILE, 2 * count)
+        assert Counter(drawn.tolist()) == Counter(2 * labels.tolist())
+        assert torch.equal(generation.sampled_labels(PROFILE, count - 1), labels[:-1])
+
+    def test_features_do_not_depend_on_parts(self, monkeypatch):
+        views = PROFILE.autoregressive.evaluation.reference_views
+        whole = generation.real_features(PROFILE)
+        assert whole["held_out"].shape == whole["train"].shape == (views, 1280)
+        monkeypatch.setattr(evaluate, "PART", views // 2 - 1)
+        for name, features in generation.real_features(PROFILE).items():
+            torch.testing.assert_close(features, whole[name], atol=1e-4, rtol=1e-3)
+
+    def test_inception_judges_all_samples_where_it_is_asked_for(self, monkeypatch):
+        monkeypatch.setattr(evaluate, "InceptionMetrics", Inception)
+        samples, originals = torch.rand(7, 3, 8, 8), torch.rand(5, 3, 8, 8)
+        parts = samples.split(3), originals.split(2)
+        assert evaluate.inception_scores(PROFILE, *parts, 0) == {}
+        asking = with_evaluation(PROFILE, inception=True)
+        images = evaluate.inception_scores(asking, *parts, 0)
+        assert torch.equal(torch.cat(images[False]), samples)
+        assert torch.equal(torch.cat(images[True]), originals)
+
+    def test_samples_of_another_run_are_drawn_again(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(evaluate, "resolve", lambda path: tmp_path / path)
+        drawn = iter([{"codes": torch.tensor([n])} for n in range(3)])
+        for run, save, value in (("a", False, 0), ("a", True, 1), ("a", True, 1), ("b", True, 2)):
+            samples = evaluate.samples_of("model-seed0", run, lambda: next(drawn), save)
+            assert samples["codes"].item() == value
+        write_json(tmp_path / "scores.json", {"run": "a", "fd_lite0": 1.0})
+        assert evaluate.stored_scores("scores.json", "a")["fd_lite0"] == 1
+        assert evaluate.stored_scores("scores.json", "b") is None
+        assert evaluate.stored_scores("none.json", "b") is None
+
+    @pytest.mark.parametrize(
+        "call, message",
+        [
+            (
+                lambda: generation.evaluate_decoder(PROFILE, "ar_sit4", 0, "vit_vqgan"),
+                "vit_vqgan does not decode the codes that ar_sit4 models",
+            ),
+            (
+                lambda: generation.evaluate_decoder(PROFILE, "ar_sit5_sc", 7, "sit5_sc_second"),
+                "There are no samples of ar_sit5_sc, seed 7",
+            ),
+            (
+                lambda: generation.load_second_scores(PROFILE, "ar_sit5_sc", "sit5_sc_second", 7),
+                "is missing or of another profile",
+            ),
+        ],
+    )
+    def test_refusals(self, call, message):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+@cache
+def asked(kind):
+    return text.prompts(PROFILE, kind)
+
+
+class Judge:
+    """Knows the caption that belongs to each image: the brightness of image i is i."""
+
+    def __init__(self, captions):
+        self.captions, self.text_tokenizer = captions, self
+
+    def encode(self, texts, truncate):
+        return torch.tensor([self.captions.index(text) for text in texts])
+
+    def similarity(self, features, tokens):
+        return (features[:, None] == tokens).float()
+
+
+class TestText:
+    def test_each_kind_of_prompts_is_what_its_title_says(self):
+        train = captioned(PROFILE, "train")
+        captions = {caption for captions in train.captions for caption in captions}
+        count = PROFILE.text.evaluation.prompts
+        for kind in text.KINDS:
+            told = asked(kind)
+            assert len(told.captions) == len(set(told.names)) == len(told.images) == count
+            assert (set(told.names) <= set(train.names)) == (kind != "held_out")
+        assert not set(asked("held_out").names) & set(train.names)
+        seen, known = asked("seen"), asked("known")
+        assert seen.names == known.names and torch.equal(seen.images, known.images)
+        assert seen.known == known.captions and set(known.captions) <= captions
+        assert not set(seen.captions) & captions
+        assert asked("held_out").captions == asked("held_out").known
+
+    @pytest.mark.parametrize("wrong", [0, 3, 8])
+    def test_r_precision_is_the_share_of_right_samples(self, monkeypatch, wrong):
+        captions, names = [f"known {i}" for i in range(8)], [str(i) for i in range(8)]
+        monkeypatch.setattr(text, "judge_features", lambda images, *_: images[:, 0, 0, 0])
+        shown = torch.arange(8.0)
+        shown[:wrong] += 100  # nothing that has a caption
+        images = shown.view(8, 1, 1, 1).expand(8, 3, 2, 2)
+        told = text.Prompts("seen", [f"new {i}" for i in range(8)], captions, names, images)
+        settings = replace(PROFILE.text.evaluation, candidates=4, prompts=8, kid_subset_size=2)
+        profile = replace(PROFILE, text=replace(PROFILE.text, evaluation=settings))
+        scores = text.retrieved(Judge(captions), images, told, profile, None, "")
+        # Where nothing fits, all four candidates share the first place.
+        assert scores["chance"] == 25 and scores["by_prompt"] == [25.0] * wrong + [100.0] * (
+            8 - wrong
+        )
+        assert scores["r_precision"] == pytest.approx(np.mean(scores["by_prompt"]))
+        low, high = scores["interval"]
+        assert low <= scores["r_precision"] <= high
