@@ -13,6 +13,7 @@ from sitlib.data import held_out_views, open_images
 from sitlib.files import load_model, save_model
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.patchify import SpectralGeometry
+from sitlib.model.quantizer import QUANTIZERS, Codebook, Quantized
 from sitlib.model.tiling import ImageCodes, decode_codes, encode_image, pad, tile_codes, unpad
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.wavelets import dwt2
@@ -170,6 +171,23 @@ def test_codebooks_are_disjoint_or_shared():
     assert torch.equal(changed[:, 1:], codes[:, 1:]) and not torch.equal(changed[:, 0], codes[:, 0])
     shared = tokenizer_of("sit4", num_codebooks=1)
     assert len(shared.codebooks) == 1 and shared.reconstruct(images).shape == (4, 3, 64, 64)
+
+
+def test_a_new_quantizer_is_a_class_with_a_name(monkeypatch):
+    class Signs(Codebook):
+        """Lookup-free: codes are the signs of two dimensions."""
+
+        def forward(self, z):
+            codes = (z[..., 0] > 0).long() + 2 * (z[..., 1] > 0)
+            error = (z - self.lookup(codes)).square().mean(-1)
+            return Quantized(self.lookup(codes), codes, error, error)
+
+    monkeypatch.setitem(QUANTIZERS, "signs", Signs)
+    tokenizer = tokenizer_of("sit4", quantizer="signs", num_codes=4)
+    codes = tokenizer.encode(blobs())
+    assert codes.max() <= 3 and tokenizer.decode(codes).shape == (4, 3, 64, 64)
+    with pytest.raises(ValueError, match="quantizer is one of codebook, signs, not 'other'"):
+        tokenizer_of("sit4", quantizer="other")
 
 
 @every_variant

@@ -5,7 +5,7 @@ SIT, arXiv 2412.09607. With zero levels it is ViT-VQGAN (arXiv 2110.04627): pixe
 
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -64,43 +64,35 @@ class SpectralTokenizer(nn.Module):
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()
-        self.config = config
-        self.geometry = geometry = self._geometry_of(config.size, config.levels)
+        self.config = c = config
+        if c.quantizer not in QUANTIZERS:
+            raise ValueError(f"quantizer is one of {', '.join(QUANTIZERS)}, not {c.quantizer!r}.")
+        self.geometry = geometry = self._geometry_of(c.size, c.levels)
         patch_dims = [geometry.patch_dim(scale) for scale in geometry.scales]
-        books = range(min(config.num_codebooks, geometry.num_scales))
-        num_types = 2 if config.typed_parameters and config.levels > 0 else 1
-        width, code_dim = config.encoder_width, config.code_dim
+        books = range(min(c.num_codebooks, c.num_scales))
+        num_types = 2 if c.typed_parameters and c.levels > 0 else 1
 
-        def transformer(part: Literal["encoder", "decoder"]) -> ADTransformer:
-            neighbors = "before" if part == "encoder" else "after"
-            return ADTransformer(
-                config.num_scales,
-                config.grid_size,
-                getattr(config, f"{part}_width"),
-                getattr(config, f"{part}_layers"),
-                getattr(config, f"{part}_heads"),
-                config.mlp_ratio,
-                getattr(config, f"{part}_attention"),
-                num_types,
-                config.scale_mixing,
-                neighbors if config.neighbor_mixing else None,
-            )
+        def transformer(width, layers, heads, attention, neighbors) -> ADTransformer:
+            shape = (c.num_scales, c.grid_size, width, layers, heads, c.mlp_ratio)
+            neighbors = neighbors if c.neighbor_mixing else None
+            return ADTransformer(*shape, attention, num_types, c.scale_mixing, neighbors)
 
         def codebook() -> Codebook:
-            update = (config.codebook_update, config.codebook_decay, config.gradient_estimator)
-            return QUANTIZERS[config.quantizer](config.num_codes, code_dim, *update)
-
-        if config.quantizer not in QUANTIZERS:
-            raise ValueError(f"quantizer is one of {', '.join(QUANTIZERS)}: {config.quantizer!r}.")
+            update = (c.codebook_update, c.codebook_decay, c.gradient_estimator)
+            return QUANTIZERS[c.quantizer](c.num_codes, c.code_dim, *update)
 
         self.norm = nn.ModuleList(BandNorm(geometry.scale_channels(s)) for s in geometry.scales)
-        self.embed = nn.ModuleList(nn.Linear(P, width) for P in patch_dims)
-        self.encoder = transformer("encoder")
-        self.pre_quant = nn.ModuleList(_head(width, code_dim) for _ in books)
+        self.embed = nn.ModuleList(nn.Linear(P, c.encoder_width) for P in patch_dims)
+        self.encoder = transformer(
+            c.encoder_width, c.encoder_layers, c.encoder_heads, c.encoder_attention, "before"
+        )
+        self.pre_quant = nn.ModuleList(_head(c.encoder_width, c.code_dim) for _ in books)
         self.codebooks = nn.ModuleList(codebook() for _ in books)
-        self.post_quant = nn.ModuleList(nn.Linear(code_dim, config.decoder_width) for _ in books)
-        self.decoder = transformer("decoder")
-        self.unembed = nn.ModuleList(_head(config.decoder_width, P) for P in patch_dims)
+        self.post_quant = nn.ModuleList(nn.Linear(c.code_dim, c.decoder_width) for _ in books)
+        self.decoder = transformer(
+            c.decoder_width, c.decoder_layers, c.decoder_heads, c.decoder_attention, "after"
+        )
+        self.unembed = nn.ModuleList(_head(c.decoder_width, P) for P in patch_dims)
         self.encoder_is_frozen = False  # see `freeze_encoder_from`
 
         # Standardized patches and unit vectors both become features of deviation 1.
