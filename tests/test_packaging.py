@@ -32,22 +32,21 @@ IMPORTED_AS = {
 
 def packages(requirements: list[str]) -> set[str]:
     """Import names of a list of requirements."""
-    found = {re.match(r"[\w.-]+", requirement)[0].lower() for requirement in requirements}
-    return {IMPORTED_AS.get(name, name.replace("-", "_")) for name in found}
+    names = {re.match(r"[\w.-]+", requirement)[0].lower() for requirement in requirements}
+    return {IMPORTED_AS.get(name, name.replace("-", "_")) for name in names}
 
 
 def imports(folder: Path) -> set[str]:
     """Top-level names of other people's packages that the Python files below `folder` import."""
-    found = set()
-    for path in folder.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                found |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                found.add(node.module.split(".")[0])
+    nodes = [
+        node for path in folder.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))
+    ]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
     # Scripts and tests import their neighbors, tests scripts, too.
-    own = {path.stem for near in (folder, ROOT / "scripts") for path in near.glob("*.py")}
-    return found - set(sys.stdlib_module_names) - own - {"sitlib", "workbook"}
+    near = {path.stem for place in (folder, ROOT / "scripts") for path in place.glob("*.py")}
+    packages = {name.split(".")[0] for name in names}
+    return packages - set(sys.stdlib_module_names) - near - {"sitlib", "workbook"}
 
 
 CORE = packages(PROJECT["dependencies"])
@@ -58,8 +57,7 @@ def test_the_library_imports_the_core_and_the_workbook_the_lab():
     library, workbook = imports(ROOT / "sitlib"), imports(ROOT / "workbook")
     assert library - CORE - EXTRAS["lab"] - EXTRAS["parquet"] == set()
     assert workbook - CORE - EXTRAS["lab"] == set()
-    # lpips imports torchvision; it is listed to hold it at the release that fits torch.
-    assert CORE - library - workbook == {"torchvision"}
+    assert CORE - library - workbook == set()
 
 
 def test_scripts_tests_and_benchmarks_import_what_their_extras_list():
