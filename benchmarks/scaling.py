@@ -28,7 +28,7 @@ from sitlib.train.tokenizer import train_tokenizer
 from workbook.launch import launch_command
 from workbook.paths import resolve
 from workbook.profile import load_profile
-from workbook.runs import TokenizerRun
+from workbook.train_or_load import TokenizerRun
 
 
 def engine_of(processes: int) -> EngineConfig:

@@ -18,7 +18,7 @@ from sitlib.model.text import TextTokenizer
 from sitlib.train.config import CaptionsConfig, DataConfig, DualEncoderConfig, OptimizerConfig
 from workbook import dual_encoder
 from workbook.dual_encoder import train_on_views, trained_dual_encoder, view_features
-from workbook.runs import DualEncoderRun
+from workbook.train_or_load import DualEncoderRun
 
 OPTIMISER = OptimizerConfig(
     steps=40,

@@ -371,10 +371,9 @@ def test_a_profile_of_two_machines_trains_on_two(tmp_path, monkeypatch):
 
 
 def trained_tokenizer_here(profile, seed, monkeypatch, folder):
-    from workbook import runs
+    from workbook import train_or_load as runs
 
     monkeypatch.setattr(runs, "resolve", lambda path: folder / path)
-    monkeypatch.setattr(runs, "checkpoint_folder", lambda key: folder / "states")
     return trained_tokenizer(profile, "sit4", seed)
 
 

@@ -15,7 +15,7 @@ from sitlib.train.loop import TrainLoop
 from workbook import generators
 from workbook.codes import Codes
 from workbook.profile import load_profile
-from workbook.runs import AutoregressiveRun, Trained
+from workbook.train_or_load import AutoregressiveRun, Trained
 
 PROFILE = load_profile("smoke")
 IMAGES, STEPS, DROPOUT = 40, 60, 0.25

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sitlib.model.tokenizer import SpectralTokenizer
-from workbook import ladder, runs
+from workbook import ladder
+from workbook import train_or_load as runs
 from workbook.codes import Codes
 from workbook.efficiency import configuration, exponents, measured
 from workbook.paths import ROOT

@@ -17,7 +17,7 @@ from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.text import TextTokenizer
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import ConfigError, from_dict, to_dict
-from workbook import runs, trials
+from workbook import trials
 from workbook.figures.ablations import trial_rows, trials_plane
 from workbook.paths import ROOT
 from workbook.profile import changed, load_profile
@@ -68,7 +68,7 @@ def test_a_trial_is_trained_judged_and_shown(tmp_path, monkeypatch, weights_fold
     monkeypatch.setattr(trials, "fetch_weights", lambda: None)
     judge = partial(trials.evaluate_reconstructions, folder=weights_folder)
     monkeypatch.setattr(trials, "evaluate_reconstructions", judge)
-    real = runs.resolve
+    real = trials.resolve
     monkeypatch.setattr(
         trials, "resolve", lambda path: tmp_path / path if ".ckpt" in str(path) else real(path)
     )

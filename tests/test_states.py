@@ -2,10 +2,11 @@
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,11 +18,11 @@ from sitlib.files import DiskError, read_csv, read_metadata, save_model, write_c
 from sitlib.strict import digest
 from sitlib.train import checkpoint as states
 from sitlib.train.checkpoint import StateError, States, locked
-from workbook import runs
-from workbook.finished import FOLDER, Finished, forget
+from workbook import train_or_load as runs
+from workbook.errors import command
 from workbook.paths import ROOT
 from workbook.profile import load_profile
-from workbook.runs import TokenizerRun, checkpoint_folder, command, resume_key, trained
+from workbook.train_or_load import TokenizerRun
 
 RUN = TokenizerRun.of(load_profile("smoke"), "sit4", 0)
 ROWS = [{"step": 1, "seconds": 0.5}]
@@ -45,12 +46,11 @@ class Weights(torch.nn.Module):
 def home(tmp_path, monkeypatch):
     """Where the results of runs go."""
     monkeypatch.setattr(runs, "resolve", lambda path: tmp_path / path)
-    monkeypatch.setattr(runs, "resume_key", lambda run, purpose="": f"{digest(run)}-images-code")
     return tmp_path
 
 
 def make(train_now, run=RUN, pipeline=True):
-    return trained(run, "tokenizer", "sit4", Weights, train_now, pipeline)
+    return runs.train_or_load(run, "tokenizer", "sit4", Weights, train_now, pipeline)
 
 
 def with_a_state(checkpoints: Path) -> tuple[Weights, list]:
@@ -81,75 +81,6 @@ def test_a_run_of_other_settings_is_refused_while_the_same_files_are_made(home):
     assert read_metadata(first.path)["run"] == digest(other)
 
 
-def test_states_that_another_process_goes_on_from_are_left_to_it(home):
-    with ExitStack() as other:
-
-        def train_now(checkpoints):
-            other.enter_context(locked(checkpoints))
-            return with_a_state(checkpoints)
-
-        make(train_now)
-        assert len(list(home.glob(".ckpt/*/step-*"))) == 1
-    shutil.rmtree(next(home.glob(".ckpt/*/step-*")))
-    forget(home / FOLDER)
-    make(with_a_state)
-    assert not list(home.glob(".ckpt/*/step-*"))
-
-
-def test_what_had_finished_is_not_trained_again_until_the_pipeline_has_gone_through(home):
-    """DVC removes the outputs of a stage before it runs it again, for instance after a notebook that failed once its model was trained."""
-    trained_runs = []
-
-    def train_now(checkpoints):
-        trained_runs.append(checkpoints.name)
-        return with_a_state(checkpoints)
-
-    def gone():
-        for folder in ("models", "metrics"):
-            shutil.rmtree(home / folder)
-
-    made = make(train_now)
-    content = made.path.read_bytes()
-    kept = home / FOLDER / "tokenizer-sit4-seed0"
-    assert made.path.samefile(next(kept.rglob("model.safetensors"))) and not list(
-        home.glob(".ckpt/*/step-*")
-    )
-    for _ in range(2):  # as often as it is lost
-        gone()
-        made.path.parent.mkdir(parents=True)
-        os.link(
-            next(kept.rglob("model.safetensors")), f"{made.path}.partial"
-        )  # left by a process that was killed
-        again = make(train_now)
-        assert (
-            again.path.read_bytes() == content
-            and again.curve == made.curve
-            and len(trained_runs) == 1
-        )
-    other = replace(RUN, data=replace(RUN.data, min_crop=0.5))
-    make(train_now, other)
-    assert len(trained_runs) == 2 and [folder.name for folder in kept.iterdir()] == trained_runs[1:]
-    make(train_now)
-    forget(home / FOLDER)
-    make(train_now)
-    assert len(trained_runs) == 4
-
-
-@pytest.mark.parametrize("can_link", [True, False])
-def test_kept_files_are_copied_where_there_are_no_links(tmp_path, monkeypatch, can_link):
-    if not can_link:
-        monkeypatch.setattr(
-            os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "no links"))
-        )
-    file = tmp_path / "model"
-    file.write_text("weights")
-    finished = Finished("sit4", "key", tmp_path / "finished")
-    finished.keep({"model": file})
-    file.unlink()
-    assert finished.restore({"model": file}) and file.read_text() == "weights"
-    assert not Finished("sit4", "other", tmp_path / "finished").restore({"model": file})
-
-
 def test_a_lock_is_the_same_file_for_all_who_ever_want_it(tmp_path):
     """One that is removed when it is free can be held by two: by who had opened it, and by who makes it again."""
     with locked(tmp_path / "states"):
@@ -164,73 +95,27 @@ def test_a_lock_is_the_same_file_for_all_who_ever_want_it(tmp_path):
         assert before == {path: path.stat().st_ino for path in tmp_path.rglob("*.lock")} != {}
 
 
-# -- what the name of a state depends on -----------------------------------------------------------------------------------------------
+def test_states_of_a_run_have_a_folder_that_goes_when_it_is_done(home):
+    folders = []
 
+    def train_now(folder):
+        folders.append(folder.relative_to(home).as_posix())
+        return with_a_state(folder)
 
-def test_a_copy_of_the_images_is_as_good_and_other_images_are_not(tmp_path, monkeypatch):
-    def images(source):
-        return resume_key(replace(RUN, data=replace(RUN.data, source=str(source)))).split("-")[1]
-
-    one, two = tmp_path / "one", tmp_path / "elsewhere/two"
-    for folder in (one, two):
-        (folder / "train").mkdir(parents=True)
-        (folder / "train/a.png").write_bytes(b"pixels")
-        (folder / "train.manifest.json").write_text("{}")
-    os.utime(two / "train/a.png", (1, 1))
-    first = images(one)
-    assert images(two) == first
-    assert images(one / "train/{a,a}.png") == images(two / "train/*.png") != first
-    (two / "train/a.png").write_bytes(b"PIXELS")
-    assert images(two) != first
-    monkeypatch.setattr(runs, "SMALL_SET", 0)  # large ones are not read
-    assert images(two) == images(one)
-    (two / "train.manifest.json").write_text("[]")
-    assert images(two) != images(one)
-    (one / "train/a.png").rename(one / "train/b.png")
-    (two / "train.manifest.json").write_text("{}")
-    assert images(two) != images(one)
-    for folder in (
-        one,
-        two,
-    ):  # without a manifest nothing but their times tells that they have changed
-        (folder / "train.manifest.json").unlink()
-    (one / "train/b.png").rename(one / "train/a.png")
-    for folder, time in ((one, 1), (two, 2)):
-        os.utime(folder / "train/a.png", (time, time))
-    assert images(two) != images(one)
-    os.utime(two / "train/a.png", (1, 1))
-    assert images(two) == images(one)
-    (one / ".nfs0001").write_text("of the file system")
-    assert images(two) == images(one)
-    for folder, time in ((one, 1), (two, 2)):
-        (folder / "captions.json").write_text("{}")  # no manifest
-        os.utime(folder / "train/a.png", (time, time))
-    assert images(two) != images(one)
-    os.utime(two / "train/a.png", (1, 1))
-    assert images(two) == images(one)
-    assert images(tmp_path / "one/../one/train/*.png") == images(two / "train/*.png")
+    make(train_now)
+    made = make(train_now, pipeline=False)  # the pipeline's result is of this very run
+    assert made.path.is_relative_to(home / "models")
+    make(train_now, replace(RUN, seed=1), pipeline=False)
+    assert folders[0] == ".ckpt/tokenizer-sit4-seed0"
+    assert re.fullmatch(r"\.ckpt/tokenizer-sit4-seed1-[0-9a-f]+", folders[1])
+    assert len(folders) == 2 and not list(home.glob(".ckpt/*/step-*"))
 
 
 def test_a_command_whose_reader_has_read_enough_ends_quietly():
-    program = "from workbook.runs import command; command(lambda: [print('line') for _ in range(100_000)])"
+    program = "from workbook.errors import command; command(lambda: [print('line') for _ in range(100_000)])"
     shell = f'{sys.executable} -c "{program}" | head -n 1'
     found = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True)
     assert (found.stdout, found.stderr) == ("line\n", "")
-
-
-def test_states_that_a_run_cannot_go_on_from_are_named(home, monkeypatch, capsys):
-    folder = checkpoint_folder(runs.resume_key(RUN))
-    (folder / "step-00000004").mkdir(parents=True)
-    checkpoint_folder(runs.resume_key(RUN))
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(runs, "resume_key", lambda run, purpose="": f"{digest(run)}-images-newer")
-    make(with_a_state)
-    assert f"has a state of step 4 in {folder}, of other code: " in capsys.readouterr().err
-    monkeypatch.setattr(runs, "resume_key", lambda run, purpose="": f"{digest(run)}-others-newer")
-    checkpoint_folder(runs.resume_key(RUN))
-    assert "of other images and code" in capsys.readouterr().err
-    checkpoint_folder(runs.resume_key(replace(RUN, seed=1)))
-    assert capsys.readouterr().err == ""
 
 
 # -- a full disk -----------------------------------------------------------------------------------------------------------------------

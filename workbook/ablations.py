@@ -26,6 +26,7 @@ from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import digest
 from workbook.codes import load_codes
 from workbook.effects import finished_seeds, mean
+from workbook.errors import command
 from workbook.estimates import flops
 from workbook.evaluate import decode, encode, held_out_nats
 from workbook.evaluate.generation import distances_to_held_out, draw_samples
@@ -33,8 +34,8 @@ from workbook.generators import trained_generator
 from workbook.paths import resolve
 from workbook.profile import Profile
 from workbook.rows import Ablations, load_ablations
-from workbook.runs import AutoregressiveRun, TokenizerRun, command
 from workbook.tokenizers import held_out_set, trained_tokenizer
+from workbook.train_or_load import AutoregressiveRun, TokenizerRun
 
 SPIKE = (
     5.0  # a gradient norm of so many times the median of the 50 steps before it is called a spike

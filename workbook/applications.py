@@ -14,11 +14,12 @@ from sitlib.metrics.weights import fetch_weights
 from sitlib.strict import digest
 from workbook.application_tasks import class_task, foreign, text_task
 from workbook.editing import editing
+from workbook.errors import command
 from workbook.evaluate.rate_distortion import rate_distortion
 from workbook.paths import resolve
 from workbook.previews import previews
 from workbook.profile import Profile, load_profile
-from workbook.runs import AutoregressiveRun, DualEncoderRun, TokenizerRun, command
+from workbook.train_or_load import AutoregressiveRun, DualEncoderRun, TokenizerRun
 from workbook.upsampling import foreign_upsampling, upsampling
 
 

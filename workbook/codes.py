@@ -34,8 +34,8 @@ from sitlib.model.precision import best_device
 from sitlib.strict import digest
 from workbook.paths import resolve
 from workbook.profile import Profile
-from workbook.runs import CodesRun
 from workbook.tokenizers import trained_tokenizer
+from workbook.train_or_load import CodesRun
 
 BATCH = 64  # views at a time
 

@@ -20,9 +20,9 @@ from sitlib.model.text import TextTokenizer
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import digest
 from sitlib.train.config import EngineConfig, OptimizerConfig
+from workbook.errors import command
 from workbook.estimates import Cost, autoregressive_subject, cost, tokenizer_subject
 from workbook.profile import Profile, load_profile
-from workbook.runs import command
 
 FLOAT32 = 4  # bytes: weights, gradients and moments
 BF16 = 2  # bytes: the cache of sampling on a GPU

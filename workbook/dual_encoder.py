@@ -23,15 +23,16 @@ from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.train.dual_encoder import train_dual_encoder
 from workbook.codes import captioned
+from workbook.errors import command
 from workbook.profile import Profile, load_profile
-from workbook.runs import DualEncoderRun, Trained, command, trained
 from workbook.tokenizers import trained_tokenizer
+from workbook.train_or_load import DualEncoderRun, Trained, train_or_load
 
 VIEWS = 1024  # in memory at a time
 
 
 def trained_dual_encoder(profile: Profile, pipeline: bool = False) -> Trained[DualEncoder]:
-    """The dual encoder of a profile, trained now or earlier; `pipeline` as for `runs.trained`."""
+    """The dual encoder of a profile, trained now or earlier; `pipeline` as for `train_or_load`."""
     run = DualEncoderRun.of(profile)
 
     def train_now(folder: Path) -> tuple[DualEncoder, list[Row]]:
@@ -42,7 +43,7 @@ def trained_dual_encoder(profile: Profile, pipeline: bool = False) -> Trained[Du
         data, lite0 = captioned(profile, "train"), load_lite0().to(device)
         return train_on_views(run, data, tokenizers, lite0, folder)
 
-    return trained(run, "dual_encoder", "text", DualEncoder, train_now, pipeline)
+    return train_or_load(run, "dual_encoder", "text", DualEncoder, train_now, pipeline)
 
 
 def train_on_views(

@@ -19,7 +19,7 @@ from workbook.evaluate import encode
 from workbook.evaluate.text import prompts as evaluation_prompts
 from workbook.evaluate.text import retrieval
 from workbook.profile import Profile
-from workbook.runs import DualEncoderRun
+from workbook.train_or_load import DualEncoderRun
 
 
 def new_captions(profile: Profile, count: int) -> tuple[list[str], list[str], list[str]]:

@@ -15,11 +15,12 @@ from sitlib.model.text import TextTokenizer
 from sitlib.sample.generate import generate
 from sitlib.train.generator import train_generator
 from workbook.codes import Codes, captioned, load_codes
+from workbook.errors import command
 from workbook.launch import launcher, training_command
 from workbook.paths import resolve
 from workbook.profile import Profile
-from workbook.runs import AutoregressiveRun, Trained, command, trained
 from workbook.tokenizers import trained_tokenizer
+from workbook.train_or_load import AutoregressiveRun, Trained, train_or_load
 
 PICTURES = 8  # samples that are shown while training goes on
 
@@ -30,7 +31,7 @@ def trained_generator(
     """The generator `variant` of a profile, trained with `seed` now or earlier.
 
     Models of all seeds are of the codes of one tokenizer, trained with the section's
-    `tokenizer_seed`. `pipeline`: as for `runs.trained`.
+    `tokenizer_seed`. `pipeline`: as for `train_or_load`.
     """
     run = AutoregressiveRun.of(profile, variant, seed)
 
@@ -55,7 +56,9 @@ def trained_generator(
     launch = launcher("workbook.generators", profile, variant, seed, pipeline)
     if launch is not None:
         load_codes(profile, variant)  # extracted by this process, if they are not there yet
-    return trained(run, "autoregressive", variant, AutoregressiveModel, train_now, pipeline, launch)
+    return train_or_load(
+        run, "autoregressive", variant, AutoregressiveModel, train_now, pipeline, launch
+    )
 
 
 def model_config(

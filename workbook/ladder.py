@@ -26,6 +26,7 @@ from sitlib.train.engine import Microbatch
 from sitlib.train.loop import Logged, train_module
 from workbook.codes import Codes, load_codes
 from workbook.diffusion import DiffusionConfig, DiffusionModel, FlowConfig
+from workbook.errors import command
 from workbook.estimates import flops
 from workbook.evaluate import decode, held_out_nats
 from workbook.evaluate.generation import distances_to_held_out, draw_samples, sampled_labels
@@ -33,8 +34,8 @@ from workbook.generators import trained_generator
 from workbook.paths import resolve
 from workbook.profile import Profile, load_profile
 from workbook.rows import Rung, load_ablations
-from workbook.runs import AutoregressiveRun, CodesRun, Trained, command, trained
 from workbook.tokenizers import trained_tokenizer
+from workbook.train_or_load import AutoregressiveRun, CodesRun, Trained, train_or_load
 
 HELD_OUT_TIMES = 8  # at which the diffusion model's held-out loss is measured, evenly spaced
 
@@ -163,9 +164,9 @@ def trained_diffusion(
             model, loss, batch_at, run.optimizer, folder=folder, run=to_dict(run), title=title
         )
 
-    return trained(run, "diffusion", variant, DiffusionModel, train_now, pipeline=False), digest(
-        run
-    )
+    return train_or_load(
+        run, "diffusion", variant, DiffusionModel, train_now, pipeline=False
+    ), digest(run)
 
 
 @torch.no_grad()

@@ -24,9 +24,9 @@ from sitlib.strict import digest, to_dict
 from sitlib.train.config import EngineConfig
 from sitlib.train.distributed import world_size
 from sitlib.train.engine import join_processes
+from workbook.errors import sentence_of
 from workbook.paths import ROOT, resolve
 from workbook.profile import Profile, load_profile
-from workbook.runs import sentence_of
 
 PORT = 29_400  # where the processes of several machines meet
 

@@ -11,11 +11,12 @@ from typing import Any
 
 from sitlib.data import DataError, ImageSource, open_images
 from workbook.codes import captioned
+from workbook.errors import command
 from workbook.launch import launch_command
 from workbook.params import seeds_by_variant
 from workbook.paths import resolve
 from workbook.profile import Profile, load_profile
-from workbook.runs import CodesRun, TokenizerRun, command
+from workbook.train_or_load import CodesRun, TokenizerRun
 
 
 def check_images(profile: Profile, lists: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from workbook.dual_encoder import judge_features, trained_dual_encoder
 from workbook.evaluate import decode
 from workbook.evaluate.text import prompts as evaluation_prompts
 from workbook.profile import Profile
-from workbook.runs import DualEncoderRun
+from workbook.train_or_load import DualEncoderRun
 
 
 def best_preview(profile: Profile, shown: Preview, caption: str) -> int:

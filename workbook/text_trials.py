@@ -15,6 +15,7 @@ from sitlib.metrics.weights import fetch_weights
 from sitlib.model.precision import best_device
 from sitlib.strict import require_known
 from workbook.codes import captioned
+from workbook.errors import command
 from workbook.evaluate.text import (
     KINDS,
     draw_text_samples,
@@ -26,7 +27,6 @@ from workbook.generators import trained_generator
 from workbook.paths import resolve
 from workbook.profile import Profile, load_profile
 from workbook.rows import load_ablations
-from workbook.runs import command
 
 
 def run_trial(profile: Profile, usual: Profile, variant: str, seed: int = 0) -> dict[str, Any]:

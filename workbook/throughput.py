@@ -32,9 +32,9 @@ from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample.generate import generate
+from workbook.errors import command
 from workbook.paths import resolve
 from workbook.profile import Profile, load_profile
-from workbook.runs import command
 
 SHARES = (1, 2, 4, 8)  # full size, 1/2, 1/4, 1/8
 ENOUGH_SECONDS = 3.0  # of one case in one round

@@ -10,10 +10,11 @@ from sitlib.files import Row
 from sitlib.metrics.weights import fetch_weights
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.train.tokenizer import train_tokenizer
+from workbook.errors import command
 from workbook.launch import launcher, training_command
 from workbook.paths import resolve
 from workbook.profile import Profile
-from workbook.runs import TokenizerRun, Trained, command, trained
+from workbook.train_or_load import TokenizerRun, Trained, train_or_load
 
 
 def trained_tokenizer(
@@ -22,7 +23,7 @@ def trained_tokenizer(
     """The tokenizer `variant` of a profile, trained with `seed` now or earlier.
 
     A variant with `codes_from` needs that variant's tokenizer of the same seed, which is found or
-    trained in the same way. `pipeline`: as for `runs.trained`.
+    trained in the same way. `pipeline`: as for `train_or_load`.
     """
     run = TokenizerRun.of(profile, variant, seed)
 
@@ -44,7 +45,7 @@ def trained_tokenizer(
     if run.training.loss.lpips:
         fetch_weights()  # before several processes want them
     launch = launcher("workbook.tokenizers", profile, variant, seed, pipeline)
-    return trained(run, "tokenizer", variant, SpectralTokenizer, train_now, pipeline, launch)
+    return train_or_load(run, "tokenizer", variant, SpectralTokenizer, train_now, pipeline, launch)
 
 
 def held_out_set(

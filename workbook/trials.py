@@ -25,11 +25,12 @@ from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import digest, from_dict, to_dict
 from sitlib.train.checkpoint import remove_states
 from sitlib.train.tokenizer import train_tokenizer
+from workbook.errors import command
 from workbook.evaluate import reconstruct
 from workbook.evaluate.tokenizer import error_by_scale
 from workbook.paths import resolve
 from workbook.profile import Profile, changed, load_profile
-from workbook.runs import TokenizerRun, checkpoint_folder, command, resume_key
+from workbook.train_or_load import TokenizerRun
 
 VALIDATION_SHARE = 0.2  # of the training photographs
 VALIDATION_VIEWS = 400
@@ -87,7 +88,7 @@ def run_trial(trial: Trial, values: dict[str, Any], seed: int = SEED) -> dict[st
     profile = trial.profile(values)
     run = TokenizerRun.of(profile, trial.variant, seed)
     images, validation = open_images(resolve(run.data.source), "train").split_off(VALIDATION_SHARE)
-    checkpoints = checkpoint_folder(resume_key(run, f"trial without {VALIDATION_SHARE}"))
+    checkpoints = resolve(f".ckpt/trial-{digest(run)}")
     title = f"{trial.variant}, {trial.change}"
     tokenizer, curve = train_tokenizer(
         run.model, run.training, run.data, images, seed=seed, folder=checkpoints, title=title

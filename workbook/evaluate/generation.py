@@ -24,8 +24,8 @@ from workbook.evaluate.tokenizer import original_features
 from workbook.generators import trained_generator
 from workbook.paths import resolve
 from workbook.profile import Profile
-from workbook.runs import AutoregressiveRun, CodesRun, TokenizerRun
 from workbook.tokenizers import trained_tokenizer
+from workbook.train_or_load import AutoregressiveRun, CodesRun, TokenizerRun
 
 REFERENCES = "wide held-out views of labelled photographs"
 REAL = "samples/real.safetensors"  # `real_features`, written by a stage

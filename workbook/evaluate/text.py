@@ -30,8 +30,8 @@ from workbook.dual_encoder import judge_features, trained_dual_encoder
 from workbook.generators import trained_generator
 from workbook.paths import resolve
 from workbook.profile import Profile
-from workbook.runs import AutoregressiveRun, DualEncoderRun
 from workbook.tokenizers import trained_tokenizer
+from workbook.train_or_load import AutoregressiveRun, DualEncoderRun
 
 KINDS = {
     "held_out": "names that training never saw",
