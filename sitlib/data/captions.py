@@ -239,7 +239,8 @@ def coco_split(
     split, folder, file = _coco_paths(str(source), split, str(captions))
     captions_of = _read_coco(file)
     folders = split_folders(folder, split)
-    candidates = [folders.pop(split), folder] if split in folders else [folder]
+    inside = next((n for n in (split, *STAND_INS.get(split, ())) if n in folders), None)
+    candidates = [folders.pop(inside), folder] if inside else [folder]
     path_of, missing = {}, []
     for name in captions_of:
         path = next((f / name for f in candidates if (f / name).is_file()), None)
@@ -280,10 +281,7 @@ def _coco_paths(source: str, split: str, captions: str) -> tuple[str, Path, Path
         folder, file = (Path(p.replace("{split}", name)).expanduser() for p in (source, captions))
         # Both, because COCO has pictures of its "test" without captions.
         if folder.is_dir() and file.is_file():
-            stand_ins = [
-                n for n in (name, *STAND_INS.get(name, ())) if n in split_folders(folder, n)
-            ]
-            return next(iter(stand_ins), name), folder, file
+            return name, folder, file
         missing += [f"no file {file}"] * (not file.is_file())
         missing += [f"no folder {folder}"] * (not folder.is_dir())
     raise DataError(
