@@ -1,0 +1,206 @@
+"""Parts of scripts/gpu_check.sh: `python scripts/gpu_check.py machine|precision|fsdp|steps|train`."""
+
+import argparse
+import gc
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from sitlib.data import open_images
+from sitlib.files import save_model, write_csv, write_json
+from sitlib.model.generator import CodeModelConfig
+from sitlib.model.sequence import Transformer
+from sitlib.model.text import TextTokenizer
+from sitlib.model.transformer import SequenceLayout
+from sitlib.train.config import EngineConfig
+from sitlib.train.engine import ONE_PROCESS, Microbatch, join_processes
+from sitlib.train.loop import train_module
+from sitlib.train.optim import make_optimizer
+from sitlib.train.tokenizer import train_tokenizer
+from workbook.describe import descriptions
+from workbook.estimates import autoregressive_subject, tokenizer_subject
+from workbook.paths import resolve
+from workbook.profile import Profile, load_profile
+
+HAS_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
+GIB = 2**30
+
+
+def machine() -> None:
+    """Print versions and devices."""
+    print("torch", torch.__version__, "CUDA", torch.version.cuda)
+    for index in range(torch.cuda.device_count()):
+        print(torch.cuda.get_device_properties(index))
+
+
+def fit(engine: EngineConfig) -> float:
+    """Train a small transformer; its last loss, which is below the first."""
+    torch.manual_seed(0)
+    model = Transformer(2, 64, 2)
+    optimizer = replace(load_profile("smoke").tokenizer.optimizer, steps=20, warmup_steps=0)
+    optimizer = replace(optimizer, log_every=1)
+
+    def batch_at(step: int, part: Microbatch):
+        return part.of(torch.randn(8, 16, 64, generator=torch.Generator().manual_seed(step)))
+
+    def loss(module, batch, step):
+        return (module(batch, SequenceLayout(1, 16, "causal")) - batch).square().mean(), {}
+
+    settings = {"run": {}, "engine": engine}
+    with tempfile.TemporaryDirectory() as folder:
+        _, rows = train_module(model, loss, batch_at, optimizer, folder=folder, **settings)
+    assert rows[-1]["loss"] < rows[0]["loss"], rows
+    return rows[-1]["loss"]
+
+
+def precision(_: argparse.Namespace) -> None:
+    """Train in every precision, and compiled."""
+    for name in ["no", "bf16", *(["fp16"] if HAS_GPU else [])]:
+        print(f"precision {name}: loss {fit(replace(ONE_PROCESS, precision=name)):.4f}")
+    if HAS_GPU:
+        print(f"compiled: loss {fit(replace(ONE_PROCESS, compile=True)):.4f}")
+
+
+def fsdp(_: argparse.Namespace) -> None:
+    """Train a sharded model in one process, which profiles do not allow: it only costs time."""
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29571"}
+    join_processes()
+    for name in ("no", "bf16"):
+        engine = replace(ONE_PROCESS, precision=name)
+        object.__setattr__(engine, "strategy", "fsdp")
+        print(f"FSDP, precision {name}: loss {fit(engine):.4f}")
+    torch.distributed.destroy_process_group()
+
+
+def steps(options: argparse.Namespace) -> None:
+    """Make one training step of every model; its peak memory beside that of `describe`."""
+    profile = load_profile("smoke" if options.scale == "tiny" else "paper")
+    rows = []
+    variants = ["sit4", "ar_sit4"] if options.scale == "tiny" else None  # all
+    for about in descriptions(profile, variants):
+        row = {"model": about.name, "batch": about.batch, "described_gib": about.gpu_bytes / GIB}
+        try:
+            row |= one_step(profile, about.name, about.batch)
+        except torch.cuda.OutOfMemoryError:
+            row["error"] = "out of memory"
+        except Exception as error:  # the other models are measured all the same
+            row["error"] = f"{type(error).__name__}: {error}"
+        rows.append(row)
+        print(row, flush=True)
+        gc.collect()
+        torch.cuda.empty_cache()
+    write_json(Path(options.out) / "steps.json", rows)
+
+
+def one_step(profile: Profile, name: str, batch: int) -> dict[str, float]:
+    """Seconds and peak memory of the second of two steps with random weights and data."""
+    with DEVICE:
+        subject = subject_of(profile, name, batch)
+    is_tokenizer = name in profile.tokenizer.variants
+    config = profile.tokenizer_training(name).optimizer if is_tokenizer else None
+    config = config or profile.generator_optimizer(name)
+    models = [m for m in subject.models if any(p.requires_grad for p in m.parameters())]
+    optimizers = [make_optimizer(model, config) for model in models]
+    for _ in range(2):
+        if HAS_GPU:
+            torch.cuda.reset_peak_memory_stats()
+        began = time.perf_counter()
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=HAS_GPU):
+            subject.step()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        peak = torch.cuda.max_memory_allocated() / GIB if HAS_GPU else 0.0
+    return {"seconds": time.perf_counter() - began, "measured_gib": peak}
+
+
+def subject_of(profile: Profile, name: str, batch: int):
+    """A model of a profile with random weights, and its step (`workbook.estimates`)."""
+    if name in profile.tokenizer.variants:
+        config, training = profile.tokenizer_variant(name), profile.tokenizer_training(name)
+        return tokenizer_subject(config, training, batch)
+    shape = profile.autoregressive_variant(name)
+    codes, text = profile.tokenizer_variant(shape.tokenizer), shape.text
+    classes = [] if text else [str(number) for number in range(1000)]
+    texts = TextTokenizer.of_size(text.vocabulary, text.max_tokens).to_json() if text else None
+    sizes = (codes.num_scales, codes.tokens_per_scale, codes.num_codes)
+    books = min(codes.num_codebooks, codes.num_scales)
+    return autoregressive_subject(CodeModelConfig(shape, *sizes, books, classes, texts), batch)
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train the largest profile's tokenizer that fits for so many seconds, on the photographs."""
+    began = time.perf_counter()
+    names = ["smoke"] if options.scale == "tiny" else ["paper", "gpu", "quick"]
+    for name in names:
+        try:
+            return train_profile(name, options, began)
+        except torch.cuda.OutOfMemoryError:
+            print(f"{name} does not fit", flush=True)
+            gc.collect()
+            torch.cuda.empty_cache()
+    raise SystemExit("no profile fits")
+
+
+def train_profile(name: str, options: argparse.Namespace, began: float) -> None:
+    """Train `sit4` of a profile: some steps to measure their time, then as many as there is time."""
+    profile = load_profile(name)
+    config, training = profile.tokenizer_variant("sit4"), profile.tokenizer_training("sit4")
+    data = replace(profile.tokenizer_data("sit4"), normalization_views=512)
+    images = open_images(resolve(load_profile("quick").data.source), "train")
+    batch = min(training.optimizer.batch_size, 32)
+    engine = replace(profile.engine, strategy="single", processes=1, machines=1, trackers=[])
+    engine = replace(engine, images_every=0)
+    training = replace(training, loss=replace(training.loss, lpips=0.0, quant_warmup_steps=0))
+    training = replace(training, adversarial=replace(training.adversarial, start=0, warmup=5))
+
+    def run(count: int):
+        schedule = {"steps": count, "warmup_steps": count // 10, "batch_size": batch}
+        schedule |= {
+            "log_every": max(1, count // 50),
+            "checkpoint_every": max(1, count // 50) * 100,
+        }
+        settings = replace(training, optimizer=replace(training.optimizer, **schedule))
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = {"seed": 0, "folder": folder, "engine": engine, "title": name}
+            return train_tokenizer(config, settings, data, images, **arguments)
+
+    measured = run(20)[1]
+    per_step = (measured[-1]["seconds"] - measured[9]["seconds"]) / 10 or 0.01
+    left = options.seconds - 2 * (time.perf_counter() - began)
+    tokenizer, rows = run(max(20, int(left / per_step)))
+    print(
+        f"{name}: {rows[-1]['step']} steps of {batch}, l2 {rows[0]['l2']:.3f} -> {rows[-1]['l2']:.3f}"
+    )
+    out = Path(options.out)
+    write_csv(out / f"{name}.csv", rows)
+    save_model(out / "model.safetensors", tokenizer.bfloat16(), name=f"gpu_check/{name}")
+    if (out / "model.safetensors").stat().st_size > 50 * 2**20:
+        (out / "model.safetensors").unlink()  # the folder is to stay below 60 MB
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parts: dict[str, Callable] = {
+        "precision": precision,
+        "fsdp": fsdp,
+        "steps": steps,
+        "train": train,
+    }
+    parser.add_argument("part", choices=["machine", *parts])
+    parser.add_argument("--scale", choices=["tiny", "full"], default="full")
+    parser.add_argument("--out", default="scratch/gpu_check")
+    parser.add_argument("--seconds", type=float, default=480)
+    options = parser.parse_args()
+    machine() if options.part == "machine" else parts[options.part](options)
+
+
+if __name__ == "__main__":
+    main()
