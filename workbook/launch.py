@@ -76,13 +76,8 @@ def launch_command(
     Raises:
         LaunchError: a SLURM allocation of more or fewer nodes than machines; or several machines without one, or without MASTER_ADDR.
     """
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        str(engine.processes),
-    ]
+    module = "torch.distributed.run"
+    torchrun = [sys.executable, "-m", module, "--nproc-per-node", str(engine.processes)]
     nodes = environment.get("SLURM_JOB_NUM_NODES", environment.get("SLURM_NNODES"))
     if nodes is not None and nodes != str(engine.machines):
         raise LaunchError(
@@ -99,14 +94,8 @@ def launch_command(
     job = environment.get("SLURM_JOB_ID", "0")
     endpoint = f"{environment['MASTER_ADDR']}:{environment.get('MASTER_PORT', PORT)}"
     meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", job]
-    srun = [
-        "srun",
-        "--nodes",
-        str(engine.machines),
-        "--ntasks-per-node",
-        "1",
-        "--kill-on-bad-exit=1",
-    ]
+    srun = ["srun", "--nodes", str(engine.machines), "--ntasks-per-node", "1"]
+    srun += ["--kill-on-bad-exit=1"]
     if "SLURM_CPUS_PER_TASK" in environment:  # which srun does not take over from sbatch
         srun += ["--cpus-per-task", environment["SLURM_CPUS_PER_TASK"]]
     return [*srun, *torchrun, "--nnodes", str(engine.machines), *meeting, *program]
@@ -144,15 +133,11 @@ def stream(command: list[str]) -> int:
 
 def training_command(module: str, train: Callable[[Profile, str, int, bool], object]) -> None:
     """The `main` of a module that trains variants: one process, or one of several that torchrun started."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {module}", description="Trains one variant of a profile."
-    )
+    parser = argparse.ArgumentParser(f"python -m {module}", description=training_command.__doc__)
     parser.add_argument("--profile", required=True, help="name, or path of a .yaml file")
     parser.add_argument("--variant", required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--pipeline", action="store_true", help="write the pipeline's files, not those of scratch/"
-    )
+    parser.add_argument("--pipeline", action="store_true", help="write models/, not scratch/")
     arguments = parser.parse_args()
     profile = load_profile(
         Path(arguments.profile) if arguments.profile.endswith(".yaml") else arguments.profile

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Set
 from contextlib import suppress
 from functools import cache
 from graphlib import TopologicalSorter
@@ -33,7 +33,7 @@ MOST_JOBS = 8  # each may take 2 GB of memory
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 # Another DVC command is at work for a moment: the stage is started again.
 BUSY = (b"Unable to acquire lock", b"is busy, it is being blocked by")
-WAIT_SECONDS, ATTEMPTS = 2, 500
+ATTEMPTS = 500
 EDGE = re.compile(r'"([^"]+)" -> "([^"]+)";')
 # Memory of large tensors stays with the process, in glibc; else it is new pages, filled with
 # zeros, every time, which takes longer than many an operation.
@@ -48,18 +48,16 @@ def dvc(*arguments: str) -> str:
     Raises:
         ValueError: it failed, for instance because dvc.yaml cannot be read.
     """
-    full = [sys.executable, "-m", "dvc", *arguments]
-    for attempt in range(ATTEMPTS):
-        done = subprocess.run(full, cwd=ROOT, capture_output=True)
-        if done.returncode == 0 or not any(sign in done.stderr for sign in BUSY):
-            break
-        if attempt == 0:
-            print("Waiting for another DVC command.", flush=True)
-        time.sleep(WAIT_SECONDS)
+    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=ROOT, capture_output=True)
     if done.returncode:
         reason = (done.stderr or done.stdout).decode(errors="replace").strip()
         raise ValueError(f"dvc {' '.join(arguments)} failed: {reason}")
     return done.stdout.decode(errors="replace")
+
+
+def short(stage: str) -> str:
+    """Name of a stage without its file."""
+    return stage.rpartition(":")[2]
 
 
 def stage_graph(file: str) -> Graph:
@@ -77,14 +75,14 @@ def waiting_stages(file: str, graph: Graph) -> dict[str, str]:
     lock = resolve(file).with_suffix(".lock")
     ran = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"] if lock.exists() else {}
     reasons = {
-        stage: reason_of(changes) if stage.split(":")[-1] in ran else "has never run here"
+        stage: reason_of(changes) if short(stage) in ran else "has never run here"
         for stage, changes in status.items()
         if stage in graph
     }
     order = list(graph)
     for stage in TopologicalSorter(graph).static_order():
         if stage not in reasons and (before := [name for name in graph[stage] if name in reasons]):
-            reasons[stage] = f"follows {min(before, key=order.index).split(':')[-1]}"
+            reasons[stage] = f"follows {short(min(before, key=order.index))}"
     return {stage: reasons[stage] for stage in graph if stage in reasons}
 
 
@@ -115,38 +113,26 @@ def past_seconds() -> dict[str, float]:
     return {record["stage"]: record["seconds"] for record in records}
 
 
-def show_plan(reasons: Mapping[str, str], graph: Graph, file: str) -> None:
-    """Print which stages will run, and why."""
-    print(f"{len(reasons)} of {len(graph)} stages of {file} will run:")
-    width = max(len(stage.split(":")[-1]) for stage in reasons)
-    for stage, reason in reasons.items():
-        print(f"  {stage.split(':')[-1]:{width}}  {reason}")
-    sys.stdout.flush()
-
-
 def start(stage: str, threads: int | None) -> tuple[subprocess.Popen, Path]:
-    """Start a stage in a session of its own, and the file of its output (no pipe: the stage ends
-    well even if this process is killed)."""
-    log = resolve("scratch/logs") / f"{stage.split(':')[-1].replace('/', '-')}.log"
+    """Start a stage in a session of its own; the process and the file of its output.
+
+    A file, not a pipe: the stage ends well even if this process is killed.
+    """
+    log = resolve("scratch/logs") / f"{short(stage).replace('/', '-')}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    limit = {"OMP_NUM_THREADS": str(threads)} if threads else {}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dvc", "repro", "--single-item", stage],
-            cwd=ROOT,
-            env={**KEEP_MEMORY, **os.environ, **limit},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    return process, log
+    environment = KEEP_MEMORY | os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    command = [sys.executable, "-m", "dvc", "repro", "--single-item", stage]
+    with log.open("wb") as out:
+        options: dict[str, Any] = {"stdout": out, "stderr": subprocess.STDOUT}
+        options |= {"cwd": ROOT, "env": environment, "start_new_session": True}
+        return subprocess.Popen(command, **options), log
 
 
 def run_stages(
     stages: Collection[str],
     graph: Graph,
     jobs: int,
-    alone: Collection[str] = (),
+    alone: Set[str] = frozenset(),
     threads: int | None = 1,
 ) -> list[str]:
     """Run stages side by side, each after those that it depends on; those that failed.
@@ -162,38 +148,33 @@ def run_stages(
     sorter = TopologicalSorter(needed)
     sorter.prepare()
     past = past_seconds()
-    names = [stage.split(":")[-1] for stage in stages]
-    known = [past[name] for name in names if name in past]
+    known = [past[short(stage)] for stage in stages if short(stage) in past]
     usual = sum(known) / len(known) if known else 1.0
+    work = {stage: past.get(short(stage), usual) for stage in stages}
 
     @cache
     def way(stage: str) -> float:
-        after = [other for other in stages if stage in needed[other]]
-        return past.get(stage.split(":")[-1], usual) + max(map(way, after), default=0.0)
+        """Seconds of the longest chain of stages that begins with this one."""
+        return work[stage] + max((way(s) for s in stages if stage in needed[s]), default=0.0)
 
     ready: list[str] = []
     running: dict[str, tuple[subprocess.Popen, Path]] = {}
-    attempts, failed, done, shown = dict.fromkeys(stages, 0), [], 0, 0.0
-    total = sum(past.get(stage.split(":")[-1], usual) for stage in stages)
-    bar = tqdm(total=total, bar_format=BAR, ncols=120, smoothing=0)
+    attempts, failed, done, shown = dict.fromkeys(stages, 0), [], 0, ""
+    bar = tqdm(total=sum(work.values()), bar_format=BAR, ncols=120, smoothing=0, mininterval=10)
     try:
         while sorter.is_active():
             ready = sorted([*ready, *sorter.get_ready()], key=way, reverse=True)
-            for stage in sorted(ready, key=lambda name: name.split(":")[-1] in alone):
-                is_alone = stage.split(":")[-1] in alone
-                if len(running) >= jobs or is_alone and running:
-                    break
-                ready.remove(stage)
-                running[stage] = start(stage, None if is_alone else threads)
-                if is_alone:
-                    break
+            for stage in sorted(ready, key=lambda name: short(name) in alone):
+                is_alone = short(stage) in alone
+                if len(running) < (1 if is_alone else jobs) and not alone & {*map(short, running)}:
+                    ready.remove(stage)
+                    running[stage] = start(stage, None if is_alone else threads)
             if not running:
                 break  # what is left waits for stages that failed
-            bar.set_description_str(f"{done} of {len(stages)} stages", refresh=False)
-            names = ", ".join(stage.split(":")[-1] for stage in running)
-            is_news = names not in (bar.postfix or "") or time.monotonic() - shown > 10
-            bar.set_postfix_str(names, refresh=is_news)
-            shown = time.monotonic() if is_news else shown
+            if (names := ", ".join(map(short, running))) != shown:
+                shown = names
+                bar.set_description_str(f"{done} of {len(stages)} stages", refresh=False)
+                bar.set_postfix_str(names)
             time.sleep(0.5)
             for stage, (process, log) in [*running.items()]:
                 if process.poll() is None:
@@ -203,14 +184,14 @@ def run_stages(
                 if process.returncode == 0:
                     sorter.done(stage)
                     done += 1
-                    bar.update(past.get(stage.split(":")[-1], usual))
+                    bar.update(work[stage])
                 elif attempts[stage] < ATTEMPTS and any(sign in output for sign in BUSY):
                     ready.append(stage)
                 else:
                     failed.append(stage)
                     last = output.decode(errors="replace").strip().splitlines()[-3:]
-                    where = log.relative_to(ROOT)
-                    tqdm.write("\n  ".join([f"{stage} failed; {where} ends with:", *last]))
+                    title = f"{stage} failed; {log.relative_to(ROOT)} ends with:"
+                    tqdm.write("\n  ".join([title, *last]))
     finally:
         bar.close()
         _stop([process for process, _ in running.values()])
@@ -250,9 +231,13 @@ def main() -> None:
             if not reasons:
                 print(f"All stages of {arguments.file} are up to date.")
                 return
-            show_plan(reasons, graph, arguments.file)
+            print(f"{len(reasons)} of {len(graph)} stages of {arguments.file} will run:")
+            width = max(len(short(stage)) for stage in reasons)
+            print(
+                "\n".join(f"  {short(s):{width}}  {why}" for s, why in reasons.items()), flush=True
+            )
             threads = None if has_gpu else 1
-            failed = run_stages(list(reasons), graph, jobs, arguments.alone, threads)
+            failed = run_stages(list(reasons), graph, jobs, {*arguments.alone}, threads)
     except Timeout:
         raise ValueError(
             "Another `make repro` is at work in this folder: wait for it, or interrupt it."
