@@ -27,8 +27,10 @@ import yaml
 from PIL import Image
 
 from sitlib.data import ImageSource, open_captioned, open_images
+from sitlib.strict import from_dict, to_dict
 from workbook.ablations import RESULTS
 from workbook.paths import ROOT, resolve
+from workbook.profile import Profile, read_yaml
 
 FOLDER = ROOT / "scratch/paper-dry-run"
 # GB for the whole depth on a CPU: 41 were measured (weights, gradients, moments, average); models and two states, estimated.
@@ -100,6 +102,11 @@ VARIANTS = {
     "text_generators": ["ar_captioned_vit_vqgan", "ar_captioned_sit4_sc"],
     "decoded_again": ["ar_sit4_second"],
 }
+
+
+def defaults_and_all(file: Path) -> dict[str, Any]:
+    """Every value of a profile without base, folders as `${name}`."""
+    return to_dict(from_dict(Profile, read_yaml(file), file.name))
 
 
 def scaled(profile: dict[str, Any], layers: int | None) -> dict[str, Any]:
@@ -182,7 +189,7 @@ def prepare(folder: Path, layers: int | None) -> None:
     copy_project(folder)
     if not (folder / "data/coco").exists():
         write_images(folder / "data")
-    profile = scaled(read(folder / "profiles/paper.yaml"), layers)
+    profile = scaled(defaults_and_all(folder / "profiles/paper.yaml"), layers)
     write(folder / "profiles/paper.yaml", profile)
     params = read(folder / "params/paper.yaml") | {"throughput_rounds": 1}
     for name, variants in VARIANTS.items():

@@ -1,8 +1,8 @@
 """What is said of a profile before it is trained: against counts by hand, published ones, and real steps."""
 
 import importlib.util
-import io
 import resource
+import sys
 from dataclasses import replace
 
 import pytest
@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from sitlib.model.tokenizer import SpectralTokenizer
-from workbook.describe import describe, descriptions, main
+from workbook.__main__ import main
+from workbook.describe import describe, descriptions
 from workbook.estimates import LiveBytes, cost, flops, tokenizer_subject
 from workbook.paths import ROOT
 from workbook.profile import load_profile
@@ -29,7 +30,7 @@ def memory():
     return module
 
 
-# -- published sizes -------------------------------------------------------------------------------------------------------------------
+# -- published sizes -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_of_a_second_decoder_only_the_decoder_learns():
     assert decoder < found.cost.learning < found.parameters
 
 
-# -- operations ------------------------------------------------------------------------------------------------------------------------
+# -- operations ------------------------------------------------------------------------------------
 
 
 def test_operations_of_the_papers_models_are_two_a_weight_and_token():
@@ -111,7 +112,7 @@ def test_operations_of_a_product_are_counted():
     assert flops(lambda: a @ b) == 2 * 3 * 5 * 7
 
 
-# -- memory ----------------------------------------------------------------------------------------------------------------------------
+# -- memory ----------------------------------------------------------------------------------------
 
 
 def test_live_bytes_are_those_of_tensors_that_are_alive():
@@ -158,58 +159,56 @@ def test_the_gpu_profile_fits_where_it_says(variant):
     assert 2e9 < found.gpu_bytes < 0.9 * 24e9
 
 
-# -- what is printed -------------------------------------------------------------------------------------------------------------------
+# -- the report ------------------------------------------------------------------------------------
 
 
 def test_a_description_says_what_follows_from_its_numbers(capsys):
     profile = replace(SMOKE, engine=replace(SMOKE.engine, precision="auto"))
-    found = describe(
-        profile,
-        ["sit4", "ar_sit4", "ar_captioned_sit4_sc"],
-        gpu="A100",
-        utilisation=0.5,
-        num_classes=10,
-    )
+    names = ["sit4", "ar_sit4", "ar_captioned_sit4_sc"]
+    rows = describe(profile, names, gpu="A100", utilization=0.5, num_classes=10)
     printed = capsys.readouterr().out
     assert "156 TFLOP/s on each: 50% of the 312 of its data sheet" in printed
-    for item in found:
-        assert any(line.split()[0] == item.name for line in printed.splitlines() if line.strip())
-    generator = found[1]
+    assert set(names) < {line.split()[0] for line in printed.splitlines() if line.strip()}
+    _, generator, text = rows
     assert generator.cache_bytes == 2 * 1 * 32 * 64 * 2
-    assert found[2].cache_bytes == 2 * 1 * 32 * (64 + 48) * 2
+    assert text.cache_bytes == 2 * 1 * 32 * (64 + 48) * 2
     assert generator.state_bytes == 2 * 4 * generator.cost.learning
-    expected = generator.cost.step_flops / 16 * 16 * 12
-    assert generator.training_flops == pytest.approx(expected)
+    assert generator.training_flops == pytest.approx(generator.cost.step_flops * 12)
 
 
-def test_the_command_takes_variants_and_a_gpu(capsys):
-    main(["smoke", "--variants", "sit4", "ar_sit4", "--gpu", "L4"])
+def test_the_command_takes_a_profile_variants_and_a_gpu(capsys, monkeypatch):
+    command = ["workbook", "describe", "smoke", "variants=[sit4, ar_sit4]", "gpu=L4"]
+    monkeypatch.setattr(sys, "argv", command)
+    main()
     printed = capsys.readouterr().out
-    assert "of 24 GB" in printed
+    assert "Profile smoke: 1 x L4" in printed and "of 24 GB" in printed
     assert {"sit4", "ar_sit4"} < set(printed.split()) and "sit5" not in printed.split()
+    monkeypatch.setattr(sys, "argv", [*command, "gpus=2"])
+    with pytest.raises(ValueError, match="describe: got an unexpected keyword argument 'gpus'"):
+        main()
 
 
 def test_processes_share_a_batch_and_ddp_needs_its_buckets():
-    engine = replace(SMOKE.engine, strategy="ddp", processes=4)
-    (one,), (four,) = (
-        descriptions(SMOKE, ["ar_sit4"]),
-        descriptions(replace(SMOKE, engine=engine), ["ar_sit4"]),
+    ddp = replace(SMOKE.engine, strategy="ddp", processes=4)
+    one, four, sharded = (
+        descriptions(replace(SMOKE, engine=engine), ["ar_sit4"])[0]
+        for engine in (SMOKE.engine, ddp, replace(ddp, strategy="fsdp"))
     )
     assert (one.batch, four.batch) == (16, 4)
     assert one.bucket_bytes == 0 and four.bucket_bytes == 4 * four.cost.learning
-    assert four.activation_bytes < one.activation_bytes and four.training_flops == pytest.approx(
-        one.training_flops
-    )
-    (sharded,) = descriptions(replace(SMOKE, engine=replace(engine, strategy="fsdp")), ["ar_sit4"])
+    assert four.activation_bytes < one.activation_bytes
+    assert four.training_flops == pytest.approx(one.training_flops)
     assert sharded.state_bytes == four.state_bytes // 4 and sharded.gpu_bytes < four.gpu_bytes
 
 
-def test_what_cannot_be_described_is_refused(capsys):
-    with pytest.raises(ValueError, match="There is no GPU 'V100' here"):
-        describe(SMOKE, [], gpu="V100")
-    with pytest.raises(ValueError, match=r"share of the peak in \(0, 1\]"):
-        describe(SMOKE, [], utilisation=1.5)
-    with pytest.raises(ValueError, match="did you mean 'sit4'"):
-        describe("smoke", ["sit44"], file=io.StringIO())
-    main(["smoke", "--variants", "ar_sit4"])
-    assert "Profile smoke: 1 x H100" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("arguments", "settings", "sentence"),
+    [
+        ((SMOKE, []), {"gpu": "V100"}, "GPU: 'V100' is not known.*there is A100"),
+        ((SMOKE, []), {"utilization": 1.5}, r"share of the peak in \(0, 1\]"),
+        (("smoke", ["sit44"]), {}, "did you mean 'sit4'"),
+    ],
+)
+def test_what_cannot_be_described_is_refused(arguments, settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        describe(*arguments, **settings)

@@ -2,6 +2,7 @@
 
     python -m workbook train_tokenizer run=sit4-seed0
     python -m workbook evaluate_tokenizer run=sit4-seed0 profile=smoke
+    python -m workbook describe paper gpu=A100 variants=[sit4]   # what a profile takes, see describe.py
 
 Paths of reports, metrics and models follow from the names of the stage and of the run. The profile
 is that of params.yaml unless it is given. dvc.yaml lists the same commands, so that `dvc repro`
@@ -12,7 +13,7 @@ import inspect
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -77,10 +78,7 @@ def run(stage: str, keys: Mapping[str, Any]) -> None:
         record["report"] = run_stage_notebook(stage, name, keys)
     else:
         function = FUNCTIONS[stage]
-        try:
-            inspect.signature(function).bind(None, **keys)
-        except TypeError as error:
-            raise ValueError(f"The stage {stage}: {error}.") from None
+        check_keys(function, stage, None, **keys)
         function(load_profile(name), **keys)
     if edited := changed(before, inputs(stage, keys)):
         raise ValueError(
@@ -91,6 +89,14 @@ def run(stage: str, keys: Mapping[str, Any]) -> None:
         seconds = round(time.perf_counter() - began, 1)
         record |= {"seconds": seconds, "machine": machine(), "lock": lock_hash()}
         write_json(resolve(f"metrics/seconds/{'-'.join([stage, *names])}.json"), record)
+
+
+def check_keys(function: Callable, stage: str, *arguments: Any, **keys: Any) -> None:
+    """Raise ValueError unless a function takes these keys."""
+    try:
+        inspect.signature(function).bind(*arguments, **keys)
+    except TypeError as error:
+        raise ValueError(f"The stage {stage}: {error}.") from None
 
 
 def run_stage_notebook(stage: str, profile: str, keys: Mapping[str, Any]) -> str:
@@ -114,6 +120,13 @@ def main() -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         stages = "\n    ".join([*NOTEBOOKS, *FUNCTIONS])
         print(f"{__doc__}\nStages:\n    {stages}")
+    elif arguments[0] == "describe":
+        from workbook.describe import describe
+
+        names = [text if "=" in text else f"profile={text}" for text in arguments[1:]]
+        keys = {key: value(text) for key, _, text in (name.partition("=") for name in names)}
+        check_keys(describe, "describe", **keys)
+        describe(**keys)
     else:
         run(*parsed(arguments))
 

@@ -1,15 +1,12 @@
-"""What a profile asks of a machine, before anything is trained: `python -m workbook.describe paper`.
+"""Demands of a profile on a machine before anything is trained: `python -m workbook describe paper`.
 
-Parameters by part, operations, memory of a GPU, the cache of sampling, time and disk, for every variant. Nothing is allocated: models are
-built of fake tensors (`workbook.estimates`), so a laptop describes what only a cluster can train. Times are operations divided by what a GPU
-does in a second at a stated utilisation (MFU); they are estimates, and no measurement of ours.
+Parameters, operations, memory, time and disk of every variant. Times are operations / (peak of a
+GPU * utilization): estimates, no measurements.
 """
 
-import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TextIO
+from typing import Literal
 
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -18,39 +15,25 @@ from tqdm import tqdm
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.text import TextTokenizer
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.strict import digest
+from sitlib.strict import digest, require, require_known
 from sitlib.train.config import EngineConfig, OptimizerConfig
-from workbook.errors import command
 from workbook.estimates import Cost, autoregressive_subject, cost, tokenizer_subject
 from workbook.profile import Profile, load_profile
 
-FLOAT32 = 4  # bytes: weights, gradients and moments
-BF16 = 2  # bytes: the cache of sampling on a GPU
-GIB = 2**30
+FLOAT32, BF16 = 4, 2  # bytes: weights, gradients, moments; KV cache of sampling
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
-
-
-@dataclass(frozen=True)
-class GPU:
-    """A GPU after its maker's data sheet; dense products, for which some sheets give twice as much, with sparsity."""
-
-    memory: int  # GB
-    bf16: float  # 10^12 operations a second
-    tf32: float
-
-
+# Memory in GB, and 10^12 dense operations a second in bf16 and tf32, after the makers' data sheets.
 GPUS = {
-    "A100": GPU(80, 312.0, 156.0),  # NVIDIA A100 80GB SXM
-    "A100-40GB": GPU(40, 312.0, 156.0),
-    "H100": GPU(80, 989.4, 494.7),  # NVIDIA H100 SXM
-    "H200": GPU(141, 989.4, 494.7),
-    "L40S": GPU(48, 362.0, 183.0),
-    "L4": GPU(24, 121.0, 60.0),
-    "A10": GPU(24, 125.0, 62.5),
-    "RTX4090": GPU(24, 165.2, 82.6),  # with sums in float32
+    "A100": (80, 312.0, 156.0),  # NVIDIA A100 80GB SXM
+    "A100-40GB": (40, 312.0, 156.0),
+    "H100": (80, 989.4, 494.7),  # NVIDIA H100 SXM
+    "H200": (141, 989.4, 494.7),
+    "L40S": (48, 362.0, 183.0),
+    "L4": (24, 121.0, 60.0),
+    "A10": (24, 125.0, 62.5),
+    "RTX4090": (24, 165.2, 82.6),  # with sums in float32
 }
-
-# Parts of a model for the reader, by the first name of a parameter.
+# Parts of a model, by the first names of its parameters.
 TOKENIZER_PARTS = {
     "embed": ("embed",),
     "encoder": ("encoder",),
@@ -58,7 +41,7 @@ TOKENIZER_PARTS = {
     "decoder": ("decoder",),
     "heads": ("unembed",),
 }
-AUTOREGRESSIVE_PARTS = {
+GENERATOR_PARTS = {
     "embeddings": (
         "start",
         "class_embedding",
@@ -74,7 +57,7 @@ AUTOREGRESSIVE_PARTS = {
 
 @dataclass(frozen=True)
 class Description:
-    """One variant."""
+    """One variant; bytes are those of one process."""
 
     name: str
     parts: dict[str, int]  # parameters
@@ -82,7 +65,7 @@ class Description:
     cost: Cost
     batch: int  # images of a process at a time
     optimizer: OptimizerConfig
-    cache_bytes: int  # keys and values of one sample; 0 for tokenizers
+    cache_bytes: int  # KV cache of one sample; 0 for tokenizers
     engine: EngineConfig
 
     @property
@@ -91,7 +74,7 @@ class Description:
 
     @property
     def state_bytes(self) -> int:
-        """Two moments, and the moving average of the weights where there is one; a share of them where they are sharded."""
+        """Two moments and, if there is one, the moving average of the weights; sharded by FSDP."""
         copies = 2 + (self.optimizer.ema_decay > 0)
         return copies * FLOAT32 * self.cost.learning // self._shards
 
@@ -102,46 +85,45 @@ class Description:
 
     @property
     def accumulated_bytes(self) -> int:
-        """Gradients of earlier parts of the batch, which are there while the next part passes; whole ones, also of sharded models."""
-        parts = self.engine.accumulation(self.optimizer.batch_size)
-        return FLOAT32 * self.cost.learning if parts > 1 else 0
+        """Gradients of earlier micro-batches; whole ones, also of sharded models."""
+        micro_batches = self.engine.accumulation(self.optimizer.batch_size)
+        return FLOAT32 * self.cost.learning if micro_batches > 1 else 0
 
     @property
     def activation_bytes(self) -> int:
-        """The peak of a step over weights: what is kept for the way back, with the gradients that are there at that moment."""
+        """Activations and gradients at the peak of a step."""
         return self.cost.peak_bytes - self.cost.weight_bytes
 
     @property
     def gpu_bytes(self) -> int:
-        """The most that a step needs. Sharded, of weights and gradients only a share is there, but for the block at work."""
+        """All that a step needs, less the weights that other processes hold.
+
+        Gradients are in the peak as they are made, and only then sent away.
+        """
+        elsewhere = self.cost.weight_bytes - self.cost.weight_bytes // self._shards
         held = self.state_bytes + self.bucket_bytes + self.accumulated_bytes
-        return self.cost.peak_bytes + held - self._elsewhere
+        return self.cost.peak_bytes + held - elsewhere
 
     @property
     def checkpoint_bytes(self) -> int:
-        """A resumable state on the disk: weights, two moments, and the moving average."""
+        """A resumable state: weights, two moments, and the moving average."""
         return (3 + (self.optimizer.ema_decay > 0)) * FLOAT32 * self.cost.learning
 
     @property
     def training_flops(self) -> float:
-        """Of all steps on all GPUs; each part of the batch costs as much as this one."""
-        per_image = self.cost.step_flops / self.batch
-        return per_image * self.optimizer.batch_size * self.optimizer.steps
+        """All steps on all GPUs."""
+        images = self.optimizer.batch_size * self.optimizer.steps
+        return self.cost.step_flops / self.batch * images
 
     @property
     def _shards(self) -> int:
-        return self.engine.world_size if self.cache_bytes and self.engine.strategy == "fsdp" else 1
-
-    @property
-    def _elsewhere(self) -> int:
-        """Weights that other processes hold; gradients are in the peak as they are made, and only then sent away."""
-        return self.cost.weight_bytes - self.cost.weight_bytes // self._shards
+        return self.engine.world_size if self.engine.strategy == "fsdp" else 1
 
 
 def descriptions(
     profile: Profile, variants: Sequence[str] | None = None, num_classes: int = IMAGENET_CLASSES
 ) -> list[Description]:
-    """Every variant of a profile, or those named.
+    """Describe every variant of a profile, or those named.
 
     Args:
         num_classes: of the class-conditional models; the profile does not know its data.
@@ -152,288 +134,177 @@ def descriptions(
     generators = [*profile.autoregressive.variants, *profile.text.variants]
     names = [*profile.tokenizer.variants, *generators] if variants is None else list(variants)
     costs: dict[str, Cost] = {}  # variants that differ in their data cost the same
-    found = []
-    for name in tqdm(names, "describing", unit="model", leave=False, disable=None):
-        if name in generators:
-            found.append(_of_generator(profile, name, num_classes, costs))
-        else:
-            found.append(_of_tokenizer(profile, name, costs))
-    return found
+    progress = tqdm(names, "describing", unit="model", leave=False, disable=None)
+    return [
+        _of_generator(profile, name, num_classes, costs)
+        if name in generators
+        else _of_tokenizer(profile, name, costs)
+        for name in progress
+    ]
 
 
 def _of_tokenizer(profile: Profile, name: str, costs: dict[str, Cost]) -> Description:
-    config, training, engine = (
-        profile.tokenizer_variant(name),
-        profile.tokenizer_training(name),
-        profile.engine,
-    )
-    batch = _at_a_time(training.optimizer, engine)
-    key = digest(
-        config, training.loss, training.adversarial.weight, training.codes_from is None, batch
-    )
+    config, training = profile.tokenizer_variant(name), profile.tokenizer_training(name)
+    engine = profile.engine
+    if engine.strategy == "fsdp":
+        engine = replace(engine, strategy="ddp")
+    batch = _micro_batch(training.optimizer, engine)
+    weight, is_whole = training.adversarial.weight, training.codes_from is None
+    key = digest(config, training.loss, weight, is_whole, batch)
     if key not in costs:
         costs[key] = cost(lambda: tokenizer_subject(config, training, batch), *_computing(engine))
     with FakeTensorMode():
         parts = _parts(SpectralTokenizer(config), TOKENIZER_PARTS)
     tokens = config.num_scales * config.tokens_per_scale
-    engine = replace(engine, strategy="ddp") if engine.strategy == "fsdp" else engine
     return Description(name, parts, tokens, costs[key], batch, training.optimizer, 0, engine)
 
 
 def _of_generator(
     profile: Profile, name: str, num_classes: int, costs: dict[str, Cost]
 ) -> Description:
-    shape, optimizer, engine = (
-        profile.autoregressive_variant(name),
-        profile.generator_optimizer(name),
-        profile.engine,
-    )
-    codes = profile.tokenizer_variant(shape.tokenizer)
-    text = shape.text
-    config = CodeModelConfig(
-        shape,
-        codes.num_scales,
-        codes.tokens_per_scale,
-        codes.num_codes,
-        min(codes.num_codebooks, codes.num_scales),
-        [] if text is not None else [str(number) for number in range(num_classes)],
-        TextTokenizer.of_size(text.vocab_size, text.max_tokens).to_json()
-        if text is not None
-        else None,
-    )
-    batch = _at_a_time(optimizer, engine)
-    key = digest(
-        replace(shape, tokenizer=""),
-        config.num_scales,
-        config.tokens_per_scale,
-        config.num_codes,
-        batch,
-    )
-    key += digest(config.num_codebooks, num_classes)
+    shape, optimizer = profile.autoregressive_variant(name), profile.generator_optimizer(name)
+    codes, text, engine = profile.tokenizer_variant(shape.tokenizer), shape.text, profile.engine
+    texts = TextTokenizer.of_size(text.vocab_size, text.max_tokens).to_json() if text else None
+    classes = [] if text else [str(number) for number in range(num_classes)]
+    books = min(codes.num_codebooks, codes.num_scales)
+    sizes = (codes.num_scales, codes.tokens_per_scale, codes.num_codes, books)
+    config = CodeModelConfig(shape, *sizes, classes, texts)
+    batch = _micro_batch(optimizer, engine)
+    key = digest(replace(shape, tokenizer=""), sizes, len(classes), batch)
     if key not in costs:
         costs[key] = cost(lambda: autoregressive_subject(config, batch), *_computing(engine))
     with FakeTensorMode():
-        model = AutoregressiveModel(config)
-    tokens = config.num_scales * config.tokens_per_scale
-    positions = tokens + (
-        text.max_tokens if text is not None else 0
-    )  # those of the text are kept for every layer too
-    cache = 2 * shape.layers * shape.width * positions * BF16
-    parts = _parts(model, AUTOREGRESSIVE_PARTS)
+        parts = _parts(AutoregressiveModel(config), GENERATOR_PARTS)
+    tokens = codes.num_scales * codes.tokens_per_scale
+    # Every layer keeps keys and values of the text, too.
+    cache = 2 * shape.layers * shape.width * (tokens + (text.max_tokens if text else 0)) * BF16
     return Description(name, parts, tokens, costs[key], batch, optimizer, cache, engine)
 
 
 def _computing(engine: EngineConfig) -> tuple[Literal["no", "bf16", "fp16"], bool]:
-    """Precision and recomputation on a GPU, which is what a description is about."""
-    return (
-        "bf16" if engine.precision == "auto" else engine.precision,
-        engine.gradient_checkpointing,
-    )
+    """Precision and recomputation on a GPU."""
+    precision = "bf16" if engine.precision == "auto" else engine.precision
+    return precision, engine.gradient_checkpointing
 
 
-def _at_a_time(optimizer: OptimizerConfig, engine: EngineConfig) -> int:
-    """Samples that pass a model at once in one process."""
+def _micro_batch(optimizer: OptimizerConfig, engine: EngineConfig) -> int:
     return optimizer.batch_size // engine.world_size // engine.accumulation(optimizer.batch_size)
 
 
 def _parts(model: nn.Module, names: Mapping[str, tuple[str, ...]]) -> dict[str, int]:
+    part_of = {member: part for part, members in names.items() for member in members}
     counts = dict.fromkeys(names, 0)
     for name, parameter in model.named_parameters():
-        first = name.split(".")[0]
-        (part,) = [part for part, members in names.items() if first in members]
-        counts[part] += parameter.numel()
+        counts[part_of[name.split(".")[0]]] += parameter.numel()
     return counts
 
 
+# -- the report ------------------------------------------------------------------------------------
+
+
 def describe(
-    profile: Profile | str,
+    profile: Profile | str = "quick",
     variants: Sequence[str] | None = None,
     *,
     gpu: str = "H100",
-    utilisation: float = 0.35,
+    utilization: float = 0.35,
     num_classes: int = IMAGENET_CLASSES,
     num_images: int = IMAGENET_IMAGES,
-    file: TextIO | None = None,
 ) -> list[Description]:
-    """Prints what a profile asks of a machine, and returns it.
+    """Print what a profile asks of a machine, and return it.
 
     Args:
         profile: a profile, or the name of one.
-        variants: some of its tokenizers and autoregressive models; default: all.
+        variants: some of its tokenizers and generators; default: all.
         gpu: a key of `GPUS`.
-        utilisation: share of the GPU's peak that training reaches (MFU).
+        utilization: share of the GPU's peak that training reaches (MFU).
         num_classes, num_images: of the data set, which the profile does not know.
-        file: where to print; default: standard output.
 
     Raises:
-        ValueError: an unknown GPU or a utilisation outside (0, 1].
-        ConfigError: an unknown profile or variant.
+        ValueError: an unknown GPU, profile or variant, or a utilization outside (0, 1].
     """
-    if gpu not in GPUS:
-        raise ValueError(f"There is no GPU {gpu!r} here: choose one of {', '.join(GPUS)}.")
-    if not 0 < utilisation <= 1:
-        raise ValueError(f"utilisation is a share of the peak in (0, 1], it is {utilisation}.")
+    require_known(gpu, GPUS, "GPU")
+    require(
+        0 < utilization <= 1,
+        f"utilization is a share of the peak in (0, 1], it is {utilization}.",
+    )
     title = profile if isinstance(profile, str) else "as given"
     profile = load_profile(profile) if isinstance(profile, str) else profile
-    found = descriptions(profile, variants, num_classes)
-    out = file or sys.stdout
-    engine, sheet = profile.engine, GPUS[gpu]
-    rate = (sheet.tf32 if engine.precision == "no" else sheet.bf16) * 1e12 * utilisation
-    world = engine.world_size
+    rows = descriptions(profile, variants, num_classes)
+    engine, world = profile.engine, profile.engine.world_size
+    memory, bf16, tf32 = GPUS[gpu]
+    peak = tf32 if engine.precision == "no" else bf16
+    rate = peak * 1e12 * utilization
     print(
-        f"Profile {title}: {world} x {gpu} ({engine.machines} machine{'s' * (engine.machines > 1)}, {engine.strategy}), "
-        f"precision {_computing(engine)[0]}, activations "
-        f"{'recomputed' if engine.gradient_checkpointing else 'kept'}.\n"
-        f"{rate / 1e12:.0f} TFLOP/s on each: {utilisation:.0%} of the {rate / utilisation / 1e12:.0f} of its data sheet.",
-        file=out,
+        f"Profile {title}: {world} x {gpu}, {engine.strategy}, precision {_computing(engine)[0]}, "
+        f"activations {'recomputed' if engine.gradient_checkpointing else 'kept'}.\n"
+        f"{rate / 1e12:.0f} TFLOP/s on each: {utilization:.0%} of the {peak:.0f} of its data sheet."
     )
-    tokenizers = [item for item in found if not item.cache_bytes]
-    generators = [item for item in found if item.cache_bytes]
-    for kind, items in (("tokenizers", tokenizers), ("models over codes", generators)):
-        if items:
-            rows = [
-                [d.name, *map(_millions, d.parts.values()), _millions(d.parameters), d.tokens]
-                for d in items
-            ]
-            header = ["", *items[0].parts, "all", "tokens"]
-            _print_table(f"Parameters of {kind}, millions", header, rows, out)
-    rows = [
-        [
-            d.name,
-            d.batch,
-            f"{d.cost.weight_bytes / GIB:.2f}",
-            f"{d.activation_bytes / GIB:.2f}",
-            f"{d.state_bytes / GIB:.2f}",
-            f"{(d.bucket_bytes + d.accumulated_bytes) / GIB:.2f}",
-            f"{d.gpu_bytes / GIB:.1f}",
-            "yes" if d.gpu_bytes < 0.9 * sheet.memory * 1e9 else "no",
-            f"{d.cache_bytes / 2**20:.0f}" if d.cache_bytes else "",
-        ]
-        for d in found
-    ]
-    header = [
-        "",
-        "at a time",
-        "weights",
-        "activations and gradients",
-        "optimizer",
-        "more gradients",
-        "all",
-        "fits",
-        "KV, MiB",
-    ]
+    for kind, is_kind in (("tokenizers", False), ("models over codes", True)):
+        if group := [d for d in rows if bool(d.cache_bytes) is is_kind]:
+            columns = {
+                part: [f"{d.parts[part] / 1e6:.1f}" for d in group] for part in group[0].parts
+            }
+            columns["all"] = [f"{d.parameters / 1e6:.1f}" for d in group]
+            columns["tokens"] = [str(d.tokens) for d in group]
+            _print_table(f"Parameters of {kind}, millions", group, columns)
     _print_table(
-        f"Memory of a GPU in training, GiB (of {sheet.memory} GB); cache of a sample",
-        header,
+        f"Memory of a GPU in training, GiB (of {memory} GB); KV cache of a sample, MiB",
         rows,
-        out,
+        {
+            "at a time": [d.batch for d in rows],
+            "weights": [f"{d.cost.weight_bytes / 2**30:.2f}" for d in rows],
+            "activations, gradients": [f"{d.activation_bytes / 2**30:.2f}" for d in rows],
+            "optimizer": [f"{d.state_bytes / 2**30:.2f}" for d in rows],
+            "more gradients": [
+                f"{(d.bucket_bytes + d.accumulated_bytes) / 2**30:.2f}" for d in rows
+            ],
+            "all": [f"{d.gpu_bytes / 2**30:.1f}" for d in rows],
+            "fits": ["yes" if d.gpu_bytes < 0.9 * memory * 1e9 else "no" for d in rows],
+            "KV": [f"{d.cache_bytes / 2**20:.0f}" if d.cache_bytes else "" for d in rows],
+        },
     )
-    rows = []
-    for d in found:
-        images = rate / (d.cost.step_flops / d.batch)  # a second, on one GPU
-        hours = d.training_flops / rate / 3600
-        rows.append(
-            [
-                d.name,
-                f"{d.cost.forward_flops / d.batch / 1e9:,.0f}",
-                f"{d.cost.step_flops / d.batch / 1e9:,.0f}",
-                f"{d.optimizer.steps:,}",
-                f"{d.optimizer.batch_size:,}",
-                f"{images * world:,.0f}",
-                f"{images * world * d.tokens:,.0f}",
-                f"{hours:,.1f}",
-                f"{hours / world / 24:,.2f}",
-            ]
-        )
-    header = [
-        "",
-        "GFLOP forward",
-        "training",
-        "steps",
-        "batch",
-        "images/s",
-        "tokens/s",
-        "GPU-hours",
-        "days",
-    ]
+    images = [rate * world / (d.cost.step_flops / d.batch) for d in rows]  # a second
+    hours = [d.training_flops / rate / 3600 for d in rows]
     _print_table(
-        f"Operations an image; images and codes that {world} x {gpu} take a second, and for how long",
-        header,
+        f"Operations for an image; images and codes a second, and time, on {world} x {gpu}",
         rows,
-        out,
+        {
+            "GFLOP forward": [f"{d.cost.forward_flops / d.batch / 1e9:,.0f}" for d in rows],
+            "training": [f"{d.cost.step_flops / d.batch / 1e9:,.0f}" for d in rows],
+            "steps": [f"{d.optimizer.steps:,}" for d in rows],
+            "batch": [f"{d.optimizer.batch_size:,}" for d in rows],
+            "images/s": [f"{n:,.0f}" for n in images],
+            "tokens/s": [f"{n * d.tokens:,.0f}" for n, d in zip(images, rows, strict=True)],
+            "GPU-hours": [f"{h:,.1f}" for h in hours],
+            "days": [f"{h / world / 24:,.2f}" for h in hours],
+        },
     )
     print(
-        f"All of it once: {sum(d.training_flops for d in found) / rate / 3600:,.0f} GPU-hours, "
-        f"{sum(d.training_flops for d in found) / rate / 3600 / world / 24:,.1f} days one after another.",
-        file=out,
+        f"All of it once: {sum(hours):,.0f} GPU-hours, {sum(hours) / world / 24:,.1f} days one "
+        "after another."
     )
-    rows = [
-        [
-            d.name,
-            f"{d.checkpoint_bytes / 1e9:.2f}",
-            f"{d.parameters * FLOAT32 / 1e9:.2f}",
-            f"{num_images * d.tokens * 2 / 1e9:.1f}" if not d.cache_bytes else "",
-        ]
-        for d in found
-    ]
-    header = ["", "state to resume from", "model", f"codes of {num_images:,} views"]
     _print_table(
         "On the disk, GB (two states exist for a moment; codes of two bytes each)",
-        header,
         rows,
-        out,
+        {
+            "state to resume from": [f"{d.checkpoint_bytes / 1e9:.2f}" for d in rows],
+            "model": [f"{d.parameters * FLOAT32 / 1e9:.2f}" for d in rows],
+            f"codes of {num_images:,} views": [
+                "" if d.cache_bytes else f"{num_images * d.tokens * 2 / 1e9:.1f}" for d in rows
+            ],
+        },
     )
-    return found
+    return rows
 
 
-def _millions(count: int) -> str:
-    return f"{count / 1e6:.1f}" if count else ""
-
-
-def _print_table(
-    title: str, header: Sequence[str], rows: Sequence[Sequence[Any]], file: TextIO
-) -> None:
-    cells = [list(map(str, row)) for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    print(f"\n{title}", file=file)
-    for number, row in enumerate(cells):
-        first, *others = (
-            cell.ljust(w) if not i else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        print("  " + "  ".join([first, *others]).rstrip(), file=file)
+def _print_table(title: str, rows: Sequence[Description], columns: Mapping[str, Sequence]) -> None:
+    texts = [["", *(d.name for d in rows)]]
+    texts += [[name, *map(str, values)] for name, values in columns.items()]
+    widths = [max(map(len, column)) for column in texts]
+    print(f"\n{title}")
+    for number, cells in enumerate(zip(*texts, strict=True)):
+        aligned = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
+        print("  " + "  ".join([cells[0].ljust(widths[0]), *aligned[1:]]).rstrip())
         if number == 0:
-            print("  " + "-" * (sum(widths) + 2 * (len(widths) - 1)), file=file)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m workbook.describe", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument(
-        "profile", nargs="?", default="quick", help="name, or path of a .yaml file (quick)"
-    )
-    parser.add_argument("--variants", nargs="+", help="some of its variants (all)")
-    parser.add_argument("--gpu", default="H100", choices=GPUS, help="after its data sheet (H100)")
-    parser.add_argument(
-        "--utilisation", type=float, default=0.35, help="MFU, a share of the peak (0.35)"
-    )
-    parser.add_argument(
-        "--classes", type=int, default=IMAGENET_CLASSES, help="of the data (ImageNet's 1000)"
-    )
-    parser.add_argument(
-        "--images", type=int, default=IMAGENET_IMAGES, help="of the data (ImageNet's 1,281,167)"
-    )
-    options = parser.parse_args(arguments)
-    describe(
-        options.profile,
-        options.variants,
-        gpu=options.gpu,
-        utilisation=options.utilisation,
-        num_classes=options.classes,
-        num_images=options.images,
-    )
-
-
-if __name__ == "__main__":
-    command(main)
+            print("  " + "-" * (sum(widths) + 2 * (len(widths) - 1)))

@@ -1,8 +1,7 @@
-"""What a training step costs, without making one: operations and the peak of memory, from the shapes of its tensors alone.
+"""Cost of a training step from the shapes of its tensors alone: operations and peak of memory.
 
-The very step is run on fake tensors, which have shapes and no content, so nothing is allocated and nothing has to be modelled by hand: what
-is recomputed, kept for the way back or frozen is counted as it happens. Kernels are those of a CPU; their workspace, and what a GPU's
-allocator wastes between tensors, are not in it.
+The very step runs on fake tensors, so what is recomputed, kept for the backward pass or frozen is
+counted as it happens, and nothing is allocated.
 """
 
 import warnings
@@ -10,7 +9,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import lpips
 import torch
@@ -35,33 +34,29 @@ from sitlib.train.config import TokenizerTraining
 from sitlib.train.discriminator import Discriminator, discriminator_loss, generator_loss
 from sitlib.train.losses import TokenizerLoss
 
-Step = Callable[[], None]
-
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one training step of one process."""
+    """Cost of one training step of one process."""
 
     learning: int  # parameters that the step trains, the discriminator's too
     forward_flops: int  # of the model alone, without its losses
-    step_flops: int  # forwards and backwards, losses and discriminator included
-    weight_bytes: (
-        int  # of everything that is on the device before the step: model, discriminator, LPIPS
-    )
-    peak_bytes: int  # at the worst moment of the step, weights and gradients included, moments of the optimizer not
+    step_flops: int  # forward and backward, losses and discriminator included
+    weight_bytes: int  # all that is there before the step: model, discriminator, LPIPS
+    peak_bytes: int  # at the worst moment: weights, activations, gradients; no moments
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Models with random weights and what is computed with them."""
+    """Models with random weights, and what is computed with them."""
 
-    models: list[nn.Module]  # that are trained
-    forward: Step
-    step: Step  # leaves gradients in all of them
+    models: list[nn.Module]
+    forward: Callable[[], Any]
+    step: Callable[[], None]  # leaves gradients in all of them
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that are alive while it is entered, and their peak; tensors share storage as they do.
+    """Count the bytes of the tensors that are alive, and their peak, while it is entered.
 
     Args:
         held: modules whose tensors are there already.
@@ -70,29 +65,29 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self, *held: nn.Module):
         super().__init__()
         self.now = self.peak = 0
-        self._known: dict[int, weakref.ref] = {}
+        self._storages: dict[int, weakref.ref] = {}
         for module in held:
             for tensor in (*module.parameters(), *module.buffers()):
-                self._see(tensor)
+                self._add(tensor)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
-                self._see(tensor)
+                self._add(tensor)
         return result
 
-    def _see(self, tensor: Tensor) -> None:
+    def _add(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
-        if key in self._known:
+        if key in self._storages:  # a view has no memory of its own
             return
 
-        def gone(_: weakref.ref) -> None:
-            del self._known[key]
+        def free(_: weakref.ref) -> None:
+            del self._storages[key]
             self.now -= size
 
-        self._known[key] = weakref.ref(storage, gone)
+        self._storages[key] = weakref.ref(storage, free)
         self.now += size
         self.peak = max(self.peak, self.now)
 
@@ -101,21 +96,21 @@ def _attention(q, k, v, *_, out_shape=None, **__) -> int:
     return sdpa_flop_count(q, k, v)
 
 
-def _attention_backwards(grad, q, k, v, *_, out_shape=None, **__) -> int:
+def _attention_backward(grad, q, k, v, *_, out_shape=None, **__) -> int:
     return sdpa_backward_flop_count(grad, q, k, v)
 
 
-# What torch counts, and the kernels of a CPU, which it counts from 2.15 on only.
+# torch's table, and the CPU's attention, which torch counts from 2.15 on only.
+FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 FORMULAS = flop_registry | {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(_attention),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(
-        _attention_backwards
-    ),
+    FLASH: shape_wrapper(_attention),
+    FLASH_BACKWARD: shape_wrapper(_attention_backward),
 }
 
 
-class _Operations(TorchDispatchMode):
-    """torch's FlopCounterMode without its tree of modules, which keeps recomputed activations alive."""
+class _Flops(TorchDispatchMode):
+    """torch's FlopCounterMode without its tree of modules, which keeps activations alive."""
 
     def __init__(self):
         super().__init__()
@@ -128,11 +123,11 @@ class _Operations(TorchDispatchMode):
         return result
 
 
-def flops(call: Step) -> int:
-    """Operations of one call in matrix products, convolutions and attention. (Of causal attention all scores are counted.)"""
-    with _Operations() as operations:
+def flops(call: Callable[[], Any]) -> int:
+    """Operations of a call in matrix products, convolutions and attention (causal: all scores)."""
+    with _Flops() as counter:
         call()
-    return operations.total
+    return counter.total
 
 
 def cost(
@@ -140,36 +135,35 @@ def cost(
     precision: Literal["no", "bf16", "fp16"] = "no",
     gradient_checkpointing: bool = False,
 ) -> Cost:
-    """What a training step of a subject costs; `subject` is called on fake tensors."""
+    """Cost of a training step; `subject` is called, and its step run, on fake tensors.
+
+    Kernels are those of a CPU. Their workspace, and what a GPU's allocator wastes, do not count.
+    """
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Mismatch dtype between input and weight"
-        )  # RMSNorm in mixed precision
+        # RMSNorm in mixed precision
+        warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
         made = subject()
         for module in (part for model in made.models for part in model.modules()):
             if isinstance(module, (ADTransformer, Transformer)):
                 module.gradient_checkpointing = gradient_checkpointing
 
-        def autocast(call: Step) -> Step:
-            def run() -> None:
-                dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-                with torch.autocast("cpu", dtype) if precision != "no" else nullcontext():
-                    call()
-
-            return run
+        def run(call: Callable[[], Any]) -> None:
+            with torch.autocast("cpu", dtype) if precision != "no" else nullcontext():
+                call()
 
         with torch.no_grad():
-            forward = flops(autocast(made.forward))
+            forward = flops(lambda: run(made.forward))
         learning = sum(p.numel() for m in made.models for p in m.parameters() if p.requires_grad)
-        tracker = LiveBytes(*made.models)
-        weights = tracker.now
-        with tracker:
-            step = flops(autocast(made.step))
-    return Cost(learning, forward, step, weights, tracker.peak)
+        memory = LiveBytes(*made.models)
+        weights = memory.now
+        with memory:
+            step = flops(lambda: run(made.step))
+    return Cost(learning, forward, step, weights, memory.peak)
 
 
 def tokenizer_subject(config: TokenizerConfig, training: TokenizerTraining, batch: int) -> Subject:
-    """A tokenizer's training step: reconstruction, LPIPS, and the discriminator if there is one, as `sitlib.train.tokenizer` makes it."""
+    """The training step of `sitlib.train.tokenizer`: reconstruction, LPIPS, discriminator."""
     model = SpectralTokenizer(config).train()
     if training.codes_from is not None:
         model.freeze_encoder_from(SpectralTokenizer(config))
@@ -179,12 +173,11 @@ def tokenizer_subject(config: TokenizerConfig, training: TokenizerTraining, batc
     weight = training.adversarial.weight
     discriminator = Discriminator(config.size, training.adversarial.channels) if weight else None
     images = torch.rand(batch, 3, config.size, config.size)
-    smaller = (
-        config.levels if training.loss.multiscale else 0
-    )  # the dearest of the sizes that take turns
+    # Of the sizes that take turns, the dearest.
+    preview_scales = config.levels if training.loss.multiscale else 0
 
     def step() -> None:
-        output = model(images, preview_scales=smaller)
+        output = model(images, preview_scales=preview_scales)
         total, _ = loss(output, images)
         if discriminator is not None:
             discriminator.requires_grad_(False)
@@ -196,25 +189,21 @@ def tokenizer_subject(config: TokenizerConfig, training: TokenizerTraining, batc
             discriminator.requires_grad_(True)
             discriminator_loss(discriminator(images), discriminator(reconstruction)).backward()
 
-    models: list[nn.Module] = [model, *([discriminator] if discriminator is not None else [])]
-    return Subject(
-        [*models, loss] if loss.perceptual is not None else models, lambda: model(images), step
-    )
+    modules = [model, discriminator, loss if loss.perceptual is not None else None]
+    return Subject([m for m in modules if m is not None], lambda: model(images), step)
 
 
 def autoregressive_subject(config: CodeModelConfig, batch: int) -> Subject:
-    """An autoregressive model's training step over codes [batch, S, N], texts at their longest."""
+    """The training step of a generator over codes [batch, S, N], texts at their longest."""
     model = AutoregressiveModel(config).train()
     codes = torch.zeros(batch, config.num_scales, config.tokens_per_scale, dtype=torch.int64)
     text = config.transformer.text
-    condition = torch.ones(
-        (batch,) if text is None else (batch, text.max_tokens), dtype=torch.int64
-    )
-    return Subject(
-        [model],
-        lambda: model(codes, condition),
-        lambda: code_nats(model(codes, condition), codes).mean().backward(),
-    )
+    condition = torch.ones(batch, *([] if text is None else [text.max_tokens]), dtype=torch.int64)
+
+    def step() -> None:
+        code_nats(model(codes, condition), codes).mean().backward()
+
+    return Subject([model], lambda: model(codes, condition), step)
 
 
 def _random_lpips(net: str) -> PerceptualDistance:
