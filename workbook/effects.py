@@ -1,11 +1,10 @@
-"""What ablations say: contrasts between rows with intervals, and verdicts on claims.
+"""Statistics of ablations: contrasts between rows, with confidence intervals.
 
-A contrast is a weighted sum of rows, such as row - baseline, or the main effect of a factor over all cells of a factorial. Two things make
-it uncertain: another seed, and other photographs. Every row has few seeds, so the deviation that a seed makes is pooled over all rows; the
-photographs are the same for all rows, so the contrast is taken photograph by photograph, which pairs them. Both variances add up.
+A contrast is a weighted sum of rows, such as row - baseline, or the main effect of a factor over all cells
+of a factorial. Two variances add up. That of another seed is pooled over rows, because each has few
+seeds. That of other photographs is one of paired values, because all rows see the same photographs.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -15,15 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from sitlib.files import read_json
+from sitlib.metrics.statistics import LEVEL
 from workbook.paths import resolve
 
 Metric = Literal["psnr", "lpips_alex"]
-LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A contrast, and where it lies with 95 % confidence."""
+    """Value of a contrast, and its confidence interval of 95 %."""
 
     value: float
     low: float
@@ -41,11 +41,11 @@ class Estimate:
 def read_results(folder: str) -> dict[str, dict[str, Any]]:
     """Results of a folder, by name."""
     files = sorted(resolve(folder).glob("*.json"))
-    return {file.stem: json.loads(file.read_text()) for file in files}
+    return {file.stem: read_json(file) for file in files}
 
 
 def read_rows(folder: str = "metrics/ablations") -> dict[str, dict[str, Any]]:
-    """Results of the ablations that there are and of which at least one seed ended well, by name."""
+    """Results of ablations by name, of those with a seed that ended well."""
     return {name: row for name, row in read_results(folder).items() if finished_seeds(row)}
 
 
@@ -60,7 +60,7 @@ def mean(row: Mapping[str, Any], metric: str) -> float:
 
 
 def seed_deviation(rows: Mapping[str, Mapping[str, Any]], metric: str) -> tuple[float, int]:
-    """Standard deviation that another seed makes, pooled over rows, and its degrees of freedom.
+    """Standard deviation of a score over seeds, pooled over rows, and its degrees of freedom.
 
     Raises:
         ValueError: no row has two seeds.
@@ -69,9 +69,7 @@ def seed_deviation(rows: Mapping[str, Mapping[str, Any]], metric: str) -> tuple[
     groups = [group for group in groups if len(group) > 1]
     freedom = sum(len(group) - 1 for group in groups)
     if not freedom:
-        raise ValueError(
-            "no row was trained with two seeds, so nothing is known of what a seed changes."
-        )
+        raise ValueError("no row was trained with two seeds: the deviation of a seed is unknown.")
     squares = sum(((group - group.mean()) ** 2).sum() for group in groups)
     return float((squares / freedom) ** 0.5), freedom
 
@@ -82,16 +80,16 @@ def contrast(
     metric: Metric = "psnr",
     deviation: tuple[float, int] | None = None,
 ) -> Estimate:
-    """The weighted sum of rows, as a mean over photographs.
+    """Estimate the weighted sum of rows, as a mean over photographs.
 
     Args:
         weights: row -> weight.
-        deviation: of seeds, from `seed_deviation`; default: pooled over the rows of the same groups, because some trainings
-            (adversarial ones) vary far more than others.
+        deviation: of seeds, from `seed_deviation`. Default: pooled over the rows of the same groups,
+            because some trainings (adversarial ones) vary far more than others.
 
     Raises:
-        KeyError: a row that is not there.
-        ValueError: rows that were judged on different photographs.
+        KeyError: there is no such row.
+        ValueError: the rows were judged on different photographs.
     """
     groups = {rows[name].get("group") for name in weights}
     alike = {name: row for name, row in rows.items() if row.get("group") in groups}
@@ -115,7 +113,7 @@ def contrast(
 def difference(
     rows: Mapping[str, Mapping[str, Any]], name: str, baseline: str, metric: Metric = "psnr"
 ) -> Estimate:
-    """A row minus a baseline."""
+    """Estimate a row minus a baseline."""
     return contrast(rows, {name: 1.0, baseline: -1.0}, metric)
 
 
@@ -125,17 +123,17 @@ def factorial_effects(
     factors: list[str],
     metric: Metric = "psnr",
 ) -> dict[str, Estimate]:
-    """Main effects and interactions of a full factorial of two levels.
+    """Estimate main effects and interactions of a full factorial of two levels.
 
     Args:
         cells: levels of the factors (0 or 1 each) -> row.
         factors: their names.
 
     Returns:
-        For every factor what it adds on average over the cells of the others, and for every set of several (joined by " x ") by how much
-        the effect of one is larger with the others than without, on the same scale: half the difference for two factors.
+        factor -> the mean gain over the cells of the others; several factors, joined by " x " -> by how
+        much the effect of one is larger with the others than without, for two factors half of it.
     """
-    found = {}
+    effects = {}
     for used in product((0, 1), repeat=len(factors)):
         if not any(used):
             continue
@@ -145,16 +143,16 @@ def factorial_effects(
             for levels, row in cells.items()
         }
         name = " x ".join(factor for factor, use in zip(factors, used, strict=True) if use)
-        found[name] = contrast(rows, weights, metric)
-    return dict(sorted(found.items(), key=lambda item: item[0].count(" x ")))
+        effects[name] = contrast(rows, weights, metric)
+    return dict(sorted(effects.items(), key=lambda item: item[0].count(" x ")))
 
 
 def power_law(x: list[float], y: list[float]) -> tuple[float, float]:
-    """Factor a and exponent b of y = a x^b, by least squares on logarithms."""
+    """Fit y = a x^b by least squares on logarithms: (a, b)."""
     slope, intercept = np.polyfit(np.log(x), np.log(y), 1)
     return float(np.exp(intercept)), float(slope)
 
 
 def _by_photograph(row: Mapping[str, Any], metric: str) -> NDArray[np.float64]:
-    """Mean over seeds of the score of every photograph."""
+    """Mean over seeds of each photograph's score."""
     return np.mean([scores["by_photograph"][metric] for scores in finished_seeds(row)], axis=0)

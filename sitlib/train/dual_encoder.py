@@ -41,7 +41,7 @@ def train_dual_encoder(
         `loss`, `accuracy`, `scale` and `gradient_norm`.
     """
     texts = TextTokenizer.train(
-        [text for of_image in captions for text in of_image], config.vocabulary, config.max_tokens
+        [text for of_image in captions for text in of_image], config.vocab_size, config.max_tokens
     )
     tokens = texts.encode([text for of_image in captions for text in of_image], truncate=True)
     counts = np.array([len(of_image) for of_image in captions])

@@ -6,16 +6,13 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from sitlib.metrics import METRICS
 from workbook.effects import Estimate, power_law
 from workbook.figures.core import BLUE, GREEN, ORANGE, VERMILLION, bars_of, colour, panels
 from workbook.names import label
 
 Row = Mapping[str, Any]
-# metric -> title, and the sign of what is better
-CONTRAST_METRICS = {
-    "psnr": ("PSNR, dB (right is better)", 1),
-    "lpips_alex": ("LPIPS-Alex (left is better)", -1),
-}
+CONTRAST_METRICS = {name: METRICS[name] for name in ("psnr", "lpips_alex")}
 COSTS = {
     "tokens": "tokens",
     "parameters": "parameters",
@@ -84,9 +81,14 @@ def forest(estimates: Mapping[str, Mapping[str, Estimate]], zero: str) -> Figure
 
     Blue: better with 95 % confidence; red: worse; grey: cannot be told.
     """
-    titles = [title for title, _ in CONTRAST_METRICS.values()]
+    sides = {True: "right", False: "left"}
+    titles = [
+        f"{metric.heading} ({sides[metric.higher_is_better]} is better)"
+        for metric in CONTRAST_METRICS.values()
+    ]
     figure, axes = panels(titles, width=4.6, height=0.34 * len(estimates) + 1.1, sharey=True)
-    for axis, (metric, (_, better)) in zip(axes, CONTRAST_METRICS.items(), strict=True):
+    for axis, (metric, about) in zip(axes, CONTRAST_METRICS.items(), strict=True):
+        better = 1 if about.higher_is_better else -1
         axis.axvline(0, color="black", linewidth=0.8)
         for row, by_metric in enumerate(estimates.values()):
             estimate = by_metric[metric]

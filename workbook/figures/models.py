@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
+from sitlib.metrics import METRICS
 from sitlib.metrics.codebook import codebook_names
 from sitlib.model.quantizer import Codebook
 from sitlib.model.tokenizer import SpectralTokenizer
@@ -26,7 +27,7 @@ FILES = {
     "jpeg_half": ("JPEG of half the size", "#B08A5A", "quality {}"),
     "jpeg2000": ("JPEG 2000", "#7A7A7A", "1 : {} asked for"),
 }
-RATE_METRICS = {"psnr": ("PSNR, dB", 2), "lpips_alex": ("LPIPS-Alex", 3)}
+RATE_METRICS = {name: METRICS[name] for name in ("psnr", "lpips_alex")}
 
 
 def attention_patterns(layouts: Mapping[str, SequenceLayout]) -> Figure:
@@ -254,14 +255,14 @@ def throughput_bars(rows: Sequence[Scores]) -> Figure:
 def rate_curves(curves: Mapping[str, Sequence[Scores]]) -> Figure:
     """PSNR and LPIPS against bits per pixel, a line for each tokenizer and kind of file."""
     figure, axes = panels([""] * len(RATE_METRICS), width=4.6, height=3.5)
-    for axis, (metric, (title, _)) in zip(axes, RATE_METRICS.items(), strict=True):
+    for axis, (metric, about) in zip(axes, RATE_METRICS.items(), strict=True):
         for name, points in curves.items():
             text, tone, _ = FILES.get(name) or (label(name), colour(name), "")
             rates, values = ([point[key] for point in points] for key in ("bits_per_pixel", metric))
             errors = bars_of(values, [point["intervals"][metric] for point in points])
             look = "s--" if name in FILES else "o-"
             axis.errorbar(rates, values, errors, fmt=look, color=tone, ms=4, label=text, capsize=2)
-        axis.set(xlabel="bits per pixel", ylabel=title, xscale="log")
+        axis.set(xlabel="bits per pixel", ylabel=about.heading, xscale="log")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure
 
@@ -277,7 +278,7 @@ def rate_rows(curves: Mapping[str, Sequence[Scores]]) -> list[dict[str, Any]]:
             else point["setting"],
             "bits per pixel": point["bits_per_pixel"],
             "with headers": point.get("bits_per_pixel_of_file"),
-            **{title: point[metric] for metric, (title, _) in RATE_METRICS.items()},
+            **{about.heading: point[metric] for metric, about in RATE_METRICS.items()},
         }
         for name, point in sorted(points, key=lambda pair: pair[1]["bits_per_pixel"])
     ]
@@ -298,9 +299,9 @@ def matched_rows(
                 "bits per pixel": point["bits_per_pixel"],
             }
             row["with headers"] = point.get("bits_per_pixel_of_file")
-            for metric, (title, digits) in RATE_METRICS.items():
-                row[title] = with_interval(
-                    point[metric], *point["intervals"][metric], digits=digits
+            for metric, about in RATE_METRICS.items():
+                row[about.heading] = with_interval(
+                    point[metric], *point["intervals"][metric], digits=about.digits
                 )
             rows.append(row)
     return rows

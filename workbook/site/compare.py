@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sitlib.metrics import bootstrap_interval, paired_interval
+from sitlib.metrics import GENERATION_METRICS, METRICS, bootstrap_interval, paired_interval
 from workbook.names import label
 
 Scores = Mapping[str, Any]  # metrics of one run, as the evaluation stages write them
@@ -190,22 +190,21 @@ def sets_table(runs: Runs, sizes: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def _metrics(seeds: Sequence[Scores], images: str, size: int) -> dict[str, Any]:
+    """Heading -> mean over seeds of each metric that was measured, with an interval if it has one."""
     records = [at(seed, images, size) for seed in seeds]
-
-    def mean(metric: str, factor: float = 1.0) -> float | None:
-        values = [record[metric] for record in records if record.get(metric) is not None]
-        return factor * fmean(values) if len(values) == len(records) else None
-
-    return {
-        "PSNR, dB": with_interval(*interval(seeds, "psnr", images, size)),
-        "SSIM": mean("ssim"),
-        "LPIPS-Alex": with_interval(*interval(seeds, "lpips_alex", images, size), digits=3),
-        "VGG": mean("lpips_vgg"),
-        "FD-Lite0": mean("fd_lite0"),
-        "KID x 1000": mean("kid", 1000),
-        "score": mean("lite0_score"),
-        "bits/px": mean("bits_per_pixel"),
-    }
+    row: dict[str, Any] = {}
+    for name, metric in METRICS.items():
+        row[metric.heading] = None
+        if all(name in record["by_photograph"] for record in records):
+            row[metric.heading] = with_interval(
+                *interval(seeds, name, images, size), digits=metric.digits
+            )
+    for name, metric in GENERATION_METRICS.items():
+        if all(name in record for record in records):
+            row[metric.heading] = metric.factor * fmean(record[name] for record in records)
+    row["score"] = fmean(record["lite0_score"] for record in records)
+    row["bits/px"] = fmean(record["bits_per_pixel"] for record in records)
+    return row
 
 
 def headline(

@@ -17,20 +17,20 @@ from typing import Any
 
 import yaml
 
+from sitlib.metrics import GENERATION_METRICS, METRICS
 from workbook.figures.tables import format_value
 from workbook.machine import lock_hash, machine
 from workbook.params import seeds_by_variant
 from workbook.profile import load_profile
 from workbook.site.compare import Scores, headline
 
-TOKENIZER_METRICS = (
-    "psnr", "ssim", "lpips_alex", "lpips_vgg", "fd_lite0", "kid", "lite0_score", "usage",
-    "bits_per_pixel",
-)  # fmt: skip
+TOKENIZER_METRICS = (*METRICS, *GENERATION_METRICS, "lite0_score", "usage", "bits_per_pixel")
 GENERATOR_METRICS = (
-    "r_precision_seen", "r_precision_held_out", "fd_lite0", "kid", "precision", "recall",
+    "r_precision_seen",
+    "r_precision_held_out",
+    *GENERATION_METRICS,
     "nats_per_token",
-)  # fmt: skip
+)
 PACKAGES = ("torch", "torchvision", "numpy", "pywavelets", "lpips", "torchmetrics", "dvc")
 RUN_FILE = re.compile(r"(?P<variant>.+)-seed(?P<seed>\d+)")
 MARKS = ("<!-- results -->", "<!-- end of results -->")
