@@ -287,7 +287,7 @@ class TestTraining:
             seen["names"] = (kind, variant, model_class, pipeline)
             return train_now(tmp_path)[0]
 
-        replaced = {"captioned": captioned, "trained": trained, "load_lite0": lambda: lite0}
+        replaced = {"captioned": captioned, "train_or_load": trained, "load_lite0": lambda: lite0}
         replaced |= {"fetch_weights": lambda: None}
         for name, value in replaced.items():
             monkeypatch.setattr(dual_encoder, name, value)

@@ -328,11 +328,13 @@ class TestGeneration:
         assert torch.equal(generation.sampled_labels(PROFILE, count - 1), labels[:-1])
 
     def test_features_do_not_depend_on_parts(self, monkeypatch):
-        views = PROFILE.autoregressive.evaluation.reference_views
-        whole = generation.real_features(PROFILE)
-        assert whole["held_out"].shape == whole["train"].shape == (views, 1280)
-        monkeypatch.setattr(evaluate, "PART", views // 2 - 1)
-        for name, features in generation.real_features(PROFILE).items():
+        settings = replace(PROFILE.autoregressive.evaluation, reference_views=12)
+        section = replace(PROFILE.autoregressive, evaluation=settings)
+        profile = replace(PROFILE, autoregressive=section)
+        whole = generation.real_features(profile)
+        assert whole["held_out"].shape == whole["train"].shape == (12, 1280)
+        monkeypatch.setattr(evaluate, "PART", 5)
+        for name, features in generation.real_features(profile).items():
             torch.testing.assert_close(features, whole[name], atol=1e-4, rtol=1e-3)
 
     def test_inception_judges_all_samples_where_it_is_asked_for(self, monkeypatch):
