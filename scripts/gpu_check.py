@@ -129,7 +129,7 @@ def subject_of(profile: Profile, name: str, batch: int):
     shape = profile.autoregressive_variant(name)
     codes, text = profile.tokenizer_variant(shape.tokenizer), shape.text
     classes = [] if text else [str(number) for number in range(1000)]
-    texts = TextTokenizer.of_size(text.vocabulary, text.max_tokens).to_json() if text else None
+    texts = TextTokenizer.of_size(text.vocab_size, text.max_tokens).to_json() if text else None
     sizes = (codes.num_scales, codes.tokens_per_scale, codes.num_codes)
     books = min(codes.num_codebooks, codes.num_scales)
     return autoregressive_subject(CodeModelConfig(shape, *sizes, books, classes, texts), batch)
