@@ -1,4 +1,4 @@
-"""The throughput table: equal tokens, the right sizes, ratios of what was measured; and films of images being drawn."""
+"""The throughput table: equal tokens, the right sizes, ratios of what was measured."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -6,9 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
-from sitlib.model.tokenizer import SpectralTokenizer
-from workbook import generation_frames, throughput
+from sitlib.model.generator import AutoregressiveModel
+from workbook import throughput
 from workbook.profile import load_profile
 
 PROFILE = load_profile("smoke")
@@ -85,51 +84,3 @@ def test_the_peak_of_another_process_is_its_own_and_not_that_of_this_one():
     )  # this process has had a peak of 300 MB more
     used = throughput._memory_elsewhere("ar_vit_vqgan", "profile", "smoke")[1]
     assert 0.5 < used < 200 and len(ballast)
-
-
-@pytest.fixture
-def untrained(monkeypatch):
-    """Models with random weights in place of trained ones."""
-
-    def generator(profile, variant, seed):
-        torch.manual_seed(0)
-        config = profile.tokenizer_variant(profile.autoregressive_variant(variant).tokenizer)
-        books = min(config.num_codebooks, config.num_scales)
-        shape = (config.num_scales, config.tokens_per_scale, config.num_codes, books)
-        model = AutoregressiveModel(
-            CodeModelConfig(profile.autoregressive_variant(variant), *shape, list("abc"), None)
-        )
-        return SimpleNamespace(model=model.eval())
-
-    def tokenizer(profile, variant, seed):
-        torch.manual_seed(1)
-        return SimpleNamespace(model=SpectralTokenizer(profile.tokenizer_variant(variant)).eval())
-
-    monkeypatch.setattr(generation_frames, "trained_generator", generator)
-    monkeypatch.setattr(generation_frames, "trained_tokenizer", tokenizer)
-
-
-def test_a_film_of_scales_ends_with_the_whole_image_and_every_frame_is_whole(untrained):
-    labels = torch.tensor([0, 2])
-    frames = generation_frames.generation_frames(PROFILE, "ar_sit5_sc", 0, labels, 5)
-    assert len(frames) == 5 and all(frame.shape == (2, 3, 64, 64) for frame in frames)
-    assert len(frames[0][0].flatten(1).unique(dim=1).T) <= 16  # 4 x 4 px, enlarged
-    assert not any((frame == generation_frames.GREY).all(dim=1).any() for frame in frames)
-
-
-def test_a_film_of_rows_is_grey_where_nothing_is_drawn_yet(untrained):
-    frames = generation_frames.generation_frames(PROFILE, "ar_vit_vqgan", 0, torch.tensor([1]), 4)
-    assert len(frames) == 4
-    for index, frame in enumerate(frames, 1):
-        rows = 16 * index
-        assert torch.equal(
-            frame[:, :, rows:], torch.full_like(frame[:, :, rows:], generation_frames.GREY)
-        )
-        assert not torch.equal(
-            frame[:, :, :rows], torch.full_like(frame[:, :, :rows], generation_frames.GREY)
-        )
-
-
-def test_a_film_of_scales_needs_a_scale_causal_decoder(untrained):
-    with pytest.raises(ValueError, match="decoder attends to all scales"):
-        generation_frames.generation_frames(PROFILE, "ar_sit4", 0, torch.tensor([1]), 4)

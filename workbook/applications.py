@@ -1,89 +1,398 @@
-"""Measuring upsampling, editing and previews on held-out images: `python -m workbook.applications`.
+"""Upsampling, editing and previews on held-out images, measured (SIT, arXiv 2412.09607, section 5).
 
-Two models do each task that they can: the class-conditional one on photographs, the text-conditional one on emoji, both over the codes of
-scale-causal tokenizers. The functions that are measured are those of `sitlib.sample.applications`.
+The class-conditional model works on photographs, the text-conditional one on emoji; both are over
+the codes of scale-causal tokenizers. Images are [V, 3, H, H] in [0, 1].
 """
 
-import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
+from scipy.stats import spearmanr
+from torch import Tensor
 
-from sitlib.files import read_json, write_json
-from sitlib.metrics.weights import fetch_weights
+from sitlib.data import held_out_views, open_images
+from sitlib.metrics import (
+    bootstrap_interval,
+    fetch_weights,
+    lite0_features,
+    load_lite0,
+    lpips_per_image,
+    paired_interval,
+    psnr_per_image,
+    reconstruction_values,
+    summarize_reconstructions,
+)
+from sitlib.model.config import SamplingConfig
+from sitlib.model.dual_encoder import DualEncoder
+from sitlib.model.generator import AutoregressiveModel
+from sitlib.model.precision import best_device
+from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.sample.applications import edit, preview, refine, upsample
+from sitlib.sample.generate import Prompts, generate
 from sitlib.strict import digest
-from workbook.application_tasks import class_task, foreign, text_task
-from workbook.editing import editing
-from workbook.errors import command
+from workbook.codes import captioned, held_out_wide, images_of
+from workbook.dual_encoder import judge_features, trained_dual_encoder
+from workbook.evaluate import Distances, decode, encode, reconstruct, stored_scores
+from workbook.evaluate.generation import load_models
 from workbook.evaluate.rate_distortion import rate_distortion
+from workbook.evaluate.text import prompts as evaluation_prompts
+from workbook.evaluate.text import retrieval
 from workbook.paths import resolve
-from workbook.previews import previews
-from workbook.profile import Profile, load_profile
+from workbook.profile import Profile
 from workbook.train_or_load import AutoregressiveRun, DualEncoderRun, TokenizerRun
-from workbook.upsampling import foreign_upsampling, upsampling
+
+FILE = "metrics/applications.json"
+FACTORS = (8, 4, 2)  # of upsampling
 
 
-def measure(profile: Profile) -> dict[str, Any]:
-    """Everything of the module, and the protocol."""
+# -- models and images -------------------------------------------------------------------------
+
+
+@dataclass
+class Task:
+    """A generator, its tokenizer, and held-out images with their prompts."""
+
+    variant: str
+    model: AutoregressiveModel
+    tokenizer: SpectralTokenizer
+    sampling: SamplingConfig
+    images: Tensor
+    prompts: Tensor | list[str] | None  # classes, captions, or nothing
+    groups: list[Any]  # resampled for intervals: photograph of each view, name of each emoji
+
+
+def _task(profile: Profile, variant: str, images: Tensor, prompts: Any, groups: list[Any]) -> Task:
+    models = load_models(profile, variant, profile.applications.model_seed)
+    return Task(variant, *models, profile.sampler(variant), images, prompts, groups)
+
+
+def class_task(profile: Profile) -> Task:
+    """Wide views of held-out photographs, and their classes."""
+    variant, count = profile.applications.class_generator, profile.applications.images
+    images, labels = held_out_wide(profile, variant, count)
+    num_photographs = len(images_of(profile, variant, "test"))
+    groups = [i % num_photographs for i in range(count)]  # views take the photographs in turn
+    return _task(profile, variant, images, labels, groups)
+
+
+def text_task(profile: Profile) -> Task:
+    """Wide views of held-out images, and a caption of each; training has not seen their names."""
+    variant, texts = profile.applications.text_generator, captioned(profile, "test")
+    images, positions = held_out_wide(profile, variant, profile.applications.images)
+    captions = [texts.captions[position][0] for position in positions.tolist()]
+    names = [texts.names[position] for position in positions.tolist()]
+    return _task(profile, variant, images, captions, names)
+
+
+def extra_task(profile: Profile) -> Task:
+    """The extra photographs for the class-conditional model, whose classes are not theirs."""
+    evaluation = profile.tokenizer.evaluation
+    views, size = evaluation.sets["extra"], profile.data.size
+    source = open_images(resolve(views.source), "test")
+    images, _, keys = held_out_views(source, views.views, size, evaluation.seed, kind="wide")
+    return _task(profile, profile.applications.class_generator, images, None, keys)
+
+
+# -- upsampling --------------------------------------------------------------------------------
+
+
+def enlarge(images: Tensor, size: int, way: str) -> Tensor:
+    """Enlarge images to `size` px and clamp: "bicubic" by torch, "lanczos" by Pillow, in float."""
+    if way == "bicubic":
+        return F.interpolate(images, (size, size), mode="bicubic").clamp(0, 1)
+    if way != "lanczos":
+        raise ValueError(f"There is no way to enlarge {way!r}: choose 'bicubic' or 'lanczos'.")
+    channels = [
+        np.asarray(Image.fromarray(values).resize((size, size), Image.Resampling.LANCZOS))
+        for values in images.flatten(0, 1).numpy()
+    ]
+    return torch.from_numpy(np.stack(channels)).unflatten(0, images.shape[:2]).clamp(0, 1)
+
+
+def _upsampled(task: Task, small: Tensor, prompts: Prompts | None, **changes: Any) -> Tensor:
+    sampling = replace(task.sampling, **changes)
+    return upsample(task.model, task.tokenizer, small, prompts, sampling).images
+
+
+def upsampling(profile: Profile, task: Task) -> dict[str, Any]:
+    """Scores of `measure_factor` for every factor, by its name, and `several` samples at 1/8."""
+    return {
+        **{str(factor): measure_factor(profile, task, factor) for factor in FACTORS},
+        "several": several_samples(profile, task),
+    }
+
+
+def measure_factor(profile: Profile, task: Task, factor: int) -> dict[str, dict[str, Any]]:
+    """Scores of every way to restore images from 1 / factor of their size.
+
+    "bicubic", "lanczos"; "untold": sampled without a prompt; "told, temperature T": with it, and
+    with guidance; at the largest factor "told, no guidance"; "reconstruction": the originals
+    through the tokenizer, which bounds all samples.
+
+    Returns:
+        way -> `psnr` (dB) and `lpips_alex` to the originals with `intervals`; the ratio of LPIPS to
+        bicubic's (`lpips_ratio`) and, if told, to untold's (`untold_ratio`) with intervals;
+        `fd_lite0` and `kid`; `consistency`: PSNR of the result, averaged down, to the input.
+    """
+    settings, size = profile.applications, task.images.shape[-1]
+    small = F.avg_pool2d(task.images, factor)
+    results = {way: enlarge(small, size, way) for way in ("bicubic", "lanczos")}
+    results["untold"] = _upsampled(task, small, None, temperature=1.0)
+    if (told := task.prompts) is not None:
+        temperatures, unguided = [1.0], {"temperature": 1.0, "guidance": 1.0}
+        if factor == FACTORS[0]:
+            results["told, no guidance"] = _upsampled(task, small, told, **unguided)
+            temperatures = sorted({*settings.temperatures, 1.0})
+        for temperature in temperatures:
+            way = f"told, temperature {temperature:g}"
+            results[way] = _upsampled(task, small, told, temperature=temperature)
+    results["reconstruction"] = reconstruct(task.tokenizer, task.images)[1]
+
+    scores, lite0 = {}, load_lite0().to(best_device())
+    originals = lite0_features(task.images, lite0, title=f"{task.variant}, originals")
+    subset = min(settings.kid_subset_size, len(originals))
+    distances = Distances(originals, lite0, subset, settings.seed)
+    names, lpips = ["psnr", "lpips_alex"], {}
+    for way, images in results.items():
+        title = f"{task.variant}, 1/{factor}, {way}"
+        values = reconstruction_values(task.images, images, metrics=names, title=title)
+        lpips[way] = values["lpips_alex"]
+        summary = summarize_reconstructions(values, task.groups, images.shape[2:])
+        row = {name: summary[name] for name in (*names, "intervals")}
+        bases = {"lpips_ratio": "bicubic"}
+        if way.startswith("told"):
+            bases["untold_ratio"] = "untold"
+        for name, other in bases.items():
+            row[name] = float(lpips[way].mean() / lpips[other].mean())
+            interval = paired_interval(lpips[way], lpips[other], task.groups, kind="ratio")
+            row[f"{name}_interval"] = list(interval)
+        row |= {k: v for k, v in distances(images, title).items() if k in ("fd_lite0", "kid")}
+        row["consistency"] = float(psnr_per_image(F.avg_pool2d(images, factor), small).mean())
+        scores[way] = row
+    return scores
+
+
+def several_samples(profile: Profile, task: Task) -> dict[str, float]:
+    """LPIPS between samples of one input at 1/8, and of their mean and best to the original."""
     settings = profile.applications
-    photographs, texts = class_task(profile), text_task(profile)
+    assert task.prompts is not None
+    images, prompts = task.images[: settings.repeated], task.prompts[: settings.repeated]
+    small = F.avg_pool2d(images, FACTORS[0])
+    seeds = range(settings.seed, settings.seed + settings.samples)
+    samples = [_upsampled(task, small, prompts, seed=seed) for seed in seeds]
+    to_original = torch.stack([lpips_per_image(sample, images) for sample in samples])
+    between = [lpips_per_image(a, b).mean() for i, a in enumerate(samples) for b in samples[:i]]
+    return {
+        "images": len(images),
+        "samples": len(samples),
+        "between_samples": float(torch.stack(between).mean()),
+        "mean": float(to_original.mean()),
+        "best": float(to_original.min(dim=0).values.mean()),
+    }
+
+
+def judge_of(profile: Profile) -> tuple[DualEncoder, Callable[[Tensor, str], Tensor]]:
+    """The dual encoder, and a function of images and a title to the features that it judges."""
+    run, lite0 = DualEncoderRun.of(profile), load_lite0().to(best_device())
+    return trained_dual_encoder(profile).model, lambda x, title: judge_features(
+        x, lite0, run, title
+    )
+
+
+# -- editing -----------------------------------------------------------------------------------
+
+
+def new_captions(profile: Profile, count: int) -> tuple[list[str], list[str], list[str]]:
+    """Captions of training images for edits: in new words, in words of training, and the names."""
+    texts = evaluation_prompts(profile, "seen")
+    rows = [i % len(texts.captions) for i in range(count)]
+    columns = (texts.captions, texts.known, texts.names)
+    captions, known, names = ([column[i] for i in rows] for column in columns)
+    return captions, known, names
+
+
+def editing(profile: Profile, task: Task) -> dict[str, Any]:
+    """Edit held-out images for new captions, with 0, 1, ... all of their scales kept.
+
+    Returns:
+        `kept` -> number of scales -> `frozen_codes_equal`, `lpips_alex` to the original and
+        `r_precision_new`, `r_precision_old` (%): how often the dual encoder finds the new caption,
+        or the image's own; values with intervals. `ceiling`: the same of real images with the new
+        names, and of the originals. The dual encoder has seen the new names in training, and not
+        the own ones: compare each with its own ceiling.
+    """
+    judge, features_of = judge_of(profile)
+    assert isinstance(own := task.prompts, list)
+    captions, known, names = new_captions(profile, len(task.images))
+    seen = evaluation_prompts(profile, "seen")
+    codes = encode(task.tokenizer, task.images)
+
+    def mean_of(values: Tensor, groups: list[str]) -> dict[str, Any]:
+        return {"value": float(values.mean()), "interval": list(bootstrap_interval(values, groups))}
+
+    def recognized(features: Tensor, texts: list[str], groups: list[str]) -> dict[str, Any]:
+        return mean_of(retrieval(judge, features, texts, groups, profile), groups)
+
+    kept = {}
+    for keep in range(task.tokenizer.geometry.num_scales + 1):
+        title = f"editing, {keep} kept"
+        arguments = (task.images, captions, keep, task.sampling, title)
+        edited = edit(task.model, task.tokenizer, *arguments)
+        features = features_of(edited.images, title)
+        kept[str(keep)] = {
+            "frozen_codes_equal": bool(torch.equal(edited.codes[:, :keep], codes[:, :keep])),
+            "r_precision_new": recognized(features, known, names),
+            "r_precision_old": recognized(features, own, task.groups),
+            "lpips_alex": mean_of(lpips_per_image(edited.images, task.images), task.groups),
+        }
+    of_new = features_of(seen.images, "real images with the new names")
+    of_own = features_of(task.images, "originals")
+    return {
+        "kept": kept,
+        "ceiling": {
+            "r_precision_new": recognized(of_new, seen.known, seen.names),
+            "r_precision_old": recognized(of_own, own, task.groups),
+        },
+        "candidates": profile.text.evaluation.candidates,
+        "images": profile.applications.images,
+    }
+
+
+# -- previews ----------------------------------------------------------------------------------
+
+
+def preview_seconds(profile: Profile, task: Task) -> dict[str, dict[str, float]]:
+    """Seconds (median, least, most) of previews, of finishing one, and of whole samples."""
+    count, scales = profile.applications.previews, task.tokenizer.geometry.num_scales
+    assert isinstance(task.prompts, list)
+    arguments = (task.model, task.tokenizer, task.prompts[0], task.sampling)
+    first_scales = preview(*arguments, count)
+    actions: dict[str, Callable[[], object]] = {
+        "first_preview": lambda: preview(*arguments, 1),
+        "previews": lambda: preview(*arguments, count),
+        "finish": lambda: refine(task.model, task.tokenizer, first_scales, 0),
+        "one_sample": lambda: preview(*arguments, 1, scales),
+        "samples": lambda: preview(*arguments, count, scales),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
+    for round_ in range(profile.applications.rounds + 1):
+        for name, action in actions.items():
+            start = time.perf_counter()
+            action()
+            if round_:  # the first one warms up
+                seconds[name].append(time.perf_counter() - start)
+    return {
+        name: {"median": statistics.median(values), "least": min(values), "most": max(values)}
+        for name, values in seconds.items()
+    }
+
+
+def preview_choice(profile: Profile, task: Task) -> list[dict[str, Any]]:
+    """Compare previews of 1, 2, ... scales with the finished samples, by `choice_scores`.
+
+    A score is the dual encoder's cosine of an image and its caption.
+    """
+    settings = profile.applications
+    judge, features_of = judge_of(profile)
+    texts = evaluation_prompts(profile, "seen")
+    captions = texts.captions[: settings.preview_prompts]
+    prompts = [caption for caption in captions for _ in range(settings.previews)]
+    codes = generate(task.model, prompts, task.sampling, progress="samples of previews")
+    tokens = judge.text_tokenizer.encode(texts.known[: len(captions)], truncate=True)
+    tokens = tokens.repeat_interleave(settings.previews, dim=0)
+    num_scales = codes.shape[1]
+
+    def scores(scales: int) -> np.ndarray:  # [prompts, previews]
+        images = decode(task.tokenizer, codes, scales)
+        features = features_of(images, f"previews of {scales} scales")
+        with torch.no_grad():
+            cosines = (judge.embed_images(features) * judge.embed_texts(tokens)).sum(dim=1)
+        return cosines.view(-1, settings.previews).double().numpy()
+
+    finished = scores(num_scales)
+    rows = {scales: choice_scores(scores(scales), finished) for scales in range(1, num_scales)}
+    about = {"prompts": len(captions), "previews": settings.previews}
+    return [{"scales": scales, **about, **row} for scales, row in rows.items()]
+
+
+def choice_scores(previews: np.ndarray, finished: np.ndarray) -> dict[str, Any]:
+    """Compare scores [P, M] of M previews of P prompts with those of the finished samples.
+
+    Returns:
+        `rank_correlation` within a prompt; mean score of finished samples `chosen_by_preview`,
+        `at_random`, and of the `best`; the `gain` of choosing over chance; 95 % over prompts.
+    """
+    prompts, pairs = range(len(previews)), zip(previews, finished, strict=True)
+    chosen = finished[prompts, previews.argmax(axis=1)]
+    # Equal previews have no correlation, and say nothing.
+    correlations = np.nan_to_num([spearmanr(a, b).statistic for a, b in pairs])
+    gain = chosen - finished.mean(axis=1)
+    return {
+        "rank_correlation": float(correlations.mean()),
+        "rank_correlation_interval": list(bootstrap_interval(correlations, prompts)),
+        "chosen_by_preview": float(chosen.mean()),
+        "at_random": float(finished.mean()),
+        "best": float(finished.max(axis=1).mean()),
+        "gain": float(gain.mean()),
+        "gain_interval": list(bootstrap_interval(gain, prompts)),
+    }
+
+
+def evaluate_applications(profile: Profile) -> dict[str, Any]:
+    """Rates, upsampling, editing and previews, with their `protocol` and `run`."""
+    fetch_weights()
+    settings = profile.applications
+    photographs, emoji, extra = class_task(profile), text_task(profile), extra_task(profile)
+    tasks = {task.variant: task for task in (photographs, emoji)}
     tokenizer = profile.autoregressive_variant(settings.class_generator).tokenizer
     seed = profile.autoregressive.tokenizer_seed
-    results = {
+    sampler = ("top_k", "top_p", "guidance", "guidance_growth")
+    return {
+        "run": _run(profile),
         "rate_distortion": rate_distortion(profile, [settings.baseline, tokenizer], seed),
-        "upsampling": upsampling(profile, [photographs, texts]),
-        "foreign": foreign_upsampling(profile, foreign(profile)),
-        "editing": editing(profile, texts),
-        "previews": previews(profile, texts),
-    }
-    protocol = {
-        "images": settings.images,
-        "groups": {task.variant: len(set(task.keys)) for task in (photographs, texts)},
-        "inputs": "averaged over squares of 8, 4 and 2 px",
-        "intervals": "95 %, percentile bootstrap over photographs; of emoji over names",
-        "threads": torch.get_num_threads(),
-        "samplers": {
-            task.variant: {
-                name: getattr(task.sampling, name)
-                for name in ("top_k", "top_p", "guidance", "guidance_growth")
-            }
-            for task in (photographs, texts)
+        "upsampling": {name: upsampling(profile, task) for name, task in tasks.items()},
+        "foreign": {
+            "images": len(extra.images),
+            "photographs": len(set(extra.groups)),
+            "ways": measure_factor(profile, extra, FACTORS[0]),
+        },
+        "editing": editing(profile, emoji),
+        "previews": {
+            "seconds": preview_seconds(profile, emoji),
+            "choice": preview_choice(profile, emoji),
+        },
+        "protocol": {
+            "images": settings.images,
+            "groups": {name: len(set(task.groups)) for name, task in tasks.items()},
+            "inputs": "averaged over squares of 8, 4 and 2 px",
+            "intervals": "95 %, percentile bootstrap over photographs; of emoji over names",
+            "threads": torch.get_num_threads(),
+            "samplers": {
+                name: {key: getattr(task.sampling, key) for key in sampler}
+                for name, task in tasks.items()
+            },
         },
     }
-    return {**results, "protocol": protocol}
 
 
 def application_scores(profile: Profile) -> dict[str, Any]:
-    """The pipeline's measurements of these very models, or else measurements that are made now."""
-    path = resolve("metrics/applications.json")
-    if path.exists() and (scores := read_json(path)).get("run") == _run(profile):
-        return scores
-    fetch_weights()
-    return measure(profile)
+    """The pipeline's scores of these very models, else scores that are measured now."""
+    return stored_scores(FILE, _run(profile)) or evaluate_applications(profile)
 
 
 def _run(profile: Profile) -> str:
-    settings, seed = profile.applications, profile.applications.model_seed
-    runs = [
-        AutoregressiveRun.of(profile, name, seed)
-        for name in (settings.class_generator, settings.text_generator)
-    ]
+    """Digest of everything that determines the scores."""
+    settings, evaluation = profile.applications, profile.tokenizer.evaluation
+    variants = (settings.class_generator, settings.text_generator)
+    runs = [AutoregressiveRun.of(profile, name, settings.model_seed) for name in variants]
     baseline = TokenizerRun.of(profile, settings.baseline, profile.autoregressive.tokenizer_seed)
-    samplers = [
-        profile.sampler(name) for name in (settings.class_generator, settings.text_generator)
-    ]
-    sets = profile.tokenizer.evaluation
-    judged = [DualEncoderRun.of(profile), profile.text.evaluation, sets, list(sets.sets)]
-    return digest(settings, *runs, baseline, *samplers, *judged)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m workbook.applications", description=__doc__)
-    parser.add_argument("--profile", required=True)
-    arguments = parser.parse_args()
-    profile = load_profile(arguments.profile)
-    write_json(resolve("metrics/applications.json"), {"run": _run(profile), **measure(profile)})
-
-
-if __name__ == "__main__":
-    command(main)
+    samplers = [profile.sampler(name) for name in variants]
+    judged = [DualEncoderRun.of(profile), profile.text.evaluation, evaluation]
+    return digest(settings, *runs, baseline, *samplers, *judged, list(evaluation.sets))

@@ -189,8 +189,7 @@ def evaluate_applications(profile: Profile) -> None:
     """Rates, upsampling, editing and previews, measured on held-out images."""
     from workbook import applications
 
-    about = {"run": applications._run(profile)}
-    write_json(resolve("metrics/applications.json"), {**about, **applications.measure(profile)})
+    write_json(resolve(applications.FILE), applications.evaluate_applications(profile))
 
 
 def core_ablation(profile: Profile, row: str) -> None:

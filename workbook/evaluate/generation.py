@@ -4,9 +4,11 @@ Of large sets only features and codes are in memory, and `PART` images at a time
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -28,7 +30,20 @@ from workbook.tokenizers import trained_tokenizer
 from workbook.train_or_load import AutoregressiveRun, CodesRun, TokenizerRun
 
 REFERENCES = "wide held-out views of labelled photographs"
+GREY = 0.85  # of places whose codes are not sampled yet
 REAL = "samples/real.safetensors"  # `real_features`, written by a stage
+
+
+def load_models(
+    profile: Profile, variant: str, seed: int
+) -> tuple[AutoregressiveModel, SpectralTokenizer]:
+    """A generator, class- or text-conditional, and the tokenizer of its codes, on their device."""
+    name = profile.autoregressive_variant(variant).tokenizer
+    tokenizer_seed = profile.generator_section(variant).tokenizer_seed
+    return (
+        trained_generator(profile, variant, seed).model.to(best_device()),
+        trained_tokenizer(profile, name, tokenizer_seed).model.to(best_device()),
+    )
 
 
 def evaluate_generator(
@@ -276,3 +291,50 @@ def measure_generator(
         **evaluate.sweeps(sampling, settings, score),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
+
+
+# -- images in the making ----------------------------------------------------------------------
+
+
+def generation_frames(
+    profile: Profile, variant: str, seed: int, prompts: Tensor | list[str], frames: int
+) -> list[Tensor]:
+    """Frames [B, 3, H, W] by `sampling_frames` of a generator of the profile."""
+    models = load_models(profile, variant, seed)
+    return sampling_frames(*models, profile.sampler(variant), prompts, frames)
+
+
+def sampling_frames(
+    model: AutoregressiveModel,
+    tokenizer: SpectralTokenizer,
+    sampling: SamplingConfig,
+    prompts: Tensor | list[str],
+    frames: int,
+) -> list[Tensor]:
+    """Frames [B, 3, H, W] of samples in the making, the finished images last.
+
+    A generator over several scales gives one frame a scale, enlarged by nearest pixel. One over a
+    single scale gives `frames` frames, after equal shares of its codes: the last sampled code is
+    repeated, since the decoder wants all codes, and places not sampled yet are grey.
+
+    Raises:
+        ValueError: several scales, and a decoder that cannot decode the first ones alone.
+    """
+    sampling = replace(sampling, batch_size=max(1, len(prompts)))  # all samples in each frame
+    images: list[Tensor] = []
+    if model.config.num_scales > 1:
+        for_image = {"tokenizer": tokenizer, "on_scale": lambda first, scale, x: images.append(x)}
+        generate(model, prompts, sampling, **for_image)
+        return [F.interpolate(x.cpu(), images[-1].shape[2:]) for x in images]
+
+    codes = generate(model, prompts, sampling)  # [B, 1, N]
+    num_codes, grid = codes.shape[2], tokenizer.config.grid_size
+    for frame in range(1, frames + 1):
+        count = max(1, round(num_codes * frame / frames))
+        first_codes = codes.clone()
+        first_codes[:, :, count:] = codes[:, :, count - 1 : count]
+        image = tokenizer.decode(first_codes).cpu()
+        is_sampled = (torch.arange(num_codes) < count).view(1, 1, grid, grid).float()
+        mask = F.interpolate(is_sampled, image.shape[2:])
+        images.append(image * mask + GREY * (1 - mask))
+    return images

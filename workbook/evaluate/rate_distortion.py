@@ -1,11 +1,11 @@
 """Bits against quality: tokenizers beside JPEG and JPEG 2000 on the same held-out views.
 
-A code takes log2 K bits. Of a file only coded data count, not headers and tables, which at this size
-would take more than everything else: that favors the files. A scale-causal tokenizer gives a point for
-every number of scales, all of them prefixes of one code.
+A code takes log2 K bits. Of a file only coded data count, without headers and tables, which favors
+the files: at this size headers would take more than everything else.
 """
 
 import io
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -26,7 +26,7 @@ from workbook.tokenizers import held_out_set, trained_tokenizer
 VIEWS = 500  # at most: all of them are in memory, in several forms
 JPEG_QUALITIES = (1, 5, 10, 20, 35, 50, 70)
 JPEG2000_RATES = (100, 40, 28, 20, 12, 6)  # times fewer bytes than the pixels have
-Encoder = Callable[[Image.Image], tuple[bytes, int]]  # image -> file, bytes of coded data in it
+File = tuple[bytes, int]  # its content, and how many bytes of it are coded data
 
 
 def rate_distortion(profile: Profile, tokenizers: list[str], seed: int) -> dict[str, Any]:
@@ -38,49 +38,37 @@ def rate_distortion(profile: Profile, tokenizers: list[str], seed: int) -> dict[
         point of files, each the largest with at most as many bits as the codes; `protocol`.
     """
     images, keys = held_out_set(profile, count=VIEWS)
-    size, num_pixels = images.shape[-1], images[0, 0].numel()
+    full, num_pixels = images.shape[-1], images[0, 0].numel()
 
-    def point(
-        setting: str, bits: float, decoded: Tensor, file_bits: float | None = None
-    ) -> dict[str, Any]:
+    def point(setting: str, bits: float, decoded: Tensor, **more: float) -> dict[str, Any]:
+        if decoded.shape[-1] != full:
+            decoded = F.interpolate(decoded, (full, full), mode="bicubic").clamp(0, 1)
         names = ["psnr", "lpips_alex"]
-        scores = evaluate_reconstructions(images, _enlarged(decoded, size), keys, metrics=names)
-        point = {"setting": setting, "bits_per_pixel": bits}
-        if file_bits is not None:
-            point["bits_per_pixel_of_file"] = file_bits
-        return point | {name: scores[name] for name in (*names, "intervals")}
+        scores = evaluate_reconstructions(images, decoded, keys, metrics=names)
+        about = {"setting": setting, "bits_per_pixel": bits, **more}
+        return about | {name: scores[name] for name in (*names, "intervals")}
 
-    curves: dict[str, list[dict[str, Any]]] = {}
-    matched: dict[str, dict[str, Any]] = {}
-    # From few bits to many.
-    encoders = {
-        "jpeg": (encode_jpeg, range(1, 96)),
-        "jpeg2000": (encode_jpeg2000, range(200, 1, -1)),
-    }
+    def files(
+        setting: str, encode: Callable[[Image.Image], File], factor: int = 1
+    ) -> dict[str, Any]:
+        coded, decoded, whole = through_files(F.avg_pool2d(images, factor), encode)
+        pixels = factor**2  # of the image, for one of the file
+        return point(setting, coded / pixels, decoded, bits_per_pixel_of_file=whole / pixels)
+
+    curves: dict[str, Any] = {}
+    matched: dict[str, Any] = {}
     for name in tokenizers:
         tokenizer = trained_tokenizer(profile, name, seed).model.to(best_device())
-        curves[name] = [
-            point(f"{scales} scales", bits, decoded)
-            for scales, bits, decoded in prefixes(tokenizer, images)
-        ]
+        curves[name] = [point(f"{k} scales", bits, x) for k, bits, x in prefixes(tokenizer, images)]
         budget = curves[name][-1]["bits_per_pixel"] * num_pixels
-        matched[name] = {
-            kind: point("as many bits", *through_files(images, largest_within(budget, *encoder)))
-            for kind, encoder in encoders.items()
-        }
-    curves["jpeg"] = [
-        point(str(quality), *through_files(images, partial(encode_jpeg, quality)))
-        for quality in JPEG_QUALITIES
-    ]
-    curves["jpeg2000"] = [
-        point(str(rate), *through_files(images, partial(encode_jpeg2000, rate)))
-        for rate in JPEG2000_RATES
-    ]
-    curves["jpeg_half"] = []
-    for quality in JPEG_QUALITIES:
-        half = F.avg_pool2d(images, 2)
-        bits, decoded, file_bits = through_files(half, partial(encode_jpeg, quality))
-        curves["jpeg_half"].append(point(str(quality), bits / 4, decoded, file_bits / 4))
+        # Settings go from few bits to many.
+        jpeg = largest_within(budget, encode_jpeg, range(1, 96))
+        jpeg2000 = largest_within(budget, encode_jpeg2000, range(200, 1, -1))
+        encoders = {"jpeg": jpeg, "jpeg2000": jpeg2000}
+        matched[name] = {kind: files("as many bits", encode) for kind, encode in encoders.items()}
+    curves["jpeg"] = [files(str(q), partial(encode_jpeg, q)) for q in JPEG_QUALITIES]
+    curves["jpeg2000"] = [files(str(r), partial(encode_jpeg2000, r)) for r in JPEG2000_RATES]
+    curves["jpeg_half"] = [files(str(q), partial(encode_jpeg, q), 2) for q in JPEG_QUALITIES]
     qualities, rates = (", ".join(map(str, x)) for x in (JPEG_QUALITIES, JPEG2000_RATES))
     protocol = {
         "images": len(images),
@@ -95,73 +83,57 @@ def rate_distortion(profile: Profile, tokenizers: list[str], seed: int) -> dict[
 
 
 def prefixes(tokenizer: SpectralTokenizer, images: Tensor) -> Iterator[tuple[int, float, Tensor]]:
-    """Number of scales that can be decoded alone, their bits per pixel, and the decoded images."""
+    """Numbers of scales that can be decoded alone, their bits per pixel, and the decoded images."""
     codes, reconstructions = reconstruct(tokenizer, images)
     num_scales, config = codes.shape[1], tokenizer.config
-    first = num_scales if config.decoder_attention == "full" else 1
-    for scales in range(first, num_scales + 1):
-        bits = bits_per_pixel(codes[0, :scales].numel(), config.num_codes, config.size)
-        whole = scales == num_scales
-        yield scales, bits, reconstructions if whole else decode(tokenizer, codes, scales)
-
-
-def _enlarged(images: Tensor, size: int) -> Tensor:
-    if images.shape[-1] == size:
-        return images
-    return F.interpolate(images, (size, size), mode="bicubic").clamp(0, 1)
+    for k in range(num_scales if config.decoder_attention == "full" else 1, num_scales + 1):
+        bits = bits_per_pixel(codes[0, :k].numel(), config.num_codes, config.size)
+        yield k, bits, reconstructions if k == num_scales else decode(tokenizer, codes, k)
 
 
 def largest_within(
-    bits: float, encode: Callable[[int, Image.Image], tuple[bytes, int]], settings: Sequence[int]
-) -> Encoder:
-    """Encoder to the file with the most coded data within `bits`, by halving `settings`.
+    bits: float, encode: Callable[[int, Image.Image], File], settings: Sequence[int]
+) -> Callable[[Image.Image], File]:
+    """Encoder to the file with the most coded data within `bits`, else to the smallest one.
 
-    They go from few bits to many; the first is taken if all have more.
+    Args:
+        settings: of `encode`, from few bits to many.
     """
 
-    def largest(image: Image.Image) -> tuple[bytes, int]:
-        low, high, best = 0, len(settings) - 1, encode(settings[0], image)
-        while low <= high:
-            middle = (low + high) // 2
-            file = encode(settings[middle], image)
-            if 8 * file[1] <= bits:
-                best, low = file, middle + 1
-            else:
-                high = middle - 1
-        return best
+    def largest(image: Image.Image) -> File:
+        count = bisect_right(settings, bits, key=lambda setting: 8 * encode(setting, image)[1])
+        return encode(settings[max(0, count - 1)], image)
 
     return largest
 
 
-def encode_jpeg(quality: int, image: Image.Image) -> tuple[bytes, int]:
-    """A JPEG file, and the number of its bytes that are coded data."""
+def encode_jpeg(quality: int, image: Image.Image) -> File:
+    """A JPEG file."""
     data = _saved(image, format="JPEG", quality=quality, optimize=True)
     start = data.index(b"\xff\xda")  # start of scan: a header of its own, then the coded data
     start += 2 + int.from_bytes(data[start + 2 : start + 4], "big")
     return data, len(data) - 2 - start  # the last two bytes end the image
 
 
-def encode_jpeg2000(rate: int, image: Image.Image) -> tuple[bytes, int]:
-    """A JPEG 2000 codestream, and the number of its bytes that are coded data."""
+def encode_jpeg2000(rate: int, image: Image.Image) -> File:
+    """A JPEG 2000 codestream of 1 / rate of the bytes that the pixels have."""
     rates = {"quality_mode": "rates", "quality_layers": [rate]}
     data = _saved(image, format="JPEG2000", irreversible=True, no_jp2=True, **rates)
-    start = data.index(b"\xff\x93") + 2  # start of data
-    return data, len(data) - 2 - start
+    return data, len(data) - 2 - (data.index(b"\xff\x93") + 2)  # from start of data to end
 
 
 def _saved(image: Image.Image, **settings: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, **settings)
+    image.save(file := io.BytesIO(), **settings)
     return file.getvalue()
 
 
-def through_files(images: Tensor, encode: Encoder) -> tuple[float, Tensor, float]:
+def through_files(
+    images: Tensor, encode: Callable[[Image.Image], File]
+) -> tuple[float, Tensor, float]:
     """Bits per pixel of coded data, images [V, 3, H, W] read back, bits per pixel of whole files."""
-    decoded, coded, whole = [], 0, 0
-    for pixels in (images * 255).round().byte().permute(0, 2, 3, 1).numpy():
-        data, coded_bytes = encode(Image.fromarray(pixels))
-        decoded.append(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
-        coded, whole = coded + coded_bytes, whole + len(data)
-    stacked = torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2).float() / 255
-    num_pixels = images[:, 0].numel()
-    return 8 * coded / num_pixels, stacked, 8 * whole / num_pixels
+    pixels = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    encoded = [encode(Image.fromarray(image)) for image in pixels]
+    opened = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data, _ in encoded]
+    decoded = torch.from_numpy(np.stack(opened)).permute(0, 3, 1, 2).float() / 255
+    bits = 8 / images[:, 0].numel()
+    return bits * sum(n for _, n in encoded), decoded, bits * sum(len(data) for data, _ in encoded)
