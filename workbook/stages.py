@@ -18,6 +18,7 @@ from workbook.profile import Profile, load_profile
 from workbook.rows import load_ablations
 
 NOTEBOOKS = {
+    "sit_from_scratch": "00_sit_from_scratch",
     "wavelet_analysis": "01_wavelet_analysis",
     "train_tokenizer": "02a_tokenizer_training",
     "tokenizer_results": "02b_tokenizer_results",
