@@ -68,7 +68,7 @@ class TestDistances:
         assert distance == pytest.approx(metric.compute().item(), rel=1e-5)
 
     def test_frechet_distance_of_known_gaussians(self):
-        """Between N(0, I) and N(m, 4 I): |m|^2 + D (2 - 1)^2; the sets have exactly these moments."""
+        """Of N(0, I) and N(m, 4 I): |m|^2 + D (2 - 1)^2; the sets have exactly these moments."""
         x = normal_features(2, 500, 6)
         x = x - x.mean(0)
         x = x @ torch.linalg.inv(torch.linalg.cholesky(x.T @ x / 499)).T

@@ -1,4 +1,4 @@
-"""Metrics of reconstructions, codes and retrieval against scikit-image, SciPy, torchmetrics, numpy."""
+"""Metrics of reconstructions, codes and retrieval against independent implementations."""
 
 import json
 import math

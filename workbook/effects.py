@@ -1,8 +1,9 @@
 """Statistics of ablations: contrasts between rows, with confidence intervals.
 
-A contrast is a weighted sum of rows, such as row - baseline, or the main effect of a factor over all cells
-of a factorial. Two variances add up. That of another seed is pooled over rows, because each has few
-seeds. That of other photographs is one of paired values, because all rows see the same photographs.
+A contrast is a weighted sum of rows, such as row - baseline, or the main effect of a factor over
+all cells of a factorial. Two variances add up. That of another seed is pooled over rows, because
+each has few seeds. That of other photographs is one of paired values, because all rows see the same
+photographs.
 """
 
 from collections.abc import Mapping
@@ -84,8 +85,8 @@ def contrast(
 
     Args:
         weights: row -> weight.
-        deviation: of seeds, from `seed_deviation`. Default: pooled over the rows of the same groups,
-            because some trainings (adversarial ones) vary far more than others.
+        deviation: of seeds, from `seed_deviation`. Default: pooled over the rows of the same
+            groups, because some trainings (adversarial ones) vary far more than others.
 
     Raises:
         KeyError: there is no such row.
@@ -130,8 +131,9 @@ def factorial_effects(
         factors: their names.
 
     Returns:
-        factor -> the mean gain over the cells of the others; several factors, joined by " x " -> by how
-        much the effect of one is larger with the others than without, for two factors half of it.
+        factor -> the mean gain over the cells of the others; several factors, joined by " x " -> by
+        how much the effect of one is larger with the others than without, for two factors half of
+        it.
     """
     effects = {}
     for used in product((0, 1), repeat=len(factors)):

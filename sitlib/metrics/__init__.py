@@ -1,7 +1,7 @@
 """Metrics of reconstructions, codebooks, image sets and retrieval, with confidence intervals.
 
-Images are RGB [B, 3, H, W] in [0, 1], codes int64 [B, S, N]. Results are plain dictionaries for JSON;
-`protocol` says what was measured on what.
+Images are RGB [B, 3, H, W] in [0, 1], codes int64 [B, S, N]. Results are plain dictionaries for
+JSON; `protocol` says what was measured on what.
 """
 
 from sitlib.metrics.batches import in_batches

@@ -1,4 +1,4 @@
-"""Checks of image batches, and functions applied batch by batch. Images: RGB [B, 3, H, W] in [0, 1]."""
+"""Checks of image batches [B, 3, H, W] in [0, 1], and functions applied batch by batch."""
 
 from collections.abc import Callable
 

@@ -11,8 +11,8 @@ def codebook_statistics(codes: Tensor, num_codes: int, *, num_codebooks: int | N
 
     Usage is the percentage of a codebook's codes that occur at least once. It grows with the number
     of images: ViT-VQGAN (arXiv 2110.04627) reports it for 256 test images. Perplexity is the
-    exponential of the entropy of the code frequencies: the number of codes which, used evenly, would
-    have this entropy; in [1, num_codes].
+    exponential of the entropy of the code frequencies: the number of codes which, used evenly,
+    would have this entropy; in [1, num_codes].
 
     Args:
         codes: int64 [B, S, N] in [0, num_codes).

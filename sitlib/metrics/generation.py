@@ -1,8 +1,8 @@
 """Distances between sets of images: FD-Lite0, KID, precision, recall, classifier score; FID.
 
 A new distance is one entry in GENERATION_METRICS. None has a bootstrap interval: a resample repeats
-images, which lowers the rank of covariances, takes classes from the classifier's marginal and biases KID,
-so resampled values scatter around another value than the reported one.
+images, which lowers the rank of covariances, takes classes from the classifier's marginal and
+biases KID, so resampled values scatter around another value than the reported one.
 """
 
 import math
@@ -34,8 +34,9 @@ def lite0_features(
 
     Args:
         lite0: the network, on the device where it shall run.
-        batch_size: images at a time. Default: 256 on a GPU; on a CPU 8, whose activations stay in its
-            cache; with one thread 16, because PyTorch has a slow path for 1x1 convolutions of fewer.
+        batch_size: images at a time. Default: 256 on a GPU; on a CPU 8, whose activations stay in
+            its cache; with one thread 16, because PyTorch has a slow path for 1x1 convolutions of
+            fewer.
         size: px to which images are resized; distances are measured at the default only.
         title: of a progress bar.
     """
@@ -52,7 +53,7 @@ def lite0_features(
 
 
 def frechet_distance(features: Tensor, references: Tensor) -> float:
-    """Squared Frechet distance of Gaussians fitted to features [M, D] and [N, D] (arXiv 1706.08500).
+    """Squared Frechet distance (arXiv 1706.08500) of Gaussians fitted to features [M, D], [N, D].
 
     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), in float64. With fewer samples than features the
     covariances are rank deficient and the distance is biased upwards: compare only equal M and N.
@@ -170,8 +171,8 @@ def classifier_score(logits: Tensor) -> float:
     return (log_p.exp() * (log_p - log_marginal)).sum(dim=1).mean().exp().item()
 
 
-# name -> function(samples [M, D], references [N, D], options of `generation_metrics`), which returns
-# a number, or (number, standard deviation).
+# name -> function(samples [M, D], references [N, D], options of `generation_metrics`), which
+# returns a number, or (number, standard deviation).
 GENERATION_METRICS = {
     "fd_lite0": Metric(lambda x, y, _: frechet_distance(x, y), "FD-Lite0", 1, False),
     "kid": Metric(
@@ -229,12 +230,12 @@ def generation_metrics(
         title: of a progress bar.
 
     Returns:
-        `fd_lite0`, `kid`, `kid_standard_deviation` (over subsets), with `neighbors` also `precision`
-        and `recall`; `protocol`.
+        `fd_lite0`, `kid`, `kid_standard_deviation` (over subsets), with `neighbors` also
+        `precision` and `recall`; `protocol`.
 
     Raises:
-        ValueError: fewer than two images, values that are not finite or far outside [0, 1], too large
-            subsets, or too many neighbors.
+        ValueError: fewer than two images, values that are not finite or far outside [0, 1], too
+            large subsets, or too many neighbors.
     """
     if lite0 is None and (samples.ndim == 4 or references.ndim == 4):
         lite0 = load_lite0().to(best_device())
@@ -343,7 +344,7 @@ class InceptionMetrics:
         )
 
     def compute(self, *, seed: int = 0) -> dict[str, float]:
-        """`fid`, and the `inception_score` of the images and, `inception_score_originals`, of originals.
+        """`fid`; `inception_score` of the images, `inception_score_originals` of originals.
 
         A score is the mean over ten random splits. FID of fewer than 2048 images is biased upwards.
         """

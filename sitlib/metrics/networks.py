@@ -115,7 +115,8 @@ BATCH_NORM_EPS = 1e-3
 class SameConv(nn.Conv2d):
     """Convolution with TensorFlow's "same" padding, then ReLU6 if asked.
 
-    At stride 2 it pads an even image by one pixel more at the right and bottom than at the other sides.
+    At stride 2 it pads an even image by one pixel more at the right and bottom than at the other
+    sides.
     """
 
     def __init__(
@@ -162,8 +163,8 @@ class InvertedResidual(nn.Module):
 class Lite0(nn.Module):
     """EfficientNet-Lite0 ImageNet classifier (arXiv 1905.11946), for distances of image sets.
 
-    EfficientNet without squeeze-and-excitation, with ReLU6; batch normalizations are folded into the
-    convolutions. Use `load_lite0`. Distances on its features are called FD-Lite0, never FID.
+    EfficientNet without squeeze-and-excitation, with ReLU6; batch normalizations are folded into
+    the convolutions. Use `load_lite0`. Distances on its features are called FD-Lite0, never FID.
     """
 
     def __init__(self):

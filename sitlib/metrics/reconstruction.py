@@ -24,8 +24,8 @@ LPIPS_SIZE = 64  # px; smaller images are enlarged to it
 def psnr_per_image(images: Tensor, references: Tensor) -> Tensor:
     """Peak signal-to-noise ratio [B] in dB, of images [B, 3, H, W] clamped to [0, 1]; peak 1.
 
-    Infinite for equal images. Raises `ValueError` for images that differ in shape, are not finite, or
-    are far outside [0, 1].
+    Infinite for equal images. Raises `ValueError` for images that differ in shape, are not finite,
+    or are far outside [0, 1].
     """
     check_pair(images, references)
     return peak_signal_noise_ratio(
@@ -34,10 +34,10 @@ def psnr_per_image(images: Tensor, references: Tensor) -> Tensor:
 
 
 def ssim_per_image(images: Tensor, references: Tensor) -> Tensor:
-    """Structural similarity [B], at most 1 (Wang et al. 2004); arguments and errors as for `psnr_per_image`.
+    """Structural similarity [B], at most 1 (Wang et al. 2004); input as for `psnr_per_image`.
 
-    Gaussian window of 11x11 px, deviation 1.5 px. The image is mirrored at its borders, so that every
-    pixel counts; averaging only the windows inside it differs by some .02 at 16 px.
+    Gaussian window of 11x11 px, deviation 1.5 px. The image is mirrored at its borders, so that
+    every pixel counts; averaging only the windows inside it differs by some .02 at 16 px.
     """
     check_pair(images, references, smallest=SSIM_WINDOW)
     similarity = structural_similarity_index_measure(
@@ -48,7 +48,7 @@ def ssim_per_image(images: Tensor, references: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def lpips_per_image(images: Tensor, references: Tensor, net: str = "alex") -> Tensor:
-    """LPIPS [B], at least 0, on the CPU (arXiv 1801.03924); arguments and errors as for `psnr_per_image`.
+    """LPIPS [B] (arXiv 1801.03924), at least 0, on the CPU; input as for `psnr_per_image`.
 
     Images with a side below 64 px are both enlarged to it (bicubic, clamped).
 
@@ -101,7 +101,7 @@ METRICS = {
         "SSIM",
         3,
         True,
-        protocol=f"RGB, clamped, Gaussian window of {SSIM_WINDOW} px, deviation 1.5, mirrored borders",
+        protocol=f"RGB, clamped, Gaussian window of {SSIM_WINDOW} px, deviation 1.5, mirrored",
         min_size=SSIM_WINDOW,
     ),
     "lpips_alex": Metric(
@@ -196,8 +196,9 @@ def summarize_reconstructions(
         name of each metric -> mean, None where the images are too small for it;
         `intervals`: name -> [low, high], 95 % by `bootstrap_interval`, without metrics that have
         infinite values, and empty for views of a single photograph;
-        `photographs`, `counts`: names and numbers of views; `by_photograph`: name -> means over views,
-        four significant digits, from which `paired_interval` compares two models; `protocol`.
+        `photographs`, `counts`: names and numbers of views; `by_photograph`: name -> means over
+        views, four significant digits, from which `paired_interval` compares two models;
+        `protocol`.
     """
     photographs, _, counts = group_means(torch.zeros(len(groups)), groups)
     return {

@@ -1,4 +1,4 @@
-"""R-precision: how often an image's own caption is the most similar of several (arXiv 1711.10485)."""
+"""R-precision (arXiv 1711.10485): is an image's own caption the most similar of several?"""
 
 from collections.abc import Hashable, Sequence
 
@@ -12,10 +12,10 @@ def r_precision(
 ) -> Tensor:
     """Score 1 for each image whose right caption is the most similar of its candidates, else 0.
 
-    Candidates are the right caption and others, drawn without replacement from the captions of other
-    names, because a caption of the same name is not wrong. Chance is 1 / candidates. The draws depend
-    on the seed, the image's position, `right` and `names` only, so that all models are asked the same
-    questions and `paired_interval` applies.
+    Candidates are the right caption and others, drawn without replacement from the captions of
+    other names, because a caption of the same name is not wrong. Chance is 1 / candidates. The
+    draws depend on the seed, the image's position, `right` and `names` only, so that all models are
+    asked the same questions and `paired_interval` applies.
 
     Args:
         similarity: of images to captions, [M, C].

@@ -1,8 +1,8 @@
 """Confidence intervals by bootstrap over photographs.
 
 Views of one photograph are alike, so whole photographs are resampled with all their views (cluster
-bootstrap; Davison and Hinkley 1997, section 3.8). Intervals are percentiles; below about 20 photographs
-they come out too narrow. They say nothing about training seeds.
+bootstrap; Davison and Hinkley 1997, section 3.8). Intervals are percentiles; below about 20
+photographs they come out too narrow. They say nothing about training seeds.
 """
 
 from collections.abc import Hashable, Sequence

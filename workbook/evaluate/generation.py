@@ -166,7 +166,7 @@ def _decoder_run(profile: Profile, variant: str, seed: int, decoder: str) -> str
 
 
 def real_features(profile: Profile, variant: str | None = None) -> dict[str, Tensor]:
-    """Features of wide views of held-out photographs ("held_out") and of training photographs ("train").
+    """Features of wide views of photographs, held out ("held_out") and for training ("train").
 
     Args:
         variant: whose photographs. Default: the first.
@@ -177,9 +177,9 @@ def real_features(profile: Profile, variant: str | None = None) -> dict[str, Ten
     views = settings.reference_views / len(images_of(profile, variant, "test"))
     if settings.neighbors <= views:
         raise ValueError(
-            f"autoregressive.evaluation.neighbors is {settings.neighbors}, but there are {views:.0f} "
-            "views of each held-out photograph: precision and recall would measure whether samples "
-            "show the very same photograph. Raise it above that number."
+            f"autoregressive.evaluation.neighbors is {settings.neighbors}, but there are "
+            f"{views:.0f} views of each held-out photograph: precision and recall "
+            "would measure whether samples show the very same photograph. Raise it above that number."
         )
     photographs, size = images_of(profile, variant, "train"), run.tokenizer.data.size
     lite0 = metrics.load_lite0().to(best_device())
@@ -257,10 +257,10 @@ def measure_generator(
 ) -> dict[str, Any]:
     """Distances of sampled codes [M, S, N] to held-out views, nats per token, sweeps.
 
-    With `tokenizer.evaluation.inception` also FID and Inception scores. Two more distances to the same
-    views say how to read them: "reconstruction", of these views after the tokenizer, is what a model
-    would have that knew the right codes (not a bound: without details an image can be nearer); "real"
-    is that of views of training photographs.
+    With `tokenizer.evaluation.inception` also FID and Inception scores. Two more distances to the
+    same views say how to read them: "reconstruction", of these views after the tokenizer, is what a
+    model would have that knew the right codes (not a bound: without details an image can be
+    nearer); "real" is that of views of training photographs.
 
     Args:
         real: from `real_features`.

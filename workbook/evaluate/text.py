@@ -1,8 +1,8 @@
 """Evaluation of text-conditional samples by R-precision (AttnGAN, arXiv 1711.10485).
 
 A sample is right if, among many captions, a dual encoder that was trained on real images finds the
-sample's own the most similar. The same is measured of real held-out images, the ceiling of such a judge,
-and of their reconstructions, which a model over the tokenizer's codes can reach.
+sample's own the most similar. The same is measured of real held-out images, the ceiling of such a
+judge, and of their reconstructions, which a model over the tokenizer's codes can reach.
 """
 
 from collections.abc import Mapping
@@ -111,9 +111,9 @@ class Prompts:
 def prompts(profile: Profile, kind: str) -> Prompts:
     """Prompts of a kind, one for each of `text.evaluation.prompts` names, the same for every model.
 
-    "held_out": of held-out images, in phrasings of training. "seen": of training images, in phrasings
-    that training never uses. "known": of the same images, in phrasings of training; what is lost from
-    there to "seen" is lost to the words.
+    "held_out": of held-out images, in phrasings of training. "seen": of training images, in
+    phrasings that training never uses. "known": of the same images, in phrasings of training; what
+    is lost from there to "seen" is lost to the words.
     """
     settings = profile.text.evaluation
     split = "test" if kind == "held_out" else "train"
@@ -193,8 +193,8 @@ def retrieved(
 ) -> dict[str, Any]:
     """R-precision (%) of images, with an interval of 95 % over names, and `by_prompt`.
 
-    Captions are in phrasings of training, whatever the samples were asked for with: new words test the
-    generator, not the judge.
+    Captions are in phrasings of training, whatever the samples were asked for with: new words test
+    the generator, not the judge.
     """
     features = judge_features(images, lite0, DualEncoderRun.of(profile), title)
     values = retrieval(judge, features, asked.known, asked.names, profile)
@@ -221,11 +221,12 @@ def measure_text_generator(
         references: features of the real images with held-out names.
 
     Returns:
-        `kinds`: kind -> `samples`, `reconstruction`, `real` -> `r_precision` (%), `interval`, `chance`
-        (%), and of samples `by_prompt`; `r_precision_<kind>` of samples; of the samples for held-out
-        names the distances to the real images of these names, and of their reconstructions
-        (`reconstruction`), with `tokenizer.evaluation.inception` also FID and Inception scores;
-        `nats_per_token`; `guidance_sweep` and `top_p_sweep`; `parameters`; `protocol`.
+        `kinds`: kind -> `samples`, `reconstruction`, `real` -> `r_precision` (%), `interval`,
+        `chance` (%), and of samples `by_prompt`; `r_precision_<kind>` of samples; of the samples
+        for held-out names the distances to the real images of these names, and of their
+        reconstructions (`reconstruction`), with `tokenizer.evaluation.inception` also FID and
+        Inception scores; `nats_per_token`; `guidance_sweep` and `top_p_sweep`; `parameters`;
+        `protocol`.
     """
     settings, sampling = profile.text.evaluation, profile.sampler(variant)
     judge, tokenizer = trained_dual_encoder(profile).model, _tokenizer(profile, variant)

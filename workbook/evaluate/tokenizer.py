@@ -1,7 +1,8 @@
 """Evaluation of a tokenizer on held-out images, at every size that it takes.
 
-All tokenizers are judged on the same views of every set in the profile's `tokenizer.evaluation.sets`.
-Smaller images are the views averaged over squares of pixels, as the Haar transform does it.
+All tokenizers are judged on the same views of every set in the profile's
+`tokenizer.evaluation.sets`. Smaller images are the views averaged over squares of pixels, as the
+Haar transform does it.
 """
 
 import hashlib
@@ -68,8 +69,8 @@ def _run(profile: Profile, variant: str, seed: int) -> str:
 def evaluated_sizes(tokenizer: SpectralTokenizer) -> list[int]:
     """Sides in px at which a tokenizer is judged, the full size first.
 
-    Smaller ones need a scale-causal encoder and decoder. The baseline without scales is judged at all
-    halves down to 4 px, through enlarged images: see `reconstruct`.
+    Smaller ones need a scale-causal encoder and decoder. The baseline without scales is judged at
+    all halves down to 4 px, through enlarged images: see `reconstruct`.
     """
     config, full = tokenizer.config, tokenizer.sizes[-1]
     if config.levels == 0:
@@ -106,8 +107,8 @@ def measure_tokenizer(
         full size only); distances to the originals; `lite0_score`, `lite0_score_originals`;
         `bits_per_pixel`; with `evaluation.inception` at full size also FID and Inception scores;
         `protocol`. At the top level the same of the first set at full size, without values by
-        photograph, and of this set `error_by_scale`, what `codebook_statistics` returns, and `usage`
-        of the codebook that uses the smallest share (%); `parameters`.
+        photograph, and of this set `error_by_scale`, what `codebook_statistics` returns, and
+        `usage` of the codebook that uses the smallest share (%); `parameters`.
     """
     settings, config = profile.tokenizer.evaluation, tokenizer.config
     # Fails here, before anything is measured, where it cannot be had.
