@@ -17,21 +17,16 @@ from workbook.paths import ROOT, resolve
 from workbook.profile import Profile, load_profile
 from workbook.rows import load_ablations
 
-NOTEBOOKS = {
-    "sit_from_scratch": "00_sit_from_scratch",
-    "wavelet_analysis": "01_wavelet_analysis",
+# Stage -> notebook: the stage that trains is named by what it does, others by their file.
+TRAINING = {
     "train_tokenizer": "02a_tokenizer_training",
-    "tokenizer_results": "02b_tokenizer_results",
-    "tokenizer_recipe": "02c_tokenizer_recipe",
     "train_autoregressive": "03a_autoregressive_training",
-    "generation_results": "03b_generation_results",
-    "sampling_speed": "03c_sampling_speed",
     "train_text": "04a_text_training",
-    "text_results": "04b_text_results",
-    "applications": "05a_applications",
-    "explorer": "05b_explorer",
-    "ablations": "06a_ablations",
-    "scaling": "06b_scaling",
+}
+NOTEBOOKS = TRAINING | {
+    path.stem.partition("_")[2]: path.stem
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+    if path.stem not in TRAINING.values()
 }
 # Parameters of notebooks that the pipeline sets, where a notebook has them.
 PIPELINE = {"pipeline": True, "live": False}
