@@ -44,7 +44,7 @@ trials: .venv/installed ## run the trials of the tokenizer's recipe that have no
 # Results are of two processes of one thread each; what is finished stays so when it is interrupted.
 ablations: repro ## run the full grid of ablations, model sizes and costs that has no result yet (a few hours for all)
 	python -m workbook.run_stages ablations/dvc.yaml --jobs 2 --alone efficiency
-	python -m workbook.ablations --table --output ablations/results.csv
+	python -m workbook.ablate # the table of results
 	python -m dvc repro ablations scaling report
 
 # On a CPU LAYERS=1 takes an hour or two, the whole depth many hours and 42 GB of memory.

@@ -28,7 +28,7 @@ from PIL import Image
 
 from sitlib.data import ImageSource, open_captioned, open_images
 from sitlib.strict import from_dict, to_dict
-from workbook.ablations import RESULTS
+from workbook.ablate import RESULTS
 from workbook.paths import ROOT, resolve
 from workbook.profile import Profile, read_yaml
 

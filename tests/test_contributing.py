@@ -11,9 +11,9 @@ from sitlib.data import open_images, training_views
 from sitlib.metrics import METRICS, Metric, evaluate_reconstructions
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import from_dict, to_dict
+from workbook.ablate import Grid
 from workbook.paths import ROOT
 from workbook.profile import Profile, load_profile
-from workbook.rows import Ablations
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 SNIPPETS = [
@@ -49,7 +49,7 @@ def test_an_ablation_is_a_line():
     (name, row), *_ = SNIPPETS[1].items()
     values = yaml.safe_load((ROOT / "ablations/params.yaml").read_text())
     values["rows"][name] = row
-    found = from_dict(Ablations, values).profile_of(name).tokenizer_variant(name)
+    found = from_dict(Grid, values).row_profile(name).tokenizer_variant(name)
     assert found.wavelet == "sym4" and not found.scale_mixing
 
 

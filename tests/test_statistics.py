@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sitlib.metrics import bootstrap_interval, group_means, paired_interval
-from workbook.effects import contrast, difference, factorial_effects, power_law, seed_deviation
+from workbook.effects import contrast, factorial_effects, power_law, seed_deviation
 
 
 def views_of_photographs(seed, photographs=12, spread=1.0):
@@ -131,6 +131,10 @@ def experiment(rng, effects, *, seed_sd=0.1, photo_sd=3.0, pair_sd=0.2):
         return effect + difficulty + pair + seeds + np.zeros((3, 42))
 
     return {name: row(scores(effect)) for name, effect in effects.items()}
+
+
+def difference(rows, name, baseline):
+    return contrast(rows, {name: 1.0, baseline: -1.0})
 
 
 class TestContrasts:

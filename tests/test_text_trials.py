@@ -1,59 +1,12 @@
-"""Text-conditional models trained otherwise, and figures and comparisons of recognition."""
-
-from types import SimpleNamespace
+"""Figures and comparisons of recognition."""
 
 import numpy as np
 import pytest
-import torch
 
-from sitlib.strict import ConfigError, from_dict, to_dict
-from workbook import text_trials
-from workbook.codes import captioned
 from workbook.evaluate.text import KINDS
 from workbook.figures.ablations import recognition
 from workbook.figures.models import retrieval_bars
-from workbook.profile import load_profile
-from workbook.rows import TextTrial, load_ablations
 from workbook.site.compare import r_precision
-
-PROFILE = load_profile("smoke")
-
-
-def test_every_trial_of_the_grid_is_a_model_of_the_profile_trained_otherwise():
-    listed = load_ablations()
-    usual = load_profile(listed.profile)
-    for trial in listed.text.values():
-        profile = trial.profile_of(listed.values())
-        assert trial.variant in usual.text.variants
-        assert (
-            profile.tokenizer == usual.tokenizer
-            and profile.text.evaluation == usual.text.evaluation
-        )
-        assert (profile == usual) == (not trial.changes)
-
-
-def test_a_trial_that_is_not_about_texts_or_of_no_model_is_refused():
-    values = to_dict(load_profile("smoke"))
-    with pytest.raises(ConfigError, match=r"changes keys of `text`, not data\.flip"):
-        from_dict(TextTrial, {"tokenizer": "captioned_sit4_sc", "changes": {"data.flip": False}})
-    with pytest.raises(ConfigError, match="did you mean 'ar_captioned_sit4_sc'"):
-        TextTrial("captioned_sit4", {}).profile_of(values)
-
-
-def test_a_trial_says_how_often_each_name_was_drawn_and_is_judged_without_a_sweep(monkeypatch):
-    def measured(model, variant, asked, samples, real, profile):
-        assert profile.text.evaluation.top_p_sweep == profile.text.evaluation.guidance_sweep == []
-        return {"r_precision_seen": 12.0}
-
-    model = SimpleNamespace(model=torch.nn.Identity(), curve={"seconds": [1.0, 7.0]})
-    monkeypatch.setattr(text_trials, "trained_generator", lambda *_: model)
-    monkeypatch.setattr(text_trials, "draw_text_samples", lambda *_: {})
-    monkeypatch.setattr(text_trials, "measure_text_generator", measured)
-    scores = text_trials.run_trial(PROFILE, PROFILE, "ar_captioned_sit4_sc")
-    optimizer = PROFILE.generator_optimizer("ar_captioned_sit4_sc")
-    names = len(set(captioned(PROFILE, "train").names))
-    assert scores["draws_per_name"] == optimizer.steps * optimizer.batch_size / names
-    assert scores["seconds"] == 7.0 and scores["r_precision_seen"] == 12.0
 
 
 def test_recognition_is_drawn_against_draws_with_intervals_and_bounds():

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from workbook.effects import Estimate, contrast, difference, factorial_effects, finished_seeds, mean
+from workbook.effects import Estimate, contrast, factorial_effects, finished_seeds, mean
 
 Rows = Mapping[str, Mapping[str, Any]]
 UNTOLD = "cannot be told"
@@ -296,7 +296,7 @@ def differences(
 ) -> dict[str, dict[str, Estimate]]:
     """Each row minus a baseline: what it is to be called -> metric -> estimate, for the rows that there are."""
     return {
-        title: {metric: difference(rows, name, baseline, metric) for metric in METRICS}
+        title: {metric: contrast(rows, _minus(name, baseline), metric) for metric in METRICS}
         for title, name in names.items()
         if name in rows and baseline in rows
     }

@@ -1,30 +1,30 @@
-"""Statistics of ablations: contrasts between rows, with confidence intervals.
+"""Contrasts between rows of ablations, with intervals over seeds and photographs.
 
 A contrast is a weighted sum of rows, such as row - baseline, or the main effect of a factor over
-all cells of a factorial. Two variances add up. That of another seed is pooled over rows, because
-each has few seeds. That of other photographs is one of paired values, because all rows see the same
-photographs.
+all cells of a factorial. Two things make it uncertain: another seed, and other photographs. Rows
+have few seeds, so the deviation of a seed is pooled over rows; all rows are judged on the same
+photographs, so the contrast is taken photograph by photograph. Both variances add up.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal, cast
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 from sitlib.files import read_json
 from sitlib.metrics.statistics import LEVEL
 from workbook.paths import resolve
 
-Metric = Literal["psnr", "lpips_alex"]
+Row = Mapping[str, Any]
+Rows = Mapping[str, Row]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Value of a contrast, and its confidence interval of 95 %."""
+    """A contrast, and where it lies with 95 % confidence."""
 
     value: float
     low: float
@@ -41,120 +41,93 @@ class Estimate:
 
 def read_results(folder: str) -> dict[str, dict[str, Any]]:
     """Results of a folder, by name."""
-    files = sorted(resolve(folder).glob("*.json"))
-    return {file.stem: read_json(file) for file in files}
+    return {path.stem: read_json(path) for path in sorted(resolve(folder).glob("*.json"))}
 
 
 def read_rows(folder: str = "metrics/ablations") -> dict[str, dict[str, Any]]:
-    """Results of ablations by name, of those with a seed that ended well."""
+    """Results of the ablations of which at least one seed ended well, by name."""
     return {name: row for name, row in read_results(folder).items() if finished_seeds(row)}
 
 
-def finished_seeds(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+def finished_seeds(row: Row) -> list[dict[str, Any]]:
     """Scores of the seeds whose training ended well."""
     return [scores for scores in row["seeds"].values() if "failed" not in scores]
 
 
-def mean(row: Mapping[str, Any], metric: str) -> float:
+def mean(row: Row, metric: str) -> float:
     """Mean of a score over seeds."""
     return float(np.mean([scores[metric] for scores in finished_seeds(row)]))
 
 
-def seed_deviation(rows: Mapping[str, Mapping[str, Any]], metric: str) -> tuple[float, int]:
-    """Standard deviation of a score over seeds, pooled over rows, and its degrees of freedom.
+def seed_deviation(rows: Rows, metric: str) -> tuple[float, int]:
+    """Standard deviation that another seed makes, pooled over rows, and its degrees of freedom.
 
     Raises:
         ValueError: no row has two seeds.
     """
-    groups = [np.array([s[metric] for s in finished_seeds(row)]) for row in rows.values()]
-    groups = [group for group in groups if len(group) > 1]
-    freedom = sum(len(group) - 1 for group in groups)
+    scores = [np.array([s[metric] for s in finished_seeds(row)]) for row in rows.values()]
+    freedom = sum(len(values) - 1 for values in scores)
     if not freedom:
-        raise ValueError("no row was trained with two seeds: the deviation of a seed is unknown.")
-    squares = sum(((group - group.mean()) ** 2).sum() for group in groups)
+        raise ValueError("No row was trained with two seeds: nothing is known of their deviation.")
+    squares = sum(((values - values.mean()) ** 2).sum() for values in scores)
     return float((squares / freedom) ** 0.5), freedom
 
 
-def contrast(
-    rows: Mapping[str, Mapping[str, Any]],
-    weights: Mapping[str, float],
-    metric: Metric = "psnr",
-    deviation: tuple[float, int] | None = None,
-) -> Estimate:
-    """Estimate the weighted sum of rows, as a mean over photographs.
+def contrast(rows: Rows, weights: Mapping[str, float], metric: str = "psnr") -> Estimate:
+    """The weighted sum of rows, as a mean over photographs.
 
     Args:
-        weights: row -> weight.
-        deviation: of seeds, from `seed_deviation`. Default: pooled over the rows of the same
-            groups, because some trainings (adversarial ones) vary far more than others.
+        weights: row -> weight. The deviation of seeds is pooled over the groups of these rows,
+            because some trainings (adversarial ones) vary far more than others.
 
     Raises:
-        KeyError: there is no such row.
+        KeyError: a row is not there.
         ValueError: the rows were judged on different photographs.
     """
+    if len({tuple(rows[name]["photographs"]) for name in weights}) != 1:
+        raise ValueError("Rows that are compared must have been judged on the same photographs.")
     groups = {rows[name].get("group") for name in weights}
-    alike = {name: row for name, row in rows.items() if row.get("group") in groups}
-    sigma, freedom = deviation or seed_deviation(alike, metric)
-    photographs = {tuple(rows[name]["photographs"]) for name in weights}
-    if len(photographs) != 1:
-        raise ValueError("rows that are compared must have been judged on the same photographs.")
-    by_photograph = cast(
-        NDArray,
-        sum(weight * _by_photograph(rows[name], metric) for name, weight in weights.items()),
-    )
-    seeds_variance = sum(
-        weight**2 * sigma**2 / len(finished_seeds(rows[name])) for name, weight in weights.items()
-    )
-    photographs_variance = by_photograph.var(ddof=1) / len(by_photograph)
-    reach = stats.t.ppf((1 + LEVEL) / 2, freedom) * (seeds_variance + photographs_variance) ** 0.5
-    value = float(by_photograph.mean())
-    return Estimate(value, float(value - reach), float(value + reach))
-
-
-def difference(
-    rows: Mapping[str, Mapping[str, Any]], name: str, baseline: str, metric: Metric = "psnr"
-) -> Estimate:
-    """Estimate a row minus a baseline."""
-    return contrast(rows, {name: 1.0, baseline: -1.0}, metric)
+    pooled = {name: row for name, row in rows.items() if row.get("group") in groups}
+    sigma, freedom = seed_deviation(pooled, metric)
+    by_photograph, seed_variance = 0.0, 0.0  # the first becomes [P]
+    for name, weight in weights.items():
+        seeds = [scores["by_photograph"][metric] for scores in finished_seeds(rows[name])]
+        by_photograph += weight * np.mean(seeds, axis=0)
+        seed_variance += weight**2 * sigma**2 / len(seeds)
+    photograph_variance = np.var(by_photograph, ddof=1) / np.size(by_photograph)
+    half = stats.t.ppf((1 + LEVEL) / 2, freedom) * (seed_variance + photograph_variance) ** 0.5
+    value = float(np.mean(by_photograph))
+    return Estimate(value, float(value - half), float(value + half))
 
 
 def factorial_effects(
-    rows: Mapping[str, Mapping[str, Any]],
-    cells: Mapping[tuple[int, ...], str],
-    factors: list[str],
-    metric: Metric = "psnr",
+    rows: Rows, cells: Mapping[tuple[int, ...], str], factors: Sequence[str], metric: str = "psnr"
 ) -> dict[str, Estimate]:
-    """Estimate main effects and interactions of a full factorial of two levels.
+    """Main effects and interactions of a full factorial of two levels.
 
     Args:
         cells: levels of the factors (0 or 1 each) -> row.
-        factors: their names.
 
     Returns:
-        factor -> the mean gain over the cells of the others; several factors, joined by " x " -> by
-        how much the effect of one is larger with the others than without, for two factors half of
-        it.
+        For every factor the mean over the others of what it adds; for every set of factors, joined
+        by " x ", their interaction on the same scale: half the difference, for two factors.
     """
     effects = {}
-    for used in product((0, 1), repeat=len(factors)):
-        if not any(used):
-            continue
-        weights = {
-            row: np.prod([2 * level - 1 for level, use in zip(levels, used, strict=True) if use])
-            / 2 ** (len(factors) - 1)
-            for levels, row in cells.items()
-        }
-        name = " x ".join(factor for factor, use in zip(factors, used, strict=True) if use)
-        effects[name] = contrast(rows, weights, metric)
-    return dict(sorted(effects.items(), key=lambda item: item[0].count(" x ")))
+    for used in sorted(product((0, 1), repeat=len(factors)), key=lambda used: (sum(used), used)):
+        if any(used):
+            weights = {
+                row: np.prod(
+                    [2 * level - 1 for level, use in zip(levels, used, strict=True) if use]
+                )
+                / 2 ** (len(factors) - 1)
+                for levels, row in cells.items()
+            }
+            name = " x ".join(factor for factor, use in zip(factors, used, strict=True) if use)
+            effects[name] = contrast(rows, weights, metric)
+    return effects
 
 
-def power_law(x: list[float], y: list[float]) -> tuple[float, float]:
-    """Fit y = a x^b by least squares on logarithms: (a, b)."""
+def power_law(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """Factor a and exponent b of y = a x^b, by least squares on logarithms."""
     slope, intercept = np.polyfit(np.log(x), np.log(y), 1)
     return float(np.exp(intercept)), float(slope)
-
-
-def _by_photograph(row: Mapping[str, Any], metric: str) -> NDArray[np.float64]:
-    """Mean over seeds of each photograph's score."""
-    return np.mean([scores["by_photograph"][metric] for scores in finished_seeds(row)], axis=0)

@@ -10,12 +10,11 @@ import json
 import yaml
 
 from sitlib.files import atomic_write, write_json, write_tensors
-from sitlib.strict import require_known, to_dict
+from sitlib.strict import to_dict
 from workbook.code_hashes import function_hashes, notebook_hashes
 from workbook.params import pipeline_params, split_run
 from workbook.paths import ROOT, resolve
-from workbook.profile import Profile, load_profile
-from workbook.rows import load_ablations
+from workbook.profile import Profile, load_profile, read_yaml
 
 # Stage -> notebook: the stage that trains is named by what it does, others by their file.
 TRAINING = {
@@ -153,10 +152,9 @@ def decode_again(profile: Profile, run: str, of: str, decoder: str) -> None:
 
 def throughput(profile: Profile, rounds: int = 4) -> None:
     """Images a second and peak memory at every size, in the profile's and the paper's geometry."""
-    from workbook.throughput import measure
+    from workbook.costs import throughput
 
-    name = pipeline_params()["profile"]
-    write_json(resolve("metrics/throughput.json"), measure(profile, name, rounds))
+    write_json(resolve("metrics/throughput.json"), throughput(profile, rounds))
 
 
 def dual_encoder(profile: Profile) -> None:
@@ -190,51 +188,41 @@ def evaluate_applications(profile: Profile) -> None:
 
 def core_ablation(profile: Profile, row: str) -> None:
     """Train and judge a row of the ablations with one seed, without a model over its codes."""
-    from dataclasses import replace
+    from workbook.ablate import forget, load_grid, run_row
 
-    from workbook.ablations import forget, run_row
-
-    ablations = replace(load_ablations(), seeds=[0])
-    write_json(resolve(f"metrics/core_ablations/{row}.json"), run_row(ablations, row, False))
-    forget(ablations, row)
+    scores = run_row(load_grid(), row, seeds=[0], generate=False)
+    write_json(resolve(f"metrics/core_ablations/{row}.json"), scores)
+    forget(row)
 
 
 def row(profile: Profile, row: str) -> None:
     """Train and judge a row of the ablations with every seed."""
-    from workbook.ablations import forget, run_row
+    from workbook.ablate import forget, load_grid, run_row
 
-    ablations = load_ablations()
-    write_json(resolve(f"metrics/ablations/{row}.json"), run_row(ablations, row))
-    forget(ablations, row)
+    write_json(resolve(f"metrics/ablations/{row}.json"), run_row(load_grid(), row))
+    forget(row)
 
 
 def rung(profile: Profile, rung: str) -> None:
     """Train and judge a model of one size over the codes of a tokenizer of the pipeline."""
-    from workbook.ladder import run_rung
+    from workbook.ablate import load_grid, run_rung
 
-    ablations = load_ablations()
-    require_known(rung, ablations.ladder, "rung")
-    scores = run_rung(load_profile(ablations.profile), ablations.ladder[rung], rung)
-    write_json(resolve(f"metrics/ladder/{rung}.json"), scores)
+    write_json(resolve(f"metrics/ladder/{rung}.json"), run_rung(load_grid(), rung))
 
 
 def text(profile: Profile, trial: str) -> None:
     """Train and judge a text-conditional model for longer, or otherwise, than the pipeline's."""
-    from workbook.text_trials import run_trial
+    from workbook.ablate import load_grid, run_text_trial
 
-    ablations = load_ablations()
-    require_known(trial, ablations.text, "trial of a text-conditional model")
-    changes = ablations.text[trial]
-    changed, usual = changes.profile_of(ablations.values()), load_profile(ablations.profile)
-    scores = {"changes": changes.changes, **run_trial(changed, usual, changes.variant)}
-    write_json(resolve(f"metrics/text_trials/{trial}.json"), scores)
+    write_json(resolve(f"metrics/text_trials/{trial}.json"), run_text_trial(load_grid(), trial))
 
 
 def efficiency(profile: Profile) -> None:
     """Time, memory and operations of SIT and ViT-VQGAN from 64 to 1024 px."""
-    from workbook.efficiency import measure
+    from workbook.costs import efficiency
 
-    write_json(resolve("metrics/efficiency/cost.json"), measure(load_ablations().profile))
+    grid = read_yaml(resolve("ablations/params.yaml"))  # whose stages are all of its own profile
+    write_json(resolve("metrics/efficiency/cost.json"), efficiency(load_profile(grid["profile"])))
 
 
 def examples(profile: Profile) -> None:

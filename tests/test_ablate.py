@@ -1,0 +1,211 @@
+"""The grid of experiments: every entry is sound, and what it trains and judges is what it says."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.strict import ConfigError, from_dict, to_dict
+from workbook import ablate, train_or_load
+from workbook.ablate import Grid, Row, Rung, TextTrial, gradient_statistics, load_grid, run_row
+from workbook.codes import Codes, captioned
+from workbook.diffusion import trained_diffusion, velocity_error
+from workbook.paths import ROOT
+from workbook.profile import load_profile
+
+GRID = load_grid()
+SMALL = {
+    "tokenizer.optimizer.steps": 3,
+    "tokenizer.optimizer.warmup_steps": 1,
+    "tokenizer.optimizer.batch_size": 2,
+    "tokenizer.loss.quant_warmup_steps": 0,
+    "tokenizer.common.num_codes": 16,
+    "data.normalization_views": 8,
+}
+ROW = Row("test", {"levels": 3, "grid_size": 4})
+
+
+def grid(seeds=(0,), rows=None, ladder=None, text=None):
+    return Grid("smoke", list(seeds), SMALL, rows or {}, ladder or {}, text or {})
+
+
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    """Models, states and metrics are written below tmp_path."""
+
+    def resolve(path):
+        is_written = str(path).startswith(("scratch", ".ckpt", "models", "metrics"))
+        return (tmp_path if is_written else ROOT) / path
+
+    for module in (ablate, train_or_load):
+        monkeypatch.setattr(module, "resolve", resolve)
+    return tmp_path
+
+
+# -- entries -----------------------------------------------------------------------------------
+
+
+def test_every_row_is_a_tokenizer():
+    variants = set()
+    for name in GRID.rows:
+        profile = GRID.row_profile(name)
+        assert list(profile.tokenizer.variants) == [name]
+        variants.add(repr(to_dict(profile.tokenizer_variant(name))))
+    assert len(variants) >= len(GRID.rows) - 12  # rows of losses differ in their training only
+    parameters = yaml.safe_load((ROOT / "params.yaml").read_text())
+    assert set(parameters["core_ablations"]) <= set(GRID.rows)
+
+
+@pytest.mark.parametrize("way", ["wavelet", "pyramid", "raster"])
+def test_wide_rows_have_as_many_parameters_as_typed_ones(way):
+    def parameters(kind):
+        name = f"{way}_{kind}_full"
+        tokenizer = SpectralTokenizer(GRID.row_profile(name).tokenizer_variant(name))
+        return sum(parameter.numel() for parameter in tokenizer.parameters())
+
+    assert parameters("wide") == pytest.approx(parameters("typed"), rel=0.01)
+    assert parameters("shared") < 0.7 * parameters("typed")
+
+
+def test_every_rung_is_a_model_and_families_have_the_same_sizes():
+    shapes = {}
+    for name, rung in GRID.ladder.items():
+        profile = GRID.rung_profile(name)
+        config = profile.autoregressive_variant(f"ar_{name}")
+        assert config.tokenizer == rung.tokenizer
+        assert profile.generator_optimizer(f"ar_{name}").steps == rung.steps
+        shapes.setdefault(name.rpartition("_")[2], set()).add((config.layers, config.width))
+    assert len(shapes) >= 4 and all(len(sizes) == 1 for sizes in shapes.values())
+
+
+def test_every_text_trial_is_the_profile_but_for_its_training():
+    usual = load_profile(GRID.profile)
+    for name, trial in GRID.text.items():
+        profile = GRID.text_profile(name)
+        assert profile.tokenizer == usual.tokenizer
+        assert profile.text.evaluation == usual.text.evaluation
+        assert (profile == usual) == (not trial.changes)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: GRID.row_profile("cdf79"), "did you mean 'cdf97'"),
+        (lambda: GRID.rung_profile("sit_xxl"), "did you mean 'sit_xl'"),
+        (lambda: GRID.text_profile("sit_120"), "did you mean 'sit_1200'"),
+        (
+            lambda: grid(rows={"broken": Row("x", {"gird": 4})}).row_profile("broken"),
+            "broken.*gird",
+        ),
+        (
+            lambda: from_dict(Grid, to_dict(GRID) | {"ladder": {"x": {}}}),
+            "ladder.x.*kind",
+        ),
+        (
+            lambda: from_dict(TextTrial, {"tokenizer": "sit4", "changes": {"data.flip": False}}),
+            r"changes keys of `text`, not data\.flip",
+        ),
+        (
+            lambda: grid(text={"x": TextTrial("captioned_sit4", {})}).text_profile("x"),
+            "did you mean 'ar_captioned_sit4_sc'",
+        ),
+        (
+            lambda: replace(GRID, common={"tokenizer.optimizer.speed": 2}).row_profile("cdf97"),
+            "tokenizer.optimizer.speed, which the profile does not have",
+        ),
+    ],
+)
+def test_mistakes_are_refused(call, message):
+    with pytest.raises(ConfigError, match=message):
+        call()
+
+
+# -- training and judging ----------------------------------------------------------------------
+
+
+def test_a_row_is_trained_and_judged_with_every_seed(own_folder, monkeypatch, weights_folder):
+    held_out_set = ablate.held_out_set
+
+    def few(profile, size):
+        views, keys = held_out_set(profile, size=size)
+        return views[:6], keys[:6]
+
+    monkeypatch.setattr(ablate, "held_out_set", few)
+    small = grid([0, 1], {"row": ROW})
+    result = run_row(small, "row")
+    assert set(result["seeds"]) == {"0", "1"} and result["steps"] == 3
+    first, second = result["seeds"].values()
+    assert first["psnr"] != second["psnr"] and 0 <= first["usage"] <= 100
+    assert len(first["by_photograph"]["psnr"]) == len(result["photographs"])
+    assert result["parameters"] > 1000 and result["flops_per_image"] > 1e6
+    again = run_row(small, "row", seeds=[0])  # loaded, not trained again
+    assert [again["seeds"]["0"][key] for key in ("psnr", "seconds")] == [
+        first[key] for key in ("psnr", "seconds")
+    ]
+    ablate.forget("row")
+    assert not list((own_folder / "scratch/tokenizer").glob("row-*"))
+
+
+def test_a_training_that_fails_is_a_result(monkeypatch):
+    def fails(profile, name, seed):
+        raise FloatingPointError("the loss is not finite at step 7")
+
+    monkeypatch.setattr(ablate, "trained_tokenizer", fails)
+    result = run_row(grid(rows={"row": ROW}), "row")
+    assert result["seeds"] == {"0": {"failed": "the loss is not finite at step 7"}}
+
+
+def test_gradient_statistics_count_the_spike():
+    norms = [1.0] * 60 + [7.0] + [1.0] * 40 + [4.0]
+    assert gradient_statistics(norms) == {"median": 1.0, "largest": 7.0, "spikes": 1}
+
+
+def test_a_diffusion_model_is_trained_once_and_loaded_again(own_folder):
+    rung = Rung("diffusion", "sit4", 1, 16, 2, 1e-3, 3, 4)
+    profile = grid(ladder={"tiny": rung}).rung_profile("tiny")
+    torch.manual_seed(0)
+    tokenizer = SpectralTokenizer(profile.tokenizer_variant("sit4")).eval()
+    train, held_out = (torch.randint(64, (count, 4, 16)) for count in (12, 5))
+    labels = torch.zeros(12).long()
+    codes = Codes(train, labels, held_out, labels[:5], ["a"])
+    first, again = (trained_diffusion(profile, "ar_tiny", 0, codes, tokenizer) for _ in range(2))
+    assert first.curve["seconds"] == again.curve["seconds"]
+    for weight, same in zip(first.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(weight, same)
+    assert first.model.config.shape.width == rung.width
+    # Hardly trained, it says about 0, so the error is the variance of the velocity.
+    error = velocity_error(first.model, tokenizer.embed_codes(held_out), labels[:5])
+    assert error == pytest.approx(2.0, abs=0.35)
+
+
+def test_a_text_trial_says_how_often_names_were_drawn_and_is_judged_without_sweeps(monkeypatch):
+    def measured(model, variant, asked, samples, real, profile):
+        assert profile.text.evaluation.top_p_sweep == profile.text.evaluation.guidance_sweep == []
+        return {"r_precision_seen": 12.0}
+
+    trained = SimpleNamespace(model=torch.nn.Identity(), curve={"seconds": [1.0, 7.0]})
+    monkeypatch.setattr(ablate, "fetch_weights", lambda: None)
+    monkeypatch.setattr(ablate, "trained_generator", lambda *_: trained)
+    monkeypatch.setattr(ablate, "real_text_features", lambda _: {"held_out": None})
+    monkeypatch.setattr(ablate, "draw_text_samples", lambda *_: {})
+    monkeypatch.setattr(ablate, "measure_text_generator", measured)
+    trial = TextTrial("captioned_sit4_sc", {"text.optimizer.steps": 5})
+    scores = ablate.run_text_trial(grid(text={"x": trial}), "x")
+    profile = load_profile("smoke")
+    batch_size = profile.generator_optimizer("ar_captioned_sit4_sc").batch_size
+    names = len(set(captioned(profile, "train").names))
+    assert scores["draws_per_name"] == 5 * batch_size / names
+    assert scores["seconds"] == 7.0 and scores["r_precision_seen"] == 12.0
+
+
+def test_the_table_has_a_line_for_every_result(tmp_path, monkeypatch):
+    def scores(path):  # without the digests of the files
+        return [line.rpartition(",")[0] for line in path.read_text().splitlines()]
+
+    committed = scores(ROOT / ablate.TABLE)
+    monkeypatch.setattr(ablate, "TABLE", tmp_path / "results.csv")
+    ablate.write_table()
+    assert scores(tmp_path / "results.csv") == committed

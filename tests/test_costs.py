@@ -1,0 +1,94 @@
+"""Costs of models: sizes and tokens as in the paper, times and memory of what is asked for."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from workbook import costs
+from workbook.profile import load_profile
+
+QUICK, SMOKE = load_profile("quick"), load_profile("smoke")
+
+
+def test_sit_grows_by_a_scale_with_every_doubling_and_the_baseline_fourfold():
+    def tokens(variant, size):
+        config = costs.scaled_config(QUICK, variant, size)
+        return config.num_scales * config.tokens_per_scale
+
+    assert [tokens("sit4", size) for size in (64, 128, 1024)] == [64, 80, 128]
+    assert [tokens("vit_vqgan", size) for size in (64, 128, 1024)] == [64, 256, 16384]
+
+
+def test_exponents_are_those_of_the_costs():
+    rows = [
+        dict.fromkeys(costs.FITTED, size**2)
+        | {"variant": "v", "size": size, "batch_size": batch, "sample": None}
+        | {"encode": 3.0 * batch * size**2.4}
+        for size in (64, 128, 256)
+        for batch in (1, 4)
+    ]
+    fitted = costs.exponents(rows)["v"]
+    assert fitted["encode"] == pytest.approx(1.2) and fitted["tokens"] == pytest.approx(1.0)
+    assert "sample" not in fitted  # not measured
+
+
+def test_costs_are_those_of_the_model_that_is_asked_for():
+    row = costs.in_own_process("size_costs", SMOKE, "vit_vqgan", 64)
+    assert row["tokens"] == 64 and row["flops"] > 1e6 and row["memory_mb"] >= 0
+    assert all(row[key] > 0 for key in ("encode", "decode", "train", "sample"))
+    with pytest.raises(ValueError, match="size_costs sit7 64 could not be measured.*sit7"):
+        costs.in_own_process("size_costs", SMOKE, "sit7", 64)
+
+
+def test_a_time_is_the_median_of_what_fits_into_the_budget(monkeypatch):
+    now, durations = [0.0], iter([1.0, 9.0, 1.0, 1.0, 1.0])
+    monkeypatch.setattr(costs.time, "perf_counter", lambda: now[0])
+
+    def action():
+        now[0] += next(durations)
+
+    assert costs.seconds(action) == 1.0  # without a budget one call
+    assert costs.seconds(action, 10.5) == 9.0  # one more would not fit
+    assert costs.seconds(action, 3.0) == 1.0
+
+
+@pytest.mark.parametrize(("geometry", "tokens"), [("profile", 64), ("paper", 1024)])
+def test_both_models_have_as_many_tokens_and_the_same_transformer(geometry, tokens):
+    configs, shape = costs.geometries(QUICK)[geometry]
+    models = [costs.random_generator(shape, config) for config in configs.values()]
+    assert [model.num_tokens for model in models] == [tokens, tokens]
+    shapes = [[tuple(p.shape) for p in model.transformer.parameters()] for model in models]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("name", costs.GENERATORS)
+def test_images_have_the_size_that_is_asked_for(name):
+    draw = costs.sampler(SMOKE, name, "profile")
+    batch_size = SMOKE.autoregressive.evaluation.throughput_batch_size
+    for share in costs.SHARES:
+        assert draw(share).shape == (batch_size, 3, 64 // share, 64 // share)
+
+
+def test_the_table_holds_ratios_of_medians_and_the_papers(monkeypatch):
+    evaluation = replace(SMOKE.autoregressive.evaluation, throughput_batch_size=2)
+    profile = replace(SMOKE, autoregressive=replace(SMOKE.autoregressive, evaluation=evaluation))
+    peaks = {str(share): 10.0 * share for share in costs.SHARES}
+    monkeypatch.setattr(costs, "in_own_process", lambda *_: peaks)
+    monkeypatch.setattr(costs, "sampler", lambda _, name, geometry: lambda share: (name, share))
+    clock = {costs.OURS: 1.0, costs.BASELINE: 4.0}
+    monkeypatch.setattr(costs, "seconds", lambda call, _: clock[call()[0]] / call()[1])
+    rows = costs.sampling_rates(profile, "profile", rounds=3)
+    assert [row["size"] for row in rows] == [64, 32, 16, 8]
+    assert [row["ratio"] for row in rows] == pytest.approx([4.0, 8.0, 16.0, 32.0])
+    assert {row["images_per_second"][costs.BASELINE] for row in rows} == {0.5}  # measured once
+    assert rows[0]["images_per_second"][costs.OURS] == 2.0
+    paper = [row["paper_ratio"] for row in rows]
+    assert paper[1] is None
+    assert [paper[0], *paper[2:]] == pytest.approx([0.83, 3.22, 9.70], abs=0.005)
+
+
+def test_the_peak_of_another_process_is_its_own():
+    ballast = torch.ones(300_000_000, dtype=torch.uint8)  # this process has a peak of 300 MB more
+    peak = costs.in_own_process("sampling_peaks", SMOKE, costs.BASELINE, "profile")["1"]
+    assert 0.5 < peak < 200 and len(ballast)

@@ -1,0 +1,351 @@
+"""The grid of experiments in `ablations/params.yaml`: ablations, a ladder of sizes, text models.
+
+Each entry is the profile with dotted changes, trained and judged; its result is one JSON file.
+`python -m workbook.ablate` writes the table of all results, `ablations/results.csv`.
+"""
+
+import csv
+import hashlib
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from statistics import median
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
+
+from sitlib.files import atomic_write, read_json
+from sitlib.metrics import codebook_statistics, evaluate_reconstructions, fast_metrics
+from sitlib.metrics.weights import fetch_weights
+from sitlib.model.config import STRICT
+from sitlib.model.precision import best_device
+from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.strict import digest, from_dict, require, require_known, to_dict
+from workbook.codes import captioned, load_codes
+from workbook.diffusion import trained_diffusion, velocity_error
+from workbook.effects import finished_seeds, mean
+from workbook.errors import command
+from workbook.estimates import flops
+from workbook.evaluate import decode, held_out_nats, reconstruct
+from workbook.evaluate.generation import distances_to_held_out, draw_samples, sampled_labels
+from workbook.evaluate.text import (
+    KINDS,
+    draw_text_samples,
+    measure_text_generator,
+    prompts,
+    real_text_features,
+)
+from workbook.generators import trained_generator
+from workbook.paths import resolve
+from workbook.profile import Profile, changed, load_profile, read_yaml
+from workbook.tokenizers import held_out_set, trained_tokenizer
+from workbook.train_or_load import AutoregressiveRun, TokenizerRun
+
+GRID = "ablations/params.yaml"
+TABLE = "ablations/results.csv"
+RESULTS = ("metrics/ablations", "metrics/ladder", "metrics/efficiency", "metrics/text_trials")
+SPIKE = 5.0  # a gradient norm of so many medians of the steps before it is called a spike
+WINDOW = 50  # steps of these medians
+# A profile with one generator alone: the others' tokenizers need not be there.
+ALONE = {"autoregressive.samplers": {}, "text.variants": {}, "text.samplers": {}}
+
+
+# -- the grid ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, config=STRICT)
+class Row:
+    """A tokenizer, compared with the others of its group."""
+
+    group: str
+    tokenizer: dict[str, Any]  # keys in which it differs, as in a profile's `tokenizer.variants`
+    # Also train a model over the codes of its first seed, and judge its samples.
+    generate: bool = False
+
+
+@dataclass(frozen=True, config=STRICT)
+class Rung:
+    """One size of one kind of model over the codes of a tokenizer variant of the profile."""
+
+    kind: Literal["autoregressive", "diffusion"]
+    tokenizer: str
+    layers: PositiveInt
+    width: PositiveInt
+    heads: PositiveInt
+    learning_rate: PositiveFloat
+    steps: PositiveInt
+    batch_size: PositiveInt
+    sampling_steps: PositiveInt = 25  # of a diffusion model, two evaluations each
+
+
+@dataclass(frozen=True, config=STRICT)
+class TextTrial:
+    """A text-conditional model, `ar_<tokenizer>` of the profile, that is trained otherwise."""
+
+    tokenizer: str
+    changes: dict[str, Any]  # dotted keys of the profile, in its section `text`
+
+    def __post_init__(self):
+        wrong = ", ".join(key for key in self.changes if not key.startswith("text."))
+        require(not wrong, f"a trial of a text model changes keys of `text`, not {wrong}")
+
+
+@dataclass(frozen=True, config=STRICT)
+class Grid:
+    """Content of ablations/params.yaml. An entry's model is `<row>`, `ar_<row>` or `ar_<rung>`."""
+
+    profile: str  # where everything comes from that is not said here
+    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
+    common: dict[str, Any]  # dotted keys of the profile that all rows change
+    rows: dict[str, Row]
+    ladder: dict[str, Rung]
+    text: dict[str, TextTrial]
+
+    def row_profile(self, name: str) -> Profile:
+        """The profile with the row as its only tokenizer.
+
+        Raises:
+            ConfigError: no such entry, or the profile refuses its changes. So for all kinds.
+        """
+        require_known(name, self.rows, "ablation")
+        row = self.rows[name]
+        variants = {
+            "tokenizer.variants": {name: row.tokenizer},
+            "autoregressive.variants": {f"ar_{name}": {"tokenizer": name}} if row.generate else {},
+            "text.dual_encoder.reconstructions": [],
+        }
+        return self._changed(name, self.common | ALONE | variants)
+
+    def rung_profile(self, name: str) -> Profile:
+        """The profile with a model of the rung's size as its only generator."""
+        require_known(name, self.ladder, "rung")
+        values = vars(self.ladder[name])
+        model = {key: values[key] for key in ("tokenizer", "layers", "width", "heads")}
+        model["optimizer"] = {key: values[key] for key in ("steps", "batch_size", "learning_rate")}
+        return self._changed(name, ALONE | {"autoregressive.variants": {f"ar_{name}": model}})
+
+    def text_profile(self, name: str) -> Profile:
+        """The profile with the changes of a text trial."""
+        require_known(name, self.text, "trial of a text-conditional model")
+        profile = self._changed(name, self.text[name].changes)
+        require_known(f"ar_{self.text[name].tokenizer}", profile.text.variants, "text variant")
+        return profile
+
+    def _changed(self, name: str, changes: dict[str, Any]) -> Profile:
+        values = changed(to_dict(load_profile(self.profile)), changes)
+        return from_dict(Profile, values, f"{GRID}: {name}")
+
+
+def load_grid() -> Grid:
+    """Read and check `ablations/params.yaml`."""
+    return from_dict(Grid, read_yaml(resolve(GRID)), GRID)
+
+
+# -- ablations ---------------------------------------------------------------------------------
+
+
+def run_row(
+    grid: Grid, name: str, seeds: Sequence[int] | None = None, generate: bool = True
+) -> dict[str, Any]:
+    """Train and judge a row with every seed.
+
+    Args:
+        seeds: default: those of the grid.
+        generate: False: no model over the row's codes, whatever the row says.
+
+    Returns:
+        `group`, `tokenizer`, `steps`, `run`; `parameters`; `flops_per_image` of encoding and
+        decoding; `photographs`, `protocol`; `generation` of rows that ask for it; `seeds`: seed ->
+        `psnr` (dB), `lpips_alex`, both also `by_photograph`; `usage` (%), `gradient_norm`,
+        `seconds`; or `failed`, where training did not end well.
+    """
+    profile = grid.row_profile(name)
+    row, config = grid.rows[name], profile.tokenizer_variant(name)
+    seeds = grid.seeds if seeds is None else seeds
+    fetch_weights()
+    views, keys = held_out_set(profile, size=config.size)
+    about, by_seed = {"photographs": [], "protocol": {}}, {}
+    for seed in seeds:
+        try:
+            trained = trained_tokenizer(profile, name, seed)
+        except FloatingPointError as error:
+            by_seed[str(seed)] = {"failed": str(error)}
+            continue
+        codes, reconstructions = reconstruct(trained.model, views)
+        scores = evaluate_reconstructions(views, reconstructions, keys, metrics=fast_metrics())
+        num_codebooks = len(trained.model.codebooks)
+        usage = codebook_statistics(codes, config.num_codes, num_codebooks=num_codebooks)
+        about = {key: scores[key] for key in about}
+        by_seed[str(seed)] = {
+            **{metric: scores[metric] for metric in fast_metrics()},
+            "by_photograph": scores["by_photograph"],
+            "usage": min(book["usage"] for book in usage["codebooks"].values()),
+            "gradient_norm": gradient_statistics(trained.curve["gradient_norm"]),
+            "seconds": trained.curve["seconds"][-1],
+        }
+    tokenizer = SpectralTokenizer(config).eval()
+    with torch.no_grad():
+        operations = flops(lambda: tokenizer(torch.rand(1, 3, config.size, config.size)))
+    result = {
+        "group": row.group,
+        "tokenizer": row.tokenizer,
+        "run": digest(*(TokenizerRun.of(profile, name, seed) for seed in seeds)),
+        "steps": profile.tokenizer_training(name).optimizer.steps,
+        "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
+        "flops_per_image": operations,
+        **about,
+        "seeds": by_seed,
+    }
+    if row.generate and generate:
+        result["generation"] = generation_scores(profile, f"ar_{name}")
+    return result
+
+
+def gradient_statistics(norms: Sequence[float]) -> dict[str, float]:
+    """Statistics of the gradient norms of a training, before clipping.
+
+    Returns:
+        `median`; `largest`: the largest ratio of a norm to the median of the WINDOW before it;
+        `spikes`: the number of ratios above SPIKE.
+    """
+    ratios = [norms[i] / median(norms[i - WINDOW : i]) for i in range(WINDOW, len(norms))]
+    return {
+        "median": median(norms),
+        "largest": max(ratios, default=float("nan")),
+        "spikes": sum(ratio > SPIKE for ratio in ratios),
+    }
+
+
+def generation_scores(profile: Profile, variant: str) -> dict[str, Any]:
+    """Distances of the samples of a model over a row's codes, and its held-out nats."""
+    section, codes = profile.autoregressive, load_codes(profile, variant)
+    model = trained_generator(profile, variant, 0).model
+    name = profile.autoregressive_variant(variant).tokenizer
+    tokenizer = trained_tokenizer(profile, name, section.tokenizer_seed).model
+    samples, _ = draw_samples(model, profile, section.evaluation.samples, section.sampling)
+    nats = held_out_nats(model, codes.held_out, codes.held_out_labels)
+    tokens = codes.held_out[0].numel()
+    about = {**nats, "nats_per_image": nats["nats_per_token"] * tokens, "tokens": tokens}
+    return {**distances_to_held_out(decode(tokenizer, samples), profile, variant), **about}
+
+
+def forget(name: str) -> None:
+    """Remove the models of a row, of which only the result is kept."""
+    for kind, stem in (("tokenizer", name), ("autoregressive", f"ar_{name}"), ("codes", name)):
+        for folder in resolve(f"scratch/{kind}").glob(f"{stem}-seed*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+# -- the ladder --------------------------------------------------------------------------------
+
+
+def run_rung(grid: Grid, name: str, seed: int = 0) -> dict[str, Any]:
+    """Train and judge a rung.
+
+    Returns:
+        The rung; `parameters`, and `block_parameters` without embeddings and heads;
+        `training_flops`; `sampling_flops` of an image without guidance; `held_out_loss`:
+        nats per image, or the mean squared error of velocities; `seconds` of training;
+        `sampling_seconds`; distances of samples to held-out views; `run`.
+    """
+    profile, variant = grid.rung_profile(name), f"ar_{name}"
+    rung, section = grid.ladder[name], profile.autoregressive
+    count, sampling = section.evaluation.samples, section.sampling
+    codes = load_codes(profile, variant)
+    tokenizer = trained_tokenizer(profile, rung.tokenizer, section.tokenizer_seed).model
+    first, first_label = codes.held_out[:1], codes.held_out_labels[:1]
+    if rung.kind == "autoregressive":
+        trained, passes = trained_generator(profile, variant, seed), 1
+        nats = held_out_nats(trained.model, codes.held_out, codes.held_out_labels)
+        loss = nats["nats_per_token"] * first.numel()
+        forward = partial(trained.model, first, first_label)
+        began = time.perf_counter()
+        samples, _ = draw_samples(trained.model, profile, count, sampling)
+    else:
+        trained = trained_diffusion(profile, variant, seed, codes, tokenizer)
+        passes = 2 * rung.sampling_steps - 1  # Heun's method, but for its last step
+        vectors = tokenizer.embed_codes(codes.held_out).detach()
+        loss = velocity_error(trained.model, vectors, codes.held_out_labels)
+        forward = partial(trained.model, vectors[:1], torch.zeros(1), first_label)
+        began, about = time.perf_counter(), (sampling.guidance, sampling.seed)
+        labels = sampled_labels(profile, count)
+        drawn = trained.model.sample(labels, rung.sampling_steps, *about)
+        samples = tokenizer.quantize(drawn).codes
+    images, sampling_seconds = decode(tokenizer, samples), time.perf_counter() - began
+    with torch.no_grad():
+        operations = flops(forward)
+    return {
+        **vars(rung),
+        "run": digest(AutoregressiveRun.of(profile, variant, seed)),
+        "parameters": sum(p.numel() for p in trained.model.parameters()),
+        "block_parameters": sum(p.numel() for p in trained.model.transformer.parameters()),
+        "training_flops": 3 * operations * rung.steps * rung.batch_size,
+        "sampling_flops": passes * operations,
+        "held_out_loss": loss,
+        "seconds": trained.curve["seconds"][-1],
+        "sampling_seconds": sampling_seconds,
+        **distances_to_held_out(images, profile, variant),
+    }
+
+
+# -- text models -------------------------------------------------------------------------------
+
+
+def run_text_trial(grid: Grid, name: str, seed: int = 0) -> dict[str, Any]:
+    """Train a text trial; judge it by the prompts and the dual encoder of the usual profile.
+
+    Returns:
+        `variant`, `changes`, `steps`, `seed`; `draws_per_name`: how often training has drawn an
+        image of each name, on average; `seconds` of training; `prompts`: kind -> description; and
+        all of `measure_text_generator`, without sweeps.
+    """
+    fetch_weights()
+    profile, usual = grid.text_profile(name), load_profile(grid.profile)
+    without_sweeps = replace(usual.text.evaluation, top_p_sweep=[], guidance_sweep=[])
+    usual = replace(usual, text=replace(usual.text, evaluation=without_sweeps))
+    variant = f"ar_{grid.text[name].tokenizer}"
+    optimizer = profile.generator_optimizer(variant)
+    trained = trained_generator(profile, variant, seed)
+    model, asked = trained.model.to(best_device()), {kind: prompts(usual, kind) for kind in KINDS}
+    samples = draw_text_samples(model, asked, usual.sampler(variant))
+    real = real_text_features(usual)["held_out"]
+    num_names = len(np.unique(captioned(profile, "train").names))
+    return {
+        "changes": grid.text[name].changes,
+        "variant": variant,
+        "steps": optimizer.steps,
+        "seed": seed,
+        "draws_per_name": optimizer.steps * optimizer.batch_size / num_names,
+        "prompts": KINDS,
+        "seconds": trained.curve["seconds"][-1],
+        **measure_text_generator(model, variant, asked, samples, real, usual),
+    }
+
+
+# -- the table ---------------------------------------------------------------------------------
+
+
+def write_table() -> None:
+    """Write one line for each result: its scores, and a digest of its file.
+
+    Notebooks depend on this table in DVC, not on the results, whose stages would run otherwise.
+    """
+    with atomic_write(resolve(TABLE)) as path, path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["result", "psnr", "lpips_alex", "fd_lite0", "file"])
+        for result in sorted(path for folder in RESULTS for path in resolve(folder).glob("*.json")):
+            values, means = read_json(result), ["", ""]
+            if "seeds" in values and finished_seeds(values):
+                means = [f"{mean(values, metric):.4f}" for metric in ("psnr", "lpips_alex")]
+            distance = values.get("fd_lite0", values.get("generation", {}).get("fd_lite0", ""))
+            content = hashlib.sha256(result.read_bytes()).hexdigest()[:16]
+            writer.writerow([f"{result.parent.name}/{result.stem}", *means, distance, content])
+
+
+if __name__ == "__main__":
+    command(write_table)

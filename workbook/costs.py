@@ -1,0 +1,332 @@
+"""Time, memory and operations of models with random weights.
+
+`size_costs` at growing image sizes, `throughput` as in the paper's table of images a second (SIT,
+section 5). Costs do not depend on what weights hold. Peaks of memory are those of a process of
+its own for each model: `python -m workbook.costs` reads a call from stdin and prints its result.
+"""
+
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sitlib.model.config import AutoregressiveConfig, SamplingConfig, TokenizerConfig
+from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
+from sitlib.model.precision import best_device
+from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.sample.generate import generate
+from sitlib.strict import from_dict, to_dict
+from workbook.effects import power_law
+from workbook.estimates import flops
+from workbook.profile import Profile
+
+CPU = torch.device("cpu")
+SIZES = (64, 128, 256, 512, 1024)  # px
+BATCHES = (4, 16, 64)  # besides 1
+SWEPT_SIZES = (64, 256)  # px, at which the batch size varies
+LONGEST_SAMPLED = 4096  # tokens; drawing a longer sequence takes hours
+TOKENIZERS = ("sit4", "vit_vqgan")
+FITTED = ("tokens", "parameters", "flops", "encode", "decode", "train", "sample", "memory_mb")
+SHARES = (1, 2, 4, 8)  # full size, 1/2, 1/4, 1/8
+OURS, BASELINE = "ar_sit4_scd", "ar_vit_vqgan"
+GENERATORS = {OURS: "sit4_scd", BASELINE: "vit_vqgan"}  # and their tokenizers
+# Ratio of images a second that the paper reports for MS-COCO at 256, 64 and 32 px: AR-SIT-SCD-4 to
+# Parti-350M over ViT-VQGAN.
+REPORTED = {1: 6.5 / 7.8, 4: 24.5 / 7.6, 8: 74.7 / 7.7}
+ROUND_SECONDS = 3.0  # of one case in one round
+
+
+# -- measuring ---------------------------------------------------------------------------------
+
+
+def seconds(action: Callable[[], Any], budget: float = 0.0) -> float:
+    """Median seconds of as many calls as fit into `budget` seconds, at least one."""
+    taken: list[float] = []
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    while not taken or sum(taken) + taken[-1] <= budget:
+        wait()
+        began = time.perf_counter()
+        action()
+        wait()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+def warm_seconds(action: Callable[[], Any], budget: float = 1.0) -> float:
+    """The same after a call that is not counted, unless that took more than ten seconds."""
+    first = seconds(action)
+    return first if first > 10 else seconds(action, budget)
+
+
+def peak_mb(device: torch.device = CPU) -> float:
+    """Peak of this process's memory so far, MB: resident memory, or that of the GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e6
+    status = Path("/proc/self/status")
+    if status.exists():  # elsewhere the peak of the process that started this one counts, too
+        peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        assert peak is not None
+        return int(peak[1]) * 1024 / 1e6
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6  # bytes there, KiB elsewhere
+
+
+def in_own_process(name: str, profile: Profile, *arguments: Any) -> Any:
+    """Result of the function `name` of this module, called in a process of its own.
+
+    Raises:
+        ValueError: it failed; the message has the last line of what the process said.
+    """
+    answer = subprocess.run(
+        [sys.executable, "-m", "workbook.costs"],
+        input=json.dumps([name, to_dict(profile), *arguments]),
+        capture_output=True,
+        text=True,
+    )
+    if answer.returncode:
+        case, reason = " ".join(map(str, [name, *arguments])), answer.stderr.strip()
+        raise ValueError(f"{case} could not be measured: {reason.rpartition(chr(10))[2]}")
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
+def hardware() -> dict[str, Any]:
+    """Threads, cores and processor, for a protocol."""
+    machine = platform.processor() or platform.machine()
+    return {"threads": torch.get_num_threads(), "cores": os.cpu_count(), "machine": machine}
+
+
+def random_generator(
+    shape: AutoregressiveConfig, tokenizer: TokenizerConfig
+) -> AutoregressiveModel:
+    """A model of one class over codes of a tokenizer."""
+    books = min(tokenizer.num_codebooks, tokenizer.num_scales)
+    sizes = (tokenizer.num_scales, tokenizer.tokens_per_scale, tokenizer.num_codes, books)
+    config = CodeModelConfig(replace(shape, dropout=0.0), *sizes, ["class"], None)
+    return AutoregressiveModel(config).eval()
+
+
+def guided(profile: Profile, batch_size: int = 1) -> SamplingConfig:
+    """The profile's sampler with conditional and unconditional halves in every step."""
+    sampling = replace(profile.autoregressive.sampling, guidance=1.5, batch_size=batch_size)
+    return replace(sampling, guidance_growth="constant")
+
+
+# -- growing sizes -----------------------------------------------------------------------------
+
+
+def scaled_config(profile: Profile, variant: str, size: int) -> TokenizerConfig:
+    """The variant for `size` px, as the paper scales it: with every doubling of the side one more
+    level, with one more codebook if each scale has its own, or patches of the same size."""
+    config = profile.tokenizer_variant(variant)
+    doublings = (size // config.size).bit_length() - 1
+    if config.levels == 0:
+        return replace(config, size=size, grid_size=config.grid_size << doublings)
+    more_books = doublings if config.num_codebooks == config.num_scales else 0
+    books = config.num_codebooks + more_books
+    return replace(config, size=size, levels=config.levels + doublings, num_codebooks=books)
+
+
+def size_costs(profile: Profile, variant: str, size: int, batch_size: int = 1) -> dict[str, Any]:
+    """Costs of a tokenizer at one size, on the CPU, in this process.
+
+    Returns:
+        `tokens`, `parameters`; `flops` of encoding and decoding an image; `encode`, `decode`,
+        `train`: seconds an image (`train`: forward, L2 loss and backward, without LPIPS, which
+        costs every model the same); `sample`: seconds to draw an image's codes with a cache and
+        guidance, None beyond LONGEST_SAMPLED tokens and for batches; `memory_mb`: what the
+        training step adds to the peak of this process.
+    """
+    torch.manual_seed(0)
+    config = scaled_config(profile, variant, size)
+    tokenizer = SpectralTokenizer(config).eval()
+    images = torch.rand(batch_size, 3, size, size)
+    tokens = config.num_scales * config.tokens_per_scale
+
+    def train() -> None:
+        (tokenizer(images).reconstruction - images).square().mean().backward()
+
+    before = peak_mb()
+    train()  # before anything else, so that nothing else has made the peak
+    memory = peak_mb() - before
+    with torch.no_grad():
+        operations = flops(lambda: tokenizer(images[:1]))
+    codes, sample = tokenizer.encode(images), None
+    if tokens <= LONGEST_SAMPLED and batch_size == 1:
+        generator = random_generator(profile.autoregressive_variant("ar_sit4"), config)
+        sampling = guided(profile)
+        sample = warm_seconds(lambda: generate(generator, torch.zeros(1).long(), sampling))
+    return {
+        "variant": variant,
+        "size": size,
+        "batch_size": batch_size,
+        "tokens": tokens,
+        "parameters": sum(p.numel() for p in tokenizer.parameters()),
+        "flops": operations,
+        "encode": warm_seconds(lambda: tokenizer.encode(images)) / batch_size,
+        "decode": warm_seconds(lambda: tokenizer.decode(codes)) / batch_size,
+        "train": warm_seconds(train) / batch_size,
+        "sample": sample,
+        "memory_mb": memory,
+    }
+
+
+def exponents(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Exponents of costs in pixels by variant and kind, over the rows of one image that have it."""
+    fitted: dict[str, dict[str, float]] = {}
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        of_one = [row for row in rows if row["variant"] == variant and row["batch_size"] == 1]
+        fitted[variant] = {}
+        for key in FITTED:
+            points = [(row["size"] ** 2, row[key]) for row in of_one if row[key]]
+            if len(points) > 1:
+                fitted[variant][key] = power_law(*zip(*points, strict=True))[1]
+    return fitted
+
+
+def efficiency(profile: Profile, sizes: Sequence[int] = SIZES) -> dict[str, Any]:
+    """Costs of both tokenizers at every size, and at some for batches; their exponents."""
+    cases = [(variant, size, 1) for size in sizes for variant in TOKENIZERS]
+    swept = [size for size in SWEPT_SIZES if size in sizes]
+    cases += [(name, size, batch) for size in swept for batch in BATCHES for name in TOKENIZERS]
+    rows = []
+    for case in cases:
+        rows.append(in_own_process("size_costs", profile, *case))
+        print({key: value for key, value in rows[-1].items() if value is not None}, flush=True)
+    return {"rows": rows, "exponents": exponents(rows), "hardware": hardware()}
+
+
+# -- images a second ---------------------------------------------------------------------------
+
+
+def geometries(
+    profile: Profile,
+) -> dict[str, tuple[dict[str, TokenizerConfig], AutoregressiveConfig]]:
+    """Tokenizer of each generator, and the transformer over its codes: those of the profile; and
+    with the paper's 256 px and 1,024 tokens, the transformer half as wide."""
+    shape = profile.autoregressive_variant("ar_vit_vqgan")
+    small = replace(shape, width=shape.width // 2, heads=max(1, shape.heads // 2))
+    configs = {name: profile.tokenizer_variant(of) for name, of in GENERATORS.items()}
+    paper = {
+        name: replace(config, size=256, grid_size=16 if config.levels else 32)
+        for name, config in configs.items()
+    }
+    return {"profile": (configs, shape), "paper": (paper, small)}
+
+
+def sampler(profile: Profile, name: str, geometry: str) -> Callable[[int], Tensor]:
+    """A function that draws and decodes a batch of images at 1 / share of the full size.
+
+    Over scale-causal codes it stops after the scales that the size needs and decodes only these;
+    over codes in raster order it draws the whole images and averages them down.
+    """
+    torch.manual_seed(0)
+    configs, shape = geometries(profile)[geometry]
+    config, device = configs[name], best_device()
+    tokenizer = SpectralTokenizer(config).eval().to(device)
+    model = random_generator(shape, config).to(device)
+    batch_size = profile.autoregressive.evaluation.throughput_batch_size
+    sampling, labels = guided(profile, batch_size), torch.zeros(batch_size, dtype=torch.int64)
+
+    @torch.inference_mode()
+    def draw(share: int) -> Tensor:
+        if config.levels:
+            scales = config.num_scales - share.bit_length() + 1
+            return tokenizer.decode(generate(model, labels, sampling, scales=scales))
+        return F.avg_pool2d(tokenizer.decode(generate(model, labels, sampling)), share)
+
+    return draw
+
+
+def sampling_peaks(profile: Profile, name: str, geometry: str) -> dict[str, float]:
+    """Share of the size -> MB that drawing a batch needs at its peak beyond the models, here.
+
+    A peak never goes down again, so the smallest images come first.
+    """
+    draw, device, peaks = sampler(profile, name, geometry), best_device(), {}
+    is_cuda = device.type == "cuda"
+    before = torch.cuda.memory_allocated() / 1e6 if is_cuda else peak_mb(device)
+    for share in (1,) if name == BASELINE else SHARES[::-1]:
+        draw(share)
+        peaks[str(share)] = peak_mb(device) - before
+    return peaks
+
+
+def sampling_rates(profile: Profile, geometry: str, rounds: int) -> list[dict[str, Any]]:
+    """Images a second and peak memory of both models in one geometry, a row for every size."""
+    draw = {name: sampler(profile, name, geometry) for name in GENERATORS}
+    # The baseline does the same whatever the size, so it is measured once a round.
+    cases = [*((OURS, share) for share in SHARES), (BASELINE, 1)]
+    times: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
+    for name, share in cases if rounds > 1 else ():  # warms up
+        draw[name](share)
+    for number in range(rounds):
+        # There and back, so that a machine that grows slower or faster favours nobody.
+        for name, share in cases[:: 1 if number % 2 == 0 else -1]:
+            budget = ROUND_SECONDS if rounds > 1 else 0.0
+            times[name, share].append(seconds(partial(draw[name], share), budget))
+    peaks = {name: in_own_process("sampling_peaks", profile, name, geometry) for name in draw}
+    size, rows = geometries(profile)[geometry][0][OURS].size, []
+    batch_size = profile.autoregressive.evaluation.throughput_batch_size
+    for share in SHARES:
+        taken = {OURS: times[OURS, share], BASELINE: times[BASELINE, 1]}
+        rate = {name: batch_size / statistics.median(times) for name, times in taken.items()}
+        pairs = zip(taken[OURS], taken[BASELINE], strict=True)
+        rows.append(
+            {
+                "geometry": geometry,
+                "size": size // share,
+                "share": share,
+                "images_per_second": rate,
+                "ratio": rate[OURS] / rate[BASELINE],
+                "ratio_by_round": [baseline / ours for ours, baseline in pairs],
+                "paper_ratio": REPORTED.get(share),
+                "peak_mb": {OURS: peaks[OURS][str(share)], BASELINE: peaks[BASELINE]["1"]},
+            }
+        )
+    return rows
+
+
+def throughput(profile: Profile, rounds: int) -> dict[str, Any]:
+    """Rows of both geometries, what these are, and how it was measured.
+
+    Args:
+        rounds: in a single one, of dry runs, every time is taken once.
+    """
+    rows, about = [], {}
+    for name, (configs, shape) in geometries(profile).items():
+        rows += sampling_rates(profile, name, rounds)
+        about[name] = {
+            "size": configs[BASELINE].size,
+            "tokens": configs[BASELINE].tokens_per_scale,
+            "transformer": f"{shape.layers} layers, width {shape.width}, {shape.heads} heads",
+            "batch_size": profile.autoregressive.evaluation.throughput_batch_size,
+        }
+    protocol = {
+        "weights": "random",
+        "guidance": "on: conditional and unconditional halves in one batch",
+        "rounds": rounds,
+        "seconds_a_round": ROUND_SECONDS if rounds > 1 else 0.0,
+        "device": str(best_device()),
+    }
+    return {"geometries": about, "rows": rows, "protocol": protocol | hardware()}
+
+
+if __name__ == "__main__":
+    function, values, *arguments = json.load(sys.stdin)
+    profile = from_dict(Profile, values, "profile")
+    print(json.dumps(globals()[function](profile, *arguments)))
