@@ -73,69 +73,6 @@ def codebook_map(tokenizer: SpectralTokenizer, images: Tensor) -> Figure:
     return figure
 
 
-def scores_by_seed(scores: Mapping[str, Sequence[Scores]], metrics: Mapping[str, str]) -> Figure:
-    """One panel a metric {name: title}, one row a model: a dot for each seed, a bar at the mean."""
-    figure, axes = panels(list(metrics.values()), height=0.42 * len(scores) + 1.2, sharey=True)
-    for axis, metric in zip(axes, metrics, strict=True):
-        for row, (name, seeds) in enumerate(scores.items()):
-            values, tone = [seed[metric] for seed in seeds], colour(name)
-            axis.plot(values, [row] * len(values), "o", color=tone, alpha=0.75)
-            axis.plot(np.mean(values), row, "|", color=tone, markersize=20, markeredgewidth=2)
-        axis.set(ylim=(len(scores) - 0.5, -0.5))
-        axis.set_yticks(range(len(scores)), map(label, scores))
-        axis.grid(axis="y", visible=False)
-    return figure
-
-
-def against_baseline(changes: Sequence[Mapping[str, Any]]) -> Figure:
-    """Change of PSNR and LPIPS against ViT-VQGAN, ours with intervals beside the paper's.
-
-    Args:
-        changes: rows with `variant`, `psnr` and `lpips` (value, low, high), `paper_psnr`,
-            `paper_lpips` (None where the paper gives no number).
-    """
-    titles = ["PSNR, dB: right is better", "LPIPS, times ViT-VQGAN's: left is better"]
-    figure, axes = panels(titles, width=4.1, height=0.55 * len(changes) + 1.5, sharey=True)
-    for axis, key, unchanged in zip(axes, ("psnr", "lpips"), (0, 1), strict=True):
-        axis.axvline(unchanged, color="0.3", linewidth=1, linestyle="--")
-        for row, entry in enumerate(changes):
-            (value, low, high), paper = entry[key], entry[f"paper_{key}"]
-            errors = [[value - low], [high - value]]
-            axis.errorbar(
-                value, row, xerr=errors, fmt="o", color=colour(entry["variant"]), capsize=3
-            )
-            if paper is not None:
-                axis.plot(paper, row + 0.22, "D", mfc="white", mec="0.25", label="the paper")
-        axis.set_ylim(len(changes) - 0.4, -0.6)
-        axis.set_yticks(range(len(changes)), [label(entry["variant"]) for entry in changes])
-        axis.grid(axis="y", visible=False)
-    figure.legend(
-        *[handles[:1] for handles in axes[1].get_legend_handles_labels()],
-        loc="outside upper center",
-    )
-    return figure
-
-
-def error_budget(errors: Mapping[str, Sequence[float]]) -> Figure:
-    """Squared error of every model, a bar each, shared out among scales, coarsest first."""
-    figure, axis = plt.subplots(figsize=(7.6, 0.45 * len(errors) + 1.5))
-    by_scale = np.array(list(errors.values())).T  # [S, models]
-    left = np.zeros(len(errors))
-    for s, widths in enumerate(by_scale):
-        title = "approximation" if s == 0 else f"details {len(by_scale) - s}"
-        shade = plt.get_cmap("cividis")(0.05 + 0.9 * s / max(len(by_scale) - 1, 1))
-        bars = axis.barh(range(len(errors)), widths, left=left, color=shade, label=title)
-        ink = {"fontsize": 8, "color": "white" if s < 2 else "black"}
-        axis.bar_label(bars, [f"{1000 * w:.1f}" for w in widths], label_type="center", **ink)
-        left += widths
-    axis.set_xlabel("mean squared error in [-1, 1] (labels: times 1000)")
-    axis.set_yticks(range(len(errors)), map(label, errors))
-    axis.invert_yaxis()
-    axis.grid(axis="y", visible=False)
-    figure.legend(loc="outside upper center", ncols=len(by_scale))
-    return figure
-
-
 def quality_by_size(
     models: Mapping[str, Mapping[int, Scores]], metrics: Mapping[str, str]
 ) -> Figure:

@@ -1,14 +1,72 @@
 """Result tables in HTML and as text. GitHub removes styles, so the HTML consists of plain elements."""
 
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 from IPython.display import display
 
+from sitlib.metrics import GENERATION_METRICS, METRICS
+
 Rows = Sequence[Mapping[str, Any]]
 Digits = int | Mapping[str, int]
+Best = Mapping[str, str] | bool
+
+
+@dataclass(frozen=True)
+class Column:
+    """How a measured value is shown: title with unit, decimals, which is better, factor."""
+
+    title: str
+    digits: int
+    best: Literal["max", "min"] | None = None
+    factor: float = 1.0
+
+    @property
+    def arrow(self) -> str:
+        """Title with an arrow to the better values: "PSNR, dB ↑"."""
+        return self.title + {"max": " ↑", "min": " ↓", None: ""}[self.best]
+
+
+COLUMNS = {
+    name: Column(m.heading, m.digits, "max" if m.higher_is_better else "min", m.factor)
+    for name, m in {**METRICS, **GENERATION_METRICS}.items()
+} | {
+    "usage": Column("codes used, %", 1, "max"),
+    "lite0_score": Column("Lite0 score", 2, "max"),
+    "bits_per_pixel": Column("bits per pixel", 3),
+    "r_precision_seen": Column("R-precision, seen names, %", 1, "max"),
+    "r_precision_held_out": Column("R-precision, new names, %", 1, "max"),
+    "nats_per_token": Column("nats per token", 3),  # codes of two tokenizers do not compare
+    "parameters": Column("parameters, M", 2, factor=1e-6),
+}
+BY_TITLE = {column.title: column for column in COLUMNS.values()}
+
+
+def spread(values: Sequence[float | None]) -> dict[str, float | int | None]:
+    """Mean and sample standard deviation over seeds; None where a value is not finite."""
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    is_whole = len(finite) == len(values)
+    mean = float(f"{statistics.fmean(finite):.6g}") if is_whole else None
+    std = float(f"{statistics.stdev(finite):.6g}") if is_whole and len(values) > 1 else None
+    return {"mean": mean, "std": std, "seeds": len(values)}
+
+
+def cells(seeds: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, Any]:
+    """Cells of a table row: title -> `spread` over seeds, of the values that they have."""
+    return {
+        COLUMNS[name].title: spread(
+            [
+                None if (value := seed[name]) is None else COLUMNS[name].factor * value
+                for seed in seeds
+            ]
+        )
+        for name in names
+        if all(name in seed for seed in seeds)
+    }
 
 
 def format_value(value: Any, digits: int = 3) -> str:
@@ -34,32 +92,41 @@ def _number(value: Any) -> float | None:
 
 
 def _cells(
-    rows: Rows, digits: Digits, best: Mapping[str, str]
+    rows: Rows, digits: Digits, best: Best
 ) -> tuple[list[str], list[list[tuple[str, bool]]]]:
     """Column names, and for each row (text, is best of its column)."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
+    if isinstance(best, bool):
+        best = {name: BY_TITLE[name].best or "" for name in columns if best and name in BY_TITLE}
     winners = {}
     for name, direction in best.items():
         numbers = [n for row in rows if (n := _number(row.get(name))) is not None]
-        if len(set(numbers)) > 1:
+        if len(set(numbers)) > 1 and direction:
             winners[name] = (min if direction == "min" else max)(numbers)
+    decimals = {name: column.digits for name, column in BY_TITLE.items()}
+    decimals |= {} if isinstance(digits, int) else digits
     body = []
     for row in rows:
-        cells = []
+        line = []
         for name in columns:
-            precision = digits if isinstance(digits, int) else digits.get(name, 3)
+            precision = digits if isinstance(digits, int) else decimals.get(name, 3)
             text = format_value(row[name], precision) if name in row else ""
             is_best = name in winners and _number(row.get(name)) == winners[name]
-            cells.append((text, is_best))
-        body.append(cells)
+            line.append((text, is_best))
+        body.append(line)
     return columns, body
 
 
 def html_table(
-    rows: Rows, caption: str, *, digits: Digits = 3, best: Mapping[str, str] | None = None
+    rows: Rows, caption: str, *, digits: Digits | None = None, best: Best = False
 ) -> str:
-    """`<table>` with one mapping a row; `best={column: "min" | "max"}` sets a column's best bold."""
-    columns, body = _cells(rows or [{"": "no rows yet"}], digits, best or {})
+    """`<table>` with one mapping a row; the best of a column in bold.
+
+    Args:
+        digits: decimals, of all columns or by column; default: those of `COLUMNS`, or 3.
+        best: {column: "min" | "max"}, or True for the directions of `COLUMNS`.
+    """
+    columns, body = _cells(rows or [{"": "no rows yet"}], digits or {}, best)
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
     lines = []
     for cells in body:
@@ -75,10 +142,10 @@ def html_table(
 
 
 def text_table(
-    rows: Rows, caption: str, *, digits: Digits = 3, best: Mapping[str, str] | None = None
+    rows: Rows, caption: str, *, digits: Digits | None = None, best: Best = False
 ) -> str:
     """The same table for a terminal; the best cell of a column carries a star."""
-    columns, body = _cells(rows or [{"": "no rows yet"}], digits, best or {})
+    columns, body = _cells(rows or [{"": "no rows yet"}], digits or {}, best)
     grid = [columns] + [[text + "*" * is_best for text, is_best in cells] for cells in body]
     widths = [max(len(line[i]) for line in grid) for i in range(len(columns))]
     lines = []
@@ -88,9 +155,7 @@ def text_table(
     return "\n".join([caption, *lines])
 
 
-def table(
-    rows: Rows, caption: str, *, digits: Digits = 3, best: Mapping[str, str] | None = None
-) -> None:
+def table(rows: Rows, caption: str, *, digits: Digits | None = None, best: Best = False) -> None:
     """Display rows as a table in a notebook."""
     html, text = (
         form(rows, caption, digits=digits, best=best) for form in (html_table, text_table)

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sitlib.metrics import GENERATION_METRICS, METRICS, bootstrap_interval, paired_interval
+from sitlib.metrics import bootstrap_interval, paired_interval
+from workbook.figures.tables import cells
 from workbook.names import label
 
 Scores = Mapping[str, Any]  # metrics of one run, as the evaluation stages write them
@@ -67,14 +68,6 @@ def _by_photograph(
     return dict(zip(records[0]["photographs"], counts, strict=True))
 
 
-def interval(seeds: Sequence[Scores], metric: str, images: str, size: int) -> Interval:
-    """Mean of a metric over seeds, with its interval over photographs."""
-    by_photograph = _by_photograph(seeds, metric, images, size)
-    values, counts = np.array(list(by_photograph.values())).T
-    bounds = bootstrap_interval(values, list(by_photograph), counts=counts)
-    return float(np.average(values, weights=counts)), *bounds
-
-
 def change(
     seeds: Sequence[Scores],
     baseline: Sequence[Scores],
@@ -109,10 +102,15 @@ def r_precision(seeds: Sequence[Scores], kind: str, baseline: Sequence[Scores] =
 
 
 def paper_table(runs: Runs, images: str, full_size: int) -> list[dict[str, Any]]:
-    """The paper's reconstruction rows beside ours, at the sizes that correspond."""
-    rows = []
-    for row, size in _comparable(runs, images, full_size):
-        seeds = runs[row.variant]
+    """The paper's reconstruction rows beside ours, each against ViT-VQGAN at full size."""
+    base, rows = RECONSTRUCTION[0], []
+    for row in RECONSTRUCTION:
+        seeds, size = runs.get(row.variant, []), row.size * full_size // PAPER_SIZE
+        if BASELINE not in runs or not seeds or str(size) not in seeds[0]["sets"][images]:
+            continue
+        sizes = images, size, full_size
+        ratio = change(seeds, runs[BASELINE], "lpips_alex", "ratio", *sizes)
+        ours = cells([at(seed, images, size) for seed in seeds], ("psnr", "lpips_alex", "fd_lite0"))
         rows.append(
             {
                 "model": label(row.variant),
@@ -120,91 +118,13 @@ def paper_table(runs: Runs, images: str, full_size: int) -> list[dict[str, Any]]
                 "paper PSNR": row.psnr,
                 "paper LPIPS": row.lpips,
                 "paper FID": row.fid,
-                "ours, px": size,
-                "PSNR, dB": with_interval(*interval(seeds, "psnr", images, size)),
-                "LPIPS-Alex": with_interval(*interval(seeds, "lpips_alex", images, size), digits=3),
-                "FD-Lite0": fmean(at(seed, images, size)["fd_lite0"] for seed in seeds),
-            }
-        )
-    return rows
-
-
-def relative_table(runs: Runs, images: str, full_size: int) -> list[dict[str, Any]]:
-    """The paper's relative changes beside ours.
-
-    A model at full size is set against the baseline, a smaller size against the same model at full
-    size, and the baseline at the smallest size against the scale-causal model there.
-    """
-    reported = {(row.variant, row.size): row for row in RECONSTRUCTION}
-    rows = []
-    for row, size in _comparable(runs, images, full_size):
-        if row.variant == BASELINE:
-            other, name = ("sit5_sc", row.size), "SIT-SC-5 at this size"
-        elif row.size == PAPER_SIZE:
-            other, name = (BASELINE, PAPER_SIZE), "ViT-VQGAN"
-        else:
-            other, name = (row.variant, PAPER_SIZE), "itself at full size"
-        if (row.variant, row.size) == (BASELINE, PAPER_SIZE) or other[0] not in runs:
-            continue
-        reference, pair = reported[other], (runs[row.variant], runs[other[0]])
-        sizes = (size, reference.size * full_size // PAPER_SIZE)
-        dB = None
-        if row.psnr is not None and reference.psnr is not None:
-            dB = f"{row.psnr - reference.psnr:+.1f}"
-        lpips = change(*pair, "lpips_alex", "ratio", images, *sizes)
-        psnr = change(*pair, "psnr", "difference", images, *sizes)
-        rows.append(
-            {
-                "model": label(row.variant),
+                "paper LPIPS / ViT-VQGAN's": f"x {row.lpips / base.lpips:.2f}",
                 "px": size,
-                "against": name,
-                "paper, LPIPS": f"x {row.lpips / reference.lpips:.2f}",
-                "ours, LPIPS-Alex": f"x {with_interval(*lpips)}",
-                "paper, dB": dB,
-                "ours, dB": with_interval(*psnr, sign="+"),
+                **ours,
+                "LPIPS / ViT-VQGAN's": f"x {with_interval(*ratio)}",
             }
         )
     return rows
-
-
-def _comparable(runs: Runs, images: str, full_size: int) -> list[tuple[Reported, int]]:
-    """Rows of the paper for which there are scores of ours, each with our size in px."""
-    pairs = [(row, row.size * full_size // PAPER_SIZE) for row in RECONSTRUCTION]
-    return [
-        (row, size)
-        for row, size in pairs
-        if row.variant in runs and str(size) in runs[row.variant][0]["sets"][images]
-    ]
-
-
-def sets_table(runs: Runs, sizes: Sequence[int]) -> list[dict[str, Any]]:
-    """All metrics of every model on every set of held-out images, means over seeds."""
-    rows = []
-    for images in next(iter(runs.values()))[0]["sets"]:
-        for variant, seeds in runs.items():
-            for size in sizes:
-                if str(size) in seeds[0]["sets"][images]:
-                    row = {"images": images, "model": label(variant), "px": size}
-                    rows.append(row | _metrics(seeds, images, size))
-    return rows
-
-
-def _metrics(seeds: Sequence[Scores], images: str, size: int) -> dict[str, Any]:
-    """Heading -> mean over seeds of each metric that was measured, with an interval if it has one."""
-    records = [at(seed, images, size) for seed in seeds]
-    row: dict[str, Any] = {}
-    for name, metric in METRICS.items():
-        row[metric.heading] = None
-        if all(name in record["by_photograph"] for record in records):
-            row[metric.heading] = with_interval(
-                *interval(seeds, name, images, size), digits=metric.digits
-            )
-    for name, metric in GENERATION_METRICS.items():
-        if all(name in record for record in records):
-            row[metric.heading] = metric.factor * fmean(record[name] for record in records)
-    row["score"] = fmean(record["lite0_score"] for record in records)
-    row["bits/px"] = fmean(record["bits_per_pixel"] for record in records)
-    return row
 
 
 def headline(
@@ -216,34 +136,33 @@ def headline(
     def add(variant: str, measure: str, paper: str | None, ours: str) -> None:
         rows.append({"model": label(variant), "measure": measure, "paper": paper, "ours": ours})
 
-    baseline = tokenizers.get(BASELINE)
-    if baseline:
+    base, baseline = RECONSTRUCTION[0], tokenizers.get(BASELINE, [])
+    for row in RECONSTRUCTION[1:]:
+        if row.size != PAPER_SIZE or not baseline or row.variant not in tokenizers:
+            continue
         images = next(iter(baseline[0]["sets"]))
-        size = max(map(int, baseline[0]["sets"][images]))
-        paper = {row.variant: row for row in RECONSTRUCTION if row.size == PAPER_SIZE}
-        base = paper[BASELINE]
-        for variant, row in paper.items():
-            if variant == BASELINE or variant not in tokenizers:
-                continue
-            pair = tokenizers[variant], baseline
-            psnr = change(*pair, "psnr", "difference", images, size)
-            lpips = change(*pair, "lpips_alex", "ratio", images, size)
-            reported = f"{row.psnr - base.psnr:+.1f}" if row.psnr and base.psnr else None
-            add(variant, "PSNR, dB ↑", reported, with_interval(*psnr, sign="+"))
-            ratio = f"x {row.lpips / base.lpips:.2f}"
-            add(variant, "LPIPS ↓", ratio, f"x {with_interval(*lpips)}")
+        where = images, max(map(int, baseline[0]["sets"][images]))
+        psnr, lpips = (
+            change(tokenizers[row.variant], baseline, metric, kind, *where)
+            for metric, kind in (("psnr", "difference"), ("lpips_alex", "ratio"))
+        )
+        reported = f"{row.psnr - base.psnr:+.1f}" if row.psnr and base.psnr else None
+        add(row.variant, "PSNR, dB ↑", reported, with_interval(*psnr, sign="+"))
+        ratio = f"x {row.lpips / base.lpips:.2f}"
+        add(row.variant, "LPIPS ↓", ratio, f"x {with_interval(*lpips)}")
     for variant, (other, fid, base_fid) in FID.items():
-        if variant in generators and other in generators:
-            ours, theirs = (
-                fmean(seed["fd_lite0"] for seed in generators[name]) for name in (variant, other)
+        if {variant, other} <= generators.keys():
+            pair = generators[variant], generators[other]
+            ours, theirs = (fmean(seed["fd_lite0"] for seed in seeds) for seeds in pair)
+            add(
+                variant,
+                "distance to real images ↓",
+                f"x {fid / base_fid:.2f}",
+                f"x {ours / theirs:.2f}",
             )
-            measure = "distance to real images ↓"
-            add(variant, measure, f"x {fid / base_fid:.2f}", f"x {ours / theirs:.2f}")
     for row in (throughput or {"rows": []})["rows"]:
         if row["geometry"] == "paper" and row["paper_ratio"]:
-            variant, measure = (
-                next(iter(row["images_per_second"])),
-                f"images a second, {row['size']} px ↑",
-            )
-            add(variant, measure, f"x {row['paper_ratio']:.2f}", f"x {row['ratio']:.2f}")
+            variant = next(iter(row["images_per_second"]))
+            paper, ours = (f"x {row[key]:.2f}" for key in ("paper_ratio", "ratio"))
+            add(variant, f"images a second, {row['size']} px ↑", paper, ours)
     return rows

@@ -8,7 +8,8 @@ from typing import Any
 
 import nbformat
 
-from workbook.figures.tables import html_table
+from sitlib.metrics import GENERATION_METRICS, METRICS
+from workbook.figures.tables import COLUMNS, Column, html_table
 from workbook.names import label
 from workbook.site.compare import BASELINE
 from workbook.site.render import Store, aligned, data_uri, figure, notebook_title, page, picture_of
@@ -36,23 +37,9 @@ Upsampling draws the details of a small image: plausible, not right. Editing kee
 coarse scales to the bit and draws the rest for another caption."""
 COST = """A small image needs only the first scales, while the baseline always draws the whole image."""
 
-# key of results.json: caption, and column -> (title, decimals, which is better)
-RECONSTRUCTION = {
-    "psnr": ("PSNR, dB ↑", 2, "max"),
-    "lpips_vgg": ("LPIPS-VGG ↓", 3, "min"),
-    "lpips_alex": ("LPIPS-Alex ↓", 3, "min"),
-    "fd_lite0": ("FD-Lite0 ↓", 1, "min"),
-    "usage": ("codes used, % ↑", 1, "max"),
-}
-GENERATION = {
-    "r_precision_seen": ("R-precision, seen names, % ↑", 1, "max"),
-    "r_precision_held_out": ("R-precision, new names, % ↑", 1, "max"),
-    "fd_lite0": ("FD-Lite0 ↓", 1, "min"),
-    "kid": ("KID-Lite0 ↓", 4, "min"),
-    "precision": ("precision ↑", 2, "max"),
-    "recall": ("recall ↑", 2, "max"),
-    "nats_per_token": ("nats per token", 3, None),  # codes of two tokenizers are not comparable
-}
+# key of results.json -> caption, and columns
+RECONSTRUCTION = (*METRICS, "fd_lite0", "usage")
+GENERATION = ("r_precision_seen", "r_precision_held_out", *GENERATION_METRICS, "nats_per_token")
 TABLES = {
     "tokenizers": ("Tokenizers on held-out photographs", RECONSTRUCTION),
     "generators": ("Class-conditional samples against held-out views", GENERATION),
@@ -119,23 +106,29 @@ def _scrolling(table: str) -> str:
 
 def metrics_table(key: str, results: Mapping[str, Any]) -> str:
     """One table of results.json and, folded, how its numbers were measured."""
-    caption, columns = TABLES[key]
+    caption, names = TABLES[key]
     group, protocol = results[key], results["protocol"].get(key, {})
-    columns = {k: spec for k, spec in columns.items() if any(k in row for row in group.values())}
+    columns = [(k, COLUMNS[k]) for k in names if any(k in row for row in group.values())]
     rows = [
-        {"model": label(variant)} | {title: row.get(k) for k, (title, *_) in columns.items()}
+        {"model": label(variant)}
+        | {column.arrow: _scaled(row.get(k), column) for k, column in columns}
         for variant, row in group.items()
     ]
     seeds = max(value["seeds"] for row in group.values() for value in row.values())
     spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    digits = {title: decimals for title, decimals, _ in columns.values()}
-    best = {title: direction for title, _, direction in columns.values() if direction}
+    digits = {column.arrow: column.digits for _, column in columns}
+    best = {column.arrow: column.best for _, column in columns if column.best}
     table = html_table(rows, f"{caption}; {spread}", digits=digits, best=best)
     items = "".join(
         f"<li>{escape(name.replace('_', ' ') + ': ' + _text(value))}</li>"
         for name, value in protocol.items()
     )
     return _scrolling(table) + _details("How this was measured", f"<ul>{items}</ul>")
+
+
+def _scaled(value: Mapping[str, Any] | None, column: Column) -> dict[str, Any]:
+    """Mean and deviation of results.json in the unit of the column."""
+    return {k: v and v * column.factor for k, v in (value or {}).items()}
 
 
 def _text(value: Any) -> str:

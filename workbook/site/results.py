@@ -5,10 +5,8 @@ Every run's metrics are gathered into one file, with what they were measured on.
 """
 
 import json
-import math
 import platform
 import re
-import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +16,7 @@ from typing import Any
 import yaml
 
 from sitlib.metrics import GENERATION_METRICS, METRICS
-from workbook.figures.tables import format_value
+from workbook.figures.tables import format_value, spread
 from workbook.machine import lock_hash, machine
 from workbook.params import seeds_by_variant
 from workbook.profile import load_profile
@@ -69,15 +67,6 @@ def listed_variants(parameters: Mapping[str, Any]) -> dict[str, list[str]]:
         "generation": list(seeds_by_variant(generators)),
         "text": list(seeds_by_variant(parameters["text_generators"])),
     }
-
-
-def spread(values: Sequence[float | None]) -> dict[str, float | int | None]:
-    """Mean and sample standard deviation over seeds; None where a value is not finite."""
-    finite = [value for value in values if value is not None and math.isfinite(value)]
-    is_whole = len(finite) == len(values)
-    mean = float(f"{statistics.fmean(finite):.6g}") if is_whole else None
-    std = float(f"{statistics.stdev(finite):.6g}") if is_whole and len(values) > 1 else None
-    return {"mean": mean, "std": std, "seeds": len(values)}
 
 
 def summary(
