@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sitlib.data import token_shards
 from workbook import codes
 from workbook import train_or_load as runs
 from workbook.code_hashes import code_hashes
@@ -117,7 +116,7 @@ def main(what: str, folder: Path) -> None:
     profile, shared = profile_of(folder / "images"), folder / "shared"
     for module in (runs, codes):
         module.resolve = lambda path: shared / path
-    codes.BATCH, token_shards.SHARD_BYTES = 6, 1
+    codes.BATCH, codes.SHARD_BYTES = 6, 1
     code_hashes(["workbook/generators.py"])  # kept for all children
 
     def newest_state() -> int:

@@ -17,13 +17,13 @@ from sitlib.data import (
     held_out_views,
     open_captioned,
     open_images,
-    token_shards,
     training_views,
 )
-from sitlib.data.token_shards import make_shards, plan_shards, read_manifest, read_shards
+from sitlib.data.token_shards import TokenShards, make_shards, read_manifest
 from sitlib.files import DiskError
 from sitlib.model.tokenizer import SpectralTokenizer
-from workbook import codes, generators
+from sitlib.train import generator
+from workbook import codes
 from workbook.paths import resolve
 from workbook.profile import load_profile
 
@@ -32,15 +32,14 @@ def write(folder, sizes=(3, 5, 4), num_codes=512, seconds=0.0, run="a", made=Non
     """Shards of one batch each, whose codes tell their row."""
     starts = np.cumsum([0, *sizes])
 
-    def make(shard):
+    def make(split, batches):
         time.sleep(seconds)
         if made is not None:
-            made.append(shard.name)
-        rows = torch.arange(starts[shard.batches.start], starts[shard.batches.stop])
+            made.append(batches.start)
+        rows = torch.arange(starts[batches.start], starts[batches.stop])
         return rows[:, None, None].expand(-1, 2, 4) % num_codes, rows
 
-    shards = plan_shards({"train": len(sizes)}, token_shards.SHARD_BYTES)
-    make_shards(folder, shards, make, {"run": run}, num_codes, **ranks)
+    make_shards(folder, {"train": len(sizes)}, 1, make, {"run": run}, num_codes, **ranks)
 
 
 def content(folder):
@@ -50,7 +49,7 @@ def content(folder):
 class TestShards:
     def test_rows_are_read_where_they_lie(self, tmp_path):
         write(tmp_path / "codes")
-        codes = read_shards(tmp_path / "codes", "train")
+        codes = TokenShards(tmp_path / "codes", "train")
         assert codes.shape == (12, 2, 4) and codes.labels.tolist() == list(range(12))
         rows = torch.tensor([11, 0, 3, 3, 7, 2])
         assert torch.equal(codes[rows][:, 1, 2], rows) and codes[rows].dtype == torch.int64
@@ -64,16 +63,16 @@ class TestShards:
     def test_memory_stays_on_disk(self, tmp_path):
         """Reading a few rows of 64 MB does not fetch the rest."""
 
-        def make(shard):
+        def make(split, batches):
             return torch.zeros(2**13, 4, 2**10, dtype=torch.int64), torch.zeros(2**13)
 
         def anonymous_bytes() -> int:  # that are not pages of files
             status = Path("/proc/self/status").read_text()
             return 1024 * int(re.search(r"RssAnon:\s+(\d+)", status)[1])
 
-        make_shards(tmp_path / "codes", plan_shards({"train": 1}, 1), make, {}, 512)
+        make_shards(tmp_path / "codes", {"train": 1}, 1, make, {}, 512)
         before = anonymous_bytes()
-        codes = read_shards(tmp_path / "codes", "train")
+        codes = TokenShards(tmp_path / "codes", "train")
         assert codes[torch.arange(0, 2**13, 512)].shape[0] == 16
         assert anonymous_bytes() - before < 16e6
 
@@ -81,11 +80,11 @@ class TestShards:
         made = []
         for run, sizes in (("a", (3, 5, 4)), ("a", (3, 5, 4)), ("b", (2, 2))):
             write(tmp_path / "codes", sizes, made=made, run=run)
-        assert len(made) == 5 and len(read_shards(tmp_path / "codes", "train")) == 4
+        assert len(made) == 5 and len(TokenShards(tmp_path / "codes", "train")) == 4
         assert [path.name for path in tmp_path.iterdir()] == ["codes"]
         (tmp_path / "codes/train-00001.safetensors").unlink()
-        with pytest.raises(FileNotFoundError, match=r"lacks the codes train-00001.*: extract"):
-            read_shards(tmp_path / "codes", "train")
+        with pytest.raises(FileNotFoundError, match=r"lacks the codes .*train-00001.*: extract"):
+            TokenShards(tmp_path / "codes", "train")
 
     def test_unfinished_shards_of_another_run_are_refused(self, tmp_path):
         work = tmp_path / ".codes.unfinished"
@@ -97,7 +96,7 @@ class TestShards:
         (work / "train-00001.safetensors.partial").rmdir()
         made = []
         write(tmp_path / "codes", run="a", made=made)
-        assert made == ["train-00001.safetensors", "train-00002.safetensors"]
+        assert made == [1, 2]
 
     def test_killed_ranks_are_continued_by_any_number(self, tmp_path):
         context, sizes = multiprocessing.get_context("fork"), (3,) * 24
@@ -121,7 +120,7 @@ class TestShards:
         assert 8 <= len(there) < 24 and not read_manifest(tmp_path / "codes")
         made = []
         write(tmp_path / "codes", sizes, made=made)
-        assert set(made) == {f"train-{n:05d}.safetensors" for n in range(24)} - there
+        assert {f"train-{n:05d}.safetensors" for n in range(24) if n not in made} == there
         write(tmp_path / "undisturbed", sizes)
         assert content(tmp_path / "codes") == content(tmp_path / "undisturbed")
         assert {path.name for path in tmp_path.iterdir()} == {"codes", "undisturbed"}
@@ -143,8 +142,8 @@ class TestShards:
             for process in ranks:
                 process.join(60)
                 assert process.exitcode == 0
-            assert sorted(made) == [f"train-{n:05d}.safetensors" for n in range(16)]  # each once
-        assert len(read_shards(tmp_path / "codes", "train")) == 48
+            assert sorted(made) == list(range(16))  # each once
+        assert len(TokenShards(tmp_path / "codes", "train")) == 48
 
 
 @pytest.fixture
@@ -171,7 +170,7 @@ class TestExtraction:
     def test_codes_are_those_of_one_loop(
         self, smoke, tmp_path, monkeypatch, variant, shard_bytes, workers
     ):
-        monkeypatch.setattr(token_shards, "SHARD_BYTES", shard_bytes)
+        monkeypatch.setattr(codes, "SHARD_BYTES", shard_bytes)
         extracted = codes.extract_codes(smoke, variant, tmp_path / "codes", workers)
         name = smoke.autoregressive_variant(variant).tokenizer
         settings, data = smoke.generator_section(variant).codes, smoke.tokenizer_data(name)
@@ -226,10 +225,8 @@ class TestDraws:
     def test_those_of_small_sets_are_as_they_ever_were(self, tmp_path, names):
         write(tmp_path / "codes", sizes=(30, 30))
         labels = torch.from_numpy(np.random.default_rng(0).integers(0, 20, 60))
-        shards = read_shards(tmp_path / "codes", "train")
-        draw = generators.code_map_draws(
-            SimpleNamespace(train=shards, train_labels=labels), names, 16, seed=3
-        )
+        shards = TokenShards(tmp_path / "codes", "train")
+        draw = generator.code_map_draws(shards, labels, names, 16, seed=3)
         rows_of = [np.array([row]) for row in range(60)]
         if names is not None:
             name_of = np.array([names[image] for image in labels.tolist()])
@@ -242,16 +239,15 @@ class TestDraws:
 
     def test_large_sets_come_in_epochs(self, tmp_path, monkeypatch):
         write(tmp_path / "codes", sizes=(30, 30, 36))
-        monkeypatch.setattr(generators, "WINDOW", 50)
-        shards = read_shards(tmp_path / "codes", "train")
-        equal = SimpleNamespace(train=shards, train_labels=None)
-        draw = generators.code_map_draws(equal, None, 12, seed=3)
+        monkeypatch.setattr(generator, "WINDOW", 50)
+        shards = TokenShards(tmp_path / "codes", "train")
+        draw = generator.code_map_draws(shards, shards.labels, None, 12, seed=3)
         first, second = (
             np.concatenate([draw(8 * e + s, None) for s in range(8)]) for e in range(2)
         )
         assert sorted(first) == sorted(second) == list(range(96)) and (first != second).any()
         assert (draw(5, None) == first[60:72]).all()
         # Names with more images than others are drawn, as often as the others.
-        unequal = SimpleNamespace(train=shards, train_labels=torch.arange(96))
-        draw = generators.code_map_draws(unequal, ["often"] * 90 + ["seldom"] * 6, 1000, seed=3)
+        names = ["often"] * 90 + ["seldom"] * 6
+        draw = generator.code_map_draws(shards, torch.arange(96), names, 1000, seed=3)
         assert 400 < (draw(0, np.random.default_rng(0)) < 90).sum() < 600

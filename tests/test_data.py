@@ -21,7 +21,6 @@ from sitlib.data import (
     degrade,
     held_out_views,
     images,
-    index,
     open_images,
     training_views,
 )
@@ -218,45 +217,6 @@ class TestShards:
         assert source.keys[-1] == "z" and "text" not in source.keys
 
 
-class TestIndexCache:
-    @pytest.fixture
-    def shards(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(index, "CACHE_INDEX_FROM", 0)
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        self.write(tmp_path / "set", range(12))
-        return sorted((tmp_path / "set").glob("*.tar"))
-
-    def write(self, folder, numbers):
-        for shard in range(2):
-            samples = [
-                {"__key__": f"{n:04}", "jpg": jpeg("red"), "json": {"class": [None, "a"][n % 2]}}
-                for n in list(numbers)[shard::2]
-            ]
-            write_shard(folder / f"train-{shard}.tar", samples)
-
-    def test_it_is_read_while_the_shards_do_not_change(self, shards, monkeypatch):
-        first = index.index_shards(shards)
-        file = index.index_cache_file(shards)
-        monkeypatch.setattr(index, "index_shard", None)  # the shards are not read again
-        again = index.index_shards(shards)
-        columns = ("files", "keys", "class_of", "problems")
-        assert all(getattr(again, name) == getattr(first, name) for name in columns)
-        assert (again.spans == first.spans).all() and len(open_images(shards[0].parent)) == 12
-        monkeypatch.undo()
-        monkeypatch.setattr(index, "CACHE_INDEX_FROM", 0)
-        monkeypatch.setenv("XDG_CACHE_HOME", str(file.parents[2]))
-        for content in (b"", b"PK damaged", file.read_bytes()[:-100]):
-            file.write_bytes(content)
-            assert index.index_shards(shards).keys == first.keys
-        self.write(shards[0].parent, range(20, 33))
-        assert index.index_shards(shards).keys[0] == "0020"
-
-    def test_incomplete_shards_are_not_kept(self, shards):
-        shards[0].write_bytes(shards[0].read_bytes()[:2000])
-        assert all(index.index_shards(shards).problems for _ in range(2))
-        assert not index.index_cache_file(shards).exists()
-
-
 class TestFolders:
     def test_splits_and_classes(self, tmp_path):
         write_folder(tmp_path, ["train", "val"])
@@ -319,9 +279,9 @@ class TestFolders:
 
 
 REFUSED_SOURCES = [
-    ("nowhere", "train", r"looked for a folder or a .tar shard at .*nowhere"),
-    ("text", "train", r"neither WebDataset shards .* found there: notes\.txt"),
-    ("one", "test", r"no split 'test' in .*one; found the splits \['train'\]"),
+    ("nowhere", "train", r"neither a folder nor a shard is at .*nowhere"),
+    ("text", "train", r"neither WebDataset shards .* found there: .*notes\.txt"),
+    ("one", "test", r"no split 'test' in .*one, only \['train'\]"),
     ("empty", "test", "'test' of .*empty has no usable image"),
     ("broken", "test", r"No image can be used: 3 of 3 .*0\.jpg"),
     ("mixed", "train", "mixes class names and class numbers"),

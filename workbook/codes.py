@@ -5,6 +5,7 @@
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,14 +22,7 @@ from sitlib.data import (
     training_views,
 )
 from sitlib.data.captions import Phrasing
-from sitlib.data.token_shards import (
-    Shard,
-    TokenShards,
-    make_shards,
-    plan_shards,
-    read_manifest,
-    read_shards,
-)
+from sitlib.data.token_shards import TokenShards, make_shards, read_manifest
 from sitlib.files import sha256_of
 from sitlib.model.precision import best_device
 from sitlib.strict import digest
@@ -38,6 +32,7 @@ from workbook.tokenizers import trained_tokenizer
 from workbook.train_or_load import CodesRun
 
 BATCH = 64  # views at a time
+SHARD_BYTES = 2**27  # of codes, at most (but at least one batch)
 
 
 @dataclass
@@ -65,8 +60,7 @@ def captioned(profile: Profile, split: str, phrasing: Phrasing = "training") -> 
     settings = run.captions
     assert settings is not None
     captions = settings.source
-    if captions not in ("names", "records"):
-        captions = resolve(captions)
+    captions = captions if captions in ("names", "records") else resolve(captions)
     options = {"phrasing": phrasing, "seed": settings.seed, "count": settings.per_image}
     return open_captioned(resolve(run.tokenizer.source), split, captions, **options)
 
@@ -76,17 +70,15 @@ def held_out_wide(
 ) -> tuple[Tensor, Tensor]:
     """Wide held-out views [count, 3, H, W] of an autoregressive variant, and labels [count].
 
-    Args:
-        first: views to leave out at the beginning, so that a set can be made in parts.
+    The first `first` views are left out, so that a set can be made in parts.
     """
     images, run = images_of(profile, variant, "test"), CodesRun.of(profile, variant)
     return _held_out(images, run, count, first)
 
 
 def _held_out(images: ImageSource, run: CodesRun, count: int, first: int) -> tuple[Tensor, Tensor]:
-    views, labels, keys = held_out_views(
-        images, count, run.tokenizer.data.size, run.codes.seed, kind="wide", first=first
-    )
+    size, seed = run.tokenizer.data.size, run.codes.seed
+    views, labels, keys = held_out_views(images, count, size, seed, kind="wide", first=first)
     return views, labels if run.captions is None else _positions(images, keys)
 
 
@@ -103,66 +95,57 @@ def extract_codes(profile: Profile, variant: str, folder: str | Path, workers: i
         workers: processes that decode images, as for `prefetch`.
     """
     run = CodesRun.of(profile, variant)
-    settings, size, seed = run.codes, run.tokenizer.data.size, run.tokenizer.seed
+    settings, config = run.codes, run.tokenizer.model
     name = profile.autoregressive_variant(variant).tokenizer
-    tokenizer = trained_tokenizer(profile, name, seed)
-    rank, world_size, local_rank = (
-        int(os.environ.get(variable, default))
-        for variable, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    )
+    tokenizer = trained_tokenizer(profile, name, run.tokenizer.seed)
+    launcher = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", **os.environ}
+    rank, world_size, local_rank = (int(launcher[n]) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     device = best_device()
     if device.type == "cuda" and local_rank < torch.cuda.device_count():
         device = torch.device("cuda", local_rank)
     model = tokenizer.model.to(device)
-    images = {
-        "train": images_of(profile, variant, "train"),
-        "held_out": images_of(profile, variant, "test"),
-    }
+    train, test = (images_of(profile, variant, split) for split in ("train", "test"))
     # Whole epochs: every image as often as any other.
-    num_views = {
-        "train": settings.views_per_image * len(images["train"]),
-        "held_out": settings.held_out_views,
-    }
+    num_views = {"train": settings.views_per_image * len(train)}
+    num_views |= {"held_out": settings.held_out_views}
 
     def make_batch(split: str, number: int) -> tuple[list[Tensor], Tensor]:
         """Views [B, 3, H, W], their mirror images where wanted, and labels [B]."""
         count = min(BATCH, num_views[split] - number * BATCH)
         if split == "held_out":
-            views, labels = _held_out(images[split], run, count, number * BATCH)
+            views, labels = _held_out(test, run, count, number * BATCH)
             return [views], labels
         views, labels, keys = training_views(
-            images[split], number, BATCH, size, settings.seed, kind="wide", flip=False
+            train, number, BATCH, run.tokenizer.data.size, settings.seed, kind="wide", flip=False
         )
-        labels = labels if run.captions is None else _positions(images[split], keys)
+        labels = labels if run.captions is None else _positions(train, keys)
         return [views[:count], views[:count].flip(-1)][: 1 + settings.mirrored], labels[:count]
 
-    def make_shard(shard: Shard) -> tuple[Tensor, Tensor]:
+    def make_shard(split: str, batches: range) -> tuple[Tensor, Tensor]:
         codes, labels = [], []
-        first, last = shard.batches.start, shard.batches.stop
-        batches = prefetch(lambda n: make_batch(shard.split, n), first, last, workers=workers)
-        title = f"codes of {name}, seed {seed}: {shard.split}-{shard.number:05d}"
-        bar = tqdm(batches, title, last - first, unit="batch", mininterval=5.0, ncols=110)
+        ahead = prefetch(partial(make_batch, split), batches.start, batches.stop, workers=workers)
+        bar = tqdm(ahead, f"codes of {name}: {split}", len(batches), unit="batch", mininterval=5.0)
         for _, (views, labels_of_views) in bar:
             codes += [model.encode(v.to(device)).cpu() for v in views]
             labels += [labels_of_views] * len(views)
         return torch.cat(codes), torch.cat(labels)
 
-    config = run.tokenizer.model
     num_codes = BATCH * (1 + settings.mirrored) * (config.levels + 1) * config.tokens_per_scale
-    shards = plan_shards({s: -(-n // BATCH) for s, n in num_views.items()}, 2 * num_codes)
+    per_shard = max(1, SHARD_BYTES // (2 * num_codes))
+    num_batches = {split: -(-count // BATCH) for split, count in num_views.items()}
     manifest = {
         "run": digest(run),
         "tokenizer": sha256_of(tokenizer.path),
-        "classes": [] if run.captions is not None else images["train"].class_names,
+        "classes": [] if run.captions is not None else train.class_names,
     }
-    folder = resolve(folder)
-    make_shards(folder, shards, make_shard, manifest, config.num_codes, rank, world_size)
+    folder, ranks = resolve(folder), (rank, world_size)
+    make_shards(folder, num_batches, per_shard, make_shard, manifest, config.num_codes, *ranks)
     return read_codes(folder)
 
 
 def read_codes(folder: Path) -> Codes:
     """Codes in a folder that `extract_codes` has written."""
-    train, held_out = (read_shards(folder, split) for split in ("train", "held_out"))
+    train, held_out = (TokenShards(folder, split) for split in ("train", "held_out"))
     classes = read_manifest(folder)["classes"]
     return Codes(train, train.labels, held_out[:], held_out.labels, classes)
 

@@ -9,14 +9,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
-from sitlib.data.images import (
-    STAND_INS,
-    ImageSource,
-    divide,
-    open_images,
-    source_of,
-    split_folders,
-)
+from sitlib.data.images import ImageSource, names_of, open_images, source_of, split_folders
 from sitlib.data.index import DataError, Index, index_files
 
 Phrasing = Literal["training", "new"]
@@ -82,12 +75,8 @@ def open_captioned(
         source: as for `open_images`; for a COCO file an image folder.
         captions: "records": the `captions` of the shards' records, as `sitlib.data.convert` writes
             them. "names": built from the records, see `emoji_captions`. Otherwise the path of a
-            COCO captions file, whose `file_name`s are paths in the folder.
+            COCO captions file, see `coco_split`.
         phrasing, seed, count: for `emoji_captions`.
-
-    In both paths `{split}` stands for the name of the split, or of its stand-in ("val" for "test").
-    Images of a COCO file have no classes; one that is missing, unreadable or has no caption is left
-    out, with one warning for all.
 
     Raises:
         DataError: source, split or JSON is missing, the JSON is not a COCO captions file, no image
@@ -98,22 +87,11 @@ def open_captioned(
     if str(captions) not in ("names", "records"):
         index, captions_of = coco_split(source, split, captions)
         images = source_of(index, f"the split {split!r} of {source}", [])
-        if skipped := images.skipped:
-            examples = "; ".join(f"{Path(name).name}: {reason}" for name, reason in skipped[:3])
-            message = f"{len(skipped)} images of {images.where} are skipped: {examples}"
-            if not len(images):
-                raise DataError(f"No image can be used: {message}")
-            warnings.warn(message, stacklevel=2)
         return CaptionedImages(images, [captions_of[key] for key in images.keys], images.keys)
     images = open_images(source, split)
     records = [{**images.index.record(row), "key": images.index.keys[row]} for row in images.rows]
     if str(captions) == "names":
-        try:
-            texts = [emoji_captions(record, phrasing, seed, count) for record in records]
-        except DataError as error:
-            raise DataError(
-                f"{images.where} has no names to build captions from: {error}"
-            ) from None
+        texts = [emoji_captions(record, phrasing, seed, count) for record in records]
         names = [record.get("base_name", record["name"]) for record in records]
         return CaptionedImages(images, texts, names)
     for record in records:
@@ -142,16 +120,12 @@ def emoji_captions(
     Returns:
         `count` different captions, or fewer where the phrasing has not as many templates for this
         record (seven and more; training takes `MORE` where it needs more than eleven).
-
-    Raises:
-        DataError: the record has no name.
-        ValueError: unknown phrasing, or a count below 1.
     """
     _check(phrasing, count)
     name = _normalize(record.get("name"))
     if not name:
         raise DataError(
-            f"the record of {record.get('key')!r} has no `name` with a letter or digit."
+            f"The record of {record.get('key')!r} has no `name` to build captions from."
         )
     values = {
         "name": name,
@@ -174,9 +148,7 @@ def emoji_captions(
 
 def _check(phrasing: str, count: int) -> None:
     if phrasing not in TEMPLATES:
-        raise ValueError(
-            f"There is no phrasing {phrasing!r}: choose {' or '.join(map(repr, TEMPLATES))}."
-        )
+        raise ValueError(f"There is no phrasing {phrasing!r}: choose one of {list(TEMPLATES)}.")
     if count < 1:
         raise ValueError(f"count is {count}; every image needs at least one caption.")
 
@@ -188,15 +160,14 @@ def _normalize(text: Any) -> str:
     text = unicodedata.normalize("NFC", text).lower()
     # A character is visible in the picture, its number is not.
     text = re.sub(
-        r"\bideograph-([0-9a-f]{4,5})\b", lambda m: f"ideograph {chr(int(m[1], 16))}", text
+        r"\bideograph-([0-9a-f]{4,5})\b", lambda m: "ideograph " + chr(int(m[1], 16)), text
     )
     replacements = {"keycap: *": "keycap asterisk", ":": ",", "&": " and ", "’": "'", ".": ""}
     for written, said in replacements.items():
         text = text.replace(written, said)
-    # Symbols, control characters and other punctuation
-    text = "".join(
-        c if c in "',-" or unicodedata.category(c)[0] not in "PSC" else " " for c in text
-    )
+    # Punctuation, symbols and control characters
+    drop = {c for c in text if unicodedata.category(c)[0] in "PSC"} - set("',-")
+    text = "".join(" " if c in drop else c for c in text)
     text = re.sub(r"(?<!\w)-|-(?!\w)", " ", text)  # a dash between words, not the hyphen of one
     items = [item for item in (" ".join(item.split()) for item in text.split(",")) if item]
     # Two persons of one skin tone: saying it once is enough.
@@ -227,67 +198,45 @@ def _keyword(name: str, short_names: list[str]) -> str:
 def coco_split(
     source: str | Path, split: str, captions: str | Path
 ) -> tuple[Index, dict[str, list[str]]]:
-    """Images of a split that have captions, their names in the JSON as keys and in its order; and
+    """Images of a split that have captions, keyed by their names in the JSON and in its order; and
     the captions of every name.
 
-    `{split}` in both paths is replaced as `open_captioned` says. Where neither has it, the split
-    consists of the same images as for `open_images`. Warns of images that are left out.
+    Args:
+        source: folder of the images, or of the folders of splits (`train`, `train2017`).
+        captions: the JSON, with `{split}` for the name of the split or of its stand-in ("val" for
+            "test", which has no captions in COCO): `captions_{split}2017.json`.
+
+    Warns of images that are left out: missing, or without a caption.
 
     Raises:
         DataError: folder or JSON is missing, no image is there, or the JSON is no captions file.
     """
-    split, folder, file = _coco_paths(str(source), split, str(captions))
-    captions_of = _read_coco(file)
-    folders = split_folders(folder, split)
-    inside = next((n for n in (split, *STAND_INS.get(split, ())) if n in folders), None)
-    candidates = [folders.pop(inside), folder] if inside else [folder]
-    path_of, missing = {}, []
-    for name in captions_of:
-        path = next((f / name for f in candidates if (f / name).is_file()), None)
-        if path is None:
-            missing += [name] * (not any((f / name).is_file() for f in folders.values()))
-        elif not any(f in path.parents for f in folders.values()):  # else it is in another split
-            path_of[name] = path
-    if "{split}" not in f"{source}{captions}" and len(candidates) == 1:  # nothing names the split
-        index = index_files(list(path_of.values()), [None] * len(path_of), list(path_of))
-        part = divide(index).get(split, index.take([]))
-        path_of = {name: path_of[name] for name in part.keys}
-    silent = [name for name in path_of if not captions_of[name]]
-    names = [name for name in path_of if captions_of[name]]
-    left_out = [
-        f"{len(group)} {why} ({', '.join(group[:3])}{', ...' if len(group) > 3 else ''})"
-        for group, why in ((missing, f"not in {folder}"), (silent, "without a caption"))
-        if group
-    ]
-    if not names:
-        reasons = "; ".join(left_out) or "all are in other splits"
+    root = Path(source).expanduser()
+    if not root.is_dir():
+        raise DataError(f"There is no folder {root} of images.")
+    files = {n: Path(str(captions).replace("{split}", n)).expanduser() for n in names_of(split)}
+    folders, is_named = split_folders(root, split), "{split}" in str(captions)
+    split = next((n for n in files if files[n].is_file() and (is_named or n in folders)), "")
+    if not split:
         raise DataError(
-            f"None of the {len(captions_of)} images that {file} lists can be used for the split "
-            f"{split!r} of {source}: {reasons}."
+            f"There are no captions: no file {' or '.join(map(str, dict.fromkeys(files.values())))}"
+            f", or nothing says which images in {root} are those of the split: put them into "
+            "folders named by split, or their captions into files named with {split}."
         )
+    folder, file = folders.get(split, root), files[split]
+    captions_of = _read_coco(file)
+    missing = [name for name in captions_of if not (folder / name).is_file()]
+    silent = [name for name, texts in captions_of.items() if not texts]
+    left_out = {*missing, *silent}
+    names = [name for name in captions_of if name not in left_out]
+    message = f"The images that {file} lists cannot all be used:"
+    for group, reason in ((missing, f"not in {folder}"), (silent, "without a caption")):
+        message += f" {len(group)} {reason} ({', '.join(group[:3])})" if group else ""
+    if not names:
+        raise DataError(message)
     if left_out:
-        warnings.warn(
-            f"{len(missing) + len(silent)} of the {len(captions_of)} images that {file} lists are "
-            f"left out: {'; '.join(left_out)}",
-            stacklevel=3,
-        )
-    return index_files([path_of[name] for name in names], [None] * len(names), names), captions_of
-
-
-def _coco_paths(source: str, split: str, captions: str) -> tuple[str, Path, Path]:
-    """Name of the split in this set, its folder and its JSON."""
-    missing = []
-    for name in (split, *STAND_INS.get(split, ())):
-        folder, file = (Path(p.replace("{split}", name)).expanduser() for p in (source, captions))
-        # Both, because COCO has pictures of its "test" without captions.
-        if folder.is_dir() and file.is_file():
-            return name, folder, file
-        missing += [f"no file {file}"] * (not file.is_file())
-        missing += [f"no folder {folder}"] * (not folder.is_dir())
-    raise DataError(
-        f"The split {split!r} of {source} has no captions: there is "
-        f"{'; '.join(dict.fromkeys(missing))}."
-    )
+        warnings.warn(message, stacklevel=3)
+    return index_files([folder / n for n in names], [None] * len(names), names), captions_of
 
 
 def _read_coco(file: Path) -> dict[str, list[str]]:
@@ -295,15 +244,14 @@ def _read_coco(file: Path) -> dict[str, list[str]]:
     try:
         content = json.loads(file.read_bytes())
         name_of = {image["id"]: image["file_name"] for image in content["images"]}
-        captions_of = {image["file_name"]: [] for image in content["images"]}
+        captions_of = {name: [] for name in name_of.values()}
         for annotation in content["annotations"]:
             text = " ".join(annotation["caption"].split())  # some end in a line break
             if text and annotation["image_id"] in name_of:
                 captions_of[name_of[annotation["image_id"]]].append(text)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{file} is not a COCO captions file: it needs 'images' with id and file_name, and "
-            "'annotations' with image_id and caption, which files named instances or "
-            f"person_keypoints do not have ({type(error).__name__}: {error})."
+            f"{file} is not a COCO captions file, with 'images' (id, file_name) and 'annotations' "
+            f"(image_id, caption): {type(error).__name__}: {error}."
         ) from None
     return captions_of

@@ -51,12 +51,12 @@ def training_views(
         float32 [B, 3, size, size] in [0, 1], labels int64 [B] (-1: no class), keys of the images.
         An image smaller than `size` is enlarged, with a warning.
     """
-    _check(kind, min_crop, seed=seed, step=step)
+    smallest_side = _smallest_side(kind, min_crop, seed=seed, step=step)
     items = range(step * batch_size, (step + 1) * batch_size)
     # (epoch, place in its permutation) of every item
     places = [divmod(item, len(source)) for item in items]
     positions = [int(source.order.permutation(seed, _ORDER, e)[place]) for e, place in places]
-    return _views(source, positions, items, (seed, _VIEW), size, kind, min_crop, flip)
+    return _views(source, positions, items, (seed, _VIEW), size, smallest_side, flip)
 
 
 def held_out_views(
@@ -77,10 +77,10 @@ def held_out_views(
     Returns:
         float32 [count, 3, size, size] in [0, 1], labels int64 [count] (-1: no class), keys.
     """
-    _check(kind, min_crop, seed=seed, count=count, first=first)
+    smallest_side = _smallest_side(kind, min_crop, seed=seed, count=count, first=first)
     positions = held_out_positions(source, count, seed, first)
     items = range(first, first + count)
-    return _views(source, positions, items, (seed, _HELD_OUT_VIEW), size, kind, min_crop, False)
+    return _views(source, positions, items, (seed, _HELD_OUT_VIEW), size, smallest_side, False)
 
 
 def held_out_positions(source: ImageSource, count: int, seed: int, first: int = 0) -> list[int]:
@@ -117,7 +117,8 @@ def _degrade_one(image: Tensor, rng: np.random.Generator) -> Tensor:
     return image.clamp(0, 1)
 
 
-def _check(kind: str, min_crop: float, **counters: int) -> None:
+def _smallest_side(kind: str, min_crop: float, **counters: int) -> float:
+    """Smallest side of a view, as a fraction of the short side of its image."""
     if kind not in ("crops", "wide"):
         raise ValueError(f"There is no kind of view {kind!r}: choose 'crops' or 'wide'.")
     if not 0 < min_crop <= 1:
@@ -125,6 +126,7 @@ def _check(kind: str, min_crop: float, **counters: int) -> None:
     for name, value in counters.items():
         if value < 0:
             raise ValueError(f"{name} is {value}; it must not be negative.")
+    return WIDE_MIN_SIDE if kind == "wide" else min_crop
 
 
 def _views(
@@ -133,48 +135,33 @@ def _views(
     items: range,
     stream: tuple[int, int],
     size: int,
-    kind: Kind,
-    min_crop: float,
+    smallest_side: float,
     flip: bool,
 ) -> tuple[Tensor, Tensor, list[str]]:
     """Views of the images at some positions; item i takes its random numbers from (*stream, i)."""
     views, labels, keys = [], [], []
-    for item, wanted in zip(items, positions, strict=True):
-        position, image = source.picture(wanted)  # another one if it cannot be read
-        rng = random_generator(*stream, item)
-        views.append(_view(source, image, size, rng, kind, min_crop, flip))
+    for item, asked in zip(items, positions, strict=True):
+        position, image = source.picture(asked)  # another one if it cannot be read
+        # Four draws for every image and kind, so that no setting shifts the others' randomness.
+        u_side, u_left, u_top, u_flip = random_generator(*stream, item).random(4)
+        short = min(image.size)
+        smallest = min(max(size, smallest_side * short), short)
+        log_side = math.log(smallest) + u_side * (math.log(short) - math.log(smallest))
+        side = min(short, round(math.exp(log_side)))
+        if side < size:  # Python shows equal warnings once
+            message = f"{source.where} has images smaller than {size}x{size}; they are enlarged"
+            warnings.warn(message, stacklevel=3)
+        left = int(u_left * (image.width - side + 1))
+        top = int(u_top * (image.height - side + 1))
+        box = (left, top, left + side, top + side)
+        # Antialiased; squares of at least 3 * size are first averaged by a whole factor, which
+        # halves the time.
+        view = image.resize((size, size), Image.Resampling.BICUBIC, box, reducing_gap=1.5)
+        view = np.asarray(view)  # uint8 [size, size, 3]
+        views.append(view[:, ::-1] if flip and u_flip < 0.5 else view)
         labels.append(int(source.labels[position]))
         keys.append(source.key(position))
     # In NumPy, because torch would wake its thread pool from the thread that prefetches.
     batch = np.stack(views).transpose(0, 3, 1, 2).astype(np.float32)
     batch = np.ascontiguousarray(batch) / np.float32(255)
     return torch.from_numpy(batch), torch.tensor(labels, dtype=torch.int64), keys
-
-
-def _view(
-    source: ImageSource,
-    image: Image.Image,
-    size: int,
-    rng: np.random.Generator,
-    kind: Kind,
-    min_crop: float,
-    flip: bool,
-) -> np.ndarray:
-    """One view, uint8 [size, size, 3]."""
-    # Four draws for every image and kind, so that no setting shifts the others' randomness.
-    u_side, u_left, u_top, u_flip = rng.random(4)
-    short = min(image.size)
-    smallest = min(max(size, (WIDE_MIN_SIDE if kind == "wide" else min_crop) * short), short)
-    log_side = math.log(smallest) + u_side * (math.log(short) - math.log(smallest))
-    side = min(short, round(math.exp(log_side)))
-    if side < size:
-        warnings.warn(  # Python shows equal warnings once
-            f"{source.where} has images smaller than {size}x{size}; they are enlarged", stacklevel=4
-        )
-    left = int(u_left * (image.width - side + 1))
-    top = int(u_top * (image.height - side + 1))
-    box = (left, top, left + side, top + side)
-    # Antialiased; squares of at least 3 * size are first averaged by a whole factor, which halves
-    # the time.
-    view = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box, reducing_gap=1.5))
-    return view[:, ::-1] if flip and u_flip < 0.5 else view

@@ -1,6 +1,5 @@
 """Image file of any kind -> 8-bit RGB, or an ImageError that says why not."""
 
-import re
 from io import BytesIO
 from os import PathLike
 
@@ -9,9 +8,8 @@ import torch
 from PIL import Image, ImageOps
 
 MIN_SIDE = 8  # px; smaller ones are tracking pixels and placeholders
-IMAGE_SUFFIXES = frozenset(
-    re.findall(r"\w+", "jpg jpeg jpe jfif png webp bmp gif tif tiff ppm pgm pbm jp2 avif")
-)
+IMAGE_SUFFIXES = {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff"}
+IMAGE_SUFFIXES |= {"ppm", "pgm", "pbm", "jp2", "avif"}
 
 
 class ImageError(ValueError):
@@ -19,20 +17,16 @@ class ImageError(ValueError):
 
 
 def decode_rgb(source: bytes | str | PathLike, *, min_side: int = MIN_SIDE) -> Image.Image:
-    """Decode an image file to a PIL image of mode RGB.
+    """Decode an image file, given as a path or as its content, to a PIL image of mode RGB.
 
     Takes the first frame of an animation, turns it upright as EXIF says, composites transparency
     on white, scales 16-bit grey (65535 -> 255) and converts palette, grey, CMYK and YCbCr. Color
     profiles are not applied.
 
-    Args:
-        source: content of the file, or its path.
-        min_side: smallest accepted side, px.
-
     Raises:
-        ImageError: corrupt or truncated file, unknown format, a side below `min_side`, more than
-            about 179 million pixels (Pillow's guard against decompression bombs), or values of
-            unknown range (32-bit, floating point).
+        ImageError: corrupt or truncated file, unknown format, a side below `min_side` pixels, more
+            than about 179 million pixels (Pillow's guard against decompression bombs), or values
+            of unknown range (32-bit, floating point).
     """
     try:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as opened:
@@ -42,14 +36,10 @@ def decode_rgb(source: bytes | str | PathLike, *, min_side: int = MIN_SIDE) -> I
         raise
     except Exception as error:  # decoders raise nearly anything: OSError, SyntaxError, struct.error
         reason = " ".join(str(error).split()) or type(error).__name__
-        # Of a content, Pillow would print the address of the buffer.
-        reason = reason.split(" <_io.BytesIO")[0]
+        reason = reason.split(" <_io.BytesIO")[0]  # Pillow prints the address of the buffer
         raise ImageError(f"it cannot be decoded ({reason})") from error
     if min(image.size) < min_side:
-        raise ImageError(
-            f"it has only {image.width}x{image.height} pixels, at least {min_side}x{min_side} "
-            "are needed"
-        )
+        raise ImageError(f"it has only {image.width}x{image.height} pixels, needs {min_side}")
     return image
 
 
@@ -67,9 +57,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # "I;16" in all byte orders; "I" also holds 16-bit values
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise ImageError(
-                f"its integer values {values.min()}..{values.max()} do not fit 16 bits"
-            )
+            raise ImageError(f"its values {values.min()}..{values.max()} do not fit 16 bits")
         # Pillow's own conversion clips at 255.
         return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     if image.mode == "F":

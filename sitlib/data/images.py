@@ -16,7 +16,7 @@ import warnings
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -37,131 +37,6 @@ TEST_PERCENT = 10  # of images that no folder or shard assigns to a split
 DECODE_AT_OPENING = 5000  # images; larger splits are decoded on first use
 CACHE_BYTES = 1_000_000_000  # of the images of a small split in memory
 MAX_NAMED = 20  # unusable images that the warning names; ImageSource.skipped lists all
-
-
-def find_split(source: str | Path, split: str) -> tuple[Index, list]:
-    """Index of one split, and the classes of all splits (sorted names, or numbers).
-
-    Raises:
-        DataError: nothing there, no such split, or class names mixed with class numbers.
-    """
-    path = Path(source).expanduser().absolute()
-    shards = _find_shards(source, path)
-    splits = _shard_splits(shards, split) if shards else _folder_splits(path, split)
-    names = [name for name in (split, *STAND_INS.get(split, ())) if name in splits]
-    if not names:
-        raise DataError(
-            f"There is no split {split!r} in {path}; found the splits {sorted(splits)}. Looked for "
-            f"shards named '{split}-*.tar', or for images in a folder '{split}'."
-        )
-    if names[0] == "test" and set(splits["test"].class_of) <= {None}:
-        names = names[1:] or names
-    index = splits[names[0]]
-    if not len(index):
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in index.problems[:3])
-        reasons = f" ({reasons})" if reasons else ""
-        raise DataError(f"The split {names[0]!r} of {path} has no usable image{reasons}.")
-    classes = {c for index in splits.values() for c in index.class_of if c is not None}
-    if len({type(c) for c in classes}) > 1:
-        examples = ", ".join(sorted(map(repr, classes))[:6])
-        raise DataError(f"{path} mixes class names and class numbers ({examples}): use one kind.")
-    return index, sorted(classes)
-
-
-def _find_shards(source: str | Path, path: Path) -> list[Path]:
-    """Shards that a source stands for, sorted; none if it is a folder of images."""
-    if path.is_dir():
-        if shards := sorted(path.glob("*.tar")):
-            check_manifests(path)
-        return shards
-    if path.is_file():
-        return [path]
-    if not re.search(r"[{*?\[]", str(source)):
-        raise DataError(
-            f"There is no data source {str(source)!r}: looked for a folder or a .tar shard at "
-            f"{path}."
-        )
-    shards = []
-    for pattern in braceexpand(str(path)):
-        if not (matches := sorted(glob(pattern))):
-            raise DataError(f"The data source {str(source)!r} matches nothing at {pattern}.")
-        shards += map(Path, matches)
-    return shards
-
-
-def _shard_splits(shards: list[Path], split: str) -> dict[str, Index]:
-    by_split = defaultdict(list)
-    for shard in shards:
-        words = re.split(r"[-_.]", shard.stem)
-        by_split[next((w for w in words if w == split or w in SPLITS), "")].append(shard)
-    if set(by_split) == {""}:
-        return divide(index_shards(shards))
-    return {name: index_shards(members) for name, members in by_split.items() if name}
-
-
-def _folder_splits(root: Path, split: str) -> dict[str, Index]:
-    if folders := split_folders(root, split):
-        return {name: _index_folder(folder, root) for name, folder in folders.items()}
-    index = _index_folder(root, root)
-    if not len(index):
-        content = ", ".join(sorted(child.name for child in root.iterdir())[:8]) or "nothing"
-        raise DataError(
-            f"{root} holds neither WebDataset shards (*.tar) nor images (split/class/name.jpg, "
-            f"class/name.jpg or name.jpg); found there: {content}."
-        )
-    return divide(index)
-
-
-def split_folders(root: Path, split: str) -> dict[str, Path]:
-    """Folders in `root` that hold splits (any of the usual names, and `split`), by split.
-
-    Raises:
-        DataError: two folders of one split that differ in the year only.
-    """
-    folders: dict[str, Path] = {}
-    for folder in sorted(child for child in root.iterdir() if child.is_dir()):
-        name = folder.name if folder.name == split else re.sub(r"(?<=.)\d{4}$", "", folder.name)
-        if name != split and name not in SPLITS:
-            continue
-        if name in folders and folders[name].name != name:
-            raise DataError(
-                f"{root} has two folders of the split {name!r}, {folders[name].name} and "
-                f"{folder.name}: leave one of them there."
-            )
-        folders.setdefault(name, folder)  # "train" comes before "train2017" and is taken
-    return folders
-
-
-def _index_folder(folder: Path, root: Path) -> Index:
-    """All images below `folder`, sorted by path; the first folder on the way is the class."""
-    paths, seen = [], set()
-    for parent, children, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        # A link to a folder above would never end.
-        children[:] = [] if real in seen else [n for n in children if not n.startswith(".")]
-        if real not in seen:
-            names = [n for n in names if n.rpartition(".")[2].lower() in IMAGE_SUFFIXES]
-            paths += [Path(parent, name) for name in names if not name.startswith(".")]
-        seen.add(real)
-    paths.sort()
-    parts = [path.relative_to(folder).parts for path in paths]
-    class_of = [first if below else None for first, *below in parts]
-    return index_files(paths, class_of, [path.relative_to(root).as_posix() for path in paths])
-
-
-def divide(index: Index) -> dict[str, Index]:
-    """Split by a hash of every key, so that adding an image never moves another one.
-
-    A set so small that one side would be empty gives it the image that is nearest to the border.
-    """
-    hashes = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in index.keys]
-    values = [int.from_bytes(h) % 10_000 for h in hashes]
-    border = 100 * TEST_PERCENT
-    test = {row for row, value in enumerate(values) if value < border}
-    if len(values) > 1 and len(test) in (0, len(values)):
-        test ^= {min(range(len(index)), key=lambda r: (abs(values[r] - border), index.keys[r]))}
-    rows = {"train": [r for r in range(len(index)) if r not in test], "test": sorted(test)}
-    return {name: index.take(rows[name]) for name in rows if rows[name]}
 
 
 @dataclass(frozen=True)
@@ -205,9 +80,20 @@ class ImageSource:
     def __repr__(self) -> str:
         return f"ImageSource({self.where}: {len(self)} images, {len(self.class_names)} classes)"
 
+    def __getitem__(self, position: int) -> Record:
+        position, image = self.picture(position)
+        label = int(self.labels[position])
+        class_name = self.class_names[label] if label >= 0 else None
+        meta = self.index.record(int(self.rows[position]))
+        return Record(self.key(position), rgb_to_tensor(image), label, class_name, meta)
+
+    def key(self, position: int) -> str:
+        """Key of an image: of the sample in its shard, or the path in the image folder."""
+        return self.index.keys[self.rows[position]]
+
     @property
     def keys(self) -> list[str]:
-        """Keys of the images: of the sample in its shard, or the path in the image folder."""
+        """Keys of all images."""
         return [self.index.keys[row] for row in self.rows]
 
     @cached_property
@@ -227,17 +113,6 @@ class ImageSource:
         unusable = ((self.index.name(row), reason) for row, reason in self.unusable.items())
         return [*self.index.problems, *unusable]
 
-    def __getitem__(self, position: int) -> Record:
-        position, image = self.picture(position)
-        label = int(self.labels[position])
-        class_name = self.class_names[label] if label >= 0 else None
-        meta = self.index.record(int(self.rows[position]))
-        return Record(self.key(position), rgb_to_tensor(image), label, class_name, meta)
-
-    def key(self, position: int) -> str:
-        """Key of one image."""
-        return self.index.keys[self.rows[position]]
-
     def picture(self, position: int) -> tuple[int, Image.Image]:
         """Position and PIL image (RGB, read-only); of the next usable one if it is damaged."""
         if not -len(self) <= position < len(self):
@@ -247,19 +122,15 @@ class ImageSource:
             row = int(self.rows[candidate])
             if row in self.unusable:
                 continue
-            try:
-                return candidate, self.cache.get(row) or _decode(self.index, row)
-            except ImageError as error:
-                self.unusable[row] = str(error)
-                warnings.warn(f"skipped {self.index.name(row)}: {error}", stacklevel=2)
+            image = self.cache.get(row) or _decode(self.index, row)
+            if isinstance(image, Image.Image):
+                return candidate, image
+            self.unusable[row] = image
+            warnings.warn(f"skipped {self.index.name(row)}: {image}", stacklevel=2)
         raise DataError(f"None of the {len(self)} images of {self.where} can be used.")
 
     def split_off(self, share: float) -> tuple["ImageSource", "ImageSource"]:
-        """Most images, and about `share` of them for validation, by a hash of every key.
-
-        Raises:
-            DataError: one of the two would be empty.
-        """
+        """Most images, and about `share` of them for validation, by a hash of every key."""
         hashes = [int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) for key in self.keys]
         mask = np.array(hashes) / 16**8 < share
         if mask.all() or not mask.any():
@@ -269,11 +140,7 @@ class ImageSource:
         return self._subset(~mask), self._subset(mask)
 
     def labeled(self) -> "ImageSource":
-        """The images that have a class.
-
-        Raises:
-            DataError: there is none.
-        """
+        """The images that have a class. Raises DataError if there is none."""
         mask = (self.labels >= 0).numpy()
         if not mask.any():
             raise DataError(
@@ -293,39 +160,23 @@ def open_images(source: str | Path, split: str = "train") -> ImageSource:
     One warning names the images that cannot be used.
 
     Raises:
-        DataError: the source or the split is missing, or no image can be used. The message says
-            what was looked for, where, and what was found.
+        DataError: the source or the split is missing, or no image can be used.
     """
     index, classes = find_split(source, split)
     if classes and isinstance(classes[-1], int):
         classes = [str(number) for number in range(classes[-1] + 1)]
-    images = source_of(index, f"the split {split!r} of {source}", classes)
-    if skipped := images.skipped:
-        total = len(index) + len(index.problems)
-        names = "; ".join(f"{name}: {reason}" for name, reason in skipped[:MAX_NAMED])
-        message = f"{len(skipped)} of {total} images of {images.where} are skipped: {names}"
-        if not len(images):
-            raise DataError(f"No image can be used: {message}")
-        warnings.warn(message, stacklevel=2)
-    return images
+    return source_of(index, f"the split {split!r} of {source}", classes)
 
 
 def source_of(index: Index, where: str, class_names: list[str]) -> ImageSource:
-    """The usable images of an index; warns of nothing, see `skipped`."""
+    """The usable images of an index, with one warning that names the others."""
     number_of = {name: number for number, name in enumerate(class_names)}
     labels = [-1 if c is None else number_of[str(c)] for c in index.class_of]
     cache, unusable, room = {}, {}, CACHE_BYTES
     # An epoch of a large split would fill any cache before an image is needed again.
     if len(index) <= DECODE_AT_OPENING:
-
-        def decoded(row: int) -> Image.Image | str:
-            try:
-                return _decode(index, row)
-            except ImageError as error:
-                return str(error)
-
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for row, image in enumerate(pool.map(decoded, range(len(index)))):
+            for row, image in enumerate(pool.map(partial(_decode, index), range(len(index)))):
                 if isinstance(image, str):
                     unusable[row] = image
                 elif room > 0:
@@ -333,11 +184,132 @@ def source_of(index: Index, where: str, class_names: list[str]) -> ImageSource:
                     room -= 4 * image.width * image.height  # Pillow's RGB has four bytes a pixel
     rows = np.array([row for row in range(len(index)) if row not in unusable], np.int64)
     labels = torch.tensor(labels, dtype=torch.int64)[torch.from_numpy(rows)]
-    return ImageSource(index, rows, labels, class_names, where, cache, unusable)
+    images = ImageSource(index, rows, labels, class_names, where, cache, unusable)
+    if skipped := images.skipped:
+        names = "; ".join(f"{name}: {reason}" for name, reason in skipped[:MAX_NAMED])
+        total = len(index) + len(index.problems)
+        message = f"{len(skipped)} of {total} images of {where} are skipped: {names}"
+        if not len(images):
+            raise DataError(f"No image can be used: {message}")
+        warnings.warn(message, stacklevel=3)
+    return images
 
 
-def _decode(index: Index, row: int) -> Image.Image:
+def _decode(index: Index, row: int) -> Image.Image | str:
+    """The image, or the reason why it cannot be used."""
     try:
         return decode_rgb(index.content(row))
-    except OSError as error:
-        raise ImageError(f"it cannot be read ({error})") from error
+    except (ImageError, OSError) as error:
+        return str(error)
+
+
+# -- splits ------------------------------------------------------------------------------------
+
+
+def find_split(source: str | Path, split: str) -> tuple[Index, list]:
+    """Index of one split, and the classes of all splits (sorted names, or numbers).
+
+    Raises:
+        DataError: nothing there, no such split, or class names mixed with class numbers.
+    """
+    path = Path(source).expanduser().absolute()
+    shards = _find_shards(path)
+    splits = _shard_splits(shards, split) if shards else _folder_splits(path, split)
+    names = [name for name in names_of(split) if name in splits]
+    if not names:
+        raise DataError(f"There is no split {split!r} in {path}, only {sorted(splits)}.")
+    if names[0] == "test" and set(splits["test"].class_of) <= {None}:
+        names = names[1:] or names
+    index = splits[names[0]]
+    if not len(index):
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in index.problems[:3])
+        raise DataError(f"The split {names[0]!r} of {path} has no usable image. {reasons}".strip())
+    classes = {c for index in splits.values() for c in index.class_of if c is not None}
+    if len({type(c) for c in classes}) > 1:
+        examples = ", ".join(sorted(map(repr, classes))[:6])
+        raise DataError(f"{path} mixes class names and class numbers ({examples}): use one kind.")
+    return index, sorted(classes)
+
+
+def names_of(split: str) -> tuple[str, ...]:
+    """Names that the images of a split may have, the best first."""
+    return split, *STAND_INS.get(split, ())
+
+
+def _find_shards(path: Path) -> list[Path]:
+    """Shards that a source stands for, sorted; none if it is a folder of images."""
+    if path.is_dir():
+        check_manifests(path)
+        return sorted(path.glob("*.tar"))
+    shards = []
+    for pattern in braceexpand(str(path)):
+        if not (matches := sorted(glob(pattern))):
+            raise DataError(f"There are no images: neither a folder nor a shard is at {pattern}.")
+        shards += map(Path, matches)
+    return shards
+
+
+def _shard_splits(shards: list[Path], split: str) -> dict[str, Index]:
+    by_split = defaultdict(list)
+    for shard in shards:
+        words = re.split(r"[-_.]", shard.stem)
+        by_split[next((w for w in words if w == split or w in SPLITS), "")].append(shard)
+    if set(by_split) == {""}:
+        return divide(index_shards(shards))
+    return {name: index_shards(members) for name, members in by_split.items() if name}
+
+
+def _folder_splits(root: Path, split: str) -> dict[str, Index]:
+    if folders := split_folders(root, split):
+        return {name: _index_folder(folder, root) for name, folder in folders.items()}
+    index = _index_folder(root, root)
+    if not len(index):
+        raise DataError(
+            f"{root} holds neither WebDataset shards (*.tar) nor images (split/class/name.jpg, "
+            f"class/name.jpg or name.jpg); found there: {sorted(os.listdir(root))[:8]}."
+        )
+    return divide(index)
+
+
+def split_folders(root: Path, split: str) -> dict[str, Path]:
+    """Folders in `root` that hold splits (any of the usual names, and `split`), by split."""
+    folders: dict[str, Path] = {}
+    for folder in sorted(child for child in root.iterdir() if child.is_dir()):
+        name = folder.name if folder.name == split else re.sub(r"(?<=.)\d{4}$", "", folder.name)
+        if name != split and name not in SPLITS:
+            continue
+        # "train" comes before "train2017" and is taken.
+        if folders.setdefault(name, folder).name not in (name, folder.name):
+            raise DataError(
+                f"{root} has two folders of the split {name!r}, {folders[name].name} and "
+                f"{folder.name}: leave one of them there."
+            )
+    return folders
+
+
+def _index_folder(folder: Path, root: Path) -> Index:
+    """All images below `folder`, sorted by path; the first folder on the way is the class."""
+    paths = []
+    for parent, children, names in os.walk(folder, followlinks=True):
+        children[:] = [name for name in children if not name.startswith(".")]
+        names = [n for n in names if n.rpartition(".")[2].lower() in IMAGE_SUFFIXES]
+        paths += [Path(parent, name) for name in names if not name.startswith(".")]
+    paths.sort()
+    steps = [path.relative_to(folder).parts for path in paths]
+    class_of = [first if below else None for first, *below in steps]
+    return index_files(paths, class_of, [path.relative_to(root).as_posix() for path in paths])
+
+
+def divide(index: Index) -> dict[str, Index]:
+    """Split by a hash of every key, so that adding an image never moves another one.
+
+    A set so small that one side would be empty gives it the image that is nearest to the border.
+    """
+    hashes = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in index.keys]
+    values = [int.from_bytes(h) % 10_000 for h in hashes]
+    border = 100 * TEST_PERCENT
+    test = {row for row, value in enumerate(values) if value < border}
+    if len(values) > 1 and len(test) in (0, len(values)):
+        test ^= {min(range(len(index)), key=lambda r: (abs(values[r] - border), index.keys[r]))}
+    rows = {"train": [r for r in range(len(index)) if r not in test], "test": sorted(test)}
+    return {name: index.take(rows[name]) for name in rows if rows[name]}

@@ -2,18 +2,16 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import lru_cache
-from multiprocessing import get_all_start_methods
-from typing import TypeVar
+from multiprocessing import get_all_start_methods, get_context
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 Value = TypeVar("Value")
 WINDOW = 32_768  # items shuffled together; smaller sets are shuffled whole
-MAX_OPEN_FILES = 2**16
 
 
 def random_generator(*counters: int) -> np.random.Generator:
@@ -27,8 +25,8 @@ class EpochOrder:
     Item `i` of a run is element `i % n` of the permutation of epoch `i // n`. So a run that resumes
     at any item neither repeats nor skips one, and the items of a batch can be shared out to any
     number of processes. A set larger than a window has its shards shuffled, neighbors gathered in
-    windows, and each window shuffled: within about `window` items, reads touch a few shards only,
-    which the page cache of a machine holds.
+    windows, and each window shuffled: reads touch a few shards at a time, which stay in the page
+    cache.
 
     Args:
         shard_sizes: items of every shard, in the order of the items.
@@ -47,11 +45,7 @@ class EpochOrder:
         return int(self._sizes.sum())
 
     def permutation(self, *counters: int) -> np.ndarray:
-        """Order of an epoch, int64 [n], read-only by convention.
-
-        Args:
-            counters: seed, purpose and number of the epoch.
-        """
+        """Order of an epoch by seed, purpose and number: int64 [n], read-only by convention."""
         return self._cached(*counters)
 
     def _permutation(self, *counters: int) -> np.ndarray:
@@ -79,80 +73,48 @@ def prefetch(
     Args:
         make: a pure function of the step, so that nothing depends on who computes it. Its
             exceptions are raised here, at their step.
-        depth: steps ahead in all (one thread), or of each worker.
-        workers: processes that compute whole steps in turn; 0: one thread of this process. They
-            are forked; where that is impossible (Windows) the thread is used. Tensors come back
-            through shared memory (/dev/shm), which needs room for workers * depth batches.
-
-    Raises:
-        ValueError: no step ahead, or a negative number of workers.
+        depth: steps ahead of one thread, or of each worker.
+        workers: processes that compute whole steps in turn; 0: one thread of this process, also
+            where processes cannot be forked (Windows). Tensors come back through shared memory
+            (/dev/shm), which needs room for workers * depth batches.
     """
-    if depth < 1:
-        raise ValueError(f"depth is {depth}; at least one step must be prepared ahead.")
-    if workers < 0:
-        raise ValueError(f"workers is {workers}; 0 means a thread, more are processes.")
+    if depth < 1 or workers < 0:
+        raise ValueError(f"depth is {depth}, at least 1; workers is {workers}, at least 0.")
+    pool, call = ThreadPoolExecutor(1, "prefetch"), make
     if workers and "fork" in get_all_start_methods():
-        return _in_processes(make, first, last, depth, workers)
-    return _in_a_thread(make, first, last, depth)
-
-
-def _in_a_thread(
-    make: Callable[[int], Value], first: int, last: int, depth: int
-) -> Iterator[tuple[int, Value]]:
-    pool = ThreadPoolExecutor(1, "prefetch")
+        _allow_open_files()
+        # A forked process has `make` and what it refers to; they need not be picklable.
+        pool = ProcessPoolExecutor(workers, get_context("fork"), _start_worker, (make,))
+        call, depth = _in_worker, depth * workers
     try:
-        ahead = deque(pool.submit(make, step) for step in range(first, min(first + depth, last)))
+        ahead = deque(pool.submit(call, step) for step in range(first, min(first + depth, last)))
         for step in range(first, last):
             value = ahead.popleft().result()
             if step + depth < last:
-                ahead.append(pool.submit(make, step + depth))
+                ahead.append(pool.submit(call, step + depth))
             yield step, value
     finally:  # also where the consumer leaves the loop
         pool.shutdown(cancel_futures=True)
 
 
-class _Steps(Dataset[tuple[Value | None, Exception | None]]):
-    """Values of steps. Exceptions are values too: DataLoader would turn them into text."""
-
-    def __init__(self, make: Callable[[int], Value]):
-        self.make = make
-
-    def __getitem__(self, index: int) -> tuple[Value | None, Exception | None]:
-        try:
-            return self.make(index), None
-        except Exception as error:
-            return None, error
+_make: Callable[[int], Any]  # of a worker
 
 
-def _identity(value: Value) -> Value:
-    return value
+def _start_worker(make: Callable[[int], Any]) -> None:
+    global _make
+    _make = make
+    torch.set_num_threads(1)  # the threads of the parent were not forked
 
 
-def _in_processes(
-    make: Callable[[int], Value], first: int, last: int, depth: int, workers: int
-) -> Iterator[tuple[int, Value]]:
-    _allow_open_files()
-    loader = DataLoader(
-        _Steps(make),
-        batch_size=None,
-        sampler=range(first, last),
-        num_workers=workers,
-        prefetch_factor=depth,
-        collate_fn=_identity,  # the default makes lists of tuples
-        generator=torch.Generator(),  # else a number is drawn from the generator of training
-        multiprocessing_context="fork",  # `make` and what it refers to need not be picklable
-    )
-    for step, (value, error) in zip(range(first, last), loader, strict=True):
-        if error is not None:
-            raise error
-        yield step, value
+def _in_worker(step: int) -> Any:
+    return _make(step)
 
 
-def _allow_open_files() -> None:
+def _allow_open_files(number: int = 2**16) -> None:
     """Raise the limit: every tensor on its way from a worker is an open file, thousands in all."""
     import resource  # not on Windows
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < limit:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    number = number if hard == resource.RLIM_INFINITY else min(number, hard)
+    if soft != resource.RLIM_INFINITY and soft < number:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))

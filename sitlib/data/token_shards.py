@@ -7,7 +7,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +19,21 @@ from sitlib.data.index import DataError
 from sitlib.data.loader import EpochOrder
 from sitlib.files import read_json, write_json, write_tensors
 
-SHARD_BYTES = 2**27  # of codes, at most (but at least one batch)
-MANIFEST = "manifest.json"
-
 
 class TokenShards:
-    """Codes of one split as a tensor [M, S, N] that is read from disk where it is indexed.
+    """Codes of one split in a folder of `make_shards`, as a tensor [M, S, N] that is read from disk
+    where it is indexed.
 
     Attributes:
         labels: int64 [M].
         order: `EpochOrder` of the rows.
     """
 
-    def __init__(self, files: list[Path]):
+    def __init__(self, folder: Path, split: str):
+        names = [name for name in read_manifest(folder)["shards"] if name.startswith(f"{split}-")]
+        if missing := [name for name in names if not (folder / name).exists()]:
+            raise FileNotFoundError(f"{folder} lacks the codes {missing}: extract them again.")
+        files = [folder / name for name in names]
         self._shards = [_memory_map(file, "codes") for file in files]
         self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
         labels = [_memory_map(file, "labels").astype(np.int64) for file in files]
@@ -61,98 +62,63 @@ def _memory_map(file: Path, name: str) -> np.ndarray:
         return content.get_tensor(name).numpy()  # its pages are read when they are touched
 
 
-@dataclass(frozen=True)
-class Shard:
-    """Some batches of one split."""
-
-    split: str
-    number: int
-    batches: range
-
-    @property
-    def name(self) -> str:
-        return f"{self.split}-{self.number:05d}.safetensors"
-
-
-def plan_shards(batches: dict[str, int], batch_bytes: int) -> list[Shard]:
-    """Shards of a folder, by the number of batches of every split and the bytes of one batch."""
-    per_shard = max(1, SHARD_BYTES // batch_bytes)
-    return [
-        Shard(split, number, range(first, min(first + per_shard, count)))
-        for split, count in batches.items()
-        for number, first in enumerate(range(0, count, per_shard))
-    ]
-
-
 def make_shards(
     folder: Path,
-    shards: list[Shard],
-    make: Callable[[Shard], tuple[Tensor, Tensor]],
+    num_batches: dict[str, int],
+    per_shard: int,
+    make: Callable[[str, range], tuple[Tensor, Tensor]],
     run: dict[str, Any],
     num_codes: int,
     rank: int = 0,
     world_size: int = 1,
 ) -> None:
-    """Make the shards of a folder; a killed call is continued by the next, to the same bytes.
+    """Make a folder of shards; a killed call is continued by the next, to the same bytes.
 
     Shard i belongs to rank i mod world_size, and existing ones are skipped. They lie in a hidden
     folder beside `folder`, whose place it takes when it is complete. Returns when it has.
 
     Args:
-        make: codes [m, S, N] below `num_codes` and labels [m] of a shard.
+        num_batches: of every split.
+        per_shard: batches of a shard.
+        make: codes [m, S, N] below `num_codes` and labels [m] of some batches of a split.
         run: plain values that determine the codes, for the manifest.
 
     Raises:
         DataError: unfinished shards of another run are there.
-        DiskError: a shard could not be written. The finished ones stay.
     """
-    manifest = {**run, "shards": [shard.name for shard in shards]}
+    shards = {
+        f"{split}-{first // per_shard:05d}.safetensors": (split, range(count)[first:][:per_shard])
+        for split, count in num_batches.items()
+        for first in range(0, count, per_shard)
+    }
+    manifest = {**run, "shards": list(shards)}
     if read_manifest(folder) == manifest:
         return
     work = folder.with_name(f".{folder.name}.unfinished")
-    run_file = work / "run.json"
-    if run_file.exists() and read_json(run_file) != manifest:
+    if read_manifest(work) not in ({}, manifest):
         raise DataError(
             f"{work} holds unfinished codes of another run (other settings, images or tokenizer): "
             "wait until it has finished, or remove that folder."
         )
     if rank == 0:
-        write_json(run_file, manifest)
+        write_json(work / "manifest.json", manifest)
     dtype = torch.uint16 if num_codes <= 2**16 else torch.int32
-    for shard in shards[rank::world_size]:
-        if not (work / shard.name).exists():
-            codes, labels = make(shard)
+    for name in list(shards)[rank::world_size]:
+        if not (work / name).exists():
+            codes, labels = make(*shards[name])
             tensors = {"codes": codes.to(dtype), "labels": labels.to(torch.int32)}
-            write_tensors(work / shard.name, tensors, {})
-    if rank != 0:
-        while read_manifest(folder) != manifest:
-            time.sleep(0.2)
-        return
-    while not all((work / shard.name).exists() for shard in shards):
-        time.sleep(0.2)  # for the other ranks
-    # Killed at any line below, the next call finds all shards and does it again.
-    if folder.is_dir():
-        shutil.rmtree(folder)
-    write_json(work / MANIFEST, manifest)
-    run_file.unlink()
-    os.replace(work, folder)
+            write_tensors(work / name, tensors, {})
+    if rank == 0:
+        while not all((work / name).exists() for name in shards):
+            time.sleep(0.2)  # for the other ranks
+        if folder.is_dir():  # of another run; killed here, the next call finds all shards
+            shutil.rmtree(folder)
+        os.replace(work, folder)
+    while read_manifest(folder) != manifest:
+        time.sleep(0.2)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Manifest of a complete folder; empty where there is none."""
-    file = folder / MANIFEST
+    """Manifest of a folder of codes; empty where there is none."""
+    file = folder / "manifest.json"
     return read_json(file) if file.exists() else {}
-
-
-def read_shards(folder: Path, split: str) -> TokenShards:
-    """One split of a complete folder.
-
-    Raises:
-        FileNotFoundError: a shard of the manifest is missing.
-    """
-    names = [name for name in read_manifest(folder)["shards"] if name.startswith(f"{split}-")]
-    if missing := [name for name in names if not (folder / name).exists()]:
-        raise FileNotFoundError(
-            f"{folder} lacks the codes {', '.join(missing)}: extract them again."
-        )
-    return TokenShards([folder / name for name in names])
