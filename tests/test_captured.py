@@ -10,8 +10,8 @@ from tiny import LLAMA, condition_of, generator, random_codes
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel
+from sitlib.model.generator_config import SamplingConfig
 from sitlib.model.precision import with_cast_layers
 from sitlib.model.sequence import KVCache, Transformer
 from sitlib.sample import cuda_graphs

@@ -61,7 +61,7 @@ def texts():
 @pytest.fixture
 def model(texts):
     torch.manual_seed(0)
-    return DualEncoder(StoredDualEncoderConfig(SHAPE, texts.to_json(), 20)).eval()
+    return DualEncoder(StoredDualEncoderConfig(SHAPE.shape, texts.to_json(), 20)).eval()
 
 
 def naive_loss(logits, names):
@@ -156,7 +156,7 @@ class TestModel:
         """Two numbers of each image say what it shows; the others are noise."""
         torch.manual_seed(0)
         model = DualEncoder(
-            StoredDualEncoderConfig(replace(SHAPE, dropout=0.0), texts.to_json(), 20)
+            StoredDualEncoderConfig(replace(SHAPE.shape, dropout=0.0), texts.to_json(), 20)
         )
         centres, tokens = 3 * torch.randn(3, 20), texts.encode(TEXTS)
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

@@ -24,7 +24,7 @@ from sitlib.metrics import (
     psnr_per_image,
     ssim_per_image,
 )
-from sitlib.model.config import SamplingConfig
+from sitlib.model.generator_config import SamplingConfig
 from sitlib.model.tokenizer import SpectralTokenizer
 from workbook import evaluate
 from workbook.codes import captioned, held_out_wide

@@ -66,6 +66,22 @@ def test_scripts_tests_and_benchmarks_import_what_their_extras_list():
     assert imports(ROOT / "benchmarks") - CORE - EXTRAS["test"] - EXTRAS["peers"] == set()
 
 
+# Rooms of the library: each imports itself and those before it.
+ROOMS = ("model", "strict", "files", "data", "metrics", "train", "sample", "cli")
+
+
+def test_imports_run_one_way():
+    for path in sorted((ROOT / "sitlib").rglob("*.py")):
+        room = path.relative_to(ROOT / "sitlib").parts[0].removesuffix(".py")
+        below = ROOMS[: ROOMS.index(room) + 1] if room in ROOMS else ()
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in getattr(node, "names", ())]
+            names = [node.module] if isinstance(node, ast.ImportFrom) else names
+            for package, *inside in (name.split(".") for name in names):
+                assert package != "workbook", path
+                assert package != "sitlib" or not inside or inside[0] in below, (path, inside)
+
+
 def test_conda_gives_python_and_pip_and_pyproject_the_rest():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     python, pip, rest = environment["dependencies"]

@@ -29,9 +29,9 @@ from sitlib.metrics import (
     reconstruction_values,
     summarize_reconstructions,
 )
-from sitlib.model.config import SamplingConfig
 from sitlib.model.dual_encoder import DualEncoder
 from sitlib.model.generator import AutoregressiveModel
+from sitlib.model.generator_config import SamplingConfig
 from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample.applications import edit, preview, refine, upsample

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sitlib.data import CaptionedImages
 from sitlib.files import Row
-from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
+from sitlib.model.generator_config import SamplingConfig
 from sitlib.model.text import TextTokenizer
 from sitlib.sample.generate import generate
 from sitlib.train.generator import train_generator

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic.dataclasses import dataclass
 
-from sitlib.model.config import STRICT, AutoregressiveConfig, SamplingConfig, TokenizerConfig
+from sitlib.model.config import STRICT, TokenizerConfig
+from sitlib.model.generator_config import AutoregressiveConfig, SamplingConfig
 from sitlib.strict import ConfigError, from_dict, require, require_known, to_dict
 from sitlib.train.config import DataConfig, EngineConfig, OptimizerConfig, TokenizerTraining
 from workbook.paths import resolve

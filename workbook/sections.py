@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from sitlib.model.config import STRICT, AutoregressiveConfig, SamplingConfig, TokenizerConfig
+from sitlib.model.config import STRICT, TokenizerConfig
+from sitlib.model.generator_config import AutoregressiveConfig, SamplingConfig
 from sitlib.strict import require
 from sitlib.train.config import (
     AdversarialConfig,

@@ -21,7 +21,8 @@ from sitlib.files import (
     save_model,
     write_csv,
 )
-from sitlib.model.config import AutoregressiveConfig, TokenizerConfig
+from sitlib.model.config import TokenizerConfig
+from sitlib.model.generator_config import AutoregressiveConfig
 from sitlib.strict import digest
 from sitlib.train.checkpoint import locked, remove_states
 from sitlib.train.config import (

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from sitlib.cli import GENERATORS, UsageError, files
 from sitlib.files import load_model
-from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel
+from sitlib.model.generator_config import SamplingConfig
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample import applications
 from sitlib.sample.generate import generate

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sitlib.model.generator_config import DualEncoderShape
 from sitlib.model.text import TextEncoder, TextTokenizer
-from sitlib.train.config import DualEncoderConfig
 
 FIRST_SCALE, LARGEST_SCALE = 1 / 0.07, 100.0  # of similarities in the loss; CLIP's
 
@@ -21,7 +21,7 @@ FIRST_SCALE, LARGEST_SCALE = 1 / 0.07, 100.0  # of similarities in the loss; CLI
 class StoredDualEncoderConfig:
     """All that a checkpoint stores besides weights: the encoders, their words and features."""
 
-    shape: DualEncoderConfig
+    shape: DualEncoderShape
     text_tokenizer: str  # `TextTokenizer.to_json()`
     num_features: int  # of an image
 

@@ -38,14 +38,6 @@ class SpectralGeometry:
     channels = 3  # of the image
 
     def __init__(self, size: int, levels: int, grid_size: int, wavelet: str = "haar"):
-        unit = grid_size * 2**levels
-        if size <= 0 or size % unit:
-            lower = max(size // unit, 1) * unit
-            raise ValueError(
-                f"{size} px cannot be cut into {grid_size}x{grid_size} tokens at each of "
-                f"{levels + 1} scales: sizes must be multiples of {unit}, for example {lower} or "
-                f"{lower + unit}."
-            )
         self.size, self.levels, self.grid_size, self.wavelet = size, levels, grid_size, wavelet
         self.num_scales, self.tokens_per_scale = levels + 1, grid_size**2
         self.num_tokens = self.num_scales * self.tokens_per_scale

@@ -77,17 +77,15 @@ class SpectralTokenizer(nn.Module):
             neighbors = neighbors if c.neighbor_mixing else None
             return ADTransformer(*shape, attention, num_types, c.scale_mixing, neighbors)
 
-        def codebook() -> Codebook:
-            update = (c.codebook_update, c.codebook_decay, c.gradient_estimator)
-            return QUANTIZERS[c.quantizer](c.num_codes, c.code_dim, *update)
-
+        quantizer = QUANTIZERS[c.quantizer]
+        codebook = (c.num_codes, c.code_dim, c.codebook_update, c.codebook_decay)
         self.norm = nn.ModuleList(BandNorm(geometry.scale_channels(s)) for s in geometry.scales)
         self.embed = nn.ModuleList(nn.Linear(P, c.encoder_width) for P in patch_dims)
         self.encoder = transformer(
             c.encoder_width, c.encoder_layers, c.encoder_heads, c.encoder_attention, "before"
         )
         self.pre_quant = nn.ModuleList(_head(c.encoder_width, c.code_dim) for _ in books)
-        self.codebooks = nn.ModuleList(codebook() for _ in books)
+        self.codebooks = nn.ModuleList(quantizer(*codebook, c.gradient_estimator) for _ in books)
         self.post_quant = nn.ModuleList(nn.Linear(c.code_dim, c.decoder_width) for _ in books)
         self.decoder = transformer(
             c.decoder_width, c.decoder_layers, c.decoder_heads, c.decoder_attention, "after"
@@ -262,11 +260,10 @@ class SpectralTokenizer(nn.Module):
     def _checked(self, codes: Tensor, scales: int | None) -> Tensor:
         """The first `scales` scales of codes [B, k, N]; refuses what `decode` cannot take."""
         S, N, K = self.geometry.num_scales, self.geometry.tokens_per_scale, self.config.num_codes
-        if codes.ndim != 3 or codes.is_floating_point() or codes.dtype == torch.bool:
-            raise ValueError(f"codes must be integers [B, k, N], not {codes.dtype} {codes.shape}.")
-        k = codes.shape[1]
-        if codes.shape[2] != N or not 1 <= k <= S:
-            raise ValueError(f"codes must be [B, 1 ... {S}, {N}], they are {list(codes.shape)}.")
+        k = codes.shape[1] if codes.ndim == 3 and codes.shape[2] == N else 0
+        if not 1 <= k <= S or codes.is_floating_point() or codes.dtype == torch.bool:
+            shape = f"{codes.dtype} {list(codes.shape)}"
+            raise ValueError(f"codes must be integers [B, 1 ... {S}, {N}], they are {shape}.")
         scales = k if scales is None else scales
         if scales not in range(1, k + 1):
             raise ValueError(f"scales must be in 1 ... {k}, the scales of these codes: {scales}.")
@@ -302,13 +299,11 @@ class SpectralTokenizer(nn.Module):
                 "differ; only decoder_* may."
             )
 
-        def of_decoder(name: str) -> bool:
-            return name.split(".")[0] in DECODER_MODULES
-
-        state = {name: x for name, x in other.state_dict().items() if not of_decoder(name)}
+        decoder = tuple(f"{name}." for name in DECODER_MODULES)
+        state = {k: x for k, x in other.state_dict().items() if not k.startswith(decoder)}
         self.load_state_dict(state, strict=False)
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(of_decoder(name))
+            parameter.requires_grad_(name.startswith(decoder))
         self.encoder_is_frozen = True
 
 

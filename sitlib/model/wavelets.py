@@ -4,7 +4,6 @@ One level splits an image into LL, a half-size image, and the details H, V, D; t
 splits LL again (Mallat, IEEE PAMI 11(7), 1989). Borders are periodic: as many values as pixels.
 """
 
-import difflib
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -153,9 +152,8 @@ def _analyze(x: Tensor, dim: int, filters: Filters) -> list[Tensor]:
     half = x.shape[dim] // 2
     kernels, offset = _periodize(filters, 2 * half)
     before, after = (offset + 1) // 2, (len(kernels[0]) - 1 - offset) // 2
-    even_odd = [
-        _wrap(phase, dim, before, after) for phase in x.unflatten(dim, (half, 2)).unbind(dim)
-    ]
+    phases = x.unflatten(dim, (half, 2)).unbind(dim)
+    even_odd = [_wrap(phase, dim, before, after) for phase in phases]
 
     def band(kernel: list[float]) -> Tensor:
         terms = []
@@ -188,9 +186,8 @@ def _synthesize(low: Tensor, high: Tensor, dim: int, filters: Filters) -> Tensor
 
 def _wrap(x: Tensor, dim: int, before: int, after: int) -> Tensor:
     """`x` continued periodically along `dim`."""
-    return torch.cat(
-        [x.narrow(dim, x.shape[dim] - before, before), x, x.narrow(dim, 0, after)], dim
-    )
+    last, first = x.narrow(dim, x.shape[dim] - before, before), x.narrow(dim, 0, after)
+    return torch.cat([last, x, first], dim)
 
 
 def _weighted_sum(terms: list[tuple[Tensor, float]]) -> Tensor:
@@ -220,20 +217,16 @@ def _filters(wavelet: str) -> tuple[Filters, Filters]:
     Raises:
         ValueError: not a discrete wavelet of PyWavelets.
     """
-    names = pywt.wavelist(kind="discrete")  # pyrefly: ignore[missing-attribute]
     name = str(wavelet).lower()
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=4) or ["haar", "db2", "bior2.2", "bior4.4"]
+    if name not in pywt.wavelist(kind="discrete"):  # pyrefly: ignore[missing-attribute]
         raise ValueError(
-            f"{wavelet!r} is not a discrete wavelet: use {', '.join(near)} "
-            "(all names: pywt.wavelist(kind='discrete'))."
+            f"{wavelet!r} is not a discrete wavelet: use haar, db2, bior2.2, bior4.4 or another of "
+            "pywt.wavelist(kind='discrete')."
         )
     bank, root = pywt.Wavelet(name), math.sqrt(2)  # pyrefly: ignore[missing-attribute]
     low, high = (tuple(tap / root for tap in reversed(taps)) for taps in (bank.dec_lo, bank.dec_hi))
-    inverse_low, inverse_high = (
-        tuple(tap * root for tap in taps) for taps in (bank.rec_lo, bank.rec_hi)
-    )
-    return (low, high), (inverse_low, inverse_high)
+    synthesis = tuple(tap * root for tap in bank.rec_lo), tuple(tap * root for tap in bank.rec_hi)
+    return (low, high), synthesis
 
 
 def _check_images(images: Tensor, levels: int) -> None:
@@ -257,9 +250,7 @@ def _check_coefficients(coefficients: Sequence[Tensor]) -> None:
         raise ValueError("coefficients must be a list [LL, details_coarsest, ..., details_finest].")
     LL = coefficients[0]
     if LL.ndim != 4 or not LL.is_floating_point():
-        raise ValueError(
-            f"LL must be floating point [B, C, h, w], not {LL.dtype} {list(LL.shape)}."
-        )
+        raise ValueError(f"LL must be floating point [B, C, h, w]: {LL.dtype} {list(LL.shape)}.")
     B, C, h, w = LL.shape
     for level, details in enumerate(coefficients[1:]):
         expected, kind = (B, 3 * C, h << level, w << level), (LL.dtype, LL.device)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel
+from sitlib.model.generator_config import SamplingConfig
 from sitlib.model.precision import with_cast_layers
 from sitlib.model.sequence import Transformer, matmul_dtype
 from sitlib.model.tokenizer import SpectralTokenizer

@@ -4,13 +4,19 @@ Defaults of the tokenizer's training are the paper's (SIT, arXiv 2412.09607); wh
 those of ViT-VQGAN (arXiv 2110.04627). "Inferred" marks what no text states.
 """
 
-from dataclasses import field
+from dataclasses import field, fields
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from sitlib.model.config import STRICT, Probability, TextLength, VocabularySize, check_width
+from sitlib.model.config import STRICT
+from sitlib.model.generator_config import (
+    DualEncoderShape,
+    Probability,
+    TextLength,
+    VocabularySize,
+)
 from sitlib.strict import require
 
 Tracker = Literal[
@@ -155,18 +161,10 @@ class CaptionsConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
-class DualEncoderConfig:
-    """An image and a text encoder with a common space, which judge text-conditional samples.
+class DualEncoderConfig(DualEncoderShape):
+    """Training of the dual encoder: its vocabulary and the views of images that it learns from."""
 
-    Ours; defaults are those of the profile quick.
-    """
-
-    optimizer: OptimizerConfig
-    layers: PositiveInt = 1  # of the text encoder
-    width: PositiveInt = 128
-    heads: PositiveInt = 4
-    dim: PositiveInt = 128  # of the common space
-    dropout: Probability = 0.2
+    optimizer: OptimizerConfig = field(kw_only=True)
     vocab_size: VocabularySize = 1024
     max_tokens: TextLength = 48
     image_size: Annotated[int, Field(ge=32, le=224)] = 96  # px at which EfficientNet-Lite0 looks
@@ -175,8 +173,11 @@ class DualEncoderConfig:
     # Tokenizer variants whose reconstructions of the training images it learns from too.
     reconstructions: list[str] = field(default_factory=list)
 
-    def __post_init__(self):
-        check_width(self.width, self.heads)
+    @property
+    def shape(self) -> DualEncoderShape:
+        """The part of it that a checkpoint stores."""
+        names = [f.name for f in fields(DualEncoderShape)]
+        return DualEncoderShape(**{name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True, config=STRICT)

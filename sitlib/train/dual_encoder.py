@@ -50,7 +50,7 @@ def train_dual_encoder(
     name_ids = torch.tensor([number_of[name] for name in names])
     run = {"model": to_dict(config), "views": list(features.shape), "seed": seed}
     set_seed(seed)
-    stored = StoredDualEncoderConfig(config, texts.to_json(), features.shape[1])
+    stored = StoredDualEncoderConfig(config.shape, texts.to_json(), features.shape[1])
     module = DualEncoder(stored)
 
     def batch_at(step: int, part: Microbatch) -> tuple[Tensor, Tensor, Tensor]:

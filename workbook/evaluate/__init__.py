@@ -23,8 +23,8 @@ from sitlib.metrics import (
     lite0_features,
 )
 from sitlib.metrics.networks import Lite0
-from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel
+from sitlib.model.generator_config import SamplingConfig
 from sitlib.model.tokenizer import SpectralTokenizer
 from workbook.paths import resolve
 from workbook.profile import Profile

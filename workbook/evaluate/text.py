@@ -17,9 +17,9 @@ from torch import Tensor
 from sitlib import metrics
 from sitlib.data import CaptionedImages, held_out_views
 from sitlib.metrics.networks import Lite0
-from sitlib.model.config import SamplingConfig
 from sitlib.model.dual_encoder import DualEncoder
 from sitlib.model.generator import AutoregressiveModel
+from sitlib.model.generator_config import SamplingConfig
 from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample.generate import generate
