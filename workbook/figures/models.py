@@ -5,17 +5,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-from torch import Tensor
 
 from sitlib.metrics import METRICS
-from sitlib.metrics.codebook import codebook_names
-from sitlib.model.quantizer import Codebook
-from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.model.transformer import SequenceLayout, attend
 from workbook.figures.core import BLACK, ORANGE, bars_of, colour, panels
 from workbook.names import label
 from workbook.site.compare import r_precision, with_interval
@@ -28,49 +20,6 @@ FILES = {
     "jpeg2000": ("JPEG 2000", "#7A7A7A", "1 : {} asked for"),
 }
 RATE_METRICS = {name: METRICS[name] for name in ("psnr", "lpips_alex")}
-
-
-def attention_patterns(layouts: Mapping[str, SequenceLayout]) -> Figure:
-    """Who attends to whom, read off `attend` itself with keys that are all alike."""
-    figure, axes = panels(list(layouts), width=3.1, height=3.9)
-    for axis, layout in zip(axes, layouts.values(), strict=True):
-        S, N = layout.num_scales, layout.tokens_per_scale
-        zeros, values = torch.zeros(1, 1, S * N, S * N), torch.eye(S * N)[None, None]
-        weights = attend(zeros, zeros, values, layout)[0, 0]  # row = query, column = key
-        axis.imshow(weights > 0, cmap="Blues", vmin=0, vmax=1.4)
-        for edge in range(N, S * N, N):
-            axis.axhline(edge - 0.5, color="0.6", linewidth=0.6)
-            axis.axvline(edge - 0.5, color="0.6", linewidth=0.6)
-        centres, names = [(s + 0.5) * N - 0.5 for s in range(S)], [str(s + 1) for s in range(S)]
-        axis.set_xticks(centres, names)
-        axis.set_yticks(centres, names)
-        axis.set_xlabel("attended token (scale)")
-        axis.grid(False)
-    axes[0].set_ylabel("token (scale)")
-    return figure
-
-
-@torch.no_grad()
-def codebook_map(tokenizer: SpectralTokenizer, images: Tensor) -> Figure:
-    """Each codebook and the encoder outputs of images, on the plane of their two main directions."""
-    names = codebook_names(len(tokenizer.codebooks))
-    figure, axes = panels(names, width=3.4, height=3.7)
-    latents = tokenizer.by_codebook(tokenizer.latents(images))
-    for axis, name, codebook, z in zip(axes, names, tokenizer.codebooks, latents, strict=True):
-        assert isinstance(codebook, Codebook)
-        z = F.normalize(z.reshape(-1, z.shape[-1]), dim=-1)
-        distance = (z - codebook.lookup(codebook.nearest(z))).norm(dim=-1).mean()
-        codes, mean = F.normalize(codebook.weight, dim=-1), z.mean(0)
-        plane = torch.linalg.svd(z - mean, full_matrices=False).Vh[:2].T
-        points = ((z - mean) @ plane)[:: max(1, len(z) // 1500)]
-        stars = (codes - mean) @ plane
-        axis.plot(*points.T, ".", color="0.6", markersize=2.5, label="encoder outputs")
-        axis.plot(*stars.T, "*", color=colour(name), markersize=5, markeredgewidth=0, label="codes")
-        axis.set(xlabel="first direction", title=f"{label(name)}: distance {distance:.2f}")
-        axis.set_aspect("equal", adjustable="datalim")
-    axes[0].set_ylabel("second direction")
-    axes[0].legend(loc="upper right")
-    return figure
 
 
 def quality_by_size(
@@ -157,35 +106,6 @@ def retrieval_bars(scores: Mapping[str, Sequence[Scores]], kinds: Mapping[str, s
         axis.grid(axis="x", visible=False)
     axes[0].set_ylabel("right caption found, %")
     axes[0].legend(loc="upper left")
-    return figure
-
-
-def throughput_bars(rows: Sequence[Scores]) -> Figure:
-    """Images a second at every size, both models, one panel for each geometry; logarithmic."""
-    geometries = list(dict.fromkeys(row["geometry"] for row in rows))
-    titles = [
-        f"the {'profile' if name == 'profile' else 'paper'}'s geometry" for name in geometries
-    ]
-    figure, axes = panels(titles, width=4.6, height=3.2)
-    for axis, geometry in zip(axes, geometries, strict=True):
-        measured = [row for row in rows if row["geometry"] == geometry]
-        for i, name in enumerate(measured[0]["images_per_second"]):
-            x = np.arange(len(measured)) + 0.38 * (i - 0.5)
-            rates = [row["images_per_second"][name] for row in measured]
-            text = label(name) if axis is axes[0] else None
-            axis.bar(x, rates, 0.36, color=colour(name), label=text)
-        for x, row in enumerate(measured):
-            top = max(row["images_per_second"].values())
-            axis.annotate(f"x {row['ratio']:.2f}", (x, top), ha="center", va="bottom", fontsize=8)
-        axis.set(yscale="log", xlabel="side of the image, px")
-        axis.set_xticks(range(len(measured)), [row["size"] for row in measured])
-        axis.margins(y=0.15)
-        axis.grid(axis="x", visible=False)
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.yaxis.set_minor_formatter(NullFormatter())
-    axes[0].set_ylabel("images a second")
-    figure.legend(loc="outside upper center", ncols=2)
     return figure
 
 
