@@ -35,7 +35,6 @@ PIPELINE = {"pipeline": True, "live": False}
 FETCHING = ("sitlib/metrics/weights",)
 # Restyling a figure must not train again; and codes are a dependency of what is trained on them.
 SHOWING = (
-    "workbook/reporting/",
     "workbook/names.py",
     "workbook/figures/",
     "workbook/site/",

@@ -1,1 +1,0 @@
-"""From notebooks to reports: canonical sources, runner, figures, tables, headline, front page."""
