@@ -21,6 +21,7 @@ from PIL import Image
 from test_applications import PLAIN, model_of, photographs, tokenizer_of
 from tiny import CLASSES
 
+from workbook.applications import Task
 from workbook.explorer import (
     WAVELETS,
     Pictures,
@@ -35,6 +36,10 @@ from workbook.paths import ROOT
 
 def pictures():
     return Pictures(64, {f"photograph {i}": image for i, image in enumerate(photographs(3))})
+
+
+def task(kind):
+    return Task("", model_of(kind), tokenizer_of(), PLAIN, photographs(1), None, [])
 
 
 def widgets_in(widget, kind):
@@ -71,7 +76,7 @@ def test_an_image_without_a_band_lacks_that_band_and_nothing_else(wavelet, level
 
 
 def test_an_edit_keeps_what_it_says_and_answers_an_empty_caption_in_words():
-    panel = edit_panel(model_of("text"), tokenizer_of(), PLAIN, pictures(), "a red cat")
+    panel = edit_panel(task("text"), pictures(), "a red cat")
     live, values = panel.live(), panel.values()
     whole, some = (panel.draw(**values | {"keep": keep}) for keep in (5, 2))
     torch.testing.assert_close(whole["edited"], tokenizer_of().reconstruct(photographs(3)[:1])[0])
@@ -155,7 +160,7 @@ def test_an_image_of_the_user_joins_every_menu_and_is_shown():
 @pytest.mark.parametrize("kind", ["class", "text"])
 def test_previews_appear_and_the_one_that_is_chosen_is_finished(kind):
     prompt = CLASSES[1] if kind == "class" else "a red cat"
-    panel = prompt_panel(model_of(kind), tokenizer_of(), PLAIN, prompt, count=3)
+    panel = prompt_panel(task(kind), prompt, count=3)
     live = panel.live()
     before, buttons = shown(live), widgets_in(live, ipywidgets.Button)
     assert [x.description for x in buttons] == ["Finish 1", "Finish 2", "Finish 3"]

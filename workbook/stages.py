@@ -34,12 +34,7 @@ PIPELINE = {"pipeline": True, "live": False}
 # of the stages that read them, so how they were fetched is not.
 FETCHING = ("sitlib/metrics/weights",)
 # Restyling a figure must not train again; and codes are a dependency of what is trained on them.
-SHOWING = (
-    "workbook/names.py",
-    "workbook/figures/",
-    "workbook/site/",
-    "sitlib/sample/",
-)
+SHOWING = ("workbook/names.py", "workbook/figures/", "workbook/site/", "sitlib/sample/")
 TOKENIZING = ("workbook/tokenizers.py", "sitlib/model/tokenizer.py")
 WITHOUT = {
     "weights": (),

@@ -1,4 +1,4 @@
-"""Figures of tokenizers, generators and applications."""
+"""Figures of tokenizers and generators."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,19 +7,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from sitlib.metrics import METRICS
-from workbook.figures.core import BLACK, ORANGE, bars_of, colour, panels
+from workbook.figures.core import colour, panels
 from workbook.names import label
-from workbook.site.compare import r_precision, with_interval
+from workbook.site.compare import r_precision
 
 Scores = Mapping[str, Any]
-# Image files of applications.json -> name, colour, setting.
-FILES = {
-    "jpeg": ("JPEG", BLACK, "quality {}"),
-    "jpeg_half": ("JPEG of half the size", "#B08A5A", "quality {}"),
-    "jpeg2000": ("JPEG 2000", "#7A7A7A", "1 : {} asked for"),
-}
-RATE_METRICS = {name: METRICS[name] for name in ("psnr", "lpips_alex")}
 
 
 def quality_by_size(
@@ -106,106 +98,4 @@ def retrieval_bars(scores: Mapping[str, Sequence[Scores]], kinds: Mapping[str, s
         axis.grid(axis="x", visible=False)
     axes[0].set_ylabel("right caption found, %")
     axes[0].legend(loc="upper left")
-    return figure
-
-
-def rate_curves(curves: Mapping[str, Sequence[Scores]]) -> Figure:
-    """PSNR and LPIPS against bits per pixel, a line for each tokenizer and kind of file."""
-    figure, axes = panels([""] * len(RATE_METRICS), width=4.6, height=3.5)
-    for axis, (metric, about) in zip(axes, RATE_METRICS.items(), strict=True):
-        for name, points in curves.items():
-            text, tone, _ = FILES.get(name) or (label(name), colour(name), "")
-            rates, values = ([point[key] for point in points] for key in ("bits_per_pixel", metric))
-            errors = bars_of(values, [point["intervals"][metric] for point in points])
-            look = "s--" if name in FILES else "o-"
-            axis.errorbar(rates, values, errors, fmt=look, color=tone, ms=4, label=text, capsize=2)
-        axis.set(xlabel="bits per pixel", ylabel=about.heading, xscale="log")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
-    return figure
-
-
-def rate_rows(curves: Mapping[str, Sequence[Scores]]) -> list[dict[str, Any]]:
-    """Every point of `rate_curves` as a row, fewest bits first."""
-    points = [(name, point) for name, row in curves.items() for point in row]
-    return [
-        {
-            "coded by": FILES[name][0] if name in FILES else label(name),
-            "setting": FILES[name][2].format(point["setting"])
-            if name in FILES
-            else point["setting"],
-            "bits per pixel": point["bits_per_pixel"],
-            "with headers": point.get("bits_per_pixel_of_file"),
-            **{about.heading: point[metric] for metric, about in RATE_METRICS.items()},
-        }
-        for name, point in sorted(points, key=lambda pair: pair[1]["bits_per_pixel"])
-    ]
-
-
-def matched_rows(
-    curves: Mapping[str, Any], matched: Mapping[str, Mapping[str, Scores]]
-) -> list[dict[str, Any]]:
-    """Each tokenizer with all its scales, and files of as many bits."""
-    rows = []
-    for name, files in matched.items():
-        points = {label(name): curves[name][-1]}
-        points |= {FILES[kind][0]: point for kind, point in files.items()}
-        for coder, point in points.items():
-            row = {
-                "beside": label(name),
-                "coded by": coder,
-                "bits per pixel": point["bits_per_pixel"],
-            }
-            row["with headers"] = point.get("bits_per_pixel_of_file")
-            for metric, about in RATE_METRICS.items():
-                row[about.heading] = with_interval(
-                    point[metric], *point["intervals"][metric], digits=about.digits
-                )
-            rows.append(row)
-    return rows
-
-
-def upsampling_rows(shares: Mapping[str, Any], size: int) -> list[dict[str, Any]]:
-    """A row for every way of upsampling, largest factor first."""
-
-    def ratio(scores: Scores, name: str) -> str | None:
-        return with_interval(scores[name], *scores[f"{name}_interval"]) if name in scores else None
-
-    return [
-        {
-            "from": f"{size // int(share)} px",
-            "by": way,
-            "LPIPS-Alex": scores["lpips_alex"],
-            "to bicubic": ratio(scores, "lpips_ratio"),
-            "to untold": ratio(scores, "untold_ratio"),
-            "PSNR, dB": scores["psnr"],
-            "FD-Lite0": scores["fd_lite0"],
-            "KID x 1000": 1000 * scores["kid"],
-            "consistency, dB": scores["consistency"],
-        }
-        for share, ways in shares.items()
-        if share.isdecimal()
-        for way, scores in ways.items()
-    ]
-
-
-def editing_curves(editing: Scores) -> Figure:
-    """Captions recognised in an edited image and its distance to the original, by kept scales."""
-    lines = {
-        "r_precision_new": ("new caption recognised, %", colour("sit4")),
-        "r_precision_old": ("own caption recognised, %", ORANGE),
-        "lpips_alex": ("LPIPS-Alex to the original", colour("sit5")),
-    }
-    figure, axes = panels([""] * len(lines), width=3.4, height=3.2)
-    scales = [int(k) for k in editing["kept"]]
-    for axis, (key, (title, tone)) in zip(axes, lines.items(), strict=True):
-        values = [row[key]["value"] for row in editing["kept"].values()]
-        intervals = [row[key]["interval"] for row in editing["kept"].values()]
-        errors = bars_of(values, intervals)
-        axis.errorbar(scales, values, errors, marker="o", color=tone, capsize=2)
-        axis.set(xlabel="scales kept", ylabel=title, xticks=scales)
-        if key in editing["ceiling"]:
-            real = editing["ceiling"][key]["value"]
-            axis.axhline(real, color="0.3", linestyle="--", label="real images")
-            axis.axhline(100 / editing["candidates"], color="0.5", linestyle=":", label="chance")
-            axis.legend()
     return figure
