@@ -184,18 +184,12 @@ class TestShards:
         labeled = train.labeled()
         assert labeled.labels.tolist() == [1, 2] and len(train) == 3
 
-    def test_patterns(self, tmp_path):
-        for n in range(3):
+    def test_one_shard_and_splits_in_names(self, tmp_path):
+        for n in range(2):
             sample = {"__key__": f"{n}", "jpg": jpeg("red"), "cls": n}
             write_shard(tmp_path / f"set-train-{n:02}.tar", [sample])
-        assert len(open_images(f"{tmp_path}/set-train-{{00..01}}.tar")) == 2
-        assert len(open_images(f"{tmp_path}/set-*.tar")) == 3
-        for pattern, split, message in (
-            ("set-train-{00..03}.tar", "train", r"set-train-03\.tar"),
-            ("set-*.tar", "test", r"no split 'test'.*\['train'\]"),
-        ):
-            with pytest.raises(DataError, match=message):
-                open_images(f"{tmp_path}/{pattern}", split)
+        assert len(open_images(tmp_path / "set-train-00.tar")) == 1
+        assert open_images(tmp_path).class_names == ["0", "1"]
 
     def test_without_splits_they_are_divided_by_key(self, tmp_path):
         samples = [{"__key__": f"{i}", "jpg": jpeg("red", (8, 8))} for i in range(250)]
@@ -212,8 +206,11 @@ class TestShards:
         write_shard(tmp_path / "train-1.tar", samples)
         content = (tmp_path / "train-0.tar").read_bytes()
         (tmp_path / "train-0.tar").write_bytes(content[: 512 * 4 + 100])
-        with pytest.warns(UserWarning, match="train-0.tar.*text: no image among its files .txt"):
+        with pytest.warns(UserWarning) as caught:
             source = open_images(tmp_path)
+        text = " ".join(str(warning.message) for warning in caught)
+        assert "train-0.tar has unusable samples" in text
+        assert "train-1.tar has unusable samples: text: no image among its files (txt)" in text
         assert source.keys[-1] == "z" and "text" not in source.keys
 
 
@@ -260,7 +257,7 @@ class TestFolders:
         (root / "train/red/dot.png").write_bytes(encoded(Image.new("RGB", (1, 1))))
         with pytest.warns(UserWarning, match=r"2 of 13 images .*2\.jpg: .*dot\.png: .*only 1x1"):
             source = open_images(root)
-        assert len(source) == len(source.labels) == 11 and len(source.skipped) == 2
+        assert len(source) == len(source.labels) == 11 and len(source.unusable) == 2
         assert {record.class_name for record in source} == {"red", "lime"}
 
     def test_in_large_sets_the_next_usable_image_stands_in(self, tmp_path, monkeypatch):
@@ -268,10 +265,10 @@ class TestFolders:
         root = write_folder(tmp_path, ["train"])
         (root / "train/lime/5.jpg").write_bytes(b"broken")
         source = open_images(root)
-        assert len(source) == 12 and not source.skipped
+        assert len(source) == 12 and not source.unusable
         with pytest.warns(UserWarning, match=r"skipped .*lime/5\.jpg"):
             assert source[5].key == "train/red/0.jpg" and source[5].class_name == "red"
-        assert len(source.skipped) == 1
+        assert len(source.unusable) == 1
         with pytest.warns(UserWarning, match=r"skipped .*lime/5\.jpg"):
             fresh = training_views(open_images(root), 0, 12, 16, seed=1)
         again = training_views(source, 0, 12, 16, seed=1)
@@ -282,10 +279,8 @@ REFUSED_SOURCES = [
     ("nowhere", "train", r"neither a folder nor a shard is at .*nowhere"),
     ("text", "train", r"neither WebDataset shards .* found there: .*notes\.txt"),
     ("one", "test", r"no split 'test' in .*one, only \['train'\]"),
-    ("empty", "test", "'test' of .*empty has no usable image"),
+    ("empty", "test", "No image can be used: 0 of 0"),
     ("broken", "test", r"No image can be used: 3 of 3 .*0\.jpg"),
-    ("mixed", "train", "mixes class names and class numbers"),
-    ("years", "train", "two folders of the split 'train', train2014 and train2017"),
 ]
 
 
@@ -299,9 +294,6 @@ def test_refusals_say_what_was_looked_for_and_found(tmp_path, name, split, messa
     (tmp_path / "broken/test").mkdir()
     for number in range(3):
         (tmp_path / f"broken/test/{number}.jpg").write_bytes(b"broken")
-    mixed = [{"__key__": str(c), "jpg": jpeg("red"), "cls": c} for c in (1, "dog")]
-    write_shard(tmp_path / "mixed/train-0.tar", mixed)
-    write_folder(tmp_path / "years", ["train2014", "train2017"], per_class=1)
     with pytest.raises(DataError, match=message):
         open_images(tmp_path / name, split)
 
@@ -383,9 +375,9 @@ class TestViews:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"kind": "narrow"}, "'crops' or 'wide'"),
+            ({"kind": "narrow"}, "not narrow"),
             ({"min_crop": 0}, "min_crop"),
-            ({"seed": -1}, "seed is -1"),
+            ({"seed": -1}, "non-negative"),
         ],
     )
     def test_refusals(self, photos, options, message):
@@ -426,4 +418,4 @@ def test_names_with_pax_headers_and_folders(tmp_path):
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
     source = open_images(tmp_path)
-    assert source.keys == ["é" * 80 + "/a", "folder.v2/b"] and source.labels.tolist() == [3, 3]
+    assert source.keys == ["é" * 80 + "/a", "folder.v2/b"] and source[1].class_name == "3"

@@ -226,7 +226,7 @@ class TestTraining:
         assert features.shape == (15, 1280) and sorted(positions) == list(range(15))
         views, labels, keys = training_views(data.images, 0, 15, 16, 0, kind="wide", flip=False)
         torch.testing.assert_close(features, lite0_features(views, lite0, size=SHAPE.image_size))
-        assert [data.images.key(int(position)) for position in positions] == keys
+        assert [data.images.keys[int(position)] for position in positions] == keys
         assert torch.equal(data.images.labels[positions], labels)
 
     def test_degraded_and_reconstructed_views_come_with_the_position_of_their_image(

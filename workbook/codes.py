@@ -65,18 +65,16 @@ def captioned(profile: Profile, split: str, phrasing: Phrasing = "training") -> 
     return open_captioned(resolve(run.tokenizer.source), split, captions, **options)
 
 
-def held_out_wide(
-    profile: Profile, variant: str, count: int, first: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Wide held-out views [count, 3, H, W] of an autoregressive variant, and labels [count].
+Views = tuple[Tensor, Tensor]  # [B, 3, H, W] in [0, 1], labels int64 [B]
 
-    The first `first` views are left out, so that a set can be made in parts.
-    """
+
+def held_out_wide(profile: Profile, variant: str, count: int, first: int = 0) -> Views:
+    """Wide held-out views of an autoregressive variant, without the first `first` ones."""
     images, run = images_of(profile, variant, "test"), CodesRun.of(profile, variant)
     return _held_out(images, run, count, first)
 
 
-def _held_out(images: ImageSource, run: CodesRun, count: int, first: int) -> tuple[Tensor, Tensor]:
+def _held_out(images: ImageSource, run: CodesRun, count: int, first: int) -> Views:
     size, seed = run.tokenizer.data.size, run.codes.seed
     views, labels, keys = held_out_views(images, count, size, seed, kind="wide", first=first)
     return views, labels if run.captions is None else _positions(images, keys)
@@ -90,9 +88,7 @@ def extract_codes(profile: Profile, variant: str, folder: str | Path, workers: i
     """Encode wide views of the images of an autoregressive variant into a folder of shards.
 
     The processes of a launcher (torchrun) share the work; a killed call is continued by the next.
-
-    Args:
-        workers: processes that decode images, as for `prefetch`.
+    `workers` is for `prefetch`.
     """
     run = CodesRun.of(profile, variant)
     settings, config = run.codes, run.tokenizer.model

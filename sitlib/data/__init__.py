@@ -3,8 +3,7 @@
 from sitlib.data.captions import CaptionedImages, emoji_captions, open_captioned
 from sitlib.data.crops import degrade, held_out_positions, held_out_views, training_views
 from sitlib.data.decode import ImageError, decode_image, decode_rgb, rgb_to_tensor
-from sitlib.data.images import ImageSource, Record, open_images
-from sitlib.data.index import DataError
+from sitlib.data.images import DataError, ImageSource, Record, open_images
 from sitlib.data.loader import prefetch
 
 __all__ = [

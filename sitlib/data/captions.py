@@ -9,46 +9,48 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
-from sitlib.data.images import ImageSource, names_of, open_images, source_of, split_folders
-from sitlib.data.index import DataError, Index, index_files
+from sitlib.data.images import (
+    DataError,
+    ImageSource,
+    Sample,
+    names_of,
+    open_images,
+    source_of,
+    split_folders,
+)
 
 Phrasing = Literal["training", "new"]
 
 
 def _templates(table: str) -> list[str]:
-    return [template.strip() for line in table.strip().split("\n") for template in line.split("|")]
+    return [template.strip() for template in table.replace("\n", "|").split("|")]
 
 
 # The phrasings that training sees and the new ones of test prompts share no sentence, so that new
 # words for a known thing can be told from known words. Every template has the name, so that
 # captions of different things differ, and at least seven of each phrasing need nothing else.
 TEMPLATES = {
-    "training": _templates("""
-        {name} | emoji: {name} | an emoji of {name} | a picture of {name}
+    "training": _templates("""{name} | emoji: {name} | an emoji of {name} | a picture of {name}
         an icon that shows {name} | a 3d emoji, {name} | {name}, on a white background
         {category}: {name} | {subcategory}: {name}
         {name}, also called {keyword} | {keyword}, that is {name}"""),
-    "new": _templates("""
-        draw {name} | please show me {name} | a small drawing of {name} | a sticker of {name}
-        a glossy 3d rendering of {name} | i would like to see {name}
-        white all around, in the middle {name}
-        something from {category}, namely {name} | of the kind {subcategory}, one image of {name}
-        {name}, or in other words {keyword}"""),
+    "new": _templates("""draw {name} | please show me {name} | a small drawing of {name}
+        a sticker of {name} | a glossy 3d rendering of {name} | i would like to see {name}
+        white all around, in the middle {name} | something from {category}, namely {name}
+        of the kind {subcategory}, one image of {name} | {name}, or in other words {keyword}"""),
 }
 # For training, where more captions of an image are asked for than there are templates above.
-MORE = _templates("""
-    the {name} symbol | an image with {name} in it | this is {name} | here is {name}
-    {name} as an icon | {name} in the style of an emoji | a colourful {name} | a simple {name}
-    a cute little {name} | a shiny {name} in 3d | {name}, isolated | {name}, and nothing else
-    a photo of {name} | what {name} looks like | you can find {name} here
-    we are looking at {name} | one of the emoji: {name} | a digital illustration of {name}
-    high quality clip art of {name} | the object in this picture is {name}
-    it depicts {name} and has no background | the emoji that people use for {name}
-    {name}, seen from the front | create {name} for me
+MORE = _templates("""the {name} symbol | an image with {name} in it | this is {name}
+    here is {name} | {name} as an icon | {name} in the style of an emoji | a colourful {name}
+    a simple {name} | a cute little {name} | a shiny {name} in 3d | {name}, isolated
+    {name}, and nothing else | a photo of {name} | what {name} looks like
+    you can find {name} here | we are looking at {name} | one of the emoji: {name}
+    a digital illustration of {name} | high quality clip art of {name}
+    the object in this picture is {name} | it depicts {name} and has no background
+    the emoji that people use for {name} | {name}, seen from the front | create {name} for me
     an example of {category}: {name} | {name} belongs to {category}
-    among {subcategory} there is {name} | {name}, a sort of {subcategory}
-    {name} or {keyword} | {keyword} and {name} mean the same
-    some call it {keyword}, others {name} | {name}; {keyword}""")
+    among {subcategory} there is {name} | {name}, a sort of {subcategory} | {name} or {keyword}
+    {keyword} and {name} mean the same | some call it {keyword}, others {name} | {name}; {keyword}""")
 
 
 @dataclass
@@ -79,29 +81,25 @@ def open_captioned(
         phrasing, seed, count: for `emoji_captions`.
 
     Raises:
-        DataError: source, split or JSON is missing, the JSON is not a COCO captions file, no image
-            with a caption can be used, or a record has no name or no captions.
+        DataError: source, split or captions are missing, or a record has no name or no captions.
         ValueError: unknown phrasing, or a count below 1.
     """
     _check(phrasing, count)  # also where it has no effect: a misspelling should not wait
     if str(captions) not in ("names", "records"):
-        index, captions_of = coco_split(source, split, captions)
-        images = source_of(index, f"the split {split!r} of {source}", [])
+        samples, captions_of = coco_split(source, split, captions)
+        images = source_of(samples, [], where=f"the split {split!r} of {source}")
         return CaptionedImages(images, [captions_of[key] for key in images.keys], images.keys)
     images = open_images(source, split)
-    records = [{**images.index.record(row), "key": images.index.keys[row]} for row in images.rows]
+    records: list[dict[str, Any]] = [{**s.record(), "key": s.key} for s in images.samples]
     if str(captions) == "names":
         texts = [emoji_captions(record, phrasing, seed, count) for record in records]
         names = [record.get("base_name", record["name"]) for record in records]
         return CaptionedImages(images, texts, names)
-    for record in records:
-        texts = record.get("captions")
-        if not texts or not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
-            raise DataError(
-                f"The record of {record['key']!r} in {images.where} has no list `captions` of "
-                "texts: convert the images with their captions (python -m sitlib.data.convert), or "
-                "name a COCO captions file."
-            )
+    if silent := [record["key"] for record in records if not record.get("captions")]:
+        raise DataError(
+            f"The record of {silent[0]!r} in {images.where} has no list `captions` of texts: "
+            "convert the images with their captions, or name a COCO captions file."
+        )
     return CaptionedImages(images, [record["captions"] for record in records], images.keys)
 
 
@@ -197,7 +195,7 @@ def _keyword(name: str, short_names: list[str]) -> str:
 
 def coco_split(
     source: str | Path, split: str, captions: str | Path
-) -> tuple[Index, dict[str, list[str]]]:
+) -> tuple[list[Sample], dict[str, list[str]]]:
     """Images of a split that have captions, keyed by their names in the JSON and in its order; and
     the captions of every name.
 
@@ -206,10 +204,7 @@ def coco_split(
         captions: the JSON, with `{split}` for the name of the split or of its stand-in ("val" for
             "test", which has no captions in COCO): `captions_{split}2017.json`.
 
-    Warns of images that are left out: missing, or without a caption.
-
-    Raises:
-        DataError: folder or JSON is missing, no image is there, or the JSON is no captions file.
+    Images that are missing or have no caption are left out, with a warning.
     """
     root = Path(source).expanduser()
     if not root.is_dir():
@@ -223,20 +218,18 @@ def coco_split(
             f", or nothing says which images in {root} are those of the split: put them into "
             "folders named by split, or their captions into files named with {split}."
         )
-    folder, file = folders.get(split, root), files[split]
-    captions_of = _read_coco(file)
-    missing = [name for name in captions_of if not (folder / name).is_file()]
-    silent = [name for name, texts in captions_of.items() if not texts]
-    left_out = {*missing, *silent}
-    names = [name for name in captions_of if name not in left_out]
-    message = f"The images that {file} lists cannot all be used:"
-    for group, reason in ((missing, f"not in {folder}"), (silent, "without a caption")):
-        message += f" {len(group)} {reason} ({', '.join(group[:3])})" if group else ""
+    folder, captions_of = folders.get(split, root), _read_coco(files[split])
+    names = [n for n, texts in captions_of.items() if texts and (folder / n).is_file()]
+    left_out = sorted(captions_of.keys() - set(names))
+    message = (
+        f"{len(left_out)} of the {len(captions_of)} images that {files[split]} lists are not in "
+        f"{folder} or have no caption: {', '.join(left_out[:9])}"
+    )
     if not names:
         raise DataError(message)
     if left_out:
         warnings.warn(message, stacklevel=3)
-    return index_files([folder / n for n in names], [None] * len(names), names), captions_of
+    return [Sample(name, None, folder / name) for name in names], captions_of
 
 
 def _read_coco(file: Path) -> dict[str, list[str]]:

@@ -25,8 +25,7 @@ from tqdm import tqdm
 
 from sitlib.data.captions import coco_split
 from sitlib.data.decode import IMAGE_SUFFIXES, ImageError, decode_rgb
-from sitlib.data.images import find_split, names_of
-from sitlib.data.index import MANIFEST_SUFFIX, DataError, check_manifests
+from sitlib.data.images import MANIFEST_SUFFIX, DataError, check_manifests, find_split
 from sitlib.files import DiskError, atomic_write, read_json, sha256_of, write_json
 
 QUALITY = 95  # of JPEGs of images that are made smaller
@@ -49,8 +48,8 @@ def convert(
     """Write one split of `source` as shards `<split>-NNNNN.tar` and a manifest to `output`.
 
     A sample is an image and a JSON record: `key`, `split`, `file` (name in the source), `class`
-    (name, number or null), `captions` where there are some, `size` (width, height). An image that
-    cannot be decoded is left out and named in the manifest, which is returned.
+    (or null), `captions` (may be empty), `size` (width, height). An image that cannot be decoded is
+    left out and named in the manifest, which is returned.
 
     Args:
         source: image folder as for `open_images`, or a folder of Parquet files named by split
@@ -65,7 +64,8 @@ def convert(
     source, output = Path(source).expanduser(), Path(output).expanduser()
     if per_shard < 1 or (short_side is not None and short_side < 1):
         raise DataError(f"per_shard ({per_shard}) and short_side ({short_side}) begin at 1.")
-    if files := _parquet_files(source, split):
+    words_of = {file: re.split(r"[-_.]", file.stem) for file in sorted(source.rglob("*.parquet"))}
+    if files := [file for file, words in words_of.items() if split in words]:
         total, fingerprint, originals = _list_parquet(files, split)
     else:
         total, fingerprint, originals = _list_files(source, split, captions)
@@ -84,12 +84,11 @@ def convert(
         )
     numbers = range(len(manifest["shards"]), -(-total // per_shard))
     originals = islice(originals, numbers.start * per_shard, None)
+    sample = partial(_sample, short_side=short_side)
     # Pillow decodes without Python's lock, so that threads suffice.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for number in tqdm(numbers, f"converting {split}", unit="shard"):
-            samples = pool.map(
-                partial(_sample, short_side=short_side), islice(originals, per_shard)
-            )
+            samples = pool.map(sample, islice(originals, per_shard))
             path = output / f"{split}-{number:05d}.tar"
             manifest["shards"].append(_write_shard(path, samples, manifest["skipped"]))
             manifest["finished"] = number == numbers[-1]
@@ -99,16 +98,17 @@ def convert(
 
 def _list_files(source: Path, split: str, captions: str | Path | None) -> Originals:
     """Images of a folder, in the order of a hash of their names, which mixes the classes."""
+    captions_of = {}
     if captions:
-        index, captions_of = coco_split(source, split, captions)
+        samples, captions_of = coco_split(source, split, captions)
     else:
-        (index, _), captions_of = find_split(source, split), {}
-    if (index.spans[:, 2] >= 0).any():
-        raise DataError(f"{source} consists of shards already.")
+        samples, _ = find_split(source, split)
+    if not samples or samples[0].size >= 0:
+        raise DataError(f"{source} has no image files: it is empty, or consists of shards already.")
     originals = []
-    for row, key in enumerate(index.keys):
-        record = {"key": f"{row:09d}", "split": split, "file": key, "class": index.class_of[row]}
-        originals.append((record | {"captions": captions_of.get(key, [])}, index.files[row]))
+    for row, (key, label, path, *_) in enumerate(samples):
+        record = {"key": f"{row:09d}", "split": split, "file": key, "class": label}
+        originals.append((record | {"captions": captions_of.get(key, [])}, path))
     fingerprint = _hash([(record, path.stat().st_size) for record, path in originals])
     originals.sort(key=lambda original: _hash(original[0]["file"]))
     return len(originals), fingerprint, iter(originals)
@@ -118,30 +118,18 @@ def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _parquet_files(source: Path, split: str) -> list[Path]:
-    files = sorted(source.rglob("*.parquet"))
-    for name in names_of(split):
-        if of_split := [file for file in files if name in re.split(r"[-_.]", file.stem)]:
-            return of_split
-    if files:
-        raise DataError(f"No Parquet file in {source} is named by {split!r}, as {files[0].name}.")
-    return []
-
-
 def _list_parquet(files: list[Path], split: str) -> Originals:
     """Images of Parquet files in their order."""
     try:
         from pyarrow.parquet import ParquetFile
 
         tables = [ParquetFile(file) for file in files]
-    except ModuleNotFoundError:
-        raise DataError("Reading Parquet files needs pyarrow: pip install pyarrow.") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{files[0].parent} has a damaged Parquet file ({error}).") from None
+    except (ImportError, OSError, ValueError) as error:
+        raise DataError(f"Reading {files[0]} needs pyarrow, and a whole file: {error}.") from None
     schema = tables[0].schema_arrow
     present = [name for name in ("image", "label", "caption") if name in schema.names]
     if "image" not in present:
-        raise DataError(f"{files[0]} has no column 'image', only {', '.join(schema.names)}.")
+        raise DataError(f"{files[0]} has no column 'image', only {schema.names}.")
     # As Hugging Face writes the names of classes
     about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     names = (about.get("info", {}).get("features", {}).get("label") or {}).get("names") or []
@@ -182,7 +170,7 @@ def _sample(original: tuple[dict, Any], short_side: int | None) -> tuple[dict, s
 
 
 def _write_shard(path: Path, samples: Iterator[tuple], skipped: list) -> dict[str, Any]:
-    """Write one shard; its entry in the manifest. Bad samples are added to `skipped`."""
+    """Write a shard; return its entry for the manifest. Bad samples are added to `skipped`."""
     images = 0
     # Two processes that convert the same images write the same bytes, each to a file of its own.
     with atomic_write(path, shared=True) as file, tarfile.open(file, "w") as tar:
@@ -196,18 +184,13 @@ def _write_shard(path: Path, samples: Iterator[tuple], skipped: list) -> dict[st
                 member = tarfile.TarInfo(f"{record['key']}.{ending}")  # no time, no owner
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
-    content = {"images": images, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
-    return {"name": path.name, **content}
+    size, sha256 = path.stat().st_size, sha256_of(path)
+    return {"name": path.name, "images": images, "bytes": size, "sha256": sha256}
 
 
 def verify(folder: str | Path) -> int:
-    """Compare every shard of the manifests in `folder` with its checksum; the number of shards.
-
-    Raises:
-        DataError: no manifest, an unfinished conversion, or shards that are missing or changed.
-    """
-    folder = Path(folder).expanduser()
-    if not (shards := check_manifests(folder)):
+    """Number of shards in the manifests of `folder`. Raises DataError if one is missing or changed."""
+    if not (shards := check_manifests(folder := Path(folder).expanduser())):
         raise DataError(f"There is no manifest (*{MANIFEST_SUFFIX}) in {folder}.")
     for shard in tqdm(shards, f"checking {folder.name}", unit="shard"):
         if sha256_of(folder / shard["name"]) != shard["sha256"]:
@@ -221,7 +204,7 @@ def main() -> None:
     parser.add_argument("output", nargs="?", help="folder of the shards")
     parser.add_argument("--split", default="train", help="default: train")
     parser.add_argument("--verify", action="store_true", help="only check the shards in SOURCE")
-    parser.add_argument("--captions", help="COCO captions file of the images")
+    parser.add_argument("--captions", help="COCO captions file of the images, with {split}")
     parser.add_argument("--per-shard", type=int, default=1000, help="images; default: 1000")
     parser.add_argument("--short-side", type=int, help="make larger images as small, in px")
     arguments = vars(parser.parse_args())
@@ -234,10 +217,10 @@ def main() -> None:
         manifest = convert(**arguments)
     except (DataError, DiskError) as error:
         sys.exit(str(error))
-    for name, reason in manifest["skipped"][:5]:
-        print(f"skipped {name}: {reason}", file=sys.stderr)
-    images, skipped = sum(s["images"] for s in manifest["shards"]), len(manifest["skipped"])
-    print(f"{images} images in {len(manifest['shards'])} shards, {skipped} skipped")
+    images, skipped = sum(s["images"] for s in manifest["shards"]), manifest["skipped"]
+    print(
+        f"{images} images in {len(manifest['shards'])} shards, {len(skipped)} skipped", *skipped[:5]
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ R processes, rank r makes its part of batch t as `training_views(source, R * t +
 import math
 import warnings
 from io import BytesIO
-from typing import Literal
 
 import numpy as np
 import torch
@@ -19,7 +18,6 @@ from sitlib.data.decode import rgb_to_tensor
 from sitlib.data.images import ImageSource
 from sitlib.data.loader import random_generator
 
-Kind = Literal["crops", "wide"]
 WIDE_MIN_SIDE = 0.9  # of a wide view, as a fraction of the image's short side
 # Streams of random numbers, so that two uses of one seed never share draws.
 _ORDER, _VIEW, _HELD_OUT_ORDER, _HELD_OUT_VIEW = range(4)
@@ -32,31 +30,27 @@ def training_views(
     size: int,
     seed: int,
     *,
-    kind: Kind = "crops",
+    kind: str = "crops",
     min_crop: float = 0.25,
     flip: bool = True,
 ) -> tuple[Tensor, Tensor, list[str]]:
     """Views of one training step; images come in epochs without repetition (`EpochOrder`).
 
     Args:
-        step: counts from 0.
-        size: side of a view, px.
+        size: side of a view, px; smaller images are enlarged, with a warning.
         kind: "crops": a square anywhere in the image, its side log-uniform between
             max(size, min_crop * short side) and the short side; "wide": a side of 0.9 to 1.0 of
             the short side, which nearly always shows what the class label is about.
-        min_crop: smallest side of a crop, as a fraction of the short side.
         flip: mirror every second view on average.
 
     Returns:
         float32 [B, 3, size, size] in [0, 1], labels int64 [B] (-1: no class), keys of the images.
-        An image smaller than `size` is enlarged, with a warning.
     """
-    smallest_side = _smallest_side(kind, min_crop, seed=seed, step=step)
     items = range(step * batch_size, (step + 1) * batch_size)
     # (epoch, place in its permutation) of every item
     places = [divmod(item, len(source)) for item in items]
     positions = [int(source.order.permutation(seed, _ORDER, e)[place]) for e, place in places]
-    return _views(source, positions, items, (seed, _VIEW), size, smallest_side, flip)
+    return _views(source, positions, items, (seed, _VIEW), size, kind, min_crop, flip)
 
 
 def held_out_views(
@@ -65,22 +59,19 @@ def held_out_views(
     size: int,
     seed: int,
     *,
-    kind: Kind = "crops",
+    kind: str = "crops",
     min_crop: float = 0.25,
     first: int = 0,
 ) -> tuple[Tensor, Tensor, list[str]]:
     """A fixed set of `count` evaluation views, never flipped, that takes the images in turn.
 
     Each image is used count // len(source) times, some once more. A shorter set begins a longer
-    one, and `first` views are left out at the beginning, so that a set can be made in parts.
-
-    Returns:
-        float32 [count, 3, size, size] in [0, 1], labels int64 [count] (-1: no class), keys.
+    one; the first `first` views are left out, so that a set can be made in parts. Arguments and
+    values as for `training_views`.
     """
-    smallest_side = _smallest_side(kind, min_crop, seed=seed, count=count, first=first)
     positions = held_out_positions(source, count, seed, first)
     items = range(first, first + count)
-    return _views(source, positions, items, (seed, _HELD_OUT_VIEW), size, smallest_side, False)
+    return _views(source, positions, items, (seed, _HELD_OUT_VIEW), size, kind, min_crop, False)
 
 
 def held_out_positions(source: ImageSource, count: int, seed: int, first: int = 0) -> list[int]:
@@ -117,28 +108,20 @@ def _degrade_one(image: Tensor, rng: np.random.Generator) -> Tensor:
     return image.clamp(0, 1)
 
 
-def _smallest_side(kind: str, min_crop: float, **counters: int) -> float:
-    """Smallest side of a view, as a fraction of the short side of its image."""
-    if kind not in ("crops", "wide"):
-        raise ValueError(f"There is no kind of view {kind!r}: choose 'crops' or 'wide'.")
-    if not 0 < min_crop <= 1:
-        raise ValueError(f"min_crop is a fraction of the short side in (0, 1], not {min_crop}.")
-    for name, value in counters.items():
-        if value < 0:
-            raise ValueError(f"{name} is {value}; it must not be negative.")
-    return WIDE_MIN_SIDE if kind == "wide" else min_crop
-
-
 def _views(
     source: ImageSource,
     positions: list[int],
     items: range,
     stream: tuple[int, int],
     size: int,
-    smallest_side: float,
+    kind: str,
+    min_crop: float,
     flip: bool,
 ) -> tuple[Tensor, Tensor, list[str]]:
     """Views of the images at some positions; item i takes its random numbers from (*stream, i)."""
+    if kind not in ("crops", "wide") or not 0 < min_crop <= 1:
+        raise ValueError(f"kind is 'crops' or 'wide', min_crop in (0, 1]; not {kind}, {min_crop}.")
+    smallest_side = WIDE_MIN_SIDE if kind == "wide" else min_crop  # of the short side
     views, labels, keys = [], [], []
     for item, asked in zip(items, positions, strict=True):
         position, image = source.picture(asked)  # another one if it cannot be read
@@ -160,7 +143,7 @@ def _views(
         view = np.asarray(view)  # uint8 [size, size, 3]
         views.append(view[:, ::-1] if flip and u_flip < 0.5 else view)
         labels.append(int(source.labels[position]))
-        keys.append(source.key(position))
+        keys.append(source.samples[position].key)
     # In NumPy, because torch would wake its thread pool from the thread that prefetches.
     batch = np.stack(views).transpose(0, 3, 1, 2).astype(np.float32)
     batch = np.ascontiguousarray(batch) / np.float32(255)

@@ -22,15 +22,10 @@ def random_generator(*counters: int) -> np.random.Generator:
 class EpochOrder:
     """Permutations of items that lie in shards one after the other.
 
-    Item `i` of a run is element `i % n` of the permutation of epoch `i // n`. So a run that resumes
-    at any item neither repeats nor skips one, and the items of a batch can be shared out to any
-    number of processes. A set larger than a window has its shards shuffled, neighbors gathered in
-    windows, and each window shuffled: reads touch a few shards at a time, which stay in the page
-    cache.
-
-    Args:
-        shard_sizes: items of every shard, in the order of the items.
-        window: items that are shuffled together, rounded up to whole shards.
+    Item `i` of a run is element `i % n` of the permutation of epoch `i // n`, so that a run resumes
+    at any item, and any number of processes share a batch. A set larger than `window` items has its
+    shards shuffled, neighbors gathered in windows of whole shards, and each window shuffled: reads
+    touch a few shards at a time, which stay in the page cache.
     """
 
     def __init__(self, shard_sizes: Sequence[int] | np.ndarray, window: int = WINDOW):
@@ -71,8 +66,7 @@ def prefetch(
     """Yield (step, make(step)) for first <= step < last, in order, computed some steps ahead.
 
     Args:
-        make: a pure function of the step, so that nothing depends on who computes it. Its
-            exceptions are raised here, at their step.
+        make: a pure function of the step. Its exceptions are raised here, at their step.
         depth: steps ahead of one thread, or of each worker.
         workers: processes that compute whole steps in turn; 0: one thread of this process, also
             where processes cannot be forked (Windows). Tensors come back through shared memory
@@ -110,11 +104,10 @@ def _in_worker(step: int) -> Any:
     return _make(step)
 
 
-def _allow_open_files(number: int = 2**16) -> None:
+def _allow_open_files() -> None:
     """Raise the limit: every tensor on its way from a worker is an open file, thousands in all."""
     import resource  # not on Windows
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    number = number if hard == resource.RLIM_INFINITY else min(number, hard)
-    if soft != resource.RLIM_INFINITY and soft < number:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = hard if 0 <= hard < 2**16 else 2**16  # a negative number: unlimited
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

@@ -15,25 +15,22 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from sitlib.data.index import DataError
+from sitlib.data.images import DataError
 from sitlib.data.loader import EpochOrder
 from sitlib.files import read_json, write_json, write_tensors
 
 
 class TokenShards:
-    """Codes of one split in a folder of `make_shards`, as a tensor [M, S, N] that is read from disk
-    where it is indexed.
+    """Codes of one split in a folder of `make_shards`: a tensor [M, S, N], read where it is indexed.
 
-    Attributes:
-        labels: int64 [M].
-        order: `EpochOrder` of the rows.
+    Attributes: `labels`, int64 [M]; `order`, the `EpochOrder` of the rows.
     """
 
     def __init__(self, folder: Path, split: str):
         names = [name for name in read_manifest(folder)["shards"] if name.startswith(f"{split}-")]
-        if missing := [name for name in names if not (folder / name).exists()]:
-            raise FileNotFoundError(f"{folder} lacks the codes {missing}: extract them again.")
         files = [folder / name for name in names]
+        if missing := [file.name for file in files if not file.exists()]:
+            raise FileNotFoundError(f"{folder} lacks the codes {missing}: extract them again.")
         self._shards = [_memory_map(file, "codes") for file in files]
         self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
         labels = [_memory_map(file, "labels").astype(np.int64) for file in files]
@@ -78,13 +75,11 @@ def make_shards(
     folder beside `folder`, whose place it takes when it is complete. Returns when it has.
 
     Args:
-        num_batches: of every split.
-        per_shard: batches of a shard.
+        num_batches: of every split; `per_shard` of them make a shard.
         make: codes [m, S, N] below `num_codes` and labels [m] of some batches of a split.
         run: plain values that determine the codes, for the manifest.
 
-    Raises:
-        DataError: unfinished shards of another run are there.
+    Raises DataError if unfinished shards of another run are there.
     """
     shards = {
         f"{split}-{first // per_shard:05d}.safetensors": (split, range(count)[first:][:per_shard])
@@ -96,10 +91,7 @@ def make_shards(
         return
     work = folder.with_name(f".{folder.name}.unfinished")
     if read_manifest(work) not in ({}, manifest):
-        raise DataError(
-            f"{work} holds unfinished codes of another run (other settings, images or tokenizer): "
-            "wait until it has finished, or remove that folder."
-        )
+        raise DataError(f"{work} holds unfinished codes of another run: finish or remove it.")
     if rank == 0:
         write_json(work / "manifest.json", manifest)
     dtype = torch.uint16 if num_codes <= 2**16 else torch.int32
