@@ -5,7 +5,6 @@ import pytest
 
 from workbook.evaluate.text import KINDS
 from workbook.figures.ablations import recognition
-from workbook.figures.models import retrieval_bars
 from workbook.site.compare import r_precision
 
 
@@ -70,15 +69,3 @@ def test_recognition_is_a_mean_over_seeds_and_its_difference_is_taken_prompt_by_
         value == pytest.approx(100 / 160) and 0 <= low <= value <= high < 3
     )  # how hard a prompt is drops out
     assert r_precision(ours, "seen", ours) == (0, 0, 0)
-
-
-def test_bars_of_samples_have_intervals_over_prompts():
-    found = [0.0, 100.0, 0.0, 0.0] * 10
-    axis = retrieval_bars({"ar_captioned_sit4_sc": seeds_of(found)}, {"seen": "seen names"}).axes[0]
-    (bar,) = [
-        container
-        for container in axis.containers
-        if hasattr(container, "has_yerr") and container.has_yerr
-    ]
-    ((x, low), (_, high)) = bar.lines[2][0].get_segments()[0]
-    assert [low, high] == pytest.approx(r_precision(seeds_of(found), "seen")[1:]) and x == -0.2

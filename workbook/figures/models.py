@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 
 from workbook.figures.core import colour, panels
 from workbook.names import label
-from workbook.site.compare import r_precision
 
 Scores = Mapping[str, Any]
 
@@ -72,30 +71,4 @@ def sweep_curves(
             axis.set_xticks(x)
         axis.set(xlabel=title, ylabel=text)
     figure.legend(loc="outside upper center", ncols=min(4, len(sweeps)))
-    return figure
-
-
-def retrieval_bars(scores: Mapping[str, Sequence[Scores]], kinds: Mapping[str, str]) -> Figure:
-    """R-precision of samples beside what bounds it, one panel for each kind of prompts {name: title}.
-
-    Strong bars are samples with intervals over prompts, faint ones reconstructions, dots seeds; lines
-    are real images, which are the same for all models, and chance.
-    """
-    figure, axes = panels(list(kinds.values()), height=3.4, sharey=True)
-    for axis, kind in zip(axes, kinds, strict=True):
-        for x, (name, seeds) in enumerate(scores.items()):
-            for shift, source, alpha in ((-0.2, "samples", 1.0), (0.2, "reconstruction", 0.4)):
-                values = [seed["kinds"][kind][source]["r_precision"] for seed in seeds]
-                axis.bar(x + shift, np.mean(values), 0.36, color=colour(name), alpha=alpha)
-                axis.plot([x + shift] * len(values), values, ".", color="0.15", markersize=5)
-            mean, low, high = r_precision(seeds, kind)
-            axis.errorbar(x - 0.2, mean, [[mean - low], [high - mean]], color="0.15", capsize=3)
-        real = next(iter(scores.values()))[0]["kinds"][kind]["real"]
-        axis.axhline(real["r_precision"], color="0.3", linestyle="--", label="real images")
-        axis.axhspan(*real["interval"], color="0.3", alpha=0.08)
-        axis.axhline(real["chance"], color="0.5", linestyle=":", label="chance")
-        axis.set_xticks(range(len(scores)), [label(n).replace(", ", ",\n") for n in scores])
-        axis.grid(axis="x", visible=False)
-    axes[0].set_ylabel("right caption found, %")
-    axes[0].legend(loc="upper left")
     return figure
