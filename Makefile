@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help repro tokenizer test lab trials ablations paper-dry-run lint lock clean
+.PHONY: help repro tokenizer test lab ablations paper-dry-run lint lock clean
 
 # The interpreter that .venv is made with; the first suitable one of these unless given: make repro PYTHON=/path/to/python3.12
 PYTHON ?=
@@ -37,9 +37,6 @@ test: lint ## check style and types, then run the tests
 
 lab: .venv/installed ## open JupyterLab on the notebooks
 	python -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
-
-trials: .venv/installed ## run the trials of the tokenizer's recipe that have no result yet (an hour for all of them)
-	OMP_NUM_THREADS=1 python -m workbook.trials
 
 # Results are of two processes of one thread each; what is finished stays so when it is interrupted.
 ablations: repro ## run the full grid of ablations, model sizes and costs that has no result yet (a few hours for all)

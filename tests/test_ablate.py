@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 import yaml
 
+from sitlib.data.token_shards import TokenShards
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import ConfigError, from_dict, to_dict
 from workbook import ablate, train_or_load
@@ -170,7 +172,7 @@ def test_a_diffusion_model_is_trained_once_and_loaded_again(own_folder):
     tokenizer = SpectralTokenizer(profile.tokenizer_variant("sit4")).eval()
     train, held_out = (torch.randint(64, (count, 4, 16)) for count in (12, 5))
     labels = torch.zeros(12).long()
-    codes = Codes(train, labels, held_out, labels[:5], ["a"])
+    codes = Codes(cast(TokenShards, train), labels, held_out, labels[:5], ["a"])
     first, again = (trained_diffusion(profile, "ar_tiny", 0, codes, tokenizer) for _ in range(2))
     assert first.curve["seconds"] == again.curve["seconds"]
     for weight, same in zip(first.model.parameters(), again.model.parameters(), strict=True):

@@ -75,7 +75,7 @@ def test_inputs_are_those_of_dvc_yaml_filled_in():
     assert {"ablations/params.yaml": ["profile", "ladder.sit_s"]} in entry["params"]
     assert stage_inputs.described("train_tokenizer", {"run": "other-seed0"}) == {}
     names = stage_inputs.inputs("tokenizer_recipe", {})
-    assert {"profiles/trials/tokenizer.csv", "the code in workbook/profile.py"} <= set(names)
+    assert {"profiles/trials/tokenizer.csv", "the code in workbook/paths.py"} <= set(names)
     assert "profile in params.yaml" in stage_inputs.inputs("wavelet_analysis", {})
 
 

@@ -1,116 +1,20 @@
-"""Trials of a recipe, tables beside the paper, and the examples of README and docs."""
+"""Tables beside the paper, and the examples of README and docs."""
 
-import csv
 import math
 import re
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
-from sitlib.data import DataError, open_images
 from sitlib.files import save_model
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.text import TextTokenizer
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.strict import ConfigError, from_dict, to_dict
-from workbook import trials
-from workbook.figures.ablations import trial_rows, trials_plane
 from workbook.paths import ROOT
-from workbook.profile import changed, load_profile
+from workbook.profile import load_profile
 from workbook.site.compare import change, paper_table, with_interval
-from workbook.trials import Trial, TrialList, read_trials, run_trial
-
-VALUES = to_dict(load_profile("smoke"))
-
-# -- trials ----------------------------------------------------------------------------------------------------------------------------
-
-
-def test_every_trial_of_the_list_is_one_the_quick_profile_accepts():
-    values = to_dict(load_profile("quick"))
-    listed = from_dict(
-        TrialList, yaml.safe_load((ROOT / "profiles/trials/tokenizer.yaml").read_text())
-    )
-    profiles = [trial.profile(changed(values, listed.common)) for trial in listed.trials]
-    assert len(profiles) == len({str(trial) for trial in listed.trials})
-    for trial, profile in zip(listed.trials, profiles, strict=True):
-        for key, value in (listed.common | trial.changes).items():
-            found = profile
-            for part in key.split("."):
-                found = found[part] if isinstance(found, dict) else getattr(found, part)
-            assert found == value
-
-
-def test_a_trial_refuses_a_key_that_the_profile_does_not_have():
-    with pytest.raises(
-        ConfigError, match="tokenizer.optimizer.speed, which the profile does not have"
-    ):
-        Trial("Speed", "sit4", {"tokenizer.optimizer.speed": 2}).profile(VALUES)
-
-
-def test_validation_photographs_are_split_off_for_good():
-    source = open_images("data/landscapes", "train")
-    most, some = source.split_off(0.2)
-    assert not set(most.keys) & set(some.keys) and sorted(most.keys + some.keys) == sorted(
-        source.keys
-    )
-    assert 0.1 < len(some) / len(source) < 0.3
-    assert open_images("data/landscapes", "train").split_off(0.2)[1].keys == some.keys
-    assert set(source.split_off(0.1)[1].keys) <= set(some.keys)
-    with pytest.raises(DataError, match="cannot be split off"):
-        source.split_off(0.0)
-
-
-def test_a_trial_is_trained_judged_and_shown(tmp_path, monkeypatch, weights_folder):
-    monkeypatch.setattr(trials, "fetch_weights", lambda: None)
-    real = trials.resolve
-    monkeypatch.setattr(
-        trials, "resolve", lambda path: tmp_path / path if ".ckpt" in str(path) else real(path)
-    )
-    monkeypatch.setattr(trials, "VALIDATION_VIEWS", 40)
-    changes = {
-        "tokenizer.loss.lpips": 0.0,
-        "tokenizer.optimizer.steps": 5,
-        "tokenizer.optimizer.warmup_steps": 1,
-    }
-    row = run_trial(Trial("Steps", "sit4", changes), VALUES)
-    assert 3 < row["psnr"] < 40 and row["change"] == "lpips 0.0, steps 5, warmup_steps 1"
-    errors = [float(error) for error in row["error_by_scale"].split()]
-    assert len(errors) == 4 and not list((tmp_path / ".ckpt").glob("trial-*"))
-    path = tmp_path / "trials.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        writer.writeheader()
-        writer.writerows(
-            [
-                row | {"change": "as it is", "psnr": 20.0, "lpips_alex": 0.5},
-                row | {"psnr": 21.5, "lpips_alex": 0.4},
-            ]
-        )
-    shown = trial_rows(read_trials(path))
-    assert [row["change, dB"] for row in shown] == [None, 1.5] and shown[1][
-        "ratio"
-    ] == pytest.approx(0.8)
-    assert trials_plane(read_trials(path)).axes
-    assert read_trials(tmp_path / "none.csv") == []
-
-
-def test_results_of_a_profile_that_has_changed_are_left_out(tmp_path):
-    listed = from_dict(TrialList, yaml.safe_load((ROOT / trials.TRIALS).read_text()))
-    current = list(trials._runs("quick", trials.TRIALS))
-    path = tmp_path / "trials.csv"
-    path.write_text(
-        "question,change,run\n" + f"b,x,{current[1]}\n" + "old,x,0123\n" + f"a,x,{current[0]}\n"
-    )
-    found, others = trials.listed_results("quick", results=path)
-    assert (
-        [row["question"] for row in found] == ["a", "b"]
-        and others == 1
-        and len(current) == len(listed.trials)
-    )
-
 
 # -- beside the paper ------------------------------------------------------------------------------------------------------------------
 

@@ -151,16 +151,6 @@ class ImageSource:
             warnings.warn(f"skipped {sample}: {image}", stacklevel=2)
         raise DataError(f"None of the {len(self)} images of {self.where} can be used.")
 
-    def split_off(self, share: float) -> tuple["ImageSource", "ImageSource"]:
-        """Most images, and about `share` of them for validation, by a hash of every key."""
-        most, some = [], []
-        for sample in self.samples:
-            number = int(hashlib.sha256(sample.key.encode()).hexdigest()[:8], 16) / 16**8
-            (some if number < share else most).append(sample)
-        if not most or not some:
-            raise DataError(f"{share:.0%} of the images of {self.where} cannot be split off.")
-        return replace(self, samples=most), replace(self, samples=some)
-
     def labeled(self) -> "ImageSource":
         """The images that have a class. Raises DataError if there is none."""
         samples = [sample for sample in self.samples if sample.class_name is not None]
