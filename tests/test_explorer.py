@@ -199,18 +199,13 @@ def lab(tmp_path):
         "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     }
     for name, values in lab_settings.items():
-        path = tmp_path / f"lab-settings/@jupyterlab/{name}.jupyterlab-settings"
+        path = tmp_path / f"LAB_SETTINGS_DIR/@jupyterlab/{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values))
-    environment = {
-        **os.environ,
-        "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
-        "JUPYTER_DATA_DIR": str(tmp_path / "data"),
-        "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "lab-settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "workspaces"),
-        "JUPYTER_PREFER_ENV_PATH": "1",
-        "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}",
-    }
+    folders = ("_CONFIG_DIR", "_DATA_DIR", "LAB_SETTINGS_DIR", "LAB_WORKSPACES_DIR")
+    environment = {f"JUPYTER{name}": str(tmp_path / name) for name in folders}
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+    environment = os.environ | environment | {"JUPYTER_PREFER_ENV_PATH": "1", "PATH": path}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
     options = [f"--ServerApp.port={port}", f"--ServerApp.root_dir={tmp_path}"]
     with (tmp_path / "lab.log").open("w") as log:

@@ -232,7 +232,7 @@ def _sampler_controls(sampling: SamplingConfig) -> dict[str, widgets.ValueWidget
         "seed": widgets.BoundedIntText(sampling.seed, 0, 9999),
     }
     for name, control in controls.items():
-        control.description = name
+        control.description, control.style = name, {"description_width": "90px"}
     return controls
 
 
