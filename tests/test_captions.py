@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sitlib.data import DataError, emoji_captions, images, open_captioned
+from sitlib.data import DataError, emoji_captions, open_captioned
 from sitlib.data.captions import TEMPLATES
 from sitlib.data.images import find_split
 from workbook.paths import ROOT
@@ -117,19 +117,6 @@ class TestEmojiCaptions:
             assert len(texts) == 4
             assert all(t == " ".join(t.split()) and not set(t) & set('*_"#{}()') for t in texts)
 
-    @pytest.mark.parametrize(
-        ("record", "options", "message"),
-        [
-            (WAVE, {"phrasing": "old"}, "no phrasing 'old': choose one of .*training.*new"),
-            (WAVE, {"count": 0}, "count is 0"),
-            ({"key": "k"}, {}, "record of 'k' has no `name`"),
-            ({"key": "k", "name": "***"}, {}, "record of 'k' has no `name`"),
-        ],
-    )
-    def test_refusals(self, record, options, message):
-        with pytest.raises(ValueError, match=message):
-            emoji_captions(record, **options)
-
 
 class TestOpenNames:
     def test_every_image_has_the_captions_of_its_record(self, tmp_path):
@@ -148,11 +135,6 @@ class TestOpenNames:
             assert opened.names == ["BEAR", "BEAR", "COW"]
             records = [{"key": f"{i}", "name": name} for i, name in enumerate(names)]
             assert opened.captions == [emoji_captions(r, phrasing, 5, 3) for r in records]
-
-    def test_base_names_and_captions_of_test_are_not_in_train(self, emoji):
-        for values_of in (lambda record: [record["base_name"]], emoji_captions):
-            train, test = ({v for r in emoji[s] for v in values_of(r)} for s in ("train", "test"))
-            assert not train & test
 
     def test_no_new_caption_is_a_training_caption(self, emoji):
         records = emoji["train"] + emoji["test"]
@@ -241,15 +223,6 @@ class TestOpenCoco:
         assert "1 of 3 images of" in text and "damaged.jpg: it cannot be decoded" in text
         assert opened.names == opened.images.keys == ["a.jpg", "b.jpg"]
         assert opened.captions == [["text"], ["text"]]
-
-    def test_large_sets_are_not_decoded_at_opening(self, coco, monkeypatch, recwarn):
-        monkeypatch.setattr(images, "DECODE_AT_OPENING", 1)
-        root, captions = coco
-        (root / "train2017" / "b.jpg").write_bytes(b"damaged")
-        opened = open_captioned(root, "train", captions)
-        assert not recwarn.list
-        with pytest.warns(UserWarning, match=r"skipped .*b\.jpg"):
-            assert opened.images[0].key == "a.jpg"  # its key leads to its captions
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ class TestShards:
         (work / "train-00001.safetensors.partial").mkdir(parents=True)  # cannot be written to
         with pytest.raises(DiskError, match="train-00001.safetensors could not be written"):
             write(tmp_path / "codes", run="a")
-        with pytest.raises(DataError, match="unfinished codes of another run .* remove that"):
+        with pytest.raises(DataError, match="unfinished codes of another run"):
             write(tmp_path / "codes", run="b")
         (work / "train-00001.safetensors.partial").rmdir()
         made = []

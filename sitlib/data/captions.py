@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sitlib.data.images import (
+    NAMES_OF,
     DataError,
     ImageSource,
     Sample,
-    names_of,
     open_images,
     source_of,
     split_folders,
@@ -80,11 +80,8 @@ def open_captioned(
             COCO captions file, see `coco_split`.
         phrasing, seed, count: for `emoji_captions`.
 
-    Raises:
-        DataError: source, split or captions are missing, or a record has no name or no captions.
-        ValueError: unknown phrasing, or a count below 1.
+    Raises DataError if source, split or captions are missing.
     """
-    _check(phrasing, count)  # also where it has no effect: a misspelling should not wait
     if str(captions) not in ("names", "records"):
         samples, captions_of = coco_split(source, split, captions)
         images = source_of(samples, [], where=f"the split {split!r} of {source}")
@@ -115,16 +112,11 @@ def emoji_captions(
     Lower case; skin tones are kept, because they are visible. Templates and their order are a pure
     function of `seed` and `key`, and a smaller count begins a larger one.
 
-    Returns:
-        `count` different captions, or fewer where the phrasing has not as many templates for this
-        record (seven and more; training takes `MORE` where it needs more than eleven).
+    Returns `count` different captions, or fewer where the phrasing has not as many templates for
+    this record (seven and more; training takes `MORE` where it needs more than eleven).
     """
-    _check(phrasing, count)
-    name = _normalize(record.get("name"))
-    if not name:
-        raise DataError(
-            f"The record of {record.get('key')!r} has no `name` to build captions from."
-        )
+    if not (name := _normalize(record.get("name"))):
+        raise DataError(f"The record of {record.get('key')!r} has no `name` for captions.")
     values = {
         "name": name,
         "keyword": _keyword(name, record.get("short_names") or []),
@@ -142,13 +134,6 @@ def emoji_captions(
     lacking = [f"{{{field}}}" for field, value in values.items() if not value]
     usable = (t for t in templates if not any(field in t for field in lacking))
     return list(dict.fromkeys(template.format(**values) for template in usable))[:count]
-
-
-def _check(phrasing: str, count: int) -> None:
-    if phrasing not in TEMPLATES:
-        raise ValueError(f"There is no phrasing {phrasing!r}: choose one of {list(TEMPLATES)}.")
-    if count < 1:
-        raise ValueError(f"count is {count}; every image needs at least one caption.")
 
 
 def _normalize(text: Any) -> str:
@@ -209,7 +194,10 @@ def coco_split(
     root = Path(source).expanduser()
     if not root.is_dir():
         raise DataError(f"There is no folder {root} of images.")
-    files = {n: Path(str(captions).replace("{split}", n)).expanduser() for n in names_of(split)}
+    files = {
+        n: Path(str(captions).replace("{split}", n)).expanduser()
+        for n in NAMES_OF.get(split, (split,))
+    }
     folders, is_named = split_folders(root, split), "{split}" in str(captions)
     split = next((n for n in files if files[n].is_file() and (is_named or n in folders)), "")
     if not split:

@@ -31,9 +31,8 @@ from sitlib.files import DiskError, atomic_write, read_json, sha256_of, write_js
 QUALITY = 95  # of JPEGs of images that are made smaller
 SUFFIXES = {"jpeg": "jpg", "mpo": "jpg", "jpeg2000": "jp2", "tiff": "tif"}  # else Pillow's format
 
-
-# How many images, what tells them from others, and records and files (path or bytes) in their order
-Originals = tuple[int, str, Iterator[tuple[dict[str, Any], Any]]]
+Original = tuple[str, str, Any, str | int | None, list[str]]  # key, name, content, class, captions
+Originals = tuple[int, str, Iterator[Original]]  # how many, fingerprint, in the order of the shards
 
 
 def convert(
@@ -62,11 +61,11 @@ def convert(
         DiskError: the disk is full. Finished shards stay, and the same call goes on from there.
     """
     source, output = Path(source).expanduser(), Path(output).expanduser()
-    if per_shard < 1 or (short_side is not None and short_side < 1):
-        raise DataError(f"per_shard ({per_shard}) and short_side ({short_side}) begin at 1.")
+    if per_shard < 1:
+        raise DataError(f"per_shard is {per_shard}; it must be at least 1.")
     words_of = {file: re.split(r"[-_.]", file.stem) for file in sorted(source.rglob("*.parquet"))}
     if files := [file for file, words in words_of.items() if split in words]:
-        total, fingerprint, originals = _list_parquet(files, split)
+        total, fingerprint, originals = _list_parquet(files)
     else:
         total, fingerprint, originals = _list_files(source, split, captions)
     plan = {"split": split, "per_shard": per_shard, "short_side": short_side}
@@ -84,7 +83,7 @@ def convert(
         )
     numbers = range(len(manifest["shards"]), -(-total // per_shard))
     originals = islice(originals, numbers.start * per_shard, None)
-    sample = partial(_sample, short_side=short_side)
+    sample = partial(_sample, split=split, short_side=short_side)
     # Pillow decodes without Python's lock, so that threads suffice.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for number in tqdm(numbers, f"converting {split}", unit="shard"):
@@ -105,20 +104,21 @@ def _list_files(source: Path, split: str, captions: str | Path | None) -> Origin
         samples, _ = find_split(source, split)
     if not samples or samples[0].size >= 0:
         raise DataError(f"{source} has no image files: it is empty, or consists of shards already.")
-    originals = []
-    for row, (key, label, path, *_) in enumerate(samples):
-        record = {"key": f"{row:09d}", "split": split, "file": key, "class": label}
-        originals.append((record | {"captions": captions_of.get(key, [])}, path))
-    fingerprint = _hash([(record, path.stat().st_size) for record, path in originals])
-    originals.sort(key=lambda original: _hash(original[0]["file"]))
-    return len(originals), fingerprint, iter(originals)
+    originals: list[Original] = [
+        (f"{row:09d}", s.key, s.path, s.class_name, captions_of.get(s.key, []))
+        for row, s in enumerate(samples)
+    ]
+    fingerprint = _hash(
+        [(name, path.stat().st_size, *about) for _, name, path, *about in originals]
+    )
+    return len(originals), fingerprint, iter(sorted(originals, key=lambda o: _hash(o[1])))
 
 
 def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _list_parquet(files: list[Path], split: str) -> Originals:
+def _list_parquet(files: list[Path]) -> Originals:
     """Images of Parquet files in their order."""
     try:
         from pyarrow.parquet import ParquetFile
@@ -135,28 +135,27 @@ def _list_parquet(files: list[Path], split: str) -> Originals:
     names = (about.get("info", {}).get("features", {}).get("label") or {}).get("names") or []
     name_of = dict(enumerate(names))
 
-    def rows() -> Iterator[tuple[dict[str, Any], Any]]:
+    def rows() -> Iterator[Original]:
         batches = (batch for table in tables for batch in table.iter_batches(64, columns=present))
         for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
             image, label, texts = row["image"], row.get("label"), row.get("caption") or []
             texts = [" ".join(t.split()) for t in ([texts] if isinstance(texts, str) else texts)]
-            key, label = f"{number:09d}", name_of.get(label, label)
-            record = {"key": key, "split": split, "file": f"row {number}", "class": label}
             content = image.get("bytes") if isinstance(image, dict) else image
-            yield record | {"captions": texts}, content
+            yield f"{number:09d}", f"row {number}", content, name_of.get(label, label), texts
 
     fingerprint = _hash([(file.name, file.stat().st_size) for file in files])
     return sum(table.metadata.num_rows for table in tables), fingerprint, rows()
 
 
-def _sample(original: tuple[dict, Any], short_side: int | None) -> tuple[dict, str, bytes | None]:
+def _sample(original: Original, split: str, short_side: int | None) -> tuple[dict, str, bytes]:
     """Record, suffix and image file of a sample; of a bad one the reason and no file."""
-    record, content = original
+    key, name, content, label, captions = original
+    record = {"key": key, "split": split, "file": name, "class": label, "captions": captions}
     try:
         content = content.read_bytes() if isinstance(content, Path) else content or b""
         image = decode_rgb(content)  # also where it stays as it is: damaged images are left out
     except (ImageError, OSError) as error:
-        return record, str(error), None
+        return record, str(error), b""
     # By the content: Parquet files have no names, and others lie.
     suffix = str(Image.open(io.BytesIO(content)).format).lower()
     suffix = SUFFIXES.get(suffix, suffix if suffix in IMAGE_SUFFIXES else "jpg")
@@ -175,7 +174,7 @@ def _write_shard(path: Path, samples: Iterator[tuple], skipped: list) -> dict[st
     # Two processes that convert the same images write the same bytes, each to a file of its own.
     with atomic_write(path, shared=True) as file, tarfile.open(file, "w") as tar:
         for record, suffix, content in samples:
-            if content is None:
+            if not content:
                 skipped.append([record["file"], suffix])
                 continue
             images += 1

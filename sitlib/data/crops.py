@@ -86,8 +86,9 @@ def degrade(images: Tensor, seed: int) -> Tensor:
     An image is shrunk and enlarged again (smoothly or in squares), compressed as a poor JPEG, both,
     or neither; half of them, and all of "neither", get noise.
     """
-    generators = (np.random.default_rng([seed, index]) for index in range(len(images)))
-    return torch.stack([_degrade_one(x, rng) for x, rng in zip(images, generators, strict=True)])
+    return torch.stack(
+        [_degrade_one(x, np.random.default_rng([seed, i])) for i, x in enumerate(images)]
+    )
 
 
 def _degrade_one(image: Tensor, rng: np.random.Generator) -> Tensor:
@@ -137,8 +138,7 @@ def _views(
         left = int(u_left * (image.width - side + 1))
         top = int(u_top * (image.height - side + 1))
         box = (left, top, left + side, top + side)
-        # Antialiased; squares of at least 3 * size are first averaged by a whole factor, which
-        # halves the time.
+        # Antialiased; large squares are first averaged by a whole factor, which halves the time.
         view = image.resize((size, size), Image.Resampling.BICUBIC, box, reducing_gap=1.5)
         view = np.asarray(view)  # uint8 [size, size, 3]
         views.append(view[:, ::-1] if flip and u_flip < 0.5 else view)

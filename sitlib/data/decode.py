@@ -24,9 +24,8 @@ def decode_rgb(source: bytes | str | PathLike, *, min_side: int = MIN_SIDE) -> I
     profiles are not applied.
 
     Raises:
-        ImageError: corrupt or truncated file, unknown format, a side below `min_side` pixels, more
-            than about 179 million pixels (Pillow's guard against decompression bombs), or values
-            of unknown range (32-bit, floating point).
+        ImageError: corrupt file, unknown format, a side below `min_side` pixels, more than about
+            179 million pixels (Pillow's guard), or values of unknown range (32-bit, floating).
     """
     try:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as opened:

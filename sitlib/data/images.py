@@ -32,7 +32,8 @@ from sitlib.data.decode import IMAGE_SUFFIXES, ImageError, decode_rgb, rgb_to_te
 from sitlib.data.loader import EpochOrder
 
 SPLITS = ("train", "test", "val", "validation", "valid")
-STAND_INS = {"test": ("val", "validation", "valid"), "val": ("validation", "valid", "test")}
+# Names of the folder or shards of a split, the best first
+NAMES_OF = {"test": SPLITS[1:], "val": ("val", "validation", "valid", "test")}
 TEST_PERCENT = 10  # of images that no folder or shard assigns to a split
 DECODE_AT_OPENING = 5000  # images; larger splits are decoded on first use
 CACHE_BYTES = 1_000_000_000  # of the images of a small split in memory
@@ -153,23 +154,19 @@ class ImageSource:
 
     def labeled(self) -> "ImageSource":
         """The images that have a class. Raises DataError if there is none."""
-        samples = [sample for sample in self.samples if sample.class_name is not None]
-        if not samples:
-            raise DataError(
-                f"None of the {len(self)} images of {self.where} has a class: put them into folders "
-                "named by class, or 'class' into the JSON records of the shards."
-            )
-        return replace(self, samples=samples)
+        if samples := [sample for sample in self.samples if sample.class_name is not None]:
+            return replace(self, samples=samples)
+        raise DataError(
+            f"None of the {len(self)} images of {self.where} has a class: put them into folders "
+            "named by class, or 'class' into the JSON records of the shards."
+        )
 
 
 def open_images(source: str | Path, split: str = "train") -> ImageSource:
     """Open one split of a data set, a folder or one shard (see the top of this module).
 
     Labels number the sorted classes of all splits. One warning names the images that cannot be
-    used.
-
-    Raises:
-        DataError: the source or the split is missing, or no image can be used.
+    used; DataError is raised if there is none, or no such split.
     """
     return source_of(*find_split(source, split), where=f"the split {split!r} of {source}")
 
@@ -208,7 +205,7 @@ def find_split(source: str | Path, split: str) -> tuple[list[Sample], list[str]]
         check_manifests(path)
     shards = sorted(path.glob("*.tar")) if path.is_dir() else [path]
     splits = _shard_splits(shards, split) if shards else _folder_splits(path, split)
-    names = [name for name in names_of(split) if name in splits]
+    names = [name for name in NAMES_OF.get(split, (split,)) if name in splits]
     if not names:
         raise DataError(f"There is no split {split!r} in {path}, only {sorted(splits)}.")
     if names[0] == "test" and {s.class_name for s in splits["test"]} <= {None}:
@@ -216,11 +213,6 @@ def find_split(source: str | Path, split: str) -> tuple[list[Sample], list[str]]
     classes = {s.class_name for s in chain(*splits.values()) if s.class_name is not None}
     # Numbers by value, names by letters
     return splits[names[0]], sorted(classes, key=lambda c: c.zfill(9) if c.isdigit() else c)
-
-
-def names_of(split: str) -> tuple[str, ...]:
-    """Names that the images of a split may have, the best first."""
-    return split, *STAND_INS.get(split, ())
 
 
 def _shard_splits(shards: list[Path], split: str) -> dict[str, list[Sample]]:

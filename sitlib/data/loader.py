@@ -34,16 +34,13 @@ class EpochOrder:
         self._starts = np.cumsum(self._sizes) - self._sizes
         self._window = window
         # A batch may lie in two epochs, and training and evaluation alternate.
-        self._cached = lru_cache(maxsize=3)(self._permutation)
+        self.permutation = lru_cache(maxsize=3)(self._permutation)
 
     def __len__(self) -> int:
         return int(self._sizes.sum())
 
-    def permutation(self, *counters: int) -> np.ndarray:
-        """Order of an epoch by seed, purpose and number: int64 [n], read-only by convention."""
-        return self._cached(*counters)
-
     def _permutation(self, *counters: int) -> np.ndarray:
+        """Order of an epoch by seed, purpose and number: int64 [n], read-only by convention."""
         generator, count = random_generator(*counters), len(self)
         if count <= self._window:
             return generator.permutation(count)
