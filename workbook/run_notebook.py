@@ -80,6 +80,7 @@ def run_notebook(path: Path, output: Path, parameters: Mapping[str, Any]) -> Non
                 partial,
                 parameters=dict(parameters),
                 kernel_name="python3",
+                language="python",  # also of notebooks that do not say so
                 kernel_manager_class=_KernelManager,
                 config=config,
                 cwd=ROOT,
