@@ -34,8 +34,8 @@ def rate_distortion(profile: Profile, tokenizers: list[str], seed: int) -> dict[
 
     Returns:
         `curves`: name -> points with `setting`, `bits_per_pixel`, `psnr` (dB), `lpips_alex`,
-        `intervals`, for files also `bits_per_pixel_of_file`; `matched`: tokenizer -> kind of file ->
-        point of files, each the largest with at most as many bits as the codes; `protocol`.
+        `intervals`, for files also `bits_per_pixel_of_file`; `matched`: tokenizer -> kind of file
+        -> point of files, each the largest with at most as many bits as the codes; `protocol`.
     """
     images, keys = held_out_set(profile, count=VIEWS)
     full, num_pixels = images.shape[-1], images[0, 0].numel()
@@ -74,7 +74,7 @@ def rate_distortion(profile: Profile, tokenizers: list[str], seed: int) -> dict[
         "images": len(images),
         "photographs": len(set(keys)),
         "size": list(images.shape[2:]),
-        "bits": "codes: log2 of the codebook's size; files: coded data only, without headers, tables",
+        "bits": "codes: log2 of the codebook's size; files: coded data, without headers, tables",
         "smaller_images": "enlarged to the full size (bicubic, clamped)",
         "jpeg": f"Pillow, optimized tables, colors at half the size (4:2:0), quality {qualities}",
         "jpeg2000": f"Pillow, irreversible, asked for 1 : {rates}",
@@ -130,7 +130,7 @@ def _saved(image: Image.Image, **settings: Any) -> bytes:
 def through_files(
     images: Tensor, encode: Callable[[Image.Image], File]
 ) -> tuple[float, Tensor, float]:
-    """Bits per pixel of coded data, images [V, 3, H, W] read back, bits per pixel of whole files."""
+    """Bits per pixel of coded data, images [V, 3, H, W] read back, bits of whole files."""
     pixels = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
     encoded = [encode(Image.fromarray(image)) for image in pixels]
     opened = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data, _ in encoded]
