@@ -164,6 +164,19 @@ def test_tables_format_values_and_mark_the_best():
     assert "24.00*" in text and len(text.splitlines()) == 5
 
 
+def test_cells_have_titles_factors_digits_and_directions_of_the_metrics():
+    seeds = {"a": (0.1, 20.0), "b": (0.3, 22.0)}
+    rows = [
+        {"model": name} | tables.cells([{"kid": kid, "psnr": psnr, "parameters": 1_500_000}], names)
+        for name, (kid, psnr) in seeds.items()
+        for names in [("kid", "psnr", "parameters", "not measured")]
+    ]
+    text = tables.text_table(rows, "Scores", best=True)
+    assert "KID x 1000" in text and "100.00*" in text and "22.00*" in text and " 1.50" in text
+    both = tables.cells([{"kid": 0.1}, {"kid": 0.3}], ["kid"])["KID x 1000"]
+    assert both["mean"] == 200 and both["seeds"] == 2 and 141 < both["std"] < 142
+
+
 def test_a_sweep_is_a_line_through_means_and_a_dot_for_each_seed():
     def rows(value):
         return [{"top_p": top_p, "fd_lite0": value + top_p} for top_p in (0.1, 0.5, 1.0)]

@@ -56,17 +56,17 @@ def spread(values: Sequence[float | None]) -> dict[str, float | int | None]:
 
 
 def cells(seeds: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, Any]:
-    """Cells of a table row: title -> `spread` over seeds, of the values that they have."""
-    return {
-        COLUMNS[name].title: spread(
-            [
-                None if (value := seed[name]) is None else COLUMNS[name].factor * value
-                for seed in seeds
-            ]
-        )
-        for name in names
-        if all(name in seed for seed in seeds)
-    }
+    """Cells of a table row: title -> `spread` over seeds, of the names that all of them have.
+
+    Whole numbers, which are properties of a model and not measured, have no spread.
+    """
+    row: dict[str, Any] = {}
+    for name in names:
+        if all(name in seed for seed in seeds):
+            column, values = COLUMNS[name], [seed[name] for seed in seeds]
+            shown = [None if value is None else column.factor * value for value in values]
+            row[column.title] = shown[0] if isinstance(values[0], int) else spread(shown)
+    return row
 
 
 def format_value(value: Any, digits: int = 3) -> str:
