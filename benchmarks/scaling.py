@@ -22,8 +22,7 @@ import torch
 
 from sitlib.data import open_images
 from sitlib.train.config import EngineConfig
-from sitlib.train.distributed import rank
-from sitlib.train.engine import join_processes
+from sitlib.train.distributed import join_processes, rank
 from sitlib.train.tokenizer import train_tokenizer
 from workbook.launch import launch_command
 from workbook.paths import resolve

@@ -18,7 +18,7 @@ from sitlib.model.sequence import Transformer
 from sitlib.model.text import TextTokenizer
 from sitlib.model.transformer import SequenceLayout
 from sitlib.train.config import EngineConfig
-from sitlib.train.engine import ONE_PROCESS, Microbatch, join_processes
+from sitlib.train.distributed import ONE_PROCESS, Microbatch, join_processes
 from sitlib.train.loop import train_module
 from sitlib.train.optim import make_optimizer
 from sitlib.train.tokenizer import train_tokenizer

@@ -17,8 +17,7 @@ from sitlib.data import open_images
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig, code_nats
 from sitlib.model.text import TextTokenizer
 from sitlib.train.config import EngineConfig
-from sitlib.train.distributed import rank
-from sitlib.train.engine import ONE_PROCESS, join_processes
+from sitlib.train.distributed import ONE_PROCESS, join_processes, rank
 from sitlib.train.loop import train_module
 from sitlib.train.tokenizer import train_tokenizer
 from workbook.paths import resolve
@@ -122,7 +121,7 @@ def cpu_accelerator(fsdp_plugin=None, **options) -> Accelerator:
     return accelerator
 
 
-@mock.patch("sitlib.train.engine.Accelerator", cpu_accelerator)
+@mock.patch("sitlib.train.distributed.Accelerator", cpu_accelerator)
 def main() -> None:
     """Everything that needs two processes, one thing after another: starting them takes longer."""
     folder = Path(sys.argv[1])

@@ -1,6 +1,5 @@
-"""The discriminator's parts against independent references, its spectral norm, exact resumption, and that it learns."""
+"""The discriminator's parts against independent references, its spectral norm, and that it learns."""
 
-import copy
 import math
 
 import numpy as np
@@ -34,7 +33,7 @@ def singular_values(weight):
     return torch.linalg.svdvals(weight.detach().flatten(1))
 
 
-# -- architecture ----------------------------------------------------------------------------------------------------------------------
+# -- architecture ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -50,24 +49,17 @@ def test_any_multiple_of_8_gives_one_logit_per_image(size, last_side):
             assert logits.shape == (batch,) and logits.isfinite().all()
 
 
-def test_channels_double_with_every_halving_up_to_8_times():
-    model = Discriminator(128, 4)
-    assert [block.conv2.out_channels for block in model.blocks] == [8, 16, 32, 32, 32]
-
-
 @pytest.mark.parametrize("size", [0, 4, 12, 50])
 def test_sizes_that_cannot_be_halved_are_refused(size):
-    with pytest.raises(ValueError, match=f"multiple of 8, it is {size}"):
+    with pytest.raises(ValueError, match=f"multiple of 8, not {size}"):
         Discriminator(size, 4)
 
 
-def test_images_of_another_shape_and_no_channels_are_refused():
+def test_images_of_another_shape_are_refused():
     model = Discriminator(16, 2)
     for shape in ((2, 3, 16, 8), (2, 1, 16, 16), (3, 16, 16), (2, 3, 32, 32)):
         with pytest.raises(ValueError, match=r"takes images \[B, 3, 16, 16\]"):
             model(torch.rand(shape))
-    with pytest.raises(ValueError, match="at least 1 channel"):
-        Discriminator(16, 0)
 
 
 def test_halving_is_the_binomial_filter_and_removes_what_would_alias():
@@ -105,7 +97,7 @@ def test_batch_deviation_is_the_mean_deviation_of_every_feature_and_smooth_for_e
     torch.testing.assert_close(_batch_deviation(x[:1]), torch.full((1, 1, 3, 3), 1e-4))
 
 
-# -- spectral norm ---------------------------------------------------------------------------------------------------------------------
+# -- spectral norm ---------------------------------------------------------------------------------
 
 
 def test_every_layer_starts_with_equal_singular_values_of_1():
@@ -129,55 +121,7 @@ def test_spectral_norm_of_every_layer_comes_to_1_whatever_its_weights():
     torch.testing.assert_close(norms, torch.ones_like(norms), atol=0.02, rtol=0)
 
 
-def test_power_iteration_moves_in_training_and_rests_in_evaluation():
-    torch.manual_seed(0)
-    model, images = Discriminator(16, 2), torch.rand(2, 3, 16, 16)
-    for layer in weighted_layers(model):
-        layer.parametrizations.weight.original.data.normal_()
-    for mode in (False, True):
-        before = copy.deepcopy(model.state_dict())
-        model.train(mode)(images)
-        moved = [
-            name
-            for name, value in model.state_dict().items()
-            if not torch.equal(value, before[name])
-        ]
-        assert bool(moved) == mode and all(name.endswith(("_u", "_v")) for name in moved)
-
-
-def test_a_restored_discriminator_goes_on_to_the_bit():
-    def step(model, optimizer, seed):
-        generator = torch.Generator().manual_seed(seed)
-        real, fake = torch.rand(2, 5, 3, 16, 16, generator=generator)
-        loss = discriminator_loss(model(real), model(fake)) + gradient_penalty(model, real)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        model(fake)  # the generator's turn
-
-    def build(seed):
-        torch.manual_seed(seed)
-        model = Discriminator(16, 4)
-        return model, torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.0, 0.99), fused=True)
-
-    model, optimizer = build(0)
-    for seed in range(3):
-        step(model, optimizer, seed)
-    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
-    step(model, optimizer, 3)
-    step(model, optimizer, 4)
-    restored, its_optimizer = build(1)
-    restored.load_state_dict(saved[0])
-    its_optimizer.load_state_dict(saved[1])
-    step(restored, its_optimizer, 3)
-    step(restored, its_optimizer, 4)
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, restored.state_dict()[name]), name
-        if name.endswith(("original", "_v")):  # both have moved since
-            assert not torch.equal(value, saved[0][name]), name
-
-
-# -- gradient penalty ------------------------------------------------------------------------------------------------------------------
+# -- gradient penalty ------------------------------------------------------------------------------
 
 
 class Quadratic(nn.Module):
@@ -246,7 +190,7 @@ def test_gradient_penalty_trains_every_weight_in_training_mode_and_under_autocas
             assert gradient.isfinite().all() and gradient.abs().sum() > 0
 
 
-# -- losses and schedule ---------------------------------------------------------------------------------------------------------------
+# -- losses and schedule ---------------------------------------------------------------------------
 
 
 def test_losses_are_the_logistic_ones():
@@ -265,13 +209,6 @@ def test_losses_are_the_logistic_ones():
     )
 
 
-def test_losses_stay_finite_and_the_generators_does_not_saturate():
-    fake = torch.tensor([-200.0, -200.0], requires_grad=True)
-    assert discriminator_loss(fake.detach(), -fake.detach()).item() == pytest.approx(400)
-    generator_loss(fake).backward()
-    torch.testing.assert_close(fake.grad, torch.tensor([-0.5, -0.5]))
-
-
 def test_pixels_that_overshoot_have_a_gradient():
     torch.manual_seed(0)
     images = (3 * torch.rand(2, 3, 16, 16) - 1).requires_grad_()
@@ -285,11 +222,6 @@ def test_pixels_that_overshoot_have_a_gradient():
 )
 def test_weight_is_0_through_the_warmup_and_then_ramps_up(step, weight):
     assert adversarial_weight(step, CONFIG) == pytest.approx(weight)
-
-
-def test_without_a_ramp_the_weight_is_there_at_once():
-    config = AdversarialConfig(**{**vars(CONFIG), "ramp": 0})
-    assert [adversarial_weight(step, config) for step in (14, 15, 16)] == [0.0, 0.1, 0.1]
 
 
 def test_it_learns_to_tell_sharp_images_from_blurred_ones():

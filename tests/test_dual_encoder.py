@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,35 +16,18 @@ from sitlib.model.dual_encoder import DualEncoder, StoredDualEncoderConfig, cont
 from sitlib.model.text import TextTokenizer
 from sitlib.train.config import CaptionsConfig, DataConfig, DualEncoderConfig, OptimizerConfig
 from workbook import dual_encoder
-from workbook.dual_encoder import train_on_views, trained_dual_encoder, view_features
+from workbook.dual_encoder import train_on_views, view_features
 from workbook.train_or_load import DualEncoderRun
 
-OPTIMISER = OptimizerConfig(
-    steps=40,
-    batch_size=8,
-    learning_rate=3e-3,
-    final_learning_rate=0.0,
-    warmup_steps=4,
-    beta1=0.9,
-    beta2=0.98,
-    weight_decay=0.01,
-    clip_norm=1.0,
+OPTIMIZER = OptimizerConfig(
+    **{"steps": 40, "batch_size": 8, "warmup_steps": 4, "log_every": 20, "checkpoint_every": 20},
+    **{"learning_rate": 3e-3, "final_learning_rate": 0.0, "beta2": 0.98, "weight_decay": 0.01},
     ema_decay=0.0,
-    log_every=20,
-    checkpoint_every=20,
 )
 SHAPE = DualEncoderConfig(
-    layers=1,
-    width=32,
-    heads=2,
-    dim=16,
-    dropout=0.1,
-    vocab_size=300,
-    max_tokens=12,
-    image_size=64,
-    degraded_views=1,
-    reconstructions=[],
-    optimizer=OPTIMISER,
+    **{"layers": 1, "width": 32, "heads": 2, "dim": 16, "dropout": 0.1},
+    **{"vocab_size": 300, "max_tokens": 12, "image_size": 64, "degraded_views": 1},
+    optimizer=OPTIMIZER,
 )
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (20, 40, 220)}
 TEXTS = [f"a {colour} square" for colour in COLOURS]
@@ -104,12 +86,6 @@ class TestLoss:
         changed[0, 2] = 1e4
         assert contrastive_loss(changed, names) == loss
 
-    def test_of_one_name_only_nothing_can_be_learned(self):
-        logits = torch.randn(3, 3, requires_grad=True)
-        loss = contrastive_loss(logits, torch.zeros(3, dtype=torch.int64))
-        loss.backward()
-        assert loss == 0 and logits.grad.abs().max() == 0
-
 
 class TestModel:
     @torch.no_grad()
@@ -135,13 +111,6 @@ class TestModel:
                 model.embed_texts(tokens[row : row + 1, :length])[0], whole[row]
             )
 
-    @torch.no_grad()
-    def test_the_order_of_tokens_matters(self, model, texts):
-        tokens = texts.encode(["a red square"])
-        length = int((tokens != 0).sum())
-        turned = tokens[:, :length].flip(1)
-        assert not torch.allclose(model.embed_texts(turned), model.embed_texts(tokens), atol=1e-3)
-
     def test_the_temperature_is_learned_and_limited(self, model, texts):
         assert model.log_scale.exp().item() == pytest.approx(1 / 0.07)
         loss = contrastive_loss(model(torch.randn(3, 20), texts.encode(TEXTS)), torch.arange(3))
@@ -151,25 +120,6 @@ class TestModel:
             model.log_scale.data.fill_(math.log(value))
             model.limit_scale()
             assert model.log_scale.exp().item() == pytest.approx(limited)
-
-    def test_learns_which_text_belongs_to_which_features(self, texts):
-        """Two numbers of each image say what it shows; the others are noise."""
-        torch.manual_seed(0)
-        model = DualEncoder(
-            StoredDualEncoderConfig(replace(SHAPE.shape, dropout=0.0), texts.to_json(), 20)
-        )
-        centres, tokens = 3 * torch.randn(3, 20), texts.encode(TEXTS)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-        names = torch.arange(3).repeat(4)
-        for _ in range(30):
-            optimizer.zero_grad()
-            contrastive_loss(
-                model(centres[names] + torch.randn(12, 20), tokens[names]), names
-            ).backward()
-            optimizer.step()
-        names = torch.arange(3).repeat(20)
-        similarity = model.eval().similarity(centres[names] + torch.randn(60, 20), tokens)
-        assert (similarity.argmax(dim=1) == names).float().mean() > 0.9
 
     @torch.no_grad()
     def test_survives_its_file(self, model, texts, tmp_path):
@@ -181,7 +131,7 @@ class TestModel:
         assert torch.equal(again(features, again.text_tokenizer.encode(TEXTS)), expected)
 
 
-# -- training on captioned images --------------------------------------------------------------------------------------------------
+# -- training on captioned images ------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -209,10 +159,6 @@ def data(tmp_path_factory):
 def run():
     images = DataConfig("none", size=16, min_crop=0.5, flip=True, normalization_views=1)
     return DualEncoderRun(images, CaptionsConfig("names", per_image=2, seed=0), SHAPE, [], seed=0)
-
-
-def shortened(run):
-    return replace(run, model=replace(SHAPE, optimizer=replace(OPTIMISER, steps=4)))
 
 
 class TestTraining:
@@ -270,28 +216,3 @@ class TestTraining:
             model.state_dict().values(), again.state_dict().values(), strict=True
         ):
             assert torch.equal(value, other)
-
-    def test_keeps_the_temperature_limited(self, data, run, lite0, tmp_path, monkeypatch):
-        monkeypatch.setattr("sitlib.model.dual_encoder.LARGEST_SCALE", 14.0)  # below the first one
-        model, _ = train_on_views(shortened(run), data, [], lite0, tmp_path / "checkpoints")
-        assert model.log_scale.exp().item() <= 14.001
-
-    def test_takes_the_training_split_only(self, data, run, lite0, tmp_path, monkeypatch):
-        seen = {}
-
-        def captioned(profile, split):
-            seen["split"] = split
-            return data
-
-        def trained(run, kind, variant, model_class, train_now, pipeline):
-            seen["names"] = (kind, variant, model_class, pipeline)
-            return train_now(tmp_path)[0]
-
-        replaced = {"captioned": captioned, "train_or_load": trained, "load_lite0": lambda: lite0}
-        replaced |= {"fetch_weights": lambda: None}
-        for name, value in replaced.items():
-            monkeypatch.setattr(dual_encoder, name, value)
-        monkeypatch.setattr(DualEncoderRun, "of", lambda profile: shortened(run))
-        profile = SimpleNamespace(text=SimpleNamespace(tokenizer_seed=0))
-        assert isinstance(trained_dual_encoder(profile, pipeline=True), DualEncoder)
-        assert seen == {"split": "train", "names": ("dual_encoder", "text", DualEncoder, True)}

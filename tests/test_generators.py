@@ -10,7 +10,7 @@ from PIL import Image
 from sitlib.data import CaptionedImages
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.train import generator as training
-from sitlib.train.engine import ONE_PROCESS, Microbatch
+from sitlib.train.distributed import ONE_PROCESS, Microbatch
 from sitlib.train.loop import TrainLoop
 from workbook import generators
 from workbook.codes import Codes

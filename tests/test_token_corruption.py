@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sitlib.model.text import TextTokenizer
-from sitlib.train.token_corruption import corrupt_codes, corrupt_texts
+from sitlib.train.generator import corrupt_codes, corrupt_texts
 
 CAPTIONS = ["a red cat", "a blue dog that sleeps", "two green birds", "a cat and a dog"]
 TEXTS = TextTokenizer.train(CAPTIONS, 300, 16)

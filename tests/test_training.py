@@ -112,7 +112,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(tmp_pat
     def loss(module, batch, step):
         return module(batch).sum() * (float("nan") if step == 7 else 1.0), {}
 
-    with pytest.raises(FloatingPointError, match="not finite at step 8"):
+    with pytest.raises(FloatingPointError, match="loss at step 8 is not finite"):
         fit(tmp_path, loss)
     assert states(tmp_path) == ["step-00000006"]
 
@@ -124,7 +124,7 @@ def test_weights_that_are_not_finite_end_the_run_before_they_are_a_state(tmp_pat
         total = module(batch).sum()
         return total if step < 8 else (module[0].weight * 0.0).sum().sqrt(), {}
 
-    with pytest.raises(FloatingPointError, match="weights are not finite after step 9"):
+    with pytest.raises(FloatingPointError, match="weights after step 9 are not finite"):
         fit(tmp_path, loss)
     assert states(tmp_path) == ["step-00000006"]
 

@@ -21,7 +21,7 @@ from sitlib.model.generator_config import AutoregressiveConfig
 from sitlib.model.sequence import Transformer
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import to_dict
-from sitlib.train.engine import Microbatch
+from sitlib.train.distributed import Microbatch
 from sitlib.train.loop import Logged, train_module
 from workbook.codes import Codes
 from workbook.profile import Profile

@@ -22,8 +22,7 @@ import yaml
 
 from sitlib.strict import digest, to_dict
 from sitlib.train.config import EngineConfig
-from sitlib.train.distributed import world_size
-from sitlib.train.engine import join_processes
+from sitlib.train.distributed import join_processes, world_size
 from workbook.errors import sentence_of
 from workbook.paths import ROOT, resolve
 from workbook.profile import Profile, load_profile

@@ -17,6 +17,7 @@ from typing import Any
 import filelock
 from accelerate import Accelerator
 from safetensors import SafetensorError
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from sitlib.files import Row, cannot_write, fsync, read_json, write_json
 from sitlib.train.distributed import barrier, broadcast_object, rank
@@ -28,11 +29,12 @@ class StateError(OSError):
 
 @contextmanager
 def locked(path: Path, what: str = "This very run is being trained") -> Iterator[None]:
-    """Hold `path` for this process, by a lock of the operating system that ends with the process.
+    """Hold `path`, a folder of states or any name beside them, for this process.
+
+    The lock is the operating system's and ends with the process. Its file stays in a folder `locks`
+    beside `path`: if it were removed, two processes could hold two files of one name.
 
     Args:
-        path: a folder of states, or any name beside them. The lock file stays in a folder `locks`
-            beside it: if it were removed, two processes could hold two files of one name.
         what: begins the sentence for those who are refused.
 
     Raises:
@@ -41,7 +43,8 @@ def locked(path: Path, what: str = "This very run is being trained") -> Iterator
     if rank() > 0:  # rank 0 holds it for all
         yield
         return
-    file = lock_file(path)
+    file = path.parent / "locks" / f"{path.name}.lock"
+    file.parent.mkdir(parents=True, exist_ok=True)
     lock, holder = filelock.FileLock(file), file.with_suffix(".holder")
     try:
         lock.acquire(timeout=0)
@@ -58,13 +61,6 @@ def locked(path: Path, what: str = "This very run is being trained") -> Iterator
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
-
-
-def lock_file(path: Path) -> Path:
-    """The file that `locked` locks for `path`."""
-    folder = path.parent / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{path.name}.lock"
 
 
 def remove_states(folder: str | Path) -> None:
@@ -86,20 +82,20 @@ class States:
         self, folder: Path, accelerator: Accelerator, run: dict[str, Any], sharded: bool = False
     ):
         self.folder, self.accelerator, self.run = folder, accelerator, json.loads(json.dumps(run))
-        self.kind = "sharded" if sharded else "whole"
-        if not sharded:  # names of weights do not tell how many processes there were
+        self.strategy = "fsdp" if sharded else "single or ddp"
+        if sharded:
+            return
 
-            def unwrap_weights(models: list, weights: list, _: str) -> None:
-                for number, model in enumerate(models):
-                    if accelerator.unwrap_model(model) is not model:
-                        state = weights[number].items()
-                        weights[number] = {k.removeprefix("module."): v for k, v in state}
+        # Names of weights do not tell how many processes there were.
+        def without_wrapper(models: list, weights: list, _: str) -> None:
+            for state in weights:
+                consume_prefix_in_state_dict_if_present(state, "module.")
 
-            def unwrap_models(models: list, _: str) -> None:
-                models[:] = [accelerator.unwrap_model(model) for model in models]
+        def unwrap(models: list, _: str) -> None:
+            models[:] = [accelerator.unwrap_model(model) for model in models]
 
-            accelerator.register_save_state_pre_hook(unwrap_weights)
-            accelerator.register_load_state_pre_hook(unwrap_models)
+        accelerator.register_save_state_pre_hook(without_wrapper)
+        accelerator.register_load_state_pre_hook(unwrap)
 
     def load(self) -> tuple[int, list[Row]]:
         """Restore the newest state; (its step, its curve), or (0, []) where there is none.
@@ -108,10 +104,10 @@ class States:
             StateError: it is of another run, of sharded models where these are whole (or the
                 other way round), or not all processes see it.
         """
-        newest = broadcast_object(self._newest())
+        newest, about = broadcast_object(self._newest()), self.folder / "run.json"
         if newest is None:
             if rank() == 0:
-                write_json(self.folder / "run.json", self.run, digits=17)
+                write_json(about, self.run, digits=17)
             return 0, []
         state = self.folder / newest.name
         if not (state / "progress.json").is_file():
@@ -119,19 +115,19 @@ class States:
                 f"Rank 0 resumes from {state}, which is not there for rank {rank()}: all machines "
                 "have to share the project's folder, .ckpt included."
             )
-        progress, run_file = read_json(state / "progress.json"), self.folder / "run.json"
-        if run_file.exists() and (other := read_json(run_file)) != self.run:
+        progress = read_json(state / "progress.json")
+        theirs, ours = _flat(read_json(about)) if about.exists() else {}, _flat(self.run)
+        keys = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
+        if theirs and keys:
+            differences = (f"{key} {theirs.get(key)!r}, not {ours.get(key)!r}" for key in keys)
             raise StateError(
                 f"{self.folder} holds step {progress['step']} of another run "
-                f"({'; '.join(_differences(other, self.run))}): remove it to begin anew, or give "
-                "another folder."
+                f"({'; '.join(differences)}): remove it to begin anew, or give another folder."
             )
-        if progress["kind"] != self.kind:
-            strategy = "fsdp" if progress["kind"] == "sharded" else "single or ddp"
+        if progress["strategy"] != self.strategy:
             raise StateError(
-                f"The state of step {progress['step']} in {self.folder} is of {progress['kind']} "
-                f"models, and engine.strategy asks for {self.kind} ones: set it to {strategy}, or "
-                "remove the folder to begin anew."
+                f"{self.folder} holds a state of engine.strategy {progress['strategy']}: set that, "
+                "or remove the folder to begin anew."
             )
         scaler = self.accelerator.scaler
         if not (state / "scaler.pt").is_file():  # of a device without one; here it begins anew
@@ -156,22 +152,21 @@ class States:
             self.accelerator.save_state(str(partial))
             barrier()
             if rank() == 0:
-                progress = {"step": step, "kind": self.kind, "rows": rows}
+                progress = {"step": step, "strategy": self.strategy, "rows": rows}
                 (partial / "progress.json").write_text(json.dumps(progress))
                 for path in [*partial.rglob("*"), partial]:
                     fsync(path)
         # Writers of tensors report a full disk in ways of their own.
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
-            remedy = "There is no earlier one: make room, then give the same command again."
-            if (good := self._newest()) is not None:
-                size = sum(file.stat().st_size for file in good.rglob("*")) / 2**30
-                remedy = (
-                    f"That of {good.name.replace('-', ' ')} is intact and takes {size:.1f} GiB: "
-                    "make room for as much, then give the same command again."
-                )
+            good = self._newest()
+            intact = (
+                f"{good.name.replace('-', ' ')} is intact" if good else "there is no earlier one"
+            )
             sentence = cannot_write(f"The state of step {step}", self.folder, error)
-            raise StateError(f"{sentence} {remedy}") from error
+            raise StateError(
+                f"{sentence} Make room, then give the same command again: {intact}."
+            ) from error
         if rank() == 0:
             older = list(self.folder.glob("step-*"))
             os.replace(partial, final)
@@ -184,13 +179,9 @@ class States:
         return max(self.folder.glob("step-*"), default=None)
 
 
-def _differences(theirs: Any, ours: Any, key: str = "") -> list[str]:
-    """Dotted keys at which two runs differ, with both values."""
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        keys = dict.fromkeys([*theirs, *ours])
-        return [
-            text
-            for name in keys
-            for text in _differences(theirs.get(name), ours.get(name), f"{key}.{name}".strip("."))
-        ]
-    return [] if theirs == ours else [f"{key} {theirs!r}, not {ours!r}"]
+def _flat(values: Any, key: str = "") -> dict[str, Any]:
+    """Values of nested mappings by their dotted keys."""
+    if not isinstance(values, dict):
+        return {key: values}
+    items = [_flat(value, f"{key}.{name}".lstrip(".")) for name, value in values.items()]
+    return {dotted: value for item in items for dotted, value in item.items()}

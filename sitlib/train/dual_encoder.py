@@ -13,7 +13,7 @@ from sitlib.model.dual_encoder import DualEncoder, StoredDualEncoderConfig, cont
 from sitlib.model.text import TextTokenizer
 from sitlib.strict import to_dict
 from sitlib.train.config import DualEncoderConfig
-from sitlib.train.engine import Microbatch
+from sitlib.train.distributed import Microbatch
 from sitlib.train.loop import Logged, train_module
 
 

@@ -24,8 +24,15 @@ from tqdm import tqdm
 from sitlib.files import Row
 from sitlib.train.checkpoint import States, locked
 from sitlib.train.config import EngineConfig, OptimizerConfig
-from sitlib.train.distributed import all_reduce, broadcast_object, rank, world_size
-from sitlib.train.engine import ONE_PROCESS, Engine, Microbatch
+from sitlib.train.distributed import (
+    ONE_PROCESS,
+    Engine,
+    Microbatch,
+    all_reduce,
+    broadcast_object,
+    rank,
+    world_size,
+)
 from sitlib.train.optim import ema_update, learning_rate_factor, make_optimizer
 
 Logged = Mapping[str, float | Tensor]
@@ -70,8 +77,7 @@ class TrainLoop:
         self.config, self.engine_config, self.run = config, engine, run
         self.folder, self.log_folder, self.title = Path(folder), Path(log_folder), title
         # Runs of other settings may have the same title: the folder is named by them.
-        title = f"{title} {self.folder.name.partition('-')[0]}"
-        self.name = re.sub(r"[^\w.]+", "-", title)
+        self.name = re.sub(r"[^\w.]+", "-", f"{title} {self.folder.name.partition('-')[0]}")
         self.rows: list[Row] = []
         self.first_step = 0
         self._models: list[nn.Module] = []
@@ -95,12 +101,7 @@ class TrainLoop:
     def prepare(
         self, module: nn.Module, config: OptimizerConfig
     ) -> tuple[nn.Module, torch.optim.Optimizer, LRScheduler, AveragedModel | None]:
-        """Make a module ready to train.
-
-        Returns:
-            The wrapped module, its optimizer, its learning rate schedule and the moving average of
-            its weights, where `config` asks for one.
-        """
+        """The wrapped module, its optimizer, its schedule, and the average of its weights, if any."""
         adamw = make_optimizer(module, config)
         schedule = LambdaLR(adamw, partial(learning_rate_factor, config=config))
         schedule = self.accelerator.prepare_scheduler(schedule)
@@ -137,39 +138,31 @@ class TrainLoop:
         config, every = self.config, self.engine_config.images_every
         began, saved = time.perf_counter(), time.perf_counter()
         elapsed = self.rows[-1]["seconds"] if self.rows else 0.0
-        bar = tqdm(
-            total=config.steps,
-            initial=self.first_step,
-            desc=self.title,
-            unit="step",
-            mininterval=5.0,
-            ncols=110,
-            disable=rank() > 0,
-        )
+        options = {"unit": "step", "mininterval": 5.0, "ncols": 110, "disable": rank() > 0}
+        bar = tqdm(total=config.steps, initial=self.first_step, desc=self.title, **options)
         for step, microbatches in self.engine.prefetch(batch_at, self.first_step, config.steps):
             yield step, microbatches
             done = step + 1
             if self.is_log_step(step):
                 means = self._means()
+                self._require_finite(math.isfinite(means["loss"]), f"the loss at step {done} is")
                 rate = config.learning_rate * learning_rate_factor(step, config)
                 seconds = round(elapsed + time.perf_counter() - began, 1)
                 row = {"step": done, "learning_rate": rate, "seconds": seconds, **means}
-                if not math.isfinite(row["loss"]):
-                    raise FloatingPointError(
-                        f"{self.title}: the loss is not finite at step {done}: lower the learning "
-                        "rate or the clip_norm."
-                    )
                 self.rows.append(row)
                 shown = {name: f"{means[name]:.3f}" for name in list(means)[:2]}
                 bar.set_postfix(shown, refresh=False)
                 # The last state stays until the model is written: there may be no room for it.
                 is_due = done % config.checkpoint_every == 0 or done == config.steps
                 if is_due or broadcast_object(time.perf_counter() - saved > STATE_SECONDS):
-                    self._require_finite_weights(done)
+                    # Only the next loss would tell of weights that this update spoiled.
+                    self._require_finite(
+                        self._weights_are_finite(), f"weights after step {done} are"
+                    )
                     self._states.save(done, self.rows)
                     saved = time.perf_counter()
                 self.engine.log(row)  # after the state: a tracker that fails shall not cost it
-            if pictures is not None and every and done % every == 0:
+            if pictures is not None and every and done % every == 0 and rank() == 0:
                 self._show(pictures, done)
             bar.update()
         bar.close()
@@ -184,8 +177,7 @@ class TrainLoop:
 
     def clip_grad_norm(self, model: nn.Module, clip_norm: float) -> Tensor:
         """Scale the gradients of `model` to a norm of at most `clip_norm`; the norm before."""
-        norm = self.accelerator.clip_grad_norm_(model.parameters(), clip_norm)
-        assert norm is not None
+        norm = cast(Tensor, self.accelerator.clip_grad_norm_(model.parameters(), clip_norm))
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def trained(self, module: Module, model: nn.Module, ema: AveragedModel | None) -> Module:
@@ -209,25 +201,20 @@ class TrainLoop:
         total = torch.tensor(list(means.values()), dtype=torch.float64, device=self.device)
         return dict(zip(means, all_reduce(total).div_(world_size()).tolist(), strict=True))
 
-    def _require_finite_weights(self, step: int) -> None:
-        """Refuse a state with weights that are not finite: only the next loss would tell."""
+    def _require_finite(self, is_finite: bool, what: str) -> None:
+        if not is_finite:
+            remedy = "lower the learning rate or the clip_norm"
+            raise FloatingPointError(f"{self.title}: {what} not finite: {remedy}.")
+
+    def _weights_are_finite(self) -> bool:
         weights = [p.detach() for model in self._models for p in model.parameters()]
-        shards = [
-            weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights
-        ]
-        if not torch.stack([shard.isfinite().all() for shard in shards]).all():
-            raise FloatingPointError(
-                f"{self.title}: weights are not finite after step {step}: lower the learning rate "
-                "or the clip_norm."
-            )
+        shards = [w.to_local() if isinstance(w, DTensor) else w for w in weights]
+        return bool(torch.stack([shard.isfinite().all() for shard in shards]).all())
 
     def _show(self, pictures: Callable[[], Tensor], step: int) -> None:
         """Write a row of pictures; random numbers of training stay as they are."""
-        if rank() > 0:
-            return
         with torch.random.fork_rng(), torch.no_grad():
-            images = pictures().float().clamp(0, 1).cpu()
-        row_3HW = torch.cat(list(images), dim=2)
+            row_3HW = torch.cat(list(pictures().float().clamp(0, 1).cpu()), dim=2)
         row_HWC = np.asarray((row_3HW * 255).round().byte().permute(1, 2, 0))
         path = self.log_folder / "images" / self.name / f"step-{step:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -245,7 +232,6 @@ def train_module(
     run: dict[str, Any],
     after_update: Callable[[], None] | None = None,
     engine: EngineConfig = ONE_PROCESS,
-    pictures: Callable[[], Tensor] | None = None,
     title: str = "training",
     log_folder: str | Path = "scratch",
 ) -> tuple[Module, list[Row]]:
@@ -254,7 +240,7 @@ def train_module(
     Args:
         loss_fn: (prepared module, microbatch, step) -> scalar loss, values to log.
         after_update: called after every update of the weights.
-        batch_at, pictures: as for `TrainLoop.steps`; the others as for `TrainLoop`.
+        batch_at: as for `TrainLoop.steps`; the others as for `TrainLoop`.
 
     Returns:
         The trained module and its training curve.
@@ -262,7 +248,7 @@ def train_module(
     with TrainLoop(config, engine, folder, run, title, log_folder) as loop:
         model, optimizer, schedule, ema = loop.prepare(module, config)
         loop.resume()
-        for step, microbatches in loop.steps(batch_at, pictures):
+        for step, microbatches in loop.steps(batch_at):
             logged = []
             for microbatch in loop.engine.accumulate(model, microbatches):
                 with loop.accelerator.autocast():
