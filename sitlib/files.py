@@ -50,27 +50,19 @@ def atomic_write(path: str | Path, shared: bool = False) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
-        partial.chmod(0o666 & ~_umask())  # writers of tensors and `tempfile` know better: 0600
+        os.umask(mask := os.umask(0o022))  # it can only be read by setting it
+        partial.chmod(0o666 & ~mask)  # writers of tensors give 0600
         fsync(partial)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         if isinstance(error, DiskError):
             raise
         remedy = "Make room" if is_full(error) else "Mend that"
-        raise DiskError(
-            f"{cannot_write(path.name, path.parent, error)} {remedy}, then give the same command "
-            "again: it goes on from what is finished."
-        ) from error
+        sentence = cannot_write(path.name, path.parent, error)
+        raise DiskError(f"{sentence} {remedy}, then give the same command again.") from error
     finally:
         with suppress(OSError):
             partial.unlink()
-
-
-def _umask() -> int:
-    """The umask of this process, which can only be read by setting it."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def fsync(path: Path) -> None:
@@ -162,21 +154,14 @@ def load_model(path: str | Path, cls: type[Model]) -> Model:
     if not path.exists():
         raise FileNotFoundError(f"There is no checkpoint {path}: train it first (make repro).")
     metadata = read_metadata(path)
-    if metadata.get("class") != cls.__name__:
-        raise ValueError(
-            f"{path.name} names {metadata.get('class', 'no class at all')} in its metadata, not "
-            f"{cls.__name__}: another file is needed."
-        )
+    if (name := metadata.get("class", "no class at all")) != cls.__name__:
+        raise ValueError(f"{path.name} names {name} in its metadata, not {cls.__name__}.")
     try:
         config = from_dict(get_type_hints(cls.__init__)["config"], metadata["config"], path.name)
         model = cls(config)
         model.load_state_dict(load_file(path))
-    except ConfigError as error:
+    except (ConfigError, RuntimeError) as error:
         raise ValueError(f"{path.name} was written by another version of sitlib: {error}") from None
-    except RuntimeError as error:
-        raise ValueError(
-            f"{path.name} does not hold the weights of this version's {cls.__name__}: {error}"
-        ) from None
     return model.eval()
 
 

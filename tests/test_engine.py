@@ -11,6 +11,7 @@ import sys
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 
 import processes
 import pytest
@@ -23,11 +24,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.generator_config import TextEncoderConfig
-from sitlib.model.precision import best_device
 from sitlib.model.sequence import Block, BlockOptions, Transformer
 from sitlib.model.text import TextTokenizer
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.model.transformer import ADBlock, ADTransformer, SequenceLayout, inference_autocast
+from sitlib.model.transformer import ADBlock, ADTransformer, SequenceLayout
 from sitlib.strict import ConfigError, from_dict, to_dict
 from sitlib.train import checkpoint as states
 from sitlib.train import loop as training
@@ -37,9 +37,8 @@ from sitlib.train.loop import TrainLoop, train_module
 from sitlib.train.optim import learning_rate_factor, make_optimizer
 from sitlib.train.tokenizer import PICTURES
 from workbook.launch import LaunchError, launch_command, stream
-from workbook.paths import ROOT, resolve
+from workbook.paths import ROOT
 from workbook.profile import Profile, load_profile
-from workbook.tokenizers import trained_tokenizer
 
 SMOKE = load_profile("smoke")
 OPTIMISER = replace(
@@ -182,6 +181,12 @@ def test_more_processes_than_there_are_is_refused(tmp_path):
         Engine(replace(ONE_PROCESS, strategy="ddp", processes=2), 8, tmp_path)
 
 
+@pytest.mark.skipif(find_spec("aim") is not None, reason="aim is installed")
+def test_a_tracker_that_is_not_installed_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"engine\.trackers: aim: install the package"):
+        Engine(replace(ONE_PROCESS, trackers=["aim", "tensorboard"]), 8, tmp_path)
+
+
 def test_a_state_of_one_process_is_gone_on_from_and_one_of_sharded_models_refused(tmp_path):
     processes.generator(tmp_path, ONE_PROCESS)
     (state,) = (tmp_path / "states").glob("step-*")
@@ -289,44 +294,6 @@ def test_what_a_program_prints_appears_and_its_exit_code_is_told(capsys):
     assert capsys.readouterr().out == "grün\n"
 
 
-@pytest.mark.slow
-def test_a_profile_of_two_machines_trains_on_two(tmp_path, monkeypatch):
-    """Training is asked for here and happens in two processes that two torchruns started, as on two nodes; `srun` is a stand-in."""
-    srun = tmp_path / "srun"
-    srun.write_text('#!/bin/sh\nshift 5\n"$@" &\n"$@" && wait $!\n')
-    srun.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    job = {"SLURM_JOB_NUM_NODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29477"}
-    for name, value in job.items():
-        monkeypatch.setenv(name, value)
-    profile = load_profile("smoke")
-    section, seed = profile.tokenizer, 20_270_001
-    optimizer = replace(section.optimizer, steps=6, log_every=1)
-    tokenizer = replace(section, loss=replace(section.loss, lpips=0.0), optimizer=optimizer)
-    profile = replace(profile, tokenizer=tokenizer)
-    engine = replace(ONE_PROCESS, strategy="ddp", machines=2)
-    try:
-        two = trained_tokenizer(replace(profile, engine=engine), "sit4", seed)
-        assert (
-            trained_tokenizer(profile, "sit4", seed).path == two.path
-        )  # the engine is no part of a run's name
-    finally:
-        for folder in resolve("scratch/tokenizer").glob(f"sit4-seed{seed}-*"):
-            (folder / "model.safetensors").unlink()
-            (folder / "curve.csv").unlink()
-            folder.rmdir()
-    one = trained_tokenizer_here(profile, seed, monkeypatch, tmp_path)
-    assert two.curve["l2"] == pytest.approx(one.curve["l2"], rel=1e-4)
-    assert two.curve["usage_approximation"] == one.curve["usage_approximation"]
-
-
-def trained_tokenizer_here(profile, seed, monkeypatch, folder):
-    from workbook import train_or_load as runs
-
-    monkeypatch.setattr(runs, "resolve", lambda path: folder / path)
-    return trained_tokenizer(profile, "sit4", seed)
-
-
 # -- kill anything, lose nothing -------------------------------------------------------------------
 
 
@@ -416,26 +383,6 @@ def test_recomputed_activations_give_the_same_gradients(make):
         model(x).square().mean().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
-
-
-def saved_bytes(gradient_checkpointing):
-    """Of tensors that autograd keeps for the way back."""
-    model = Transformer(4, 64, 2)
-    model.gradient_checkpointing = gradient_checkpointing
-    kept = {}
-
-    def pack(x):
-        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        model(torch.randn(2, 64, 64, requires_grad=True))
-    parameters = sum(p.numel() * 4 for p in model.parameters())
-    return sum(kept.values()) - parameters
-
-
-def test_recomputing_keeps_a_small_part_of_the_activations():
-    assert saved_bytes(True) < 0.5 * saved_bytes(False)
 
 
 FAST = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
@@ -583,13 +530,6 @@ def test_between_rows_of_the_curve_nothing_waits_for_the_gpu(tmp_path, monkeypat
         assert rows[-1]["restarted"] > 0 or not torch.cuda.is_available()
 
 
-def test_what_waits_for_the_gpu_is_noticed():
-    numbers = torch.ones(2, device=best_device())
-    for read in (torch.Tensor.nonzero, lambda x: x[0].item(), lambda x: x[x > 0]):
-        with pytest.raises(RuntimeError), nothing_waits():
-            read(numbers)
-
-
 # -- what is shown while it trains -----------------------------------------------------------------
 
 
@@ -695,18 +635,6 @@ def test_a_cpu_computes_in_bf16_if_it_multiplies_matrices_in_it(monkeypatch, cap
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert precision("auto") == chosen
-
-
-@pytest.mark.parametrize(("has_bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
-def test_trained_models_are_used_in_a_gpus_precision_and_on_a_cpu_in_their_own(
-    monkeypatch, has_bf16, dtype
-):
-    with inference_autocast(torch.device("cpu")):
-        assert not torch.is_autocast_enabled("cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
-    monkeypatch.setattr(torch, "autocast", lambda *arguments: arguments)
-    assert inference_autocast(torch.device("cuda", 1)) == ("cuda", dtype)
 
 
 def test_bf16_trains_too(tmp_path):

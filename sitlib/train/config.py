@@ -61,20 +61,11 @@ class OptimizerConfig:
     checkpoint_every: PositiveInt = 5000  # steps between resumable checkpoints
 
     def __post_init__(self):
-        require(
-            self.warmup_steps <= self.steps,
-            f"warmup_steps {self.warmup_steps} must lie in 0 ... steps = {self.steps}",
-        )
-        require(
-            self.final_learning_rate <= self.learning_rate,
-            f"final_learning_rate {self.final_learning_rate} must lie in 0 ... learning_rate = "
-            f"{self.learning_rate}",
-        )
-        require(
-            self.checkpoint_every % self.log_every == 0,
-            f"checkpoint_every {self.checkpoint_every} must be a multiple of log_every "
-            f"{self.log_every}",
-        )
+        for small, large in (("warmup_steps", "steps"), ("final_learning_rate", "learning_rate")):
+            a, b = getattr(self, small), getattr(self, large)
+            require(a <= b, f"{small} {a} must lie in 0 ... {large} = {b}")
+        a, b = self.checkpoint_every, self.log_every
+        require(a % b == 0, f"checkpoint_every {a} must be a multiple of log_every {b}")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -126,14 +117,12 @@ class TokenizerTraining:
 
     def __post_init__(self):
         ramp, steps = self.loss.quant_warmup_steps, self.optimizer.steps
-        require(
-            ramp < steps, f"quant_warmup_steps {ramp} must be shorter than training, {steps} steps"
+        require(ramp < steps, f"quant_warmup_steps {ramp} must be less than steps = {steps}")
+        alone, weight = self.adversarial.start + self.adversarial.warmup, self.adversarial.weight
+        sentence = (
+            f"the adversarial term would never act: start + warmup = {alone} of {steps} steps"
         )
-        alone = self.adversarial.start + self.adversarial.warmup
-        require(
-            not self.adversarial.weight or alone < steps,
-            f"the adversarial term would never act: start + warmup = {alone} of {steps} steps",
-        )
+        require(not weight or alone < steps, sentence)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -205,18 +194,13 @@ class EngineConfig:
     images_every: NonNegativeInt = 0
 
     def __post_init__(self):
-        require(
-            self.strategy != "single" or self.world_size == 1,
-            f"{self.world_size} processes need strategy: ddp or fsdp, it is single",
-        )
-        require(
-            self.strategy != "fsdp" or self.world_size > 1,
-            "strategy: fsdp shards over several processes, and there is one: set single",
-        )
-        require(
-            self.strategy != "fsdp" or not self.images_every,
-            "images_every needs whole models, and strategy fsdp shards them: set images_every: 0",
-        )
+        strategy, count = self.strategy, self.world_size
+        sentence = f"{count} processes need strategy: ddp or fsdp, it is single"
+        require(strategy != "single" or count == 1, sentence)
+        sentence = "strategy: fsdp shards over several processes, and there is one: set single"
+        require(strategy != "fsdp" or count > 1, sentence)
+        sentence = "images_every needs whole models, strategy fsdp shards them: set images_every: 0"
+        require(strategy != "fsdp" or not self.images_every, sentence)
 
     @property
     def world_size(self) -> int:

@@ -8,9 +8,10 @@ import copy
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -18,7 +19,12 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    FullyShardedDataParallelPlugin,
+    recursively_apply,
+    send_to_device,
+)
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
@@ -128,38 +134,38 @@ class Engine:
         log_folder: trackers write under it.
 
     Raises:
-        ValueError: there are not as many processes as the configuration says, the device has no
-            such precision, or a tracker does not start.
+        ValueError: another number of processes, no such precision, or a tracker is not there.
     """
 
     def __init__(self, config: EngineConfig, batch_size: int, log_folder: Path):
-        has_gpu = torch.cuda.is_available()
+        self.has_gpu = torch.cuda.is_available()
         if config.world_size != world_size():
             raise ValueError(
                 f"the engine asks for {config.world_size} processes and there are {world_size()}: "
                 "start as many with torchrun (docs/scale.md), or set processes and machines."
             )
         self.config = config
-        self._compiles = config.compile and has_gpu
         self._tracker_folder = log_folder / "trackers"
         # Accelerate keeps settings in global state; the next run of this process may have others.
         AcceleratorState._reset_state()
         os.environ.pop("ACCELERATE_USE_FSDP", None)
         self._fsdp = _fsdp_plugin(config) if config.strategy == "fsdp" else None
-        with _tracker_errors(config.trackers):
-            self.accelerator = Accelerator(
-                mixed_precision=precision(config.precision),
-                cpu=not has_gpu,
-                step_scheduler_with_optimizer=False,  # the schedule counts updates, not samples
-                log_with=list(config.trackers) or None,
-                project_dir=str(self._tracker_folder),
-                fsdp_plugin=self._fsdp,
-                # Buffers are equal on all processes, because what changes them is.
-                kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-            )
+        self.accelerator = Accelerator(
+            mixed_precision=precision(config.precision),
+            cpu=not self.has_gpu,
+            step_scheduler_with_optimizer=False,  # the schedule counts updates, not samples
+            log_with=list(config.trackers) or None,
+            project_dir=str(self._tracker_folder),
+            fsdp_plugin=self._fsdp,
+            # Buffers are equal on all processes, because what changes them is.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+        if missing := set(config.trackers) - set(map(str, self.accelerator.log_with)):
+            names = ", ".join(sorted(missing))
+            raise ValueError(f"engine.trackers: {names}: install the package, or set [].")
         self.device = self.accelerator.device
         self._matmul_precision = torch.get_float32_matmul_precision()
-        if has_gpu:  # float32 products in TF32, as convolutions are by default
+        if self.has_gpu:  # float32 products in TF32, as convolutions are by default
             torch.set_float32_matmul_precision("high")
         if rank() > 0:  # models are built before, with the same seed; dropout differs
             torch.manual_seed(torch.initial_seed() + rank())
@@ -170,20 +176,19 @@ class Engine:
 
     def prefetch(
         self, batch_at: Callable[[int, Microbatch], Any], start_step: int, stop_step: int
-    ) -> Iterator[tuple[int, list[Any]]]:
+    ) -> Iterator[tuple[int, Any]]:
         """Yield (step, this process's microbatches on the device), made ahead of time."""
 
         def make(step: int) -> list[Any]:
             return [batch_at(step, microbatch) for microbatch in self.microbatches]
 
         steps = prefetch(make, start_step, stop_step, workers=self.config.data_workers)
-        if torch.cuda.is_available():  # to memory from which a GPU copies while the CPU goes on
+        if self.has_gpu:  # to memory from which a GPU copies while the CPU goes on
             pageable = steps
-            steps = prefetch(
-                lambda step: _map(Tensor.pin_memory, next(pageable)[1]), start_step, stop_step
-            )
+            pin = partial(recursively_apply, Tensor.pin_memory)
+            steps = prefetch(lambda _: pin(next(pageable)[1]), start_step, stop_step)
         for step, batch in steps:
-            yield step, _map(lambda x: x.to(self.device, non_blocking=True), batch)
+            yield step, send_to_device(batch, self.device, non_blocking=True)
 
     def prepare(
         self, module: nn.Module, optimizer: torch.optim.Optimizer
@@ -192,7 +197,7 @@ class Engine:
         for part in module.modules():
             if isinstance(part, (ADTransformer, Transformer)):
                 part.gradient_checkpointing = self.config.gradient_checkpointing
-            if isinstance(part, (ADBlock, Block)) and self._compiles:
+            if isinstance(part, (ADBlock, Block)) and self.config.compile and self.has_gpu:
                 part.compile()
         if self._fsdp is not None:
             self._unsharded[id(module)] = copy.deepcopy(module)
@@ -230,12 +235,9 @@ class Engine:
         """Start the trackers of a run; rows after `first_step` of an earlier process are replaced."""
         if self.config.trackers:
             self._tracker_folder.mkdir(parents=True, exist_ok=True)
-            options = {
-                "tensorboard": {"purge_step": first_step + 1},
-                "wandb": {"id": name, "resume": "allow"},
-            }
-            with _tracker_errors(self.config.trackers):
-                self.accelerator.init_trackers(name, init_kwargs=options)
+            options: dict[str, dict] = {"tensorboard": {"purge_step": first_step + 1}}
+            options["wandb"] = {"id": name, "resume": "allow"}
+            self.accelerator.init_trackers(name, init_kwargs=options)
 
     def log(self, row: Row) -> None:
         """Give a row of the training curve to the trackers."""
@@ -269,19 +271,3 @@ def _fsdp_plugin(config: EngineConfig) -> FullyShardedDataParallelPlugin:
         state_dict_type="FULL_STATE_DICT",
         cpu_ram_efficient_loading=False,
     )
-
-
-@contextmanager
-def _tracker_errors(trackers: Sequence[str]) -> Iterator[None]:
-    """Say which setting asks for trackers that cannot be started."""
-    try:
-        yield
-    except (ImportError, ValueError) as error:
-        if not trackers:
-            raise
-        raise ValueError(f"engine.trackers: {error}: install the package, or set [].") from None
-
-
-def _map(fn: Callable[[Tensor], Tensor], batch: Any) -> Any:
-    """`fn` of every tensor of a nested list or tuple."""
-    return fn(batch) if isinstance(batch, Tensor) else type(batch)(_map(fn, x) for x in batch)

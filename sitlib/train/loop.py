@@ -43,15 +43,8 @@ STATE_SECONDS = 20 * 60  # max seconds between states, but for the steps to a ro
 class TrainLoop:
     """One training run, resumable to the bit: killed, it ends as if it had not been.
 
-        with TrainLoop(config, engine, folder, run) as loop:
-            model, optimizer, schedule, ema = loop.prepare(module, config)
-            first_step = loop.resume()
-            for step, microbatches in loop.steps(batch_at):
-                ...  # one update
-                loop.log({"loss": loss, ...})
-            module = loop.trained(module, model, ema)
-
-    With several processes all of them do this, and end with the same weights and curve.
+    `train_module` shows its use. With several processes all of them do this, and end with the same
+    weights and curve.
 
     Args:
         config: steps, batch size, rows of the curve and states.
@@ -190,11 +183,14 @@ class TrainLoop:
     def _means(self) -> Row:
         """Means of the values of the pending steps, over the steps that have them and processes."""
         columns: dict[str, list[float]] = {}
-        names = [name for values in self._pending for name in values]
-        numbers = _to_host([value for values in self._pending for value in values.values()])
-        for name, number in zip(names, numbers, strict=True):
-            columns.setdefault(name, []).append(number)
+        items = [item for values in self._pending for item in values.items()]
         self._pending = []
+        # One transfer for all tensors.
+        tensors = [x.detach().double() for _, x in items if isinstance(x, Tensor)]
+        numbers = iter(torch.stack(tensors).tolist() if tensors else [])
+        for name, x in items:
+            number = next(numbers) if isinstance(x, Tensor) else float(x)
+            columns.setdefault(name, []).append(number)
         means = {name: sum(column) / len(column) for name, column in columns.items()}
         if world_size() == 1:
             return means
@@ -237,10 +233,8 @@ def train_module(
 ) -> tuple[Module, list[Row]]:
     """Train one module with one loss: the plain step, for models without a step of their own.
 
-    Args:
-        loss_fn: (prepared module, microbatch, step) -> scalar loss, values to log.
-        after_update: called after every update of the weights.
-        batch_at: as for `TrainLoop.steps`; the others as for `TrainLoop`.
+    `loss_fn(prepared module, microbatch, step)` gives a scalar loss and values to log. Other
+    arguments are those of `TrainLoop` and `TrainLoop.steps`.
 
     Returns:
         The trained module and its training curve.
@@ -272,10 +266,3 @@ def mean_values(logged: Sequence[Logged]) -> dict[str, float | Tensor]:
     if len(logged) == 1:
         return dict(logged[0])
     return {name: sum(values[name] for values in logged) / len(logged) for name in logged[0]}
-
-
-def _to_host(values: Sequence[float | Tensor]) -> list[float]:
-    """Numbers and scalar tensors as numbers, in one transfer."""
-    tensors = [value.detach().double() for value in values if isinstance(value, Tensor)]
-    numbers = iter(torch.stack(tensors).tolist() if tensors else [])
-    return [next(numbers) if isinstance(value, Tensor) else float(value) for value in values]

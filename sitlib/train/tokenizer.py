@@ -214,16 +214,9 @@ def discriminator_optimizer(
     config: OptimizerConfig, adversarial: AdversarialConfig
 ) -> OptimizerConfig:
     """Adam of the discriminator: momentum would chase a moving opponent (arXiv 1812.04948)."""
-    return replace(
-        config,
-        learning_rate=adversarial.learning_rate,
-        final_learning_rate=0.0,
-        warmup_steps=0,
-        beta1=0.0,
-        beta2=0.99,
-        weight_decay=0.0,
-        ema_decay=0.0,
-    )
+    zero = {"final_learning_rate": 0.0, "beta1": 0.0, "weight_decay": 0.0, "ema_decay": 0.0}
+    rate = adversarial.learning_rate
+    return replace(config, learning_rate=rate, warmup_steps=0, beta2=0.99, **zero)
 
 
 def detached(output: TokenizerOutput) -> TokenizerOutput:
@@ -271,13 +264,9 @@ def update_codebooks(
     Returns:
         Moved codes, bool [K] of each codebook, for the optimizer to forget their history.
     """
-    moved = []
-    for codebook, z, codes in zip(
-        cast(list[Codebook], tokenizer.codebooks),
-        tokenizer.by_codebook(output.latents),
-        tokenizer.by_codebook(output.codes),
-        strict=True,
-    ):
+    moved, books = [], cast(list[Codebook], tokenizer.codebooks)
+    pairs = zip(*map(tokenizer.by_codebook, (output.latents, output.codes)), strict=True)
+    for codebook, (z, codes) in zip(books, pairs, strict=True):
         codebook.ema_update(z, codes)
         moved.append(codebook.reset_dead_codes(z, codes, reset_dead_codes_after))
     return moved
