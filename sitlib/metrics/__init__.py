@@ -33,35 +33,3 @@ from sitlib.metrics.reconstruction import (
 from sitlib.metrics.retrieval import r_precision
 from sitlib.metrics.statistics import bootstrap_interval, group_means, paired_interval
 from sitlib.metrics.weights import fetch_weights
-
-__all__ = [
-    "GENERATION_METRICS",
-    "METRICS",
-    "InceptionError",
-    "InceptionMetrics",
-    "Metric",
-    "bits_per_pixel",
-    "bootstrap_interval",
-    "classifier_score",
-    "codebook_statistics",
-    "evaluate_reconstructions",
-    "fast_metrics",
-    "fetch_weights",
-    "frechet_distance",
-    "generation_metrics",
-    "group_means",
-    "in_batches",
-    "kernel_distance",
-    "lite0_features",
-    "load_lite0",
-    "load_lpips",
-    "lpips_per_image",
-    "paired_interval",
-    "precision",
-    "psnr_per_image",
-    "r_precision",
-    "recall",
-    "reconstruction_values",
-    "ssim_per_image",
-    "summarize_reconstructions",
-]

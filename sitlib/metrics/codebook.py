@@ -27,10 +27,7 @@ def codebook_statistics(codes: Tensor, num_codes: int, *, num_codebooks: int | N
         ValueError: the codes are not such integers, or these scales cannot have so many codebooks.
     """
     if codes.ndim != 3 or codes.is_floating_point() or codes.numel() == 0:
-        raise ValueError(
-            "codes must be a non-empty integer tensor [B, S, N], "
-            f"not {codes.dtype} {list(codes.shape)}."
-        )
+        raise ValueError(f"codes must be integers [B, S, N], not {codes.dtype} {codes.shape}.")
     if codes.min() < 0 or codes.max() >= num_codes:
         raise ValueError(f"codes must lie in [0, {num_codes}).")
     counts_SK = code_counts(codes, num_codes)
@@ -50,12 +47,9 @@ def statistics_of_counts(
 ) -> dict:
     """`codebook_statistics` from the `code_counts` [S, num_codes] of `num_images` images."""
     num_scales = len(counts)
-    if num_codebooks is None:
-        num_codebooks = min(2, num_scales)
+    num_codebooks = num_codebooks or min(2, num_scales)
     if num_codebooks not in (1, 2, num_scales) or num_codebooks > num_scales:
-        raise ValueError(
-            f"{num_scales} scales have 1, 2 or {num_scales} codebooks, not {num_codebooks}."
-        )
+        raise ValueError(f"{num_scales} scales cannot have {num_codebooks} codebooks.")
 
     def statistics(counts_SK: Tensor) -> dict[str, float]:
         counts_K = counts_SK.sum(dim=0)
@@ -66,16 +60,15 @@ def statistics_of_counts(
         }
 
     names = codebook_names(num_codebooks)
-    by_scale = names + names[-1:] * (num_scales - num_codebooks)  # the last book serves the rest
-    first = {name: scale for scale, name in reversed(list(enumerate(by_scale)))}
+    book_of = [min(scale, num_codebooks - 1) for scale in range(num_scales)]
     return {
         "codebooks": {
-            name: statistics(counts[first[name] : first[name] + by_scale.count(name)])
-            for name in names
+            name: statistics(counts[torch.tensor(book_of) == book])
+            for book, name in enumerate(names)
         },
         "scales": [
-            {"scale": s + 1, "codebook": name, **statistics(counts[s : s + 1])}
-            for s, name in enumerate(by_scale)
+            {"scale": s + 1, "codebook": names[book], **statistics(counts[s : s + 1])}
+            for s, book in enumerate(book_of)
         ],
         "usage_images": num_images,
     }
@@ -88,13 +81,6 @@ def codebook_names(num_codebooks: int) -> list[str]:
     return ["approximation", *(f"details_{scale}" for scale in range(2, num_codebooks + 1))]
 
 
-def bits_per_pixel(num_tokens: int, num_codes: int, size: int | tuple[int, int]) -> float:
-    """Bits per pixel of `num_tokens` codes out of `num_codes`, without entropy coding.
-
-    Args:
-        size: of the image in px, one side of a square or (height, width).
-    """
-    height, width = (size, size) if isinstance(size, int) else size
-    if min(num_tokens, num_codes, height, width) < 1:
-        raise ValueError("num_tokens, num_codes and size must be at least 1.")
-    return num_tokens * math.log2(num_codes) / (height * width)
+def bits_per_pixel(num_tokens: int, num_codes: int, size: int) -> float:
+    """Bits per pixel of codes of an image of `size` x `size` px, without entropy coding."""
+    return num_tokens * math.log2(num_codes) / size**2

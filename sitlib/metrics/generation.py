@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from sitlib.metrics.batches import check_images, in_batches
-from sitlib.metrics.networks import INPUT_SIZE, NUM_FEATURES, Lite0, load_lite0
+from sitlib.metrics.networks import INPUT_SIZE, NUM_FEATURES, Lite0
 from sitlib.metrics.reconstruction import Metric
 from sitlib.model.precision import best_device
 
 BLOCK = 2**23  # distances in memory at a time, 64 MB
-INCEPTION_BATCH = 32
+KID_SUBSETS = 100
 
 
 @torch.no_grad()
@@ -33,7 +33,6 @@ def lite0_features(
     """EfficientNet-Lite0 features [B, 1280], on the CPU, of images [B, 3, H, W] clamped to [0, 1].
 
     Args:
-        lite0: the network, on the device where it shall run.
         batch_size: images at a time. Default: 256 on a GPU; on a CPU 8, whose activations stay in
             its cache; with one thread 16, because PyTorch has a slow path for 1x1 convolutions of
             fewer.
@@ -44,12 +43,12 @@ def lite0_features(
     device = lite0.classifier.weight.device
     cpu_batch = 16 if torch.get_num_threads() == 1 else 8
     batch_size = batch_size or (256 if device.type == "cuda" else cpu_batch)
-
-    def features(batch: Tensor) -> Tensor:
-        return lite0.features(batch.to(device).clamp(0, 1), size)
-
-    bar = f"{title}: Lite0 features" if title else ""
-    return in_batches(features, images, size=batch_size, title=bar)
+    return in_batches(
+        lambda batch: lite0.features(batch.to(device).clamp(0, 1), size),
+        images,
+        size=batch_size,
+        title=f"{title}: Lite0 features" if title else "",
+    )
 
 
 def frechet_distance(features: Tensor, references: Tensor) -> float:
@@ -83,7 +82,7 @@ def kernel_distance(
     references: Tensor,
     *,
     subset_size: int = 100,
-    num_subsets: int = 100,
+    num_subsets: int = KID_SUBSETS,
     seed: int = 0,
 ) -> tuple[float, float]:
     """KID of features [M, D] and [N, D] (arXiv 1801.01401): mean and deviation over random subsets.
@@ -92,12 +91,8 @@ def kernel_distance(
     equal distributions, possibly negative, and not biased by small sets.
     """
     check_features(features, references)
-    smallest = min(len(features), len(references))
-    if not 2 <= subset_size <= smallest:
-        raise ValueError(
-            "kid_subset_size must be between 2 and the smaller number of images, "
-            f"{smallest}, not {subset_size}."
-        )
+    if not 2 <= subset_size <= (smallest := min(len(features), len(references))):
+        raise ValueError(f"kid_subset_size must lie between 2 and {smallest}, the images of a set.")
     features, references = features.double(), references.double()
     generator = torch.Generator().manual_seed(seed)
 
@@ -130,12 +125,8 @@ def precision(features: Tensor, references: Tensor, *, neighbors: int = 3) -> fl
         neighbors: k, in [1, min(M, N)).
     """
     check_features(features, references)
-    smallest = min(len(features), len(references))
-    if not 1 <= neighbors < smallest:
-        raise ValueError(
-            "neighbors must be at least 1 and below the smaller number of images, "
-            f"{smallest}, not {neighbors}."
-        )
+    if not 1 <= neighbors < (smallest := min(len(features), len(references))):
+        raise ValueError(f"neighbors must be at least 1 and below {smallest}, the images of a set.")
     features, references = features.double(), references.double()
     # Each reference is its own nearest neighbor, at distance 0.
     blocks = _squared_distances(references, references)
@@ -171,32 +162,26 @@ def classifier_score(logits: Tensor) -> float:
     return (log_p.exp() * (log_p - log_marginal)).sum(dim=1).mean().exp().item()
 
 
-# name -> function(samples [M, D], references [N, D], options of `generation_metrics`), which
-# returns a number, or (number, standard deviation).
+# Functions of samples [M, D], references [N, D] and the options in the protocol of
+# `generation_metrics`; they return a number, or (number, standard deviation).
 GENERATION_METRICS = {
     "fd_lite0": Metric(lambda x, y, _: frechet_distance(x, y), "FD-Lite0", 1, False),
     "kid": Metric(
-        lambda x, y, options: kernel_distance(
-            x,
-            y,
-            subset_size=options["kid_subset_size"],
-            num_subsets=options["kid_subsets"],
-            seed=options["kid_seed"],
-        ),
+        lambda x, y, o: kernel_distance(x, y, subset_size=o["kid_subset_size"], seed=o["kid_seed"]),
         "KID x 1000",
         2,
         False,
         factor=1000,
     ),
     "precision": Metric(
-        lambda x, y, options: precision(x, y, neighbors=options["neighbors"]),
+        lambda x, y, o: precision(x, y, neighbors=o["neighbors"]),
         "precision",
         3,
         True,
         needs="neighbors",
     ),
     "recall": Metric(
-        lambda x, y, options: recall(x, y, neighbors=options["neighbors"]),
+        lambda x, y, o: precision(y, x, neighbors=o["neighbors"]),
         "recall",
         3,
         True,
@@ -206,84 +191,59 @@ GENERATION_METRICS = {
 
 
 def generation_metrics(
-    samples: Tensor,
+    features: Tensor,
     references: Tensor,
     *,
-    lite0: Lite0 | None = None,
     kid_subset_size: int = 100,
-    kid_subsets: int = 100,
     neighbors: int | None = None,
     seed: int = 0,
-    title: str = "",
 ) -> dict:
-    """Distances between generated and real images on EfficientNet-Lite0 features.
+    """Distances between generated and real images, given as `lite0_features` [M, D] and [N, D].
 
     No number compares with an FID, which needs its own Inception network, nor with one of other
     numbers of images.
 
     Args:
-        samples, references: images [B, 3, H, W] or their `lite0_features` [B, 1280].
-        lite0: the network. Default: loaded onto the best device if images are given.
-        kid_subset_size, kid_subsets: images in a random subset of KID, and number of subsets.
+        kid_subset_size, seed: images in a random subset of KID, and seed of the subsets.
         neighbors: of precision and recall. Default: without them.
-        seed: of the subsets.
-        title: of a progress bar.
 
     Returns:
         `fd_lite0`, `kid`, `kid_standard_deviation` (over subsets), with `neighbors` also
         `precision` and `recall`; `protocol`.
 
     Raises:
-        ValueError: fewer than two images, values that are not finite or far outside [0, 1], too
-            large subsets, or too many neighbors.
+        ValueError: fewer than two images, values that are not finite, too large subsets, or too
+            many neighbors.
     """
-    if lite0 is None and (samples.ndim == 4 or references.ndim == 4):
-        lite0 = load_lite0().to(best_device())
-    features, reference_features = (
-        lite0_features(x, lite0, title=title) if x.ndim == 4 and lite0 is not None else x
-        for x in (samples, references)
-    )
-    options = {
-        "kid_subsets": kid_subsets,
-        "kid_subset_size": kid_subset_size,
-        "kid_seed": seed,
-        **({} if neighbors is None else {"neighbors": neighbors}),
-    }
+    options = {"kid_subsets": KID_SUBSETS, "kid_subset_size": kid_subset_size, "kid_seed": seed}
+    options |= {} if neighbors is None else {"neighbors": neighbors}
     scores = {}
     for name, metric in GENERATION_METRICS.items():
         if not metric.needs or metric.needs in options:
-            value = metric.function(features, reference_features, options)
+            value = metric.function(features, references, options)
             if isinstance(value, tuple):
                 value, scores[f"{name}_standard_deviation"] = value
             scores[name] = value
-    full_rank = min(len(features), len(reference_features)) > NUM_FEATURES
-    return {
-        **scores,
-        "protocol": {
-            "features": f"EfficientNet-Lite0, {NUM_FEATURES} pooled features at {INPUT_SIZE} px; "
-            "not an FID",
-            "samples": len(features),
-            "reference_images": len(reference_features),
-            "covariance": "full rank"
-            if full_rank
-            else "rank deficient (fewer images than features): biased upwards",
-            **options,
-        },
+    full_rank = min(len(features), len(references)) > NUM_FEATURES
+    deficient = "rank deficient (fewer images than features): biased upwards"
+    network = f"EfficientNet-Lite0, {NUM_FEATURES} pooled features at {INPUT_SIZE} px; not an FID"
+    protocol = {
+        "features": network,
+        "samples": len(features),
+        "reference_images": len(references),
+        "covariance": "full rank" if full_rank else deficient,
+        **options,
     }
+    return {**scores, "protocol": protocol}
 
 
 def check_features(features: Tensor, references: Tensor) -> None:
     """Raise `ValueError` unless these are finite [M, D] and [N, D], M and N at least 2."""
+    shapes = f"{list(features.shape)} and {list(references.shape)}"
     if features.ndim != 2 or references.ndim != 2 or features.shape[1] != references.shape[1]:
-        raise ValueError(
-            "features must be [M, D] and [N, D] with one D, "
-            f"not {list(features.shape)} and {list(references.shape)}."
-        )
+        raise ValueError(f"features must be [M, D] and [N, D] with one D, not {shapes}.")
     if min(len(features), len(references)) < 2:
-        raise ValueError(
-            "A distance needs at least 2 images a set; "
-            f"there are {len(features)} and {len(references)}."
-        )
+        raise ValueError(f"A distance needs at least 2 images a set, not {shapes}.")
     if not (features.isfinite().all() and references.isfinite().all()):
         raise ValueError("features contain NaN or infinite values.")
 
@@ -309,10 +269,8 @@ class InceptionMetrics:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # features are kept in memory
                 self.fid = FrechetInceptionDistance(feature=2048).to(best_device())
-                self.scores = {
-                    name: InceptionScore().to(best_device())
-                    for name in ("inception_score", "inception_score_originals")
-                }
+                # Scores of the judged images, False, and of originals, True.
+                self.scores = {real: InceptionScore().to(best_device()) for real in (False, True)}
         except ModuleNotFoundError:
             raise InceptionError(
                 f'{needs} torch-fidelity: pip install -e ".[inception]", or set it to false.'
@@ -331,29 +289,24 @@ class InceptionMetrics:
     def add(self, images: Tensor, *, real: bool, title: str = "") -> None:
         """Take more images [B, 3, H, W] in [0, 1]: originals if `real`, else those to be judged."""
         check_images(images)
-        score = self.scores["inception_score_originals" if real else "inception_score"]
 
         def update(batch: Tensor) -> Tensor:
             pixels = (255 * batch.clamp(0, 1)).round().byte().to(self.fid.device)
             self.fid.update(pixels, real=real)
-            score.update(pixels)
+            self.scores[real].update(pixels)
             return torch.empty(0)
 
-        in_batches(
-            update, images, size=INCEPTION_BATCH, title=f"{title}: Inception" if title else ""
-        )
+        in_batches(update, images, size=32, title=f"{title}: Inception" if title else "")
 
     def compute(self, *, seed: int = 0) -> dict[str, float]:
         """`fid`; `inception_score` of the images, `inception_score_originals` of originals.
 
         A score is the mean over ten random splits. FID of fewer than 2048 images is biased upwards.
         """
-        counts = (self.fid.fake_features_num_samples, self.fid.real_features_num_samples)
-        if min(map(int, counts)) < 2:
-            raise ValueError("InceptionMetrics needs at least two images and two originals.")
         values = {"fid": self.fid.compute().item()}
-        for name, score in self.scores.items():
+        for real, score in self.scores.items():
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)  # torchmetrics shuffles with it
+                name = "inception_score_originals" if real else "inception_score"
                 values[name] = score.compute()[0].item()
         return values

@@ -33,24 +33,17 @@ class PerceptualDistance(nn.Module):
         return super().train(False)
 
     def forward(self, images: Tensor, references: Tensor) -> Tensor:
-        """Distances [B], at least 0; gradients flow to `images` only.
+        """Distances [B], at least 0, of RGB images [B, 3, H, W] in [0, 1].
 
-        Args:
-            images, references: [B, 3, H, W], RGB in [0, 1].
-
-        Raises:
-            ValueError: the shapes differ, are not RGB, or are too small for the trunk.
+        Gradients flow to `images` only. Raises `ValueError` for shapes that differ, are not RGB, or
+        are too small for the trunk.
         """
         # Only shapes are checked here: this is a training loss, and values wait for the GPU.
-        if images.shape != references.shape or images.ndim != 4 or images.shape[1] != 3:
+        shape, smallest = images.shape, SMALLEST_SIZE[self.net]
+        if shape != references.shape or shape[1:-2] != (3,) or min(shape[2:]) < smallest:
             raise ValueError(
-                "images and references must be two RGB batches [B, 3, H, W] of one shape, "
-                f"not {list(images.shape)} and {list(references.shape)}."
-            )
-        if min(images.shape[2:]) < SMALLEST_SIZE[self.net]:
-            raise ValueError(
-                f"LPIPS-{self.net} needs images of at least {SMALLEST_SIZE[self.net]} px a side, "
-                f"not {list(images.shape[2:])}."
+                f"LPIPS-{self.net} compares two RGB batches [B, 3, H, W] of one shape and at least "
+                f"{smallest} px a side, not {list(shape)} and {list(references.shape)}."
             )
         # channels_last: the layout in which convolutions on a CPU are fastest.
         images, references = (
@@ -63,10 +56,7 @@ def load_lpips(net: str = "alex", folder: str | Path | None = None) -> Perceptua
     """LPIPS version 0.1 on an AlexNet ("alex") or VGG16 ("vgg") trunk, on the CPU in float32.
 
     Scaling and linear heads are those of the `lpips` package; the trunk, which it would download,
-    comes from the files of `sitlib.metrics.weights`. Draws no random numbers.
-
-    Args:
-        folder: of these files. Default: `weights_folder`.
+    comes from `folder`, by default `weights_folder`. Draws no random numbers.
     """
     if net not in TRUNKS:
         raise ValueError(f"There is no LPIPS trunk {net!r}; choose one of {sorted(TRUNKS)}.")
@@ -115,19 +105,10 @@ BATCH_NORM_EPS = 1e-3
 class SameConv(nn.Conv2d):
     """Convolution with TensorFlow's "same" padding, then ReLU6 if asked.
 
-    At stride 2 it pads an even image by one pixel more at the right and bottom than at the other
-    sides.
+    At stride 2 it pads an even image by one pixel more at the right and bottom than elsewhere.
     """
 
-    def __init__(
-        self,
-        channels_in: int,
-        channels_out: int,
-        kernel: int,
-        stride: int = 1,
-        groups: int = 1,
-        relu6: bool = True,
-    ):
+    def __init__(self, channels_in, channels_out, kernel, stride=1, groups=1, relu6=True):
         super().__init__(channels_in, channels_out, kernel, stride, kernel // 2, groups=groups)
         self.relu6 = relu6
 
@@ -144,9 +125,7 @@ class SameConv(nn.Conv2d):
 class InvertedResidual(nn.Module):
     """Expansion, depthwise convolution, linear projection; a shortcut where the shape stays."""
 
-    def __init__(
-        self, channels_in: int, channels_out: int, kernel: int, stride: int, expansion: int
-    ):
+    def __init__(self, channels_in, channels_out, kernel, stride, expansion):
         super().__init__()
         width = channels_in * expansion
         self.expand = SameConv(channels_in, width, 1) if expansion > 1 else None
@@ -164,7 +143,7 @@ class Lite0(nn.Module):
     """EfficientNet-Lite0 ImageNet classifier (arXiv 1905.11946), for distances of image sets.
 
     EfficientNet without squeeze-and-excitation, with ReLU6; batch normalizations are folded into
-    the convolutions. Use `load_lite0`. Distances on its features are called FD-Lite0, never FID.
+    the convolutions. Use `load_lite0`.
     """
 
     def __init__(self):
@@ -184,8 +163,7 @@ class Lite0(nn.Module):
     def features(self, images: Tensor, size: int = INPUT_SIZE) -> Tensor:
         """Pooled features [B, 1280], at least 0, of RGB images [B, 3, H, W] in [0, 1] of any size.
 
-        Images are resized to `size` px (bicubic, antialiased) and clamped. Features of a smaller
-        `size` cost less and compare with each other only.
+        Images are resized to `size` px (bicubic, antialiased). Features of one size compare.
         """
         images = images.to(self.classifier.weight)
         if images.shape[2:] != (size, size):
@@ -209,16 +187,14 @@ def load_lite0() -> Lite0:
     # Our module -> the source's convolution and its batch normalization.
     pairs = {"stem": ("_conv_stem", "_bn0"), "head": ("_conv_head", "_bn1")}
     for i, block in enumerate(network.blocks):
-        if block.expand is not None:
-            pairs[f"blocks.{i}.expand"] = (f"_blocks.{i}._expand_conv", f"_blocks.{i}._bn0")
-        pairs[f"blocks.{i}.depthwise"] = (f"_blocks.{i}._depthwise_conv", f"_blocks.{i}._bn1")
-        pairs[f"blocks.{i}.project"] = (f"_blocks.{i}._project_conv", f"_blocks.{i}._bn2")
+        names = ["expand", "depthwise", "project"] if block.expand else ["depthwise", "project"]
+        for norm, name in enumerate(names, 3 - len(names)):
+            pairs[f"blocks.{i}.{name}"] = (f"_blocks.{i}._{name}_conv", f"_blocks.{i}._bn{norm}")
     state = {"classifier.weight": source["_fc.weight"], "classifier.bias": source["_fc.bias"]}
     for name, (conv, norm) in pairs.items():
         # norm(conv(x)) = (scale * conv)(x) + (bias - scale * mean)
-        scale = source[f"{norm}.weight"] / torch.sqrt(
-            source[f"{norm}.running_var"] + BATCH_NORM_EPS
-        )
+        deviation = torch.sqrt(source[f"{norm}.running_var"] + BATCH_NORM_EPS)
+        scale = source[f"{norm}.weight"] / deviation
         state[f"{name}.weight"] = source[f"{conv}.weight"] * scale[:, None, None, None]
         state[f"{name}.bias"] = source[f"{norm}.bias"] - source[f"{norm}.running_mean"] * scale
     network.load_state_dict(state, strict=True, assign=True)

@@ -13,7 +13,7 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-from sitlib.metrics.batches import check_pair, in_batches
+from sitlib.metrics.batches import check_images, in_batches
 from sitlib.metrics.networks import cached_lpips
 from sitlib.metrics.statistics import LEVEL, RESAMPLES, bootstrap_interval, group_means
 
@@ -27,7 +27,7 @@ def psnr_per_image(images: Tensor, references: Tensor) -> Tensor:
     Infinite for equal images. Raises `ValueError` for images that differ in shape, are not finite,
     or are far outside [0, 1].
     """
-    check_pair(images, references)
+    check_images(images, references)
     return peak_signal_noise_ratio(
         images.clamp(0, 1), references.clamp(0, 1), data_range=1.0, dim=(1, 2, 3), reduction="none"
     )
@@ -39,7 +39,7 @@ def ssim_per_image(images: Tensor, references: Tensor) -> Tensor:
     Gaussian window of 11x11 px, deviation 1.5 px. The image is mirrored at its borders, so that
     every pixel counts; averaging only the windows inside it differs by some .02 at 16 px.
     """
-    check_pair(images, references, smallest=SSIM_WINDOW)
+    check_images(images, references, smallest=SSIM_WINDOW)
     similarity = structural_similarity_index_measure(
         images.clamp(0, 1), references.clamp(0, 1), sigma=1.5, data_range=1.0, reduction="none"
     )
@@ -50,12 +50,10 @@ def ssim_per_image(images: Tensor, references: Tensor) -> Tensor:
 def lpips_per_image(images: Tensor, references: Tensor, net: str = "alex") -> Tensor:
     """LPIPS [B] (arXiv 1801.03924), at least 0, on the CPU; input as for `psnr_per_image`.
 
-    Images with a side below 64 px are both enlarged to it (bicubic, clamped).
-
-    Args:
-        net: trunk, "alex" or "vgg".
+    The trunk `net` is "alex" or "vgg". Images with a side below 64 px are both enlarged to it
+    (bicubic, clamped).
     """
-    check_pair(images, references)
+    check_images(images, references)
     network = cached_lpips(net)
     device = next(network.parameters()).device
     scale = LPIPS_SIZE / min(images.shape[2:])
@@ -91,30 +89,16 @@ class Metric:
         return f"{self.title}, {self.unit}" if self.unit else self.title
 
 
-LPIPS_PROTOCOL = (
+SSIM = f"RGB, clamped, Gaussian window of {SSIM_WINDOW} px, deviation 1.5, mirrored"
+LPIPS = (
     f"version 0.1 heads, clamped; images below {LPIPS_SIZE} px are both enlarged to it (bicubic)"
 )
+ALEX, VGG = (partial(lpips_per_image, net=net) for net in ("alex", "vgg"))
 METRICS = {
     "psnr": Metric(psnr_per_image, "PSNR", 2, True, "dB", "RGB, clamped, peak 1; of each image"),
-    "ssim": Metric(
-        ssim_per_image,
-        "SSIM",
-        3,
-        True,
-        protocol=f"RGB, clamped, Gaussian window of {SSIM_WINDOW} px, deviation 1.5, mirrored",
-        min_size=SSIM_WINDOW,
-    ),
-    "lpips_alex": Metric(
-        partial(lpips_per_image, net="alex"), "LPIPS-Alex", 3, False, protocol=LPIPS_PROTOCOL
-    ),
-    "lpips_vgg": Metric(
-        partial(lpips_per_image, net="vgg"),
-        "LPIPS-VGG",
-        3,
-        False,
-        protocol=LPIPS_PROTOCOL,
-        full_size_only=True,
-    ),
+    "ssim": Metric(ssim_per_image, "SSIM", 3, True, protocol=SSIM, min_size=SSIM_WINDOW),
+    "lpips_alex": Metric(ALEX, "LPIPS-Alex", 3, False, protocol=LPIPS),
+    "lpips_vgg": Metric(VGG, "LPIPS-VGG", 3, False, protocol=LPIPS, full_size_only=True),
 }
 
 
@@ -128,27 +112,24 @@ def reconstruction_values(
     reconstructions: Tensor,
     *,
     metrics: Iterable[str] | None = None,
-    batch_size: int = 16,
     title: str = "",
 ) -> dict[str, Tensor]:
-    """Measure each image with each metric that takes images of this size.
+    """Measure each reconstruction [B, 3, H, W] with each metric that takes images of this size.
 
     Args:
-        images: originals [B, 3, H, W] in [0, 1].
-        reconstructions: the same shape, clamped before they are measured.
         metrics: names in METRICS. Default: all.
         title: of a progress bar.
 
     Returns:
         name -> float64 [B].
     """
-    check_pair(reconstructions, images)
+    check_images(reconstructions, images)
     values = {}
     for name in METRICS if metrics is None else metrics:
         metric, bar = METRICS[name], f"{title}: {METRICS[name].title}" if title else ""
         if min(images.shape[2:]) >= metric.min_size:
             pair = reconstructions, images
-            values[name] = in_batches(metric.function, *pair, size=batch_size, title=bar).double()
+            values[name] = in_batches(metric.function, *pair, size=16, title=bar).double()
     return values
 
 
@@ -158,27 +139,13 @@ def evaluate_reconstructions(
     groups: Sequence[Hashable] | None = None,
     *,
     metrics: Iterable[str] | None = None,
-    batch_size: int = 16,
-    title: str = "",
 ) -> dict:
-    """Mean of each metric over at least 2 images, with confidence intervals.
+    """`summarize_reconstructions` of `reconstruction_values`.
 
     Args:
         groups: photograph that each image is a view of, B names. Default: each image is one.
-        images, reconstructions, metrics, batch_size, title: as for `reconstruction_values`.
-
-    Returns:
-        As `summarize_reconstructions`.
-
-    Raises:
-        ValueError: input as in `psnr_per_image`, or fewer than two images.
     """
-    check_pair(reconstructions, images)
-    if len(images) < 2:
-        raise ValueError(f"evaluate_reconstructions needs at least 2 images, not {len(images)}.")
-    values = reconstruction_values(
-        images, reconstructions, metrics=metrics, batch_size=batch_size, title=title
-    )
+    values = reconstruction_values(images, reconstructions, metrics=metrics)
     groups = range(len(images)) if groups is None else groups
     return summarize_reconstructions(values, groups, images.shape[2:])
 

@@ -21,7 +21,7 @@ def r_precision(
         similarity: of images to captions, [M, C].
         right: position of each image's caption, int64 [M].
         names: subject of each caption, C names or numbers.
-        candidates: captions to choose from, the right one included.
+        candidates: captions to choose from, the right one included; at least 2.
 
     Returns:
         float64 [M]; 1 / n where n captions share the first place with the right one.
@@ -30,32 +30,25 @@ def r_precision(
         ValueError: the shapes do not fit, a value is not finite, or too few captions have another
             name.
     """
-    num_captions = len(names)
-    if similarity.shape != (len(right), num_captions) or right.ndim != 1:
+    if similarity.shape != (len(right), len(names)) or candidates < 2:
         raise ValueError(
-            f"similarity must be [M, C] of M right captions and C names, not "
-            f"{list(similarity.shape)} of {list(right.shape)} and {num_captions}."
+            f"similarity must be [{len(right)}, {len(names)}] (images, captions) with at least 2 "
+            f"candidates, not {list(similarity.shape)} with {candidates}."
         )
-    if not len(right):
-        raise ValueError("R-precision needs at least one image.")
     if not similarity.isfinite().all():
         raise ValueError("similarity contains NaN or infinite values.")
-    if right.min() < 0 or right.max() >= num_captions:
-        raise ValueError(f"right must hold positions among {num_captions} captions, from 0 on.")
-    if candidates < 2:
-        raise ValueError(f"candidates must be at least 2, not {candidates}.")
-    number_of = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    subjects = np.array([number_of[name] for name in names])  # [C]
-    scores = np.empty(len(right))
+    subjects = np.unique(np.array(names), return_inverse=True)[1]  # [C]
+    scores = []
     rows = zip(similarity.detach().double().cpu().numpy(), right.tolist(), strict=True)
     for image, (row, caption) in enumerate(rows):
-        others = np.flatnonzero(subjects != subjects[caption])
-        if len(others) < candidates - 1:
+        of_others = np.flatnonzero(subjects != subjects[caption])
+        if len(of_others) < candidates - 1:
             raise ValueError(
                 f"{candidates} candidates need {candidates - 1} captions of other names than "
-                f"{names[caption]!r}; there are {len(others)}."
+                f"{names[caption]!r}; there are {len(of_others)}."
             )
-        drawn = np.random.default_rng([seed, image]).choice(others, candidates - 1, replace=False)
-        ties = (row[drawn] == row[caption]).sum()
-        scores[image] = 1 / (1 + ties) if row[caption] >= row[drawn].max() else 0
-    return torch.from_numpy(scores)
+        rng = np.random.default_rng([seed, image])
+        drawn = row[rng.choice(of_others, candidates - 1, replace=False)]
+        ties = (drawn == row[caption]).sum()
+        scores.append(1 / (1 + ties) if row[caption] >= drawn.max() else 0.0)
+    return torch.tensor(scores, dtype=torch.float64)

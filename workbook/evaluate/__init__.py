@@ -4,17 +4,16 @@ Images are [V, 3, H, W] in [0, 1], codes [V, S, N], features those of EfficientN
 Results are dictionaries for JSON.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
-from sitlib.files import read_json, read_metadata, write_tensors
+from sitlib.files import read_json
 from sitlib.metrics import (
     GENERATION_METRICS,
     InceptionMetrics,
@@ -58,14 +57,6 @@ def reconstruct(tokenizer: SpectralTokenizer, images: Tensor) -> tuple[Tensor, T
     return codes, decode(tokenizer, codes)
 
 
-def features_of_codes(
-    tokenizer: SpectralTokenizer, codes: Tensor, lite0: Lite0, title: str = "samples"
-) -> Tensor:
-    """Lite0 features of the images of codes, `PART` images at a time."""
-    parts = (decode(tokenizer, part) for part in codes.split(PART))
-    return torch.cat([lite0_features(images, lite0, title=title) for images in parts])
-
-
 @dataclass
 class Distances:
     """Measure sets of images, or their features, against one set of real images."""
@@ -79,14 +70,16 @@ class Distances:
     def __call__(self, images: Tensor, title: str = "") -> dict[str, Any]:
         """Every metric of `GENERATION_METRICS`, and their `protocol`."""
         return generation_metrics(
-            images,
+            lite0_features(images, self.lite0, title=title) if images.ndim == 4 else images,
             self.references,
-            lite0=self.lite0,
             kid_subset_size=self.kid_subset_size,
             neighbors=self.neighbors,
             seed=self.seed,
-            title=title,
         )
+
+    def of_parts(self, parts: Iterable[Tensor], title: str = "") -> dict[str, Any]:
+        """The same of a set of images that comes in parts."""
+        return self(torch.cat([lite0_features(x, self.lite0, title=title) for x in parts]))
 
 
 def distances_only(scores: dict[str, Any]) -> dict[str, float]:
@@ -104,10 +97,9 @@ def inception_scores(
     if not profile.tokenizer.evaluation.inception:
         return {}
     inception = InceptionMetrics()
-    for part in images:
-        inception.add(part, real=False, title="samples")
-    for part in originals:
-        inception.add(part, real=True, title="originals")
+    for parts, real, title in ((images, False, "samples"), (originals, True, "originals")):
+        for part in parts:
+            inception.add(part, real=real, title=title)
     return inception.compute(seed=seed)
 
 
@@ -121,49 +113,8 @@ def held_out_nats(model: AutoregressiveModel, codes: Tensor, conditions: Tensor)
     return {"nats_per_token": float(by_scale.mean()), "nats_by_scale": by_scale.tolist()}
 
 
-def sweeps(
-    sampling: SamplingConfig, settings: Any, scores: Callable[[SamplingConfig], dict[str, float]]
-) -> dict[str, list[dict[str, float]]]:
-    """Scores of samples that are drawn with another guidance, and with another top-p.
-
-    Args:
-        settings: evaluation settings with the values `guidance_sweep` and `top_p_sweep`.
-    """
-
-    def rows(name: str, values: list[float]) -> list[dict[str, float]]:
-        changed = [{name: value} for value in values]
-        return [{**row, **scores(replace(sampling, **cast(Any, row)))} for row in changed]
-
-    return {
-        f"{name}_sweep": rows(name, getattr(settings, f"{name}_sweep"))
-        for name in ("guidance", "top_p")
-    }
-
-
-def sampling_protocol(sampling: SamplingConfig) -> dict[str, Any]:
-    """Settings of the sampler, for a protocol."""
-    names = ("temperature", "top_k", "top_p", "min_p", "guidance", "guidance_growth", "seed")
-    return {name: getattr(sampling, name) for name in names}
-
-
-# -- results of the pipeline -------------------------------------------------------------------
-
-
 def stored_scores(path: str | Path, run: str) -> dict[str, Any] | None:
     """Scores in a file of the pipeline, None unless they are of this run."""
     file = resolve(path)
     scores = read_json(file) if file.exists() else {}
     return scores if scores.get("run") == run else None
-
-
-def samples_of(
-    name: str, run: str, draw: Callable[[], dict[str, Tensor]], save: bool = False
-) -> dict[str, Tensor]:
-    """Tensors in `samples/<name>.safetensors` of this run; else drawn, and kept if `save`."""
-    path = resolve(f"samples/{name}.safetensors")
-    if read_metadata(path).get("run") == run:
-        return load_file(path)
-    samples = draw()
-    if save:
-        write_tensors(path, samples, {"run": run})
-    return samples

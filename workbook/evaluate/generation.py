@@ -1,11 +1,13 @@
-"""Evaluation of class-conditional samples against held-out photographs.
+"""Evaluation of class- and text-conditional samples against images that training never saw.
 
-Of large sets only features and codes are in memory, and `PART` images at a time.
+Class-conditional samples are compared with wide held-out views, text-conditional ones with the
+images of held-out names. Of large sets only features and codes are in memory, and `PART` images at
+a time.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,42 +16,49 @@ from torch import Tensor
 
 from sitlib import metrics
 from sitlib.data import held_out_positions, training_views
-from sitlib.model.generator import AutoregressiveModel
+from sitlib.files import read_metadata, write_tensors
 from sitlib.model.generator_config import SamplingConfig
+from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample.generate import generate
 from sitlib.strict import digest
 from workbook import evaluate
-from workbook.codes import Codes, held_out_wide, images_of, load_codes
+from workbook.codes import captioned, held_out_wide, images_of, load_codes
+from workbook.dual_encoder import trained_dual_encoder
+from workbook.evaluate.text import KINDS, prompt_scores, prompts, retrieved
 from workbook.evaluate.tokenizer import original_features
 from workbook.generators import trained_generator
 from workbook.paths import resolve
 from workbook.profile import Profile
+from workbook.sections import TextEvaluationConfig
 from workbook.tokenizers import trained_tokenizer
-from workbook.train_or_load import AutoregressiveRun, CodesRun, TokenizerRun
+from workbook.train_or_load import AutoregressiveRun, CodesRun, DualEncoderRun, TokenizerRun
 
-REFERENCES = "wide held-out views of labelled photographs"
 GREY = 0.85  # of places whose codes are not sampled yet
 REAL = "samples/real.safetensors"  # `real_features`, written by a stage
+REAL_TEXT = "samples/real_text.safetensors"  # those of text-conditional models
+SAMPLER = ("temperature", "top_k", "top_p", "min_p", "guidance", "guidance_growth", "seed")
 
 
 def load_models(
     profile: Profile, variant: str, seed: int
 ) -> tuple[AutoregressiveModel, SpectralTokenizer]:
-    """A generator, class- or text-conditional, and the tokenizer of its codes, on their device."""
+    """A generator and the tokenizer of its codes, on their device."""
+    model = trained_generator(profile, variant, seed).model.to(best_device())
+    return model, _tokenizer(profile, variant)
+
+
+def _tokenizer(profile: Profile, variant: str) -> SpectralTokenizer:
     name = profile.autoregressive_variant(variant).tokenizer
-    tokenizer_seed = profile.generator_section(variant).tokenizer_seed
-    return (
-        trained_generator(profile, variant, seed).model.to(best_device()),
-        trained_tokenizer(profile, name, tokenizer_seed).model.to(best_device()),
-    )
+    seed = profile.generator_section(variant).tokenizer_seed
+    return trained_tokenizer(profile, name, seed).model.to(best_device())
 
 
 def evaluate_generator(
     profile: Profile, variant: str, seed: int, pipeline: bool = False
 ) -> dict[str, Any]:
-    """Train or load a class-conditional model of the profile, draw samples and measure them.
+    """Train or load a generator of the profile, draw samples and measure them.
 
     Args:
         pipeline: read real features from the stage's file, and keep the samples.
@@ -59,48 +68,37 @@ def evaluate_generator(
     """
     metrics.fetch_weights()
     model = trained_generator(profile, variant, seed).model.to(best_device())
-    tokenizer, codes = _tokenizer(profile, variant), load_codes(profile, variant)
-    samples = _samples(profile, variant, seed, save=pipeline)["codes"]
-    real = load_file(resolve(REAL)) if pipeline else real_features(profile, variant)
-    scores = measure_generator(model, tokenizer, codes, samples, real, profile, variant)
+    samples = _samples(profile, variant, seed, save=pipeline)
+    file = REAL_TEXT if variant in profile.text.variants else REAL
+    real = load_file(resolve(file)) if pipeline else None
+    scores = measure_generator(model, profile, variant, samples, real)
     return {"run": _run(profile, variant, seed), **scores}
 
 
 def evaluate_decoder(profile: Profile, variant: str, seed: int, decoder: str) -> dict[str, Any]:
-    """Measure the pipeline's samples of a model through another decoder.
+    """Measure the samples of a class-conditional model through another decoder.
 
     Args:
         decoder: variant of a tokenizer that has taken over the codes of the model's tokenizer.
 
     Raises:
-        ValueError: it decodes other codes, or the pipeline has drawn no samples of this model.
+        ValueError: it decodes other codes.
     """
     tokenizer_seed = profile.autoregressive.tokenizer_seed
-    run = AutoregressiveRun.of(profile, variant, seed)
-    if TokenizerRun.of(profile, decoder, tokenizer_seed).codes != run.codes.tokenizer:
+    encoder = TokenizerRun.of(profile, decoder, tokenizer_seed).codes
+    if encoder != CodesRun.of(profile, variant).tokenizer:
         raise ValueError(f"{decoder} does not decode the codes that {variant} models.")
-
-    def no_samples() -> dict[str, Tensor]:
-        raise ValueError(f"There are no samples of {variant}, seed {seed}: draw them first.")
-
-    name = f"{variant}-seed{seed}"
-    codes = evaluate.samples_of(name, _run(profile, variant, seed), no_samples)["codes"]
     tokenizer = trained_tokenizer(profile, decoder, tokenizer_seed).model.to(best_device())
-    distances = _distances(load_file(resolve(REAL))["held_out"], profile)
-    scores = distances(evaluate.features_of_codes(tokenizer, codes, distances.lite0))
-    scores["protocol"] |= {
-        "references": REFERENCES,
-        **evaluate.sampling_protocol(profile.sampler(variant)),
-    }
-    images = (evaluate.decode(tokenizer, part) for part in codes.split(evaluate.PART))
-    evaluation_seed = profile.autoregressive.evaluation.seed
-    scores |= evaluate.inception_scores(profile, images, _views(profile, variant), evaluation_seed)
+    codes = _samples(profile, variant, seed)["codes"]
+    distances = _distances(load_file(resolve(REAL))["held_out"], profile, variant)
+    scores = _distances_of_codes(codes, tokenizer, distances, profile, variant)
     return {"run": _decoder_run(profile, variant, seed, decoder), **scores}
 
 
 def generator_scores(profile: Profile, variant: str, seed: int) -> dict[str, Any]:
     """The pipeline's scores of this very run, else scores that are measured now."""
-    path = f"metrics/generation/{variant}-seed{seed}.json"
+    folder = "text" if variant in profile.text.variants else "generation"
+    path = f"metrics/{folder}/{variant}-seed{seed}.json"
     stored = evaluate.stored_scores(path, _run(profile, variant, seed))
     return stored or evaluate_generator(profile, variant, seed)
 
@@ -119,42 +117,37 @@ def load_second_scores(profile: Profile, variant: str, decoder: str, seed: int) 
 
 
 def load_samples(profile: Profile, variant: str, seed: int, each: int) -> dict[str, Tensor]:
-    """Class -> its first sampled images [each, 3, H, W], of classes that have as many.
+    """Class, or kind of prompts -> its first sampled images [each, 3, H, W], if there are as many.
 
     Codes are the pipeline's if they are of this very run, else drawn now.
     """
     samples, tokenizer = _samples(profile, variant, seed), _tokenizer(profile, variant)
-    codes, labels = samples["codes"], samples["labels"]
-    classes = load_codes(profile, variant).classes
-    by_class = {name: codes[labels == index] for index, name in enumerate(classes)}
-    return {
-        name: evaluate.decode(tokenizer, codes[:each])
-        for name, codes in by_class.items()
-        if len(codes) >= each
-    }
+    if "codes" in samples:
+        codes, classes = samples["codes"], load_codes(profile, variant).classes
+        labels = sampled_labels(profile, len(codes))
+        samples = {name: codes[labels == index] for index, name in enumerate(classes)}
+    enough = {name: codes[:each] for name, codes in samples.items() if len(codes) >= each}
+    return {name: evaluate.decode(tokenizer, codes) for name, codes in enough.items()}
 
 
 def _samples(profile: Profile, variant: str, seed: int, save: bool = False) -> dict[str, Tensor]:
-    """`codes` and `labels` of this very run, from the pipeline or drawn now."""
-
-    def draw() -> dict[str, Tensor]:
-        model = trained_generator(profile, variant, seed).model.to(best_device())
-        count = profile.autoregressive.evaluation.samples
-        codes, labels = draw_samples(model, profile, count, profile.sampler(variant))
-        return {"codes": codes, "labels": labels}
-
-    return evaluate.samples_of(f"{variant}-seed{seed}", _run(profile, variant, seed), draw, save)
-
-
-def _tokenizer(profile: Profile, variant: str) -> SpectralTokenizer:
-    name = profile.autoregressive_variant(variant).tokenizer
-    seed = profile.generator_section(variant).tokenizer_seed
-    return trained_tokenizer(profile, name, seed).model.to(best_device())
+    """`draw_all` of this very run, from the pipeline or drawn now, and kept if `save`."""
+    path = resolve(f"samples/{variant}-seed{seed}.safetensors")
+    run = _run(profile, variant, seed)
+    if read_metadata(path).get("run") == run:
+        return load_file(path)
+    model = trained_generator(profile, variant, seed).model.to(best_device())
+    samples = draw_all(model, profile, variant)
+    if save:
+        write_tensors(path, samples, {"run": run})
+    return samples
 
 
 def _run(profile: Profile, variant: str, seed: int) -> str:
-    run, settings = AutoregressiveRun.of(profile, variant, seed), profile.autoregressive.evaluation
-    return digest(run, profile.sampler(variant), settings)
+    settings = profile.generator_section(variant).evaluation
+    judge = [DualEncoderRun.of(profile)] if variant in profile.text.variants else []
+    run = AutoregressiveRun.of(profile, variant, seed)
+    return digest(run, profile.sampler(variant), settings, *judge)
 
 
 def _decoder_run(profile: Profile, variant: str, seed: int, decoder: str) -> str:
@@ -165,61 +158,60 @@ def _decoder_run(profile: Profile, variant: str, seed: int, decoder: str) -> str
 # -- real images -------------------------------------------------------------------------------
 
 
-def real_features(profile: Profile, variant: str | None = None) -> dict[str, Tensor]:
-    """Features of wide views of photographs, held out ("held_out") and for training ("train").
+def real_features(profile: Profile, variant: str) -> dict[str, Tensor]:
+    """Features of the real images that samples of `variant` are compared with, "held_out".
 
-    Args:
-        variant: whose photographs. Default: the first.
+    For a class-conditional model also those of as many views of training photographs, "train".
     """
-    variant = variant or next(iter(profile.autoregressive.variants))
+    images = {"held_out": _held_out_images(profile, variant)}
+    if variant not in profile.text.variants:
+        images["train"] = _training_images(profile, variant)
+    lite0 = metrics.load_lite0().to(best_device())
+    return {
+        name: torch.cat([metrics.lite0_features(part, lite0, title=name) for part in parts])
+        for name, parts in images.items()
+    }
+
+
+def _held_out_images(profile: Profile, variant: str) -> Iterator[Tensor]:
+    """Images of held-out names, or `reference_views` held-out wide views, in parts."""
+    if variant in profile.text.variants:
+        yield from prompts(profile, "held_out").images.split(evaluate.PART)
+        return
+    total = profile.autoregressive.evaluation.reference_views
+    for start in range(0, total, evaluate.PART):
+        yield held_out_wide(profile, variant, min(evaluate.PART, total - start), start)[0]
+
+
+def _training_images(profile: Profile, variant: str) -> Iterator[Tensor]:
     settings = profile.autoregressive.evaluation
-    run = AutoregressiveRun.of(profile, variant, 0).codes
     views = settings.reference_views / len(images_of(profile, variant, "test"))
     if settings.neighbors <= views:
         raise ValueError(
             f"autoregressive.evaluation.neighbors is {settings.neighbors}, but there are "
-            f"{views:.0f} views of each held-out photograph: precision and recall "
-            "would measure whether samples show the very same photograph. Raise it above that number."
+            f"{views:.0f} views of each held-out photograph: precision and recall would measure "
+            "whether samples show the very same photograph. Raise it above that number."
         )
-    photographs, size = images_of(profile, variant, "train"), run.tokenizer.data.size
-    lite0 = metrics.load_lite0().to(best_device())
-
-    def train(part: int, count: int) -> Tensor:
-        place = part, evaluate.PART, size, settings.seed
-        return training_views(photographs, *place, kind="wide")[0][:count]
-
-    train_views = (train(start // evaluate.PART, count) for start, count in _parts(profile))
-    parts = {"held_out": _views(profile, variant), "train": train_views}
-    return {
-        name: torch.cat([metrics.lite0_features(images, lite0, title=name) for images in views])
-        for name, views in parts.items()
-    }
+    photographs = images_of(profile, variant, "train")
+    size = CodesRun.of(profile, variant).tokenizer.data.size
+    for start in range(0, settings.reference_views, evaluate.PART):
+        place = start // evaluate.PART, evaluate.PART, size, settings.seed
+        views = training_views(photographs, *place, kind="wide")[0]
+        yield views[: settings.reference_views - start]
 
 
-def _parts(profile: Profile) -> list[tuple[int, int]]:
-    """First reference view of every part, and the number of views."""
-    total = profile.autoregressive.evaluation.reference_views
-    return [(start, min(evaluate.PART, total - start)) for start in range(0, total, evaluate.PART)]
-
-
-def _views(profile: Profile, variant: str) -> Iterator[Tensor]:
-    """The reference views in parts."""
-    return (held_out_wide(profile, variant, count, start)[0] for start, count in _parts(profile))
-
-
-def _distances(references: Tensor, profile: Profile) -> evaluate.Distances:
-    settings, lite0 = profile.autoregressive.evaluation, metrics.load_lite0().to(best_device())
-    subset, seed = settings.kid_subset_size, settings.seed
-    return evaluate.Distances(references, lite0, subset, seed, settings.neighbors)
+def _distances(references: Tensor, profile: Profile, variant: str) -> evaluate.Distances:
+    settings = profile.generator_section(variant).evaluation
+    lite0, subset = metrics.load_lite0().to(best_device()), settings.kid_subset_size
+    return evaluate.Distances(references, lite0, subset, settings.seed, settings.neighbors)
 
 
 def distances_to_held_out(images: Tensor, profile: Profile, variant: str) -> dict[str, Any]:
     """Distances of images to held-out views, whose features are kept for the next time."""
-    views, _ = held_out_wide(profile, variant, profile.autoregressive.evaluation.reference_views)
+    views = torch.cat(list(_held_out_images(profile, variant)))
     lite0 = metrics.load_lite0().to(best_device())
-    return _distances(original_features(views, lite0, title="originals"), profile)(
-        images, "samples"
-    )
+    features = original_features(views, lite0, title="originals")
+    return _distances(features, profile, variant)(images, "samples")
 
 
 # -- samples -----------------------------------------------------------------------------------
@@ -238,59 +230,124 @@ def sampled_labels(profile: Profile, count: int) -> Tensor:
 
 
 def draw_samples(
-    model: AutoregressiveModel, profile: Profile, count: int, sampling: SamplingConfig
-) -> tuple[Tensor, Tensor]:
-    """Codes [count, S, N] and their class ids, those of `sampled_labels`, on the CPU."""
-    labels = sampled_labels(profile, count)
+    model: AutoregressiveModel, asked: Tensor | list[str], sampling: SamplingConfig
+) -> Tensor:
+    """Codes [M, S, N] for class ids [M] or M captions, on the CPU."""
     title = f"sampling, guidance {sampling.guidance:g}, top-p {sampling.top_p:g}"
-    return generate(model, labels, sampling, progress=title).cpu(), labels
+    return generate(model, asked, sampling, progress=title).cpu()
+
+
+def draw_all(model: AutoregressiveModel, profile: Profile, variant: str) -> dict[str, Tensor]:
+    """Samples by which a generator is judged: kind of prompts -> codes, or `codes` of all classes."""
+    if variant in profile.text.variants:
+        asked = {kind: prompts(profile, kind).captions for kind in KINDS}
+    else:
+        count = profile.autoregressive.evaluation.samples
+        asked = {"codes": sampled_labels(profile, count)}
+    sampling = profile.sampler(variant)
+    return {name: draw_samples(model, x, sampling) for name, x in asked.items()}
 
 
 def measure_generator(
     model: AutoregressiveModel,
-    tokenizer: SpectralTokenizer,
-    codes: Codes,
-    sampled: Tensor,
-    real: dict[str, Tensor],
     profile: Profile,
     variant: str,
+    samples: dict[str, Tensor] | None = None,
+    real: dict[str, Tensor] | None = None,
 ) -> dict[str, Any]:
-    """Distances of sampled codes [M, S, N] to held-out views, nats per token, sweeps.
-
-    With `tokenizer.evaluation.inception` also FID and Inception scores. Two more distances to the
-    same views say how to read them: "reconstruction", of these views after the tokenizer, is what a
-    model would have that knew the right codes (not a bound: without details an image can be
-    nearer); "real" is that of views of training photographs.
+    """Distances of samples to real images, nats per token, sweeps; of text models R-precision.
 
     Args:
-        real: from `real_features`.
-    """
-    settings, sampling = profile.autoregressive.evaluation, profile.sampler(variant)
-    distances = _distances(real["held_out"], profile)
-    lite0 = distances.lite0
-    scores = distances(evaluate.features_of_codes(tokenizer, sampled, lite0))
-    scores["protocol"] |= {"references": REFERENCES, **evaluate.sampling_protocol(sampling)}
-    images = (evaluate.decode(tokenizer, part) for part in sampled.split(evaluate.PART))
-    scores |= evaluate.inception_scores(profile, images, _views(profile, variant), settings.seed)
-    views = (evaluate.reconstruct(tokenizer, part)[1] for part in _views(profile, variant))
-    decoded = [metrics.lite0_features(images, lite0, title="reconstructions") for images in views]
-    scores["reconstruction"] = evaluate.distances_only(distances(torch.cat(decoded)))
-    scores["real"] = evaluate.distances_only(distances(real["train"]))
+        samples, real: from `draw_all` and `real_features`. Default: made now.
 
-    def score(changed: SamplingConfig) -> dict[str, float]:
-        """Distances of a row of a sweep; those of `sampled` where nothing differs."""
-        if changed == sampling and settings.sweep_samples == len(sampled):
-            return evaluate.distances_only(scores)
-        drawn, _ = draw_samples(model, profile, settings.sweep_samples, changed)
-        features = evaluate.features_of_codes(tokenizer, drawn, lite0)
-        return evaluate.distances_only(distances(features))
+    Returns:
+        The distances of class-conditional samples, or of those for held-out names, to the real
+        images; with `tokenizer.evaluation.inception` also FID and Inception scores. How to read
+        them: the distances of `reconstruction`, the same real images after the tokenizer, which a
+        model would have that knew the right codes (not a bound: without details an image can be
+        nearer); of class-conditional models those of `real`, views of training photographs.
+        `nats_per_token`, `nats_by_scale`; `guidance_sweep`, `top_p_sweep`; `parameters`;
+        `protocol`. Of text-conditional models also what `prompt_scores` returns.
+    """
+    samples = samples or draw_all(model, profile, variant)
+    real = real or real_features(profile, variant)
+    settings, sampling = profile.generator_section(variant).evaluation, profile.sampler(variant)
+    tokenizer, codes = _tokenizer(profile, variant), load_codes(profile, variant)
+    distances = _distances(real["held_out"], profile, variant)
+    sampled = next(iter(samples.values()))  # those of held-out names come first
+    scores = _distances_of_codes(sampled, tokenizer, distances, profile, variant)
+    parts = _held_out_images(profile, variant)
+    reconstructions = (evaluate.reconstruct(tokenizer, images)[1] for images in parts)
+    scores["reconstruction"] = distances.of_parts(reconstructions, "reconstructions")
+    del scores["reconstruction"]["protocol"]
+    if "train" in real:
+        scores["real"] = evaluate.distances_only(distances(real["train"]))
+
+    judge, told = None, {}
+    if isinstance(settings, TextEvaluationConfig):
+        judge = trained_dual_encoder(profile).model
+        told = {kind: prompts(profile, kind) for kind in KINDS}
+        scores |= prompt_scores(judge, tokenizer, told, samples, profile, distances.lite0)
+        scores["protocol"] |= {
+            "prompts": f"{settings.prompts} of each kind: " + "; ".join(KINDS.values()),
+            "r_precision": f"right caption among {settings.candidates} of other names, by the dual "
+            "encoder; intervals over names",
+        }
+        asked, texts = told["held_out"].captions, captioned(profile, "test")
+        captions = [texts.captions[image][0] for image in codes.held_out_labels.tolist()]
+        assert model.text_tokenizer is not None
+        conditions = model.text_tokenizer.encode(captions, truncate=True)
+    else:
+        asked, conditions = sampled_labels(profile, settings.sweep_samples), codes.held_out_labels
+
+    def row(changed: SamplingConfig) -> dict[str, float]:
+        """Scores of a row of a sweep; those of `samples` where nothing differs."""
+        new, right = scores, scores.get("r_precision_held_out")
+        if changed != sampling or len(asked) != len(sampled):
+            drawn = draw_samples(model, asked, changed)
+            new = distances.of_parts(_decoded(tokenizer, drawn), "samples of a sweep")
+            if judge is not None:
+                images, lite0 = evaluate.decode(tokenizer, drawn), distances.lite0
+                right = retrieved(judge, images, told["held_out"], profile, lite0)["r_precision"]
+        share = {} if right is None else {"r_precision": right}
+        return share | evaluate.distances_only(new)
+
+    def sweep(name: str) -> list[dict[str, float]]:
+        values = [{name: value} for value in getattr(settings, f"{name}_sweep")]
+        return [value | row(replace(sampling, **cast(Any, value))) for value in values]
 
     return {
         **scores,
-        **evaluate.held_out_nats(model, codes.held_out, codes.held_out_labels),
-        **evaluate.sweeps(sampling, settings, score),
+        **evaluate.held_out_nats(model, codes.held_out, conditions),
+        "guidance_sweep": sweep("guidance"),
+        "top_p_sweep": sweep("top_p"),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
+
+
+def _decoded(tokenizer: SpectralTokenizer, codes: Tensor) -> Iterator[Tensor]:
+    return (evaluate.decode(tokenizer, part) for part in codes.split(evaluate.PART))
+
+
+def _distances_of_codes(
+    codes: Tensor,
+    tokenizer: SpectralTokenizer,
+    distances: evaluate.Distances,
+    profile: Profile,
+    variant: str,
+) -> dict[str, Any]:
+    """Distances of sampled codes, FID and Inception scores where asked for, and `protocol`."""
+    scores = distances.of_parts(_decoded(tokenizer, codes), "samples")
+    sampling, is_text = profile.sampler(variant), variant in profile.text.variants
+    scores["protocol"] |= {
+        "references": "the held-out images with these names"
+        if is_text
+        else "wide held-out views of labelled photographs",
+        **{name: getattr(sampling, name) for name in SAMPLER},
+    }
+    originals = _held_out_images(profile, variant)
+    images, seed = _decoded(tokenizer, codes), profile.generator_section(variant).evaluation.seed
+    return scores | evaluate.inception_scores(profile, images, originals, seed)
 
 
 # -- images in the making ----------------------------------------------------------------------
