@@ -4,16 +4,19 @@ import json
 from collections import Counter
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torchmetrics.image.fid
-from test_applications import model_of
+from safetensors.torch import load_file
+from test_applications import model_of, tokenizer_of
+from tiny import TEXTS
 from torch.nn.functional import interpolate
 
 from sitlib.data import held_out_views, open_images
-from sitlib.files import write_json
+from sitlib.files import write_json, write_tensors
 from sitlib.metrics import (
     InceptionError,
     classifier_score,
@@ -24,14 +27,17 @@ from sitlib.metrics import (
     psnr_per_image,
     ssim_per_image,
 )
-from sitlib.model.generator_config import SamplingConfig
+from sitlib.model.dual_encoder import DualEncoder, StoredDualEncoderConfig
+from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tokenizer import SpectralTokenizer
 from workbook import evaluate
-from workbook.codes import captioned, held_out_wide
+from workbook.codes import Codes, captioned, held_out_wide, images_of
 from workbook.evaluate import generation, text, tokenizer
 from workbook.evaluate.tokenizer import error_by_scale, evaluated_sizes, original_features
+from workbook.generators import model_config
 from workbook.profile import load_profile
 from workbook.tokenizers import held_out_set
+from workbook.train_or_load import AutoregressiveRun, DualEncoderRun
 
 PROFILE = load_profile("smoke")
 NUM_CODES = 256
@@ -309,17 +315,6 @@ class TestGeneration:
         )
         assert scores["nats_per_token"] == pytest.approx(float(expected.mean()), rel=1e-5)
 
-    def test_sweeps_change_one_setting(self):
-        sampling, settings = SamplingConfig(guidance=2.0), PROFILE.autoregressive.evaluation
-        settings = replace(settings, guidance_sweep=[1.0, 3.0], top_p_sweep=[0.9])
-        rows = evaluate.sweeps(sampling, settings, lambda s: {"seen": (s.guidance, s.top_p)})
-        assert rows == {
-            "guidance_sweep": [
-                {"guidance": g, "seen": (g, sampling.top_p)} for g in settings.guidance_sweep
-            ],
-            "top_p_sweep": [{"top_p": 0.9, "seen": (2.0, 0.9)}],
-        }
-
     def test_samples_have_the_classes_of_the_reference_views(self):
         count = PROFILE.autoregressive.evaluation.reference_views
         _, labels = held_out_wide(PROFILE, next(iter(PROFILE.autoregressive.variants)), count)
@@ -331,10 +326,10 @@ class TestGeneration:
         settings = replace(PROFILE.autoregressive.evaluation, reference_views=12)
         section = replace(PROFILE.autoregressive, evaluation=settings)
         profile = replace(PROFILE, autoregressive=section)
-        whole = generation.real_features(profile)
+        whole = generation.real_features(profile, "ar_sit4")
         assert whole["held_out"].shape == whole["train"].shape == (12, 1280)
         monkeypatch.setattr(evaluate, "PART", 5)
-        for name, features in generation.real_features(profile).items():
+        for name, features in generation.real_features(profile, "ar_sit4").items():
             torch.testing.assert_close(features, whole[name], atol=1e-4, rtol=1e-3)
 
     def test_inception_judges_all_samples_where_it_is_asked_for(self, monkeypatch):
@@ -347,37 +342,120 @@ class TestGeneration:
         assert torch.equal(torch.cat(images[False]), samples)
         assert torch.equal(torch.cat(images[True]), originals)
 
-    def test_samples_of_another_run_are_drawn_again(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(evaluate, "resolve", lambda path: tmp_path / path)
-        drawn = iter([{"codes": torch.tensor([n])} for n in range(3)])
-        for run, save, value in (("a", False, 0), ("a", True, 1), ("a", True, 1), ("b", True, 2)):
-            samples = evaluate.samples_of("model-seed0", run, lambda: next(drawn), save)
-            assert samples["codes"].item() == value
-        write_json(tmp_path / "scores.json", {"run": "a", "fd_lite0": 1.0})
-        assert evaluate.stored_scores("scores.json", "a")["fd_lite0"] == 1
-        assert evaluate.stored_scores("scores.json", "b") is None
-        assert evaluate.stored_scores("none.json", "b") is None
-
     @pytest.mark.parametrize(
-        "call, message",
+        "function, decoder, message",
         [
-            (
-                lambda: generation.evaluate_decoder(PROFILE, "ar_sit4", 0, "vit_vqgan"),
-                "vit_vqgan does not decode the codes that ar_sit4 models",
-            ),
-            (
-                lambda: generation.evaluate_decoder(PROFILE, "ar_sit5_sc", 7, "sit5_sc_second"),
-                "There are no samples of ar_sit5_sc, seed 7",
-            ),
-            (
-                lambda: generation.load_second_scores(PROFILE, "ar_sit5_sc", "sit5_sc_second", 7),
-                "is missing or of another profile",
-            ),
+            (generation.evaluate_decoder, "vit_vqgan", "vit_vqgan does not decode the codes"),
+            (generation.load_second_scores, "sit5_sc_second", "is missing or of another profile"),
         ],
     )
-    def test_refusals(self, call, message):
+    def test_refusals(self, function, decoder, message):
+        order = (decoder, 7) if function is generation.load_second_scores else (7, decoder)
         with pytest.raises(ValueError, match=message):
-            call()
+            function(PROFILE, "ar_sit5_sc", *order)
+
+
+class TestWholeEvaluations:
+    """Untrained models of the smoke profile, a few samples."""
+
+    @pytest.fixture
+    def profile(self, monkeypatch, tmp_path, weights_folder):
+        def tiny_tokenizer(profile, variant, seed):
+            return SimpleNamespace(model=tokenizer_of(variant))
+
+        def tiny_codes(profile, variant):
+            c = tokenizer_of(profile.autoregressive_variant(variant).tokenizer).config
+            rng = torch.Generator().manual_seed(1)
+            shape = (5, c.num_scales, c.tokens_per_scale)
+            codes, labels = torch.randint(c.num_codes, shape, generator=rng), torch.arange(5)
+            is_text = variant in profile.text.variants
+            classes = [] if is_text else images_of(profile, variant, "test").class_names
+            return Codes(codes, labels, codes, labels % max(1, len(classes) or 5), classes)
+
+        def tiny_generator(profile, variant, seed):
+            run, texts = AutoregressiveRun.of(profile, variant, seed), None
+            if run.codes.captions is not None:
+                texts = SimpleNamespace(captions=captioned(profile, "train").captions[:40])
+            torch.manual_seed(seed)
+            config = model_config(run, tiny_codes(profile, variant), texts)
+            model = AutoregressiveModel(config).eval()
+            for head in model.heads:
+                torch.nn.init.normal_(head.weight, std=0.5)
+            return SimpleNamespace(model=model)
+
+        def tiny_judge(profile):
+            shape = DualEncoderRun.of(profile).model
+            return SimpleNamespace(
+                model=DualEncoder(StoredDualEncoderConfig(shape, TEXTS.to_json(), 1280)).eval()
+            )
+
+        for name, replacement in (
+            ("trained_tokenizer", tiny_tokenizer),
+            ("trained_generator", tiny_generator),
+            ("trained_dual_encoder", tiny_judge),
+            ("load_codes", tiny_codes),
+            ("resolve", lambda path: tmp_path / path),
+        ):
+            monkeypatch.setattr(generation, name, replacement)
+        few = {
+            "kid_subset_size": 2,
+            "neighbors": 1,
+            "top_p_sweep": [],
+            "guidance_sweep": [1.5, 4.0],
+        }
+        views = {"samples": 6, "reference_views": 5, "sweep_samples": 6}
+        asked = {"prompts": 4, "candidates": 4}
+        sections = {
+            name: replace(section, evaluation=replace(section.evaluation, **few, **changes))
+            for name, section, changes in (
+                ("autoregressive", PROFILE.autoregressive, views),
+                ("text", PROFILE.text, asked),
+            )
+        }
+        return replace(PROFILE, **sections)
+
+    def test_of_a_class_conditional_model(self, profile, lite0, tmp_path, monkeypatch):
+        variant, sampling = "ar_sit5_sc", profile.sampler("ar_sit5_sc")
+        real = generation.real_features(profile, variant)
+        write_tensors(tmp_path / generation.REAL, real, {})
+        scores = generation.evaluate_generator(profile, variant, 0, pipeline=True)
+        images = generation.load_samples(profile, variant, 0, 1)
+        codes = load_file(tmp_path / f"samples/{variant}-seed0.safetensors")["codes"]
+        assert all(x.shape == (1, 3, 64, 64) for x in images.values()) and len(codes) == 6
+        views = held_out_wide(profile, variant, 5)[0]
+        x, y = (lite0_features(i, lite0) for i in (tokenizer_of().decode(codes), views))
+        assert scores["fd_lite0"] == pytest.approx(frechet_distance(x, y), rel=1e-4)
+        assert scores["real"]["fd_lite0"] == pytest.approx(
+            frechet_distance(real["train"], y), rel=1e-4
+        )
+        same, other = scores["guidance_sweep"]
+        assert same["guidance"] == sampling.guidance and same["fd_lite0"] == scores["fd_lite0"]
+        assert other["guidance"] == 4 and other["fd_lite0"] != scores["fd_lite0"]
+        assert {"reconstruction", "nats_per_token", "parameters", "run"} <= scores.keys()
+        assert scores["protocol"]["guidance"] == sampling.guidance
+        json.dumps(scores, allow_nan=False)
+        # The pipeline's results are read, not made again.
+        monkeypatch.setattr(generation, "generate", None)
+        monkeypatch.setattr(evaluate, "resolve", lambda path: tmp_path / path)
+        write_json(tmp_path / f"metrics/generation/{variant}-seed0.json", scores)
+        assert generation.generator_scores(profile, variant, 0) == scores
+        with pytest.raises(TypeError):
+            generation.generator_scores(profile, variant, 1)
+
+    def test_of_a_text_conditional_model(self, profile):
+        variant = next(iter(profile.text.variants))
+        scores = generation.evaluate_generator(profile, variant, 0)
+        for kind in text.KINDS:
+            of_kind = scores["kinds"][kind]
+            assert list(of_kind) == ["samples", "reconstruction", "real"]
+            right = of_kind["samples"]
+            assert right["r_precision"] == scores[f"r_precision_{kind}"]
+            assert right["chance"] == 25 and len(right["by_prompt"]) == 4
+        assert [row["guidance"] for row in scores["guidance_sweep"]] == [1.5, 4.0]
+        assert all(0 <= row["r_precision"] <= 100 for row in scores["guidance_sweep"])
+        assert scores["reconstruction"]["fd_lite0"] > 0 and "real" not in scores
+        assert {"prompts", "r_precision", "references"} <= scores["protocol"].keys()
+        json.dumps(scores, allow_nan=False)
 
 
 @cache

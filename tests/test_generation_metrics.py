@@ -25,8 +25,6 @@ from sitlib.metrics import (
     generation,
     generation_metrics,
     kernel_distance,
-    lite0_features,
-    load_lite0,
     precision,
     recall,
 )
@@ -116,10 +114,10 @@ class TestDistances:
 
     def test_too_large_subsets_and_too_many_neighbors(self):
         pair = torch.rand(9, 4), torch.rand(20, 4)
-        with pytest.raises(ValueError, match="smaller number of images, 9"):
+        with pytest.raises(ValueError, match="between 2 and 9"):
             kernel_distance(*pair, subset_size=10)
         for neighbors in (0, 9):
-            with pytest.raises(ValueError, match=f"number of images, 9, not {neighbors}"):
+            with pytest.raises(ValueError, match="below 9"):
                 precision(*pair, neighbors=neighbors)
 
 
@@ -171,13 +169,9 @@ class TestPrecisionRecall:
 
 
 class TestGenerationMetrics:
-    def test_images_and_features_give_the_same(self):
-        lite0, generator = load_lite0(), torch.Generator().manual_seed(0)
-        samples, references = torch.rand(2, 8, 3, 32, 32, generator=generator).unbind(0)
-        options = {"kid_subset_size": 4, "seed": 3, "neighbors": 2}
-        result = generation_metrics(samples, references, lite0=lite0, **options)
-        x, y = (lite0_features(images, lite0) for images in (samples, references))
-        assert generation_metrics(x, y, **options) == result
+    def test_scores_are_those_of_the_functions(self):
+        x, y = normal_features(0, 8, 1280), normal_features(1, 8, 1280, 1.5)
+        result = generation_metrics(x, y, kid_subset_size=4, seed=3, neighbors=2)
         kid = kernel_distance(x, y, subset_size=4, seed=3)
         assert (result["kid"], result["kid_standard_deviation"]) == kid
         assert result["fd_lite0"] == frechet_distance(x, y) > 0
@@ -189,17 +183,8 @@ class TestGenerationMetrics:
         assert protocol["kid_subset_size"] == 4 and protocol["neighbors"] == 2
         assert "rank deficient" in protocol["covariance"]
         json.dumps(result, allow_nan=False)
-
-    def test_without_neighbors_there_is_no_precision(self):
-        pair = normal_features(0, 20, 1280), normal_features(0, 30, 1280)
-        result = generation_metrics(*pair, kid_subset_size=8)
+        result = generation_metrics(x, y, kid_subset_size=8)
         assert "precision" not in result and "neighbors" not in result["protocol"]
-
-    def test_images_that_are_not_numbers(self):
-        broken = torch.rand(4, 3, 32, 32)
-        broken[1:3, 0, 5, 5] = float("nan")
-        with pytest.raises(ValueError, match="2 of 4 images contain NaN"):
-            generation_metrics(broken, torch.rand(9, 1280), lite0=load_lite0())
 
 
 class TestClassifierScore:
@@ -272,8 +257,6 @@ class TestInception:
         assert result["inception_score_originals"] == pytest.approx(classifier_score(y))
 
         metrics.reset()
-        with pytest.raises(ValueError, match="at least two images"):
-            metrics.compute()
         for part in (images[:1], images[1:]):  # parts make the same whole
             metrics.add(part, real=False)
         metrics.add(references, real=True)

@@ -149,9 +149,7 @@ class TestReconstruction:
             with pytest.raises(ValueError, match=message):
                 function(*pair)
 
-    def test_too_few_and_too_small_images(self, views):
-        with pytest.raises(ValueError, match="at least 2 images"):
-            evaluate_reconstructions(views[:1], views[:1])
+    def test_too_small_images(self, views):
         with pytest.raises(ValueError, match="at least 11 px"):
             ssim_per_image(views[..., :10, :], views[..., :10, :])
 
@@ -200,7 +198,7 @@ class TestCodebooks:
         "codes, options, message",
         [
             (torch.zeros(2, 4, dtype=torch.int64), {}, r"\[B, S, N\]"),
-            (torch.zeros(2, 1, 4), {}, "integer"),
+            (torch.zeros(2, 1, 4), {}, "integers"),
             (torch.full((2, 1, 4), 8), {}, r"\[0, 8\)"),
             (torch.full((2, 1, 4), -1), {}, r"\[0, 8\)"),
             (torch.zeros(2, 1, 4, dtype=torch.int64), {"num_codebooks": 2}, "codebooks"),
@@ -212,9 +210,6 @@ class TestCodebooks:
 
     def test_bits_per_pixel(self):
         assert bits_per_pixel(1024, 8192, 256) == 1024 * 13 / 65536  # SIT-4 of the paper
-        assert bits_per_pixel(64, 512, (64, 32)) == 64 * 9 / 2048
-        with pytest.raises(ValueError, match="at least 1"):
-            bits_per_pixel(0, 512, 64)
 
 
 class TestRPrecision:
@@ -271,15 +266,8 @@ class TestRPrecision:
         [
             ({"candidates": 5}, "4 captions of other names than 'b'; there are 3"),
             ({"candidates": 1}, "at least 2"),
-            ({"names": ["a", "b"]}, "C names"),
-            ({"right": torch.tensor([0, 1])}, "M right captions"),
-            ({"right": torch.tensor([4])}, "positions among 4 captions"),
-            ({"right": torch.tensor([-1])}, "positions among 4 captions"),
-            ({"similarity": torch.zeros(4)}, r"\[M, C\]"),
-            (
-                {"similarity": torch.zeros(0, 4), "right": torch.zeros(0, dtype=torch.int64)},
-                "at least one image",
-            ),
+            ({"names": ["a", "b"]}, r"must be \[1, 2\]"),
+            ({"right": torch.tensor([0, 1])}, r"must be \[2, 4\]"),
             ({"similarity": torch.tensor([[0.0, 1.0, float("nan"), 0.0]])}, "NaN"),
         ],
     )

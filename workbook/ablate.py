@@ -32,14 +32,13 @@ from workbook.effects import finished_seeds, mean
 from workbook.errors import command
 from workbook.estimates import flops
 from workbook.evaluate import decode, held_out_nats, reconstruct
-from workbook.evaluate.generation import distances_to_held_out, draw_samples, sampled_labels
-from workbook.evaluate.text import (
-    KINDS,
-    draw_text_samples,
-    measure_text_generator,
-    prompts,
-    real_text_features,
+from workbook.evaluate.generation import (
+    distances_to_held_out,
+    draw_samples,
+    measure_generator,
+    sampled_labels,
 )
+from workbook.evaluate.text import KINDS
 from workbook.generators import trained_generator
 from workbook.paths import resolve
 from workbook.profile import Profile, changed, load_profile, read_yaml
@@ -227,7 +226,8 @@ def generation_scores(profile: Profile, variant: str) -> dict[str, Any]:
     model = trained_generator(profile, variant, 0).model
     name = profile.autoregressive_variant(variant).tokenizer
     tokenizer = trained_tokenizer(profile, name, section.tokenizer_seed).model
-    samples, _ = draw_samples(model, profile, section.evaluation.samples, section.sampling)
+    labels = sampled_labels(profile, section.evaluation.samples)
+    samples = draw_samples(model, labels, section.sampling)
     nats = held_out_nats(model, codes.held_out, codes.held_out_labels)
     tokens = codes.held_out[0].numel()
     about = {**nats, "nats_per_image": nats["nats_per_token"] * tokens, "tokens": tokens}
@@ -265,7 +265,7 @@ def run_rung(grid: Grid, name: str, seed: int = 0) -> dict[str, Any]:
         loss = nats["nats_per_token"] * first.numel()
         forward = partial(trained.model, first, first_label)
         began = time.perf_counter()
-        samples, _ = draw_samples(trained.model, profile, count, sampling)
+        samples = draw_samples(trained.model, sampled_labels(profile, count), sampling)
     else:
         trained = trained_diffusion(profile, variant, seed, codes, tokenizer)
         passes = 2 * rung.sampling_steps - 1  # Heun's method, but for its last step
@@ -302,7 +302,7 @@ def run_text_trial(grid: Grid, name: str, seed: int = 0) -> dict[str, Any]:
     Returns:
         `variant`, `changes`, `steps`, `seed`; `draws_per_name`: how often training has drawn an
         image of each name, on average; `seconds` of training; `prompts`: kind -> description; and
-        all of `measure_text_generator`, without sweeps.
+        all of `measure_generator`, without sweeps.
     """
     fetch_weights()
     profile, usual = grid.text_profile(name), load_profile(grid.profile)
@@ -311,9 +311,6 @@ def run_text_trial(grid: Grid, name: str, seed: int = 0) -> dict[str, Any]:
     variant = f"ar_{grid.text[name].tokenizer}"
     optimizer = profile.generator_optimizer(variant)
     trained = trained_generator(profile, variant, seed)
-    model, asked = trained.model.to(best_device()), {kind: prompts(usual, kind) for kind in KINDS}
-    samples = draw_text_samples(model, asked, usual.sampler(variant))
-    real = real_text_features(usual)["held_out"]
     num_names = len(np.unique(captioned(profile, "train").names))
     return {
         "changes": grid.text[name].changes,
@@ -323,7 +320,7 @@ def run_text_trial(grid: Grid, name: str, seed: int = 0) -> dict[str, Any]:
         "draws_per_name": optimizer.steps * optimizer.batch_size / num_names,
         "prompts": KINDS,
         "seconds": trained.curve["seconds"][-1],
-        **measure_text_generator(model, variant, asked, samples, real, usual),
+        **measure_generator(trained.model.to(best_device()), usual, variant),
     }
 
 

@@ -125,7 +125,8 @@ def real_features(profile: Profile) -> None:
     """Features of real views, to which class-conditional samples are compared."""
     from workbook.evaluate.generation import REAL, real_features
 
-    write_tensors(resolve(REAL), real_features(profile), {})
+    variant = next(iter(profile.autoregressive.variants))
+    write_tensors(resolve(REAL), real_features(profile, variant), {})
 
 
 def evaluate_autoregressive(profile: Profile, run: str) -> None:
@@ -160,16 +161,17 @@ def dual_encoder(profile: Profile) -> None:
 
 def real_text_features(profile: Profile) -> None:
     """Features of the real images of all prompts."""
-    from workbook.evaluate.text import REAL, real_text_features
+    from workbook.evaluate.generation import REAL_TEXT, real_features
 
-    write_tensors(resolve(REAL), real_text_features(profile), {})
+    variant = next(iter(profile.text.variants))
+    write_tensors(resolve(REAL_TEXT), real_features(profile, variant), {})
 
 
 def evaluate_text(profile: Profile, run: str) -> None:
     """Samples of a text-conditional model, and how often the dual encoder recognizes them."""
-    from workbook.evaluate.text import evaluate_text_generator
+    from workbook.evaluate.generation import evaluate_generator
 
-    scores = evaluate_text_generator(profile, *split_run(run), pipeline=True)
+    scores = evaluate_generator(profile, *split_run(run), pipeline=True)
     write_json(resolve(f"metrics/text/{run}.json"), scores)
 
 

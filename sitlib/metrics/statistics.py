@@ -47,7 +47,7 @@ def bootstrap_interval(
         ValueError: lengths differ, values are not finite, or there are fewer than two photographs.
     """
     _, sums, views = _sums(values, groups, counts)
-    drawn = _draws(values, len(views), resamples, seed)
+    drawn = _draws(sums, resamples, seed)
     return _percentiles((drawn @ sums) / (drawn @ views), level)
 
 
@@ -69,7 +69,7 @@ def paired_interval(
     """
     _, sums, views = _sums(values, groups, counts)
     _, baseline_sums, _ = _sums(baseline_values, groups, counts)
-    drawn = _draws([values, baseline_values], len(views), resamples, seed)
+    drawn = _draws(np.stack([sums, baseline_sums]), resamples, seed)
     if kind == "difference":
         return _percentiles(drawn @ (sums - baseline_sums) / (drawn @ views), level)
     if (drawn @ baseline_sums).min() <= 0:
@@ -92,14 +92,14 @@ def _sums(
     return photographs, np.bincount(index, values * counts), np.bincount(index, counts)
 
 
-def _draws(values: ArrayLike, photographs: int, resamples: int, seed: int) -> NDArray:
-    """Number of times that each resample holds each photograph, float64 [R, G]."""
-    if not np.isfinite(values).all():
+def _draws(sums: NDArray, resamples: int, seed: int) -> NDArray:
+    """Number of times that each resample holds each photograph of sums [..., G], float64 [R, G]."""
+    if not np.isfinite(sums).all():
         raise ValueError("values must be finite: leave out the others, in both models of a pair.")
-    if photographs < 2:
+    if (count := sums.shape[-1]) < 2:
         raise ValueError("An interval needs the views of at least 2 photographs.")
-    p = np.full(photographs, 1 / photographs)
-    return np.random.default_rng(seed).multinomial(photographs, p, resamples).astype(np.float64)
+    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples)
+    return draws.astype(np.float64)
 
 
 def _percentiles(estimates: NDArray, level: float) -> tuple[float, float]:

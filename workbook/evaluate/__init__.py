@@ -23,7 +23,6 @@ from sitlib.metrics import (
 )
 from sitlib.metrics.networks import Lite0
 from sitlib.model.generator import AutoregressiveModel
-from sitlib.model.generator_config import SamplingConfig
 from sitlib.model.tokenizer import SpectralTokenizer
 from workbook.paths import resolve
 from workbook.profile import Profile

@@ -17,8 +17,8 @@ from torch import Tensor
 from sitlib import metrics
 from sitlib.data import held_out_positions, training_views
 from sitlib.files import read_metadata, write_tensors
-from sitlib.model.generator_config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel
+from sitlib.model.generator_config import SamplingConfig
 from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample.generate import generate
