@@ -91,7 +91,8 @@ def kernel_distance(
     equal distributions, possibly negative, and not biased by small sets.
     """
     check_features(features, references)
-    if not 2 <= subset_size <= (smallest := min(len(features), len(references))):
+    smallest = min(len(features), len(references))
+    if not 2 <= subset_size <= smallest:
         raise ValueError(f"kid_subset_size must lie between 2 and {smallest}, the images of a set.")
     features, references = features.double(), references.double()
     generator = torch.Generator().manual_seed(seed)
@@ -125,7 +126,8 @@ def precision(features: Tensor, references: Tensor, *, neighbors: int = 3) -> fl
         neighbors: k, in [1, min(M, N)).
     """
     check_features(features, references)
-    if not 1 <= neighbors < (smallest := min(len(features), len(references))):
+    smallest = min(len(features), len(references))
+    if not 1 <= neighbors < smallest:
         raise ValueError(f"neighbors must be at least 1 and below {smallest}, the images of a set.")
     features, references = features.double(), references.double()
     # Each reference is its own nearest neighbor, at distance 0.
