@@ -12,7 +12,7 @@ import torch
 import torchmetrics.image.fid
 from safetensors.torch import load_file
 from test_applications import model_of, tokenizer_of
-from tiny import TEXTS
+from tiny import CAPTIONS, TEXTS
 from torch.nn.functional import interpolate
 
 from sitlib.data import held_out_views, open_images
@@ -29,6 +29,7 @@ from sitlib.metrics import (
 )
 from sitlib.model.dual_encoder import DualEncoder, StoredDualEncoderConfig
 from sitlib.model.generator import AutoregressiveModel
+from sitlib.model.text import TextTokenizer
 from sitlib.model.tokenizer import SpectralTokenizer
 from workbook import evaluate
 from workbook.codes import Codes, captioned, held_out_wide, images_of
@@ -373,11 +374,17 @@ class TestWholeEvaluations:
             return Codes(codes, labels, codes, labels % max(1, len(classes) or 5), classes)
 
         def tiny_generator(profile, variant, seed):
-            run, texts = AutoregressiveRun.of(profile, variant, seed), None
-            if run.codes.captions is not None:
-                texts = captioned(profile, "train")
-            torch.manual_seed(seed)
+            run = AutoregressiveRun.of(profile, variant, seed)
+            texts = SimpleNamespace(captions=[CAPTIONS]) if run.codes.captions else None
             config = model_config(run, tiny_codes(profile, variant), texts)
+            if texts is not None:  # room for captions of characters
+                characters = TextTokenizer.train(CAPTIONS, 300, 256)
+                encoder = replace(config.transformer.text, max_tokens=256)
+                transformer = replace(config.transformer, text=encoder)
+                config = replace(
+                    config, transformer=transformer, text_tokenizer=characters.to_json()
+                )
+            torch.manual_seed(seed)
             model = AutoregressiveModel(config).eval()
             for head in model.heads:
                 torch.nn.init.normal_(head.weight, std=0.5)
