@@ -184,16 +184,14 @@ def test_a_diffusion_model_is_trained_once_and_loaded_again(own_folder):
 
 
 def test_a_text_trial_says_how_often_names_were_drawn_and_is_judged_without_sweeps(monkeypatch):
-    def measured(model, variant, asked, samples, real, profile):
+    def measured(model, profile, variant):
         assert profile.text.evaluation.top_p_sweep == profile.text.evaluation.guidance_sweep == []
         return {"r_precision_seen": 12.0}
 
     trained = SimpleNamespace(model=torch.nn.Identity(), curve={"seconds": [1.0, 7.0]})
     monkeypatch.setattr(ablate, "fetch_weights", lambda: None)
     monkeypatch.setattr(ablate, "trained_generator", lambda *_: trained)
-    monkeypatch.setattr(ablate, "real_text_features", lambda _: {"held_out": None})
-    monkeypatch.setattr(ablate, "draw_text_samples", lambda *_: {})
-    monkeypatch.setattr(ablate, "measure_text_generator", measured)
+    monkeypatch.setattr(ablate, "measure_generator", measured)
     trial = TextTrial("captioned_sit4_sc", {"text.optimizer.steps": 5})
     scores = ablate.run_text_trial(grid(text={"x": trial}), "x")
     profile = load_profile("smoke")
