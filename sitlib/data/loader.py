@@ -75,7 +75,7 @@ def prefetch(
     if workers and "fork" in get_all_start_methods():
         _allow_open_files()
         # A forked process has `make` and what it refers to; they need not be picklable.
-        pool = ProcessPoolExecutor(workers, get_context("fork"), _start_worker, (make,))
+        pool = ProcessPoolExecutor(workers, get_context("fork"), _makes.append, (make,))
         call, depth = _in_worker, depth * workers
     try:
         ahead = deque(pool.submit(call, step) for step in range(first, min(first + depth, last)))
@@ -88,17 +88,12 @@ def prefetch(
         pool.shutdown(cancel_futures=True)
 
 
-_make: Callable[[int], Any]  # of a worker
-
-
-def _start_worker(make: Callable[[int], Any]) -> None:
-    global _make
-    _make = make
-    torch.set_num_threads(1)  # the threads of the parent were not forked
+_makes: list[Callable[[int], Any]] = []  # in a worker: what it was started for
 
 
 def _in_worker(step: int) -> Any:
-    return _make(step)
+    torch.set_num_threads(1)  # the threads of the parent were not forked
+    return _makes[-1](step)
 
 
 def _allow_open_files() -> None:
