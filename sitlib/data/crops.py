@@ -86,27 +86,26 @@ def degrade(images: Tensor, seed: int) -> Tensor:
     An image is shrunk and enlarged again (smoothly or in squares), compressed as a poor JPEG, both,
     or neither; half of them, and all of "neither", get noise.
     """
-    return torch.stack(
-        [_degrade_one(x, np.random.default_rng([seed, i])) for i, x in enumerate(images)]
-    )
-
-
-def _degrade_one(image: Tensor, rng: np.random.Generator) -> Tensor:
-    kind = rng.integers(4)  # 0: shrunk, 1: compressed, 2: both, 3: neither
-    if kind in (0, 2):
-        shape = image.shape[1:]
-        small = [max(1, round(side * rng.uniform(0.2, 0.6))) for side in shape]
-        mode = "bicubic" if rng.random() < 0.5 else "nearest"
-        image = F.interpolate(F.interpolate(image[None], small, mode="area"), shape, mode=mode)[0]
-    if kind in (1, 2):
-        pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-        file = BytesIO()
-        Image.fromarray(pixels).save(file, "JPEG", quality=int(rng.integers(2, 20)))
-        image = rgb_to_tensor(Image.open(file).convert("RGB")) / 255
-    if kind == 3 or rng.random() < 0.5:
-        noise = torch.from_numpy(rng.standard_normal(image.shape, dtype=np.float32))
-        image = image + noise * rng.uniform(0.02, 0.12)
-    return image.clamp(0, 1)
+    worse = []
+    for index, image in enumerate(images):
+        rng = np.random.default_rng([seed, index])
+        kind = rng.integers(4)  # 0: shrunk, 1: compressed, 2: both, 3: neither
+        if kind in (0, 2):
+            shape = image.shape[1:]
+            small = [max(1, round(side * rng.uniform(0.2, 0.6))) for side in shape]
+            mode = "bicubic" if rng.random() < 0.5 else "nearest"
+            small = F.interpolate(image[None], small, mode="area")
+            image = F.interpolate(small, shape, mode=mode)[0]
+        if kind in (1, 2):
+            pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+            file = BytesIO()
+            Image.fromarray(pixels).save(file, "JPEG", quality=int(rng.integers(2, 20)))
+            image = rgb_to_tensor(Image.open(file).convert("RGB")) / 255
+        if kind == 3 or rng.random() < 0.5:
+            noise = torch.from_numpy(rng.standard_normal(image.shape, dtype=np.float32))
+            image = image + noise * rng.uniform(0.02, 0.12)
+        worse.append(image.clamp(0, 1))
+    return torch.stack(worse)
 
 
 def _views(

@@ -73,7 +73,12 @@ def prefetch(
         raise ValueError(f"depth is {depth}, at least 1; workers is {workers}, at least 0.")
     pool, call = ThreadPoolExecutor(1, "prefetch"), make
     if workers and "fork" in get_all_start_methods():
-        _allow_open_files()
+        import resource  # not on Windows
+
+        # Every tensor on its way from a worker is an open file, thousands in all: raise the limit.
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        limit = hard if 0 <= hard < 2**16 else 2**16  # a negative number: unlimited
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
         # A forked process has `make` and what it refers to; they need not be picklable.
         pool = ProcessPoolExecutor(workers, get_context("fork"), _makes.append, (make,))
         call, depth = _in_worker, depth * workers
@@ -94,12 +99,3 @@ _makes: list[Callable[[int], Any]] = []  # in a worker: what it was started for
 def _in_worker(step: int) -> Any:
     torch.set_num_threads(1)  # the threads of the parent were not forked
     return _makes[-1](step)
-
-
-def _allow_open_files() -> None:
-    """Raise the limit: every tensor on its way from a worker is an open file, thousands in all."""
-    import resource  # not on Windows
-
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = hard if 0 <= hard < 2**16 else 2**16  # a negative number: unlimited
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
