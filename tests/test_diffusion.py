@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import fresh_generator
 
 from sitlib.files import load_model, save_model
-from tests.tiny import fresh_generator
 from workbook.diffusion import DiffusionConfig, DiffusionModel
 
 LABELS = torch.tensor([0, 1, 0, 1, 1])
