@@ -143,7 +143,6 @@ def test_make_alone_lists_its_targets():
         "tokenizer",
         "test",
         "lab",
-        "trials",
         "ablations",
         "lint",
         "lock",
