@@ -189,11 +189,6 @@ class TestCodebooks:
             assert book["perplexity"] == pytest.approx(np.exp(-(p * np.log(p)).sum()))
         json.dumps(result, allow_nan=False)
 
-    def test_scales_can_share_one_codebook(self):
-        result = codebook_statistics(torch.arange(8).view(1, 2, 4), 8, num_codebooks=1)
-        assert list(result["codebooks"]) == ["approximation"]
-        assert result["codebooks"]["approximation"]["perplexity"] == pytest.approx(8)
-
     @pytest.mark.parametrize(
         "codes, options, message",
         [

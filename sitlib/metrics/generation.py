@@ -164,31 +164,22 @@ def classifier_score(logits: Tensor) -> float:
     return (log_p.exp() * (log_p - log_marginal)).sum(dim=1).mean().exp().item()
 
 
+def _kid(x: Tensor, y: Tensor, options: dict) -> tuple[float, float]:
+    subset_size, seed = options["kid_subset_size"], options["kid_seed"]
+    return kernel_distance(x, y, subset_size=subset_size, seed=seed)
+
+
+def _precision(x: Tensor, y: Tensor, options: dict) -> float:
+    return precision(x, y, neighbors=options["neighbors"])
+
+
 # Functions of samples [M, D], references [N, D] and the options in the protocol of
 # `generation_metrics`; they return a number, or (number, standard deviation).
 GENERATION_METRICS = {
     "fd_lite0": Metric(lambda x, y, _: frechet_distance(x, y), "FD-Lite0", 1, False),
-    "kid": Metric(
-        lambda x, y, o: kernel_distance(x, y, subset_size=o["kid_subset_size"], seed=o["kid_seed"]),
-        "KID x 1000",
-        2,
-        False,
-        factor=1000,
-    ),
-    "precision": Metric(
-        lambda x, y, o: precision(x, y, neighbors=o["neighbors"]),
-        "precision",
-        3,
-        True,
-        needs="neighbors",
-    ),
-    "recall": Metric(
-        lambda x, y, o: precision(y, x, neighbors=o["neighbors"]),
-        "recall",
-        3,
-        True,
-        needs="neighbors",
-    ),
+    "kid": Metric(_kid, "KID x 1000", 2, False, factor=1000),
+    "precision": Metric(_precision, "precision", 3, True, needs="neighbors"),
+    "recall": Metric(lambda x, y, o: _precision(y, x, o), "recall", 3, True, needs="neighbors"),
 }
 
 

@@ -28,6 +28,7 @@ from sitlib.train.config import DataConfig
 from workbook import evaluate
 from workbook.paths import resolve
 from workbook.profile import Profile
+from workbook.sections import EvaluationSet
 from workbook.tokenizers import held_out_set, trained_tokenizer
 from workbook.train_or_load import TokenizerRun
 
@@ -72,13 +73,11 @@ def evaluated_sizes(tokenizer: SpectralTokenizer) -> list[int]:
     Smaller ones need a scale-causal encoder and decoder. The baseline without scales is judged at
     all halves down to 4 px, through enlarged images: see `reconstruct`.
     """
-    config, full = tokenizer.config, tokenizer.sizes[-1]
+    sizes, config = tokenizer.sizes[::-1], tokenizer.config
     if config.levels == 0:
-        sizes = [full]
-        while sizes[-1] % 2 == 0 and sizes[-1] > SMALLEST_SIZE:
-            sizes.append(sizes[-1] // 2)
-        return sizes
-    return tokenizer.sizes[::-1] if config.decoder_attention == "scale_causal" else [full]
+        halves = (sizes[0] >> k for k in range(sizes[0].bit_length()))
+        return [size for size in halves if size >= SMALLEST_SIZE and sizes[0] % size == 0]
+    return sizes if config.decoder_attention == "scale_causal" else sizes[:1]
 
 
 def error_by_scale(
@@ -141,7 +140,7 @@ def measure_tokenizer(
             measured = {
                 key: torch.cat([part[key] for part in parts[size]]) for key in parts[size][0]
             }
-            scores = _summarize(measured, keys, size, lite0, profile, name)
+            scores = _summarize(measured, keys, size, lite0, image_set, settings.seed)
             num_tokens = measured["codes"][0].numel()
             scores["bits_per_pixel"] = metrics.bits_per_pixel(num_tokens, config.num_codes, size)
             if size not in tokenizer.sizes:
@@ -153,7 +152,13 @@ def measure_tokenizer(
                 inception.reset()
             sets[name][str(size)] = scores
             if name == first_set and size == sizes[0]:
-                first = _first(tokenizer, measured, scores)
+                books = min(config.num_codebooks, config.num_scales)
+                first = {key: scores[key] for key in scores if key not in BY_PHOTOGRAPH}
+                first["error_by_scale"] = measured["errors"].mean(dim=0).tolist()
+                first |= metrics.codebook_statistics(
+                    measured["codes"], config.num_codes, num_codebooks=books
+                )
+                first["usage"] = min(book["usage"] for book in first["codebooks"].values())
     return {**first, "parameters": sum(p.numel() for p in tokenizer.parameters()), "sets": sets}
 
 
@@ -176,26 +181,21 @@ def _summarize(
     keys: list[str],
     size: int,
     lite0: Lite0,
-    profile: Profile,
-    name: str,
+    image_set: EvaluationSet,
+    seed: int,
 ) -> dict[str, Any]:
-    """Scores of the evaluation set `name` at a size in px, from `_measure`."""
-    settings = profile.tokenizer.evaluation
-    image_set, features, originals = (
-        settings.sets[name],
-        measured["features"],
-        measured["originals"],
-    )
+    """Scores of an evaluation set at a size in px, from `_measure`."""
+    features, originals = measured["features"], measured["originals"]
     values = {metric: measured[metric] for metric in metrics.METRICS if metric in measured}
     scores = metrics.summarize_reconstructions(values, keys, (size, size))
     subset = min(100, max(2, len(keys) // 2))  # of KID; larger subsets would be nearly the same
-    distances = evaluate.Distances(originals, lite0, subset, settings.seed)(features)
+    distances = evaluate.Distances(originals, lite0, subset, seed)(features)
     protocol = {
         **scores["protocol"],
         **distances["protocol"],
         "views": VIEWS[image_set.kind].format(len(scores["photographs"])),
         "source": image_set.source,
-        "seed": settings.seed,
+        "seed": seed,
     }
     del protocol["samples"], protocol["reference_images"]  # both are `images`
     return {
@@ -204,23 +204,6 @@ def _summarize(
         "lite0_score": metrics.classifier_score(lite0.logits(features)),
         "lite0_score_originals": metrics.classifier_score(lite0.logits(originals)),
         "protocol": protocol,
-    }
-
-
-def _first(
-    tokenizer: SpectralTokenizer, measured: dict[str, Tensor], scores: dict[str, Any]
-) -> dict[str, Any]:
-    """Scores of the first set at full size, and what is measured there only."""
-    config = tokenizer.config
-    books = min(config.num_codebooks, config.num_scales)
-    statistics = metrics.codebook_statistics(
-        measured["codes"], config.num_codes, num_codebooks=books
-    )
-    return {
-        **{name: value for name, value in scores.items() if name not in BY_PHOTOGRAPH},
-        "error_by_scale": measured["errors"].mean(dim=0).tolist(),
-        "usage": min(book["usage"] for book in statistics["codebooks"].values()),
-        **statistics,
     }
 
 
