@@ -316,12 +316,12 @@ class TestGeneration:
         assert torch.equal(generation.sampled_labels(PROFILE, count - 1), labels[:-1])
 
     def test_features_do_not_depend_on_parts(self, monkeypatch):
-        settings = replace(PROFILE.autoregressive.evaluation, reference_views=12)
+        settings = replace(PROFILE.autoregressive.evaluation, reference_views=6, kid_subset_size=2)
         section = replace(PROFILE.autoregressive, evaluation=settings)
         profile = replace(PROFILE, autoregressive=section)
         whole = generation.real_features(profile, "ar_sit4")
-        assert whole["held_out"].shape == whole["train"].shape == (12, 1280)
-        monkeypatch.setattr(evaluate, "PART", 5)
+        assert whole["held_out"].shape == whole["train"].shape == (6, 1280)
+        monkeypatch.setattr(evaluate, "PART", 4)
         for name, features in generation.real_features(profile, "ar_sit4").items():
             torch.testing.assert_close(features, whole[name], atol=1e-4, rtol=1e-3)
 

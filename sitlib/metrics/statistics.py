@@ -30,25 +30,22 @@ def bootstrap_interval(
     groups: Sequence[Hashable],
     *,
     counts: ArrayLike | None = None,
-    level: float = LEVEL,
     resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> tuple[float, float]:
-    """Confidence interval (low, high) of the mean over views of photographs.
+    """Confidence interval (low, high) of 95 % of the mean over views of photographs.
 
     Args:
         values: [V], one of each view, or of each photograph the mean over its views.
         groups: photograph of each value, V names or numbers.
         counts: views that each value is the mean of. Default: 1.
-        level: share of resamples inside the interval, in (0, 1).
-        seed: of the resamples. Equal photographs, seed and `resamples` give equal draws.
+        resamples: equal numbers of them and of photographs give equal draws.
 
     Raises:
         ValueError: lengths differ, values are not finite, or there are fewer than two photographs.
     """
     _, sums, views = _sums(values, groups, counts)
-    drawn = _draws(sums, resamples, seed)
-    return _percentiles((drawn @ sums) / (drawn @ views), level)
+    drawn = _draws(sums, resamples)
+    return _percentiles((drawn @ sums) / (drawn @ views))
 
 
 def paired_interval(
@@ -58,9 +55,7 @@ def paired_interval(
     *,
     kind: Literal["difference", "ratio"] = "difference",
     counts: ArrayLike | None = None,
-    level: float = LEVEL,
     resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> tuple[float, float]:
     """Confidence interval of a model's mean minus, or divided by, a baseline's on the same views.
 
@@ -69,12 +64,12 @@ def paired_interval(
     """
     _, sums, views = _sums(values, groups, counts)
     _, baseline_sums, _ = _sums(baseline_values, groups, counts)
-    drawn = _draws(np.stack([sums, baseline_sums]), resamples, seed)
+    drawn = _draws(np.stack([sums, baseline_sums]), resamples)
     if kind == "difference":
-        return _percentiles(drawn @ (sums - baseline_sums) / (drawn @ views), level)
+        return _percentiles(drawn @ (sums - baseline_sums) / (drawn @ views))
     if (drawn @ baseline_sums).min() <= 0:
         raise ValueError("A ratio needs baseline values with a positive mean: take the difference.")
-    return _percentiles((drawn @ sums) / (drawn @ baseline_sums), level)
+    return _percentiles((drawn @ sums) / (drawn @ baseline_sums))
 
 
 def _sums(
@@ -92,16 +87,16 @@ def _sums(
     return photographs, np.bincount(index, values * counts), np.bincount(index, counts)
 
 
-def _draws(sums: NDArray, resamples: int, seed: int) -> NDArray:
+def _draws(sums: NDArray, resamples: int) -> NDArray:
     """Number of times that each resample holds each photograph of sums [..., G], float64 [R, G]."""
     if not np.isfinite(sums).all():
         raise ValueError("values must be finite: leave out the others, in both models of a pair.")
     if (count := sums.shape[-1]) < 2:
         raise ValueError("An interval needs the views of at least 2 photographs.")
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples)
+    draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), resamples)
     return draws.astype(np.float64)
 
 
-def _percentiles(estimates: NDArray, level: float) -> tuple[float, float]:
-    low, high = np.quantile(estimates, [(1 - level) / 2, (1 + level) / 2])
+def _percentiles(estimates: NDArray) -> tuple[float, float]:
+    low, high = np.quantile(estimates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
