@@ -32,6 +32,7 @@ STAGES = {
     for file in ("dvc.yaml", "ablations/dvc.yaml")
     for name, stage in yaml.safe_load((ROOT / file).read_text())["stages"].items()
 }
+PACKAGES = ("sitlib", "workbook")
 NOTEBOOK_PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -145,8 +146,12 @@ def test_a_notebook_starts_with_a_claim_and_parameters(path):
     assert "parameters" in cells[1].metadata.get("tags", [])
     for cell in cells:
         if cell.cell_type == "code":
-            ast.parse(cell.source)
+            tree = ast.parse(cell.source)
             assert len(cell.source.splitlines()) <= 45
+            for node in ast.walk(tree):
+                if isinstance(node, ast.ImportFrom) and f"{node.module}".startswith(PACKAGES):
+                    line = ast.Module([node], [])
+                    exec(compile(line, path.name, "exec"), {})  # what it imports is there
 
 
 # -- the paper's shapes ------------------------------------------------------------------------
