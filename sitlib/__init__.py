@@ -1,3 +1,5 @@
-"""Spectral Image Tokenizer: wavelet pyramids as tokens, a vector-quantised tokenizer over them, and autoregressive generation."""
+"""Spectral Image Tokenizer: wavelet pyramids as tokens, a vector-quantised tokenizer over them,
+and autoregressive generation.
+"""
 
 __version__ = "0.1.0"

@@ -2,7 +2,8 @@
 
     python -m workbook train_tokenizer run=sit4-seed0
     python -m workbook evaluate_tokenizer run=sit4-seed0 profile=smoke
-    python -m workbook describe paper gpu=A100 variants=[sit4]   # what a profile takes, see describe.py
+    python -m workbook describe paper gpu=A100 variants=[sit4]   # what a profile takes, see
+    describe.py
 
 Paths of reports, metrics and models follow from the names of the stage and of the run. The profile
 is that of params.yaml unless it is given. dvc.yaml lists the same commands, so that `dvc repro`

@@ -1,4 +1,5 @@
-"""Demands of a profile on a machine before anything is trained: `python -m workbook describe paper`.
+"""Demands of a profile on a machine before anything is trained: `python -m workbook describe
+paper`.
 
 Parameters, operations, memory, time and disk of every variant. Times are operations / (peak of a
 GPU * utilization): estimates, no measurements.

@@ -1,7 +1,10 @@
-"""The dual encoder that judges text-conditional samples: `python -m workbook.dual_encoder` trains it.
+"""The dual encoder that judges text-conditional samples: `python -m workbook.dual_encoder` trains
+it.
 
-It learns from the training images and captions of the text-conditional models, and never sees a held-out one. It also learns from
-degraded copies of them and from what the tokenizers leave of them: a judge that knows sharp images only takes their reconstructions for
+It learns from the training images and captions of the text-conditional models, and never sees a
+held-out one. It also learns from
+degraded copies of them and from what the tokenizers leave of them: a judge that knows sharp images
+only takes their reconstructions for
 something else.
 """
 
@@ -69,14 +72,17 @@ def train_on_views(
 
 
 def judge_features(images: Tensor, lite0: Lite0, run: DualEncoderRun, progress: str) -> Tensor:
-    """What the dual encoder sees of images [M, 3, H, W] in [0, 1]: Lite0 features [M, 1280] at its own input size."""
+    """Features that the dual encoder sees of images [M, 3, H, W] in [0, 1]: Lite0 features [M,
+    1280] at its own input size.
+    """
     return lite0_features(images, lite0, size=run.model.image_size, batch_size=32, title=progress)
 
 
 def view_features(
     run: DualEncoderRun, images: ImageSource, tokenizers: list[SpectralTokenizer], lite0: Lite0
 ) -> tuple[Tensor, NDArray]:
-    """Features [V, 1280] of wide views of all images, clean, degraded and reconstructed, and the position [V] of each one's image.
+    """Features [V, 1280] of wide views of all images, clean, degraded and reconstructed, and the
+    position [V] of each one's image.
 
     Views of `VIEWS` images at a time are in memory.
     """

@@ -10,7 +10,7 @@ SENTENCES = ("StateError", "NotebookFailed", "WeightsError", "HeadlineError", "R
 
 
 def sentence_of(error: BaseException) -> str | None:
-    """What a user is told of an error that is not the code's, or None."""
+    """Sentence for a user about an error that is not the code's, or None."""
     if isinstance(error, ValueError | FileNotFoundError):
         return str(error)
     if type(error).__name__ in (*SENTENCES, "DiskError"):

@@ -1,4 +1,6 @@
-"""The generators of a profile: `python -m workbook.generators` trains one, in any number of processes."""
+"""The generators of a profile: `python -m workbook.generators` trains one, in any number of
+processes.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace

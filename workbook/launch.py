@@ -1,7 +1,9 @@
 """Training in several processes, one for each GPU, started from wherever training is asked for.
 
-A notebook that has touched a GPU cannot become one of several processes, so it starts them as a program of their own (torchrun), passes on
-what they print, and reads the files that they leave. On one machine that needs nothing else. On several, inside a SLURM allocation, srun
+A notebook that has touched a GPU cannot become one of several processes, so it starts them as a
+program of their own (torchrun), passes on
+what they print, and reads the files that they leave. On one machine that needs nothing else. On
+several, inside a SLURM allocation, srun
 starts torchrun on every node; docs/scale.md has the script.
 """
 
@@ -37,21 +39,26 @@ class LaunchError(ValueError):
 def launcher(
     module: str, profile: Profile, variant: str, seed: int, pipeline: bool
 ) -> Callable[[], None] | None:
-    """What trains a variant in processes of its own; None if the profile asks for one process, or this is one of them already."""
+    """A function that trains a variant in processes of its own; None if the profile asks for one
+    process, or this is one of them already.
+    """
     if profile.engine.world_size == 1 or dist.is_initialized():
         return None
     return partial(launch, module, profile, variant, seed, pipeline)
 
 
 def launch(module: str, profile: Profile, variant: str, seed: int, pipeline: bool) -> None:
-    """Runs `python -m <module>` in as many processes as the profile's engine says, and waits for them.
+    """Runs `python -m <module>` in as many processes as the profile's engine says, and waits for
+    them.
 
     Args:
         module: calls `training_command`.
-        profile, variant, seed, pipeline: what is trained; the profile as it is now, whatever its file says.
+        profile, variant, seed, pipeline: what is trained; the profile as it is now, whatever its
+        file says.
 
     Raises:
-        LaunchError: they could not be started, or one of them failed. What they printed stands above.
+        LaunchError: they could not be started, or one of them failed. What they printed stands
+        above.
     """
     file = resolve(f"scratch/profiles/{digest(profile)}.yaml")  # where every machine can read it
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -70,10 +77,12 @@ def launch(module: str, profile: Profile, variant: str, seed: int, pipeline: boo
 def launch_command(
     engine: EngineConfig, program: list[str], environment: Mapping[str, str]
 ) -> list[str]:
-    """The command line that starts `program` (arguments of torchrun, such as `-m`, a module and its arguments) in all processes.
+    """The command line that starts `program` (arguments of torchrun, such as `-m`, a module and its
+    arguments) in all processes.
 
     Raises:
-        LaunchError: a SLURM allocation of more or fewer nodes than machines; or several machines without one, or without MASTER_ADDR.
+        LaunchError: a SLURM allocation of more or fewer nodes than machines; or several machines
+        without one, or without MASTER_ADDR.
     """
     module = "torch.distributed.run"
     torchrun = [sys.executable, "-m", module, "--nproc-per-node", str(engine.processes)]
@@ -131,7 +140,9 @@ def stream(command: list[str]) -> int:
 
 
 def training_command(module: str, train: Callable[[Profile, str, int, bool], object]) -> None:
-    """The `main` of a module that trains variants: one process, or one of several that torchrun started."""
+    """The `main` of a module that trains variants: one process, or one of several that torchrun
+    started.
+    """
     parser = argparse.ArgumentParser(f"python -m {module}", description=training_command.__doc__)
     parser.add_argument("--profile", required=True, help="name, or path of a .yaml file")
     parser.add_argument("--variant", required=True)
@@ -151,7 +162,8 @@ def training_command(module: str, train: Callable[[Profile, str, int, bool], obj
 
 @contextmanager
 def one_for_all() -> Iterator[None]:
-    """Around the work of one of several processes: an error in it ends this process at once, after saying why, and so the others.
+    """Around the work of one of several processes: an error in it ends this process at once, after
+    saying why, and so the others.
 
     Leaving the group in an orderly way would wait for them, and they for this one.
     """

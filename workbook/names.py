@@ -9,7 +9,8 @@ SEED = re.compile(r"-(?:seed)?(\d+)$")
 
 
 def label(name: str) -> str:
-    """Name for a reader: "sit4" -> "SIT-4", "sit5_sc" -> "SIT-SC-5", "ar_vit_vqgan-1" -> "AR-ViT-VQGAN, seed 1",
+    """Name for a reader: "sit4" -> "SIT-4", "sit5_sc" -> "SIT-SC-5", "ar_vit_vqgan-1" -> "AR-ViT-
+    VQGAN, seed 1",
     "ar_captioned_sit4_sc" -> "AR-SIT-SC-4, captioned", "top_k" -> "top k"."""
     seed = SEED.search(name)
     suffix = f", seed {seed[1]}" if seed else ""
@@ -27,7 +28,9 @@ def label(name: str) -> str:
 
 
 def of_each(value: Any) -> str:
-    """A setting that models share as it is; one that differs, {model: value}, as "0.3 for A, 0.6 for B"."""
+    """A setting that models share as it is; one that differs, {model: value}, as "0.3 for A, 0.6
+    for B".
+    """
     if not isinstance(value, dict):
         return f"{value:g}" if isinstance(value, (int, float)) else str(value)
     return ", ".join(f"{of_each(item)} for {label(name)}" for name, item in value.items())

@@ -1,4 +1,5 @@
-"""Look for everything that a pipeline needs before anything is trained: `python -m workbook weights`.
+"""Look for everything that a pipeline needs before anything is trained: `python -m workbook
+weights`.
 
 Missing classes or captions should not be noticed after days, by the first stage that needs them.
 """

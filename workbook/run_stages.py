@@ -43,7 +43,7 @@ Graph = dict[str, set[str]]  # stage -> those that it depends on, in the order o
 
 
 def dvc(*arguments: str) -> str:
-    """What a DVC command prints.
+    """Output of a DVC command.
 
     Raises:
         ValueError: it failed, for instance because dvc.yaml cannot be read.
@@ -87,7 +87,7 @@ def waiting_stages(file: str, graph: Graph) -> dict[str, str]:
 
 
 def reason_of(changes: list[Any]) -> str:
-    """What `dvc status --json` says of a stage, in words: the dependencies that changed."""
+    """The answer of `dvc status --json` for a stage, in words: the dependencies that changed."""
     texts = []
     for change in changes:
         for kind, paths in change.items() if isinstance(change, dict) else [(change, {})]:

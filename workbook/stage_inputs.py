@@ -1,4 +1,4 @@
-"""What a stage reads, as dvc.yaml lists it, and whether it changed while the stage ran.
+"""Inputs of a stage, as dvc.yaml lists them, and changes of them while the stage ran.
 
 DVC looks at the dependencies of a stage when it ends, so what is edited during a long training
 would be taken for what was trained (https://github.com/iterative/dvc/issues/11058).

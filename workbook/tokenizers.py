@@ -1,4 +1,6 @@
-"""The tokenizers of a profile: `python -m workbook.tokenizers` trains one, in any number of processes."""
+"""The tokenizers of a profile: `python -m workbook.tokenizers` trains one, in any number of
+processes.
+"""
 
 from functools import partial
 from pathlib import Path
@@ -55,12 +57,14 @@ def held_out_set(
     count: int | None = None,
     first: int = 0,
 ) -> tuple[Tensor, list[str]]:
-    """Evaluation views [V, 3, H, H] of a profile, the same for every tokenizer, and the keys of their photographs.
+    """Evaluation views [V, 3, H, H] of a profile, the same for every tokenizer, and the keys of
+    their photographs.
 
     Args:
         name: of `tokenizer.evaluation.sets`; default: the first.
         size: H, px; default: the size of training views.
-        count, first: how many views, from which on; default: all, which of a large set may be more than the memory holds.
+        count, first: how many views, from which on; default: all, which of a large set may be more
+        than the memory holds.
 
     Raises:
         ValueError: the profile has no set of this name.

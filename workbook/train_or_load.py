@@ -114,7 +114,9 @@ class DualEncoderRun:
 
     @classmethod
     def of(cls, profile: Profile) -> "DualEncoderRun":
-        """Trained on the images and captions of the text-conditional models, which must all be the same."""
+        """Trained on the images and captions of the text-conditional models, which must all be the
+        same.
+        """
         names = {
             profile.autoregressive_variant(variant).tokenizer for variant in profile.text.variants
         }

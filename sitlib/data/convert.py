@@ -188,7 +188,9 @@ def _write_shard(path: Path, samples: Iterator[tuple], skipped: list) -> dict[st
 
 
 def verify(folder: str | Path) -> int:
-    """Number of shards in the manifests of `folder`. Raises DataError if one is missing or changed."""
+    """Number of shards in the manifests of `folder`. Raises DataError if one is missing or
+    changed.
+    """
     if not (shards := check_manifests(folder := Path(folder).expanduser())):
         raise DataError(f"There is no manifest (*{MANIFEST_SUFFIX}) in {folder}.")
     for shard in tqdm(shards, f"checking {folder.name}", unit="shard"):

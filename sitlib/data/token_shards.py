@@ -21,7 +21,8 @@ from sitlib.files import read_json, write_json, write_tensors
 
 
 class TokenShards:
-    """Codes of one split in a folder of `make_shards`: a tensor [M, S, N], read where it is indexed.
+    """Codes of one split in a folder of `make_shards`: a tensor [M, S, N], read where it is
+    indexed.
 
     Attributes: `labels`, int64 [M]; `order`, the `EpochOrder` of the rows.
     """

@@ -71,7 +71,7 @@ class AutoregressiveConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class SamplingConfig:
-    """How codes are drawn. By default from the model's distribution as it is."""
+    """Sampling of codes; by default from the model's distribution as it is."""
 
     temperature: PositiveFloat = 1.0
     top_k: NonNegativeInt = 0  # only the k likeliest codes; 0 = off, 1 = greedy

@@ -1,4 +1,6 @@
-"""Quantizers: latents -> codes of a codebook. A new one is a class here and a line in `QUANTIZERS`."""
+"""Quantizers: latents -> codes of a codebook. A new one is a class here and a line in
+`QUANTIZERS`.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -149,7 +151,7 @@ class Codebook(nn.Module):
         return dead
 
     def _count(self, codes: Tensor) -> Tensor:
-        """How often all ranks used each code: int64 [K]. `bincount` would wait for the GPU."""
+        """Count the uses of each code by all ranks: int64 [K]. `bincount` would wait for the GPU."""
         counts = torch.zeros_like(self.steps_unused).index_add_(0, codes, torch.ones_like(codes))
         return _sum_over_ranks(counts)
 

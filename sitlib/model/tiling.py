@@ -81,7 +81,8 @@ def untile_images(tiles: Tensor, rows: int, columns: int) -> Tensor:
 def tile_codes(
     codes: Tensor, grid_size: int, token_grid: tuple[int, int]
 ) -> tuple[Tensor, tuple[int, int]]:
-    """Codes [B, k, N] of images of (rows, columns) tokens -> those of tiles [B R K, k, g^2], (R, K).
+    """Codes [B, k, N] of images of (rows, columns) tokens -> those of tiles [B R K, k, g^2], (R,
+    K).
 
     Raises:
         ValueError: N codes do not make such a grid.

@@ -132,7 +132,8 @@ def prompt_scores(
     """R-precision of samples for prompts of every kind, of real images and reconstructions.
 
     Returns:
-        `kinds`: kind -> `samples`, `reconstruction`, `real` -> what `retrieved` returns, `by_prompt`
+        `kinds`: kind -> `samples`, `reconstruction`, `real` -> what `retrieved` returns,
+        `by_prompt`
         of samples only; `r_precision_<kind>` of samples.
     """
     kinds: dict[str, dict[str, dict[str, Any]]] = {}

@@ -12,7 +12,8 @@ CONTRASTED = ("psnr", "lpips_alex")
 
 
 def forest(estimates: Mapping[str, Mapping[str, Estimate]], zero: str) -> Figure:
-    """Contrasts as points with intervals: name -> metric -> estimate; `zero` says what 0 stands for.
+    """Contrasts as points with intervals: name -> metric -> estimate; `zero` says what 0 stands
+    for.
 
     Blue: better with 95 % confidence; red: worse; grey: cannot be told.
     """

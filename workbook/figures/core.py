@@ -1,4 +1,6 @@
-"""The look of every figure, and the figures that several notebooks draw: image grids and training curves."""
+"""The look of every figure, and the figures that several notebooks draw: image grids and training
+curves.
+"""
 
 import base64
 import io
@@ -52,7 +54,9 @@ SPARE_COLOURS = ("#999933", "#DDCC77", "#661100")  # for names that are not list
 
 
 def style() -> None:
-    """Set the workbook's look for all figures that follow; call it once, in a notebook's first cell."""
+    """Set the workbook's look for all figures that follow; call it once, in a notebook's first
+    cell.
+    """
     mpl.rcParams.update(
         {
             "figure.dpi": DPI,
@@ -245,7 +249,8 @@ def curves(
     """Training curves: one panel a column, one line a run, raw values faint under their average.
 
     Args:
-        runs: name (gives colour and label; seeds of a model share a colour) -> columns of its curve.
+        runs: name (gives colour and label; seeds of a model share a colour) -> columns of its
+        curve.
         columns: column -> axis label with unit.
         x: column of the horizontal axis.
         window: width of the moving average as a fraction of the run.

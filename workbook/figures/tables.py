@@ -1,4 +1,6 @@
-"""Result tables in HTML and as text. GitHub removes styles, so the HTML consists of plain elements."""
+"""Result tables in HTML and as text. GitHub removes styles, so the HTML consists of plain
+elements.
+"""
 
 import math
 import statistics
@@ -18,7 +20,7 @@ Best = Mapping[str, str] | bool
 
 @dataclass(frozen=True)
 class Column:
-    """How a measured value is shown: title with unit, decimals, which is better, factor."""
+    """Look of a measured value: title with unit, decimals, which is better, factor."""
 
     title: str
     digits: int

@@ -67,7 +67,7 @@ def parameters_of(notebook: nbformat.NotebookNode) -> dict[str, Any]:
 
 
 def run_facts(report: Report, results: Mapping[str, Any], seconds: Mapping[str, float]) -> dict:
-    """What a report was made with: profile, model, seed, duration, and the run's environment."""
+    """Facts of a report's run: profile, model, seed, duration, and the run's environment."""
     given = parameters_of(report.content)
     rows = {
         "Notebook": f"notebooks/{report.notebook}.ipynb",

@@ -59,10 +59,11 @@ def examples(
     views: Tensor,
     names: Sequence[str],
 ) -> dict[str, Any]:
-    """What the sliders of the front page show of views [B, 3, H, H] in [0, 1].
+    """Content of the front page's sliders for views [B, 3, H, H] in [0, 1].
 
     Returns:
-        `names`: version -> name for a reader; `scales_of`: the tokenizer that decodes scale by scale,
+        `names`: version -> name for a reader; `scales_of`: the tokenizer that decodes scale by
+        scale,
         None if no one is scale-causal; `photographs`: name, versions ("original" and each
         tokenizer's, with PSNR in dB and LPIPS-Alex) and scales of every view.
     """

@@ -84,7 +84,7 @@ def summary(
 
 
 def protocol(runs: Mapping[str, Sequence[Scores]]) -> dict[str, Any]:
-    """How runs were judged: what all share as it is, what differs as {variant: value}."""
+    """Protocol of runs: shared entries as they are, others as {variant: value}."""
     by_key: dict[str, dict[str, Any]] = {}
     for variant, seeds in runs.items():
         for key, value in seeds[0].get("protocol", {}).items():
