@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+import tree
 import yaml
 from PIL import Image
 
@@ -86,3 +87,8 @@ def test_a_notebook_recipe_names_what_there_is():
         assert (ROOT / path).exists(), path
     for link in re.findall(r"\]\(((?!http)[^)]+)\)", TEXT):
         assert (ROOT / link).exists(), link
+
+
+def test_the_tree_in_readme_is_that_of_the_files():
+    readme = (ROOT / "README.md").read_text()
+    assert tree.with_tree(readme) == readme, "run python scripts/tree.py --write"
