@@ -115,7 +115,7 @@ REFUSED = [  # (key, value, sentence)
         {"transform": "local_wavelet", "wavelet": "db2"},
         "transform local_wavelet has",
     ),
-    ("tokenizer.loss.quant_warmup_steps", 99_999, "must be shorter than training"),
+    ("tokenizer.loss.quant_warmup_steps", 99_999, "must be less than steps"),
     ("tokenizer.loss.multiscale", 0.1, "need several levels and decoder_attention: scale_causal"),
     ("tokenizer.variants.sit4.loss", {"lipps": 0.1}, "did you mean 'lpips'"),
     ("tokenizer.variants.sit4.optimizer", None, "keys in which the variant differs, it is None"),

@@ -40,7 +40,7 @@ def test_images_without_classes_are_found_before_a_tokenizer_is_trained_for_them
     with pytest.raises(DataError, match="None of the 1 images of the split 'test' .* has a class"):
         check_images(with_images(tmp_path), lists)
     check_images(with_images(tmp_path), {**lists, "generators": {}})  # tokenizers do not need them
-    with pytest.raises(DataError, match="no data source"):
+    with pytest.raises(DataError, match="There are no images"):
         check_images(with_images(tmp_path / "nowhere"), lists)
 
 
@@ -48,7 +48,7 @@ def test_captions_and_variants_that_are_not_there_are_found(tmp_path):
     lists = pipeline_params()
     text = SMOKE.text
     captions = replace(text.captions, source="data/emoji/captions_{split}.json")
-    with pytest.raises(DataError, match="no captions: there is no file .*captions_train.json"):
+    with pytest.raises(DataError, match="There are no captions: no file .*captions_train.json"):
         check_images(replace(SMOKE, text=replace(text, captions=captions)), lists)
     asked = replace(text.evaluation, prompts=10_000)
     with pytest.raises(DataError, match=r"text\.evaluation\.prompts is 10000, but .* has only"):

@@ -20,7 +20,7 @@ from workbook.figures.tables import format_value, spread
 from workbook.machine import lock_hash, machine
 from workbook.params import seeds_by_variant
 from workbook.profile import load_profile
-from workbook.site.compare import Scores, headline
+from workbook.site.compare import BASELINE, Scores, headline
 
 TOKENIZER_METRICS = (*METRICS, *GENERATION_METRICS, "lite0_score", "usage", "bits_per_pixel")
 GENERATOR_METRICS = (
@@ -148,9 +148,9 @@ def gather(root: Path) -> dict[str, Any]:
     if not any(runs.values()):
         raise ResultsError(f"No metrics in {metrics}: run dvc repro.")
 
-    # Tokenizers that are judged on the images of the first one, and those of captioned images.
+    # Tokenizers that are judged on the baseline's images, and those of captioned images.
     sources = {name: seeds[0]["protocol"]["source"] for name, seeds in runs["tokenizer"].items()}
-    first = next(iter(sources.values()), None)
+    first = sources.get(BASELINE, next(iter(sources.values()), None))
     groups = {
         "tokenizers": {n: s for n, s in runs["tokenizer"].items() if sources[n] == first},
         "captioned_tokenizers": {n: s for n, s in runs["tokenizer"].items() if sources[n] != first},
