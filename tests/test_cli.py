@@ -246,7 +246,10 @@ REFUSED = {
     # models
     "encode photos --tokenizer sit44": (1, "did you mean 'sit4'?"),
     "encode photos --tokenizer no/model": (1, "There is no checkpoint no/model"),
-    "encode photos --tokenizer ../models/autoregressive/ar_sit5_sc-seed0": (1, "not SpectralTokenizer"),
+    "encode photos --tokenizer ../models/autoregressive/ar_sit5_sc-seed0": (
+        1,
+        "not SpectralTokenizer",
+    ),
     "sample --class water --tokenizer sit4": (1, "the codes of another tokenizer"),
     # prompts
     "sample --class watr": (1, "it knows mountain, water, city (did you mean 'water'?)"),

@@ -26,8 +26,9 @@ class Quantized:
 class Codebook(nn.Module):
     """l2-normalized vector quantizer (ViT-VQGAN, arXiv 2110.04627, section 3.2).
 
-    Latents and codes lie on the unit sphere of a few dimensions. A subclass overrides `forward`
-    and `lookup`, and what does not apply to it below them.
+    Latents and codes lie on the unit sphere of a few dimensions. Another quantizer is a subclass
+    that overrides `forward` and `lookup`, and what does not apply to it below them. Its `weight`
+    [K, D] holds the vectors of all codes (`requires_grad=False` if they are fixed).
 
     Args:
         num_codes: size of the vocabulary K.

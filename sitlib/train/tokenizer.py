@@ -190,7 +190,9 @@ def train_tokenizer(
                 batch = replace(outputs[-1], codes=codes, latents=latents)
                 restarted = update_codebooks(tokenizer, batch, losses.reset_dead_codes_after)
                 for codebook, rows in zip(tokenizer.codebooks, restarted, strict=True):
-                    forget_moments(optimizer, codebook.get_parameter("weight"), rows)
+                    weight = codebook.get_parameter("weight")
+                    if weight.requires_grad:  # fixed codes have no moments
+                        forget_moments(optimizer, weight, rows)
                 values["restarted"] = torch.stack(restarted).sum()
             if ema is not None:
                 ema_update(ema, tokenizer, training.optimizer.ema_decay)
