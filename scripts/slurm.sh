@@ -16,7 +16,7 @@ set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?start this with sbatch}" # on a file system that all nodes share
 source .venv/bin/activate
 
-MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p) # head would end the pipe early
 export MASTER_ADDR MASTER_PORT=29400
 export OMP_NUM_THREADS=8
 PROFILE=${PROFILE:-paper}

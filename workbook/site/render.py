@@ -118,7 +118,10 @@ def _code_style() -> str:
 def formula(latex: str, display: str) -> str:
     """LaTeX as MathML, which browsers draw by themselves; unknown LaTeX stays as it is."""
     try:
-        return mathml(latex.strip(), display=display)
+        drawn = mathml(latex.strip(), display=display)
+        if display == "inline":
+            return drawn
+        return f'<div class="scroll" data-label="Formula, which scrolls">{drawn}</div>'
     except Exception:  # the converter raises many kinds
         return f"<code>{escape(latex)}</code>"
 
