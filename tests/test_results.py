@@ -193,6 +193,15 @@ def test_a_broken_notebook_is_named(project):
         build.build(project)
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_every_formula_of_the_notebooks_is_drawn(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        for block, inline in re.findall(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", cell.source, re.S):
+            if cell.cell_type == "markdown":
+                drawn = render.formula(block or inline, "block" if block else "inline")
+                assert "\\" not in re.sub("<[^>]+>", "", drawn), block or inline
+
+
 def test_small_things_of_a_page():
     assert "<msup>" in render.formula("a^2", "inline") and "<code>" in render.formula(
         r"\frac{", "x"

@@ -91,8 +91,8 @@ def environment(run: Mapping[str, Any]) -> dict[str, str]:
         "Hardware": "; ".join(machines),
         "Precision": "; ".join(dict.fromkeys(precisions)),
         "Versions": ", ".join(f"{name} {number}" for name, number in run["versions"].items()),
-        **({"Lock file": run["lock"]} if "lock" in run else {}),
-        "Commit": commit + (", with changes that were not committed" if dirty else ""),
+        **({"Lock file": run["lock"]} if run.get("lock") else {}),
+        "Gathered at commit": commit + (", with uncommitted changes" if dirty else ""),
     }
 
 

@@ -118,7 +118,9 @@ def _code_style() -> str:
 def formula(latex: str, display: str) -> str:
     """LaTeX as MathML, which browsers draw by themselves; unknown LaTeX stays as it is."""
     try:
-        drawn = mathml(latex.strip(), display=display)
+        # The converter does not know the two words together.
+        latex = latex.replace(r"\arg\max", r"\mathrm{argmax}").strip()
+        drawn = mathml(latex, display=display)
         if display == "inline":
             return drawn
         return f'<div class="scroll" data-label="Formula, which scrolls">{drawn}</div>'
