@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 from uuid import uuid4
@@ -34,21 +34,23 @@ class DiskError(OSError):
 
 @contextmanager
 def atomic_write(path: str | Path, shared: bool = False) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` once its content is on the disk.
+    """Yield a path in a temporary folder; rename it to `path` once its content is on the disk.
 
     Folders are made. The file gets the permissions that a newly opened one gets (the umask).
 
     Args:
         shared: several processes may write this file at a time (a cache), so that each needs a
-            temporary name of its own; by default what a killed process left is overwritten.
+            temporary folder of its own; by default what a killed process left is removed.
 
     Raises:
         DiskError: it could not be written. A file that was there before still is.
     """
     path = Path(path)
-    partial = path.with_name(f"{path.name}{f'.{uuid4().hex[:8]}' if shared else ''}.partial")
+    work = path.with_name(f"{path.name}{f'.{uuid4().hex[:8]}' if shared else ''}.partial")
+    partial = work / path.name  # a folder, because safetensors puts a temporary file beside it
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
         yield partial
         os.umask(mask := os.umask(0o022))  # it can only be read by setting it
         partial.chmod(0o666 & ~mask)  # writers of tensors give 0600
@@ -61,8 +63,7 @@ def atomic_write(path: str | Path, shared: bool = False) -> Iterator[Path]:
         sentence = cannot_write(path.name, path.parent, error)
         raise DiskError(f"{sentence} {remedy}, then give the same command again.") from error
     finally:
-        with suppress(OSError):
-            partial.unlink()
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def fsync(path: Path) -> None:

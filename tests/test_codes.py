@@ -88,12 +88,13 @@ class TestShards:
 
     def test_unfinished_shards_of_another_run_are_refused(self, tmp_path):
         work = tmp_path / ".codes.unfinished"
-        (work / "train-00001.safetensors.partial").mkdir(parents=True)  # cannot be written to
+        work.mkdir()
+        (work / "train-00001.safetensors.partial").touch()  # where a folder has to be made
         with pytest.raises(DiskError, match="train-00001.safetensors could not be written"):
             write(tmp_path / "codes", run="a")
         with pytest.raises(DataError, match="unfinished codes of another run"):
             write(tmp_path / "codes", run="b")
-        (work / "train-00001.safetensors.partial").rmdir()
+        (work / "train-00001.safetensors.partial").unlink()
         made = []
         write(tmp_path / "codes", run="a", made=made)
         assert made == [1, 2]

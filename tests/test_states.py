@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -14,7 +15,16 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from sitlib.files import DiskError, read_csv, read_metadata, save_model, write_csv, write_json
+from sitlib.files import (
+    DiskError,
+    atomic_write,
+    read_csv,
+    read_metadata,
+    save_model,
+    write_csv,
+    write_json,
+    write_tensors,
+)
 from sitlib.strict import digest
 from sitlib.train.checkpoint import StateError, States, locked
 from workbook import train_or_load as runs
@@ -151,6 +161,18 @@ def test_what_cannot_be_written_leaves_what_was_there_and_nothing_else(tmp_path,
     with no_room(), pytest.raises(DiskError, match=sentence(path)):
         write(path, 10_000)
     assert path.read_bytes() == before and [*path.parent.iterdir()] == [path]
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path):
+    path = tmp_path / "codes.safetensors"
+    if (writer := os.fork()) == 0:
+        with atomic_write(path) as file:
+            (file.parent / ".tmpNUKkLi").touch()  # safetensors' own file beside the one asked for
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(writer, 0)
+    assert not path.exists()
+    write_tensors(path, {"codes": torch.zeros(2)}, {})
+    assert [*tmp_path.rglob("*")] == [path]
 
 
 def test_a_model_that_cannot_be_written_costs_no_state(home):
