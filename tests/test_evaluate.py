@@ -277,16 +277,16 @@ class TestTokenizer:
 
 
 class Inception:
-    """Stand-in for `InceptionMetrics` that keeps the images."""
+    """Stand-in for `InceptionMetrics` that counts the images."""
 
     def __init__(self):
-        self.images = {True: [], False: []}
+        self.counts = Counter()
 
-    def add(self, images, real, **_):
-        self.images[real].append(images)
+    def add(self, images, real, title):
+        self.counts[title, real] += len(images)
 
     def compute(self, seed):
-        return self.images
+        return {"fid": dict(self.counts)}
 
 
 class TestGeneration:
@@ -325,27 +325,9 @@ class TestGeneration:
         for name, features in generation.real_features(profile, "ar_sit4").items():
             torch.testing.assert_close(features, whole[name], atol=1e-4, rtol=1e-3)
 
-    def test_inception_judges_all_samples_where_it_is_asked_for(self, monkeypatch):
-        monkeypatch.setattr(evaluate, "InceptionMetrics", Inception)
-        samples, originals = torch.rand(7, 3, 8, 8), torch.rand(5, 3, 8, 8)
-        parts = samples.split(3), originals.split(2)
-        assert evaluate.inception_scores(PROFILE, *parts, 0) == {}
-        asking = with_evaluation(PROFILE, inception=True)
-        images = evaluate.inception_scores(asking, *parts, 0)
-        assert torch.equal(torch.cat(images[False]), samples)
-        assert torch.equal(torch.cat(images[True]), originals)
-
-    @pytest.mark.parametrize(
-        "function, decoder, message",
-        [
-            (generation.evaluate_decoder, "vit_vqgan", "vit_vqgan does not decode the codes"),
-            (generation.load_second_scores, "sit5_sc_second", "is missing or of another profile"),
-        ],
-    )
-    def test_refusals(self, function, decoder, message):
-        order = (decoder, 7) if function is generation.load_second_scores else (7, decoder)
-        with pytest.raises(ValueError, match=message):
-            function(PROFILE, "ar_sit5_sc", *order)
+    def test_a_decoder_of_other_codes_is_refused(self):
+        with pytest.raises(ValueError, match="vit_vqgan does not decode the codes"):
+            generation.evaluate_decoder(PROFILE, "ar_sit5_sc", 7, "vit_vqgan")
 
 
 class TestWholeEvaluations:
@@ -391,17 +373,13 @@ class TestWholeEvaluations:
         for name, replacement in (
             ("trained_tokenizer", tiny_tokenizer),
             ("trained_generator", tiny_generator),
-            ("trained_dual_encoder", tiny_judge),
             ("load_codes", tiny_codes),
             ("resolve", lambda path: tmp_path / path),
         ):
             monkeypatch.setattr(generation, name, replacement)
-        few = {
-            "kid_subset_size": 2,
-            "neighbors": 1,
-            "top_p_sweep": [],
-            "guidance_sweep": [1.5, 4.0],
-        }
+        monkeypatch.setattr(text, "trained_dual_encoder", tiny_judge)
+        sweeps = {"top_p_sweep": [], "guidance_sweep": [1.5, 4.0]}
+        few = {"kid_subset_size": 2, "neighbors": 1, **sweeps}
         views = {"samples": 6, "reference_views": 5, "sweep_samples": 6}
         asked = {"prompts": 4, "candidates": 4}
         sections = {
@@ -441,6 +419,12 @@ class TestWholeEvaluations:
         assert stored["run"] == scores["run"] and stored.keys() == scores.keys()
         with pytest.raises(TypeError):
             generation.generator_scores(profile, variant, 1)
+        # Through a second decoder, here an equal one, with Inception scores.
+        monkeypatch.setattr(generation.metrics, "InceptionMetrics", Inception)
+        asking = with_evaluation(profile, inception=True)
+        again = generation.generator_scores(asking, variant, 0, "sit5_sc_second")
+        assert again["fd_lite0"] != scores["fd_lite0"] and again["protocol"] == scores["protocol"]
+        assert again["fid"] == {("samples", False): 6, ("originals", True): 5}
 
     def test_of_a_text_conditional_model(self, profile):
         variant = next(iter(profile.text.variants))
@@ -463,8 +447,8 @@ def asked(kind):
     return text.prompts(PROFILE, kind)
 
 
-class Judge:
-    """Knows the caption that belongs to each image: the brightness of image i is i."""
+class Captions:
+    """Stand-in for a dual encoder that knows the caption that belongs to each image: the brightness of image i is i."""
 
     def __init__(self, captions):
         self.captions, self.text_tokenizer = captions, self
@@ -499,10 +483,10 @@ class TestText:
         shown = torch.arange(8.0)
         shown[:wrong] += 100  # nothing that has a caption
         images = shown.view(8, 1, 1, 1).expand(8, 3, 2, 2)
-        told = text.Prompts("seen", [f"new {i}" for i in range(8)], captions, names, images)
+        told = text.Prompts([f"new {i}" for i in range(8)], captions, names, images)
         settings = replace(PROFILE.text.evaluation, candidates=4, prompts=8, kid_subset_size=2)
         profile = replace(PROFILE, text=replace(PROFILE.text, evaluation=settings))
-        scores = text.retrieved(Judge(captions), images, told, profile, None, "")
+        scores = text.Judge(Captions(captions), None, profile).retrieved(images, told)
         # Where nothing fits, all four candidates share the first place.
         assert scores["chance"] == 25 and scores["by_prompt"] == [25.0] * wrong + [100.0] * (
             8 - wrong

@@ -1,6 +1,7 @@
 """Bits of codes and files, ways of enlarging, choices by previews, images in the making."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from test_applications import PLAIN, model_of, tokenizer_of
 from test_applications import photographs as extra_photographs
 
 from workbook.applications import choice_scores, enlarge
-from workbook.evaluate.generation import GREY, sampling_frames
+from workbook.evaluate import generation
+from workbook.evaluate.generation import GREY, generation_frames
 from workbook.evaluate.rate_distortion import (
     encode_jpeg,
     encode_jpeg2000,
@@ -76,8 +78,6 @@ def test_enlarging_is_what_pillow_does(photographs):
         expected = np.array(image.resize((64, 64), Image.Resampling.LANCZOS))
         expected = torch.from_numpy(expected).permute(2, 0, 1) / 255
         torch.testing.assert_close(result, expected, atol=1.5 / 255, rtol=0)
-    with pytest.raises(ValueError, match="choose 'bicubic' or 'lanczos'"):
-        enlarge(small, 64, "nearest")
 
 
 def test_choosing_by_previews():
@@ -88,25 +88,34 @@ def test_choosing_by_previews():
     assert wrong["rank_correlation"] == pytest.approx(-1) and wrong["chosen_by_preview"] == 1.5
 
 
-def test_a_film_of_scales_is_whole_in_every_frame():
-    labels = torch.tensor([0, 2])
-    frames = sampling_frames(model_of(), tokenizer_of(), PLAIN, labels, 5)
+@pytest.fixture
+def film(monkeypatch):
+    """`generation_frames` of untrained models over a tokenizer variant, of 4 frames."""
+
+    def film(variant, labels):
+        models = model_of("class", variant), tokenizer_of(variant)
+        monkeypatch.setattr(generation, "load_models", lambda *_: models)
+        return generation_frames(profile, f"ar_{variant}", 0, torch.tensor(labels), 4)
+
+    profile = SimpleNamespace(sampler=lambda variant: PLAIN)
+    return film
+
+
+def test_a_film_of_scales_is_whole_in_every_frame(film):
+    frames = film("sit5_sc", [0, 2])
     assert len(frames) == 5 and all(frame.shape == (2, 3, 64, 64) for frame in frames)
     assert len(frames[0][0].flatten(1).unique(dim=1).T) <= 16  # 4 x 4 px, enlarged
     assert not any((frame == GREY).all(dim=1).any() for frame in frames)
 
 
-def test_a_film_of_rows_is_grey_where_nothing_is_sampled_yet():
-    models = model_of("class", "vit_vqgan"), tokenizer_of("vit_vqgan")
-    frames = sampling_frames(*models, PLAIN, torch.tensor([1]), 4)
+def test_a_film_of_rows_is_grey_where_nothing_is_sampled_yet(film):
+    frames = film("vit_vqgan", [1])
     assert len(frames) == 4
     for index, frame in enumerate(frames, 1):
         assert (frame[:, :, 16 * index :] == GREY).all()
         assert not (frame[:, :, : 16 * index] == GREY).all()
 
 
-def test_a_film_of_scales_needs_a_scale_causal_decoder():
+def test_a_film_of_scales_needs_a_scale_causal_decoder(film):
     with pytest.raises(ValueError, match="cannot be shown alone"):
-        sampling_frames(
-            model_of("class", "sit4"), tokenizer_of("sit4"), PLAIN, torch.tensor([1]), 4
-        )
+        film("sit4", [1])

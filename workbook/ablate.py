@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
 from sitlib.files import atomic_write, read_json
 from sitlib.metrics import codebook_statistics, evaluate_reconstructions, fast_metrics
@@ -25,16 +26,18 @@ from sitlib.metrics.weights import fetch_weights
 from sitlib.model.config import STRICT
 from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.sample.generate import generate
 from sitlib.strict import digest, from_dict, require, require_known, to_dict
 from workbook.codes import captioned, load_codes
 from workbook.diffusion import trained_diffusion, velocity_error
 from workbook.effects import finished_seeds, mean
 from workbook.errors import command
 from workbook.estimates import flops
-from workbook.evaluate import decode, held_out_nats, reconstruct
+from workbook.evaluate import decode, features_of, held_out_nats, reconstruct
 from workbook.evaluate.generation import (
-    distances_to_held_out,
-    draw_samples,
+    distances,
+    held_out_features,
+    load_models,
     measure_generator,
     sampled_labels,
 )
@@ -168,7 +171,8 @@ def run_row(
     seeds = grid.seeds if seeds is None else seeds
     fetch_weights()
     views, keys = held_out_set(profile, size=config.size)
-    about, by_seed = {"photographs": [], "protocol": {}}, {}
+    judged: dict[str, Any] = {"photographs": [], "protocol": {}}
+    by_seed: dict[str, dict[str, Any]] = {}
     for seed in seeds:
         try:
             trained = trained_tokenizer(profile, name, seed)
@@ -176,13 +180,11 @@ def run_row(
             by_seed[str(seed)] = {"failed": str(error)}
             continue
         codes, reconstructions = reconstruct(trained.model, views)
-        scores = evaluate_reconstructions(views, reconstructions, keys, metrics=fast_metrics())
+        judged = evaluate_reconstructions(views, reconstructions, keys, metrics=fast_metrics())
         num_codebooks = len(trained.model.codebooks)
         usage = codebook_statistics(codes, config.num_codes, num_codebooks=num_codebooks)
-        about = {key: scores[key] for key in about}
         by_seed[str(seed)] = {
-            **{metric: scores[metric] for metric in fast_metrics()},
-            "by_photograph": scores["by_photograph"],
+            **{name: judged[name] for name in (*fast_metrics(), "by_photograph")},
             "usage": min(book["usage"] for book in usage["codebooks"].values()),
             "gradient_norm": gradient_statistics(trained.curve["gradient_norm"]),
             "seconds": trained.curve["seconds"][-1],
@@ -197,7 +199,8 @@ def run_row(
         "steps": profile.tokenizer_training(name).optimizer.steps,
         "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
         "flops_per_image": operations,
-        **about,
+        "photographs": judged["photographs"],
+        "protocol": judged["protocol"],
         "seeds": by_seed,
     }
     if row.generate and generate:
@@ -222,16 +225,19 @@ def gradient_statistics(norms: Sequence[float]) -> dict[str, float]:
 
 def generation_scores(profile: Profile, variant: str) -> dict[str, Any]:
     """Distances of the samples of a model over a row's codes, and its held-out nats."""
-    section, codes = profile.autoregressive, load_codes(profile, variant)
-    model = trained_generator(profile, variant, 0).model
-    name = profile.autoregressive_variant(variant).tokenizer
-    tokenizer = trained_tokenizer(profile, name, section.tokenizer_seed).model
-    labels = sampled_labels(profile, section.evaluation.samples)
-    samples = draw_samples(model, labels, section.sampling)
+    codes, (model, tokenizer) = load_codes(profile, variant), load_models(profile, variant, 0)
     nats = held_out_nats(model, codes.held_out, codes.held_out_labels)
     tokens = codes.held_out[0].numel()
+    labels = sampled_labels(profile, profile.autoregressive.evaluation.samples)
+    samples = generate(model, labels, profile.autoregressive.sampling)
     about = {**nats, "nats_per_image": nats["nats_per_token"] * tokens, "tokens": tokens}
     return {**distances_to_held_out(decode(tokenizer, samples), profile, variant), **about}
+
+
+def distances_to_held_out(images: Tensor, profile: Profile, variant: str) -> dict[str, Any]:
+    """Distances of samples to the held-out views of a variant."""
+    references, settings = held_out_features(profile, variant), profile.autoregressive.evaluation
+    return distances(features_of([images]), references, settings)
 
 
 def forget(name: str) -> None:
@@ -254,27 +260,26 @@ def run_rung(grid: Grid, name: str, seed: int = 0) -> dict[str, Any]:
         `sampling_seconds`; distances of samples to held-out views; `run`.
     """
     profile, variant = grid.rung_profile(name), f"ar_{name}"
-    rung, section = grid.ladder[name], profile.autoregressive
-    count, sampling = section.evaluation.samples, section.sampling
-    codes = load_codes(profile, variant)
-    tokenizer = trained_tokenizer(profile, rung.tokenizer, section.tokenizer_seed).model
+    rung, sampling = grid.ladder[name], profile.autoregressive.sampling
+    codes, tokenizer_seed = load_codes(profile, variant), profile.autoregressive.tokenizer_seed
+    tokenizer = trained_tokenizer(profile, rung.tokenizer, tokenizer_seed).model
     first, first_label = codes.held_out[:1], codes.held_out_labels[:1]
+    labels = sampled_labels(profile, profile.autoregressive.evaluation.samples)
     if rung.kind == "autoregressive":
         trained, passes = trained_generator(profile, variant, seed), 1
         nats = held_out_nats(trained.model, codes.held_out, codes.held_out_labels)
         loss = nats["nats_per_token"] * first.numel()
         forward = partial(trained.model, first, first_label)
         began = time.perf_counter()
-        samples = draw_samples(trained.model, sampled_labels(profile, count), sampling)
+        samples = generate(trained.model, labels, sampling)
     else:
         trained = trained_diffusion(profile, variant, seed, codes, tokenizer)
         passes = 2 * rung.sampling_steps - 1  # Heun's method, but for its last step
         vectors = tokenizer.embed_codes(codes.held_out).detach()
         loss = velocity_error(trained.model, vectors, codes.held_out_labels)
         forward = partial(trained.model, vectors[:1], torch.zeros(1), first_label)
-        began, about = time.perf_counter(), (sampling.guidance, sampling.seed)
-        labels = sampled_labels(profile, count)
-        drawn = trained.model.sample(labels, rung.sampling_steps, *about)
+        began, guidance = time.perf_counter(), (sampling.guidance, sampling.seed)
+        drawn = trained.model.sample(labels, rung.sampling_steps, *guidance)
         samples = tokenizer.quantize(drawn).codes
     images, sampling_seconds = decode(tokenizer, samples), time.perf_counter() - began
     with torch.no_grad():

@@ -21,29 +21,25 @@ from sitlib.data import held_out_views, open_images
 from sitlib.metrics import (
     bootstrap_interval,
     fetch_weights,
-    lite0_features,
-    load_lite0,
+    generation_metrics,
     lpips_per_image,
     paired_interval,
     psnr_per_image,
     reconstruction_values,
     summarize_reconstructions,
 )
-from sitlib.model.dual_encoder import DualEncoder
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.generator_config import SamplingConfig
-from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample.applications import edit, preview, refine, upsample
 from sitlib.sample.generate import Prompts, generate
 from sitlib.strict import digest
 from workbook.codes import captioned, held_out_wide, images_of
-from workbook.dual_encoder import judge_features, trained_dual_encoder
-from workbook.evaluate import Distances, decode, encode, reconstruct, stored_scores
+from workbook.evaluate import decode, encode, features_of, reconstruct, stored_scores
 from workbook.evaluate.generation import load_models
 from workbook.evaluate.rate_distortion import rate_distortion
+from workbook.evaluate.text import Judge
 from workbook.evaluate.text import prompts as evaluation_prompts
-from workbook.evaluate.text import retrieval
 from workbook.paths import resolve
 from workbook.profile import Profile
 from workbook.train_or_load import AutoregressiveRun, DualEncoderRun, TokenizerRun
@@ -107,8 +103,6 @@ def enlarge(images: Tensor, size: int, way: str) -> Tensor:
     """Enlarge images to `size` px and clamp: "bicubic" by torch, "lanczos" by Pillow, in float."""
     if way == "bicubic":
         return F.interpolate(images, (size, size), mode="bicubic").clamp(0, 1)
-    if way != "lanczos":
-        raise ValueError(f"There is no way to enlarge {way!r}: choose 'bicubic' or 'lanczos'.")
     channels = [
         np.asarray(Image.fromarray(values).resize((size, size), Image.Resampling.LANCZOS))
         for values in images.flatten(0, 1).numpy()
@@ -119,14 +113,6 @@ def enlarge(images: Tensor, size: int, way: str) -> Tensor:
 def _upsampled(task: Task, small: Tensor, prompts: Prompts | None, **changes: Any) -> Tensor:
     sampling = replace(task.sampling, **changes)
     return upsample(task.model, task.tokenizer, small, prompts, sampling).images
-
-
-def upsampling(profile: Profile, task: Task) -> dict[str, Any]:
-    """Scores of `measure_factor` for every factor, by its name, and `several` samples at 1/8."""
-    return {
-        **{str(factor): measure_factor(profile, task, factor) for factor in FACTORS},
-        "several": several_samples(profile, task),
-    }
 
 
 def measure_factor(profile: Profile, task: Task, factor: int) -> dict[str, dict[str, Any]]:
@@ -155,11 +141,9 @@ def measure_factor(profile: Profile, task: Task, factor: int) -> dict[str, dict[
             results[way] = _upsampled(task, small, told, temperature=temperature)
     results["reconstruction"] = reconstruct(task.tokenizer, task.images)[1]
 
-    scores, lite0 = {}, load_lite0().to(best_device())
-    originals = lite0_features(task.images, lite0, title=f"{task.variant}, originals")
-    subset = min(settings.kid_subset_size, len(originals))
-    distances = Distances(originals, lite0, subset, settings.seed)
-    names, lpips = ["psnr", "lpips_alex"], {}
+    scores, lpips, names = {}, {}, ["psnr", "lpips_alex"]
+    originals = features_of([task.images], f"{task.variant}, originals")
+    of_kid = {"kid_subset_size": min(settings.kid_subset_size, len(originals))}
     for way, images in results.items():
         title = f"{task.variant}, 1/{factor}, {way}"
         values = reconstruction_values(task.images, images, metrics=names, title=title)
@@ -173,7 +157,9 @@ def measure_factor(profile: Profile, task: Task, factor: int) -> dict[str, dict[
             row[name] = float(lpips[way].mean() / lpips[other].mean())
             interval = paired_interval(lpips[way], lpips[other], task.groups, kind="ratio")
             row[f"{name}_interval"] = list(interval)
-        row |= {k: v for k, v in distances(images, title).items() if k in ("fd_lite0", "kid")}
+        features = features_of([images], title)
+        distances = generation_metrics(features, originals, **of_kid, seed=settings.seed)
+        row |= {name: distances[name] for name in ("fd_lite0", "kid")}
         row["consistency"] = float(psnr_per_image(F.avg_pool2d(images, factor), small).mean())
         scores[way] = row
     return scores
@@ -198,24 +184,7 @@ def several_samples(profile: Profile, task: Task) -> dict[str, float]:
     }
 
 
-def judge_of(profile: Profile) -> tuple[DualEncoder, Callable[[Tensor, str], Tensor]]:
-    """The dual encoder, and a function of images and a title to the features that it judges."""
-    run, lite0 = DualEncoderRun.of(profile), load_lite0().to(best_device())
-    return trained_dual_encoder(profile).model, lambda x, title: judge_features(
-        x, lite0, run, title
-    )
-
-
 # -- editing -----------------------------------------------------------------------------------
-
-
-def new_captions(profile: Profile, count: int) -> tuple[list[str], list[str], list[str]]:
-    """Captions of training images for edits: in new words, in words of training, and the names."""
-    texts = evaluation_prompts(profile, "seen")
-    rows = [i % len(texts.captions) for i in range(count)]
-    columns = (texts.captions, texts.known, texts.names)
-    captions, known, names = ([column[i] for i in rows] for column in columns)
-    return captions, known, names
 
 
 def editing(profile: Profile, task: Task) -> dict[str, Any]:
@@ -228,32 +197,33 @@ def editing(profile: Profile, task: Task) -> dict[str, Any]:
         names, and of the originals. The dual encoder has seen the new names in training, and not
         the own ones: compare each with its own ceiling.
     """
-    judge, features_of = judge_of(profile)
+    judge, seen = Judge.of(profile), evaluation_prompts(profile, "seen")
     assert isinstance(own := task.prompts, list)
-    captions, known, names = new_captions(profile, len(task.images))
-    seen = evaluation_prompts(profile, "seen")
+    rows = [i % len(seen.captions) for i in range(len(own))]
+    columns = (seen.captions, seen.known, seen.names)
+    captions, known, names = ([column[i] for i in rows] for column in columns)
     codes = encode(task.tokenizer, task.images)
 
     def mean_of(values: Tensor, groups: list[str]) -> dict[str, Any]:
         return {"value": float(values.mean()), "interval": list(bootstrap_interval(values, groups))}
 
     def recognized(features: Tensor, texts: list[str], groups: list[str]) -> dict[str, Any]:
-        return mean_of(retrieval(judge, features, texts, groups, profile), groups)
+        return mean_of(judge.retrieval(features, texts, groups), groups)
 
     kept = {}
     for keep in range(task.tokenizer.geometry.num_scales + 1):
         title = f"editing, {keep} kept"
         arguments = (task.images, captions, keep, task.sampling, title)
         edited = edit(task.model, task.tokenizer, *arguments)
-        features = features_of(edited.images, title)
+        features = judge.features(edited.images, title)
         kept[str(keep)] = {
             "frozen_codes_equal": bool(torch.equal(edited.codes[:, :keep], codes[:, :keep])),
             "r_precision_new": recognized(features, known, names),
             "r_precision_old": recognized(features, own, task.groups),
             "lpips_alex": mean_of(lpips_per_image(edited.images, task.images), task.groups),
         }
-    of_new = features_of(seen.images, "real images with the new names")
-    of_own = features_of(task.images, "originals")
+    of_new = judge.features(seen.images, "real images with the new names")
+    of_own = judge.features(task.images, "originals")
     return {
         "kept": kept,
         "ceiling": {
@@ -300,21 +270,21 @@ def preview_choice(profile: Profile, task: Task) -> list[dict[str, Any]]:
     A score is the dual encoder's cosine of an image and its caption.
     """
     settings = profile.applications
-    judge, features_of = judge_of(profile)
+    judge = Judge.of(profile)
     texts = evaluation_prompts(profile, "seen")
     captions = texts.captions[: settings.preview_prompts]
     prompts = [caption for caption in captions for _ in range(settings.previews)]
     codes = generate(task.model, prompts, task.sampling, progress="samples of previews")
-    tokens = judge.text_tokenizer.encode(texts.known[: len(captions)], truncate=True)
+    tokens = judge.model.text_tokenizer.encode(texts.known[: len(captions)], truncate=True)
     tokens = tokens.repeat_interleave(settings.previews, dim=0)
     num_scales = codes.shape[1]
 
     def scores(scales: int) -> np.ndarray:  # [prompts, previews]
         images = decode(task.tokenizer, codes, scales)
-        features = features_of(images, f"previews of {scales} scales")
+        features = judge.features(images, f"previews of {scales} scales")
         with torch.no_grad():
-            cosines = (judge.embed_images(features) * judge.embed_texts(tokens)).sum(dim=1)
-        return cosines.view(-1, settings.previews).double().numpy()
+            embedded = judge.model.embed_images(features) * judge.model.embed_texts(tokens)
+        return embedded.sum(dim=1).view(-1, settings.previews).double().numpy()
 
     finished = scores(num_scales)
     rows = {scales: choice_scores(scores(scales), finished) for scales in range(1, num_scales)}
@@ -357,7 +327,11 @@ def evaluate_applications(profile: Profile) -> dict[str, Any]:
     return {
         "run": _run(profile),
         "rate_distortion": rate_distortion(profile, [settings.baseline, tokenizer], seed),
-        "upsampling": {name: upsampling(profile, task) for name, task in tasks.items()},
+        "upsampling": {
+            name: {str(factor): measure_factor(profile, task, factor) for factor in FACTORS}
+            | {"several": several_samples(profile, task)}
+            for name, task in tasks.items()
+        },
         "foreign": {
             "images": len(extra.images),
             "photographs": len(set(extra.groups)),

@@ -1,6 +1,6 @@
 """Time, memory and operations of models with random weights.
 
-`size_costs` at growing image sizes, `throughput` as in the paper's table of images a second (SIT,
+`efficiency` at growing image sizes, `throughput` as in the paper's table of images a second (SIT,
 section 5). Costs do not depend on what weights hold. Peaks of memory are those of a process of
 its own for each model: `python -m workbook.costs` reads a call from stdin and prints its result.
 """
@@ -34,7 +34,6 @@ from workbook.effects import power_law
 from workbook.estimates import flops
 from workbook.profile import Profile
 
-CPU = torch.device("cpu")
 SIZES = (64, 128, 256, 512, 1024)  # px
 BATCHES = (4, 16, 64)  # besides 1
 SWEPT_SIZES = (64, 256)  # px, at which the batch size varies
@@ -66,25 +65,21 @@ def seconds(action: Callable[[], Any], budget: float = 0.0) -> float:
     return statistics.median(taken)
 
 
-def warm_seconds(action: Callable[[], Any], budget: float = 1.0) -> float:
-    """The same after a call that is not counted, unless that took more than ten seconds."""
+def warm_seconds(action: Callable[[], Any]) -> float:
+    """The same of a second of calls after one that does not count, unless that took over 10 s."""
     first = seconds(action)
-    return first if first > 10 else seconds(action, budget)
+    return first if first > 10 else seconds(action, 1.0)
 
 
-def peak_mb(device: torch.device = CPU) -> float:
-    """Peak of this process's memory so far, MB: resident memory, or that of the GPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e6
+def peak_mb() -> float:
+    """Peak of this process's resident memory so far, MB."""
     status = Path("/proc/self/status")
-    if status.exists():  # elsewhere the peak of the process that started this one counts, too
-        peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-        assert peak is not None
+    if status.exists() and (peak := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
         return int(peak[1]) * 1024 / 1e6
+    # On macOS, in bytes; on Linux it would count the process that started this one, too.
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def in_own_process(name: str, profile: Profile, *arguments: Any) -> Any:
@@ -100,8 +95,9 @@ def in_own_process(name: str, profile: Profile, *arguments: Any) -> Any:
         text=True,
     )
     if answer.returncode:
-        case, reason = " ".join(map(str, [name, *arguments])), answer.stderr.strip()
-        raise ValueError(f"{case} could not be measured: {reason.rpartition(chr(10))[2]}")
+        reason = answer.stderr.strip().rpartition("\n")[2]
+        case = " ".join(map(str, [name, *arguments]))
+        raise ValueError(f"{case} could not be measured: {reason}")
     return json.loads(answer.stdout.splitlines()[-1])
 
 
@@ -121,10 +117,10 @@ def random_generator(
     return AutoregressiveModel(config).eval()
 
 
-def guided(profile: Profile, batch_size: int = 1) -> SamplingConfig:
+def guided(profile: Profile, batch_size: int) -> SamplingConfig:
     """The profile's sampler with conditional and unconditional halves in every step."""
-    sampling = replace(profile.autoregressive.sampling, guidance=1.5, batch_size=batch_size)
-    return replace(sampling, guidance_growth="constant")
+    guidance = {"guidance": 1.5, "guidance_growth": "constant"}
+    return replace(profile.autoregressive.sampling, batch_size=batch_size, **guidance)
 
 
 # -- growing sizes -----------------------------------------------------------------------------
@@ -169,8 +165,8 @@ def size_costs(profile: Profile, variant: str, size: int, batch_size: int = 1) -
     codes, sample = tokenizer.encode(images), None
     if tokens <= LONGEST_SAMPLED and batch_size == 1:
         generator = random_generator(profile.autoregressive_variant("ar_sit4"), config)
-        sampling = guided(profile)
-        sample = warm_seconds(lambda: generate(generator, torch.zeros(1).long(), sampling))
+        sampling, label = guided(profile, 1), torch.zeros(1).long()
+        sample = warm_seconds(lambda: generate(generator, label, sampling))
     return {
         "variant": variant,
         "size": size,
@@ -199,11 +195,10 @@ def exponents(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     return fitted
 
 
-def efficiency(profile: Profile, sizes: Sequence[int] = SIZES) -> dict[str, Any]:
+def efficiency(profile: Profile) -> dict[str, Any]:
     """Costs of both tokenizers at every size, and at some for batches; their exponents."""
-    cases = [(variant, size, 1) for size in sizes for variant in TOKENIZERS]
-    swept = [size for size in SWEPT_SIZES if size in sizes]
-    cases += [(name, size, batch) for size in swept for batch in BATCHES for name in TOKENIZERS]
+    cases = [(variant, size, 1) for size in SIZES for variant in TOKENIZERS]
+    cases += [(name, size, n) for size in SWEPT_SIZES for n in BATCHES for name in TOKENIZERS]
     rows = []
     for case in cases:
         rows.append(in_own_process("size_costs", profile, *case))
@@ -258,12 +253,13 @@ def sampling_peaks(profile: Profile, name: str, geometry: str) -> dict[str, floa
 
     A peak never goes down again, so the smallest images come first.
     """
-    draw, device, peaks = sampler(profile, name, geometry), best_device(), {}
-    is_cuda = device.type == "cuda"
-    before = torch.cuda.memory_allocated() / 1e6 if is_cuda else peak_mb(device)
+    draw, peaks = sampler(profile, name, geometry), {}
+    on_gpu = best_device().type == "cuda"
+    before = torch.cuda.memory_allocated() / 1e6 if on_gpu else peak_mb()
     for share in (1,) if name == BASELINE else SHARES[::-1]:
         draw(share)
-        peaks[str(share)] = peak_mb(device) - before
+        peak = torch.cuda.max_memory_allocated() / 1e6 if on_gpu else peak_mb()
+        peaks[str(share)] = peak - before
     return peaks
 
 
@@ -309,13 +305,14 @@ def throughput(profile: Profile, rounds: int) -> dict[str, Any]:
         rounds: in a single one, of dry runs, every time is taken once.
     """
     rows, about = [], {}
+    batch_size = profile.autoregressive.evaluation.throughput_batch_size
     for name, (configs, shape) in geometries(profile).items():
         rows += sampling_rates(profile, name, rounds)
         about[name] = {
             "size": configs[BASELINE].size,
             "tokens": configs[BASELINE].tokens_per_scale,
             "transformer": f"{shape.layers} layers, width {shape.width}, {shape.heads} heads",
-            "batch_size": profile.autoregressive.evaluation.throughput_batch_size,
+            "batch_size": batch_size,
         }
     protocol = {
         "weights": "random",

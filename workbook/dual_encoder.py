@@ -1,14 +1,10 @@
-"""The dual encoder that judges text-conditional samples: `python -m workbook.dual_encoder` trains
-it.
+"""The dual encoder that judges text-conditional samples.
 
 It learns from the training images and captions of the text-conditional models, and never sees a
-held-out one. It also learns from
-degraded copies of them and from what the tokenizers leave of them: a judge that knows sharp images
-only takes their reconstructions for
-something else.
+held-out one. It also learns from degraded copies of them and from what the tokenizers leave of
+them: a judge that knows sharp images only takes their reconstructions for something else.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +22,7 @@ from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.train.dual_encoder import train_dual_encoder
 from workbook.codes import captioned
-from workbook.errors import command
-from workbook.profile import Profile, load_profile
+from workbook.profile import Profile
 from workbook.tokenizers import trained_tokenizer
 from workbook.train_or_load import DualEncoderRun, Trained, train_or_load
 
@@ -58,23 +53,14 @@ def train_on_views(
 ) -> tuple[DualEncoder, list[Row]]:
     """Train a run on captioned images and on reconstructions of them, resumable from `folder`."""
     features, positions = view_features(run, data.images, tokenizers, lite0)
-    title = f"dual encoder, seed {run.seed}"
+    texts, title = (data.captions, data.names), f"dual encoder, seed {run.seed}"
     return train_dual_encoder(
-        run.model,
-        features,
-        positions,
-        data.captions,
-        data.names,
-        seed=run.seed,
-        folder=folder,
-        title=title,
+        run.model, features, positions, *texts, seed=run.seed, folder=folder, title=title
     )
 
 
 def judge_features(images: Tensor, lite0: Lite0, run: DualEncoderRun, progress: str) -> Tensor:
-    """Features that the dual encoder sees of images [M, 3, H, W] in [0, 1]: Lite0 features [M,
-    1280] at its own input size.
-    """
+    """Lite0 features [M, 1280] of images [M, 3, H, W] in [0, 1], at the judge's own input size."""
     return lite0_features(images, lite0, size=run.model.image_size, batch_size=32, title=progress)
 
 
@@ -104,14 +90,3 @@ def view_features(
             parts.append(judge_features(version, lite0, run, title))
             positions += [place[key] for key in keys[: len(views)]]
     return torch.cat(parts), np.array(positions)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m workbook.dual_encoder", description=__doc__)
-    parser.add_argument("--profile", required=True)
-    arguments = parser.parse_args()
-    trained_dual_encoder(load_profile(arguments.profile), pipeline=True)
-
-
-if __name__ == "__main__":
-    command(main)

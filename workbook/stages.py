@@ -141,7 +141,7 @@ def decode_again(profile: Profile, run: str, of: str, decoder: str) -> None:
     """Distances of the samples of a model that a second decoder decodes."""
     from workbook.evaluate.generation import evaluate_decoder
 
-    scores = evaluate_decoder(profile, *split_run(of), split_run(decoder)[0])
+    scores = evaluate_decoder(profile, *split_run(of), split_run(decoder)[0], pipeline=True)
     write_json(resolve(f"metrics/generation/{run}.json"), scores)
 
 

@@ -5,8 +5,6 @@ Results are dictionaries for JSON.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -14,18 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sitlib.files import read_json
-from sitlib.metrics import (
-    GENERATION_METRICS,
-    InceptionMetrics,
-    generation_metrics,
-    in_batches,
-    lite0_features,
-)
-from sitlib.metrics.networks import Lite0
+from sitlib.metrics import in_batches, lite0_features, load_lite0
 from sitlib.model.generator import AutoregressiveModel
+from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
 from workbook.paths import resolve
-from workbook.profile import Profile
 
 PART = 512  # images in memory at a time
 BATCH = 64  # images or code maps that a model takes at a time
@@ -56,50 +47,10 @@ def reconstruct(tokenizer: SpectralTokenizer, images: Tensor) -> tuple[Tensor, T
     return codes, decode(tokenizer, codes)
 
 
-@dataclass
-class Distances:
-    """Measure sets of images, or their features, against one set of real images."""
-
-    references: Tensor  # features
-    lite0: Lite0
-    kid_subset_size: int
-    seed: int
-    neighbors: int | None = None
-
-    def __call__(self, images: Tensor, title: str = "") -> dict[str, Any]:
-        """Every metric of `GENERATION_METRICS`, and their `protocol`."""
-        return generation_metrics(
-            lite0_features(images, self.lite0, title=title) if images.ndim == 4 else images,
-            self.references,
-            kid_subset_size=self.kid_subset_size,
-            neighbors=self.neighbors,
-            seed=self.seed,
-        )
-
-    def of_parts(self, parts: Iterable[Tensor], title: str = "") -> dict[str, Any]:
-        """The same of a set of images that comes in parts."""
-        return self(torch.cat([lite0_features(x, self.lite0, title=title) for x in parts]))
-
-
-def distances_only(scores: dict[str, Any]) -> dict[str, float]:
-    """The distances among scores, without what belongs to them."""
-    return {name: scores[name] for name in GENERATION_METRICS if name in scores}
-
-
-def inception_scores(
-    profile: Profile, images: Iterable[Tensor], originals: Iterable[Tensor], seed: int
-) -> dict[str, float]:
-    """FID and Inception scores of images against originals, both in parts.
-
-    Nothing unless the profile asks for them (`tokenizer.evaluation.inception`).
-    """
-    if not profile.tokenizer.evaluation.inception:
-        return {}
-    inception = InceptionMetrics()
-    for parts, real, title in ((images, False, "samples"), (originals, True, "originals")):
-        for part in parts:
-            inception.add(part, real=real, title=title)
-    return inception.compute(seed=seed)
+def features_of(parts: Iterable[Tensor], title: str = "") -> Tensor:
+    """Features of images that come in parts, on the CPU."""
+    lite0 = load_lite0().to(best_device())
+    return torch.cat([lite0_features(images, lite0, title=title) for images in parts])
 
 
 def held_out_nats(model: AutoregressiveModel, codes: Tensor, conditions: Tensor) -> dict[str, Any]:
@@ -112,7 +63,7 @@ def held_out_nats(model: AutoregressiveModel, codes: Tensor, conditions: Tensor)
     return {"nats_per_token": float(by_scale.mean()), "nats_by_scale": by_scale.tolist()}
 
 
-def stored_scores(path: str | Path, run: str) -> dict[str, Any] | None:
+def stored_scores(path: str, run: str) -> dict[str, Any] | None:
     """Scores in a file of the pipeline, None unless they are of this run."""
     file = resolve(path)
     scores = read_json(file) if file.exists() else {}

@@ -25,13 +25,11 @@ from sitlib.sample.generate import generate
 from sitlib.strict import digest
 from workbook import evaluate
 from workbook.codes import captioned, held_out_wide, images_of, load_codes
-from workbook.dual_encoder import trained_dual_encoder
-from workbook.evaluate.text import KINDS, prompt_scores, prompts, retrieved
-from workbook.evaluate.tokenizer import original_features
+from workbook.evaluate.text import KINDS, Judge, prompts
 from workbook.generators import trained_generator
 from workbook.paths import resolve
 from workbook.profile import Profile
-from workbook.sections import TextEvaluationConfig
+from workbook.sections import GenerationEvaluationConfig, TextEvaluationConfig
 from workbook.tokenizers import trained_tokenizer
 from workbook.train_or_load import AutoregressiveRun, CodesRun, DualEncoderRun, TokenizerRun
 
@@ -46,13 +44,17 @@ def load_models(
 ) -> tuple[AutoregressiveModel, SpectralTokenizer]:
     """A generator and the tokenizer of its codes, on their device."""
     model = trained_generator(profile, variant, seed).model.to(best_device())
-    return model, _tokenizer(profile, variant)
+    return model, tokenizer_of(profile, variant)
 
 
-def _tokenizer(profile: Profile, variant: str) -> SpectralTokenizer:
+def tokenizer_of(profile: Profile, variant: str) -> SpectralTokenizer:
+    """The tokenizer whose codes a generator models, on its device."""
     name = profile.autoregressive_variant(variant).tokenizer
     seed = profile.generator_section(variant).tokenizer_seed
     return trained_tokenizer(profile, name, seed).model.to(best_device())
+
+
+# -- evaluations -------------------------------------------------------------------------------
 
 
 def evaluate_generator(
@@ -75,11 +77,14 @@ def evaluate_generator(
     return {"run": _run(profile, variant, seed), **scores}
 
 
-def evaluate_decoder(profile: Profile, variant: str, seed: int, decoder: str) -> dict[str, Any]:
+def evaluate_decoder(
+    profile: Profile, variant: str, seed: int, decoder: str, pipeline: bool = False
+) -> dict[str, Any]:
     """Measure the samples of a class-conditional model through another decoder.
 
     Args:
         decoder: variant of a tokenizer that has taken over the codes of the model's tokenizer.
+        pipeline: read real features from the stage's file.
 
     Raises:
         ValueError: it decodes other codes.
@@ -90,69 +95,166 @@ def evaluate_decoder(profile: Profile, variant: str, seed: int, decoder: str) ->
         raise ValueError(f"{decoder} does not decode the codes that {variant} models.")
     tokenizer = trained_tokenizer(profile, decoder, tokenizer_seed).model.to(best_device())
     codes = _samples(profile, variant, seed)["codes"]
-    distances = _distances(load_file(resolve(REAL))["held_out"], profile, variant)
-    scores = _distances_of_codes(codes, tokenizer, distances, profile, variant)
-    return {"run": _decoder_run(profile, variant, seed, decoder), **scores}
+    real = load_file(resolve(REAL)) if pipeline else real_features(profile, variant)
+    scores = _measure_codes(codes, tokenizer, real["held_out"], profile, variant)
+    return {"run": _run(profile, variant, seed, decoder), **scores}
 
 
-def generator_scores(profile: Profile, variant: str, seed: int) -> dict[str, Any]:
-    """The pipeline's scores of this very run, else scores that are measured now."""
+def generator_scores(
+    profile: Profile, variant: str, seed: int, decoder: str | None = None
+) -> dict[str, Any]:
+    """The pipeline's scores of this very run, else scores that are measured now.
+
+    With `decoder` those of its samples through a second decoder.
+    """
     folder = "text" if variant in profile.text.variants else "generation"
-    path = f"metrics/{folder}/{variant}-seed{seed}.json"
-    stored = evaluate.stored_scores(path, _run(profile, variant, seed))
-    return stored or evaluate_generator(profile, variant, seed)
+    path = f"metrics/{folder}/{variant}{'_second' if decoder else ''}-seed{seed}.json"
+    if stored := evaluate.stored_scores(path, _run(profile, variant, seed, decoder)):
+        return stored
+    if decoder:
+        return evaluate_decoder(profile, variant, seed, decoder)
+    return evaluate_generator(profile, variant, seed)
 
 
-def load_second_scores(profile: Profile, variant: str, decoder: str, seed: int) -> dict[str, Any]:
-    """The pipeline's scores of this very run with a second decoder.
-
-    Raises:
-        ValueError: there are none, or of another profile.
-    """
-    path = f"metrics/generation/{variant}_second-seed{seed}.json"
-    scores = evaluate.stored_scores(path, _decoder_run(profile, variant, seed, decoder))
-    if scores is None:
-        raise ValueError(f"{path} is missing or of another profile: `make repro` makes it.")
-    return scores
-
-
-def load_samples(profile: Profile, variant: str, seed: int, each: int) -> dict[str, Tensor]:
-    """Class, or kind of prompts -> its first sampled images [each, 3, H, W], if there are as many.
-
-    Codes are the pipeline's if they are of this very run, else drawn now.
-    """
-    samples, tokenizer = _samples(profile, variant, seed), _tokenizer(profile, variant)
-    if "codes" in samples:
-        codes, classes = samples["codes"], load_codes(profile, variant).classes
-        labels = sampled_labels(profile, len(codes))
-        samples = {name: codes[labels == index] for index, name in enumerate(classes)}
-    enough = {name: codes[:each] for name, codes in samples.items() if len(codes) >= each}
-    return {name: evaluate.decode(tokenizer, codes) for name, codes in enough.items()}
-
-
-def _samples(profile: Profile, variant: str, seed: int, save: bool = False) -> dict[str, Tensor]:
-    """`draw_all` of this very run, from the pipeline or drawn now, and kept if `save`."""
-    path = resolve(f"samples/{variant}-seed{seed}.safetensors")
-    run = _run(profile, variant, seed)
-    if read_metadata(path).get("run") == run:
-        return load_file(path)
-    model = trained_generator(profile, variant, seed).model.to(best_device())
-    samples = draw_all(model, profile, variant)
-    if save:
-        write_tensors(path, samples, {"run": run})
-    return samples
-
-
-def _run(profile: Profile, variant: str, seed: int) -> str:
+def _run(profile: Profile, variant: str, seed: int, decoder: str | None = None) -> str:
+    """Digest of everything that determines the scores."""
     settings = profile.generator_section(variant).evaluation
     judge = [DualEncoderRun.of(profile)] if variant in profile.text.variants else []
     run = AutoregressiveRun.of(profile, variant, seed)
-    return digest(run, profile.sampler(variant), settings, *judge)
+    key = digest(run, profile.sampler(variant), settings, *judge)
+    if decoder is None:
+        return key
+    return digest(key, TokenizerRun.of(profile, decoder, profile.autoregressive.tokenizer_seed))
 
 
-def _decoder_run(profile: Profile, variant: str, seed: int, decoder: str) -> str:
-    run = TokenizerRun.of(profile, decoder, profile.autoregressive.tokenizer_seed)
-    return digest(_run(profile, variant, seed), run)
+def measure_generator(
+    model: AutoregressiveModel,
+    profile: Profile,
+    variant: str,
+    samples: dict[str, Tensor] | None = None,
+    real: dict[str, Tensor] | None = None,
+) -> dict[str, Any]:
+    """Distances of samples to real images, nats per token, sweeps; of text models R-precision.
+
+    Args:
+        samples, real: from `draw_all` and `real_features`. Default: made now.
+
+    Returns:
+        The distances of class-conditional samples, or of those for held-out names, to the real
+        images; with `tokenizer.evaluation.inception` also FID and Inception scores. How to read
+        them: the distances of `reconstruction`, the same real images after the tokenizer, which a
+        model would have that knew the right codes (not a bound: without details an image can be
+        nearer); of class-conditional models those of `real`, views of training photographs.
+        `nats_per_token`, `nats_by_scale`; `guidance_sweep`, `top_p_sweep`; `parameters`;
+        `protocol`. Of text-conditional models also what `Judge.prompt_scores` returns.
+    """
+    samples = samples or draw_all(model, profile, variant)
+    real = real or real_features(profile, variant)
+    settings, sampling = profile.generator_section(variant).evaluation, profile.sampler(variant)
+    tokenizer, codes = tokenizer_of(profile, variant), load_codes(profile, variant)
+    references = real["held_out"]
+    sampled = next(iter(samples.values()))  # those of held-out names come first
+    scores = _measure_codes(sampled, tokenizer, references, profile, variant)
+    parts = (evaluate.reconstruct(tokenizer, x)[1] for x in _held_out_images(profile, variant))
+    reconstructions = evaluate.features_of(parts, "reconstructions")
+    scores["reconstruction"] = distances(reconstructions, references, settings)
+    del scores["reconstruction"]["protocol"]
+    if "train" in real:
+        scores["real"] = _means(distances(real["train"], references, settings))
+
+    judge, told = None, {}
+    if isinstance(settings, TextEvaluationConfig):
+        judge = Judge.of(profile)
+        told = {kind: prompts(profile, kind) for kind in KINDS}
+        scores |= judge.prompt_scores(tokenizer, told, samples)
+        scores["protocol"] |= {
+            "prompts": f"{settings.prompts} of each kind: " + "; ".join(KINDS.values()),
+            "r_precision": f"right caption among {settings.candidates} of other names, by the dual "
+            "encoder; intervals over names",
+        }
+        asked, texts = told["held_out"].captions, captioned(profile, "test")
+        captions = [texts.captions[image][0] for image in codes.held_out_labels.tolist()]
+        assert model.text_tokenizer is not None
+        conditions = model.text_tokenizer.encode(captions, truncate=True)
+    else:
+        asked, conditions = sampled_labels(profile, settings.sweep_samples), codes.held_out_labels
+
+    def row(changed: SamplingConfig) -> dict[str, float]:
+        """Scores of a row of a sweep; those of `samples` where nothing differs."""
+        new, right = scores, scores.get("r_precision_held_out")
+        if changed != sampling or len(asked) != len(sampled):
+            drawn = generate(model, asked, changed, progress="samples of a sweep").cpu()
+            new = distances(_features(tokenizer, drawn, "samples of a sweep"), references, settings)
+            if judge is not None:
+                images = evaluate.decode(tokenizer, drawn)
+                right = judge.retrieved(images, told["held_out"], "samples")["r_precision"]
+        return ({} if right is None else {"r_precision": right}) | _means(new)
+
+    def sweep(name: str) -> list[dict[str, float]]:
+        values = [{name: value} for value in getattr(settings, f"{name}_sweep")]
+        return [value | row(replace(sampling, **cast(Any, value))) for value in values]
+
+    return {
+        **scores,
+        **evaluate.held_out_nats(model, codes.held_out, conditions),
+        "guidance_sweep": sweep("guidance"),
+        "top_p_sweep": sweep("top_p"),
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+def _measure_codes(
+    codes: Tensor,
+    tokenizer: SpectralTokenizer,
+    references: Tensor,
+    profile: Profile,
+    variant: str,
+) -> dict[str, Any]:
+    """Distances of sampled codes, FID and Inception scores where asked for, and `protocol`."""
+    settings, sampling = profile.generator_section(variant).evaluation, profile.sampler(variant)
+    scores = distances(_features(tokenizer, codes, "samples"), references, settings)
+    scores["protocol"] |= {
+        "references": "the held-out images with these names"
+        if variant in profile.text.variants
+        else "wide held-out views of labelled photographs",
+        **{name: getattr(sampling, name) for name in SAMPLER},
+    }
+    if profile.tokenizer.evaluation.inception:
+        inception = metrics.InceptionMetrics()
+        for images in _decoded(tokenizer, codes):
+            inception.add(images, real=False, title="samples")
+        for images in _held_out_images(profile, variant):
+            inception.add(images, real=True, title="originals")
+        scores |= inception.compute(seed=settings.seed)
+    return scores
+
+
+def _decoded(tokenizer: SpectralTokenizer, codes: Tensor) -> Iterator[Tensor]:
+    return (evaluate.decode(tokenizer, part) for part in codes.split(evaluate.PART))
+
+
+def _features(tokenizer: SpectralTokenizer, codes: Tensor, title: str) -> Tensor:
+    return evaluate.features_of(_decoded(tokenizer, codes), title)
+
+
+def distances(
+    features: Tensor,
+    references: Tensor,
+    settings: GenerationEvaluationConfig | TextEvaluationConfig,
+) -> dict[str, Any]:
+    """Every metric of `GENERATION_METRICS` of features [M, 1280], and their `protocol`."""
+    return metrics.generation_metrics(
+        features,
+        references,
+        kid_subset_size=settings.kid_subset_size,
+        neighbors=settings.neighbors,
+        seed=settings.seed,
+    )
+
+
+def _means(scores: dict[str, Any]) -> dict[str, float]:
+    """The distances among scores, without deviations and protocol."""
+    return {name: scores[name] for name in metrics.GENERATION_METRICS}
 
 
 # -- real images -------------------------------------------------------------------------------
@@ -163,14 +265,15 @@ def real_features(profile: Profile, variant: str) -> dict[str, Tensor]:
 
     For a class-conditional model also those of as many views of training photographs, "train".
     """
-    images = {"held_out": _held_out_images(profile, variant)}
+    features = {"held_out": held_out_features(profile, variant)}
     if variant not in profile.text.variants:
-        images["train"] = _training_images(profile, variant)
-    lite0 = metrics.load_lite0().to(best_device())
-    return {
-        name: torch.cat([metrics.lite0_features(part, lite0, title=name) for part in parts])
-        for name, parts in images.items()
-    }
+        features["train"] = evaluate.features_of(_training_images(profile, variant), "train")
+    return features
+
+
+def held_out_features(profile: Profile, variant: str) -> Tensor:
+    """Features of the held-out images that samples of `variant` are compared with."""
+    return evaluate.features_of(_held_out_images(profile, variant), "held_out")
 
 
 def _held_out_images(profile: Profile, variant: str) -> Iterator[Tensor]:
@@ -200,20 +303,6 @@ def _training_images(profile: Profile, variant: str) -> Iterator[Tensor]:
         yield views[: settings.reference_views - start]
 
 
-def _distances(references: Tensor, profile: Profile, variant: str) -> evaluate.Distances:
-    settings = profile.generator_section(variant).evaluation
-    lite0, subset = metrics.load_lite0().to(best_device()), settings.kid_subset_size
-    return evaluate.Distances(references, lite0, subset, settings.seed, settings.neighbors)
-
-
-def distances_to_held_out(images: Tensor, profile: Profile, variant: str) -> dict[str, Any]:
-    """Distances of images to held-out views, whose features are kept for the next time."""
-    views = torch.cat(list(_held_out_images(profile, variant)))
-    lite0 = metrics.load_lite0().to(best_device())
-    features = original_features(views, lite0, title="originals")
-    return _distances(features, profile, variant)(images, "samples")
-
-
 # -- samples -----------------------------------------------------------------------------------
 
 
@@ -229,144 +318,48 @@ def sampled_labels(profile: Profile, count: int) -> Tensor:
     return labels.repeat(-(-count // len(labels)))[:count]
 
 
-def draw_samples(
-    model: AutoregressiveModel, asked: Tensor | list[str], sampling: SamplingConfig
-) -> Tensor:
-    """Codes [M, S, N] for class ids [M] or M captions, on the CPU."""
-    title = f"sampling, guidance {sampling.guidance:g}, top-p {sampling.top_p:g}"
-    return generate(model, asked, sampling, progress=title).cpu()
-
-
 def draw_all(model: AutoregressiveModel, profile: Profile, variant: str) -> dict[str, Tensor]:
     """Samples by which a generator is judged: kind of prompts -> codes, or `codes` of all classes."""
     if variant in profile.text.variants:
         asked = {kind: prompts(profile, kind).captions for kind in KINDS}
     else:
-        count = profile.autoregressive.evaluation.samples
-        asked = {"codes": sampled_labels(profile, count)}
+        asked = {"codes": sampled_labels(profile, profile.autoregressive.evaluation.samples)}
     sampling = profile.sampler(variant)
-    return {name: draw_samples(model, x, sampling) for name, x in asked.items()}
-
-
-def measure_generator(
-    model: AutoregressiveModel,
-    profile: Profile,
-    variant: str,
-    samples: dict[str, Tensor] | None = None,
-    real: dict[str, Tensor] | None = None,
-) -> dict[str, Any]:
-    """Distances of samples to real images, nats per token, sweeps; of text models R-precision.
-
-    Args:
-        samples, real: from `draw_all` and `real_features`. Default: made now.
-
-    Returns:
-        The distances of class-conditional samples, or of those for held-out names, to the real
-        images; with `tokenizer.evaluation.inception` also FID and Inception scores. How to read
-        them: the distances of `reconstruction`, the same real images after the tokenizer, which a
-        model would have that knew the right codes (not a bound: without details an image can be
-        nearer); of class-conditional models those of `real`, views of training photographs.
-        `nats_per_token`, `nats_by_scale`; `guidance_sweep`, `top_p_sweep`; `parameters`;
-        `protocol`. Of text-conditional models also what `prompt_scores` returns.
-    """
-    samples = samples or draw_all(model, profile, variant)
-    real = real or real_features(profile, variant)
-    settings, sampling = profile.generator_section(variant).evaluation, profile.sampler(variant)
-    tokenizer, codes = _tokenizer(profile, variant), load_codes(profile, variant)
-    distances = _distances(real["held_out"], profile, variant)
-    sampled = next(iter(samples.values()))  # those of held-out names come first
-    scores = _distances_of_codes(sampled, tokenizer, distances, profile, variant)
-    parts = _held_out_images(profile, variant)
-    reconstructions = (evaluate.reconstruct(tokenizer, images)[1] for images in parts)
-    scores["reconstruction"] = distances.of_parts(reconstructions, "reconstructions")
-    del scores["reconstruction"]["protocol"]
-    if "train" in real:
-        scores["real"] = evaluate.distances_only(distances(real["train"]))
-
-    judge, told = None, {}
-    if isinstance(settings, TextEvaluationConfig):
-        judge = trained_dual_encoder(profile).model
-        told = {kind: prompts(profile, kind) for kind in KINDS}
-        scores |= prompt_scores(judge, tokenizer, told, samples, profile, distances.lite0)
-        scores["protocol"] |= {
-            "prompts": f"{settings.prompts} of each kind: " + "; ".join(KINDS.values()),
-            "r_precision": f"right caption among {settings.candidates} of other names, by the dual "
-            "encoder; intervals over names",
-        }
-        asked, texts = told["held_out"].captions, captioned(profile, "test")
-        captions = [texts.captions[image][0] for image in codes.held_out_labels.tolist()]
-        assert model.text_tokenizer is not None
-        conditions = model.text_tokenizer.encode(captions, truncate=True)
-    else:
-        asked, conditions = sampled_labels(profile, settings.sweep_samples), codes.held_out_labels
-
-    def row(changed: SamplingConfig) -> dict[str, float]:
-        """Scores of a row of a sweep; those of `samples` where nothing differs."""
-        new, right = scores, scores.get("r_precision_held_out")
-        if changed != sampling or len(asked) != len(sampled):
-            drawn = draw_samples(model, asked, changed)
-            new = distances.of_parts(_decoded(tokenizer, drawn), "samples of a sweep")
-            if judge is not None:
-                images, lite0 = evaluate.decode(tokenizer, drawn), distances.lite0
-                right = retrieved(judge, images, told["held_out"], profile, lite0)["r_precision"]
-        share = {} if right is None else {"r_precision": right}
-        return share | evaluate.distances_only(new)
-
-    def sweep(name: str) -> list[dict[str, float]]:
-        values = [{name: value} for value in getattr(settings, f"{name}_sweep")]
-        return [value | row(replace(sampling, **cast(Any, value))) for value in values]
-
     return {
-        **scores,
-        **evaluate.held_out_nats(model, codes.held_out, conditions),
-        "guidance_sweep": sweep("guidance"),
-        "top_p_sweep": sweep("top_p"),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        name: generate(model, x, sampling, progress=f"samples, {name}").cpu()
+        for name, x in asked.items()
     }
 
 
-def _decoded(tokenizer: SpectralTokenizer, codes: Tensor) -> Iterator[Tensor]:
-    return (evaluate.decode(tokenizer, part) for part in codes.split(evaluate.PART))
+def _samples(profile: Profile, variant: str, seed: int, save: bool = False) -> dict[str, Tensor]:
+    """`draw_all` of this very run, from the pipeline or drawn now, and kept if `save`."""
+    path = resolve(f"samples/{variant}-seed{seed}.safetensors")
+    run = _run(profile, variant, seed)
+    if read_metadata(path).get("run") == run:
+        return load_file(path)
+    model = trained_generator(profile, variant, seed).model.to(best_device())
+    samples = draw_all(model, profile, variant)
+    if save:
+        write_tensors(path, samples, {"run": run})
+    return samples
 
 
-def _distances_of_codes(
-    codes: Tensor,
-    tokenizer: SpectralTokenizer,
-    distances: evaluate.Distances,
-    profile: Profile,
-    variant: str,
-) -> dict[str, Any]:
-    """Distances of sampled codes, FID and Inception scores where asked for, and `protocol`."""
-    scores = distances.of_parts(_decoded(tokenizer, codes), "samples")
-    sampling, is_text = profile.sampler(variant), variant in profile.text.variants
-    scores["protocol"] |= {
-        "references": "the held-out images with these names"
-        if is_text
-        else "wide held-out views of labelled photographs",
-        **{name: getattr(sampling, name) for name in SAMPLER},
-    }
-    originals = _held_out_images(profile, variant)
-    images, seed = _decoded(tokenizer, codes), profile.generator_section(variant).evaluation.seed
-    return scores | evaluate.inception_scores(profile, images, originals, seed)
+def load_samples(profile: Profile, variant: str, seed: int, each: int) -> dict[str, Tensor]:
+    """Class, or kind of prompts -> its first sampled images [each, 3, H, W], if there are as many.
 
-
-# -- images in the making ----------------------------------------------------------------------
+    Codes are the pipeline's if they are of this very run, else drawn now.
+    """
+    samples, tokenizer = _samples(profile, variant, seed), tokenizer_of(profile, variant)
+    if "codes" in samples:
+        codes, classes = samples["codes"], load_codes(profile, variant).classes
+        labels = sampled_labels(profile, len(codes))
+        samples = {name: codes[labels == index] for index, name in enumerate(classes)}
+    enough = {name: codes[:each] for name, codes in samples.items() if len(codes) >= each}
+    return {name: evaluate.decode(tokenizer, codes) for name, codes in enough.items()}
 
 
 def generation_frames(
-    profile: Profile, variant: str, seed: int, prompts: Tensor | list[str], frames: int
-) -> list[Tensor]:
-    """Frames [B, 3, H, W] by `sampling_frames` of a generator of the profile."""
-    models = load_models(profile, variant, seed)
-    return sampling_frames(*models, profile.sampler(variant), prompts, frames)
-
-
-def sampling_frames(
-    model: AutoregressiveModel,
-    tokenizer: SpectralTokenizer,
-    sampling: SamplingConfig,
-    prompts: Tensor | list[str],
-    frames: int,
+    profile: Profile, variant: str, seed: int, asked: Tensor | list[str], frames: int
 ) -> list[Tensor]:
     """Frames [B, 3, H, W] of samples in the making, the finished images last.
 
@@ -377,14 +370,16 @@ def sampling_frames(
     Raises:
         ValueError: several scales, and a decoder that cannot decode the first ones alone.
     """
-    sampling = replace(sampling, batch_size=max(1, len(prompts)))  # all samples in each frame
+    model, tokenizer = load_models(profile, variant, seed)
+    # All samples in each frame.
+    sampling = replace(profile.sampler(variant), batch_size=max(1, len(asked)))
     images: list[Tensor] = []
     if model.config.num_scales > 1:
         for_image = {"tokenizer": tokenizer, "on_scale": lambda first, scale, x: images.append(x)}
-        generate(model, prompts, sampling, **for_image)
+        generate(model, asked, sampling, **for_image)
         return [F.interpolate(x.cpu(), images[-1].shape[2:]) for x in images]
 
-    codes = generate(model, prompts, sampling)  # [B, 1, N]
+    codes = generate(model, asked, sampling)  # [B, 1, N]
     num_codes, grid = codes.shape[2], tokenizer.config.grid_size
     for frame in range(1, frames + 1):
         count = max(1, round(num_codes * frame / frames))

@@ -16,10 +16,11 @@ from sitlib import metrics
 from sitlib.data import CaptionedImages, held_out_views
 from sitlib.metrics.networks import Lite0
 from sitlib.model.dual_encoder import DualEncoder
+from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
 from workbook import evaluate
 from workbook.codes import captioned
-from workbook.dual_encoder import judge_features
+from workbook.dual_encoder import judge_features, trained_dual_encoder
 from workbook.profile import Profile
 from workbook.train_or_load import DualEncoderRun
 
@@ -34,7 +35,6 @@ KINDS = {
 class Prompts:
     """Captions of one of `KINDS`, and the real images that they describe."""
 
-    kind: str
     captions: list[str]
     known: list[str]  # captions in phrasings of training, by which samples are judged
     names: list[str]  # subjects
@@ -60,7 +60,7 @@ def prompts(profile: Profile, kind: str) -> Prompts:
 
     known = one_each(texts.captions)
     asked = one_each(captioned(profile, split, "new").captions) if kind == "seen" else known
-    return Prompts(kind, asked, known, [texts.names[i] for i in positions], images)
+    return Prompts(asked, known, [texts.names[i] for i in positions], images)
 
 
 def _one_of_each_name(profile: Profile, texts: CaptionedImages) -> tuple[list[int], Tensor]:
@@ -86,68 +86,65 @@ def _one_of_each_name(profile: Profile, texts: CaptionedImages) -> tuple[list[in
             )
 
 
-def retrieval(
-    judge: DualEncoder, features: Tensor, captions: list[str], names: list[str], profile: Profile
-) -> Tensor:
-    """R-precision in % [M] of images, given as `judge_features`, and their captions of names."""
-    settings = profile.text.evaluation
-    with torch.no_grad():
-        tokens = judge.text_tokenizer.encode(captions, truncate=True)
-        similarity = judge.similarity(features, tokens)
-    right, options = torch.arange(len(similarity)), {"candidates": settings.candidates}
-    return 100 * metrics.r_precision(similarity, right, names, **options, seed=settings.seed)
+@dataclass
+class Judge:
+    """A dual encoder, by which images are compared with captions."""
 
+    model: DualEncoder
+    lite0: Lite0
+    profile: Profile
 
-def retrieved(
-    judge: DualEncoder,
-    images: Tensor,
-    asked: Prompts,
-    profile: Profile,
-    lite0: Lite0,
-    title: str = "samples",
-) -> dict[str, Any]:
-    """R-precision (%) of images, with an interval of 95 % over names, and `by_prompt`.
+    @classmethod
+    def of(cls, profile: Profile) -> "Judge":
+        """The dual encoder of a profile, trained now or earlier."""
+        lite0 = metrics.load_lite0().to(best_device())
+        return cls(trained_dual_encoder(profile).model, lite0, profile)
 
-    Captions are in phrasings of training, whatever the samples were asked for with: new words test
-    the generator, not the judge.
-    """
-    features = judge_features(images, lite0, DualEncoderRun.of(profile), title)
-    values = retrieval(judge, features, asked.known, asked.names, profile)
-    return {
-        "r_precision": float(values.mean()),
-        "interval": list(metrics.bootstrap_interval(values, asked.names)),
-        "chance": 100 / profile.text.evaluation.candidates,
-        "by_prompt": [round(value, 1) for value in values.tolist()],
-    }
+    def features(self, images: Tensor, title: str = "") -> Tensor:
+        """What the dual encoder takes of images [M, 3, H, W]: features [M, 1280]."""
+        return judge_features(images, self.lite0, DualEncoderRun.of(self.profile), title)
 
+    def retrieval(self, features: Tensor, captions: list[str], names: list[str]) -> Tensor:
+        """R-precision in % [M] of images, given as `features`, and their captions of names."""
+        settings = self.profile.text.evaluation
+        with torch.no_grad():
+            tokens = self.model.text_tokenizer.encode(captions, truncate=True)
+            similarity = self.model.similarity(features, tokens)
+        right, options = torch.arange(len(similarity)), {"candidates": settings.candidates}
+        return 100 * metrics.r_precision(similarity, right, names, **options, seed=settings.seed)
 
-def prompt_scores(
-    judge: DualEncoder,
-    tokenizer: SpectralTokenizer,
-    asked: dict[str, Prompts],
-    samples: dict[str, Tensor],
-    profile: Profile,
-    lite0: Lite0,
-) -> dict[str, Any]:
-    """R-precision of samples for prompts of every kind, of real images and reconstructions.
+    def retrieved(self, images: Tensor, asked: Prompts, title: str = "") -> dict[str, Any]:
+        """R-precision (%) of images, with an interval of 95 % over names, and `by_prompt`.
 
-    Returns:
-        `kinds`: kind -> `samples`, `reconstruction`, `real` -> what `retrieved` returns,
-        `by_prompt`
-        of samples only; `r_precision_<kind>` of samples.
-    """
-    kinds: dict[str, dict[str, dict[str, Any]]] = {}
-    for kind, told in asked.items():
-        images = {
-            "samples": evaluate.decode(tokenizer, samples[kind]),
-            "reconstruction": evaluate.reconstruct(tokenizer, told.images)[1],
-            "real": told.images,
+        Captions are in phrasings of training, whatever the samples were asked for with: new words
+        test the generator, not the judge.
+        """
+        values = self.retrieval(self.features(images, title), asked.known, asked.names)
+        return {
+            "r_precision": float(values.mean()),
+            "interval": list(metrics.bootstrap_interval(values, asked.names)),
+            "chance": 100 / self.profile.text.evaluation.candidates,
+            "by_prompt": [round(value, 1) for value in values.tolist()],
         }
-        kinds[kind] = {
-            of: retrieved(judge, x, told, profile, lite0, f"{of}, {kind}")
-            for of, x in images.items()
-        }
-        for of in ("reconstruction", "real"):
-            del kinds[kind][of]["by_prompt"]
-    shares = {f"r_precision_{kind}": of["samples"]["r_precision"] for kind, of in kinds.items()}
-    return {**shares, "kinds": kinds}
+
+    def prompt_scores(
+        self, tokenizer: SpectralTokenizer, asked: dict[str, Prompts], samples: dict[str, Tensor]
+    ) -> dict[str, Any]:
+        """R-precision of samples for prompts of every kind, of real images and reconstructions.
+
+        Returns:
+            `kinds`: kind -> `samples`, `reconstruction`, `real` -> what `retrieved` returns,
+            `by_prompt` of samples only; `r_precision_<kind>` of samples.
+        """
+        kinds: dict[str, dict[str, dict[str, Any]]] = {}
+        for kind, told in asked.items():
+            images = {
+                "samples": evaluate.decode(tokenizer, samples[kind]),
+                "reconstruction": evaluate.reconstruct(tokenizer, told.images)[1],
+                "real": told.images,
+            }
+            kinds[kind] = {of: self.retrieved(x, told, f"{of}, {kind}") for of, x in images.items()}
+            for of in ("reconstruction", "real"):
+                del kinds[kind][of]["by_prompt"]
+        shares = {f"r_precision_{kind}": of["samples"]["r_precision"] for kind, of in kinds.items()}
+        return {**shares, "kinds": kinds}

@@ -80,15 +80,15 @@ def evaluated_sizes(tokenizer: SpectralTokenizer) -> list[int]:
     return sizes if config.decoder_attention == "scale_causal" else sizes[:1]
 
 
-def error_by_scale(
-    images: Tensor, reconstructions: Tensor, levels: int = ERROR_LEVELS
-) -> list[float]:
+def error_by_scale(images: Tensor, reconstructions: Tensor) -> list[float]:
     """Mean squared error in [-1, 1] of each scale of a Haar transform, coarsest first.
 
     The gains make the transform orthonormal, so that the sum is the whole error.
     """
     difference = 2 * (images - reconstructions)  # of [0, 1] to [-1, 1]
-    scales = zip(orthonormal_gains(levels), dwt2(difference, "haar", levels), strict=True)
+    scales = zip(
+        orthonormal_gains(ERROR_LEVELS), dwt2(difference, "haar", ERROR_LEVELS), strict=True
+    )
     return [float((gain * x).square().sum() / images.numel()) for gain, x in scales]
 
 
@@ -189,7 +189,7 @@ def _summarize(
     values = {metric: measured[metric] for metric in metrics.METRICS if metric in measured}
     scores = metrics.summarize_reconstructions(values, keys, (size, size))
     subset = min(100, max(2, len(keys) // 2))  # of KID; larger subsets would be nearly the same
-    distances = evaluate.Distances(originals, lite0, subset, seed)(features)
+    distances = metrics.generation_metrics(features, originals, kid_subset_size=subset, seed=seed)
     protocol = {
         **scores["protocol"],
         **distances["protocol"],
