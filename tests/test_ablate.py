@@ -143,7 +143,7 @@ def test_a_row_is_trained_and_judged_with_every_seed(own_folder, monkeypatch, we
     assert first["psnr"] != second["psnr"] and 0 <= first["usage"] <= 100
     assert len(first["by_photograph"]["psnr"]) == len(result["photographs"])
     assert result["parameters"] > 1000 and result["flops_per_image"] > 1e6
-    again = run_row(small, "row", seeds=[0])  # loaded, not trained again
+    again = run_row(small, "row", core=True)  # loaded, not trained again
     assert [again["seeds"]["0"][key] for key in ("psnr", "seconds")] == [
         first[key] for key in ("psnr", "seconds")
     ]
@@ -184,13 +184,15 @@ def test_a_diffusion_model_is_trained_once_and_loaded_again(own_folder):
 
 
 def test_a_text_trial_says_how_often_names_were_drawn_and_is_judged_without_sweeps(monkeypatch):
-    def measured(model, profile, variant):
+    def measured(model, profile, variant, samples, real):
         assert profile.text.evaluation.top_p_sweep == profile.text.evaluation.guidance_sweep == []
         return {"r_precision_seen": 12.0}
 
     trained = SimpleNamespace(model=torch.nn.Identity(), curve={"seconds": [1.0, 7.0]})
     monkeypatch.setattr(ablate, "fetch_weights", lambda: None)
     monkeypatch.setattr(ablate, "trained_generator", lambda *_: trained)
+    for name in ("draw_all", "real_features"):
+        monkeypatch.setattr(ablate, name, lambda *_: None)
     monkeypatch.setattr(ablate, "measure_generator", measured)
     trial = TextTrial("captioned_sit4_sc", {"text.optimizer.steps": 5})
     scores = ablate.run_text_trial(grid(text={"x": trial}), "x")

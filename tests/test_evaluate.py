@@ -327,7 +327,7 @@ class TestGeneration:
 
     def test_a_decoder_of_other_codes_is_refused(self):
         with pytest.raises(ValueError, match="vit_vqgan does not decode the codes"):
-            generation.evaluate_decoder(PROFILE, "ar_sit5_sc", 7, "vit_vqgan")
+            generation.evaluate_generator(PROFILE, "ar_sit5_sc", 7, "vit_vqgan")
 
 
 class TestWholeEvaluations:

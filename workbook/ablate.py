@@ -14,7 +14,6 @@ from functools import partial
 from statistics import median
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
@@ -36,9 +35,11 @@ from workbook.estimates import flops
 from workbook.evaluate import decode, features_of, held_out_nats, reconstruct
 from workbook.evaluate.generation import (
     distances,
+    draw_all,
     held_out_features,
     load_models,
     measure_generator,
+    real_features,
     sampled_labels,
 )
 from workbook.evaluate.text import KINDS
@@ -151,14 +152,11 @@ def load_grid() -> Grid:
 # -- ablations ---------------------------------------------------------------------------------
 
 
-def run_row(
-    grid: Grid, name: str, seeds: Sequence[int] | None = None, generate: bool = True
-) -> dict[str, Any]:
+def run_row(grid: Grid, name: str, core: bool = False) -> dict[str, Any]:
     """Train and judge a row with every seed.
 
     Args:
-        seeds: default: those of the grid.
-        generate: False: no model over the row's codes, whatever the row says.
+        core: with seed 0 only, and without a model over the row's codes, whatever the row says.
 
     Returns:
         `group`, `tokenizer`, `steps`, `run`; `parameters`; `flops_per_image` of encoding and
@@ -168,7 +166,7 @@ def run_row(
     """
     profile = grid.row_profile(name)
     row, config = grid.rows[name], profile.tokenizer_variant(name)
-    seeds = grid.seeds if seeds is None else seeds
+    seeds = [0] if core else grid.seeds
     fetch_weights()
     views, keys = held_out_set(profile, size=config.size)
     judged: dict[str, Any] = {"photographs": [], "protocol": {}}
@@ -203,7 +201,7 @@ def run_row(
         "protocol": judged["protocol"],
         "seeds": by_seed,
     }
-    if row.generate and generate:
+    if row.generate and not core:
         result["generation"] = generation_scores(profile, f"ar_{name}")
     return result
 
@@ -250,7 +248,7 @@ def forget(name: str) -> None:
 # -- the ladder --------------------------------------------------------------------------------
 
 
-def run_rung(grid: Grid, name: str, seed: int = 0) -> dict[str, Any]:
+def run_rung(grid: Grid, name: str) -> dict[str, Any]:
     """Train and judge a rung.
 
     Returns:
@@ -266,14 +264,14 @@ def run_rung(grid: Grid, name: str, seed: int = 0) -> dict[str, Any]:
     first, first_label = codes.held_out[:1], codes.held_out_labels[:1]
     labels = sampled_labels(profile, profile.autoregressive.evaluation.samples)
     if rung.kind == "autoregressive":
-        trained, passes = trained_generator(profile, variant, seed), 1
+        trained, passes = trained_generator(profile, variant, 0), 1
         nats = held_out_nats(trained.model, codes.held_out, codes.held_out_labels)
         loss = nats["nats_per_token"] * first.numel()
         forward = partial(trained.model, first, first_label)
         began = time.perf_counter()
         samples = generate(trained.model, labels, sampling)
     else:
-        trained = trained_diffusion(profile, variant, seed, codes, tokenizer)
+        trained = trained_diffusion(profile, variant, 0, codes, tokenizer)
         passes = 2 * rung.sampling_steps - 1  # Heun's method, but for its last step
         vectors = tokenizer.embed_codes(codes.held_out).detach()
         loss = velocity_error(trained.model, vectors, codes.held_out_labels)
@@ -286,7 +284,7 @@ def run_rung(grid: Grid, name: str, seed: int = 0) -> dict[str, Any]:
         operations = flops(forward)
     return {
         **vars(rung),
-        "run": digest(AutoregressiveRun.of(profile, variant, seed)),
+        "run": digest(AutoregressiveRun.of(profile, variant, 0)),
         "parameters": sum(p.numel() for p in trained.model.parameters()),
         "block_parameters": sum(p.numel() for p in trained.model.transformer.parameters()),
         "training_flops": 3 * operations * rung.steps * rung.batch_size,
@@ -301,7 +299,7 @@ def run_rung(grid: Grid, name: str, seed: int = 0) -> dict[str, Any]:
 # -- text models -------------------------------------------------------------------------------
 
 
-def run_text_trial(grid: Grid, name: str, seed: int = 0) -> dict[str, Any]:
+def run_text_trial(grid: Grid, name: str) -> dict[str, Any]:
     """Train a text trial; judge it by the prompts and the dual encoder of the usual profile.
 
     Returns:
@@ -315,17 +313,18 @@ def run_text_trial(grid: Grid, name: str, seed: int = 0) -> dict[str, Any]:
     usual = replace(usual, text=replace(usual.text, evaluation=without_sweeps))
     variant = f"ar_{grid.text[name].tokenizer}"
     optimizer = profile.generator_optimizer(variant)
-    trained = trained_generator(profile, variant, seed)
-    num_names = len(np.unique(captioned(profile, "train").names))
+    trained = trained_generator(profile, variant, 0)
+    model, real = trained.model.to(best_device()), real_features(usual, variant)
+    num_names = len(set(captioned(profile, "train").names))
     return {
         "changes": grid.text[name].changes,
         "variant": variant,
         "steps": optimizer.steps,
-        "seed": seed,
+        "seed": 0,
         "draws_per_name": optimizer.steps * optimizer.batch_size / num_names,
         "prompts": KINDS,
         "seconds": trained.curve["seconds"][-1],
-        **measure_generator(trained.model.to(best_device()), usual, variant),
+        **measure_generator(model, usual, variant, draw_all(model, usual, variant), real),
     }
 
 

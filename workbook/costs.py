@@ -2,18 +2,17 @@
 
 `efficiency` at growing image sizes, `throughput` as in the paper's table of images a second (SIT,
 section 5). Costs do not depend on what weights hold. Peaks of memory are those of a process of
-its own for each model: `python -m workbook.costs` reads a call from stdin and prints its result.
+its own for each model.
 """
 
-import json
+import multiprocessing
 import os
 import platform
 import re
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,6 @@ from sitlib.model.generator_config import AutoregressiveConfig, SamplingConfig
 from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample.generate import generate
-from sitlib.strict import from_dict, to_dict
 from workbook.effects import power_law
 from workbook.estimates import flops
 from workbook.profile import Profile
@@ -82,23 +80,10 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
-def in_own_process(name: str, profile: Profile, *arguments: Any) -> Any:
-    """Result of the function `name` of this module, called in a process of its own.
-
-    Raises:
-        ValueError: it failed; the message has the last line of what the process said.
-    """
-    answer = subprocess.run(
-        [sys.executable, "-m", "workbook.costs"],
-        input=json.dumps([name, to_dict(profile), *arguments]),
-        capture_output=True,
-        text=True,
-    )
-    if answer.returncode:
-        reason = answer.stderr.strip().rpartition("\n")[2]
-        case = " ".join(map(str, [name, *arguments]))
-        raise ValueError(f"{case} could not be measured: {reason}")
-    return json.loads(answer.stdout.splitlines()[-1])
+def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Result of a function of a module, called in a new process, whose peak of memory is its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def hardware() -> dict[str, Any]:
@@ -201,7 +186,7 @@ def efficiency(profile: Profile) -> dict[str, Any]:
     cases += [(name, size, n) for size in SWEPT_SIZES for n in BATCHES for name in TOKENIZERS]
     rows = []
     for case in cases:
-        rows.append(in_own_process("size_costs", profile, *case))
+        rows.append(in_own_process(size_costs, profile, *case))
         print({key: value for key, value in rows[-1].items() if value is not None}, flush=True)
     return {"rows": rows, "exponents": exponents(rows), "hardware": hardware()}
 
@@ -276,7 +261,7 @@ def sampling_rates(profile: Profile, geometry: str, rounds: int) -> list[dict[st
         for name, share in cases[:: 1 if number % 2 == 0 else -1]:
             budget = ROUND_SECONDS if rounds > 1 else 0.0
             times[name, share].append(seconds(partial(draw[name], share), budget))
-    peaks = {name: in_own_process("sampling_peaks", profile, name, geometry) for name in draw}
+    peaks = {name: in_own_process(sampling_peaks, profile, name, geometry) for name in draw}
     size, rows = geometries(profile)[geometry][0][OURS].size, []
     batch_size = profile.autoregressive.evaluation.throughput_batch_size
     for share in SHARES:
@@ -305,14 +290,13 @@ def throughput(profile: Profile, rounds: int) -> dict[str, Any]:
         rounds: in a single one, of dry runs, every time is taken once.
     """
     rows, about = [], {}
-    batch_size = profile.autoregressive.evaluation.throughput_batch_size
     for name, (configs, shape) in geometries(profile).items():
         rows += sampling_rates(profile, name, rounds)
         about[name] = {
             "size": configs[BASELINE].size,
             "tokens": configs[BASELINE].tokens_per_scale,
             "transformer": f"{shape.layers} layers, width {shape.width}, {shape.heads} heads",
-            "batch_size": batch_size,
+            "batch_size": profile.autoregressive.evaluation.throughput_batch_size,
         }
     protocol = {
         "weights": "random",
@@ -322,9 +306,3 @@ def throughput(profile: Profile, rounds: int) -> dict[str, Any]:
         "device": str(best_device()),
     }
     return {"geometries": about, "rows": rows, "protocol": protocol | hardware()}
-
-
-if __name__ == "__main__":
-    function, values, *arguments = json.load(sys.stdin)
-    profile = from_dict(Profile, values, "profile")
-    print(json.dumps(globals()[function](profile, *arguments)))

@@ -139,9 +139,9 @@ def evaluate_autoregressive(profile: Profile, run: str) -> None:
 
 def decode_again(profile: Profile, run: str, of: str, decoder: str) -> None:
     """Distances of the samples of a model that a second decoder decodes."""
-    from workbook.evaluate.generation import evaluate_decoder
+    from workbook.evaluate.generation import evaluate_generator
 
-    scores = evaluate_decoder(profile, *split_run(of), split_run(decoder)[0], pipeline=True)
+    scores = evaluate_generator(profile, *split_run(of), split_run(decoder)[0], pipeline=True)
     write_json(resolve(f"metrics/generation/{run}.json"), scores)
 
 
@@ -186,7 +186,7 @@ def core_ablation(profile: Profile, row: str) -> None:
     """Train and judge a row of the ablations with one seed, without a model over its codes."""
     from workbook.ablate import forget, load_grid, run_row
 
-    scores = run_row(load_grid(), row, seeds=[0], generate=False)
+    scores = run_row(load_grid(), row, core=True)
     write_json(resolve(f"metrics/core_ablations/{row}.json"), scores)
     forget(row)
 

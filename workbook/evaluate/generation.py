@@ -58,62 +58,45 @@ def tokenizer_of(profile: Profile, variant: str) -> SpectralTokenizer:
 
 
 def evaluate_generator(
-    profile: Profile, variant: str, seed: int, pipeline: bool = False
+    profile: Profile, variant: str, seed: int, decoder: str | None = None, pipeline: bool = False
 ) -> dict[str, Any]:
     """Train or load a generator of the profile, draw samples and measure them.
 
     Args:
+        decoder: variant of a tokenizer that has taken over the codes of the model's tokenizer, to
+            decode samples of a class-conditional model once more, and measure only these.
         pipeline: read real features from the stage's file, and keep the samples.
 
     Returns:
-        `run`, and what `measure_generator` returns.
-    """
-    metrics.fetch_weights()
-    model = trained_generator(profile, variant, seed).model.to(best_device())
-    samples = _samples(profile, variant, seed, save=pipeline)
-    file = REAL_TEXT if variant in profile.text.variants else REAL
-    real = load_file(resolve(file)) if pipeline else None
-    scores = measure_generator(model, profile, variant, samples, real)
-    return {"run": _run(profile, variant, seed), **scores}
-
-
-def evaluate_decoder(
-    profile: Profile, variant: str, seed: int, decoder: str, pipeline: bool = False
-) -> dict[str, Any]:
-    """Measure the samples of a class-conditional model through another decoder.
-
-    Args:
-        decoder: variant of a tokenizer that has taken over the codes of the model's tokenizer.
-        pipeline: read real features from the stage's file.
+        `run`, and what `measure_generator` or `measure_codes` returns.
 
     Raises:
-        ValueError: it decodes other codes.
+        ValueError: the decoder decodes other codes.
     """
-    tokenizer_seed = profile.autoregressive.tokenizer_seed
-    encoder = TokenizerRun.of(profile, decoder, tokenizer_seed).codes
-    if encoder != CodesRun.of(profile, variant).tokenizer:
+    codes, tokenizer_seed = CodesRun.of(profile, variant), profile.autoregressive.tokenizer_seed
+    if decoder and TokenizerRun.of(profile, decoder, tokenizer_seed).codes != codes.tokenizer:
         raise ValueError(f"{decoder} does not decode the codes that {variant} models.")
-    tokenizer = trained_tokenizer(profile, decoder, tokenizer_seed).model.to(best_device())
-    codes = _samples(profile, variant, seed)["codes"]
-    real = load_file(resolve(REAL)) if pipeline else real_features(profile, variant)
-    scores = _measure_codes(codes, tokenizer, real["held_out"], profile, variant)
+    metrics.fetch_weights()
+    samples = _samples(profile, variant, seed, save=pipeline)
+    file = REAL_TEXT if variant in profile.text.variants else REAL
+    real = load_file(resolve(file)) if pipeline else real_features(profile, variant)
+    if decoder:
+        tokenizer = trained_tokenizer(profile, decoder, tokenizer_seed).model.to(best_device())
+        scores = measure_codes(samples["codes"], tokenizer, real["held_out"], profile, variant)
+    else:
+        model = trained_generator(profile, variant, seed).model.to(best_device())
+        scores = measure_generator(model, profile, variant, samples, real)
     return {"run": _run(profile, variant, seed, decoder), **scores}
 
 
 def generator_scores(
     profile: Profile, variant: str, seed: int, decoder: str | None = None
 ) -> dict[str, Any]:
-    """The pipeline's scores of this very run, else scores that are measured now.
-
-    With `decoder` those of its samples through a second decoder.
-    """
+    """The pipeline's scores of this very run, else those that `evaluate_generator` measures now."""
     folder = "text" if variant in profile.text.variants else "generation"
     path = f"metrics/{folder}/{variant}{'_second' if decoder else ''}-seed{seed}.json"
-    if stored := evaluate.stored_scores(path, _run(profile, variant, seed, decoder)):
-        return stored
-    if decoder:
-        return evaluate_decoder(profile, variant, seed, decoder)
-    return evaluate_generator(profile, variant, seed)
+    stored = evaluate.stored_scores(path, _run(profile, variant, seed, decoder))
+    return stored or evaluate_generator(profile, variant, seed, decoder)
 
 
 def _run(profile: Profile, variant: str, seed: int, decoder: str | None = None) -> str:
@@ -131,13 +114,13 @@ def measure_generator(
     model: AutoregressiveModel,
     profile: Profile,
     variant: str,
-    samples: dict[str, Tensor] | None = None,
-    real: dict[str, Tensor] | None = None,
+    samples: dict[str, Tensor],
+    real: dict[str, Tensor],
 ) -> dict[str, Any]:
     """Distances of samples to real images, nats per token, sweeps; of text models R-precision.
 
     Args:
-        samples, real: from `draw_all` and `real_features`. Default: made now.
+        samples, real: from `draw_all` and `real_features`.
 
     Returns:
         The distances of class-conditional samples, or of those for held-out names, to the real
@@ -148,13 +131,11 @@ def measure_generator(
         `nats_per_token`, `nats_by_scale`; `guidance_sweep`, `top_p_sweep`; `parameters`;
         `protocol`. Of text-conditional models also what `Judge.prompt_scores` returns.
     """
-    samples = samples or draw_all(model, profile, variant)
-    real = real or real_features(profile, variant)
     settings, sampling = profile.generator_section(variant).evaluation, profile.sampler(variant)
     tokenizer, codes = tokenizer_of(profile, variant), load_codes(profile, variant)
     references = real["held_out"]
     sampled = next(iter(samples.values()))  # those of held-out names come first
-    scores = _measure_codes(sampled, tokenizer, references, profile, variant)
+    scores = measure_codes(sampled, tokenizer, references, profile, variant)
     parts = (evaluate.reconstruct(tokenizer, x)[1] for x in _held_out_images(profile, variant))
     reconstructions = evaluate.features_of(parts, "reconstructions")
     scores["reconstruction"] = distances(reconstructions, references, settings)
@@ -203,7 +184,7 @@ def measure_generator(
     }
 
 
-def _measure_codes(
+def measure_codes(
     codes: Tensor,
     tokenizer: SpectralTokenizer,
     references: Tensor,
@@ -221,20 +202,17 @@ def _measure_codes(
     }
     if profile.tokenizer.evaluation.inception:
         inception = metrics.InceptionMetrics()
-        for images in _decoded(tokenizer, codes):
-            inception.add(images, real=False, title="samples")
+        for part in codes.split(evaluate.PART):
+            inception.add(evaluate.decode(tokenizer, part), real=False, title="samples")
         for images in _held_out_images(profile, variant):
             inception.add(images, real=True, title="originals")
         scores |= inception.compute(seed=settings.seed)
     return scores
 
 
-def _decoded(tokenizer: SpectralTokenizer, codes: Tensor) -> Iterator[Tensor]:
-    return (evaluate.decode(tokenizer, part) for part in codes.split(evaluate.PART))
-
-
 def _features(tokenizer: SpectralTokenizer, codes: Tensor, title: str) -> Tensor:
-    return evaluate.features_of(_decoded(tokenizer, codes), title)
+    parts = (evaluate.decode(tokenizer, part) for part in codes.split(evaluate.PART))
+    return evaluate.features_of(parts, title)
 
 
 def distances(
@@ -291,9 +269,9 @@ def _training_images(profile: Profile, variant: str) -> Iterator[Tensor]:
     views = settings.reference_views / len(images_of(profile, variant, "test"))
     if settings.neighbors <= views:
         raise ValueError(
-            f"autoregressive.evaluation.neighbors is {settings.neighbors}, but there are "
-            f"{views:.0f} views of each held-out photograph: precision and recall would measure "
-            "whether samples show the very same photograph. Raise it above that number."
+            f"autoregressive.evaluation.neighbors is {settings.neighbors}: raise it above the "
+            f"{views:.0f} views of each held-out photograph, or precision and recall measure "
+            "whether samples show the very same photograph."
         )
     photographs = images_of(profile, variant, "train")
     size = CodesRun.of(profile, variant).tokenizer.data.size
