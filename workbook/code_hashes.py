@@ -8,7 +8,6 @@ every stage (`build/code/STAGE.json`), and the stages depend on these.
 import ast
 import hashlib
 import json
-import sys
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -20,10 +19,8 @@ from IPython.core.inputtransformer2 import TransformerManager
 from workbook.paths import ROOT
 
 PACKAGES = ("sitlib", "workbook")
-KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 # What nbformat raises for a file that is not a notebook.
-MALFORMED = (AttributeError, KeyError, TypeError)
-UNREADABLE = (nbformat.reader.NotJSONError, nbformat.ValidationError, *MALFORMED)
+UNREADABLE = (nbformat.ValidationError, AttributeError, KeyError, TypeError, ValueError)
 
 
 # -- Python ------------------------------------------------------------------------------------
@@ -72,18 +69,13 @@ def imported(tree: ast.AST) -> set[str]:
         else:
             continue
         for module, name in names:
-            parts = module.split(".")
-            if parts[0] not in PACKAGES:
-                continue
-            path = Path(*parts)
-            candidates = [path / f"{name}.py", path / f"{name}/__init__.py"] if name else []
-            submodules = [file for file in candidates if (ROOT / file).exists()]
-            files |= {*submodules, path.with_suffix(".py"), path / "__init__.py"}
-            # A package runs before its modules; the top of `sitlib` only gives names away.
-            files |= {package / "__init__.py" for package in path.parents if package.name}
-            gives_names_away = len(parts) == 1 and name and not submodules
-            if not gives_names_away:
-                files.discard(Path(parts[0], "__init__.py"))
+            if module.split(".")[0] in PACKAGES:
+                path = Path(*module.split("."))
+                paths = [path, path / name, *path.parents] if name else [path, *path.parents]
+                # A package runs before its modules.
+                files |= {p / "__init__.py" for p in paths} | {
+                    p.with_suffix(".py") for p in paths if p.name
+                }
     return {file.as_posix() for file in files if (ROOT / file).exists()}
 
 
@@ -150,36 +142,15 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
         return notebook
     except FileNotFoundError:
         raise ValueError(f"There is no notebook {path}.") from None
-    except (*UNREADABLE, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a readable notebook; restore it from git.") from error
-
-
-def canonical(notebook: nbformat.NotebookNode) -> str:
-    """The form in which a notebook is kept in git: cells, tags, attachments, but no outputs.
-
-    Empty cells go, and cells are numbered. Idempotent.
-    """
-    cells = []
-    for cell in notebook.cells:
-        if not cell.source.strip():
-            continue
-        tags = list(cell.metadata.get("tags", []))
-        kept = {"cell_type": cell.cell_type, "id": f"cell-{len(cells) + 1:02d}"}
-        kept |= {"metadata": {"tags": tags} if tags else {}}
-        kept |= {"source": cell.source.splitlines(keepends=True)}
-        if cell.cell_type == "code":
-            kept |= {"execution_count": None, "outputs": []}
-        elif cell.get("attachments"):
-            kept |= {"attachments": cell.attachments}
-        cells.append(kept)
-    whole = {"cells": cells, "metadata": {"kernelspec": KERNELSPEC}}
-    whole |= {"nbformat": 4, "nbformat_minor": 5}
-    return json.dumps(whole, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())[:100]
+        raise ValueError(f"{path} is not a readable notebook: {reason}.") from error
 
 
 def notebook_hashes(path: Path, without: tuple[str, ...] = ()) -> dict[str, str]:
-    """Hashes of a notebook's canonical form and of all modules that its cells import."""
+    """Hashes of a notebook's cells, but not of outputs, and of all modules that they import."""
     notebook, files = read_notebook(path), set()
+    cells = [(c.cell_type, c.source, c.metadata.get("tags")) for c in notebook.cells if c.source]
     for number, cell in enumerate(notebook.cells, start=1):
         if cell.cell_type == "code":  # which may have magics
             try:
@@ -187,20 +158,5 @@ def notebook_hashes(path: Path, without: tuple[str, ...] = ()) -> dict[str, str]
             except SyntaxError as error:
                 text = f"Cell {number} of {path.name} cannot be read as Python: {error}"
                 raise ValueError(text) from error
-    own = {f"notebooks/{path.name}": digest(canonical(notebook).encode())}
+    own = {f"notebooks/{path.name}": digest(cells)}
     return own | code_hashes(files, without)
-
-
-def main() -> None:
-    """Rewrite the notebooks of the project that are not canonical; exit code 1 if there were any."""
-    paths = sorted((ROOT / "notebooks").glob("*.ipynb"))
-    texts = {path: canonical(read_notebook(path)) for path in paths}
-    rewritten = [path for path in paths if path.read_text(encoding="utf-8") != texts[path]]
-    for path in rewritten:
-        path.write_text(texts[path], encoding="utf-8")
-        print(f"{path.relative_to(ROOT)} was not canonical: rewritten.", file=sys.stderr)
-    sys.exit(bool(rewritten))
-
-
-if __name__ == "__main__":
-    main()

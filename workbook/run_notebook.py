@@ -34,7 +34,7 @@ from traitlets import default
 from traitlets.config import Config
 
 from sitlib.files import atomic_write
-from workbook.code_hashes import KERNELSPEC, read_notebook
+from workbook.code_hashes import read_notebook
 from workbook.paths import ROOT
 
 # A line is progress, not a result, if it is a tqdm bar or gives a time to go.
@@ -42,6 +42,7 @@ PROGRESS = re.compile(r"\d+%\|.*\|\s*[\d.]+\w*/[\d.?]+|\d+\w*it \[\d+:\d\d|\bETA
 CURSOR = re.compile(r"\x1b\[\d*[A-GJKST]")
 ADDRESS = re.compile(r"(?<= at )0x[0-9a-f]{6,}")
 KERNEL_FILE = re.compile(re.escape(tempfile.gettempdir()) + r"/ipykernel_\d+/\d+\.py")
+KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
