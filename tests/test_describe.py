@@ -173,7 +173,7 @@ def test_a_description_says_what_follows_from_its_numbers(capsys):
     assert generator.cache_bytes == 2 * 1 * 32 * 64 * 2
     assert text.cache_bytes == 2 * 1 * 32 * (64 + 48) * 2
     assert generator.state_bytes == 2 * 4 * generator.cost.learning
-    assert generator.training_flops == pytest.approx(generator.cost.step_flops * 12)
+    assert generator.image_flops * generator.batch == generator.cost.step_flops
 
 
 def test_the_command_takes_a_profile_variants_and_a_gpu(capsys, monkeypatch):
@@ -195,9 +195,10 @@ def test_processes_share_a_batch_and_ddp_needs_its_buckets():
         for engine in (SMOKE.engine, ddp, replace(ddp, strategy="fsdp"))
     )
     assert (one.batch, four.batch) == (16, 4)
-    assert one.bucket_bytes == 0 and four.bucket_bytes == 4 * four.cost.learning
-    assert four.activation_bytes < one.activation_bytes
-    assert four.training_flops == pytest.approx(one.training_flops)
+    assert one.extra_gradient_bytes == 0
+    assert four.extra_gradient_bytes == 4 * four.cost.learning
+    assert four.cost.peak_bytes < one.cost.peak_bytes
+    assert four.image_flops == pytest.approx(one.image_flops)
     assert sharded.state_bytes == four.state_bytes // 4 and sharded.gpu_bytes < four.gpu_bytes
 
 

@@ -5,7 +5,7 @@ Parameters, operations, memory, time and disk of every variant. Times are operat
 GPU * utilization): estimates, no measurements.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,10 +19,11 @@ from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import digest, require, require_known
 from sitlib.train.config import EngineConfig, OptimizerConfig
 from workbook.estimates import Cost, autoregressive_subject, cost, tokenizer_subject
+from workbook.figures.tables import text_table
 from workbook.profile import Profile, load_profile
 
 FLOAT32, BF16 = 4, 2  # bytes: weights, gradients, moments; KV cache of sampling
-IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
+IMAGENET_CLASSES = 1000
 # Memory in GB, and 10^12 dense operations a second in bf16 and tf32, after the makers' data sheets.
 GPUS = {
     "A100": (80, 312.0, 156.0),  # NVIDIA A100 80GB SXM
@@ -74,26 +75,21 @@ class Description:
         return sum(self.parts.values())
 
     @property
+    def shards(self) -> int:
+        return self.engine.world_size if self.engine.strategy == "fsdp" else 1
+
+    @property
     def state_bytes(self) -> int:
         """Two moments and, if there is one, the moving average of the weights; sharded by FSDP."""
         copies = 2 + (self.optimizer.ema_decay > 0)
-        return copies * FLOAT32 * self.cost.learning // self._shards
+        return copies * FLOAT32 * self.cost.learning // self.shards
 
     @property
-    def bucket_bytes(self) -> int:
-        """DDP keeps gradients a second time, in the buckets that it sends."""
-        return FLOAT32 * self.cost.learning if self.engine.strategy == "ddp" else 0
-
-    @property
-    def accumulated_bytes(self) -> int:
-        """Gradients of earlier micro-batches; whole ones, also of sharded models."""
-        micro_batches = self.engine.accumulation(self.optimizer.batch_size)
-        return FLOAT32 * self.cost.learning if micro_batches > 1 else 0
-
-    @property
-    def activation_bytes(self) -> int:
-        """Activations and gradients at the peak of a step."""
-        return self.cost.peak_bytes - self.cost.weight_bytes
+    def extra_gradient_bytes(self) -> int:
+        """Gradients in DDP's buckets, and whole ones of earlier micro-batches."""
+        is_ddp = self.engine.strategy == "ddp"
+        accumulates = self.engine.accumulation(self.optimizer.batch_size) > 1
+        return (is_ddp + accumulates) * FLOAT32 * self.cost.learning
 
     @property
     def gpu_bytes(self) -> int:
@@ -101,24 +97,13 @@ class Description:
 
         Gradients are in the peak as they are made, and only then sent away.
         """
-        elsewhere = self.cost.weight_bytes - self.cost.weight_bytes // self._shards
-        held = self.state_bytes + self.bucket_bytes + self.accumulated_bytes
-        return self.cost.peak_bytes + held - elsewhere
+        elsewhere = self.cost.weight_bytes - self.cost.weight_bytes // self.shards
+        return self.cost.peak_bytes + self.state_bytes + self.extra_gradient_bytes - elsewhere
 
     @property
-    def checkpoint_bytes(self) -> int:
-        """A resumable state: weights, two moments, and the moving average."""
-        return (3 + (self.optimizer.ema_decay > 0)) * FLOAT32 * self.cost.learning
-
-    @property
-    def training_flops(self) -> float:
-        """All steps on all GPUs."""
-        images = self.optimizer.batch_size * self.optimizer.steps
-        return self.cost.step_flops / self.batch * images
-
-    @property
-    def _shards(self) -> int:
-        return self.engine.world_size if self.engine.strategy == "fsdp" else 1
+    def image_flops(self) -> float:
+        """Operations of training on one image."""
+        return self.cost.step_flops / self.batch
 
 
 def descriptions(
@@ -210,7 +195,6 @@ def describe(
     gpu: str = "H100",
     utilization: float = 0.35,
     num_classes: int = IMAGENET_CLASSES,
-    num_images: int = IMAGENET_IMAGES,
 ) -> list[Description]:
     """Print what a profile asks of a machine, and return it.
 
@@ -219,7 +203,7 @@ def describe(
         variants: some of its tokenizers and generators; default: all.
         gpu: a key of `GPUS`.
         utilization: share of the GPU's peak that training reaches (MFU).
-        num_classes, num_images: of the data set, which the profile does not know.
+        num_classes: of the data set, which the profile does not know.
 
     Raises:
         ValueError: an unknown GPU, profile or variant, or a utilization outside (0, 1].
@@ -235,77 +219,61 @@ def describe(
     engine, world = profile.engine, profile.engine.world_size
     memory, bf16, tf32 = GPUS[gpu]
     peak = tf32 if engine.precision == "no" else bf16
-    rate = peak * 1e12 * utilization
+    rate = peak * 1e12 * utilization  # operations a second
     print(
         f"Profile {title}: {world} x {gpu}, {engine.strategy}, precision {_computing(engine)[0]}, "
         f"activations {'recomputed' if engine.gradient_checkpointing else 'kept'}.\n"
         f"{rate / 1e12:.0f} TFLOP/s on each: {utilization:.0%} of the {peak:.0f} of its data sheet."
     )
-    for kind, is_kind in (("tokenizers", False), ("models over codes", True)):
-        if group := [d for d in rows if bool(d.cache_bytes) is is_kind]:
-            columns = {
-                part: [f"{d.parts[part] / 1e6:.1f}" for d in group] for part in group[0].parts
-            }
-            columns["all"] = [f"{d.parameters / 1e6:.1f}" for d in group]
-            columns["tokens"] = [str(d.tokens) for d in group]
-            _print_table(f"Parameters of {kind}, millions", group, columns)
-    _print_table(
-        f"Memory of a GPU in training, GiB (of {memory} GB); KV cache of a sample, MiB",
-        rows,
-        {
-            "at a time": [d.batch for d in rows],
-            "weights": [f"{d.cost.weight_bytes / 2**30:.2f}" for d in rows],
-            "activations, gradients": [f"{d.activation_bytes / 2**30:.2f}" for d in rows],
-            "optimizer": [f"{d.state_bytes / 2**30:.2f}" for d in rows],
-            "more gradients": [
-                f"{(d.bucket_bytes + d.accumulated_bytes) / 2**30:.2f}" for d in rows
-            ],
-            "all": [f"{d.gpu_bytes / 2**30:.1f}" for d in rows],
-            "fits": ["yes" if d.gpu_bytes < 0.9 * memory * 1e9 else "no" for d in rows],
-            "KV": [f"{d.cache_bytes / 2**20:.0f}" if d.cache_bytes else "" for d in rows],
-        },
-    )
-    images = [rate * world / (d.cost.step_flops / d.batch) for d in rows]  # a second
-    hours = [d.training_flops / rate / 3600 for d in rows]
-    _print_table(
-        f"Operations for an image; images and codes a second, and time, on {world} x {gpu}",
-        rows,
-        {
-            "GFLOP forward": [f"{d.cost.forward_flops / d.batch / 1e9:,.0f}" for d in rows],
-            "training": [f"{d.cost.step_flops / d.batch / 1e9:,.0f}" for d in rows],
-            "steps": [f"{d.optimizer.steps:,}" for d in rows],
-            "batch": [f"{d.optimizer.batch_size:,}" for d in rows],
-            "images/s": [f"{n:,.0f}" for n in images],
-            "tokens/s": [f"{n * d.tokens:,.0f}" for n, d in zip(images, rows, strict=True)],
-            "GPU-hours": [f"{h:,.1f}" for h in hours],
-            "days": [f"{h / world / 24:,.2f}" for h in hours],
-        },
-    )
-    print(
-        f"All of it once: {sum(hours):,.0f} GPU-hours, {sum(hours) / world / 24:,.1f} days one "
-        "after another."
-    )
-    _print_table(
-        "On the disk, GB (two states exist for a moment; codes of two bytes each)",
-        rows,
-        {
-            "state to resume from": [f"{d.checkpoint_bytes / 1e9:.2f}" for d in rows],
-            "model": [f"{d.parameters * FLOAT32 / 1e9:.2f}" for d in rows],
-            f"codes of {num_images:,} views": [
-                "" if d.cache_bytes else f"{num_images * d.tokens * 2 / 1e9:.1f}" for d in rows
-            ],
-        },
-    )
+
+    def show(title: str, group: Sequence[Description], row_of: Callable[..., dict]) -> None:
+        rows = [{"": d.name, **row_of(d)} for d in group]
+        print("\n" + text_table(rows, title, digits=2) if rows else "", end="\n" if rows else "")
+
+    def of_parts(d: Description) -> dict:
+        parts = {part: count / 1e6 for part, count in d.parts.items()}
+        return {**parts, "all": d.parameters / 1e6, "tokens": d.tokens}
+
+    def of_memory(d: Description) -> dict:
+        gib = {
+            "weights": d.cost.weight_bytes,
+            "activations, gradients": d.cost.peak_bytes - d.cost.weight_bytes,
+            "optimizer": d.state_bytes,
+            "more gradients": d.extra_gradient_bytes,
+            "all": d.gpu_bytes,
+        }
+        fits = "yes" if d.gpu_bytes < 0.9 * memory * 1e9 else "no"
+        gib = {name: value / 2**30 for name, value in gib.items()}
+        return {"at a time": d.batch, **gib, "fits": fits, "KV, MiB": d.cache_bytes / 2**20}
+
+    def of_time(d: Description) -> dict:
+        images = rate * world / d.image_flops  # a second
+        seconds = d.optimizer.batch_size * d.optimizer.steps / images
+        return {
+            "GFLOP forward": round(d.cost.forward_flops / d.batch / 1e9),
+            "training": round(d.image_flops / 1e9),
+            "steps": d.optimizer.steps,
+            "batch": d.optimizer.batch_size,
+            "images/s": round(images),
+            "tokens/s": round(images * d.tokens),
+            "GPU-hours": seconds * world / 3600,
+            "days": seconds / 86400,
+        }
+
+    def of_disk(d: Description) -> dict:
+        copies = 3 + (d.optimizer.ema_decay > 0)  # weights, two moments, moving average
+        gb = {
+            "state to resume from": copies * FLOAT32 * d.cost.learning,
+            "model": FLOAT32 * d.parameters,
+            "codes of a million views": 0 if d.cache_bytes else 1e6 * 2 * d.tokens,
+        }
+        return {name: value / 1e9 for name, value in gb.items()}
+
+    show("Parameters of tokenizers, millions", [d for d in rows if not d.cache_bytes], of_parts)
+    show("Parameters of models over codes, millions", [d for d in rows if d.cache_bytes], of_parts)
+    show(f"Memory of a GPU in training, GiB (of {memory} GB)", rows, of_memory)
+    show(f"Operations for an image, and time on {world} x {gpu}", rows, of_time)
+    hours = sum(of_time(d)["GPU-hours"] for d in rows)
+    print(f"All of it once: {hours:,.0f} GPU-hours, {hours / world / 24:,.1f} days in a row.")
+    show("On the disk, GB (two states exist for a moment)", rows, of_disk)
     return rows
-
-
-def _print_table(title: str, rows: Sequence[Description], columns: Mapping[str, Sequence]) -> None:
-    texts = [["", *(d.name for d in rows)]]
-    texts += [[name, *map(str, values)] for name, values in columns.items()]
-    widths = [max(map(len, column)) for column in texts]
-    print(f"\n{title}")
-    for number, cells in enumerate(zip(*texts, strict=True)):
-        aligned = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
-        print("  " + "  ".join([cells[0].ljust(widths[0]), *aligned[1:]]).rstrip())
-        if number == 0:
-            print("  " + "-" * (sum(widths) + 2 * (len(widths) - 1)))
