@@ -7,6 +7,7 @@ import csv
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -23,6 +24,15 @@ from sitlib.strict import ConfigError, from_dict, to_dict
 
 Row = dict[str, float]  # of a training curve
 Model = TypeVar("Model", bound=nn.Module)
+OTHERS = {  # what is found where a checkpoint should be, by its first bytes
+    b"PK": "a .pt file of torch.save, or a zip",
+    b"\x80\x02\x8a": "an old .pt file of torch.save",
+    b"\x80\x04\x95": "a pickle",
+    b"version https://git-lfs": "a pointer of Git LFS: git lfs pull fetches the file",
+    b"<": "a web page",
+    b"\xff\xd8": "a JPEG",
+}
+WRAPPERS = ("_orig_mod.", "module.", "model.")  # of torch.compile, DDP, Lightning
 
 
 class DiskError(OSError):
@@ -126,11 +136,16 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         return {}
     try:
         with safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {}).get("about", "{}"))
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path.name} is not a complete safetensors file ({error}): make it again."
-        ) from None
+            about = json.loads((file.metadata() or {}).get("about", "{}"))
+    except (SafetensorError, OSError) as error:
+        start = path.read_bytes()[:64] if path.is_file() else b""
+        what = next((what for magic, what in OTHERS.items() if start.startswith(magic)), error)
+        raise ValueError(f"{path} is not a whole safetensors file ({what}).") from None
+    except ValueError:
+        about = None
+    if not isinstance(about, dict):
+        raise ValueError(f"{path} has other metadata than sitlib writes.")
+    return about
 
 
 def save_model(path: str | Path, model: nn.Module, **metadata: Any) -> None:
@@ -152,17 +167,25 @@ def load_model(path: str | Path, cls: type[Model]) -> Model:
             version.
     """
     path = Path(path)
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {path}: train it first (make repro).")
     metadata = read_metadata(path)
     if (name := metadata.get("class", "no class at all")) != cls.__name__:
         raise ValueError(f"{path.name} names {name} in its metadata, not {cls.__name__}.")
+    if not isinstance(metadata.get("config"), dict):
+        raise ValueError(f"{path.name} lacks the configuration of its model.")
+    weights = load_file(path)
+    for wrapper in WRAPPERS:
+        if all(name.startswith(wrapper) for name in weights):
+            weights = {name.removeprefix(wrapper): weight for name, weight in weights.items()}
     try:
         config = from_dict(get_type_hints(cls.__init__)["config"], metadata["config"], path.name)
         model = cls(config)
-        model.load_state_dict(load_file(path))
+        model.load_state_dict(weights)
     except (ConfigError, RuntimeError) as error:
         raise ValueError(f"{path.name} was written by another version of sitlib: {error}") from None
+    if not all(weight.isfinite().all() for weight in weights.values()):
+        raise ValueError(f"{path.name} has weights that are not finite: its training failed.")
     return model.eval()
 
 
@@ -170,7 +193,10 @@ def load_model(path: str | Path, cls: type[Model]) -> Model:
 
 
 def write_json(path: str | Path, values: Any, digits: int = 6) -> None:
-    """Write plain values as indented JSON, floats with that many significant digits."""
+    """Write plain values as indented JSON, floats with that many significant digits.
+
+    JSON has no infinity and no NaN: they become null.
+    """
     with atomic_write(path) as file:
         file.write_text(json.dumps(_rounded(values, digits), indent=2) + "\n")
 
@@ -201,4 +227,6 @@ def _rounded(value: Any, digits: int) -> Any:
         return {key: _rounded(item, digits) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_rounded(item, digits) for item in value]
-    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+    return value

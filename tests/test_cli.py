@@ -1,5 +1,6 @@
 """The command `sit`: exact codes, folders with broken files, nothing lost or overwritten."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -11,13 +12,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from test_applications import PLAIN, model_of, photographs, tokenizer_of
 
 from sitlib.cli import COMMANDS, build_parser, images, main
 from sitlib.cli.files import CODES, IMAGES, Jobs
 from sitlib.cli.images import codes_digest
 from sitlib.data import decode_image, open_images
-from sitlib.files import read_metadata, save_model
+from sitlib.files import DiskError, read_metadata, save_model, write_tensors
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tiling import decode_codes, encode_image, pad
 from sitlib.model.tokenizer import SpectralTokenizer
@@ -243,6 +245,12 @@ REFUSED = {
     "reconstruct photos/a.png --scales 1,0": (2, "'0' is not a whole number above 0"),
     "reconstruct photos/a.png --device abacus": (2, "invalid choice"),
     "encode photos/a.png -o x.png": (2, "files such as name.safetensors"),
+    "encode photos/a.png -o x.mp4": (2, "no such format; write name.safetensors, or x.mp4/"),
+    "decode codes.safetensors -o -": (2, "no such format; write name.png"),
+    "encode ''": (2, "argument FILE: is empty"),
+    "encode photos -o ''": (2, "argument -o/--output: is empty"),
+    "encode photos --tokenizer ' '": (2, "argument --tokenizer: is empty"),
+    "describe ''": (2, "is empty"),
     # models
     "encode photos --tokenizer sit44": (1, "did you mean 'sit4'?"),
     "encode photos --tokenizer no/model": (1, "There is no checkpoint no/model"),
@@ -271,7 +279,7 @@ REFUSED = {
     "reconstruct photos -o photos --overwrite": (1, "would replace an input"),
     "edit photos/a.png -o photos/a.png --overwrite": (1, "would replace an input"),
     "decode ../models/tokenizer/sit4-seed0/model.safetensors": (1, "it holds SpectralTokenizer"),
-    "decode torn.safetensors": (1, "not a complete safetensors file"),
+    "decode torn.safetensors": (1, "not a whole safetensors file"),
     "decode nothing.safetensors": (1, "there is no such file"),
     "decode codes.safetensors --tokenizer sit4": (1, "tokenizer/sit4-seed0 has other weights"),
 }
@@ -310,6 +318,55 @@ def test_a_broken_file_is_named_and_the_others_are_done(photos, capsys):
     said = capsys.readouterr().err
     assert "photos/broken.jpg: it cannot be decoded" in said and "2 of 3 done" in said
     assert files_below("codes") == ["a.safetensors", "below/b.safetensors"]
+
+
+DAMAGE = [
+    {"size": [3000, 4000]},
+    {"size": [-8, 8]},
+    {"size": [8.0, 8.0]},
+    {"size": None},
+    {"token_grid": [4, 8]},
+    {"tokenizer": None},
+    {"codes": lambda codes: codes.float()},
+    {"codes": lambda codes: codes[:-1]},
+    {"codes": lambda codes: codes[0]},
+    {"codes": lambda codes: codes + 10_000},
+]
+
+
+def test_codes_that_contradict_themselves_are_named_and_the_others_are_done(photos, capsys):
+    main(["encode", "64.png", "-o", "codes/sound.safetensors"])
+    sound = Path("codes/sound.safetensors")
+    for number, change in enumerate(DAMAGE):
+        codes, about = load_file(sound)["codes"], read_metadata(sound)
+        codes = change.pop("codes", lambda codes: codes)(codes)
+        write_tensors(f"codes/{number}.safetensors", {"codes": codes}, about | change)
+    save_file({"codes": codes}, "codes/foreign.safetensors", {"about": "[]"})
+    assert main(["decode", "codes"]) == 1
+    said = capsys.readouterr().err
+    for name in (*range(len(DAMAGE)), "foreign"):
+        assert f"sit: codes/{name}.safetensors: " in said
+    assert files_below("decoded") == ["sound.png"] and "Traceback" not in said
+
+
+def test_names_need_not_be_utf8_and_a_text_needs_no_letters(photos, capsys):
+    name = os.fsdecode(b"caf\xe9.png")
+    (photos / "a.png").rename(photos / name)
+    assert main(["encode", f"photos/{name}"]) == main(["decode", "codes"]) == 0
+    assert files_below("decoded") == ["caf\N{REPLACEMENT CHARACTER}.png"]
+    for text in ("\N{RED APPLE}", "\N{GREEN APPLE}"):
+        assert main(["sample", "--text", text]) == 0
+    assert main(["sample", "--class", "Mountain"]) == 0
+    assert len({Path(file).name.lower() for file in files_below("samples")}) == 3
+
+
+def test_on_a_full_disk_the_first_file_that_has_no_room_is_the_last(photos, capsys, monkeypatch):
+    def full(*arguments, **options):
+        raise DiskError("codes could not be written")
+
+    monkeypatch.setattr(images, "write_tensors", full)
+    assert main(["encode", "photos"]) == 1
+    assert capsys.readouterr().err.count("could not be written") == 1
 
 
 def test_nothing_is_overwritten_unless_asked_for(photos, capsys):

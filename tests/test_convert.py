@@ -105,6 +105,8 @@ def test_refusals(tmp_path, name, split, options, message):
     with pytest.raises(DataError, match=message):
         convert(tmp_path / name, tmp_path / "out", split, **options)
     assert not (tmp_path / "out").exists()
+    with pytest.raises(DataError, match="holds the images themselves"):
+        convert(tmp_path / "source", tmp_path / "source", "train")
 
 
 class TestInterruption:

@@ -2,9 +2,12 @@
 
 import io
 import json
+import os
+import shutil
 import tarfile
 import warnings
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -267,6 +270,56 @@ class TestFolders:
             fresh = training_views(open_images(root), 0, 12, 16, seed=1)
         again = training_views(source, 0, 12, 16, seed=1)
         assert torch.equal(again[0], fresh[0]) and again[2] == fresh[2]
+
+    def test_spellings_of_splits(self, tmp_path):
+        for train, test in (("Train", "Test"), ("training", "testing"), ("TRAIN2017", "dev")):
+            root = write_folder(tmp_path / train, [train, test])
+            for split in ("train", "test"):
+                assert open_images(root, split).class_names == ["lime", "red"]
+        write_folder(tmp_path / "two", ["val", "validation"])
+        with pytest.raises(DataError, match="are both of the split val"):
+            open_images(tmp_path / "two", "test")
+        write_folder(tmp_path / "above/dataset", ["train", "test"])
+        with pytest.raises(DataError, match="dataset holds the splits test, train: give that"):
+            open_images(tmp_path / "above")
+        write_shard(tmp_path / "Train/set-Train-0.tar", [{"__key__": "a", "jpg": jpeg("red")}])
+        with pytest.raises(DataError, match="holds shards .* and folders of splits"):
+            open_images(tmp_path / "Train")
+        (tmp_path / "Train/set-Train-0.tar").rename(tmp_path / "two/set-Train-0.tar")
+        shutil.rmtree(tmp_path / "two/val")
+        shutil.rmtree(tmp_path / "two/validation")
+        assert open_images(tmp_path / "two", "train").keys == ["a"]
+
+    def test_links_pipes_and_other_files(self, tmp_path):
+        write_folder(tmp_path / "real", [""], per_class=20)
+        root = tmp_path / "set"
+        (root / "plain").mkdir(parents=True)
+        for name, target in (("a", "red"), ("b", "red"), ("c", "lime")):
+            (root / name).symlink_to(tmp_path / "real" / target)
+        (root / "plain/above").symlink_to(root)  # would never end
+        (root / "plain/gone.jpg").symlink_to(tmp_path / "nothing.jpg")
+        os.mkfifo(root / "plain/pipe.png")  # would wait for a writer
+        for name in ("x.heic", "y.HEIC", "z.svg", "README"):
+            (root / "plain" / name).touch()
+        name = os.fsdecode(b"caf\xe9.jpg")
+        (root / "plain" / name).write_bytes(jpeg("red"))
+        left_out = "2 broken links or pipes, 2 .heic, 1 without ending, 1 .svg"
+        with pytest.warns(UserWarning, match=f"has files that are not read: {left_out}"):
+            sets = [open_images(root, split) for split in ("train", "test")]
+        assert sum(map(len, sets)) == 61 and sets[0].class_names == ["a", "b", "c", "plain"]
+        assert any(f"plain/{name}" in images.keys for images in sets)
+
+    def test_a_folder_that_cannot_be_read_is_an_error(self, tmp_path, monkeypatch):
+        root, scandir = write_folder(tmp_path, ["train"]), os.scandir
+
+        def closed(path):  # as for everybody but root
+            if Path(path).name == "lime":
+                raise PermissionError(13, "Permission denied", path)
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", closed)
+        with pytest.raises(DataError, match=r"lime cannot be read \(Permission denied\)"):
+            open_images(root)
 
 
 REFUSED_SOURCES = [

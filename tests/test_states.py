@@ -1,6 +1,8 @@
 """Runs and their files: who may write them, what the name of a state depends on, what a full disk leaves."""
 
 import errno
+import json
+import math
 import os
 import re
 import shutil
@@ -14,10 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import save_file
 
 from sitlib.files import (
     DiskError,
     atomic_write,
+    load_model,
     read_csv,
     read_metadata,
     save_model,
@@ -173,6 +177,56 @@ def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path):
     assert not path.exists()
     write_tensors(path, {"codes": torch.zeros(2)}, {})
     assert [*tmp_path.rglob("*")] == [path]
+
+
+STRANGE = {
+    b"PK\x03\x04": "not a whole safetensors file .*torch.save",
+    b"\x80\x04\x95": "not a whole safetensors file .*pickle",
+    b"version https://git-lfs.github.com/spec/v1": "git lfs pull",
+    b"<!DOCTYPE html>": "a web page",
+    b"\xff\xd8\xff": "a JPEG",
+    b"": "not a whole safetensors file",
+}
+
+
+@pytest.mark.parametrize("content", STRANGE)
+def test_what_is_no_checkpoint_is_told(tmp_path, content):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=STRANGE[content]):
+        load_model(tmp_path / "model.safetensors", Weights)
+    with pytest.raises(FileNotFoundError, match="There is no checkpoint"):
+        load_model(tmp_path, Weights)
+
+
+@pytest.mark.parametrize(
+    ("about", "sentence"),
+    [
+        ("no JSON", "other metadata than sitlib writes"),
+        ("[]", "other metadata than sitlib writes"),
+        ('{"class": "Weights"}', "lacks the configuration"),
+        ('{"class": "Other"}', "names Other in its metadata"),
+    ],
+)
+def test_a_checkpoint_of_others_is_told(tmp_path, about, sentence):
+    save_file({"weights": torch.ones(4)}, tmp_path / "model.safetensors", {"about": about})
+    with pytest.raises(ValueError, match=sentence):
+        load_model(tmp_path / "model.safetensors", Weights)
+
+
+@pytest.mark.parametrize("wrapper", ["", "_orig_mod.", "module.", "model."])
+def test_weights_of_wrapped_models_load_and_broken_ones_do_not(tmp_path, wrapper):
+    about = {"about": json.dumps({"class": "Weights", "config": {"count": 4}})}
+    for value in (1.0, math.nan):
+        weights = {f"{wrapper}weights": torch.full((4,), value)}
+        save_file(weights, tmp_path / f"{value}.safetensors", about)
+    assert load_model(tmp_path / "1.0.safetensors", Weights).weights.sum() == 4
+    with pytest.raises(ValueError, match="weights that are not finite"):
+        load_model(tmp_path / "nan.safetensors", Weights)
+
+
+def test_what_json_cannot_say_is_null(tmp_path):
+    write_json(tmp_path / "x.json", {"psnr": math.inf, "kid": [math.nan, 0.5]})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"psnr": None, "kid": [None, 0.5]}
 
 
 def test_a_model_that_cannot_be_written_costs_no_state(home):

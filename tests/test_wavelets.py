@@ -163,6 +163,32 @@ def test_keeps_the_dtype_even_under_autocast(wavelet, dtype):
     )
 
 
+@pytest.mark.parametrize("wavelet", ["haar", "db3"])
+def test_half_precision_is_rounded_once(wavelet):
+    for dtype, value in ((torch.bfloat16, 0.7), (torch.float16, 60_000.0)):
+        image = torch.full((1, 1, 256, 256), value, dtype=dtype)
+        coefficients = dwt2(image, wavelet, 8)
+        assert torch.equal(coefficients[0].flatten(), image[0, 0, 0, :1])
+        assert torch.equal(idwt2(coefficients, wavelet), image)
+
+
+@pytest.mark.parametrize("wavelet", ["haar", "bior2.2"])
+def test_function_transforms_and_the_compiler_go_through(wavelet):
+    def energy(x):
+        return sum(scale.square().sum() for scale in dwt2(x, wavelet, 2))
+
+    x, tangent = random_images(2, 3, 16, 16).requires_grad_(), random_images(2, 3, 16, 16)
+    energy(x).backward()
+    assert torch.allclose(torch.func.grad(energy)(x), x.grad)
+    assert len(dwt2(x, wavelet, np.int64(2))) == 3
+    compiled = torch.compile(energy, fullgraph=True, backend="eager")
+    assert torch.allclose(compiled(x), energy(x))
+    one_by_one = torch.func.vmap(lambda image: dwt2(image[None], wavelet, 2)[0][0])(x)
+    assert torch.allclose(one_by_one, dwt2(x, wavelet, 2)[0], atol=1e-6)
+    moved = torch.func.jvp(lambda x: dwt2(x, wavelet, 2)[1], (x,), (tangent,))[1]
+    assert torch.allclose(moved, dwt2(tangent, wavelet, 2)[1], atol=1e-6)
+
+
 @pytest.mark.parametrize("wavelet", ["haar", "db2"])
 def test_memory_layout_does_not_matter(wavelet):
     images = random_images(5, 3, 16, 32)
@@ -199,7 +225,10 @@ def zeros(*shape, dtype=torch.float32):
     [
         (lambda: dwt2(zeros(1, 3, 60, 64), "haar", 3), "multiples of 8, not 60x64.*at most 2"),
         (lambda: dwt2(zeros(1, 3, 0, 64), "haar", 1), "pixels are needed"),
-        (lambda: dwt2(zeros(3, 64, 64), "haar", 2), "must be floating point \\[B, C, H, W\\]"),
+        (
+            lambda: dwt2(zeros(3, 64, 64), "haar", 2),
+            "must be a floating point tensor \\[B, C, H, W\\]",
+        ),
         (lambda: dwt2(zeros(1, 3, 64, 64), "haar", -1), "levels >= 0"),
         (lambda: dwt2(zeros(1, 3, 64, 64), "haar", 1.5), "levels >= 0"),
         (lambda: dwt2(zeros(1, 3, 8, 8, dtype=torch.uint8)), "images.float\\(\\) / 255"),

@@ -5,8 +5,10 @@ This module parses the command line and imports nothing heavy, so that help is t
 
 import argparse
 import importlib
+import io
 import os
 import sys
+import warnings
 from typing import Any
 
 from sitlib import __version__
@@ -34,6 +36,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def path(text: str) -> str:
+    """Type of an option. An unset variable of a shell must not mean the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty")
+    return text
+
+
 def scales(text: str) -> list[int] | str:
     """Type of an option: `3` or `1,2,3` -> ascending numbers of scales; `all` -> ALL."""
     return ALL if text == ALL else sorted({positive(number) for number in text.split(",")})
@@ -42,13 +51,13 @@ def scales(text: str) -> list[int] | str:
 # Tables, not code: formatted by hand.
 # fmt: off
 OPTIONS: dict[str, dict[str, Any]] = {
-    "inputs": dict(nargs="+", metavar="FILE", help="files, or folders of them"),
-    "checkpoint": dict(metavar="NAME|PATH", help="a trained model"),
-    "--output": dict(metavar="PATH", help="folder to write into, which gets the structure of input "
+    "inputs": dict(type=path, nargs="+", metavar="FILE", help="files, or folders of them"),
+    "checkpoint": dict(type=path, metavar="NAME|PATH", help="a trained model"),
+    "--output": dict(type=path, metavar="PATH", help="folder to write into, which gets the structure of input "
                      "folders; or a file, for one output (default: %(default)s/)"),
     "--overwrite": dict(action="store_true",
                         help="replace files that are there (default: keep them and say so)"),
-    "--tokenizer": dict(metavar="NAME|PATH", help="a trained one by name, or a checkpoint's path "
+    "--tokenizer": dict(type=path, metavar="NAME|PATH", help="a trained one by name, or a checkpoint's path "
                         f"(default: that of the codes or of the model, else {TOKENIZER})"),
     "--device": dict(choices=("cpu", "cuda"), help="default: cuda where there is one"),
     "--scales": dict(type=scales, metavar="K", help="use the first K scales only, for an image of "
@@ -57,7 +66,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--class": dict(dest="class_name", metavar="NAME",
                     help="a class of photographs, such as mountain; an unknown one lists all"),
     "--text": dict(help='what the image shows, such as "an emoji of a red apple"'),
-    "--model": dict(metavar="NAME|PATH", help="a trained generator by name, or a checkpoint's path "
+    "--model": dict(type=path, metavar="NAME|PATH", help="a trained generator by name, or a checkpoint's path "
                     f"(default: {GENERATORS['class']}; with --text {GENERATORS['text']})"),
     "--count": dict(type=positive, default=1, help="images to draw (default: %(default)s)"),
     "--seed": dict(type=int, help="sample i is a function of the seed and i"),
@@ -139,6 +148,10 @@ class UsageError(Exception):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run `sit` with these arguments (default: those of the process); return its exit code."""
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    warnings.showwarning = lambda message, *_, **__: print(f"sit: {message}", file=sys.stderr)
     try:
         options = build_parser().parse_args(arguments)
     except SystemExit as stop:  # argparse has printed help or what is wrong

@@ -1,6 +1,7 @@
 """Files of the command `sit`: inputs, outputs that replace nothing, checkpoints by name."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ from tqdm import tqdm
 
 from sitlib.cli import UsageError, sentence
 from sitlib.data.decode import IMAGE_SUFFIXES, decode_image
-from sitlib.files import atomic_write, load_model, read_metadata
+from sitlib.data.images import list_files
+from sitlib.files import DiskError, atomic_write, load_model, read_metadata
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import nearest
 
@@ -44,8 +46,12 @@ class Jobs:
         self.overwrite, self.reserved = options.overwrite, set()
         self.folder = Path(options.output).expanduser()
         suffix = self.folder.suffix.lower()
-        is_folder = self.folder.is_dir() or options.output.endswith("/")
-        self.file = None if is_folder or suffix not in {*FORMATS, *CODES} else self.folder
+        is_version = suffix[1:].isdecimal()
+        is_folder = self.folder.is_dir() or options.output.endswith("/") or is_version
+        if options.output == "-" or suffix not in {"", *FORMATS, *CODES} and not is_folder:
+            kinds = f"name{ending}, or {options.output}/ for a folder of that name"
+            raise UsageError(f"-o {options.output}: there is no such format; write {kinds}")
+        self.file = None if is_folder or not suffix else self.folder
         if self.file and (suffix in CODES) != (ending in CODES):
             raise UsageError(f"-o {self.file}: this command writes files such as name{ending}")
 
@@ -60,6 +66,7 @@ class Jobs:
         self.inputs = {path.resolve() for path in places}
         self.targets: dict[Path, Path] = {}
         for path, place in places.items():
+            place = Path(os.fsencode(place).decode(errors="replace"))  # safetensors wants UTF-8
             target = self.folder / place.with_suffix(ending)
             if target in self.targets.values():
                 target = self.folder / f"{place}{ending}"
@@ -67,12 +74,9 @@ class Jobs:
 
     def _search(self, folder: Path, suffixes: set[str]) -> list[Path]:
         """Files below a folder, but for hidden ones and the outputs of an earlier run inside it."""
-        output, files = self.folder.resolve(), []
-        for file in sorted(folder.rglob("*")):
-            is_hidden = any(name.startswith(".") for name in file.relative_to(folder).parts)
-            is_output = output in file.resolve().parents and folder.resolve() in output.parents
-            if file.suffix.lower() in suffixes and file.is_file() and not is_hidden | is_output:
-                files.append(file)
+        output, files = self.folder.resolve(), list_files(folder, {s[1:] for s in suffixes})
+        if folder.resolve() in output.parents:
+            files = [file for file in files if output not in file.resolve().parents]
         if not files:
             raise ValueError(f"In {folder} no file's name ends in {' or '.join(sorted(suffixes))}.")
         return files
@@ -111,6 +115,9 @@ class Jobs:
                     tqdm.write(line)
             except BrokenPipeError:
                 raise
+            except DiskError as error:  # the next ones would find no room either
+                bar.close()
+                raise ValueError(str(error)) from None
             except (ValueError, OSError) as error:
                 failed += 1
                 tqdm.write(f"sit: {path}: {sentence(error)}", file=sys.stderr)

@@ -7,6 +7,7 @@ tokens, and name and digest of the tokenizer, which alone can decode them.
 import argparse
 import hashlib
 import math
+import os
 from functools import cache
 from pathlib import Path
 
@@ -45,9 +46,17 @@ def read_codes(path: Path) -> tuple[ImageCodes, dict]:
     if metadata.get("class") != "Codes":
         content = metadata.get("class", "something else")
         raise ValueError(f"it holds {content}, not codes: give a file that sit encode wrote")
-    codes = load_file(path)["codes"].long()
-    geometry = {name: tuple(metadata[name]) for name in ("size", "token_grid")}
-    return ImageCodes(codes, **geometry), metadata["tokenizer"]
+    try:
+        codes = load_file(path)["codes"]  # int16 or int32 [k, N]
+        image = ImageCodes(codes.long(), tuple(metadata["size"]), tuple(metadata["token_grid"]))
+        origin = {key: str(metadata["tokenizer"][key]) for key in ("name", "codes")}
+        numbers = [*image.size, *image.token_grid]
+        is_sound = codes.ndim == 2 and not codes.is_floating_point() and codes.numel() > 0
+        if not is_sound or len(numbers) != 4 or any(type(n) is not int or n < 1 for n in numbers):
+            raise ValueError(f"codes {list(codes.shape)} of an image of {image.size} px")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"it is damaged ({error}): encode the image again") from None
+    return image, origin
 
 
 def encode(options: argparse.Namespace) -> int:
@@ -60,7 +69,11 @@ def encode(options: argparse.Namespace) -> int:
         jobs.reserve(target)
         image = files.read_image(path)
         encoded = encode_image(tokenizer, image.to(tokenizer.device))
-        metadata = {"class": "Codes", "image": path.name, "tokenizer": origin}
+        metadata = {
+            "class": "Codes",
+            "image": os.fsencode(path.name).decode(errors="replace"),
+            "tokenizer": origin,
+        }
         metadata |= {"size": encoded.size, "token_grid": encoded.token_grid}
         write_tensors(target, {"codes": encoded.codes.cpu().to(dtype)}, metadata)
         return [files.row(*_costs(tokenizer, encoded.codes, image), target)]
@@ -104,7 +117,7 @@ def reconstruct(options: argparse.Namespace) -> int:
     def work(path: Path, target: Path) -> list[str]:
         image = files.read_image(path).to(tokenizer.device)
         encoded = encode_image(tokenizer, image)
-        padded, _ = pad(image, tile_side(tokenizer, image))
+        padded, _ = pad(image, tile_side(tokenizer, encoded.size))
         outputs = _outputs(options, tokenizer, encoded, jobs, target)
         beside = jobs.reserve(target, "compare") if options.compare else []
         lines, shown = [], [image]

@@ -21,7 +21,7 @@ from sitlib.model.generator_config import SamplingConfig
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample import applications
 from sitlib.sample.generate import generate
-from sitlib.strict import ConfigError, from_dict, nearest, to_dict
+from sitlib.strict import ConfigError, digest, from_dict, nearest, to_dict
 
 BATCH = 16  # images drawn at a time: files appear while others are still drawn
 GAP = 2  # px between the images of a grid
@@ -73,6 +73,7 @@ def _prompts(model: AutoregressiveModel, options: argparse.Namespace) -> Tensor 
         return None
     if not classes:
         raise ValueError("This model draws texts, not classes: use --text.")
+    name = next((c for c in classes if c.lower() == name.lower()), name)
     if name not in classes:
         listed = f"{', '.join(classes)}{nearest(name, classes)}"
         raise ValueError(f"This model does not know the class {name}; it knows {listed}.")
@@ -85,7 +86,8 @@ def sample(options: argparse.Namespace) -> int:
         raise UsageError(f"-o {jobs.file} names one file, but several will be written")
     model, tokenizer, sampling, prompts = load_generator(options)
     assert prompts is not None  # the parser requires one
-    words = re.sub(r"[\W_]+", "-", (options.class_name or options.text).lower()).strip("-")[:60]
+    text = options.class_name or options.text
+    words = re.sub(r"[\W_]+", "-", text.lower()).strip("-")[:60] or f"text-{digest(text)[:8]}"
     scales = f"-scales{options.scales}" if options.scales else ""
     target = jobs.folder / f"{words}-seed{sampling.seed}{scales}.png"
     numbers = [f"{i:0{len(str(options.count - 1))}}" for i in range(options.count)]

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sitlib.data.images import (
-    NAMES_OF,
+    SPLIT_OF,
+    SPLITS,
+    STAND_INS,
     DataError,
     ImageSource,
     Sample,
@@ -194,19 +196,17 @@ def coco_split(
     root = Path(source).expanduser()
     if not root.is_dir():
         raise DataError(f"There is no folder {root} of images.")
-    files = {
-        n: Path(str(captions).replace("{split}", n)).expanduser()
-        for n in NAMES_OF.get(split, (split,))
-    }
+    names = [n for s in STAND_INS.get(split, (split,)) for n in SPLITS.get(s, (s,))]
+    files = {n: Path(str(captions).replace("{split}", n)).expanduser() for n in names}
     folders, is_named = split_folders(root, split), "{split}" in str(captions)
-    split = next((n for n in files if files[n].is_file() and (is_named or n in folders)), "")
-    if not split:
+    found = (n for n in names if files[n].is_file() and (is_named or SPLIT_OF.get(n, n) in folders))
+    if not (split := next(found, "")):
         raise DataError(
             f"There are no captions: no file {' or '.join(map(str, dict.fromkeys(files.values())))}"
             f", or nothing says which images in {root} are those of the split: put them into "
             "folders named by split, or their captions into files named with {split}."
         )
-    folder, captions_of = folders.get(split, root), _read_coco(files[split])
+    folder, captions_of = folders.get(SPLIT_OF.get(split, split), root), _read_coco(files[split])
     names = [n for n, texts in captions_of.items() if texts and (folder / n).is_file()]
     left_out = sorted(captions_of.keys() - set(names))
     message = (

@@ -60,7 +60,9 @@ def convert(
         DataError: no image, or `output` has the split with other settings or from other images.
         DiskError: the disk is full. Finished shards stay, and the same call goes on from there.
     """
-    source, output = Path(source).expanduser(), Path(output).expanduser()
+    source, output = Path(source).expanduser().resolve(), Path(output).expanduser()
+    if output.resolve() in (source, source.parent):  # shards would hide the folders beside them
+        raise DataError(f"{output} holds the images themselves: choose another output.")
     if per_shard < 1:
         raise DataError(f"per_shard is {per_shard}; it must be at least 1.")
     words_of = {file: re.split(r"[-_.]", file.stem) for file in sorted(source.rglob("*.parquet"))}
@@ -178,7 +180,7 @@ def _write_shard(path: Path, samples: Iterator[tuple], skipped: list) -> dict[st
                 skipped.append([record["file"], suffix])
                 continue
             images += 1
-            text = json.dumps(record, ensure_ascii=False).encode()
+            text = json.dumps(record).encode()  # ASCII: names need not be UTF-8
             for ending, data in ((suffix, content), ("json", text)):
                 member = tarfile.TarInfo(f"{record['key']}.{ending}")  # no time, no owner
                 member.size = len(data)

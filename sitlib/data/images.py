@@ -4,8 +4,9 @@ A data set is a folder and needs no code. Accepted are
 - WebDataset shards, `<split>-*.tar`: the split is a word of the name (`imagenet-train-000012.tar`);
 - images: `split/class/name.jpg`, `class/name.jpg` or `name.jpg` (no classes). The folder of a
   split may end in a year (`train2017`, as in MS-COCO; of several, the last is taken).
-Where nothing names splits, a hash of every key sends about 10 % of the images to "test". "val" (or
-"valid", "validation") is taken for a "test" that is missing or has no classes, as in ImageNet.
+Splits are written in any of the ways in `SPLITS`, in upper or lower case. Where nothing names them,
+a hash of every key sends about 10 % of the images to "test". "val" is taken for a "test" that is
+missing or has no classes, as in ImageNet.
 """
 
 import hashlib
@@ -15,7 +16,8 @@ import re
 import sys
 import tarfile
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -31,9 +33,13 @@ from torch import Tensor
 from sitlib.data.decode import IMAGE_SUFFIXES, ImageError, decode_rgb, rgb_to_tensor
 from sitlib.data.loader import EpochOrder
 
-SPLITS = ("train", "test", "val", "validation", "valid")
-# Names of the folder or shards of a split, the best first
-NAMES_OF = {"test": SPLITS[1:], "val": ("val", "validation", "valid", "test")}
+SPLITS = {
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "val": ("val", "valid", "validation", "dev"),
+}
+SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
+STAND_INS = {"test": ("test", "val"), "val": ("val", "test")}  # the best first
 TEST_PERCENT = 10  # of images that no folder or shard assigns to a split
 DECODE_AT_OPENING = 5000  # images; larger splits are decoded on first use
 CACHE_BYTES = 1_000_000_000  # of the images of a small split in memory
@@ -201,11 +207,17 @@ def find_split(source: str | Path, split: str) -> tuple[list[Sample], list[str]]
     path = Path(source).expanduser().absolute()
     if not path.exists():
         raise DataError(f"There are no images: neither a folder nor a shard is at {path}.")
+    shards = sorted(path.glob("*.tar")) if path.is_dir() else [path]
     if path.is_dir():
         check_manifests(path)
-    shards = sorted(path.glob("*.tar")) if path.is_dir() else [path]
+        if shards and (folders := split_folders(path)):
+            raise DataError(
+                f"{path} holds shards ({shards[0].name}) and folders of splits ({', '.join(folders)}): "
+                "move one of the two elsewhere."
+            )
     splits = _shard_splits(shards, split) if shards else _folder_splits(path, split)
-    names = [name for name in NAMES_OF.get(split, (split,)) if name in splits]
+    split = SPLIT_OF.get(split.lower(), split)
+    names = [name for name in STAND_INS.get(split, (split,)) if name in splits]
     if not names:
         raise DataError(f"There is no split {split!r} in {path}, only {sorted(splits)}.")
     if names[0] == "test" and {s.class_name for s in splits["test"]} <= {None}:
@@ -219,7 +231,8 @@ def _shard_splits(shards: list[Path], split: str) -> dict[str, list[Sample]]:
     by_split = defaultdict(list)
     for shard in shards:
         words = re.split(r"[-_.]", shard.stem)
-        by_split[next((w for w in words if w == split or w in SPLITS), "")].append(shard)
+        named = (w if w == split else SPLIT_OF.get(w.lower(), "") for w in words)
+        by_split[next(filter(None, named), "")].append(shard)
     if set(by_split) == {""}:
         return divide(read_shards(shards))
     return {name: read_shards(members) for name, members in by_split.items() if name}
@@ -227,8 +240,11 @@ def _shard_splits(shards: list[Path], split: str) -> dict[str, list[Sample]]:
 
 def _folder_splits(root: Path, split: str) -> dict[str, list[Sample]]:
     if folders := split_folders(root, split):
-        return {name: _walk(folder, root) for name, folder in folders.items()}
-    if not (samples := _walk(root, root)):
+        return {name: _samples(folder, root) for name, folder in folders.items()}
+    for child in filter(Path.is_dir, root.iterdir()):
+        if len(below := split_folders(child)) > 1:  # a class may be called "train", not two
+            raise DataError(f"{child} holds the splits {', '.join(below)}: give that folder.")
+    if not (samples := _samples(root, root)):
         raise DataError(
             f"{root} holds neither WebDataset shards (*.tar) nor images (split/class/name.jpg, "
             f"class/name.jpg or name.jpg); found there: {sorted(os.listdir(root))[:8]}."
@@ -236,26 +252,67 @@ def _folder_splits(root: Path, split: str) -> dict[str, list[Sample]]:
     return divide(samples)
 
 
-def split_folders(root: Path, split: str) -> dict[str, Path]:
-    """Folders in `root` that hold splits (any of the usual names, and `split`), by split."""
-    folders = sorted(child for child in root.iterdir() if child.is_dir())
-    folder_of = {re.sub(r"(?<=.)\d{4}$", "", folder.name): folder for folder in folders}
-    return {name: folder_of[name] for name in (split, *SPLITS) if name in folder_of}
+def split_folders(root: Path, split: str = "train") -> dict[str, Path]:
+    """Folders in `root` that hold splits (of the usual names, and `split`), by split.
+
+    Raises DataError if two spellings of one split are there.
+    """
+    folders: dict[str, Path] = {}
+    for folder in sorted(child for child in root.iterdir() if child.is_dir()):
+        name = re.sub(r"(?<=.)\d{4}$", "", folder.name)
+        if (key := name if name == split else SPLIT_OF.get(name.lower())) is None:
+            continue
+        other = folders.get(key, folder)
+        if re.sub(r"(?<=.)\d{4}$", "", other.name) != name:
+            raise DataError(f"{other} and {folder} are both of the split {key}: join or rename.")
+        folders[key] = folder
+    return folders
 
 
-def _walk(folder: Path, root: Path) -> list[Sample]:
+def _samples(folder: Path, root: Path) -> list[Sample]:
     """All images below `folder`, sorted by path; the first folder on the way is the class."""
-    paths = []
-    for parent, children, names in os.walk(folder, followlinks=True):
-        children[:] = [name for name in children if not name.startswith(".")]
-        names = [n for n in names if n.rpartition(".")[2].lower() in IMAGE_SUFFIXES]
-        paths += [Path(parent, name) for name in names if not name.startswith(".")]
     samples = []
-    for path in sorted(paths):
+    for path in list_files(folder):
         first, *below = path.relative_to(folder).parts
         key, class_name = path.relative_to(root).as_posix(), sys.intern(first) if below else None
         samples.append(Sample(key, class_name, path))
     return samples
+
+
+def list_files(folder: Path, endings: Container[str] = IMAGE_SUFFIXES) -> list[Path]:
+    """Files below a folder with such endings, by path, but for hidden ones; links are followed.
+
+    One warning counts what is left out, by ending.
+
+    Raises DataError: a folder cannot be read.
+    """
+    files, others = [], Counter[str]()
+
+    def search(folder: str, above: frozenset[str]) -> None:
+        here = above | {os.path.realpath(folder)}
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            raise DataError(f"The folder {folder} cannot be read ({error.strerror}).") from None
+        for entry in entries:
+            ending = entry.name.rpartition(".")[2].lower() if "." in entry.name else ""
+            if entry.name.startswith("."):
+                continue
+            elif entry.is_dir():
+                if os.path.realpath(entry.path) not in here:  # a link to a folder above
+                    search(entry.path, here)
+            elif not entry.is_file():  # which would hang or fail when it is opened
+                others["broken links or pipes"] += 1
+            elif ending in endings:
+                files.append(Path(entry.path))
+            else:
+                others[f".{ending}" if ending else "without ending"] += 1
+
+    search(str(folder), frozenset())
+    if others:
+        counts = ", ".join(f"{count} {ending}" for ending, count in others.most_common())
+        warnings.warn(f"{folder} has files that are not read: {counts}", stacklevel=2)
+    return files
 
 
 def divide(samples: list[Sample]) -> dict[str, list[Sample]]:
@@ -263,7 +320,7 @@ def divide(samples: list[Sample]) -> dict[str, list[Sample]]:
 
     A set so small that one side would be empty gives it the image that is nearest to the border.
     """
-    hashes = [hashlib.blake2b(s.key.encode(), digest_size=8).digest() for s in samples]
+    hashes = [hashlib.blake2b(os.fsencode(s.key), digest_size=8).digest() for s in samples]
     values = [int.from_bytes(h) % 10_000 for h in hashes]
     border = 100 * TEST_PERCENT
     is_test = [value < border for value in values]

@@ -28,6 +28,7 @@ def codebook_statistics(codes: Tensor, num_codes: int, *, num_codebooks: int | N
     """
     if codes.ndim != 3 or codes.is_floating_point() or codes.numel() == 0:
         raise ValueError(f"codes must be integers [B, S, N], not {codes.dtype} {codes.shape}.")
+    codes = codes.long()
     if codes.min() < 0 or codes.max() >= num_codes:
         raise ValueError(f"codes must lie in [0, {num_codes}).")
     counts_SK = code_counts(codes, num_codes)

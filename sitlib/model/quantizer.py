@@ -74,7 +74,8 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def nearest(self, z: Tensor) -> Tensor:
         """Codes [...] of unit vectors [..., D]: on the sphere, those of the largest dot product."""
-        similarity = z.reshape(-1, z.shape[-1]) @ F.normalize(self.weight, dim=-1).T  # [M, K]
+        weight = F.normalize(self.weight.to(z.dtype), dim=-1)
+        similarity = z.reshape(-1, z.shape[-1]) @ weight.T  # [M, K]
         return similarity.argmax(-1).view(z.shape[:-1])
 
     def lookup(self, codes: Tensor) -> Tensor:

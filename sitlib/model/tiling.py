@@ -3,6 +3,8 @@
 A long panorama costs what its tiles cost. Codes of all tiles are kept as one grid.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +32,7 @@ class ImageCodes:
 
 def encode_image(tokenizer: SpectralTokenizer, image: Tensor) -> ImageCodes:
     """Encode an image [1, 3, H, W] in [0, 1] of any size, padded at the right and the bottom."""
-    side, grid_size = tile_side(tokenizer, image), tokenizer.config.grid_size
+    side, grid_size = tile_side(tokenizer, image.shape[2:]), tokenizer.config.grid_size
     padded, size = pad(image, side)
     tiles, (rows, columns) = tile_images(padded, side)
     codes = torch.cat([tokenizer.encode(batch) for batch in tiles.split(BATCH)])  # [R K, k, g^2]
@@ -48,6 +50,15 @@ def decode_codes(
     Raises:
         ValueError: codes or a number of scales that this tokenizer cannot have produced.
     """
+    config, side = tokenizer.config, tile_side(tokenizer, image.size)
+    grid = tuple(-(-pixels // side) * config.grid_size for pixels in image.size)
+    num_scales = config.num_scales - (config.size // side).bit_length() + 1
+    if (*image.codes.shape,) != (num_scales, math.prod(grid)) or image.token_grid != grid:
+        raise ValueError(
+            f"an image of {image.size[1]}x{image.size[0]} px has codes [{num_scales}, "
+            f"{math.prod(grid)}] on a grid {grid}, these are {list(image.codes.shape)} on "
+            f"{image.token_grid}."
+        )
     scales = len(image.codes) if scales is None else scales
     codes, (rows, columns) = tile_codes(
         image.codes[None], tokenizer.config.grid_size, image.token_grid
@@ -56,9 +67,9 @@ def decode_codes(
     return unpad(untile_images(tiles, rows, columns), image.size_at(scales))
 
 
-def tile_side(tokenizer: SpectralTokenizer, image: Tensor) -> int:
-    """Side in px of an image's tiles: the smallest that holds all of it, else the largest."""
-    sides = [side for side in tokenizer.sizes if side >= max(image.shape[2:])]
+def tile_side(tokenizer: SpectralTokenizer, size: Sequence[int]) -> int:
+    """Side in px of the tiles of an image of (H, W) px: the smallest that holds it, or the largest."""
+    sides = [side for side in tokenizer.sizes if side >= max(size)]
     return sides[0] if sides else tokenizer.sizes[-1]
 
 
@@ -83,17 +94,8 @@ def tile_codes(
 ) -> tuple[Tensor, tuple[int, int]]:
     """Codes [B, k, N] of images of (rows, columns) tokens -> those of tiles [B R K, k, g^2], (R,
     K).
-
-    Raises:
-        ValueError: N codes do not make such a grid.
     """
-    rows, columns = token_grid
-    if rows * columns != codes.shape[2] or rows % grid_size or columns % grid_size:
-        raise ValueError(
-            f"token_grid {rows} x {columns} does not fit {codes.shape[2]} codes a scale: its sides "
-            f"are multiples of {grid_size} and their product is the number of codes."
-        )
-    tiles, tile_grid = tile_images(codes.unflatten(2, (rows, columns)), grid_size)
+    tiles, tile_grid = tile_images(codes.unflatten(2, token_grid), grid_size)
     return tiles.flatten(2), tile_grid
 
 

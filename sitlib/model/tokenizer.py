@@ -201,8 +201,9 @@ class SpectralTokenizer(nn.Module):
         return self._per_codebook(self.pre_quant, x.unflatten(1, (len(patches), -1)))
 
     def quantize(self, latents: Tensor) -> Quantized:
-        """Look latents [B, k, N, D] up in the codebook of each scale, in float32."""
-        books = zip(self.codebooks, self.by_codebook(latents.float()), strict=True)
+        """Look latents [B, k, N, D] up in the codebook of each scale, in float32 at least."""
+        z = latents.to(torch.promote_types(latents.dtype, torch.float32))
+        books = zip(self.codebooks, self.by_codebook(z), strict=True)
         with torch.autocast(latents.device.type, enabled=False):
             results = [vars(codebook(z)) for codebook, z in books]
         return Quantized(**{name: torch.cat([r[name] for r in results], 1) for name in results[0]})
@@ -264,6 +265,7 @@ class SpectralTokenizer(nn.Module):
         if not 1 <= k <= S or codes.is_floating_point() or codes.dtype == torch.bool:
             shape = f"{codes.dtype} {list(codes.shape)}"
             raise ValueError(f"codes must be integers [B, 1 ... {S}, {N}], they are {shape}.")
+        codes = codes.long()  # uint16, as shards hold them, cannot be compared
         scales = k if scales is None else scales
         if scales not in range(1, k + 1):
             raise ValueError(f"scales must be in 1 ... {k}, the scales of these codes: {scales}.")
@@ -313,8 +315,14 @@ def _head(dim: int, out: int) -> nn.Sequential:
 
 
 def _check_images(images: Tensor) -> None:
-    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+    is_tensor = isinstance(images, Tensor)
+    if (
+        not is_tensor
+        or images.shape[1:2] != (3,)
+        or images.ndim != 4
+        or not images.is_floating_point()
+    ):
+        kind = f"{images.dtype} {list(images.shape)}" if is_tensor else type(images).__name__
         raise ValueError(
-            f"images must be floating point [B, 3, H, W] in [0, 1], they are {images.dtype} "
-            f"{list(images.shape)}."
+            f"images must be a floating point tensor [B, 3, H, W] in [0, 1], not {kind}."
         )

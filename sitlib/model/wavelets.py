@@ -6,7 +6,8 @@ splits LL again (Mallat, IEEE PAMI 11(7), 1989). Borders are periodic: as many v
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from numbers import Integral
+from typing import Any
 
 import pywt
 import torch
@@ -56,12 +57,12 @@ def dwt2(images: Tensor, wavelet: str = "haar", levels: int = 3) -> list[Tensor]
     """
     analysis, _ = _filters(wavelet)
     _check_images(images, levels)
-    LL, details = images, []
+    LL, details = _at_least_float32(images), []
     with torch.autocast(images.device.type, enabled=False):  # keep the dtype of the images
         for _ in range(levels):
-            LL, detail = _Split.apply(LL, analysis)
+            LL, detail = _apply(_Split, LL, analysis)
             details.append(detail)
-    return [LL, *reversed(details)]
+    return [x.to(images.dtype) for x in (LL, *reversed(details))]
 
 
 def idwt2(coefficients: Sequence[Tensor], wavelet: str = "haar") -> Tensor:
@@ -74,11 +75,16 @@ def idwt2(coefficients: Sequence[Tensor], wavelet: str = "haar") -> Tensor:
     """
     _, synthesis = _filters(wavelet)
     _check_coefficients(coefficients)
-    images = coefficients[0]
+    images = _at_least_float32(coefficients[0])
     with torch.autocast(images.device.type, enabled=False):
         for details in coefficients[1:]:
-            images = _Merge.apply(images, details, synthesis)
-    return images
+            images = _apply(_Merge, images, _at_least_float32(details), synthesis)
+    return images.to(coefficients[0].dtype)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    """Half precision would round every sum, and overflow in some; so it is rounded once, at the end."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def orthonormal_gains(levels: int) -> list[float]:
@@ -102,25 +108,49 @@ Filters = tuple[tuple[float, ...], tuple[float, ...]]  # low-pass, high-pass
 
 
 class _Split(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, images, filters):
-        ctx.filters = filters
+    def forward(images, filters):  # pyrefly: ignore[bad-override]
         return _split(images, filters)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.filters = inputs[1]
 
     @staticmethod
     def backward(ctx, grad_LL, grad_details):  # pyrefly: ignore[bad-override]
         return _Merge.apply(grad_LL, grad_details, ctx.filters), None
 
+    @staticmethod
+    def jvp(ctx, images, _):  # pyrefly: ignore[bad-override]
+        return _Split.apply(images, ctx.filters)
+
 
 class _Merge(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, LL, details, filters):
-        ctx.filters = filters
+    def forward(LL, details, filters):  # pyrefly: ignore[bad-override]
         return _merge(LL, details, filters)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.filters = inputs[2]
 
     @staticmethod
     def backward(ctx, grad_images):  # pyrefly: ignore[bad-override]
         return *_Split.apply(grad_images, ctx.filters), None
+
+    @staticmethod
+    def jvp(ctx, LL, details, _):  # pyrefly: ignore[bad-override]
+        return _Merge.apply(LL, details, ctx.filters)
+
+
+def _apply(function: type[_Split | _Merge], *arguments: Any) -> Any:
+    """Apply a function with its own gradient; the compiler, which cannot take its jvp, derives one."""
+    is_compiling = torch.compiler.is_compiling()
+    return (function.forward if is_compiling else function.apply)(*arguments)
 
 
 def _split(x: Tensor, filters: Filters) -> tuple[Tensor, Tensor]:
@@ -210,7 +240,7 @@ def _periodize(filters: Filters, side: int) -> tuple[list[list[float]], int]:
 # --- Filters and checks ---------------------------------------------------------------------------
 
 
-@lru_cache
+@torch.compiler.assume_constant_result  # PyWavelets cannot be traced
 def _filters(wavelet: str) -> tuple[Filters, Filters]:
     """Analysis and synthesis kernels of unit DC gain.
 
@@ -230,13 +260,15 @@ def _filters(wavelet: str) -> tuple[Filters, Filters]:
 
 
 def _check_images(images: Tensor, levels: int) -> None:
-    if images.ndim != 4 or not images.is_floating_point():
+    is_tensor = isinstance(images, Tensor)
+    if not is_tensor or images.ndim != 4 or not images.is_floating_point():
+        kind = f"{images.dtype} {list(images.shape)}" if is_tensor else type(images).__name__
         raise ValueError(
-            f"images must be floating point [B, C, H, W], not {images.dtype} "
-            f"{list(images.shape)}: for uint8 take images.float() / 255."
+            f"images must be a floating point tensor [B, C, H, W], not {kind}: of a NumPy array "
+            "take torch.from_numpy, of uint8 images.float() / 255."
         )
     H, W = images.shape[2:]
-    if type(levels) is not int or levels < 0 or min(H, W) == 0:
+    if not isinstance(levels, Integral) or levels < 0 or min(H, W) == 0:
         raise ValueError(f"{levels!r} levels of {H}x{W} px: levels >= 0 and pixels are needed.")
     if levels > max_levels(H, W):
         raise ValueError(

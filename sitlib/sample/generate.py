@@ -264,7 +264,7 @@ def _ids_below(ids: Tensor, count: int) -> bool:
     """True for whole numbers in 0 ... count - 1."""
     if ids.is_floating_point():
         return False
-    return not ids.numel() or 0 <= int(ids.min()) <= int(ids.max()) < count
+    return not ids.numel() or 0 <= int(ids.long().min()) <= int(ids.long().max()) < count
 
 
 def _with_room(
@@ -282,8 +282,8 @@ def _with_room(
         f"prefix_codes must be codes [{batch}, k, {n}] in 0 ... {num_codes - 1}, k <= {scales}; "
         f"these are {prefix.dtype} {list(prefix.shape)}.",
     )
-    room = prefix.new_zeros(batch, scales - prefix.shape[1], n)
-    return torch.cat([prefix, room], dim=1).long()
+    room = torch.zeros(batch, scales - prefix.shape[1], n, dtype=torch.int64)
+    return torch.cat([prefix.long(), room.to(prefix.device)], dim=1)
 
 
 def check_decodes_prefix(tokenizer: SpectralTokenizer | None) -> None:
