@@ -2,14 +2,20 @@
 
 from typing import Any
 
-import yaml
-
 from workbook.paths import ROOT
+from workbook.profile import read_yaml
 
 
 def pipeline_params() -> dict[str, Any]:
-    """Content of `params.yaml`: the profile, the folders of images and the runs of every stage."""
-    return yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    """Content of `params.yaml`: the profile, the folders of images and the runs of every stage.
+
+    Raises:
+        ValueError: it cannot be read, or names no profile.
+    """
+    params = read_yaml(ROOT / "params.yaml")
+    if not isinstance(params.get("profile"), str):
+        raise ValueError("params.yaml needs a line such as `profile: quick`.")
+    return params
 
 
 def split_run(run: str) -> tuple[str, int]:

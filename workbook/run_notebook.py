@@ -146,7 +146,11 @@ def _kernel_connection() -> Iterator[Config]:
     if os.name != "posix":
         yield Config(KernelManager={"transport_encryption": "auto"})
         return
-    with tempfile.TemporaryDirectory(prefix="kernel-", ignore_cleanup_errors=True) as folder:
+    # The path of a socket may have 107 characters.
+    where = "/tmp" if len(tempfile.gettempdir()) > 64 else None
+    with tempfile.TemporaryDirectory(
+        dir=where, prefix="kernel-", ignore_cleanup_errors=True
+    ) as folder:
         yield Config(KernelManager={"transport": "ipc", "ip": str(Path(folder, "socket"))})
 
 

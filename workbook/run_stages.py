@@ -222,6 +222,8 @@ def main() -> None:
     arguments = parser.parse_args()
     has_gpu = machine()["gpu"] is not None  # which a stage uses whole
     jobs = arguments.jobs or (1 if has_gpu else min(os.cpu_count() or 1, MOST_JOBS))
+    if not (ROOT / ".git").exists():
+        raise ValueError("DVC needs a git repository, and this folder is none: run `git init`.")
     try:
         with FileLock(resolve(".dvc/tmp/run_stages.lock"), timeout=0):
             # What the others depend on: which of them have anything to do is seen only then.

@@ -121,6 +121,10 @@ def _views(
     """Views of the images at some positions; item i takes its random numbers from (*stream, i)."""
     if kind not in ("crops", "wide") or not 0 < min_crop <= 1:
         raise ValueError(f"kind is 'crops' or 'wide', min_crop in (0, 1]; not {kind}, {min_crop}.")
+    if size < 1 or not items:
+        raise ValueError(
+            f"{len(items)} views of {size} px: at least one of at least 1 px is needed."
+        )
     smallest_side = WIDE_MIN_SIDE if kind == "wide" else min_crop  # of the short side
     views, labels, keys = [], [], []
     for item, asked in zip(items, positions, strict=True):

@@ -93,7 +93,9 @@ def kernel_distance(
     check_features(features, references)
     smallest = min(len(features), len(references))
     if not 2 <= subset_size <= smallest:
-        raise ValueError(f"kid_subset_size must lie between 2 and {smallest}, the images of a set.")
+        raise ValueError(
+            f"subset_size of KID must lie between 2 and {smallest}, the images of a set."
+        )
     features, references = features.double(), references.double()
     generator = torch.Generator().manual_seed(seed)
 

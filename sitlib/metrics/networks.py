@@ -36,15 +36,17 @@ class PerceptualDistance(nn.Module):
         """Distances [B], at least 0, of RGB images [B, 3, H, W] in [0, 1].
 
         Gradients flow to `images` only. Raises `ValueError` for shapes that differ, are not RGB, or
-        are too small for the trunk.
+        are too small for the trunk; RuntimeError if the references are not in [0, 1].
         """
-        # Only shapes are checked here: this is a training loss, and values wait for the GPU.
         shape, smallest = images.shape, SMALLEST_SIZE[self.net]
         if shape != references.shape or shape[1:-2] != (3,) or min(shape[2:]) < smallest:
             raise ValueError(
                 f"LPIPS-{self.net} compares two RGB batches [B, 3, H, W] of one shape and at least "
                 f"{smallest} px a side, not {list(shape)} and {list(references.shape)}."
             )
+        low, high = references.detach().aminmax()  # not of `images`, which a decoder may overshoot
+        # Unlike an `if`, this does not wait for the GPU.
+        torch._assert_async((low >= -0.5) & (high <= 1.5), "LPIPS takes images in [0, 1]")
         # channels_last: the layout in which convolutions on a CPU are fastest.
         images, references = (
             x.contiguous(memory_format=torch.channels_last) for x in (images, references.detach())

@@ -124,7 +124,8 @@ class Codebook(nn.Module):
     def reset_dead_codes(self, z: Tensor, codes: Tensor, after: int) -> Tensor:
         """Move codes unused for `after` steps (0: never) onto random latents (arXiv 2107.03312).
 
-        Every rank gives its latents [..., D] and codes [...] of this step. A code is dead if no
+        Every rank gives its latents [..., D] and codes [...] of this step, as many as the others. A
+        code is dead if no
         rank used it; the new places are drawn from the latents of all, the same on every rank.
 
         Returns:

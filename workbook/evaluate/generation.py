@@ -198,6 +198,8 @@ def measure_codes(
         "references": "the held-out images with these names"
         if variant in profile.text.variants
         else "wide held-out views of labelled photographs",
+        "reference_folder": CodesRun.of(profile, variant).source,
+        "reference_size": CodesRun.of(profile, variant).tokenizer.data.size,
         **{name: getattr(sampling, name) for name in SAMPLER},
     }
     if profile.tokenizer.evaluation.inception:
