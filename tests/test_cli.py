@@ -360,6 +360,22 @@ def test_names_need_not_be_utf8_and_a_text_needs_no_letters(photos, capsys):
     assert len({Path(file).name.lower() for file in files_below("samples")}) == 3
 
 
+def test_large_images_pass_in_strips(home):
+    """In floating point the twelve megapixels, their previews and the comparison take 1.5 GB."""
+    peaks = []
+    for side in (64, 3464):
+        Image.fromarray(np.full((side, side, 3), 200, np.uint8)).save("x.png")
+        work = f"main(['reconstruct', 'x.png', '-o', 'x{side}', '--scales', 'all', '--compare'])"
+        peak = "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss"  # KiB
+        code = f"import resource; from sitlib.cli import main; {work}; print({peak})"
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "SITLIB_WEIGHTS": str(home)}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        peaks.append(int(done.stdout.split()[-1]))
+    assert pixels("x3464/x-compare.png").shape[0] == 2000
+    assert peaks[1] - peaks[0] < 400_000
+
+
 def test_on_a_full_disk_the_first_file_that_has_no_room_is_the_last(photos, capsys, monkeypatch):
     def full(*arguments, **options):
         raise DiskError("codes could not be written")

@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -132,16 +132,23 @@ def row(*cells: object) -> str:
 
 
 def read_image(path: Path) -> Tensor:
-    """Read an image of any format and size: float [1, 3, H, W] in [0, 1]."""
+    """Read an image of any format and size: uint8 [1, 3, H, W]."""
     if not path.is_file():
         raise ValueError("there is no such file")
-    return decode_image(path, min_side=1)[None] / 255
+    return decode_image(path, min_side=1)[None]
+
+
+def to_bytes(strips: Iterable[Tensor]) -> Tensor:
+    """An image in strips [1, 3, s, W] in [0, 1] as uint8 [1, 3, H, W], row after row in memory."""
+    rows = [(strip[0].detach().cpu().clamp(0, 1) * 255).round().byte() for strip in strips]
+    return torch.cat([row.permute(1, 2, 0) for row in rows]).permute(2, 0, 1)[None]
 
 
 def write_image(path: Path, image: Tensor) -> None:
-    """Write an image [3, H, W] in [0, 1], in the format of the file's suffix."""
-    pixels = (image.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    """Write an image [3, H, W], uint8 or in [0, 1], in the format of the file's suffix."""
+    image = to_bytes([image[None]])[0] if image.is_floating_point() else image
     with atomic_write(path) as partial:
+        pixels = image.permute(1, 2, 0).contiguous().numpy()
         Image.fromarray(pixels).save(partial, FORMATS[path.suffix.lower()])
 
 

@@ -18,14 +18,22 @@ from torch import Tensor
 
 from sitlib.cli import ALL, TOKENIZER, files
 from sitlib.files import read_metadata, write_tensors
-from sitlib.metrics import lpips_per_image, psnr_per_image
+from sitlib.metrics import lpips_per_image
 from sitlib.metrics.networks import cached_lpips
-from sitlib.model.tiling import ImageCodes, decode_codes, encode_image, pad, tile_side, unpad
+from sitlib.model.tiling import (
+    ImageCodes,
+    as_float,
+    decode_strips,
+    encode_image,
+    pad,
+    tile_side,
+)
 from sitlib.model.tokenizer import DECODER_MODULES, SpectralTokenizer
 
 GAP = 8  # px between images side by side
 LARGEST_LPIPS = 4_000_000  # px; a larger image would take gigabytes of memory
-SMALLEST_SHOWN = 256  # px; smaller originals are enlarged where images stand side by side
+STRIP = 256  # rows of pixels at a time
+SMALLEST_SHOWN = 256  # px high; smaller originals are enlarged where images stand side by side
 COSTS = ("size", "scales", "codes", "bits/px")  # columns of the tables
 
 
@@ -68,7 +76,7 @@ def encode(options: argparse.Namespace) -> int:
     def work(path: Path, target: Path) -> list[str]:
         jobs.reserve(target)
         image = files.read_image(path)
-        encoded = encode_image(tokenizer, image.to(tokenizer.device))
+        encoded = encode_image(tokenizer, image)
         metadata = {
             "class": "Codes",
             "image": os.fsencode(path.name).decode(errors="replace"),
@@ -97,7 +105,7 @@ def decode(options: argparse.Namespace) -> int:
             )
         lines = []
         for scales, file in _outputs(options, tokenizer, encoded, jobs, target):
-            image = decode_codes(tokenizer, encoded, scales)
+            image = files.to_bytes(decode_strips(tokenizer, encoded, scales))
             files.write_image(file, image[0])
             lines.append(files.row(files.size_of(image), scales, file))
         return lines
@@ -115,27 +123,28 @@ def reconstruct(options: argparse.Namespace) -> int:
         has_lpips = False
 
     def work(path: Path, target: Path) -> list[str]:
-        image = files.read_image(path).to(tokenizer.device)
+        image = files.read_image(path)
         encoded = encode_image(tokenizer, image)
-        padded, _ = pad(image, tile_side(tokenizer, encoded.size))
+        side = tile_side(tokenizer, encoded.size)
         outputs = _outputs(options, tokenizer, encoded, jobs, target)
         beside = jobs.reserve(target, "compare") if options.compare else []
-        lines, shown = [], [image]
+        size = _shown_size(image)
+        lines, shown = [], [_resized(image, size)] if beside else []
         for scales, file in outputs:
-            result = decode_codes(tokenizer, encoded, scales)
-            # A preview is compared with the image averaged down to its size.
-            original = F.avg_pool2d(padded, 2 ** (len(encoded.codes) - scales))
-            original = unpad(original, encoded.size_at(scales))
+            result = files.to_bytes(decode_strips(tokenizer, encoded, scales))
+            original = _averaged(image, 2 ** (len(encoded.codes) - scales), side)
             cells = _costs(tokenizer, encoded.codes[:scales], result)
-            cells.append(f"{psnr_per_image(result, original).item():.2f}")
+            cells.append(f"{_psnr(result, original):.2f}")
             if has_lpips:
                 is_small = result[0, 0].numel() <= LARGEST_LPIPS
-                cells.append(f"{lpips_per_image(result, original).item():.3f}" if is_small else "-")
+                pair = (as_float(x).to(tokenizer.device) for x in (result, original))
+                cells.append(f"{lpips_per_image(*pair).item():.3f}" if is_small else "-")
             files.write_image(file, result[0])
             lines.append(files.row(*cells, file))
-            shown.append(result)
+            shown += [_resized(result, size)] if beside else []
         for file in beside:
-            files.write_image(file, _side_by_side(shown))
+            gap = torch.full((1, 3, size[0], GAP), 255, dtype=torch.uint8)
+            files.write_image(file, torch.cat([x for s in shown for x in (gap, s)][1:], dim=3)[0])
             lines.append(f"side by side: {file}")
         return lines
 
@@ -167,11 +176,34 @@ def _costs(tokenizer: SpectralTokenizer, codes: Tensor, image: Tensor) -> list:
     return [files.size_of(image), len(codes), codes.numel(), f"{bits:.3f}"]
 
 
-def _side_by_side(images: list[Tensor]) -> Tensor:
-    """Images [1, 3, h, w] in one row [3, H, W], enlarged to the first, or more if that is small."""
-    height, width = images[0].shape[2:]
+def _averaged(image: Tensor, factor: int, side: int) -> Tensor:
+    """An image averaged down, as a preview of it is: padded like its tiles, which have that side."""
+    if factor == 1:
+        return image
+    strips = [F.avg_pool2d(pad(as_float(s), side)[0], factor) for s in image.split(side, dim=2)]
+    height, width = (-(-pixels // factor) for pixels in image.shape[2:])
+    return torch.cat(strips, dim=2)[:, :, :height, :width]
+
+
+def _psnr(result: Tensor, original: Tensor) -> float:
+    """PSNR in dB of an image [1, 3, H, W] of any size, by strips: in float32 it may not fit."""
+    pairs = zip(result.split(STRIP, dim=2), original.split(STRIP, dim=2), strict=True)
+    errors = ((as_float(a) - as_float(b)).square().sum(dtype=torch.float64) for a, b in pairs)
+    mse = sum(float(error) for error in errors) / result.numel()
+    return -10 * math.log10(mse) if mse else math.inf
+
+
+def _shown_size(image: Tensor) -> tuple[int, int]:
+    """Height and width of an image that stands beside others: neither tiny nor enormous."""
+    height, width = image.shape[2:]
+    if (shrink := (height * width / LARGEST_LPIPS) ** 0.5) > 1:
+        return round(height / shrink), round(width / shrink)
     factor = max(1, SMALLEST_SHOWN // height)
-    size = (height * factor, width * factor)
-    row = [F.interpolate(image, size, mode="nearest-exact")[0].cpu() for image in images]
-    gap = torch.ones(3, size[0], GAP)
-    return torch.cat([tile for image in row for tile in (gap, image)][1:], dim=2)
+    return height * factor, width * factor
+
+
+def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 [1, 3, h, w] -> uint8 [1, 3, *size]: pixels enlarged as squares, or averaged."""
+    if image.shape[2] <= size[0]:
+        return F.interpolate(image, size, mode="nearest-exact")
+    return F.interpolate(image, size, mode="bilinear", antialias=True)

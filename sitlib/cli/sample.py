@@ -18,6 +18,7 @@ from sitlib.cli import GENERATORS, UsageError, files
 from sitlib.files import load_model
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.generator_config import SamplingConfig
+from sitlib.model.tiling import as_float
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample import applications
 from sitlib.sample.generate import generate
@@ -138,7 +139,7 @@ def _redraw(options: argparse.Namespace, draw: Callable, prepare: Callable) -> i
     def work(path: Path, target: Path) -> list[str]:
         targets = jobs.reserve(target, *variants)
         image = files.read_image(path)
-        square = prepare(image, tokenizer.sizes[-1]).to(tokenizer.device)
+        square = as_float(prepare(image, tokenizer.sizes[-1])).to(tokenizer.device)
         squares = square.expand(options.count, -1, -1, -1)
         drawn = draw(model, tokenizer, squares, prompts, sampling=sampling).images
         for file, result in zip(targets, drawn, strict=True):
@@ -150,10 +151,10 @@ def _redraw(options: argparse.Namespace, draw: Callable, prepare: Callable) -> i
 
 
 def center_square(image: Tensor, full: int, size: int) -> Tensor:
-    """The center of an image [1, 3, H, W] as a square of `size` px.
+    """The center of an image [1, 3, H, W], float or uint8, as a square of `size` px.
 
     It is resized to the tokenizer's full size, then averaged down, as the first scales are.
     """
-    square = center_crop(image, [min(image.shape[2:])])
+    square = as_float(center_crop(image, [min(image.shape[2:])]))
     square = F.interpolate(square, (full, full), mode="bicubic", antialias=True).clamp(0, 1)
     return F.avg_pool2d(square, full // size)

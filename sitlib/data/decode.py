@@ -30,7 +30,8 @@ def decode_rgb(source: bytes | str | PathLike, *, min_side: int = MIN_SIDE) -> I
     try:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as opened:
             opened.load()
-            image = _to_rgb(ImageOps.exif_transpose(opened))
+            ImageOps.exif_transpose(opened, in_place=True)
+            image = _to_rgb(opened)
     except ImageError:
         raise
     except Exception as error:  # decoders raise nearly anything: OSError, SyntaxError, struct.error
@@ -49,7 +50,7 @@ def decode_image(source: bytes | str | PathLike, *, min_side: int = MIN_SIDE) ->
 
 def rgb_to_tensor(image: Image.Image) -> torch.Tensor:
     """PIL image of mode RGB -> uint8 tensor [3, H, W] that owns its memory."""
-    return torch.from_numpy(np.array(image).transpose(2, 0, 1).copy())
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -66,4 +67,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", rgba.size, "white")
         white.alpha_composite(rgba)
         return white.convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

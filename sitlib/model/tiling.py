@@ -1,10 +1,11 @@
 """Images of any size: padded, cut into tiles that the tokenizer takes, and put together again.
 
-A long panorama costs what its tiles cost. Codes of all tiles are kept as one grid.
+A row of tiles is encoded or decoded at a time, so that memory hardly grows with the image. Codes of
+all tiles are kept as one grid.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from sitlib.model.tokenizer import SpectralTokenizer
 
-BATCH = 64  # tiles at a time: memory does not grow with the image
+BATCH = 64  # tiles at a time
 
 
 @dataclass
@@ -31,13 +32,23 @@ class ImageCodes:
 
 
 def encode_image(tokenizer: SpectralTokenizer, image: Tensor) -> ImageCodes:
-    """Encode an image [1, 3, H, W] in [0, 1] of any size, padded at the right and the bottom."""
+    """Encode an image [1, 3, H, W], float in [0, 1] or uint8, of any size.
+
+    It is padded at the right and the bottom.
+    """
     side, grid_size = tile_side(tokenizer, image.shape[2:]), tokenizer.config.grid_size
-    padded, size = pad(image, side)
-    tiles, (rows, columns) = tile_images(padded, side)
-    codes = torch.cat([tokenizer.encode(batch) for batch in tiles.split(BATCH)])  # [R K, k, g^2]
-    codes = untile_codes(codes, rows, columns, grid_size)[0]
-    return ImageCodes(codes, size, (rows * grid_size, columns * grid_size))
+    strips = []
+    for strip in image.split(side, dim=2):
+        tiles, (_, columns) = tile_images(pad(as_float(strip), side)[0], side)
+        codes = torch.cat([tokenizer.encode(batch) for batch in tiles.split(BATCH)])  # [K, k, g^2]
+        strips.append(untile_codes(codes, 1, columns, grid_size)[0])
+    grid = (len(strips) * grid_size, columns * grid_size)
+    return ImageCodes(torch.cat(strips, dim=1), (image.shape[2], image.shape[3]), grid)
+
+
+def as_float(image: Tensor) -> Tensor:
+    """uint8 pixels as floating point in [0, 1]; others as they are."""
+    return image if image.is_floating_point() else image / 255
 
 
 def decode_codes(
@@ -50,6 +61,13 @@ def decode_codes(
     Raises:
         ValueError: codes or a number of scales that this tokenizer cannot have produced.
     """
+    return torch.cat([*decode_strips(tokenizer, image, scales)], dim=2)
+
+
+def decode_strips(
+    tokenizer: SpectralTokenizer, image: ImageCodes, scales: int | None = None
+) -> Iterator[Tensor]:
+    """The image of `decode_codes` from top to bottom, in strips [1, 3, s, w] of a row of tiles."""
     config, side = tokenizer.config, tile_side(tokenizer, image.size)
     grid = tuple(-(-pixels // side) * config.grid_size for pixels in image.size)
     num_scales = config.num_scales - (config.size // side).bit_length() + 1
@@ -60,11 +78,13 @@ def decode_codes(
             f"{image.token_grid}."
         )
     scales = len(image.codes) if scales is None else scales
-    codes, (rows, columns) = tile_codes(
-        image.codes[None], tokenizer.config.grid_size, image.token_grid
-    )
-    tiles = torch.cat([tokenizer.decode(batch, scales) for batch in codes.split(BATCH)])
-    return unpad(untile_images(tiles, rows, columns), image.size_at(scales))
+    height, width = image.size_at(scales)
+    for codes in image.codes[None].split(config.grid_size * grid[1], dim=2):
+        tiles, (_, columns) = tile_codes(codes, config.grid_size, (config.grid_size, grid[1]))
+        tiles = torch.cat([tokenizer.decode(batch, scales) for batch in tiles.split(BATCH)])
+        strip = untile_images(tiles, 1, columns)[:, :, :height, :width]
+        height -= strip.shape[2]
+        yield strip
 
 
 def tile_side(tokenizer: SpectralTokenizer, size: Sequence[int]) -> int:
