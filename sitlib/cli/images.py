@@ -137,8 +137,8 @@ def reconstruct(options: argparse.Namespace) -> int:
             cells.append(f"{_psnr(result, original):.2f}")
             if has_lpips:
                 is_small = result[0, 0].numel() <= LARGEST_LPIPS
-                pair = (as_float(x).to(tokenizer.device) for x in (result, original))
-                cells.append(f"{lpips_per_image(*pair).item():.3f}" if is_small else "-")
+                pair = [as_float(x).to(tokenizer.device) for x in (result, original)]
+                cells.append(f"{lpips_per_image(pair[0], pair[1]).item():.3f}" if is_small else "-")
             files.write_image(file, result[0])
             lines.append(files.row(*cells, file))
             shown += [_resized(result, size)] if beside else []

@@ -37,13 +37,14 @@ def encode_image(tokenizer: SpectralTokenizer, image: Tensor) -> ImageCodes:
     It is padded at the right and the bottom.
     """
     side, grid_size = tile_side(tokenizer, image.shape[2:]), tokenizer.config.grid_size
-    strips = []
+    (H, W), strips = image.shape[2:], []
+    columns = -(-W // side)
     for strip in image.split(side, dim=2):
-        tiles, (_, columns) = tile_images(pad(as_float(strip), side)[0], side)
+        tiles, _ = tile_images(pad(as_float(strip), side)[0], side)
         codes = torch.cat([tokenizer.encode(batch) for batch in tiles.split(BATCH)])  # [K, k, g^2]
         strips.append(untile_codes(codes, 1, columns, grid_size)[0])
     grid = (len(strips) * grid_size, columns * grid_size)
-    return ImageCodes(torch.cat(strips, dim=1), (image.shape[2], image.shape[3]), grid)
+    return ImageCodes(torch.cat(strips, dim=1), (H, W), grid)
 
 
 def as_float(image: Tensor) -> Tensor:
