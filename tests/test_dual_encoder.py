@@ -15,8 +15,8 @@ from sitlib.metrics.networks import load_lite0
 from sitlib.model.dual_encoder import DualEncoder, StoredDualEncoderConfig, contrastive_loss
 from sitlib.model.text import TextTokenizer
 from sitlib.train.config import CaptionsConfig, DataConfig, DualEncoderConfig, OptimizerConfig
-from workbook import dual_encoder
-from workbook.dual_encoder import train_on_views, view_features
+from workbook.evaluate import text
+from workbook.evaluate.text import train_on_views, view_features
 from workbook.train_or_load import DualEncoderRun
 
 OPTIMIZER = OptimizerConfig(
@@ -163,9 +163,7 @@ def run():
 
 class TestTraining:
     def test_features_are_those_of_wide_views_in_their_order(self, data, run, lite0, monkeypatch):
-        monkeypatch.setattr(
-            dual_encoder, "VIEWS", 4
-        )  # of 15 images: the last views are of a second epoch
+        monkeypatch.setattr(text, "VIEWS", 4)  # of 15 images: the last views are of a second epoch
         features, positions = view_features(
             replace(run, model=replace(SHAPE, degraded_views=0)), data.images, [], lite0
         )

@@ -14,7 +14,7 @@ from test_applications import photographs as extra_photographs
 from workbook.applications import choice_scores, enlarge
 from workbook.evaluate import generation
 from workbook.evaluate.generation import GREY, generation_frames
-from workbook.evaluate.rate_distortion import (
+from workbook.evaluate.tokenizer import (
     encode_jpeg,
     encode_jpeg2000,
     largest_within,

@@ -37,9 +37,9 @@ from sitlib.strict import digest
 from workbook.codes import captioned, held_out_wide, images_of
 from workbook.evaluate import decode, encode, features_of, reconstruct, stored_scores
 from workbook.evaluate.generation import load_models
-from workbook.evaluate.rate_distortion import rate_distortion
 from workbook.evaluate.text import Judge
 from workbook.evaluate.text import prompts as evaluation_prompts
+from workbook.evaluate.tokenizer import rate_distortion
 from workbook.paths import resolve
 from workbook.profile import Profile
 from workbook.train_or_load import AutoregressiveRun, DualEncoderRun, TokenizerRun

@@ -154,7 +154,7 @@ def throughput(profile: Profile, rounds: int = 4) -> None:
 
 def dual_encoder(profile: Profile) -> None:
     """Train the dual encoder of images and captions that judges text-conditional samples."""
-    from workbook.dual_encoder import trained_dual_encoder
+    from workbook.evaluate.text import trained_dual_encoder
 
     trained_dual_encoder(profile, pipeline=True)
 

@@ -6,24 +6,29 @@ judge, and of their reconstructions, which a model over the tokenizer's codes ca
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sitlib import metrics
-from sitlib.data import CaptionedImages, held_out_views
+from sitlib.data import CaptionedImages, ImageSource, degrade, held_out_views, training_views
+from sitlib.files import Row
 from sitlib.metrics.networks import Lite0
 from sitlib.model.dual_encoder import DualEncoder
 from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.train.dual_encoder import train_dual_encoder
 from workbook import evaluate
 from workbook.codes import captioned
-from workbook.dual_encoder import judge_features, trained_dual_encoder
 from workbook.profile import Profile
-from workbook.train_or_load import DualEncoderRun
+from workbook.tokenizers import trained_tokenizer
+from workbook.train_or_load import DualEncoderRun, Trained, train_or_load
 
+VIEWS = 1024  # of training images, in memory at a time
 KINDS = {
     "held_out": "names that training never saw",
     "seen": "names of training images, in new words",
@@ -148,3 +153,74 @@ class Judge:
                 del kinds[kind][of]["by_prompt"]
         shares = {f"r_precision_{kind}": of["samples"]["r_precision"] for kind, of in kinds.items()}
         return {**shares, "kinds": kinds}
+
+
+# -- training the dual encoder -----------------------------------------------------------------
+
+
+def trained_dual_encoder(profile: Profile, pipeline: bool = False) -> Trained[DualEncoder]:
+    """The dual encoder of a profile, trained now or earlier; `pipeline` as for `train_or_load`.
+
+    It learns from the training images and captions of the text-conditional models, and never sees a
+    held-out one.
+    """
+    run = DualEncoderRun.of(profile)
+
+    def train_now(folder: Path) -> tuple[DualEncoder, list[Row]]:
+        metrics.fetch_weights()
+        seed = profile.text.tokenizer_seed
+        device, names = best_device(), run.model.reconstructions
+        tokenizers = [trained_tokenizer(profile, name, seed).model.to(device) for name in names]
+        lite0 = metrics.load_lite0().to(device)
+        return train_on_views(run, captioned(profile, "train"), tokenizers, lite0, folder)
+
+    return train_or_load(run, "dual_encoder", "text", DualEncoder, train_now, pipeline)
+
+
+def train_on_views(
+    run: DualEncoderRun,
+    data: CaptionedImages,
+    tokenizers: list[SpectralTokenizer],
+    lite0: Lite0,
+    folder: Path,
+) -> tuple[DualEncoder, list[Row]]:
+    """Train a run on captioned images and on reconstructions of them, resumable from `folder`."""
+    features, positions = view_features(run, data.images, tokenizers, lite0)
+    texts, title = (data.captions, data.names), f"dual encoder, seed {run.seed}"
+    return train_dual_encoder(
+        run.model, features, positions, *texts, seed=run.seed, folder=folder, title=title
+    )
+
+
+def view_features(
+    run: DualEncoderRun, images: ImageSource, tokenizers: list[SpectralTokenizer], lite0: Lite0
+) -> tuple[Tensor, NDArray]:
+    """Features [V, 1280] of wide views of all images, and the position [V] of each one's image.
+
+    Also of degraded copies, and of what the tokenizers leave of the views: a judge that knows sharp
+    images only takes their reconstructions for something else. `VIEWS` images at a time.
+    """
+    place = {key: position for position, key in enumerate(images.keys)}
+    batch, seed = min(VIEWS, len(images)), run.seed
+    parts, positions = [], []
+    for start in range(0, len(images), batch):
+        views, _, keys = training_views(
+            images, start // batch, batch, run.data.size, seed, kind="wide", flip=False
+        )
+        views = views[: len(images) - start]  # the last ones may be of a second epoch
+        worse = [
+            degrade(views, seed + copy * len(images) + start)
+            for copy in range(run.model.degraded_views)
+        ]
+        again = [metrics.in_batches(model.reconstruct, views, size=64) for model in tokenizers]
+        for number, version in enumerate((views, *worse, *again), 1):
+            title = f"images {start + 1} to {start + len(views)}, version {number}"
+            parts.append(judge_features(version, lite0, run, title))
+            positions += [place[key] for key in keys[: len(views)]]
+    return torch.cat(parts), np.array(positions)
+
+
+def judge_features(images: Tensor, lite0: Lite0, run: DualEncoderRun, title: str) -> Tensor:
+    """Lite0 features [M, 1280] of images [M, 3, H, W] in [0, 1], at the judge's own input size."""
+    size = run.model.image_size
+    return metrics.lite0_features(images, lite0, size=size, batch_size=32, title=title)
