@@ -5,7 +5,6 @@ the codes of scale-causal tokenizers. Images are [V, 3, H, H] in [0, 1].
 """
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,6 +34,7 @@ from sitlib.sample.applications import edit, preview, refine, upsample
 from sitlib.sample.generate import Prompts, generate
 from sitlib.strict import digest
 from workbook.codes import captioned, held_out_wide, images_of
+from workbook.costs import seconds
 from workbook.evaluate import decode, encode, features_of, reconstruct, stored_scores
 from workbook.evaluate.generation import load_models
 from workbook.evaluate.text import Judge
@@ -222,8 +222,7 @@ def editing(profile: Profile, task: Task) -> dict[str, Any]:
             "r_precision_old": recognized(features, own, task.groups),
             "lpips_alex": mean_of(lpips_per_image(edited.images, task.images), task.groups),
         }
-    of_new = judge.features(seen.images, "real images with the new names")
-    of_own = judge.features(task.images, "originals")
+    of_new, of_own = judge.features(seen.images), judge.features(task.images)
     return {
         "kept": kept,
         "ceiling": {
@@ -251,16 +250,12 @@ def preview_seconds(profile: Profile, task: Task) -> dict[str, dict[str, float]]
         "one_sample": lambda: preview(*arguments, 1, scales),
         "samples": lambda: preview(*arguments, count, scales),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in actions}
-    for round_ in range(profile.applications.rounds + 1):
-        for name, action in actions.items():
-            start = time.perf_counter()
-            action()
-            if round_:  # the first one warms up
-                seconds[name].append(time.perf_counter() - start)
+    # All actions in turn, so that a machine that grows slower favours none; the first round warms up.
+    num_rounds = profile.applications.rounds + 1
+    rounds = [[seconds(action) for action in actions.values()] for _ in range(num_rounds)][1:]
     return {
         name: {"median": statistics.median(values), "least": min(values), "most": max(values)}
-        for name, values in seconds.items()
+        for name, values in zip(actions, zip(*rounds, strict=True), strict=True)
     }
 
 
@@ -270,8 +265,7 @@ def preview_choice(profile: Profile, task: Task) -> list[dict[str, Any]]:
     A score is the dual encoder's cosine of an image and its caption.
     """
     settings = profile.applications
-    judge = Judge.of(profile)
-    texts = evaluation_prompts(profile, "seen")
+    judge, texts = Judge.of(profile), evaluation_prompts(profile, "seen")
     captions = texts.captions[: settings.preview_prompts]
     prompts = [caption for caption in captions for _ in range(settings.previews)]
     codes = generate(task.model, prompts, task.sampling, progress="samples of previews")

@@ -9,7 +9,6 @@ import hashlib
 import io
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -225,12 +223,10 @@ def original_features(images: Tensor, lite0: Lite0, *, title: str = "") -> Tenso
     code = Path(networks.__file__).read_bytes()
     name = hashlib.sha256(code + images.numpy().tobytes() + str(images.shape).encode()).hexdigest()
     path = resolve(f"{FEATURES}/{name}.safetensors")
-    with suppress(OSError, SafetensorError):  # missing or damaged: made again
-        return load_file(path)["features"]
-    features = metrics.lite0_features(images, lite0, title=title)
-    with suppress(OSError), atomic_write(path, shared=True) as file:
-        save_file({"features": features}, file)
-    return features
+    if not path.exists():
+        with atomic_write(path, shared=True) as file:
+            save_file({"features": metrics.lite0_features(images, lite0, title=title)}, file)
+    return load_file(path)["features"]
 
 
 # -- bits beside quality -----------------------------------------------------------------------
