@@ -76,8 +76,9 @@ def test_the_table_holds_ratios_of_medians_and_the_papers(monkeypatch):
     monkeypatch.setattr(costs, "sampler", lambda _, name, geometry: lambda share: (name, share))
     clock = {costs.OURS: 1.0, costs.BASELINE: 4.0}
     monkeypatch.setattr(costs, "seconds", lambda call, _: clock[call()[0]] / call()[1])
-    rows = costs.sampling_rates(profile, "profile", rounds=3)
-    assert [row["size"] for row in rows] == [64, 32, 16, 8]
+    measured = costs.throughput(profile, rounds=3)
+    assert [row["size"] for row in measured["rows"]] == [64, 32, 16, 8, 256, 128, 64, 32]
+    rows = measured["rows"][:4]
     assert [row["ratio"] for row in rows] == pytest.approx([4.0, 8.0, 16.0, 32.0])
     assert {row["images_per_second"][costs.BASELINE] for row in rows} == {0.5}  # measured once
     assert rows[0]["images_per_second"][costs.OURS] == 2.0

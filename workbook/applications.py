@@ -16,17 +16,8 @@ from PIL import Image
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from sitlib import metrics
 from sitlib.data import held_out_views, open_images
-from sitlib.metrics import (
-    bootstrap_interval,
-    fetch_weights,
-    generation_metrics,
-    lpips_per_image,
-    paired_interval,
-    psnr_per_image,
-    reconstruction_values,
-    summarize_reconstructions,
-)
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.generator_config import SamplingConfig
 from sitlib.model.tokenizer import SpectralTokenizer
@@ -146,21 +137,22 @@ def measure_factor(profile: Profile, task: Task, factor: int) -> dict[str, dict[
     of_kid = {"kid_subset_size": min(settings.kid_subset_size, len(originals))}
     for way, images in results.items():
         title = f"{task.variant}, 1/{factor}, {way}"
-        values = reconstruction_values(task.images, images, metrics=names, title=title)
+        values = metrics.reconstruction_values(task.images, images, metrics=names, title=title)
         lpips[way] = values["lpips_alex"]
-        summary = summarize_reconstructions(values, task.groups, images.shape[2:])
+        summary = metrics.summarize_reconstructions(values, task.groups, images.shape[2:])
         row = {name: summary[name] for name in (*names, "intervals")}
         bases = {"lpips_ratio": "bicubic"}
         if way.startswith("told"):
             bases["untold_ratio"] = "untold"
         for name, other in bases.items():
             row[name] = float(lpips[way].mean() / lpips[other].mean())
-            interval = paired_interval(lpips[way], lpips[other], task.groups, kind="ratio")
+            interval = metrics.paired_interval(lpips[way], lpips[other], task.groups, kind="ratio")
             row[f"{name}_interval"] = list(interval)
         features = features_of([images], title)
-        distances = generation_metrics(features, originals, **of_kid, seed=settings.seed)
+        distances = metrics.generation_metrics(features, originals, **of_kid, seed=settings.seed)
         row |= {name: distances[name] for name in ("fd_lite0", "kid")}
-        row["consistency"] = float(psnr_per_image(F.avg_pool2d(images, factor), small).mean())
+        again_small = F.avg_pool2d(images, factor)
+        row["consistency"] = float(metrics.psnr_per_image(again_small, small).mean())
         scores[way] = row
     return scores
 
@@ -173,8 +165,9 @@ def several_samples(profile: Profile, task: Task) -> dict[str, float]:
     small = F.avg_pool2d(images, FACTORS[0])
     seeds = range(settings.seed, settings.seed + settings.samples)
     samples = [_upsampled(task, small, prompts, seed=seed) for seed in seeds]
-    to_original = torch.stack([lpips_per_image(sample, images) for sample in samples])
-    between = [lpips_per_image(a, b).mean() for i, a in enumerate(samples) for b in samples[:i]]
+    to_original = torch.stack([metrics.lpips_per_image(sample, images) for sample in samples])
+    pairs = [(a, b) for i, a in enumerate(samples) for b in samples[:i]]
+    between = [metrics.lpips_per_image(*pair).mean() for pair in pairs]
     return {
         "images": len(images),
         "samples": len(samples),
@@ -205,7 +198,8 @@ def editing(profile: Profile, task: Task) -> dict[str, Any]:
     codes = encode(task.tokenizer, task.images)
 
     def mean_of(values: Tensor, groups: list[str]) -> dict[str, Any]:
-        return {"value": float(values.mean()), "interval": list(bootstrap_interval(values, groups))}
+        interval = metrics.bootstrap_interval(values, groups)
+        return {"value": float(values.mean()), "interval": list(interval)}
 
     def recognized(features: Tensor, texts: list[str], groups: list[str]) -> dict[str, Any]:
         return mean_of(judge.retrieval(features, texts, groups), groups)
@@ -220,7 +214,7 @@ def editing(profile: Profile, task: Task) -> dict[str, Any]:
             "frozen_codes_equal": bool(torch.equal(edited.codes[:, :keep], codes[:, :keep])),
             "r_precision_new": recognized(features, known, names),
             "r_precision_old": recognized(features, own, task.groups),
-            "lpips_alex": mean_of(lpips_per_image(edited.images, task.images), task.groups),
+            "lpips_alex": mean_of(metrics.lpips_per_image(edited.images, task.images), task.groups),
         }
     of_new, of_own = judge.features(seen.images), judge.features(task.images)
     return {
@@ -300,18 +294,18 @@ def choice_scores(previews: np.ndarray, finished: np.ndarray) -> dict[str, Any]:
     gain = chosen - finished.mean(axis=1)
     return {
         "rank_correlation": float(correlations.mean()),
-        "rank_correlation_interval": list(bootstrap_interval(correlations, prompts)),
+        "rank_correlation_interval": list(metrics.bootstrap_interval(correlations, prompts)),
         "chosen_by_preview": float(chosen.mean()),
         "at_random": float(finished.mean()),
         "best": float(finished.max(axis=1).mean()),
         "gain": float(gain.mean()),
-        "gain_interval": list(bootstrap_interval(gain, prompts)),
+        "gain_interval": list(metrics.bootstrap_interval(gain, prompts)),
     }
 
 
 def evaluate_applications(profile: Profile) -> dict[str, Any]:
     """Rates, upsampling, editing and previews, with their `protocol` and `run`."""
-    fetch_weights()
+    metrics.fetch_weights()
     settings = profile.applications
     photographs, emoji, extra = class_task(profile), text_task(profile), extra_task(profile)
     tasks = {task.variant: task for task in (photographs, emoji)}

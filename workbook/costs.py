@@ -248,61 +248,57 @@ def sampling_peaks(profile: Profile, name: str, geometry: str) -> dict[str, floa
     return peaks
 
 
-def sampling_rates(profile: Profile, geometry: str, rounds: int) -> list[dict[str, Any]]:
-    """Images a second and peak memory of both models in one geometry, a row for every size."""
-    draw = {name: sampler(profile, name, geometry) for name in GENERATORS}
-    # The baseline does the same whatever the size, so it is measured once a round.
-    cases = [*((OURS, share) for share in SHARES), (BASELINE, 1)]
-    times: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
-    for name, share in cases if rounds > 1 else ():  # warms up
-        draw[name](share)
-    for number in range(rounds):
-        # There and back, so that a machine that grows slower or faster favours nobody.
-        for name, share in cases[:: 1 if number % 2 == 0 else -1]:
-            budget = ROUND_SECONDS if rounds > 1 else 0.0
-            times[name, share].append(seconds(partial(draw[name], share), budget))
-    peaks = {name: in_own_process(sampling_peaks, profile, name, geometry) for name in draw}
-    size, rows = geometries(profile)[geometry][0][OURS].size, []
-    batch_size = profile.autoregressive.evaluation.throughput_batch_size
-    for share in SHARES:
-        taken = {OURS: times[OURS, share], BASELINE: times[BASELINE, 1]}
-        rate = {name: batch_size / statistics.median(times) for name, times in taken.items()}
-        pairs = zip(taken[OURS], taken[BASELINE], strict=True)
-        rows.append(
-            {
-                "geometry": geometry,
-                "size": size // share,
-                "share": share,
-                "images_per_second": rate,
-                "ratio": rate[OURS] / rate[BASELINE],
-                "ratio_by_round": [baseline / ours for ours, baseline in pairs],
-                "paper_ratio": REPORTED.get(share),
-                "peak_mb": {OURS: peaks[OURS][str(share)], BASELINE: peaks[BASELINE]["1"]},
-            }
-        )
-    return rows
-
-
 def throughput(profile: Profile, rounds: int) -> dict[str, Any]:
-    """Rows of both geometries, what these are, and how it was measured.
+    """Images a second and peak memory of both models at every size, in both geometries.
 
     Args:
         rounds: in a single one, of dry runs, every time is taken once.
+
+    Returns:
+        `rows`, one for each geometry and size; `geometries`, what these are; `protocol`.
     """
-    rows, about = [], {}
-    for name, (configs, shape) in geometries(profile).items():
-        rows += sampling_rates(profile, name, rounds)
-        about[name] = {
+    batch_size = profile.autoregressive.evaluation.throughput_batch_size
+    budget = ROUND_SECONDS if rounds > 1 else 0.0
+    # The baseline does the same whatever the size, so it is measured once a round.
+    cases = [*((OURS, share) for share in SHARES), (BASELINE, 1)]
+    about, rows = {}, []
+    for geometry, (configs, shape) in geometries(profile).items():
+        draw = {name: sampler(profile, name, geometry) for name in GENERATORS}
+        times: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
+        for name, share in cases if rounds > 1 else ():  # warms up
+            draw[name](share)
+        for number in range(rounds):
+            # There and back, so that a machine that grows slower or faster favours nobody.
+            for name, share in cases[:: 1 if number % 2 == 0 else -1]:
+                times[name, share].append(seconds(partial(draw[name], share), budget))
+        peaks = {name: in_own_process(sampling_peaks, profile, name, geometry) for name in draw}
+        for share in SHARES:
+            taken = {OURS: times[OURS, share], BASELINE: times[BASELINE, 1]}
+            rate = {name: batch_size / statistics.median(x) for name, x in taken.items()}
+            pairs = zip(taken[OURS], taken[BASELINE], strict=True)
+            rows.append(
+                {
+                    "geometry": geometry,
+                    "size": configs[OURS].size // share,
+                    "share": share,
+                    "images_per_second": rate,
+                    "ratio": rate[OURS] / rate[BASELINE],
+                    "ratio_by_round": [baseline / ours for ours, baseline in pairs],
+                    "paper_ratio": REPORTED.get(share),
+                    "peak_mb": {OURS: peaks[OURS][str(share)], BASELINE: peaks[BASELINE]["1"]},
+                }
+            )
+        about[geometry] = {
             "size": configs[BASELINE].size,
             "tokens": configs[BASELINE].tokens_per_scale,
             "transformer": f"{shape.layers} layers, width {shape.width}, {shape.heads} heads",
-            "batch_size": profile.autoregressive.evaluation.throughput_batch_size,
+            "batch_size": batch_size,
         }
     protocol = {
         "weights": "random",
         "guidance": "on: conditional and unconditional halves in one batch",
         "rounds": rounds,
-        "seconds_a_round": ROUND_SECONDS if rounds > 1 else 0.0,
+        "seconds_a_round": budget,
         "device": str(best_device()),
     }
     return {"geometries": about, "rows": rows, "protocol": protocol | hardware()}
