@@ -15,8 +15,9 @@ from sitlib.metrics.networks import load_lite0
 from sitlib.model.dual_encoder import DualEncoder, StoredDualEncoderConfig, contrastive_loss
 from sitlib.model.text import TextTokenizer
 from sitlib.train.config import CaptionsConfig, DataConfig, DualEncoderConfig, OptimizerConfig
+from sitlib.train.dual_encoder import train_dual_encoder
 from workbook.evaluate import text
-from workbook.evaluate.text import train_on_views, view_features
+from workbook.evaluate.text import view_features
 from workbook.train_or_load import DualEncoderRun
 
 OPTIMIZER = OptimizerConfig(
@@ -194,7 +195,8 @@ class TestTraining:
         assert not torch.allclose(features[15:30], clean)
 
     def test_learns_the_captions_and_gives_equal_weights_again(self, data, run, lite0, tmp_path):
-        model, rows = train_on_views(run, data, [], lite0, tmp_path / "first")
+        texts = (*view_features(run, data.images, [], lite0), data.captions, data.names)
+        model, rows = train_dual_encoder(run.model, *texts, seed=0, folder=tmp_path / "first")
         assert [row["step"] for row in rows] == [20, 40]
         assert rows[-1]["loss"] < rows[0]["loss"] and rows[-1]["accuracy"] > 0.8
         assert model.config.num_features == 1280
@@ -209,7 +211,7 @@ class TestTraining:
             np.mean([name == data.names[p] for name, p in zip(found, positions, strict=True)]) > 0.9
         )
 
-        again, _ = train_on_views(run, data, [], lite0, tmp_path / "second")
+        again, _ = train_dual_encoder(run.model, *texts, seed=0, folder=tmp_path / "second")
         for value, other in zip(
             model.state_dict().values(), again.state_dict().values(), strict=True
         ):

@@ -171,25 +171,14 @@ def trained_dual_encoder(profile: Profile, pipeline: bool = False) -> Trained[Du
         seed = profile.text.tokenizer_seed
         device, names = best_device(), run.model.reconstructions
         tokenizers = [trained_tokenizer(profile, name, seed).model.to(device) for name in names]
-        lite0 = metrics.load_lite0().to(device)
-        return train_on_views(run, captioned(profile, "train"), tokenizers, lite0, folder)
+        data, lite0 = captioned(profile, "train"), metrics.load_lite0().to(device)
+        features, positions = view_features(run, data.images, tokenizers, lite0)
+        texts, title = (data.captions, data.names), f"dual encoder, seed {run.seed}"
+        return train_dual_encoder(
+            run.model, features, positions, *texts, seed=run.seed, folder=folder, title=title
+        )
 
     return train_or_load(run, "dual_encoder", "text", DualEncoder, train_now, pipeline)
-
-
-def train_on_views(
-    run: DualEncoderRun,
-    data: CaptionedImages,
-    tokenizers: list[SpectralTokenizer],
-    lite0: Lite0,
-    folder: Path,
-) -> tuple[DualEncoder, list[Row]]:
-    """Train a run on captioned images and on reconstructions of them, resumable from `folder`."""
-    features, positions = view_features(run, data.images, tokenizers, lite0)
-    texts, title = (data.captions, data.names), f"dual encoder, seed {run.seed}"
-    return train_dual_encoder(
-        run.model, features, positions, *texts, seed=run.seed, folder=folder, title=title
-    )
 
 
 def view_features(
