@@ -175,7 +175,10 @@ def test_codebooks_are_disjoint_or_shared():
 
 def test_a_new_quantizer_is_a_class_with_a_name(monkeypatch):
     class Signs(Codebook):
-        """Lookup-free: codes are the signs of two dimensions."""
+        """Lookup-free: codes are the signs of two dimensions; latents are of any length."""
+
+        def project(self, z):
+            return z
 
         def forward(self, z):
             codes = (z[..., 0] > 0).long() + 2 * (z[..., 1] > 0)
@@ -186,6 +189,10 @@ def test_a_new_quantizer_is_a_class_with_a_name(monkeypatch):
     tokenizer = tokenizer_of("sit4", quantizer="signs", num_codes=4)
     codes = tokenizer.encode(blobs())
     assert codes.max() <= 3 and tokenizer.decode(codes).shape == (4, 3, 64, 64)
+    # Before quantization sets in, the decoder gets the latents as this quantizer takes them.
+    latents = tokenizer.latents(blobs())
+    unquantized = tokenizer.to_images(tokenizer.decode_latents(latents))
+    torch.testing.assert_close(tokenizer(blobs(), quant_ratio=0.0).reconstruction, unquantized)
     with pytest.raises(ValueError, match="quantizer is one of codebook, signs, not 'other'"):
         tokenizer_of("sit4", quantizer="other")
 

@@ -224,7 +224,8 @@ def test_a_transformer_is_its_blocks_one_after_another_and_a_norm(options):
 
 def test_an_adtransformer_is_mixing_positions_blocks_and_typed_norms():
     torch.manual_seed(0)
-    model = loud(ADTransformer(3, 2, 16, 2, 2, 2.0, "scale_causal").double())
+    model = ADTransformer(3, 2, 16, 2, 2, 2.0, "scale_causal", scale_mixing=True)
+    model = loud(model.double())
     x = torch.randn(2, 12, 16, dtype=torch.float64, requires_grad=True)
     layout, types = SequenceLayout(3, 4, "scale_causal"), [0] * 4 + [1] * 8
     reference = model.scale_mixing(x, 3) + model.pos_emb

@@ -71,8 +71,11 @@ class AutoregressiveModel(nn.Module):
         self.no_class = len(config.classes)
         # Codebook b is that of scale b, the last one that of all finer scales, too.
         num_codebooks = min(config.num_codebooks, config.num_scales)
+        # A span is the positions (start, end) in the sequence whose codes are of one codebook.
         first_scales = [*range(num_codebooks), config.num_scales]
-        self._spans = list(pairwise(scale * config.tokens_per_scale for scale in first_scales))
+        self._codebook_spans = list(
+            pairwise(scale * config.tokens_per_scale for scale in first_scales)
+        )
         self._codebook_at = [
             min(t // config.tokens_per_scale, num_codebooks - 1) for t in range(self.num_tokens)
         ]
@@ -106,6 +109,7 @@ class AutoregressiveModel(nn.Module):
             self.text_encoder = TextEncoder(
                 vocab_size, c.text.max_tokens, c.text.layers, *size, blocks
             )
+        # Output heads: c.heads above counts those of the attention.
         self.heads = nn.ModuleList(
             nn.Linear(c.width, config.num_codes, bias=c.bias) for _ in range(num_codebooks)
         )
@@ -129,7 +133,7 @@ class AutoregressiveModel(nn.Module):
         x_BTC = self.transformer(x_BTC, True, rope_2TF=rope_2TF, context=context)
         logits = [
             head(x_BTC[:, start:end])
-            for head, (start, end) in zip(self.heads, self._spans, strict=True)
+            for head, (start, end) in zip(self.heads, self._codebook_spans, strict=True)
         ]
         return torch.cat(logits, dim=1).unflatten(1, codes.shape[1:])
 
@@ -203,7 +207,9 @@ class AutoregressiveModel(nn.Module):
         """The first t codes of sequences -> [B, t, C], scales and places added."""
         x = [
             embedding(codes_Bt[:, start:end])
-            for embedding, (start, end) in zip(self.code_embedding, self._spans, strict=True)
+            for embedding, (start, end) in zip(
+                self.code_embedding, self._codebook_spans, strict=True
+            )
         ]
         return torch.cat(x, dim=1) + self._pos_emb()[: codes_Bt.shape[1]]
 

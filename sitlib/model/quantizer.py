@@ -27,8 +27,9 @@ class Codebook(nn.Module):
     """l2-normalized vector quantizer (ViT-VQGAN, arXiv 2110.04627, section 3.2).
 
     Latents and codes lie on the unit sphere of a few dimensions. Another quantizer is a subclass
-    that overrides `forward` and `lookup`, and what does not apply to it below them. Its `weight`
-    [K, D] holds the vectors of all codes (`requires_grad=False` if they are fixed).
+    that overrides `forward`, `lookup` and, if its codes do not lie on the sphere, `project`, and
+    what does not apply to it below them. Its `weight` [K, D] holds the vectors of all codes
+    (`requires_grad=False` if they are fixed).
 
     Args:
         num_codes: size of the vocabulary K.
@@ -58,7 +59,7 @@ class Codebook(nn.Module):
 
     def forward(self, z: Tensor) -> Quantized:
         """Nearest codes of latents [..., D], which need not be normalized."""
-        z = F.normalize(z, dim=-1)
+        z = self.project(z)
         codes = self.nearest(z)
         q = self.lookup(codes)
         vectors = z + (q - z).detach()  # value of q, gradient of z
@@ -70,6 +71,10 @@ class Codebook(nn.Module):
             commitment_loss=(z - q.detach()).square().mean(-1),
             codebook_loss=(z.detach() - q).square().mean(-1),
         )
+
+    def project(self, z: Tensor) -> Tensor:
+        """Latents [..., D] -> the nearest points of the space of codes: here the unit sphere."""
+        return F.normalize(z, dim=-1)
 
     @torch.no_grad()
     def nearest(self, z: Tensor) -> Tensor:
@@ -89,7 +94,7 @@ class Codebook(nn.Module):
         Raises:
             ValueError: fewer latents than codes.
         """
-        z = F.normalize(z.reshape(-1, z.shape[-1]), dim=-1)  # [M, D]
+        z = self.project(z.reshape(-1, z.shape[-1]))  # [M, D]
         if len(z) < self.num_codes:
             raise ValueError(
                 f"k-means of {self.num_codes} codes needs at least {self.num_codes} vectors, "
@@ -113,7 +118,7 @@ class Codebook(nn.Module):
         """
         if self.update != "ema":
             return
-        z, codes = F.normalize(z.reshape(-1, z.shape[-1]), dim=-1), codes.reshape(-1)
+        z, codes = self.project(z.reshape(-1, z.shape[-1])), codes.reshape(-1)  # [M, D], [M]
         sums = _sum_over_ranks(torch.zeros_like(self.ema_sum).index_add_(0, codes, z))
         used = self._count(codes)[:, None] > 0  # unused codes stay: their sum would decay to 0
         ema = self.ema_sum.lerp(sums, 1 - self.decay)
@@ -125,8 +130,8 @@ class Codebook(nn.Module):
         """Move codes unused for `after` steps (0: never) onto random latents (arXiv 2107.03312).
 
         Every rank gives its latents [..., D] and codes [...] of this step, as many as the others. A
-        code is dead if no
-        rank used it; the new places are drawn from the latents of all, the same on every rank.
+        code is dead if no rank used it; the new places are drawn from the latents of all, the same
+        on every rank.
 
         Returns:
             bool [K], True for moved codes, whose history the optimizer should forget.
@@ -136,7 +141,7 @@ class Codebook(nn.Module):
         if not after:
             return torch.zeros_like(used)
         dead = self.steps_unused >= after
-        z = F.normalize(z.reshape(-1, z.shape[-1]), dim=-1)  # [M, D]
+        z = self.project(z.reshape(-1, z.shape[-1]))  # [M, D]
         rank, world_size = _rank_and_world_size()
         if dead.is_cuda:  # counting the dead would wait for the GPU: draw for every code
             source = torch.randint(world_size * len(z), dead.shape, device=z.device)

@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sitlib.model.config import TokenizerConfig
@@ -117,7 +116,9 @@ class SpectralTokenizer(nn.Module):
             quantized = self.quantize(latents)
             vectors = quantized.vectors
             if quant_ratio < 1.0:
-                vectors = F.normalize(latents.float(), dim=-1).lerp(vectors, quant_ratio)
+                books = zip(self.codebooks, self.by_codebook(latents.float()), strict=True)
+                unquantized = [cast(Codebook, codebook).project(z) for codebook, z in books]
+                vectors = torch.cat(unquantized, dim=1).lerp(vectors, quant_ratio)  # [B, S, N, D]
         patches = self.decode_latents(vectors)
         preview = None
         if preview_scales:

@@ -1,6 +1,7 @@
 """ADTransformer: encoder and decoder of the tokenizer (SIT, arXiv 2412.09607, section 4).
 
-Norms, q, k, v and MLP exist twice, for approximation and detail tokens; attention is joint.
+AD is approximation and detail: norms, q, k, v and MLP exist twice, for tokens of the approximation
+(scale 1, LL) and of the details (all finer scales); attention is joint.
 """
 
 import math
@@ -185,7 +186,7 @@ class ADTransformer(nn.Module):
         mlp_ratio: float = 4.0,
         attention: Literal["full", "scale_causal"] = "full",
         num_types: int = 2,
-        scale_mixing: bool = True,
+        scale_mixing: bool = False,
         neighbors: Literal["before", "after"] | None = None,
     ):
         super().__init__()

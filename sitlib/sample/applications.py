@@ -58,8 +58,7 @@ def upsample(
         "this tokenizer takes images of one size only, so there is nothing to upsample: take one "
         "with encoder_attention: scale_causal.",
     )
-    _check_size(images, small)
-    codes = torch.cat([tokenizer.encode(part).cpu() for part in images.split(BATCH)])
+    codes = _encode(tokenizer, images, small)
     prompts = len(images) if prompts is None else prompts
     return _sample(model, tokenizer, prompts, sampling, prefix_codes=codes, progress=progress)
 
@@ -85,10 +84,8 @@ def edit(
     check_same_codes(model, tokenizer)
     scales = tokenizer.geometry.num_scales
     require(0 <= keep <= scales, f"keep must lie in 0 ... {scales}, it is {keep}.")
-    _check_size(images, tokenizer.sizes[-1:])
-    codes = torch.cat([tokenizer.encode(part).cpu() for part in images.split(BATCH)])
+    kept = _encode(tokenizer, images, tokenizer.sizes[-1:])[:, :keep]
     prompts = len(images) if prompts is None else prompts
-    kept = codes[:, :keep]
     return _sample(model, tokenizer, prompts, sampling, prefix_codes=kept, progress=progress)
 
 
@@ -170,10 +167,11 @@ def _prompts(prompt: str | int | None, count: int) -> Prompts:
     return [prompt] * count if isinstance(prompt, str) else torch.full((count,), prompt)
 
 
-def _check_size(images: Tensor, sizes: list[int]) -> None:
-    """Refuse images that are no squares of one of these sizes."""
+def _encode(tokenizer: SpectralTokenizer, images: Tensor, sizes: list[int]) -> Tensor:
+    """Codes [B, k, N] on the CPU of images [B, 3, H, H]; H must be one of `sizes`."""
     height, width = images.shape[-2:]
     require(
         height == width and height in sizes,
         f"images must be squares of {' or '.join(map(str, sizes))} px, not {height} x {width}.",
     )
+    return torch.cat([tokenizer.encode(part).cpu() for part in images.split(BATCH)])

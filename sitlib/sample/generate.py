@@ -68,16 +68,16 @@ def generate(
     first_scale = 0 if prefix_codes is None else prefix_codes.shape[1]
     if on_scale is not None:
         check_decodes_prefix(tokenizer)
-    weights = [guidance_of_scale(s, config.num_scales, sampling) for s in range(1, scales + 1)]
-    if isinstance(prompts, int) or all(weight == 1.0 for weight in weights[first_scale:]):
-        weights = None  # no unconditional half
+    guidance = [guidance_of_scale(s, config.num_scales, sampling) for s in range(1, scales + 1)]
+    if isinstance(prompts, int) or all(weight == 1.0 for weight in guidance[first_scale:]):
+        guidance = None  # no unconditional half
 
     was_training = model.training
     model.eval()  # dropout would make a sample depend on more than its seed
     bar = tqdm(desc=progress, total=len(cond), mininterval=5.0, disable=progress is None)
     try:
         with inference_autocast(device):
-            batch_size = sampling.batch_size or max_batch_size(model, scales, weights is not None)
+            batch_size = sampling.batch_size or max_batch_size(model, scales, guidance is not None)
             cast_model = model
             if torch.is_autocast_enabled(device.type):
                 dtype = torch.get_autocast_dtype(device.type)
@@ -85,7 +85,7 @@ def generate(
         for start in range(0, len(cond) if first_scale < scales else 0, batch_size):
             rows = slice(start, start + batch_size)
             batch = cond[rows].to(device), codes[rows], first_scale, first_sample + start
-            for scale in _sample_scales(cast_model, *batch, sampling, weights):
+            for scale in _sample_scales(cast_model, *batch, sampling, guidance):
                 if on_scale is not None and tokenizer is not None:
                     on_scale(start, scale, tokenizer.decode(codes[rows, :scale]))
             bar.update(len(codes[rows]))
@@ -102,14 +102,14 @@ def _sample_scales(
     first_scale: int,
     first_sample: int,
     sampling: SamplingConfig,
-    weights: list[float] | None,
+    guidance: list[float] | None,
 ) -> Iterator[int]:
     """Fill codes [B, S, N] from scale `first_scale` on; yield the number of scales after each.
 
     Inference mode and autocast end before every `yield`: the caller's code runs in the caller's.
 
     Args:
-        weights: guidance weight of each scale, or None for no guidance.
+        guidance: weight of the conditional half in each scale, or None for no guidance.
     """
     batch, scales, n = codes.shape
     codes_BT = codes.view(batch, scales * n)
@@ -117,10 +117,10 @@ def _sample_scales(
     uniform_TB = torch.from_numpy(np.stack(uniform, axis=1)).to(codes.device)
 
     def with_uncond(x: Tensor) -> Tensor:  # rows of the conditional half, then of the other
-        return x if weights is None else torch.cat([x, x])
+        return x if guidance is None else torch.cat([x, x])
 
     with torch.inference_mode(), inference_autocast(codes.device):
-        if weights is not None:
+        if guidance is not None:
             cond = torch.cat([cond, model.unconditional(cond)])
         prefix = with_uncond(codes_BT[:, : first_scale * n])
         state, logits_BK = model.prefill(cond, scales * n, prefix)
@@ -130,9 +130,9 @@ def _sample_scales(
     for scale in range(first_scale, scales):
         with torch.inference_mode(), inference_autocast(codes.device):
             for position in range(scale * n, (scale + 1) * n):
-                if weights is not None:
+                if guidance is not None:
                     cond_BK, uncond_BK = logits_BK.chunk(2)
-                    logits_BK = torch.lerp(uncond_BK, cond_BK, weights[scale])
+                    logits_BK = torch.lerp(uncond_BK, cond_BK, guidance[scale])
                 probs_BK = filtered_probabilities(
                     logits_BK, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p
                 )
