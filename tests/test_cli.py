@@ -141,7 +141,7 @@ def test_the_table_of_reconstructions_and_the_images_side_by_side(photos, capsys
     error = (pixels(file) / 255.0 - pixels("photos/a.png") / 255.0) ** 2
     assert float(psnr) == pytest.approx(-10 * np.log10(error.mean()), abs=0.05)
     size, _, _, _, psnr, file = small.split()
-    averaged = F.avg_pool2d(pad(decode_image("photos/a.png")[None] / 255, 64)[0], 8)
+    averaged = F.avg_pool2d(pad(decode_image("photos/a.png")[None] / 255, 64), 8)
     error = (pixels(file) / 255.0 - averaged[0, :, :9, :19].permute(1, 2, 0).numpy()) ** 2
     assert size == "19x9" and float(psnr) == pytest.approx(-10 * np.log10(error.mean()), abs=0.05)
     row = pixels("reconstructed/a-compare.png")

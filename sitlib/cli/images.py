@@ -180,7 +180,7 @@ def _averaged(image: Tensor, factor: int, side: int) -> Tensor:
     """An image averaged down, as a preview of it is: padded like its tiles, which have that side."""
     if factor == 1:
         return image
-    strips = [F.avg_pool2d(pad(as_float(s), side)[0], factor) for s in image.split(side, dim=2)]
+    strips = [F.avg_pool2d(pad(as_float(s), side), factor) for s in image.split(side, dim=2)]
     height, width = (-(-pixels // factor) for pixels in image.shape[2:])
     return torch.cat(strips, dim=2)[:, :, :height, :width]
 

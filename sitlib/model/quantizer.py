@@ -60,8 +60,8 @@ class Codebook(nn.Module):
     def forward(self, z: Tensor) -> Quantized:
         """Nearest codes of latents [..., D], which need not be normalized."""
         z = self.project(z)
-        codes = self.nearest(z)
-        q = self.lookup(codes)
+        codes = self.nearest(z)  # [...]
+        q = self.lookup(codes)  # [..., D]
         vectors = z + (q - z).detach()  # value of q, gradient of z
         if self.gradient == "rotation":
             vectors = _rotate(z, q.detach())

@@ -36,15 +36,15 @@ def encode_image(tokenizer: SpectralTokenizer, image: Tensor) -> ImageCodes:
 
     It is padded at the right and the bottom.
     """
-    side, grid_size = tile_side(tokenizer, image.shape[2:]), tokenizer.config.grid_size
-    (H, W), strips = image.shape[2:], []
-    columns = -(-W // side)
+    (H, W), g = image.shape[2:], tokenizer.config.grid_size
+    side, strips = tile_side(tokenizer, (H, W)), []
     for strip in image.split(side, dim=2):
-        tiles, _ = tile_images(pad(as_float(strip), side)[0], side)
+        padded = pad(as_float(strip), side)[0]  # [3, s, K s]
+        tiles = torch.stack(padded.split(side, dim=2))  # [K, 3, s, s]
         codes = torch.cat([tokenizer.encode(batch) for batch in tiles.split(BATCH)])  # [K, k, g^2]
-        strips.append(untile_codes(codes, 1, columns, grid_size)[0])
-    grid = (len(strips) * grid_size, columns * grid_size)
-    return ImageCodes(torch.cat(strips, dim=1), (H, W), grid)
+        strips.append(torch.cat([*codes.unflatten(2, (g, g))], dim=2))  # [k, g, K g]
+    codes = torch.cat(strips, dim=1)  # [k, R g, K g]
+    return ImageCodes(codes.flatten(1), (H, W), (codes.shape[1], codes.shape[2]))
 
 
 def as_float(image: Tensor) -> Tensor:
@@ -80,10 +80,10 @@ def decode_strips(
         )
     scales = len(image.codes) if scales is None else scales
     height, width = image.size_at(scales)
-    for codes in image.codes[None].split(config.grid_size * grid[1], dim=2):
-        tiles, (_, columns) = tile_codes(codes, config.grid_size, (config.grid_size, grid[1]))
+    for codes in image.codes.unflatten(1, grid).split(config.grid_size, dim=1):  # [k, g, K g]
+        tiles = torch.stack(codes.split(config.grid_size, dim=2)).flatten(2)  # [K, k, g^2]
         tiles = torch.cat([tokenizer.decode(batch, scales) for batch in tiles.split(BATCH)])
-        strip = untile_images(tiles, 1, columns)[:, :, :height, :width]
+        strip = torch.cat([*tiles], dim=2)[None, :, :height, :width]  # [1, 3, s, w]
         height -= strip.shape[2]
         yield strip
 
@@ -94,50 +94,9 @@ def tile_side(tokenizer: SpectralTokenizer, size: Sequence[int]) -> int:
     return sides[0] if sides else tokenizer.sizes[-1]
 
 
-def tile_images(images: Tensor, side: int) -> tuple[Tensor, tuple[int, int]]:
-    """[B, C, R side, K side] -> tiles [B R K, C, side, side], and (R, K)."""
-    B, C, H, W = images.shape
-    R, K = H // side, W // side
-    x = images.reshape(B, C, R, side, K, side).permute(0, 2, 4, 1, 3, 5)
-    return x.reshape(B * R * K, C, side, side), (R, K)
-
-
-def untile_images(tiles: Tensor, rows: int, columns: int) -> Tensor:
-    """Tiles [B R K, C, side, side] -> [B, C, R side, K side]."""
-    BRK, C, side, _ = tiles.shape
-    B = BRK // (rows * columns)
-    x = tiles.reshape(B, rows, columns, C, side, side).permute(0, 3, 1, 4, 2, 5)
-    return x.reshape(B, C, rows * side, columns * side)
-
-
-def tile_codes(
-    codes: Tensor, grid_size: int, token_grid: tuple[int, int]
-) -> tuple[Tensor, tuple[int, int]]:
-    """Codes [B, k, N] of images of (rows, columns) tokens -> those of tiles [B R K, k, g^2], (R,
-    K).
-    """
-    tiles, tile_grid = tile_images(codes.unflatten(2, token_grid), grid_size)
-    return tiles.flatten(2), tile_grid
-
-
-def untile_codes(codes: Tensor, rows: int, columns: int, grid_size: int) -> Tensor:
-    """Codes of tiles [B R K, k, g^2] -> [B, k, R K g^2], row-major over the whole image."""
-    maps = codes.unflatten(2, (grid_size, grid_size))
-    return untile_images(maps, rows, columns).flatten(2)
-
-
-def pad(images: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
-    """Repeat the last pixels of images [B, C, H, W] at the right and bottom up to multiples.
-
-    Returns:
-        The padded images, and (H, W) for `unpad`.
-    """
+def pad(images: Tensor, multiple: int) -> Tensor:
+    """Repeat the last pixels of images [B, C, H, W] at the right and bottom up to multiples."""
     if images.ndim != 4 or multiple < 1 or 0 in images.shape[2:]:
         raise ValueError(f"pad takes images [B, C, H, W], not {list(images.shape)}.")
     H, W = images.shape[2:]
-    return F.pad(images, (0, -W % multiple, 0, -H % multiple), mode="replicate"), (H, W)
-
-
-def unpad(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """The first `size` = (H, W) px of padded images."""
-    return images[:, :, : size[0], : size[1]]
+    return F.pad(images, (0, -W % multiple, 0, -H % multiple), mode="replicate")

@@ -112,14 +112,14 @@ class SpectralTokenizer(nn.Module):
                 to be scale-causal: then nothing is decoded twice.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_is_frozen):
-            latents = self.latents(images)
+            latents = self.latents(images)  # [B, S, N, D]
             quantized = self.quantize(latents)
-            vectors = quantized.vectors
+            vectors = quantized.vectors  # [B, S, N, D]
             if quant_ratio < 1.0:
                 books = zip(self.codebooks, self.by_codebook(latents.float()), strict=True)
                 unquantized = [cast(Codebook, codebook).project(z) for codebook, z in books]
                 vectors = torch.cat(unquantized, dim=1).lerp(vectors, quant_ratio)  # [B, S, N, D]
-        patches = self.decode_latents(vectors)
+        patches = self.decode_latents(vectors)  # [B, N, P_s] of each scale
         preview = None
         if preview_scales:
             targets = self.normalized_patches(images)[:preview_scales]
@@ -191,11 +191,11 @@ class SpectralTokenizer(nn.Module):
         geometry = self._geometry_of(H, levels)
         coefficients = geometry.forward(images)  # dwt2: [B, C_s, h_s, w_s] of each scale
         standardized = [norm(x) for norm, x in zip(self.norm, coefficients, strict=False)]
-        return geometry.patchify(standardized)
+        return geometry.patchify(standardized)  # [B, N, P_s]
 
     def latents(self, images: Tensor) -> Tensor:
         """Square images -> encoder outputs [B, k, N, D], before l2 normalization and lookup."""
-        patches = self.normalized_patches(images)
+        patches = self.normalized_patches(images)  # [B, N, P_s] of each scale
         # Layers at both ends run in float32 under autocast too: nothing could mend their rounding.
         tokens = [in_weight_dtype(embed, x) for embed, x in zip(self.embed, patches, strict=False)]
         x = self.encoder(torch.cat(tokens, dim=1))  # [B, k N, C]

@@ -5,7 +5,7 @@ splits LL again (Mallat, IEEE PAMI 11(7), 1989). Borders are periodic: as many v
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -60,7 +60,7 @@ def dwt2(images: Tensor, wavelet: str = "haar", levels: int = 3) -> list[Tensor]
     LL, details = _at_least_float32(images), []
     with torch.autocast(images.device.type, enabled=False):  # keep the dtype of the images
         for _ in range(levels):
-            LL, detail = _apply(_Split, LL, analysis)
+            LL, detail = _apply(_split, _merge, analysis, LL)
             details.append(detail)
     return [x.to(images.dtype) for x in (LL, *reversed(details))]
 
@@ -78,7 +78,8 @@ def idwt2(coefficients: Sequence[Tensor], wavelet: str = "haar") -> Tensor:
     images = _at_least_float32(coefficients[0])
     with torch.autocast(images.device.type, enabled=False):
         for details in coefficients[1:]:
-            images = _apply(_Merge, images, _at_least_float32(details), synthesis)
+            inputs = images, _at_least_float32(details)
+            images = _apply(_merge, _split, synthesis, *inputs)
     return images.to(coefficients[0].dtype)
 
 
@@ -107,50 +108,34 @@ def max_levels(height: int, width: int) -> int:
 Filters = tuple[tuple[float, ...], tuple[float, ...]]  # low-pass, high-pass
 
 
-class _Split(torch.autograd.Function):
+class _Linear(torch.autograd.Function):
+    """`function(*inputs, filters)`, linear in its inputs; `transpose` computes its gradient."""
+
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(images, filters):  # pyrefly: ignore[bad-override]
-        return _split(images, filters)
+    def forward(function, transpose, filters, *inputs):  # pyrefly: ignore[bad-override]
+        return function(*inputs, filters)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.filters = inputs[1]
+        ctx.function, ctx.transpose, ctx.filters = inputs[:3]
 
     @staticmethod
-    def backward(ctx, grad_LL, grad_details):  # pyrefly: ignore[bad-override]
-        return _Merge.apply(grad_LL, grad_details, ctx.filters), None
+    def backward(ctx, *grads):
+        grad = _Linear.apply(ctx.transpose, ctx.function, ctx.filters, *grads)
+        return None, None, None, *(grad if isinstance(grad, tuple) else (grad,))
 
     @staticmethod
-    def jvp(ctx, images, _):  # pyrefly: ignore[bad-override]
-        return _Split.apply(images, ctx.filters)
+    def jvp(ctx, _function, _transpose, _filters, *tangents):  # pyrefly: ignore[bad-override]
+        return _Linear.apply(ctx.function, ctx.transpose, ctx.filters, *tangents)
 
 
-class _Merge(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(LL, details, filters):  # pyrefly: ignore[bad-override]
-        return _merge(LL, details, filters)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.filters = inputs[2]
-
-    @staticmethod
-    def backward(ctx, grad_images):  # pyrefly: ignore[bad-override]
-        return *_Split.apply(grad_images, ctx.filters), None
-
-    @staticmethod
-    def jvp(ctx, LL, details, _):  # pyrefly: ignore[bad-override]
-        return _Merge.apply(LL, details, ctx.filters)
-
-
-def _apply(function: type[_Split | _Merge], *arguments: Any) -> Any:
-    """Apply a function with its own gradient; the compiler, which cannot take its jvp, derives one."""
-    is_compiling = torch.compiler.is_compiling()
-    return (function.forward if is_compiling else function.apply)(*arguments)
+def _apply(function: Callable, transpose: Callable, filters: Filters, *inputs: Tensor) -> Any:
+    """Apply a map with its own gradient; the compiler, which cannot take its jvp, derives one."""
+    if torch.compiler.is_compiling():
+        return function(*inputs, filters)
+    return _Linear.apply(function, transpose, filters, *inputs)
 
 
 def _split(x: Tensor, filters: Filters) -> tuple[Tensor, Tensor]:

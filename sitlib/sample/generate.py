@@ -113,7 +113,10 @@ def _sample_scales(
     """
     batch, scales, n = codes.shape
     codes_BT = codes.view(batch, scales * n)
-    uniform = [_uniform(sampling.seed, first_sample + i, model.num_tokens) for i in range(batch)]
+    # Every sample has its own random numbers, one for each position, whatever the batch.
+    samples = range(first_sample, first_sample + batch)
+    generators = [np.random.default_rng([sampling.seed, sample]) for sample in samples]
+    uniform = [rng.random(model.num_tokens, dtype=np.float32) for rng in generators]
     uniform_TB = torch.from_numpy(np.stack(uniform, axis=1)).to(codes.device)
 
     def with_uncond(x: Tensor) -> Tensor:  # rows of the conditional half, then of the other
@@ -209,11 +212,6 @@ def max_batch_size(model: AutoregressiveModel, scales: int, guided: bool) -> int
     else:
         free = 2 * 2**30
     return max(1, min(1024, int(free / 2 / ((cache_bytes + logit_bytes) * (2 if guided else 1)))))
-
-
-def _uniform(seed: int, sample: int, count: int) -> np.ndarray:
-    """Random numbers [count] in [0, 1) of one sample."""
-    return np.random.default_rng([seed, sample]).random(count, dtype=np.float32)
 
 
 # -- checks of the input ----------------------------------------------------------------------
