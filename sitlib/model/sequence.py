@@ -67,12 +67,9 @@ class KVCache:
 
     def __init__(self, shape: tuple[int, ...], static: bool = False, device=None, dtype=None):
         self.store = torch.zeros(shape, device=device, dtype=dtype)
+        self.capacity = shape[4]
         self.length = 0  # positions that every layer has filled
         self.position = torch.zeros(1, dtype=torch.int64, device=device) if static else None
-
-    @property
-    def capacity(self) -> int:
-        return self.store.shape[4]
 
     def rows(self, count: int) -> slice | Tensor:
         """Cache slots of the next `count` tokens.

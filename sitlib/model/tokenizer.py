@@ -317,12 +317,8 @@ def _head(dim: int, out: int) -> nn.Sequential:
 
 def _check_images(images: Tensor) -> None:
     is_tensor = isinstance(images, Tensor)
-    if (
-        not is_tensor
-        or images.shape[1:2] != (3,)
-        or images.ndim != 4
-        or not images.is_floating_point()
-    ):
+    is_rgb_batch = is_tensor and images.ndim == 4 and images.shape[1] == 3
+    if not is_rgb_batch or not images.is_floating_point():
         kind = f"{images.dtype} {list(images.shape)}" if is_tensor else type(images).__name__
         raise ValueError(
             f"images must be a floating point tensor [B, 3, H, W] in [0, 1], not {kind}."
