@@ -75,7 +75,9 @@ REFUSED = [  # (key, value, sentence)
     ("tokenizer.optimizer.learning_rate", "1e-3", "write 1.0e-3"),
     ("autoregressive.common.bias", 1, "valid boolean"),
     ("autoregressive.sampling.guidance", float("nan"), "guidance must be a finite number"),
+    ("tokenizer.optimizer.learning_rate", float("inf"), "must be a finite number"),
     ("autoregressive.evaluation.guidance_sweep", 1.5, "valid array"),
+    ("tokenizer.variants.a/b", {}, "the variant 'a/b' names files"),
     ("text.captions.source", None, "valid string"),
     ("tokenizer.common.encoder_attention", "causal", "'full' or 'scale_causal'"),
     # numbers out of their range

@@ -107,6 +107,8 @@ def test_refusals(tmp_path, name, split, options, message):
     assert not (tmp_path / "out").exists()
     with pytest.raises(DataError, match="holds the images themselves"):
         convert(tmp_path / "source", tmp_path / "source", "train")
+    with pytest.raises(DataError, match="must not be empty"):
+        convert(tmp_path / "source", " ", "train")
 
 
 class TestInterruption:

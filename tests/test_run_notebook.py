@@ -121,6 +121,14 @@ def test_a_failing_cell_ends_in_two_lines_and_leaves_old_reports_alone(tmp_path)
     assert (tmp_path / "reports" / "02_bad-run.ipynb").read_text() == "old"
 
 
+def test_a_long_folder_of_temporary_files_holds_no_sockets(tmp_path, monkeypatch):
+    long = tmp_path / ("x" * 120)
+    long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    done = run([new_code_cell("1 + 1")], tmp_path, "sum")
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_dead_kernel_ends_in_two_lines(tmp_path):
     kill = new_code_cell("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
     done = run([new_code_cell("x = 1"), kill], tmp_path, "03_dead")

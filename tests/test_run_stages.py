@@ -9,7 +9,7 @@ import time
 import pytest
 from filelock import FileLock
 
-from workbook import run_stages
+from workbook import params, run_stages
 from workbook.paths import ROOT, resolve
 
 GRAPH = {"a": set(), "b": {"a"}, "c": {"b"}, "x": set(), "alone": set(), "d.yaml:y": {"x"}}
@@ -59,6 +59,21 @@ def test_a_second_pipeline_in_the_folder_is_refused(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["run_stages", "dvc.yaml"])
     with FileLock(resolve(".dvc/tmp/run_stages.lock")), pytest.raises(ValueError, match="Another"):
         run_stages.main()
+
+
+def test_a_folder_without_git_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["run_stages", "dvc.yaml"])
+    monkeypatch.setattr(run_stages, "ROOT", tmp_path)
+    with pytest.raises(ValueError, match="run `git init`"):
+        run_stages.main()
+
+
+@pytest.mark.parametrize("content", ["", "- quick", "a:\t1\n\tb", "tokenizers: {}", "profile: 3"])
+def test_what_is_wrong_with_params_yaml_is_a_sentence(monkeypatch, tmp_path, content):
+    (tmp_path / "params.yaml").write_text(content)
+    monkeypatch.setattr(params, "ROOT", tmp_path)
+    with pytest.raises(ValueError, match=r"params.yaml (needs|must|is not)"):
+        params.pipeline_params()
 
 
 def test_an_interruption_ends_the_stages_and_is_a_sentence(tmp_path):

@@ -46,6 +46,9 @@ class Profile:
         classes, texts = self.autoregressive.variants, self.text.variants
         both = sorted(set(classes) & set(texts))
         require(not both, f"autoregressive.variants and text.variants both have {', '.join(both)}")
+        for variant in (*self.tokenizer.variants, *classes, *texts):
+            is_name = re.fullmatch(r"\w[\w.-]*", variant) is not None
+            require(is_name, f"the variant {variant!r} names files: use letters, digits, _ - .")
         for variant in self.tokenizer.variants:
             self._check_tokenizer(variant)
         for variant in (*classes, *texts):

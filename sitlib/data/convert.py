@@ -60,6 +60,8 @@ def convert(
         DataError: no image, or `output` has the split with other settings or from other images.
         DiskError: the disk is full. Finished shards stay, and the same call goes on from there.
     """
+    if "" in (str(source).strip(), str(output).strip()):  # an unset variable of a shell
+        raise DataError("source and output must not be empty.")
     source, output = Path(source).expanduser().resolve(), Path(output).expanduser()
     if output.resolve() in (source, source.parent):  # shards would hide the folders beside them
         raise DataError(f"{output} holds the images themselves: choose another output.")
@@ -211,6 +213,8 @@ def main() -> None:
     parser.add_argument("--per-shard", type=int, default=1000, help="images; default: 1000")
     parser.add_argument("--short-side", type=int, help="make larger images as small, in px")
     arguments = vars(parser.parse_args())
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if arguments.pop("verify"):
             print(f"all {verify(arguments['source'])} shards are as they were written")
