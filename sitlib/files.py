@@ -138,7 +138,10 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("about", "{}"))
     except (SafetensorError, OSError) as error:
-        start = path.read_bytes()[:64] if path.is_file() else b""
+        start = b""
+        if path.is_file():
+            with path.open("rb") as file:
+                start = file.read(64)
         what = next((what for magic, what in OTHERS.items() if start.startswith(magic)), error)
         raise ValueError(f"{path} is not a whole safetensors file ({what}).") from None
     except ValueError:

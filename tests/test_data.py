@@ -430,6 +430,9 @@ class TestViews:
     def test_refusals(self, photos, options, message):
         with pytest.raises(ValueError, match=message):
             training_views(photos, 0, 2, 16, **({"seed": 0} | options))
+        for count, size in ((0, 16), (2, 0)):
+            with pytest.raises(ValueError, match=f"{count} views of {size} px"):
+                training_views(photos, 0, count, size, seed=0)
 
 
 class TestDegradedCopies:

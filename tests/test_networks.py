@@ -103,6 +103,12 @@ class TestLpips:
         with pytest.raises(ValueError, match=message):
             alex(torch.rand(shape), torch.rand(other))
 
+    def test_images_in_0_to_255_are_refused_and_an_overshooting_decoder_is_not(self, alex):
+        images = torch.rand(1, 3, 64, 64)
+        assert alex(images * 1.6 - 0.3, images).isfinite().all()
+        with pytest.raises(RuntimeError, match=r"LPIPS takes images in \[0, 1\]"):
+            alex(images * 255, images * 255)
+
     def test_unknown_network(self):
         with pytest.raises(ValueError, match="'alex', 'vgg'"):
             load_lpips("resnet")

@@ -189,7 +189,7 @@ def test_a_broken_notebook_is_named(project):
     (project / "reports").mkdir()
     (project / "reports/01_x.ipynb").write_text("{")
     results.write_results(project)
-    with pytest.raises(results.ResultsError, match=r"01_x\.ipynb is no readable notebook"):
+    with pytest.raises(ValueError, match=r"01_x\.ipynb is not a readable notebook"):
         build.build(project)
 
 

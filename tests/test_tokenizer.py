@@ -193,7 +193,7 @@ def test_a_new_quantizer_is_a_class_with_a_name(monkeypatch):
     latents = tokenizer.latents(blobs())
     unquantized = tokenizer.to_images(tokenizer.decode_latents(latents))
     torch.testing.assert_close(tokenizer(blobs(), quant_ratio=0.0).reconstruction, unquantized)
-    with pytest.raises(ValueError, match="quantizer is one of codebook, signs, not 'other'"):
+    with pytest.raises(ValueError, match="quantizer 'other' is not known: take codebook, signs"):
         tokenizer_of("sit4", quantizer="other")
 
 

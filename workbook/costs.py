@@ -81,7 +81,7 @@ def peak_mb() -> float:
 
 
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Result of a function of a module, called in a new process, whose peak of memory is its own."""
+    """Result of a function of a module, called in a new process with a peak of its own."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 

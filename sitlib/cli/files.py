@@ -12,8 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sitlib.cli import UsageError, sentence
-from sitlib.data.decode import IMAGE_SUFFIXES, decode_image
-from sitlib.data.images import list_files
+from sitlib.data.decode import IMAGE_SUFFIXES, decode_image, list_files
 from sitlib.files import DiskError, atomic_write, load_model, read_metadata
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import nearest

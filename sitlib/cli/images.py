@@ -177,7 +177,7 @@ def _costs(tokenizer: SpectralTokenizer, codes: Tensor, image: Tensor) -> list:
 
 
 def _averaged(image: Tensor, factor: int, side: int) -> Tensor:
-    """An image averaged down, as a preview of it is: padded like its tiles, which have that side."""
+    """Average an image down, as a preview of it is: padded like its tiles, which have that side."""
     if factor == 1:
         return image
     strips = [F.avg_pool2d(pad(as_float(s), side), factor) for s in image.split(side, dim=2)]

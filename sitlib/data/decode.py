@@ -1,7 +1,12 @@
-"""Image file of any kind -> 8-bit RGB, or an ImageError that says why not."""
+"""Image files: found in folders, and decoded to 8-bit RGB, or an error that says why not."""
 
+import os
+import warnings
+from collections import Counter
+from collections.abc import Container
 from io import BytesIO
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,8 +17,48 @@ IMAGE_SUFFIXES = {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "ti
 IMAGE_SUFFIXES |= {"ppm", "pgm", "pbm", "jp2", "avif"}
 
 
+class DataError(ValueError):
+    """A set of images that is missing, is empty, or lacks the split or the classes asked for."""
+
+
 class ImageError(ValueError):
     """An image that cannot be used; the message gives the reason without the name of the file."""
+
+
+def list_files(folder: Path, endings: Container[str] = IMAGE_SUFFIXES) -> list[Path]:
+    """Files below a folder with such endings, by path, but for hidden ones; links are followed.
+
+    One warning counts what is left out, by ending.
+
+    Raises DataError: a folder cannot be read.
+    """
+    files, others = [], Counter[str]()
+
+    def search(folder: str, above: frozenset[str]) -> None:
+        here = above | {os.path.realpath(folder)}
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            raise DataError(f"The folder {folder} cannot be read ({error.strerror}).") from None
+        for entry in entries:
+            ending = entry.name.rpartition(".")[2].lower() if "." in entry.name else ""
+            if entry.name.startswith("."):
+                continue
+            elif entry.is_dir():
+                if os.path.realpath(entry.path) not in here:  # a link to a folder above
+                    search(entry.path, here)
+            elif not entry.is_file():  # which would hang or fail when it is opened
+                others["broken links or pipes"] += 1
+            elif ending in endings:
+                files.append(Path(entry.path))
+            else:
+                others[f".{ending}" if ending else "without ending"] += 1
+
+    search(str(folder), frozenset())
+    if others:
+        counts = ", ".join(f"{count} {ending}" for ending, count in others.most_common())
+        warnings.warn(f"{folder} has files that are not read: {counts}", stacklevel=2)
+    return files
 
 
 def decode_rgb(source: bytes | str | PathLike, *, min_side: int = MIN_SIDE) -> Image.Image:

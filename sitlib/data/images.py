@@ -16,8 +16,7 @@ import re
 import sys
 import tarfile
 import warnings
-from collections import Counter, defaultdict
-from collections.abc import Container
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -30,7 +29,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sitlib.data.decode import IMAGE_SUFFIXES, ImageError, decode_rgb, rgb_to_tensor
+from sitlib.data.decode import (
+    IMAGE_SUFFIXES,
+    DataError,
+    ImageError,
+    decode_rgb,
+    list_files,
+    rgb_to_tensor,
+)
 from sitlib.data.loader import EpochOrder
 
 SPLITS = {
@@ -46,10 +52,6 @@ CACHE_BYTES = 1_000_000_000  # of the images of a small split in memory
 MAX_NAMED = 20  # unusable images that the warning names; ImageSource.unusable has all
 THREADS = 16  # that read headers of shards, to hide the latency of a network file system
 MANIFEST_SUFFIX = ".manifest.json"  # of the file that sitlib.data.convert writes beside its shards
-
-
-class DataError(ValueError):
-    """A set of images that is missing, is empty, or lacks the split or the classes asked for."""
 
 
 class Sample(NamedTuple):
@@ -212,8 +214,8 @@ def find_split(source: str | Path, split: str) -> tuple[list[Sample], list[str]]
         check_manifests(path)
         if shards and (folders := split_folders(path)):
             raise DataError(
-                f"{path} holds shards ({shards[0].name}) and folders of splits ({', '.join(folders)}): "
-                "move one of the two elsewhere."
+                f"{path} holds shards ({shards[0].name}) and folders of splits "
+                f"({', '.join(folders)}): move one of the two elsewhere."
             )
     splits = _shard_splits(shards, split) if shards else _folder_splits(path, split)
     split = SPLIT_OF.get(split.lower(), split)
@@ -277,42 +279,6 @@ def _samples(folder: Path, root: Path) -> list[Sample]:
         key, class_name = path.relative_to(root).as_posix(), sys.intern(first) if below else None
         samples.append(Sample(key, class_name, path))
     return samples
-
-
-def list_files(folder: Path, endings: Container[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """Files below a folder with such endings, by path, but for hidden ones; links are followed.
-
-    One warning counts what is left out, by ending.
-
-    Raises DataError: a folder cannot be read.
-    """
-    files, others = [], Counter[str]()
-
-    def search(folder: str, above: frozenset[str]) -> None:
-        here = above | {os.path.realpath(folder)}
-        try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError as error:
-            raise DataError(f"The folder {folder} cannot be read ({error.strerror}).") from None
-        for entry in entries:
-            ending = entry.name.rpartition(".")[2].lower() if "." in entry.name else ""
-            if entry.name.startswith("."):
-                continue
-            elif entry.is_dir():
-                if os.path.realpath(entry.path) not in here:  # a link to a folder above
-                    search(entry.path, here)
-            elif not entry.is_file():  # which would hang or fail when it is opened
-                others["broken links or pipes"] += 1
-            elif ending in endings:
-                files.append(Path(entry.path))
-            else:
-                others[f".{ending}" if ending else "without ending"] += 1
-
-    search(str(folder), frozenset())
-    if others:
-        counts = ", ".join(f"{count} {ending}" for ending, count in others.most_common())
-        warnings.warn(f"{folder} has files that are not read: {counts}", stacklevel=2)
-    return files
 
 
 def divide(samples: list[Sample]) -> dict[str, list[Sample]]:

@@ -6,6 +6,8 @@ import pywt
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
+from sitlib.model.quantizer import QUANTIZERS
+
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # no silent conversions
 
 Attention = Literal["full", "scale_causal"]
@@ -71,6 +73,9 @@ class TokenizerConfig:
             )
         check_width(self.encoder_width, self.encoder_heads, self.mlp_ratio, "encoder_")
         check_width(self.decoder_width, self.decoder_heads, self.mlp_ratio, "decoder_")
+        if self.quantizer not in QUANTIZERS:
+            known = ", ".join(QUANTIZERS)
+            raise ValueError(f"quantizer {self.quantizer!r} is not known: take {known}")
         if self.wavelet not in pywt.wavelist(kind="discrete"):  # pyrefly: ignore[missing-attribute]
             raise ValueError(
                 f"wavelet {self.wavelet!r} is not known: take haar, db2, sym4, bior4.4 or another "

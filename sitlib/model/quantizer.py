@@ -159,7 +159,7 @@ class Codebook(nn.Module):
         return dead
 
     def _count(self, codes: Tensor) -> Tensor:
-        """Count the uses of each code by all ranks: int64 [K]. `bincount` would wait for the GPU."""
+        """Count the uses of each code by all ranks: int64 [K]; `bincount` waits for the GPU."""
         counts = torch.zeros_like(self.steps_unused).index_add_(0, codes, torch.ones_like(codes))
         return _sum_over_ranks(counts)
 

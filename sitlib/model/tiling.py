@@ -89,7 +89,7 @@ def decode_strips(
 
 
 def tile_side(tokenizer: SpectralTokenizer, size: Sequence[int]) -> int:
-    """Side in px of the tiles of an image of (H, W) px: the smallest that holds it, or the largest."""
+    """Side in px of the tiles of an image of (H, W) px: the smallest that holds it, or the last."""
     sides = [side for side in tokenizer.sizes if side >= max(size)]
     return sides[0] if sides else tokenizer.sizes[-1]
 

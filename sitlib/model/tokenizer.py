@@ -64,8 +64,6 @@ class SpectralTokenizer(nn.Module):
     def __init__(self, config: TokenizerConfig):
         super().__init__()
         self.config = c = config
-        if c.quantizer not in QUANTIZERS:
-            raise ValueError(f"quantizer is one of {', '.join(QUANTIZERS)}, not {c.quantizer!r}.")
         self.geometry = geometry = self._geometry_of(c.size, c.levels)
         patch_dims = [geometry.patch_dim(scale) for scale in geometry.scales]
         books = range(min(c.num_codebooks, c.num_scales))

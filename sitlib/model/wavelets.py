@@ -84,7 +84,7 @@ def idwt2(coefficients: Sequence[Tensor], wavelet: str = "haar") -> Tensor:
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
-    """Half precision would round every sum, and overflow in some; so it is rounded once, at the end."""
+    """Half precision would round, and overflow, in every sum: it is rounded once, at the end."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

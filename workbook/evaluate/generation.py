@@ -299,7 +299,7 @@ def sampled_labels(profile: Profile, count: int) -> Tensor:
 
 
 def draw_all(model: AutoregressiveModel, profile: Profile, variant: str) -> dict[str, Tensor]:
-    """Samples by which a generator is judged: kind of prompts -> codes, or `codes` of all classes."""
+    """Samples that judge a generator: kind of prompts -> codes, or `codes` of all classes."""
     if variant in profile.text.variants:
         asked = {kind: prompts(profile, kind).captions for kind in KINDS}
     else:

@@ -106,7 +106,7 @@ class Judge:
         return cls(trained_dual_encoder(profile).model, lite0, profile)
 
     def features(self, images: Tensor, title: str = "") -> Tensor:
-        """What the dual encoder takes of images [M, 3, H, W]: features [M, 1280]."""
+        """Features [M, 1280] of images [M, 3, H, W], as the dual encoder takes them."""
         return judge_features(images, self.lite0, DualEncoderRun.of(self.profile), title)
 
     def retrieval(self, features: Tensor, captions: list[str], names: list[str]) -> Tensor:

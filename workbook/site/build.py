@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import nbformat
 
+from workbook.code_hashes import read_notebook
 from workbook.names import label
 from workbook.site.front import Report, duration, environment, facts, front_page
 from workbook.site.render import (
@@ -26,8 +27,6 @@ from workbook.site.render import (
 from workbook.site.results import ResultsError, read_json
 
 PAGES, FIGURES = "pages", "figures"
-# Raised by nbformat for a file that is no notebook.
-UNREADABLE = (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -42,15 +41,11 @@ class Page:
 
 
 def read_reports(folder: Path) -> list[Report]:
-    """Executed notebooks of a folder by file name. Raises ResultsError for a file that is none."""
+    """Executed notebooks of a folder by file name. Raises ValueError for a file that is none."""
     reports = []
     for path in sorted(folder.glob("*.ipynb")):
         notebook, _, run = path.stem.partition("-")
-        try:
-            content = cast(nbformat.NotebookNode, nbformat.read(path, as_version=4))
-        except UNREADABLE:
-            raise ResultsError(f"{path} is no readable notebook: restore it from git.") from None
-        reports.append(Report(path.stem, notebook, run, content))
+        reports.append(Report(path.stem, notebook, run, read_notebook(path)))
     return reports
 
 
