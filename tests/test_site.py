@@ -161,6 +161,11 @@ def test_examples_are_what_the_tokenizer_makes_of_the_photographs():
 )
 def test_a_page_is_whole_without_a_network_and_fits_a_phone(open_page, file):
     page = open_page(file, width=380)
+    for answer in page.locator("details:has(summary:text-is('Answer'))").all():
+        assert answer.locator("p").count() and not answer.locator("p").first.is_visible()
+    page.evaluate(
+        "document.querySelectorAll('details:not(.code)').forEach(one => { one.open = true; })"
+    )
     assert page.evaluate("document.documentElement.scrollWidth") <= 380
     images = page.evaluate(
         "[...document.images].map(i => [i.alt.trim().length, i.naturalWidth, i.complete])"

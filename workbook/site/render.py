@@ -201,6 +201,10 @@ class _Renderer(IPythonRenderer):
         super().__init__(escape=False, embed_images=True, exclude_anchor_links=True, **options)
         self.headings, self.relink = headings, relink
 
+    def block_html(self, html: str) -> str:
+        # Embedding images parses the block and closes every tag: <details> before its Markdown.
+        return super().block_html(html) if "<img" in html else html
+
     def inline_math(self, body: str) -> str:
         return formula(body, "inline")
 
