@@ -32,7 +32,7 @@ from sitlib.model.config import TokenizerConfig
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.train.losses import TokenizerLoss
 from sitlib.train.optim import make_optimizer
-from sitlib.train.tokenizer import update_codebooks
+from sitlib.train.codebooks import update_codebooks
 from workbook.estimates import flops
 from workbook.profile import Profile, load_profile
 
@@ -69,7 +69,8 @@ class Subject:
             self.tokenizer.parameters(), self.training.optimizer.clip_norm
         )
         self.optimizer.step()
-        update_codebooks(self.tokenizer, output, self.training.loss.reset_dead_codes_after)
+        after = self.training.loss.reset_dead_codes_after
+        update_codebooks(self.tokenizer, output.latents, output.codes, after)
 
     def encode(self) -> Tensor:
         return self.tokenizer.encode(self.images)

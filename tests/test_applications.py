@@ -16,7 +16,7 @@ from sitlib.model.generator_config import SamplingConfig
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample.applications import edit, preview, refine, upsample
 from sitlib.sample.generate import generate
-from sitlib.train.tokenizer import initialize_codebooks
+from sitlib.train.codebooks import initialize_codebooks
 from workbook.profile import load_profile
 
 PLAIN = SamplingConfig(guidance=2.0, batch_size=3, seed=5)

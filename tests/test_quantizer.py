@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sitlib.model.quantizer import Codebook
+from sitlib.train.codebooks import reset_dead_codes, start_codes, update_ema_codes
 
 
 @settings(max_examples=25, deadline=None)
@@ -38,15 +39,15 @@ def test_kmeans_finds_clusters_and_lowers_the_error_of_a_random_codebook():
     centroids = F.normalize(torch.randn(6, 8), dim=-1)
     z = (centroids[:, None] + 0.02 * torch.randn(6, 200, 8)).flatten(0, 1)
     book = Codebook(24, 8)
-    book.initialize(z)
+    start_codes(book, z)
     similarity = centroids @ F.normalize(book.weight.detach(), dim=-1).T
     assert (similarity.amax(1) > 0.99).all() and (similarity.amax(0) > 0.99).all()
     z, book = torch.randn(4000, 8), Codebook(64, 8)  # uniform on the sphere: the hardest case
     before = book(z).commitment_loss.mean()
-    book.initialize(z)
+    start_codes(book, z)
     assert book(z).commitment_loss.mean() < 0.85 * before
     with pytest.raises(ValueError, match="at least 16 vectors"):
-        Codebook(16, 4).initialize(torch.randn(10, 4))
+        start_codes(Codebook(16, 4), torch.randn(10, 4))
 
 
 @pytest.mark.parametrize("update", ["gradient", "ema"])
@@ -56,7 +57,7 @@ def test_dead_codes_restart_on_latents_without_a_history_and_live_ones_stay(upda
     used = book(z).codes.unique()
     before = book.weight.detach().clone()
     for step in range(3):
-        moved = book.reset_dead_codes(z, book(z).codes, after=3).nonzero()[:, 0]
+        moved = reset_dead_codes(book, z, book(z).codes, after=3).nonzero()[:, 0]
         assert len(moved) == (0 if step < 2 else 32 - len(used))
     assert not set(moved.tolist()) & set(used.tolist())
     assert torch.equal(book.weight[used], before[used])
@@ -64,7 +65,10 @@ def test_dead_codes_restart_on_latents_without_a_history_and_live_ones_stay(upda
     torch.testing.assert_close(closest, torch.ones(len(moved)))
     if update == "ema":
         torch.testing.assert_close(book.ema_sum[moved], book.weight[moved])
-    assert not book.reset_dead_codes(z, book(z).codes, after=0).any()
+    book.steps_unused.fill_(9)
+    assert not reset_dead_codes(book, z, book(z).codes, after=0).any()
+    book.codes_are_fixed = True
+    assert not reset_dead_codes(book, z, book(z).codes, after=3).any()
 
 
 def test_rotation_turns_the_gradient_by_the_angle_between_latent_and_code():
@@ -91,13 +95,13 @@ def test_moving_averages_follow_the_latents_that_chose_a_code():
     assert not book.weight.requires_grad
     start, z = book.weight.detach().clone(), torch.randn(40, 4)
     codes, sums = book(z).codes, start.clone()
-    book.ema_update(z, codes)
+    update_ema_codes(book, z, codes)
     for code in codes.unique():
         sums[code] = 0.9 * sums[code] + 0.1 * F.normalize(z, dim=-1)[codes == code].sum(0)
     torch.testing.assert_close(book.weight, F.normalize(sums, dim=-1))
     before = book(z).commitment_loss.mean()
     for _ in range(30):
-        book.ema_update(z, book(z).codes)
+        update_ema_codes(book, z, book(z).codes)
     assert book(z).commitment_loss.mean() < before
     unused = sorted(set(range(6)) - set(codes.tolist()))
     assert torch.isfinite(book.weight).all() and torch.equal(book.weight[unused], start[unused])

@@ -2,19 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import torch
 from accelerate.utils import set_seed
-from torch import Tensor, nn
+from torch import Tensor
 
 from sitlib.data import ImageSource, training_views
 from sitlib.files import Row
 from sitlib.metrics.codebook import code_counts, statistics_of_counts
 from sitlib.model.config import TokenizerConfig
-from sitlib.model.quantizer import Codebook
 from sitlib.model.tokenizer import SpectralTokenizer, TokenizerOutput
 from sitlib.strict import to_dict
+from sitlib.train.codebooks import initialize_codebooks, update_codebooks
 from sitlib.train.config import (
     AdversarialConfig,
     DataConfig,
@@ -42,7 +41,6 @@ from sitlib.train.losses import TokenizerLoss
 from sitlib.train.optim import ema_update, forget_moments
 
 PICTURES = 4  # training views that are shown beside their reconstructions
-PIXELS_AT_A_TIME = 2**25  # in the encoder, before training: 170 images of 256 px
 
 
 def train_tokenizer(
@@ -187,12 +185,10 @@ def train_tokenizer(
             latents = torch.cat([output.latents for output in outputs])  # [B, S, N, D]
             values = {**mean_values(logged)}
             if learns_codes:
-                batch = replace(outputs[-1], codes=codes, latents=latents)
-                restarted = update_codebooks(tokenizer, batch, losses.reset_dead_codes_after)
+                after = losses.reset_dead_codes_after
+                restarted = update_codebooks(tokenizer, latents, codes, after)
                 for codebook, rows in zip(tokenizer.codebooks, restarted, strict=True):
-                    weight = codebook.get_parameter("weight")
-                    if weight.requires_grad:  # fixed codes have no moments
-                        forget_moments(optimizer, weight, rows)
+                    forget_moments(optimizer, codebook.get_parameter("weight"), rows)
                 values["restarted"] = torch.stack(restarted).sum()
             if ema is not None:
                 ema_update(ema, tokenizer, training.optimizer.ema_decay)
@@ -234,51 +230,3 @@ def codebook_use(counts: Tensor, num_images: int, num_codebooks: int) -> Row:
     by_name |= {f"scale_{scale['scale']}": scale for scale in statistics["scales"]}
     names = ("usage", "perplexity")
     return {f"{name}_{part}": use[name] for part, use in by_name.items() for name in names}
-
-
-# -- codebooks -------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def initialize_codebooks(tokenizer: SpectralTokenizer, images: Tensor) -> None:
-    """Whiten the latents of training images [B, 3, H, H], then start codes by k-means.
-
-    Latents of photographs first vary in hardly more than one direction (brightness), and a
-    codebook that starts there learns the others slowly.
-    """
-    batch_size = max(1, PIXELS_AT_A_TIME // images[0].numel())
-
-    def latents() -> tuple[Tensor, ...]:
-        z = torch.cat([tokenizer.latents(batch) for batch in images.split(batch_size)])
-        return tokenizer.by_codebook(z)
-
-    for head, z in zip(tokenizer.pre_quant, latents(), strict=True):
-        _whiten(cast(nn.Linear, cast(nn.Sequential, head)[-1]), z.flatten(0, 2))
-    for codebook, z in zip(tokenizer.codebooks, latents(), strict=True):
-        cast(Codebook, codebook).initialize(z.flatten(0, 2))
-
-
-def update_codebooks(
-    tokenizer: SpectralTokenizer, output: TokenizerOutput, reset_dead_codes_after: int
-) -> list[Tensor]:
-    """Move codes by moving averages (if so configured), and dead ones onto current latents.
-
-    Returns:
-        Moved codes, bool [K] of each codebook, for the optimizer to forget their history.
-    """
-    moved, books = [], cast(list[Codebook], tokenizer.codebooks)
-    pairs = zip(*map(tokenizer.by_codebook, (output.latents, output.codes)), strict=True)
-    for codebook, (z, codes) in zip(books, pairs, strict=True):
-        codebook.ema_update(z, codes)
-        moved.append(codebook.reset_dead_codes(z, codes, reset_dead_codes_after))
-    return moved
-
-
-def _whiten(linear: nn.Linear, outputs: Tensor) -> None:
-    """Change a layer so that its outputs [M, D] get mean 0 and covariance I (symmetrically)."""
-    mean = outputs.mean(0)
-    variance, axes = torch.linalg.eigh(torch.cov(outputs.T))
-    variance = variance.clamp_min(1e-4 * variance[-1])  # do not blow up empty directions
-    whitening = axes @ torch.diag(variance.rsqrt()) @ axes.T
-    linear.bias.copy_(whitening @ (linear.bias - mean))
-    linear.weight.copy_(whitening @ linear.weight)

@@ -1,0 +1,152 @@
+"""Codes of a tokenizer in training: their start by k-means, moving averages, restarts of dead ones.
+
+Every process gives its own latents and codes; all of them move their codes alike.
+"""
+
+from typing import cast
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sitlib.model.quantizer import Codebook
+from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.train.distributed import all_reduce, rank, world_size
+
+PIXELS_AT_A_TIME = 2**25  # in the encoder, before training: 170 images of 256 px
+SIMILARITIES_AT_A_TIME = 2**28  # of latents and codes, in k-means: 1 GiB
+
+
+@torch.no_grad()
+def initialize_codebooks(tokenizer: SpectralTokenizer, images: Tensor) -> None:
+    """Whiten the latents of training images [B, 3, H, H], then start codes by k-means.
+
+    Latents of photographs first vary in hardly more than one direction (brightness), and a
+    codebook that starts there learns the others slowly.
+    """
+    batch_size = max(1, PIXELS_AT_A_TIME // images[0].numel())
+
+    def latents() -> list[Tensor]:  # [M, D] of each codebook
+        z = torch.cat([tokenizer.latents(batch) for batch in images.split(batch_size)])
+        return [part.flatten(0, 2) for part in tokenizer.by_codebook(z)]
+
+    for head, z in zip(tokenizer.pre_quant, latents(), strict=True):
+        _whiten(cast(nn.Linear, cast(nn.Sequential, head)[-1]), z)
+    for codebook, z in zip(cast(list[Codebook], tokenizer.codebooks), latents(), strict=True):
+        if not codebook.codes_are_fixed:
+            start_codes(codebook, z)
+
+
+def update_codebooks(
+    tokenizer: SpectralTokenizer, latents: Tensor, codes: Tensor, reset_dead_codes_after: int
+) -> list[Tensor]:
+    """Move codes by moving averages (if so configured), and dead ones onto current latents.
+
+    Args:
+        latents: [B, S, N, D] of a step. codes: [B, S, N], what they were quantized to.
+
+    Returns:
+        Moved codes, bool [K] of each codebook, for the optimizer to forget their history.
+    """
+    moved, books = [], cast(list[Codebook], tokenizer.codebooks)
+    parts = zip(books, *map(tokenizer.by_codebook, (latents, codes)), strict=True)
+    for codebook, z, codes_of_z in parts:
+        if codebook.update == "ema":
+            update_ema_codes(codebook, z, codes_of_z)
+        moved.append(reset_dead_codes(codebook, z, codes_of_z, reset_dead_codes_after))
+    return moved
+
+
+@torch.no_grad()
+def start_codes(codebook: Codebook, z: Tensor, iterations: int = 20) -> None:
+    """Place codes at the centroids of spherical k-means of latents [M, D].
+
+    Raises:
+        ValueError: fewer latents than codes.
+    """
+    z, num_codes = codebook.project(z), codebook.num_codes
+    if len(z) < num_codes:
+        raise ValueError(
+            f"k-means of {num_codes} codes needs at least {num_codes} vectors, not {len(z)}."
+        )
+    centroids = z[torch.randperm(len(z), device=z.device)[:num_codes]].clone()
+    rows = max(1, SIMILARITIES_AT_A_TIME // num_codes)
+    for _ in range(iterations):
+        nearest = torch.cat([(part @ centroids.T).argmax(-1) for part in z.split(rows)])
+        sums = torch.zeros_like(centroids).index_add_(0, nearest, z)
+        empty = torch.bincount(nearest, minlength=num_codes) == 0
+        sums[empty] = z[torch.randint(len(z), (int(empty.sum()),), device=z.device)]
+        centroids = F.normalize(sums, dim=-1)
+    _place(codebook, torch.ones(num_codes, dtype=torch.bool, device=z.device), centroids)
+
+
+@torch.no_grad()
+def update_ema_codes(codebook: Codebook, z: Tensor, codes: Tensor) -> None:
+    """Move each code towards the mean of the latents [..., D] that chose it, by `codes` [...]."""
+    z, codes = codebook.project(z.reshape(-1, z.shape[-1])), codes.reshape(-1)  # [M, D], [M]
+    ema_sum = codebook.ema_sum
+    sums = all_reduce(torch.zeros_like(ema_sum).index_add_(0, codes, z))
+    used = _count(codebook, codes)[:, None] > 0  # unused codes stay: their sum would decay to 0
+    ema_sum.copy_(torch.where(used, ema_sum.lerp(sums, 1 - codebook.decay), ema_sum))
+    weight = codebook.weight
+    weight.copy_(torch.where(used, F.normalize(ema_sum, dim=-1), weight))
+
+
+@torch.no_grad()
+def reset_dead_codes(codebook: Codebook, z: Tensor, codes: Tensor, after: int) -> Tensor:
+    """Move codes unused for `after` steps (0: never) onto random latents (arXiv 2107.03312).
+
+    Args:
+        z: latents [..., D] of this step, as many as those of other processes. A code is dead if no
+            process used it; new places are drawn from the latents of all.
+        codes: [...], what the latents were quantized to.
+
+    Returns:
+        bool [K], True for moved codes.
+    """
+    used = _count(codebook, codes.reshape(-1)) > 0
+    steps_unused = codebook.steps_unused.add_(1).masked_fill_(used, 0)
+    if not after or codebook.codes_are_fixed:
+        return torch.zeros_like(used)
+    dead = steps_unused >= after
+    z = codebook.project(z.reshape(-1, z.shape[-1]))  # [M, D]
+    if dead.is_cuda:  # counting the dead would wait for the GPU: draw for every code
+        source = torch.randint(world_size() * len(z), dead.shape, device=z.device)
+    elif not dead.any():
+        return dead
+    else:
+        source = torch.zeros_like(steps_unused)
+        source[dead] = torch.randint(world_size() * len(z), (int(dead.sum()),))
+    if world_size() > 1:
+        dist.broadcast(source, src=0)
+    source = source - rank() * len(z)  # row of z, where the latent is of this process
+    is_mine = (source >= 0) & (source < len(z))
+    vectors = torch.where(is_mine[:, None], z[source.clamp(0, len(z) - 1)], 0.0)
+    _place(codebook, dead, all_reduce(vectors))
+    return dead
+
+
+def _count(codebook: Codebook, codes: Tensor) -> Tensor:
+    """Count the uses of each code by all processes: int64 [K]."""
+    counts = torch.zeros_like(codebook.steps_unused)
+    counts.index_add_(0, codes, torch.ones_like(codes))  # unlike bincount, does not wait for a GPU
+    return all_reduce(counts)
+
+
+def _place(codebook: Codebook, moved: Tensor, vectors: Tensor) -> None:
+    """Place the codes `moved`, bool [K], at unit vectors [K, D], without a history."""
+    codebook.steps_unused.masked_fill_(moved, 0)
+    tables = [codebook.weight, codebook.ema_sum] if codebook.update == "ema" else [codebook.weight]
+    for table in tables:
+        table.copy_(torch.where(moved[:, None], vectors, table))
+
+
+def _whiten(linear: nn.Linear, outputs: Tensor) -> None:
+    """Change a layer so that its outputs [M, D] get mean 0 and covariance I (symmetrically)."""
+    mean = outputs.mean(0)
+    variance, axes = torch.linalg.eigh(torch.cov(outputs.T))
+    variance = variance.clamp_min(1e-4 * variance[-1])  # do not blow up empty directions
+    whitening = axes @ torch.diag(variance.rsqrt()) @ axes.T
+    linear.bias.copy_(whitening @ (linear.bias - mean))
+    linear.weight.copy_(whitening @ linear.weight)
