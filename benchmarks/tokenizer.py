@@ -30,9 +30,9 @@ from torch import Tensor
 from sitlib.metrics.weights import fetch_weights
 from sitlib.model.config import TokenizerConfig
 from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.train.codebooks import update_codebooks
 from sitlib.train.losses import TokenizerLoss
 from sitlib.train.optim import make_optimizer
-from sitlib.train.codebooks import update_codebooks
 from workbook.estimates import flops
 from workbook.profile import Profile, load_profile
 

@@ -17,8 +17,8 @@ from sitlib.model.quantizer import QUANTIZERS, Codebook, Quantized
 from sitlib.model.tiling import ImageCodes, decode_codes, encode_image, pad
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.wavelets import dwt2
-from sitlib.train.losses import TokenizerLoss
 from sitlib.train.codebooks import initialize_codebooks, update_codebooks
+from sitlib.train.losses import TokenizerLoss
 from workbook.profile import load_profile
 
 SMOKE = load_profile("smoke")
