@@ -51,23 +51,21 @@ def test_comments_docstrings_and_layout_are_not_the_code(before, after, is_same)
     assert (plain(trees[0]) == plain(trees[1])) is is_same
 
 
-@pytest.mark.parametrize("stage", ["evaluate_tokenizer", "row", "weights"])
-def test_every_module_that_a_stage_loads_is_hashed(stage):
-    imports = [name[:-3].replace("/", ".") for name in stages.stage_hashes(stage) if "/" in name]
-    imports = [name.removesuffix(".__init__") for name in imports if ":" not in name]
-    loaded = "[m.__file__ for n, m in sys.modules.items() if n.split('.')[0] in PACKAGES]"
-    code = f"import json, sys, {', '.join(imports)}\nPACKAGES = 'sitlib', 'workbook'\n"
+def test_every_module_that_a_stage_loads_is_hashed():
+    hashed = stages.stage_hashes("evaluate_tokenizer")
+    modules = [name[:-3].replace("/", ".") for name in hashed if ":" not in name]
+    imports = ", ".join(name.removesuffix(".__init__") for name in modules)
+    loaded = "[m.__file__ for n, m in sys.modules.items() if n.startswith(('sitlib', 'workbook'))]"
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}print(json.dumps({loaded}))"],
+        [sys.executable, "-c", f"import json, sys, {imports}\nprint(json.dumps({loaded}))"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
     files = {file.removeprefix(f"{ROOT}/") for file in json.loads(done.stdout)}
-    left_out = () if stage == "weights" else stages.FETCHING
-    missing = files - set(stages.stage_hashes(stage))
-    assert len(files) > 10 and not [file for file in missing if not file.startswith(left_out)]
+    missing = [file for file in files - set(hashed) if not file.startswith(stages.FETCHING)]
+    assert len(files) > 10 and not missing
 
 
 @pytest.fixture
@@ -135,24 +133,18 @@ def test_what_trains_depends_on_no_figure_and_no_maker_of_its_codes():
 # -- notebooks ---------------------------------------------------------------------------------
 
 
-def saved_in_lab(notebook):
-    """What JupyterLab leaves behind after running and saving."""
+def test_hashes_are_blind_to_what_jupyterlab_changes(tmp_path):
+    path = ROOT / "notebooks/02a_tokenizer_training.ipynb"
+    notebook = read_notebook(path)
     for cell in notebook.cells:
-        cell.id = f"changed-{cell.id}"[:20]
-        cell.metadata["collapsed"] = True
+        cell.id, cell.metadata["collapsed"] = f"changed-{cell.id}"[:20], True
         if cell.cell_type == "code":
             cell.execution_count = 7
             cell.outputs = [nbformat.v4.new_output("stream", text="hello")]
     notebook.metadata["widgets"] = {}
     notebook.cells.append(nbformat.v4.new_code_cell(""))
-    return notebook
-
-
-def test_hashes_are_blind_to_what_jupyterlab_changes(tmp_path):
-    path = ROOT / "notebooks/02a_tokenizer_training.ipynb"
-    saved = tmp_path / path.name
-    nbformat.write(saved_in_lab(read_notebook(path)), saved)
-    assert notebook_hashes(saved) == notebook_hashes(path)
+    nbformat.write(notebook, tmp_path / path.name)
+    assert notebook_hashes(tmp_path / path.name) == notebook_hashes(path)
 
 
 def test_notebooks_are_kept_without_outputs():

@@ -68,13 +68,13 @@ def test_modules_of_the_model_import_no_training_and_the_library_no_workbook():
 
 
 def test_inputs_are_those_of_dvc_yaml_filled_in():
-    entry = stage_inputs.described("train_tokenizer", {"run": "sit5_sc_second-seed0"})
+    entry = stage_inputs.stage_entry("train_tokenizer", {"run": "sit5_sc_second-seed0"})
     assert "models/tokenizer/sit5_sc-seed0" in entry["deps"] and "data/landscapes" in entry["deps"]
     assert {"build/runs.yaml": ["tokenizers.sit5_sc_second-seed0"]} in entry["params"]
-    entry = stage_inputs.described("rung", {"rung": "sit_s"})
+    entry = stage_inputs.stage_entry("rung", {"rung": "sit_s"})
     assert "codes/sit4-seed0" in entry["deps"]
     assert {"ablations/params.yaml": ["profile", "ladder.sit_s"]} in entry["params"]
-    assert stage_inputs.described("train_tokenizer", {"run": "other-seed0"}) == {}
+    assert stage_inputs.stage_entry("train_tokenizer", {"run": "other-seed0"}) == {}
     names = stage_inputs.inputs("tokenizer_recipe", {})
     assert {"profiles/trials/tokenizer.csv", "the code in workbook/paths.py"} <= set(names)
     assert "profile in params.yaml" in stage_inputs.inputs("wavelet_analysis", {})
@@ -116,13 +116,13 @@ def test_code_that_changes_after_the_pipeline_began_fails_the_stage_at_once(monk
 )
 def test_mistakes_are_sentences(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
-        main.run(*main.parsed([*arguments, "profile=smoke"]))
+        main.run(arguments[0], main.values([*arguments[1:], "profile=smoke"]))
 
 
 def test_values_are_typed_as_in_yaml():
-    values = {"3": 3, "0.5": 0.5, "1e-4": 1e-4, "a": "a", "[1, a]": [1, "a"], "null": None}
-    assert {text: main.value(text) for text in values} == values
-    assert isinstance(main.value("1e3"), float)
+    found = main.values(["a=3", "b=0.5", "c=1e-4", "d=a", "e=[1, a]", "f=null", "g=1e3"])
+    assert found == {"a": 3, "b": 0.5, "c": 1e-4, "d": "a", "e": [1, "a"], "f": None, "g": 1000.0}
+    assert isinstance(found["g"], float)
 
 
 def test_reasons_are_told_in_words():

@@ -2,8 +2,7 @@
 
     python -m workbook train_tokenizer run=sit4-seed0
     python -m workbook evaluate_tokenizer run=sit4-seed0 profile=smoke
-    python -m workbook describe paper gpu=A100 variants=[sit4]   # what a profile takes, see
-    describe.py
+    python -m workbook describe paper gpu=A100 variants=[sit4]   # what a profile takes
 
 Paths of reports, metrics and models follow from the names of the stage and of the run. The profile
 is that of params.yaml unless it is given. dvc.yaml lists the same commands, so that `dvc repro`
@@ -27,48 +26,52 @@ from workbook.params import pipeline_params, split_run
 from workbook.paths import resolve
 from workbook.profile import load_profile
 from workbook.stage_inputs import changed, inputs, stale_code
-from workbook.stages import FUNCTIONS, NOTEBOOKS, PIPELINE
+from workbook.stages import FUNCTIONS, NOTEBOOKS
 
 NAMING = ("run", "row", "rung", "trial")  # keys whose values name the outputs of a stage
 UNTIMED = ("prepare", "report")  # the one takes no time, the other shows the times
 
 
-def value(text: str) -> Any:
-    """A value of the command line: YAML (`0` an int, `[a, b]` a list) in which `1e-4` is a float.
+def values(arguments: Sequence[str]) -> dict[str, Any]:
+    """Keys and values of `key=value` arguments: YAML (`0` an int, `[a, b]` a list) in which `1e-4`
+    is a float.
 
     Raises:
-        ValueError: it is no YAML.
+        ValueError: an argument is not of this form.
     """
-    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):
-        return float(text)
+    found = {}
+    for argument in arguments:
+        if not re.match(r"\w+=", argument):
+            raise ValueError(f"{argument!r} is not of the form key=value.")
+        key, _, text = argument.partition("=")
+        try:
+            is_float = re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text)
+            found[key] = float(text) if is_float else yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ValueError(f"{text!r} is not a YAML value: quote it.") from None
+    return found
+
+
+def call(function: Callable, stage: str, *arguments: Any, **keys: Any) -> None:
+    """Call the function of a stage, or raise ValueError if these are not its keys."""
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ValueError(f"{text!r} is not a YAML value: quote it.") from None
-
-
-def parsed(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """Stage and keys of a command line.
-
-    Raises:
-        ValueError: there is no such stage, or an argument is not `key=value`.
-    """
-    stage, *pairs = arguments
-    if stage not in NOTEBOOKS and stage not in FUNCTIONS:
-        stages = ", ".join(sorted([*NOTEBOOKS, *FUNCTIONS]))
-        raise ValueError(f"There is no stage {stage!r}; there are {stages}.")
-    if wrong := [pair for pair in pairs if not re.match(r"\w+=", pair)]:
-        raise ValueError(f"{wrong[0]!r} is not of the form key=value.")
-    return stage, {key: value(text) for key, _, text in (pair.partition("=") for pair in pairs)}
+        inspect.signature(function).bind(*arguments, **keys)
+    except TypeError as error:
+        raise ValueError(f"The stage {stage}: {error}.") from None
+    function(*arguments, **keys)
 
 
 def run(stage: str, keys: Mapping[str, Any]) -> None:
     """Run a stage, and record how long it took, and where, in `metrics/seconds`.
 
     Raises:
-        ValueError: the keys are not those of the stage, or an input changed while it ran.
+        ValueError: there is no such stage, the keys are not its own, or an input changed while it
+            ran.
     """
-    name = keys.get("profile", pipeline_params()["profile"])
+    if stage not in NOTEBOOKS and stage not in FUNCTIONS:
+        stages = ", ".join(sorted([*NOTEBOOKS, *FUNCTIONS]))
+        raise ValueError(f"There is no stage {stage!r}; there are {stages}.")
+    profile = keys.get("profile", pipeline_params()["profile"])
     keys = {key: value for key, value in keys.items() if key != "profile"}
     names = [str(keys[key]) for key in NAMING if key in keys]
     record: dict[str, Any] = {"stage": "@".join([stage, *names])}
@@ -76,28 +79,18 @@ def run(stage: str, keys: Mapping[str, Any]) -> None:
         raise ValueError(f"Edited since this run of the pipeline began: {edited}. Start it again.")
     before, began = inputs(stage, keys), time.perf_counter()
     if stage in NOTEBOOKS:
-        record["report"] = run_stage_notebook(stage, name, keys)
+        record["report"] = run_stage_notebook(stage, profile, keys)
     else:
-        function = FUNCTIONS[stage]
-        check_keys(function, stage, None, **keys)
-        function(load_profile(name), **keys)
+        call(FUNCTIONS[stage], stage, load_profile(profile), **keys)
     if edited := changed(before, inputs(stage, keys)):
         raise ValueError(
-            f"Edited while {record['stage']} ran: {edited}. What it made may be of either version, so it "
-            "does not count: run it again."
+            f"Edited while {record['stage']} ran: {edited}. What it made may be of either version, "
+            "so it does not count: run it again."
         )
     if stage not in UNTIMED:
         seconds = round(time.perf_counter() - began, 1)
         record |= {"seconds": seconds, "machine": machine(), "lock": lock_hash()}
         write_json(resolve(f"metrics/seconds/{'-'.join([stage, *names])}.json"), record)
-
-
-def check_keys(function: Callable, stage: str, *arguments: Any, **keys: Any) -> None:
-    """Raise ValueError unless a function takes these keys."""
-    try:
-        inspect.signature(function).bind(*arguments, **keys)
-    except TypeError as error:
-        raise ValueError(f"The stage {stage}: {error}.") from None
 
 
 def run_stage_notebook(stage: str, profile: str, keys: Mapping[str, Any]) -> str:
@@ -109,7 +102,7 @@ def run_stage_notebook(stage: str, profile: str, keys: Mapping[str, Any]) -> str
     parameters = dict(keys)
     if "run" in parameters:
         parameters["variant"], parameters["seed"] = split_run(parameters.pop("run"))
-    usual = {"profile": profile, **PIPELINE}
+    usual = {"profile": profile, "pipeline": True, "live": False}  # where a notebook has them
     names = parameters_cell(read_notebook(path))
     parameters = {name: usual[name] for name in usual if name in names} | parameters
     run_notebook(path, resolve(f"reports/{report}.ipynb"), parameters)
@@ -117,19 +110,17 @@ def run_stage_notebook(stage: str, profile: str, keys: Mapping[str, Any]) -> str
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    if not arguments or arguments[0] in ("-h", "--help"):
+    stage, *arguments = sys.argv[1:] or ["--help"]
+    if stage in ("-h", "--help"):
         stages = "\n    ".join([*NOTEBOOKS, *FUNCTIONS])
         print(f"{__doc__}\nStages:\n    {stages}")
-    elif arguments[0] == "describe":
+    elif stage == "describe":
         from workbook.describe import describe
 
-        names = [text if "=" in text else f"profile={text}" for text in arguments[1:]]
-        keys = {key: value(text) for key, _, text in (name.partition("=") for name in names)}
-        check_keys(describe, "describe", **keys)
-        describe(**keys)
+        named = [text if "=" in text else f"profile={text}" for text in arguments]
+        call(describe, stage, **values(named))
     else:
-        run(*parsed(arguments))
+        run(stage, values(arguments))
 
 
 if __name__ == "__main__":

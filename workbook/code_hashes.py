@@ -19,11 +19,9 @@ from IPython.core.inputtransformer2 import TransformerManager
 from workbook.paths import ROOT
 
 PACKAGES = ("sitlib", "workbook")
+STYLES = (".css", ".j2", ".js")  # files that modules read, named in them
 # What nbformat raises for a file that is not a notebook.
 UNREADABLE = (nbformat.ValidationError, AttributeError, KeyError, TypeError, ValueError)
-
-
-# -- Python ------------------------------------------------------------------------------------
 
 
 def plain(node: Any) -> Any:
@@ -58,42 +56,32 @@ def imported(tree: ast.AST) -> set[str]:
     Raises:
         SyntaxError: it imports relatively, which is not followed here.
     """
-    files = set()
+    names = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            if node.level or node.module is None:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
                 raise SyntaxError(f"line {node.lineno} imports relatively; write `from sitlib...`")
-            names = [(node.module, alias.name) for alias in node.names]
-        elif isinstance(node, ast.Import):
-            names = [(alias.name, None) for alias in node.names]
-        else:
-            continue
-        for module, name in names:
-            if module.split(".")[0] in PACKAGES:
-                path = Path(*module.split("."))
-                paths = [path, path / name, *path.parents] if name else [path, *path.parents]
-                # A package runs before its modules.
-                files |= {p / "__init__.py" for p in paths} | {
-                    p.with_suffix(".py") for p in paths if p.name
-                }
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    modules = {Path(*name.split(".")) for name in names if name.split(".")[0] in PACKAGES}
+    modules |= {parent for path in modules for parent in path.parents if parent.name}
+    files = {file for path in modules for file in (path.with_suffix(".py"), path / "__init__.py")}
     return {file.as_posix() for file in files if (ROOT / file).exists()}
 
 
 @cache
 def _module(file: str) -> tuple[str, frozenset[str]]:
-    """Hash of a module and of the files beside it that it names, and the files that it imports."""
+    """Hash of a module and of the style files that it names, and the files that it imports."""
     path = ROOT / file
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        content, imports = [plain(tree)], imported(tree)
+        imports = imported(tree)
     except (SyntaxError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} cannot be read as Python: {error}") from error
-    for node in ast.walk(tree):  # a style sheet, a template
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value:
-            beside = path.parent / node.value
-            if "\n" not in node.value and len(node.value) < 100 and beside.suffix != ".py":
-                content += [digest(beside.read_bytes())] if beside.is_file() else []
-    return digest(content), frozenset(imports)
+    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    beside = [p for p in sorted(path.parent.iterdir()) if p.suffix in STYLES and p.name in texts]
+    return digest([plain(tree), *(digest(p.read_bytes()) for p in beside)]), frozenset(imports)
 
 
 def code_hashes(files: Iterable[str], without: tuple[str, ...] = ()) -> dict[str, str]:
@@ -109,7 +97,7 @@ def code_hashes(files: Iterable[str], without: tuple[str, ...] = ()) -> dict[str
     queue = list(files)
     while queue:
         file = queue.pop()
-        if file not in hashes and not file.startswith(without or ("\n",)):
+        if file not in hashes and not file.startswith(without):
             hashes[file], imports = _module(file)
             queue += imports
     return dict(sorted(hashes.items()))
@@ -117,17 +105,9 @@ def code_hashes(files: Iterable[str], without: tuple[str, ...] = ()) -> dict[str
 
 def function_hashes(file: str, name: str, without: tuple[str, ...] = ()) -> dict[str, str]:
     """The same of one function of a module, and of what it imports in its body."""
-    functions = {
-        node.name: node
-        for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body
-        if isinstance(node, ast.FunctionDef)
-    }
-    function = functions[name]
-    own = {f"{file}:{name}": digest(plain(function))}
-    return own | code_hashes(imported(function), without)
-
-
-# -- notebooks ---------------------------------------------------------------------------------
+    module = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    function = next(n for n in module.body if isinstance(n, ast.FunctionDef) and n.name == name)
+    return {f"{file}:{name}": digest(plain(function))} | code_hashes(imported(function), without)
 
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:
@@ -158,5 +138,4 @@ def notebook_hashes(path: Path, without: tuple[str, ...] = ()) -> dict[str, str]
             except SyntaxError as error:
                 text = f"Cell {number} of {path.name} cannot be read as Python: {error}"
                 raise ValueError(text) from error
-    own = {f"notebooks/{path.name}": digest(cells)}
-    return own | code_hashes(files, without)
+    return {f"notebooks/{path.name}": digest(cells)} | code_hashes(files, without)

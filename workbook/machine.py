@@ -27,16 +27,15 @@ def lock_hash() -> str | None:
 def machine() -> dict[str, Any]:
     """Processor, logical cores this process may use, memory in GiB, GPUs (null without one), and
     what `precision: auto` means here."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = None
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        memory = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    has_affinity = hasattr(os, "sched_getaffinity")
+    has_pages = hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30 if has_pages else None
     gpus = _gpus()
     names = ", ".join(sorted({name for name, _ in gpus}))
     return {
         "cpu": _cpu_info("model name") or platform.processor() or platform.machine() or "unknown",
-        "logical_cores": cores,
-        "memory_gib": memory,
+        "logical_cores": len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count(),
+        "memory_gib": memory and round(memory, 1),
         "gpu": (f"{len(gpus)} x {names}" if len(gpus) > 1 else names) if gpus else None,
         "auto_precision": _auto_precision(gpus),
     }

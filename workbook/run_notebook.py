@@ -197,15 +197,12 @@ def _clean_output(output: NotebookNode) -> bool:
     if output.output_type == "error":
         output.traceback = [stable_text(line) for line in output.traceback]
         return True
-    if WIDGET in output.data:
-        return False  # a progress bar, which cannot be drawn without a kernel
     for kind, value in output.data.items():
         if kind.startswith("text/") and isinstance(value, str):
             output.data[kind] = stable_text(value)
         elif kind == "image/png":
-            png = small_png(base64.b64decode(value))
-            output.data[kind] = base64.b64encode(png).decode("ascii")
-    return True
+            output.data[kind] = base64.b64encode(small_png(base64.b64decode(value))).decode("ascii")
+    return WIDGET not in output.data  # a progress bar, which cannot be drawn without a kernel
 
 
 def without_progress(text: str) -> str:

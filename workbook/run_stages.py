@@ -96,15 +96,12 @@ def reason_of(changes: list[Any]) -> str:
                 texts.append("results are not there" if is_gone else "results were edited")
             elif kind == "changed deps":
                 for path, state in paths.items():
-                    if isinstance(state, dict):  # parameters of a YAML file
-                        texts += [f"{name} {how}" for name, how in state.items()]
-                    else:
-                        is_code = path.startswith("build/code/")
-                        texts.append(f"its code {state}" if is_code else f"{path} {state}")
+                    parameters = state.items() if isinstance(state, dict) else [(path, state)]
+                    texts += [f"{name} {how}" for name, how in parameters]
             else:
                 texts.append(kind)
-    more = f" and {len(texts) - 3} more" if len(texts) > 3 else ""
-    return ", ".join(texts[:3]) + more
+    texts = [re.sub(r"^build/code/\S+", "its code", text) for text in texts]
+    return ", ".join(texts[:3]) + (f" and {len(texts) - 3} more" if len(texts) > 3 else "")
 
 
 def past_seconds() -> dict[str, float]:
@@ -114,18 +111,21 @@ def past_seconds() -> dict[str, float]:
 
 
 def start(stage: str, threads: int | None) -> tuple[subprocess.Popen, Path]:
-    """Start a stage in a session of its own; the process and the file of its output.
-
-    A file, not a pipe: the stage ends well even if this process is killed.
-    """
+    """Start a stage in a session of its own; the process and the file of its output."""
     log = resolve("scratch/logs") / f"{short(stage).replace('/', '-')}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = KEEP_MEMORY | os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", stage]
-    with log.open("wb") as out:
-        options: dict[str, Any] = {"stdout": out, "stderr": subprocess.STDOUT}
-        options |= {"cwd": ROOT, "env": environment, "start_new_session": True}
-        return subprocess.Popen(command, **options), log
+    with log.open("wb") as out:  # not a pipe: the stage ends well even if this process is killed
+        process = subprocess.Popen(
+            command,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=environment,
+            start_new_session=True,
+        )
+    return process, log
 
 
 def run_stages(
@@ -159,7 +159,7 @@ def run_stages(
 
     ready: list[str] = []
     running: dict[str, tuple[subprocess.Popen, Path]] = {}
-    attempts, failed, done, shown = dict.fromkeys(stages, 0), [], 0, ""
+    attempts, failed, done = dict.fromkeys(stages, 0), [], 0
     bar = tqdm(total=sum(work.values()), bar_format=BAR, ncols=120, smoothing=0, mininterval=10)
     try:
         while sorter.is_active():
@@ -171,11 +171,10 @@ def run_stages(
                     running[stage] = start(stage, None if is_alone else threads)
             if not running:
                 break  # what is left waits for stages that failed
-            if (names := ", ".join(map(short, running))) != shown:
-                shown = names
-                bar.set_description_str(f"{done} of {len(stages)} stages", refresh=False)
-                bar.set_postfix_str(names)
+            bar.set_description_str(f"{done} of {len(stages)} stages", refresh=False)
+            bar.set_postfix_str(", ".join(map(short, running)), refresh=False)
             time.sleep(0.5)
+            bar.update(0)
             for stage, (process, log) in [*running.items()]:
                 if process.poll() is None:
                     continue
@@ -194,20 +193,15 @@ def run_stages(
                     tqdm.write("\n  ".join([title, *last]))
     finally:
         bar.close()
-        _stop([process for process, _ in running.values()])
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):  # as Ctrl-C, then harder
+            for process, _ in running.values():
+                if process.poll() is None:
+                    with suppress(ProcessLookupError):
+                        os.killpg(process.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                for process, _ in running.values():
+                    process.wait(20)
     return failed
-
-
-def _stop(processes: list[subprocess.Popen]) -> None:
-    """Interrupt the sessions of processes as Ctrl-C would; end those that do not stop."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        for process in processes:
-            if process.poll() is None:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            for process in processes:
-                process.wait(20)
 
 
 def main() -> None:
@@ -235,9 +229,8 @@ def main() -> None:
                 return
             print(f"{len(reasons)} of {len(graph)} stages of {arguments.file} will run:")
             width = max(len(short(stage)) for stage in reasons)
-            print(
-                "\n".join(f"  {short(s):{width}}  {why}" for s, why in reasons.items()), flush=True
-            )
+            for stage, reason in reasons.items():
+                print(f"  {short(stage):{width}}  {reason}", flush=True)
             threads = None if has_gpu else 1
             failed = run_stages(list(reasons), graph, jobs, {*arguments.alone}, threads)
     except Timeout:

@@ -5,7 +5,11 @@ imports is what it depends on (`workbook.code_hashes`). Functions write the file
 lists as the stage's outputs.
 """
 
+import inspect
 import json
+import shutil
+import subprocess
+import sys
 
 import yaml
 
@@ -27,9 +31,6 @@ NOTEBOOKS = TRAINING | {
     for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
     if path.stem not in TRAINING.values()
 }
-# Parameters of notebooks that the pipeline sets, where a notebook has them.
-PIPELINE = {"pipeline": True, "live": False}
-
 # Modules that a stage does not depend on, by how their path begins. The weights are a dependency
 # of the stages that read them, so how they were fetched is not.
 FETCHING = ("sitlib/metrics/weights",)
@@ -71,9 +72,8 @@ def prepare(profile: Profile) -> None:
         listed = {run: run_class.of(profile, *split_run(run)) for run in params[name]}
         runs[name] = {run: to_dict(values) for run, values in listed.items()}
     texts["build/runs.yaml"] = yaml.safe_dump(runs, sort_keys=False)
-    for path in [*resolve("build/code").glob("*"), *resolve("build/profiles").glob("*")]:
-        if path.relative_to(ROOT).as_posix() not in texts:
-            path.unlink()  # of a stage or profile that is gone
+    for folder in ("build/code", "build/profiles"):  # without those that are gone
+        shutil.rmtree(resolve(folder), ignore_errors=True)
     for name, text in texts.items():
         with atomic_write(resolve(name)) as file:
             file.write_text(text, encoding="utf-8")
@@ -230,10 +230,6 @@ def examples(profile: Profile) -> None:
 
 def report(profile: Profile) -> None:
     """Results in one file, the pages of all reports, the front page and the API documentation."""
-    import shutil
-    import subprocess
-    import sys
-
     from workbook.site.build import build
     from workbook.site.results import write_results
 
@@ -245,26 +241,7 @@ def report(profile: Profile) -> None:
 
 
 FUNCTIONS = {
-    function.__name__: function
-    for function in (
-        prepare,
-        weights,
-        evaluate_tokenizer,
-        extract_codes,
-        real_features,
-        evaluate_autoregressive,
-        decode_again,
-        throughput,
-        dual_encoder,
-        real_text_features,
-        evaluate_text,
-        evaluate_applications,
-        core_ablation,
-        row,
-        rung,
-        text,
-        efficiency,
-        examples,
-        report,
-    )
+    name: function
+    for name, function in list(globals().items())
+    if inspect.isfunction(function) and function.__module__ == __name__ and name != "stage_hashes"
 }
