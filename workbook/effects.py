@@ -8,7 +8,8 @@ photographs, so the contrast is taken photograph by photograph. Both variances a
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ class Estimate:
         """1 or -1 where the interval excludes 0, else 0."""
         return int(self.low > 0) - int(self.high < 0)
 
-    def text(self, digits: int = 2) -> str:
+    def text(self, digits: int) -> str:
         return f"{self.value:+.{digits}f} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
 
 
@@ -44,7 +45,7 @@ def read_results(folder: str) -> dict[str, dict[str, Any]]:
     return {path.stem: read_json(path) for path in sorted(resolve(folder).glob("*.json"))}
 
 
-def read_rows(folder: str = "metrics/ablations") -> dict[str, dict[str, Any]]:
+def read_rows(folder: str) -> dict[str, dict[str, Any]]:
     """Results of the ablations of which at least one seed ended well, by name."""
     return {name: row for name, row in read_results(folder).items() if finished_seeds(row)}
 
@@ -62,8 +63,7 @@ def mean(row: Row, metric: str) -> float:
 def seed_deviation(rows: Rows, metric: str) -> tuple[float, int]:
     """Standard deviation that another seed makes, pooled over rows, and its degrees of freedom.
 
-    Raises:
-        ValueError: no row has two seeds.
+    Raises `ValueError` if no row has two seeds.
     """
     scores = [np.array([s[metric] for s in finished_seeds(row)]) for row in rows.values()]
     freedom = sum(len(values) - 1 for values in scores)
@@ -74,18 +74,13 @@ def seed_deviation(rows: Rows, metric: str) -> tuple[float, int]:
 
 
 def contrast(rows: Rows, weights: Mapping[str, float], metric: str = "psnr") -> Estimate:
-    """The weighted sum of rows, as a mean over photographs.
+    """The sum of rows by `weights`, row -> weight, as a mean over photographs.
 
-    Args:
-        weights: row -> weight. The deviation of seeds is pooled over the groups of these rows,
-            because some trainings (adversarial ones) vary far more than others.
-
-    Raises:
-        KeyError: a row is not there.
-        ValueError: the rows were judged on different photographs.
+    Raises `ValueError` if the rows were judged on different photographs.
     """
     if len({tuple(rows[name]["photographs"]) for name in weights}) != 1:
         raise ValueError("Rows that are compared must have been judged on the same photographs.")
+    # Seeds are pooled over groups, because some trainings (adversarial ones) vary far more.
     groups = {rows[name].get("group") for name in weights}
     pooled = {name: row for name, row in rows.items() if row.get("group") in groups}
     sigma, freedom = seed_deviation(pooled, metric)
@@ -113,17 +108,13 @@ def factorial_effects(
         by " x ", their interaction on the same scale: half the difference, for two factors.
     """
     effects = {}
-    for used in sorted(product((0, 1), repeat=len(factors)), key=lambda used: (sum(used), used)):
-        if any(used):
+    for count in range(1, len(factors) + 1):
+        for chosen in reversed(list(combinations(range(len(factors)), count))):
             weights = {
-                row: np.prod(
-                    [2 * level - 1 for level, use in zip(levels, used, strict=True) if use]
-                )
-                / 2 ** (len(factors) - 1)
+                row: prod(2 * levels[i] - 1 for i in chosen) / 2 ** (len(factors) - 1)
                 for levels, row in cells.items()
             }
-            name = " x ".join(factor for factor, use in zip(factors, used, strict=True) if use)
-            effects[name] = contrast(rows, weights, metric)
+            effects[" x ".join(factors[i] for i in chosen)] = contrast(rows, weights, metric)
     return effects
 
 

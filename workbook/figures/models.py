@@ -1,4 +1,4 @@
-"""Figures of tokenizers and generators."""
+"""Figures of tokenizers, generators and ablations."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from workbook.figures.core import colour, panels
+from sitlib.metrics import METRICS
+from workbook.effects import Estimate
+from workbook.figures.core import BLUE, VERMILLION, colour, panels
 from workbook.names import label
 
 Scores = Mapping[str, Any]
@@ -71,4 +73,28 @@ def sweep_curves(
             axis.set_xticks(x)
         axis.set(xlabel=title, ylabel=text)
     figure.legend(loc="outside upper center", ncols=min(4, len(sweeps)))
+    return figure
+
+
+def forest(estimates: Mapping[str, Mapping[str, Estimate]], zero: str) -> Figure:
+    """Contrasts, name -> metric -> estimate, as points with intervals; `zero` says what 0 means.
+
+    Blue: better with 95 % confidence; red: worse; grey: cannot be told.
+    """
+    about = {name: METRICS[name] for name in ("psnr", "lpips_alex")}
+    sides = {True: "right", False: "left"}
+    titles = [f"{m.heading} ({sides[m.higher_is_better]} is better)" for m in about.values()]
+    figure, axes = panels(titles, width=4.6, height=0.34 * len(estimates) + 1.1, sharey=True)
+    for axis, (name, metric) in zip(axes, about.items(), strict=True):
+        better = 1 if metric.higher_is_better else -1
+        axis.axvline(0, color="black", linewidth=0.8)
+        for row, by_metric in enumerate(estimates.values()):
+            estimate = by_metric[name]
+            tone = {better: BLUE, -better: VERMILLION, 0: "#7A7A7A"}[estimate.sign]
+            axis.plot([estimate.low, estimate.high], [row, row], color=tone, linewidth=2)
+            axis.plot(estimate.value, row, "o", color=tone, markersize=6)
+        axis.set_xlabel(f"difference; 0 = {zero}")
+        axis.grid(axis="y", visible=False)
+    axes[0].set_yticks(range(len(estimates)), estimates)
+    axes[0].invert_yaxis()
     return figure
