@@ -18,7 +18,7 @@ from tiny import (
 )
 
 from sitlib.files import load_model, save_model
-from sitlib.model.generator import AutoregressiveModel, CodeModelConfig, code_nats
+from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.generator_config import SamplingConfig, TextEncoderConfig
 from sitlib.model.sequence import rope_freqs
 from sitlib.model.text import TextTokenizer
@@ -101,14 +101,11 @@ def test_every_parameter_learns(kind, books, positions):
 def test_nats_are_cross_entropy_and_those_of_a_fresh_model_uniform(kind):
     model = generator(kind)
     codes, cond = random_codes(model), condition_of(model, 0, 2)
-    logits = model(codes, cond)
-    nats = -logits.double().log_softmax(-1).gather(-1, codes[..., None])[..., 0]
-    torch.testing.assert_close(code_nats(logits, codes).double(), nats, atol=1e-5, rtol=0)
+    nats = -model(codes, cond).double().log_softmax(-1).gather(-1, codes[..., None])[..., 0]
     mean = model.nats_per_token(codes, cond).double()
     torch.testing.assert_close(mean, nats.mean((0, 2)), atol=1e-5, rtol=0)
     for options in ({}, LLAMA):
-        fresh = fresh_generator(kind, **options)
-        assert not fresh(codes, cond).any()
+        assert not fresh_generator(kind, **options)(codes, cond).any()
 
 
 def test_dropout_acts_in_training_only():
@@ -136,25 +133,13 @@ def test_cached_logits_equal_uncached_ones(kind, books, positions, options):
     codes, cond = random_codes(model), condition_of(model, 0, 2)
     expected, codes_BT = model(codes, cond).flatten(1, 2), codes.flatten(1)
     for given in (0, 1, 4, 11):
-        state, logits = model.prefill(cond, codes_Bt=codes_BT[:, :given] if given else None)
+        state, logits = model.prefill(cond, codes_Bt=codes_BT[:, :given])
         logits = [logits]
         for position in range(given, 11):
             logits.append(model.decode_one_token(state, codes_BT[:, position]))
         torch.testing.assert_close(torch.stack(logits, dim=1), expected[:, given:])
         assert state.cache.length == state.cache.capacity == 12
     assert expected.std() > 0.1
-
-
-@pytest.mark.parametrize("static", [False, True])
-@torch.no_grad()
-def test_no_more_codes_are_decoded_than_room_was_asked_for(static):
-    model = generator()
-    state, _ = model.prefill(torch.tensor([0]), 3, static=static)
-    assert state.cache.capacity == 3
-    for _ in range(2):
-        model.decode_one_token(state, torch.tensor([1]))
-    with pytest.raises(ValueError, match="holds 3 positions"):
-        model.decode_one_token(state, torch.tensor([1]))
 
 
 # -- conditions -------------------------------------------------------------------------------
@@ -175,16 +160,6 @@ def test_padding_of_a_text_changes_nothing():
     assert torch.equal(model(codes, tokens), together)
 
 
-@torch.no_grad()
-def test_the_caption_matters_and_so_does_the_order_of_its_words():
-    model = generator("text")
-    codes = random_codes(model, 1)
-    captions = ["a red cat", "a blue cat", "cat red a", "a red cat a red cat"]
-    logits = torch.cat([model(codes, TEXTS.encode([caption])) for caption in captions])
-    for one, other in itertools.combinations(logits, 2):
-        assert (one - other).abs().amax(-1).min() > 1e-3  # at every code
-
-
 @class_and_text
 @torch.no_grad()
 def test_an_empty_condition_says_nothing_and_may_stand_beside_others(kind):
@@ -198,10 +173,8 @@ def test_an_empty_condition_says_nothing_and_may_stand_beside_others(kind):
         assert not torch.allclose(conditional, logits[0])
     if kind == "class":
         assert empty.tolist() == [model.no_class] * 3 == [3, 3, 3]
-    else:
-        cut = model.unconditional(cond[:, :5])
-        assert torch.equal(empty, TEXTS.no_text(3)) and torch.equal(cut, empty[:, :5])
-        torch.testing.assert_close(model(codes, cut), logits, atol=1e-4, rtol=0)
+    else:  # its end alone
+        assert empty[:, 0].tolist() == [TEXTS.end] * 3 and not empty[:, 1:].any()
     # As in training: some of a batch are hidden.
     is_hidden = torch.tensor([False, True, False])
     mixed = torch.where(is_hidden if kind == "class" else is_hidden[:, None], empty, cond)
@@ -236,7 +209,6 @@ def test_a_checkpoint_predicts_the_same_and_knows_its_condition_and_sampling(
     save_model(tmp_path / "model.safetensors", model, name="a run")
     again = load_model(tmp_path / "model.safetensors", AutoregressiveModel)
     assert again.config == model.config and not again.training
-    assert again.text_tokenizer == model.text_tokenizer
     codes, cond = random_codes(model), condition_of(again, 0, 1)
     assert torch.equal(again(codes, cond), model(codes, cond))
 
@@ -244,64 +216,27 @@ def test_a_checkpoint_predicts_the_same_and_knows_its_condition_and_sampling(
 # -- sizes of the paper's models --------------------------------------------------------------
 
 
-def block_parameters(layers, width, hidden, swiglu=False, bias=True, rms=False, cross=False):
-    """Of blocks and final norm, by hand: attention, MLP, and attention again to read a text."""
-    norm = width * (1 if rms or not bias else 2)
-    attention = 4 * width**2 + (4 * width if bias else 0)
-    mlp = (3 if swiglu else 2) * width * hidden
-    mlp += (2 if swiglu else 1) * hidden + width if bias else 0
-    return layers * (attention * (2 if cross else 1) + mlp + (3 if cross else 2) * norm) + norm
-
-
-def paper_model(variant, classes, tokenizer=None):
-    """A model of the paper's size without its memory, on the meta device."""
+@pytest.mark.parametrize(
+    ("variant", "prefixes", "published", "tolerance"),
+    [
+        # VIM-Base (arXiv 2110.04627) is said to have 650M; its 24 blocks alone are 680M.
+        ("ar_sit4", ("transformer.",), 650e6, 0.05),
+        ("ar_sit4", ("",), 650e6, 0.13),
+        # LlamaGen-L (arXiv 2406.06525), with one codebook of 16,384 codes; here two of 8,192.
+        ("ar_sit4_improved", ("",), 343e6, 0.002),
+        # Parti-350M (arXiv 2206.10789): 12 + 12 layers of width 1024.
+        ("ar_captioned_sit4_scd", ("transformer.", "text_encoder.transformer."), 350e6, 0.01),
+    ],
+)
+def test_the_models_of_the_paper_have_the_published_sizes(variant, prefixes, published, tolerance):
     profile = load_profile("paper")
     c = profile.autoregressive_variant(variant)
     codes = profile.tokenizer_variant(c.tokenizer)
     sizes = (codes.num_scales, codes.tokens_per_scale, codes.num_codes, codes.num_codebooks)
-    with torch.device("meta"):
-        return AutoregressiveModel(CodeModelConfig(c, *sizes, classes, tokenizer))
-
-
-def count(module):
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-IMAGENET = [f"class {i}" for i in range(1000)]
-NUM_CODES, SCALES, PLACES, BOOKS = 8192, 4, 256, 2
-
-
-def test_the_class_conditional_model_of_the_paper_has_vim_bases_blocks():
-    """VIM-Base (arXiv 2110.04627) is said to have 650M; its 24 blocks alone are 680M."""
-    model, width = paper_model("ar_sit4", IMAGENET), 1536
-    blocks = block_parameters(24, width, 4 * width)
-    vocabularies = BOOKS * (NUM_CODES * width + (width + 1) * NUM_CODES)
-    assert count(model.transformer) == blocks == pytest.approx(650e6, rel=0.05)
-    assert count(model) == blocks + vocabularies + (1001 + SCALES + PLACES) * width
-    assert count(model) == pytest.approx(650e6, rel=0.13)
-
-
-def test_the_improved_class_conditional_model_of_the_paper_has_llamagen_ls_size():
-    """LlamaGen-L (arXiv 2406.06525) has 343M, with one codebook of 16,384 codes."""
-    model, width = paper_model("ar_sit4_improved", IMAGENET), 1024
-    blocks = block_parameters(24, width, 2816, swiglu=True, bias=False, rms=True)
-    assert count(model.transformer) == blocks
-    vocabularies = BOOKS * 2 * NUM_CODES * width
-    assert count(model) == blocks + vocabularies + (1001 + SCALES) * width  # places are rotary
-    assert count(model) == pytest.approx(343e6, rel=0.002)
-
-
-def test_the_text_conditional_model_of_the_paper_has_parti_350ms_blocks():
-    """Parti-350M (arXiv 2206.10789) has 12 + 12 layers of width 1024, and 16,000 words."""
-    tokenizer = TextTokenizer.train(["a red cat"], 300, 128)
-    model, width = paper_model("ar_captioned_sit4_scd", [], tokenizer.to_json()), 1024
-    encoder = block_parameters(12, width, 4 * width)
-    decoder = block_parameters(12, width, 4 * width, cross=True)
-    assert count(model.text_encoder.transformer) == encoder and count(model.transformer) == decoder
-    assert encoder + decoder == pytest.approx(350e6, rel=0.01)
-    vocabularies = BOOKS * (NUM_CODES * width + (width + 1) * NUM_CODES)
-    words = (tokenizer.vocab_size + 128) * width
-    others = (1 + SCALES + PLACES) * width  # the learned start, scales, places
-    assert count(model) == encoder + decoder + vocabularies + words + others
-    whole = count(model) + (16_000 - tokenizer.vocab_size) * width
-    assert whole == pytest.approx(350e6, rel=0.16)
+    classes, texts = [f"class {i}" for i in range(1000)], None
+    if c.text is not None:
+        classes, texts = [], TextTokenizer.of_size(c.text.vocab_size, c.text.max_tokens).to_json()
+    with torch.device("meta"):  # without its memory
+        model = AutoregressiveModel(CodeModelConfig(c, *sizes, classes, texts))
+    found = sum(p.numel() for name, p in model.named_parameters() if name.startswith(prefixes))
+    assert found == pytest.approx(published, rel=tolerance)

@@ -1,6 +1,5 @@
 """Static caches, whose steps are the same operations again and again, and their CUDA graphs."""
 
-import itertools
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
@@ -12,12 +11,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.generator_config import SamplingConfig
-from sitlib.model.precision import with_cast_layers
-from sitlib.model.sequence import KVCache, Transformer
+from sitlib.model.sequence import KVCache
 from sitlib.sample import cuda_graphs
 from sitlib.sample import generate as sampling
-from sitlib.sample.cuda_graphs import GraphedDecoder
-from sitlib.sample.generate import generate
+from sitlib.sample.cuda_graphs import GraphedDecoder, kind_of_step
+from sitlib.sample.generate import generate, with_cast_layers
 
 CASES = [
     ("class", {}),
@@ -94,27 +92,30 @@ def test_static_and_growing_caches_give_the_same_logits(kind, options, given):
 @torch.no_grad()
 def test_weights_that_are_cast_once_compute_what_autocast_computes_logits_in_float32(kind):
     model = generator(kind)
-    cast = with_cast_layers(model, torch.bfloat16, Transformer)
     expected, _ = decoded(model, True)
     with torch.autocast("cpu", torch.bfloat16):
+        cast = with_cast_layers(model)
         autocast, _ = decoded(model, True)
         once, _ = decoded(cast, True)
     assert torch.equal(once, autocast)
     assert once.dtype == torch.float32 and not torch.equal(once, once.bfloat16().float())
     assert 0 < (once - expected).abs().mean() < 0.05 * expected.std()
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    assert cast.heads[0].weight.data_ptr() == model.heads[0].weight.data_ptr()
+    assert cast.transformer.blocks[0].mlp_in.weight.dtype == torch.bfloat16
+    assert cast.heads[0].weight is model.heads[0].weight
 
 
-def operations(model, static):
-    """By graph key, each step's operations: shapes, numbers, addresses of what outlives a step."""
-    by_key = {}
+@every_case
+@torch.no_grad()
+def test_steps_of_a_kind_are_the_same_operations_on_the_same_memory(kind, options):
+    model, by_kind = generator(kind, **options), {}
 
-    def decoder(model, state):
-        lasting = [state.cache.store, *model.parameters()]
+    def recording(model, state):
+        lasting = [*state.cache.layers, *model.parameters()]
         addresses = {tensor.untyped_storage().data_ptr() for tensor in lasting}
 
         def described(value):
+            """Shape, dtype, address of what outlives a step; numbers as they are."""
             if not isinstance(value, torch.Tensor):
                 return value
             is_lasting = value.untyped_storage().data_ptr() in addresses
@@ -122,36 +123,23 @@ def operations(model, static):
             return value.shape, value.stride(), value.dtype, address
 
         def step(codes_B):
-            key = model.graph_key(state)
+            steps = by_kind.setdefault(kind_of_step(model, state), [])
             with Recorder() as recorder:
                 logits = model.decode_one_token(state, codes_B)
             calls = [(str(f), tree_map(described, (a, k))) for f, a, k, _ in recorder.calls]
-            by_key.setdefault(key, []).append(calls)
+            steps.append(calls)
             return logits
 
         return step
 
-    decoded(model, static, decoder=decoder)
-    return by_key
-
-
-@every_case
-@torch.no_grad()
-def test_steps_of_a_key_are_the_same_operations_on_the_same_memory(kind, options):
-    by_key = operations(generator(kind, **options), static=True)
+    decoded(model, True, decoder=recording)
     # (codebook read, codebook predicted, positions read): five at a time, of twelve.
-    counts = {key: len(steps) for key, steps in by_key.items()}
+    counts = {key: len(steps) for key, steps in by_kind.items()}
     assert counts == {(0, 0, 5): 3, (0, 1, 5): 1, (1, 1, 10): 5, (1, 1, 12): 2}
-    for steps in by_key.values():
+    for steps in by_kind.values():
         assert all(step == steps[0] for step in steps)
         names = {name for name, _ in steps[0]}  # these would wait for a GPU:
         assert not names & {"aten._local_scalar_dense.default", "aten.nonzero.default"}
-
-
-@torch.no_grad()
-def test_steps_on_a_growing_cache_are_not_the_same():
-    steps = [step for of_key in operations(generator(), static=False).values() for step in of_key]
-    assert len(steps) == 11 and all(one != other for one, other in itertools.combinations(steps, 2))
 
 
 # -- graphs -----------------------------------------------------------------------------------
@@ -251,13 +239,16 @@ def test_graphs_draw_on_a_gpu_what_steps_draw(monkeypatch, kind, options, guidan
 
 @needs_gpu
 def test_a_gpu_samples_in_its_precision_and_leaves_the_model_and_autocast_as_they_were(monkeypatch):
-    model, caches = on_gpu(generator()), []
-    new_cache = Transformer.new_cache
-    monkeypatch.setattr(
-        Transformer, "new_cache", lambda *args: caches.append(new_cache(*args)) or caches[-1]
-    )
+    model, dtypes, update = on_gpu(generator()), set(), KVCache.update
+
+    def watched(*arguments):
+        k, v = update(*arguments)
+        dtypes.update({k.dtype, v.dtype})
+        return k, v
+
+    monkeypatch.setattr(KVCache, "update", watched)
     generate(model, torch.tensor([0, 1]), SamplingConfig(guidance=2.0))
-    assert {cache.store.dtype for cache in caches} <= {torch.bfloat16, torch.float16}
+    assert dtypes and dtypes <= {torch.bfloat16, torch.float16}
     assert not torch.is_autocast_enabled("cuda")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     codes = random_codes(model).cuda()

@@ -1,8 +1,6 @@
 """Texts: token ids against byte pair encoding by hand, and the encoder against torch's own."""
 
-import copy
 import json
-import pickle
 import unicodedata
 from collections import Counter
 from itertools import pairwise
@@ -14,16 +12,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sitlib.model.sequence import BlockOptions
-from sitlib.model.text import SMALLEST_VOCABULARY, TextEncoder, TextTokenizer
+from sitlib.model.text import TextEncoder, TextTokenizer
 
 CAPTIONS = ["a cat on a mat", "the cat sat", "A hat, a bat", "that fat rat"]
 TOKENIZER = TextTokenizer.train(CAPTIONS, 280, 24)
 LONG = TextTokenizer.train(CAPTIONS, 280, 400)
 SPACE = "Ġ"  # how byte-level encodings write a space
-
-
-def merges(tokenizer):
-    return [tuple(pair) for pair in json.loads(tokenizer.to_json())["tokenizer"]["model"]["merges"]]
+SMALLEST = 258  # ids: all bytes, padding, end
 
 
 def words(caption):
@@ -68,23 +63,21 @@ def learned_by_hand(captions, count):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.text("abc ", min_size=1, max_size=20).filter(str.strip), min_size=1, max_size=6))
 def test_merges_and_ids_are_those_of_textbook_bpe(captions):
-    tokenizer = TextTokenizer.train(captions, SMALLEST_VOCABULARY + 6, 200)
+    tokenizer = TextTokenizer.train(captions, SMALLEST + 6, 200)
     by_hand = learned_by_hand(captions, 6)
-    assert merges(tokenizer) == by_hand
-    assert tokenizer.vocab_size == SMALLEST_VOCABULARY + len(by_hand)
-    ids = json.loads(tokenizer.to_json())["tokenizer"]["model"]["vocab"]
+    model = json.loads(tokenizer.to_json())["tokenizer"]["model"]
+    assert [tuple(pair) for pair in model["merges"]] == by_hand
+    assert tokenizer.vocab_size == SMALLEST + len(by_hand)
     for caption in captions:
         expected = []
         for word in words(caption):
             symbols = list(word)
             for pair in by_hand:
                 symbols = joined(symbols, pair)
-            expected += [ids[symbol] + 2 for symbol in symbols]
-        row = tokenizer.encode([caption])[0]
-        assert (
-            row[: len(expected) + 1].tolist() == [*expected, 1]
-            and not row[len(expected) + 1 :].any()
-        )
+            expected += [model["vocab"][symbol] + 2 for symbol in symbols]
+        row = tokenizer.encode([caption])[0].tolist()
+        length = len(expected)
+        assert row[: length + 1] == [*expected, 1] and not any(row[length + 1 :])
 
 
 @settings(max_examples=60, deadline=None)
@@ -113,19 +106,12 @@ def test_no_characters_are_special(text):
 
 def test_equal_captions_give_equal_tokenizers_and_json_holds_everything():
     again = TextTokenizer.train((text for text in CAPTIONS), 280, 24)
-    for same in (
-        again,
-        TextTokenizer.from_json(TOKENIZER.to_json()),
-        copy.deepcopy(TOKENIZER),
-        pickle.loads(pickle.dumps(TOKENIZER)),
-    ):
-        assert same == TOKENIZER and hash(same) == hash(TOKENIZER)
-        assert torch.equal(
-            same.encode(["something ñew 漢"]), TOKENIZER.encode(["something ñew 漢"])
-        )
-    assert TextTokenizer.train(CAPTIONS[:2], 280, 24) != TOKENIZER and LONG != TOKENIZER
+    restored = TextTokenizer.from_json(TOKENIZER.to_json())
+    assert again.to_json() == restored.to_json() == TOKENIZER.to_json()
+    text = ["something ñew 漢"]
+    assert torch.equal(restored.encode(text), TOKENIZER.encode(text))
     # No more ids than the captions have pairs to merge.
-    assert TextTokenizer.train(["ab"], 5000, 8).vocab_size == SMALLEST_VOCABULARY + 2
+    assert TextTokenizer.train(["ab"], 5000, 8).vocab_size == SMALLEST + 2
 
 
 def test_case_blanks_and_compatible_forms_make_no_difference():
@@ -147,23 +133,14 @@ def test_long_texts_may_be_cut():
     assert small.decode(small.encode(["漢"], truncate=True)[0]) == "\ufffd"
 
 
-def test_no_text():
-    rows = TOKENIZER.no_text(3)
-    assert rows.tolist() == [[1] + [0] * 23] * 3 and rows.dtype == torch.int64
-    assert TOKENIZER.decode(rows[0]) == ""
-
-
 REFUSALS = [
-    (TextTokenizer.train, (CAPTIONS, 257, 8), "is 257; it must be at least 258"),
-    (TextTokenizer.train, (CAPTIONS, 300, 1), "max_tokens is 1"),
     (TextTokenizer.train, ([], 300, 8), "no caption with a word in it"),
     (TextTokenizer.train, (["", "  "], 300, 8), "no caption with a word in it"),
     (TOKENIZER.encode, (["cat", "q" * 24],), "'q{24}' has 25 tokens, at most 23 are allowed"),
     (TOKENIZER.encode, (["q" * 100],), r"'q{60}\.\.\.' has 101 tokens"),
     (TOKENIZER.encode, (["cat", ""],), "is empty; write what the image shows"),
     (TOKENIZER.encode, (["cat", "\u3000"], True), "is empty; write what the image shows"),
-    (TOKENIZER.encode, ("cat",), "a list of texts, not one text"),
-    (TextTokenizer.from_json, ("",), "not a text tokenizer that to_json has written"),
+    (TOKENIZER.encode, ("cat",), "must be a list of texts"),
     (TextTokenizer.from_json, ("{}",), "not a text tokenizer that to_json has written"),
     (TextTokenizer.from_json, ('{"max_tokens": 8, "tokenizer": {}}',), "not a text tokenizer"),
 ]
@@ -182,75 +159,35 @@ OPTIONS = {
     "llama": BlockOptions(norm="rms", mlp="swiglu", bias=False),
     "qk_norm": BlockOptions(qk_norm=True),
 }
-every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 VOCABULARY, LONGEST = 30, 9
 
 
-def encoder_of(options=None, layers=2, dtype=torch.float64):
+def encoder_of(layers=2, **options):
     torch.manual_seed(0)
-    return TextEncoder(VOCABULARY, LONGEST, layers, 16, 2, options=options).to(dtype).eval()
+    return TextEncoder(VOCABULARY, LONGEST, layers, 16, 2, **options).double().eval()
 
 
-def padded(texts, length=None):
-    length = length or max(map(len, texts))
+def padded(texts, length):
     return torch.tensor([[*text, *[0] * (length - len(text))] for text in texts])
 
 
 texts = st.lists(st.integers(1, VOCABULARY - 1), min_size=1, max_size=LONGEST)
-ONE, TWO = [5, 9, 2, 7], [3]
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(texts, min_size=1, max_size=4), st.sampled_from(list(OPTIONS)))
 @torch.no_grad()
 def test_a_texts_features_depend_neither_on_its_padding_nor_on_other_texts(batch, name):
-    encoder = encoder_of(OPTIONS[name])
-    tokens = padded(batch, LONGEST)
+    encoder, tokens = encoder_of(options=OPTIONS[name]), padded(batch, LONGEST)
     together, mask = encoder(tokens)
     assert torch.equal(mask, tokens > 0)
     for text, features in zip(batch, together, strict=True):
         alone, mask = encoder(torch.tensor([text]))
         assert mask.all()
         torch.testing.assert_close(features[: len(text)], alone[0])
-
-
-@every_option
-@torch.no_grad()
-def test_what_stands_at_hidden_places_is_never_seen(options):
-    """To the bit, whatever the embedding of padding and of the places behind the end."""
-    encoder, tokens = encoder_of(options, dtype=torch.float32), padded([ONE, TWO], LONGEST)
-    before, mask = encoder(tokens)
-    encoder.token_embedding.weight[0] += 100
-    encoder.position_embedding.weight[len(ONE) :] -= 100
-    after, _ = encoder(tokens)
-    assert torch.equal(before[mask], after[mask])
-    assert not torch.equal(before[~mask], after[~mask])
-
-
-@every_option
-def test_padding_gets_no_gradient(options):
-    encoder, tokens = encoder_of(options), padded([ONE, TWO], LONGEST)
-    features, mask = encoder(tokens)
-    features[mask].square().sum().backward()
-    used = torch.zeros(VOCABULARY, dtype=torch.bool).index_fill(0, torch.tensor(ONE + TWO), True)
-    gradient = encoder.token_embedding.weight.grad
-    assert not gradient[~used].any() and gradient[used].any(dim=-1).all()
-    gradient = encoder.position_embedding.weight.grad
-    assert not gradient[len(ONE) :].any() and gradient[: len(ONE)].any(dim=-1).all()
-
-
-@every_option
-@torch.no_grad()
-def test_the_order_of_words_matters_and_every_word_sees_every_other(options):
-    encoder = encoder_of(options)
-    features = encoder(torch.tensor([ONE]))[0][0]
-    backwards = encoder(torch.tensor([ONE[::-1]]))[0][0].flip(0)  # of the same words
-    assert (features - backwards).abs().amax(-1).min() > 0.01
-    for place in range(len(ONE)):
-        changed = [*ONE]
-        changed[place] = 20
-        difference = (encoder(torch.tensor([changed]))[0][0] - features).abs().amax(-1)
-        assert difference.min() > 1e-4  # of the words before it, and of those after it
+    encoder.token_embedding.weight[0] += 100  # padding is never seen, to the bit
+    again, _ = encoder(tokens)
+    assert torch.equal(again[tokens > 0], together[tokens > 0])
 
 
 @torch.no_grad()
@@ -271,21 +208,8 @@ def test_it_is_a_transformer_encoder_of_torch():
         theirs.norm1.load_state_dict(ours.attention_norm.state_dict())
         theirs.norm2.load_state_dict(ours.mlp_norm.state_dict())
     reference.norm.load_state_dict(encoder.transformer.norm.state_dict())
-    tokens = padded([ONE, TWO, [1, 1, 1, 2, 3, 4]])
-    word, place = encoder.token_embedding.weight, encoder.position_embedding.weight
-    embedded = torch.stack(
-        [torch.stack([word[t] + place[i] for i, t in enumerate(row)]) for row in tokens]
-    )
+    tokens = padded([[5, 9, 2, 7], [3], [1, 1, 1, 2, 3, 4]], 6)
+    embedded = encoder.token_embedding.weight[tokens] + encoder.position_embedding.weight[:6]
     features, mask = encoder(tokens)
-    torch.testing.assert_close(
-        features[mask], reference(embedded, src_key_padding_mask=tokens == 0)[mask]
-    )
-
-
-@torch.no_grad()
-def test_dropout_acts_in_training_only():
-    torch.manual_seed(0)
-    encoder, tokens = TextEncoder(VOCABULARY, LONGEST, 1, 16, 2, dropout=0.5), torch.tensor([ONE])
-    assert not torch.equal(encoder(tokens)[0], encoder(tokens)[0])
-    encoder.eval()
-    assert torch.equal(encoder(tokens)[0], encoder(tokens)[0])
+    expected = reference(embedded, src_key_padding_mask=tokens == 0)
+    torch.testing.assert_close(features[mask], expected[mask])

@@ -117,5 +117,5 @@ def test_a_film_of_rows_is_grey_where_nothing_is_sampled_yet(film):
 
 
 def test_a_film_of_scales_needs_a_scale_causal_decoder(film):
-    with pytest.raises(ValueError, match="cannot be shown alone"):
+    with pytest.raises(ValueError, match="cannot be decoded alone"):
         film("sit4", [1])

@@ -23,8 +23,8 @@ from sitlib.files import atomic_write, read_json
 from sitlib.metrics import codebook_statistics, evaluate_reconstructions, fast_metrics
 from sitlib.metrics.weights import fetch_weights
 from sitlib.model.config import STRICT
-from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.model.transformer import best_device
 from sitlib.sample.generate import generate
 from sitlib.strict import digest, from_dict, require, require_known, to_dict
 from workbook.codes import captioned, load_codes

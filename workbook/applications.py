@@ -207,7 +207,7 @@ def editing(profile: Profile, task: Task) -> dict[str, Any]:
     kept = {}
     for keep in range(task.tokenizer.geometry.num_scales + 1):
         title = f"editing, {keep} kept"
-        arguments = (task.images, captions, keep, task.sampling, title)
+        arguments = (task.images, captions, keep, task.sampling)
         edited = edit(task.model, task.tokenizer, *arguments)
         features = judge.features(edited.images, title)
         kept[str(keep)] = {

@@ -24,7 +24,7 @@ from sitlib.data import (
 from sitlib.data.captions import Phrasing
 from sitlib.data.token_shards import TokenShards, make_shards, read_manifest
 from sitlib.files import sha256_of
-from sitlib.model.precision import best_device
+from sitlib.model.transformer import best_device
 from sitlib.strict import digest
 from workbook.paths import resolve
 from workbook.profile import Profile

@@ -25,8 +25,8 @@ from torch import Tensor
 from sitlib.model.config import TokenizerConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.generator_config import AutoregressiveConfig, SamplingConfig
-from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.model.transformer import best_device
 from sitlib.sample.generate import generate
 from workbook.effects import power_law
 from workbook.estimates import flops

@@ -15,7 +15,7 @@ from torch import Tensor
 from sitlib.metrics.batches import check_images, in_batches
 from sitlib.metrics.networks import INPUT_SIZE, NUM_FEATURES, Lite0
 from sitlib.metrics.reconstruction import Metric
-from sitlib.model.precision import best_device
+from sitlib.model.transformer import best_device
 
 BLOCK = 2**23  # distances in memory at a time, 64 MB
 KID_SUBSETS = 100

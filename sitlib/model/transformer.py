@@ -19,6 +19,11 @@ from torch.utils.checkpoint import checkpoint
 torch.backends.cuda.enable_cudnn_sdp(False)
 
 
+def best_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def inference_autocast(device: torch.device) -> AbstractContextManager:
     """Mixed precision of trained models on a GPU; on a CPU none: results stay exact."""
     if device.type != "cuda":

@@ -12,7 +12,7 @@ from torch import Tensor
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.generator_config import SamplingConfig
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.sample.generate import Prompts, check_decodes_prefix, generate
+from sitlib.sample.generate import Prompts, generate
 from sitlib.strict import require
 
 BATCH = 64  # images encoded and decoded at a time
@@ -40,7 +40,6 @@ def upsample(
     images: Tensor,
     prompts: Prompts | None,
     sampling: SamplingConfig | None = None,
-    progress: str | None = None,
 ) -> Samples:
     """Sample the details of small images, whose codes are the first scales.
 
@@ -51,16 +50,14 @@ def upsample(
         images: [B, 3, h, h] in [0, 1], h one of `tokenizer.sizes` but the last.
         prompts: content of each image, as for `generate`; None: unconditional.
     """
-    check_same_codes(model, tokenizer)
-    small = tokenizer.sizes[:-1]
     require(
-        len(small) > 0,
+        len(tokenizer.sizes) > 1,
         "this tokenizer takes images of one size only, so there is nothing to upsample: take one "
         "with encoder_attention: scale_causal.",
     )
-    codes = _encode(tokenizer, images, small)
+    codes = _encode(tokenizer, images, tokenizer.sizes[:-1])
     prompts = len(images) if prompts is None else prompts
-    return _sample(model, tokenizer, prompts, sampling, prefix_codes=codes, progress=progress)
+    return _sample(model, tokenizer, prompts, sampling, prefix_codes=codes)
 
 
 def edit(
@@ -70,7 +67,6 @@ def edit(
     prompts: Prompts | None,
     keep: int,
     sampling: SamplingConfig | None = None,
-    progress: str | None = None,
 ) -> Samples:
     """Keep the first `keep` scales of images, bit by bit, and sample the others for new prompts.
 
@@ -81,12 +77,11 @@ def edit(
         prompts: desired content of each image, as for `generate`; None: unconditional.
         keep: 0 (a new image) ... S (nothing is sampled).
     """
-    check_same_codes(model, tokenizer)
     scales = tokenizer.geometry.num_scales
     require(0 <= keep <= scales, f"keep must lie in 0 ... {scales}, it is {keep}.")
     kept = _encode(tokenizer, images, tokenizer.sizes[-1:])[:, :keep]
     prompts = len(images) if prompts is None else prompts
-    return _sample(model, tokenizer, prompts, sampling, prefix_codes=kept, progress=progress)
+    return _sample(model, tokenizer, prompts, sampling, prefix_codes=kept)
 
 
 def preview(
@@ -103,10 +98,6 @@ def preview(
         prompt: a text, or a class id; None: unconditional.
         scales: number k of scales; the images have 1 / 2^(S - k) of the full size.
     """
-    check_same_codes(model, tokenizer)
-    require(count >= 1, f"count must be at least 1, it is {count}.")
-    if scales < tokenizer.geometry.num_scales:
-        check_decodes_prefix(tokenizer)
     samples = _sample(model, tokenizer, _prompts(prompt, count), sampling, scales=scales)
     return Preview(samples.codes, samples.images, prompt, sampling)
 
@@ -124,15 +115,11 @@ def refine(
         index: 0 ... count - 1.
         scales: the last scale to draw; all by default.
     """
-    check_same_codes(model, tokenizer)
-    count, drawn = previews.codes.shape[:2]
-    all_scales = tokenizer.geometry.num_scales
-    scales = all_scales if scales is None else scales
+    count = len(previews.codes)
     require(0 <= index < count, f"index must lie in 0 ... {count - 1}, it is {index}.")
-    require(scales >= drawn, f"scales must lie in {drawn} ... {all_scales}, it is {scales}.")
-    options = {"prefix_codes": previews.codes[index : index + 1], "first_sample": index}
+    drawn = {"prefix_codes": previews.codes[index : index + 1], "first_sample": index}
     prompts, sampling = _prompts(previews.prompt, 1), previews.sampling
-    return _sample(model, tokenizer, prompts, sampling, scales=scales, **options)
+    return _sample(model, tokenizer, prompts, sampling, scales=scales, **drawn)
 
 
 def check_same_codes(model: AutoregressiveModel, tokenizer: SpectralTokenizer) -> None:
@@ -156,6 +143,7 @@ def _sample(
     **options,
 ) -> Samples:
     """Codes that `generate` draws, and their images."""
+    check_same_codes(model, tokenizer)
     codes = generate(model, prompts, sampling, **options).cpu()
     return Samples(codes, torch.cat([tokenizer.decode(part).cpu() for part in codes.split(BATCH)]))
 

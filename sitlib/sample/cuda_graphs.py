@@ -12,46 +12,55 @@ from torch import Tensor
 from sitlib.model.generator import AutoregressiveModel, DecodeState
 
 
+def kind_of_step(model: AutoregressiveModel, state: DecodeState) -> tuple[int, int, int]:
+    """Steps of one kind run the same kernels.
+
+    Codebook of the code that the next step takes, that of the one that it predicts, and positions
+    that attention reads.
+    """
+    length = state.cache.length  # the prefix is in the cache, too
+    return model.codebook_of(length - 1), model.codebook_of(length), state.cache.reach(1)
+
+
 class GraphedDecoder:
     """`model.decode_one_token(state, codes_B)` for a state with a static cache on a GPU.
 
-    Steps of one kind have the same `model.graph_key`. Where capture fails, steps stay eager, with a
-    warning. The returned logits [B, K] are overwritten by the next call.
+    Where capture fails, steps stay eager, with a warning. The returned logits [B, K] are
+    overwritten by the next call.
     """
 
     def __init__(self, model: AutoregressiveModel, state: DecodeState):
-        store = state.cache.store  # [layers, 2, B, H, capacity, D]
         self._model, self._state = model, state
-        self._codes_B = torch.zeros(store.shape[2], dtype=torch.int64, device=store.device)
         # Graphs are replayed in the order of their capture, so they may share one memory pool.
         self._pool = torch.cuda.graph_pool_handle()
-        self._warm: set[tuple[int, ...]] = set()
-        self._graphs: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._codes_B: Tensor | None = None  # the memory that graphs read codes from
+        self._graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, Tensor] | None] = {}
         self._can_capture = True
 
     def __call__(self, codes_B: Tensor) -> Tensor:
-        key, cache = self._model.graph_key(self._state), self._state.cache
-        if key not in self._warm or not (key in self._graphs or self._can_capture):
-            self._warm.add(key)
-            return self._model.decode_one_token(self._state, codes_B)
+        kind, cache = kind_of_step(self._model, self._state), self._state.cache
+        if self._codes_B is None:
+            self._codes_B = codes_B.clone()
         self._codes_B.copy_(codes_B)
-        if key in self._graphs:
+        if kind not in self._graphs:  # call 1
+            self._graphs[kind] = None
+        elif self._graphs[kind] is not None:
             cache.length += 1  # Python's count; the graph advances the one on the GPU
-        else:
+        elif self._can_capture:  # call 2
             length = cache.length
             try:
-                self._graphs[key] = self._capture()
+                self._graphs[kind] = self._capture(self._codes_B)
             except RuntimeError as error:
                 warnings.warn(f"Sampling goes on without CUDA graphs: {error}", stacklevel=2)
                 self._can_capture, cache.length = False, length
-                return self._model.decode_one_token(self._state, codes_B)
-        graph, logits_BK = self._graphs[key]
-        graph.replay()
-        return logits_BK
+        if (graph := self._graphs[kind]) is None:
+            return self._model.decode_one_token(self._state, codes_B)
+        graph[0].replay()
+        return graph[1]
 
-    def _capture(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        """Record the next step, which is not executed yet."""
-        graph, device = torch.cuda.CUDAGraph(), self._codes_B.device
+    def _capture(self, codes_B: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """Record the next step, which is not executed yet, and its logits."""
+        graph, device = torch.cuda.CUDAGraph(), codes_B.device
         with torch.cuda.device(device):
             stream_before = torch.cuda.current_stream(device)
             try:
@@ -59,7 +68,7 @@ class GraphedDecoder:
                 with torch.cuda.graph(
                     graph, self._pool, _capture_stream(device), capture_error_mode="thread_local"
                 ):
-                    logits_BK = self._model.decode_one_token(self._state, self._codes_B)
+                    logits_BK = self._model.decode_one_token(self._state, codes_B)
             finally:
                 torch.cuda.set_stream(stream_before)  # a capture that fails does not restore it
         return graph, logits_BK

@@ -14,8 +14,8 @@ from torch import Tensor
 from sitlib.files import read_json
 from sitlib.metrics import in_batches, lite0_features, load_lite0
 from sitlib.model.generator import AutoregressiveModel
-from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.model.transformer import best_device
 from workbook.paths import resolve
 
 PART = 512  # images in memory at a time

@@ -19,8 +19,8 @@ from sitlib.data import held_out_positions, training_views
 from sitlib.files import read_metadata, write_tensors
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.generator_config import SamplingConfig
-from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.model.transformer import best_device
 from sitlib.sample.generate import generate
 from sitlib.strict import digest
 from workbook import evaluate

@@ -19,8 +19,8 @@ from sitlib.data import CaptionedImages, ImageSource, degrade, held_out_views, t
 from sitlib.files import Row
 from sitlib.metrics.networks import Lite0
 from sitlib.model.dual_encoder import DualEncoder
-from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.model.transformer import best_device
 from sitlib.train.dual_encoder import train_dual_encoder
 from workbook import evaluate
 from workbook.codes import captioned

@@ -24,8 +24,8 @@ from sitlib import metrics
 from sitlib.files import atomic_write
 from sitlib.metrics import networks
 from sitlib.metrics.networks import Lite0
-from sitlib.model.precision import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.model.transformer import best_device
 from sitlib.model.wavelets import dwt2, orthonormal_gains
 from sitlib.strict import digest
 from sitlib.train.config import DataConfig
