@@ -12,7 +12,7 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # no sile
 
 Attention = Literal["full", "scale_causal"]
 
-LIFTING_WAVELETS = ("haar", "bior2.2", "bior4.4")  # those of sitlib.model.transforms
+LIFTING_WAVELETS = ("bior2.2", "bior4.4")  # those of sitlib.model.transforms
 
 
 def check_width(width: int, heads: int, mlp_ratio: float = 1.0, prefix: str = "") -> None:

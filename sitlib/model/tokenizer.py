@@ -3,8 +3,9 @@
 SIT, arXiv 2412.09607. With zero levels it is ViT-VQGAN (arXiv 2110.04627): pixel patches.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from functools import partial
 from typing import cast
 
 import torch
@@ -14,6 +15,7 @@ from sitlib.model.config import TokenizerConfig
 from sitlib.model.patchify import TRANSFORMS, SpectralGeometry
 from sitlib.model.quantizer import QUANTIZERS, Codebook, Quantized
 from sitlib.model.transformer import ADTransformer, in_weight_dtype, inference_autocast
+from sitlib.model.wavelets import check_images
 
 DECODER_MODULES = ("post_quant", "decoder", "unembed")  # codes do not depend on these
 
@@ -54,7 +56,7 @@ class SpectralTokenizer(nn.Module):
     """Encoder, codebooks and decoder of one `TokenizerConfig`.
 
     Shapes: B images of H x H px; S scales of N = grid_size^2 tokens; patches of P_s values;
-    latents of D dimensions.
+    latents of D dimensions. Smaller images have only the first k scales.
 
     Attributes:
         geometry: transform of images into scales, and the patches of each scale.
@@ -74,15 +76,18 @@ class SpectralTokenizer(nn.Module):
             neighbors = neighbors if c.neighbor_mixing else None
             return ADTransformer(*shape, attention, num_types, c.scale_mixing, neighbors)
 
-        quantizer = QUANTIZERS[c.quantizer]
-        codebook = (c.num_codes, c.code_dim, c.codebook_update, c.codebook_decay)
-        self.norm = nn.ModuleList(BandNorm(geometry.scale_channels(s)) for s in geometry.scales)
+        def codebook() -> Codebook:
+            update = (c.codebook_update, c.codebook_decay, c.gradient_estimator)
+            return QUANTIZERS[c.quantizer](c.num_codes, c.code_dim, *update)
+
+        bands = [BandNorm(geometry.scale_channels(scale)) for scale in geometry.scales]
+        self.norm = cast(list[BandNorm], nn.ModuleList(bands))
         self.embed = nn.ModuleList(nn.Linear(P, c.encoder_width) for P in patch_dims)
         self.encoder = transformer(
             c.encoder_width, c.encoder_layers, c.encoder_heads, c.encoder_attention, "before"
         )
         self.pre_quant = nn.ModuleList(_head(c.encoder_width, c.code_dim) for _ in books)
-        self.codebooks = nn.ModuleList(quantizer(*codebook, c.gradient_estimator) for _ in books)
+        self.codebooks = cast(list[Codebook], nn.ModuleList(codebook() for _ in books))
         self.post_quant = nn.ModuleList(nn.Linear(c.code_dim, c.decoder_width) for _ in books)
         self.decoder = transformer(
             c.decoder_width, c.decoder_layers, c.decoder_heads, c.decoder_attention, "after"
@@ -91,12 +96,12 @@ class SpectralTokenizer(nn.Module):
         self.encoder_is_frozen = False  # see `freeze_encoder_from`
 
         # Standardized patches and unit vectors both become features of deviation 1.
-        for linear in cast(list[nn.Linear], [*self.embed]):
-            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
-        for linear in cast(list[nn.Linear], [*self.post_quant]):
-            nn.init.normal_(linear.weight)
+        for linear, P in zip(self.embed, patch_dims, strict=True):
+            nn.init.normal_(linear.get_parameter("weight"), std=P**-0.5)
+        for linear in self.post_quant:
+            nn.init.normal_(linear.get_parameter("weight"))
 
-    # -- the model ---------------------------------------------------------------------------------
+    # -- image -> latents -> codes -> patches -> image ---------------------------------------------
 
     def forward(
         self, images: Tensor, quant_ratio: float = 1.0, preview_scales: int = 0
@@ -114,9 +119,8 @@ class SpectralTokenizer(nn.Module):
             quantized = self.quantize(latents)
             vectors = quantized.vectors  # [B, S, N, D]
             if quant_ratio < 1.0:
-                books = zip(self.codebooks, self.by_codebook(latents.float()), strict=True)
-                unquantized = [cast(Codebook, codebook).project(z) for codebook, z in books]
-                vectors = torch.cat(unquantized, dim=1).lerp(vectors, quant_ratio)  # [B, S, N, D]
+                project = [codebook.project for codebook in self.codebooks]
+                vectors = self._per_codebook(project, latents.float()).lerp(vectors, quant_ratio)
         patches = self.decode_latents(vectors)  # [B, N, P_s] of each scale
         preview = None
         if preview_scales:
@@ -131,6 +135,69 @@ class SpectralTokenizer(nn.Module):
             preview=preview,
         )
 
+    def normalized_patches(self, images: Tensor) -> list[Tensor]:
+        """Square images [B, 3, H, H] in [0, 1] -> standardized patches [B, N, P_s] of each scale.
+
+        Raises:
+            ValueError: a size that is not one of `sizes`.
+        """
+        H, W = images.shape[2:]
+        if H != W or H not in self.sizes:
+            raise ValueError(
+                f"this tokenizer takes square images of {' or '.join(map(str, self.sizes))} px, "
+                f"not {H} x {W}: resize them, or use sitlib.model.tiling for images of any size."
+            )
+        levels = self.config.levels - self.sizes[::-1].index(H)
+        geometry = self._geometry_of(H, levels)
+        coefficients = geometry.forward(images)  # dwt2: [B, C_s, h_s, w_s] of each scale
+        standardized = [norm(x) for norm, x in zip(self.norm, coefficients, strict=False)]
+        return geometry.patchify(standardized)  # [B, N, P_s]
+
+    def latents(self, images: Tensor) -> Tensor:
+        """Square images -> encoder outputs [B, k, N, D], before l2 normalization and lookup."""
+        patches = self.normalized_patches(images)  # [B, N, P_s] of each scale
+        tokens = [in_weight_dtype(embed, x) for embed, x in zip(self.embed, patches, strict=False)]
+        x = self.encoder(torch.cat(tokens, dim=1))  # [B, k N, C]
+        heads = [partial(in_weight_dtype, head) for head in self.pre_quant]
+        return self._per_codebook(heads, x.unflatten(1, (len(patches), -1)))
+
+    def quantize(self, latents: Tensor) -> Quantized:
+        """Look latents [B, k, N, D] up in the codebook of each scale, in float32 at least."""
+        z = latents.to(torch.promote_types(latents.dtype, torch.float32))
+        books = zip(self.codebooks, self.by_codebook(z), strict=True)
+        with torch.autocast(latents.device.type, enabled=False):
+            results = [vars(codebook(z)) for codebook, z in books]
+        return Quantized(**{name: torch.cat([r[name] for r in results], 1) for name in results[0]})
+
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """Codes [B, k, N] -> unit vectors [B, k, N, D]."""
+        return self._per_codebook([codebook.lookup for codebook in self.codebooks], codes)
+
+    def decode_latents(self, vectors: Tensor) -> list[Tensor]:
+        """Quantized latents [B, k, N, D] -> standardized patches [B, N, P_s] of each scale."""
+        layers = [partial(in_weight_dtype, linear) for linear in self.post_quant]
+        x = self._per_codebook(layers, vectors)  # [B, k, N, C]
+        x = self.decoder(x.flatten(1, 2)).unflatten(1, vectors.shape[1:3])
+        heads = zip(self.unembed, x.unbind(1), strict=False)
+        return [in_weight_dtype(head, x_BNC) for head, x_BNC in heads]
+
+    def to_images(self, patches: list[Tensor]) -> Tensor:
+        """Inverse of `normalized_patches`; k scales give 1 / 2^(S - k) of the full size."""
+        maps = self.geometry.unpatchify(patches)
+        coefficients = [norm.inverse(x) for norm, x in zip(self.norm, maps, strict=False)]
+        return self.geometry.inverse(coefficients)  # idwt2
+
+    def by_codebook(self, x: Tensor) -> tuple[Tensor, ...]:
+        """[B, k, ...] -> slices of the scales of each codebook: all; 1 and k - 1; or 1 each."""
+        return x.tensor_split([*range(1, len(self.codebooks))], dim=1)
+
+    def _per_codebook(self, functions: Iterable[Callable], x: Tensor) -> Tensor:
+        """Apply each codebook's function to its scales of [B, k, N, ...]."""
+        pairs = zip(functions, self.by_codebook(x), strict=True)
+        return torch.cat([function(part) for function, part in pairs], dim=1)
+
+    # -- a trained tokenizer -----------------------------------------------------------------------
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Square images [B, 3, H, H] in [0, 1] -> codes [B, k, N] int64, coarsest scale first.
@@ -141,7 +208,7 @@ class SpectralTokenizer(nn.Module):
         Raises:
             ValueError: another shape or size, values not finite or far outside [0, 1].
         """
-        _check_images(images)
+        check_images(images, channels=3)
         images = images.to(self.encoder.pos_emb)  # its device and dtype
         low, high = images.aminmax() if images.numel() else (0.0, 1.0)
         if not -0.5 <= float(low) <= float(high) <= 1.5:  # also if one of them is NaN
@@ -160,84 +227,35 @@ class SpectralTokenizer(nn.Module):
         Raises:
             ValueError: a shape, a number of scales or a code that this tokenizer cannot produce.
         """
-        codes = self._checked(codes, scales).to(self.device, torch.int64)
+        codes = self._checked(codes, scales).to(self.device)
         with inference_autocast(self.device):
             patches = self.decode_latents(self.embed_codes(codes))
             return self.to_images(patches).clamp(0, 1)
 
+    def _checked(self, codes: Tensor, scales: int | None) -> Tensor:
+        """The first `scales` scales of codes [B, k, N], int64; refuse what cannot be decoded."""
+        S, N, K = self.geometry.num_scales, self.geometry.tokens_per_scale, self.config.num_codes
+        k = codes.shape[1] if codes.ndim == 3 and codes.shape[2] == N else 0
+        if not 1 <= k <= S or codes.is_floating_point() or codes.dtype == torch.bool:
+            shape = f"{codes.dtype} {list(codes.shape)}"
+            raise ValueError(f"codes must be integers [B, 1 ... {S}, {N}], they are {shape}.")
+        scales = k if scales is None else scales
+        if scales not in range(1, k + 1):
+            raise ValueError(f"scales must be in 1 ... {k}, the scales of these codes: {scales}.")
+        if scales < S and self.config.decoder_attention == "full":
+            raise ValueError(
+                f"{scales} of {S} scales cannot be decoded alone, because this decoder attends to "
+                "all: give all scales, or train with decoder_attention: scale_causal."
+            )
+        codes = codes.long()  # uint16, as shards hold them, cannot be compared
+        low, high = codes.aminmax() if codes.numel() else (0, 0)
+        if not 0 <= low <= high < K:
+            raise ValueError(f"codes must lie in 0 ... {K - 1}, these span {low} ... {high}.")
+        return codes[:, :scales]
+
     def reconstruct(self, images: Tensor, scales: int | None = None) -> Tensor:
         """Encode and decode square images [B, 3, H, H]."""
         return self.decode(self.encode(images), scales)
-
-    # -- its parts, in order -----------------------------------------------------------------------
-
-    def normalized_patches(self, images: Tensor) -> list[Tensor]:
-        """Square images [B, 3, H, H] in [0, 1] -> standardized patches [B, N, P_s] of each scale.
-
-        Raises:
-            ValueError: images of another shape, or a size that is not one of `sizes`.
-        """
-        _check_images(images)
-        H, W = images.shape[2:]
-        if H != W or H not in self.sizes:
-            accepted = " or ".join(map(str, self.sizes))
-            raise ValueError(
-                f"this tokenizer takes square images of {accepted} px, not {H} x {W}: resize them, "
-                "or use sitlib.model.tiling for images of any size."
-            )
-        levels = self.config.levels - self.sizes[::-1].index(H)
-        geometry = self._geometry_of(H, levels)
-        coefficients = geometry.forward(images)  # dwt2: [B, C_s, h_s, w_s] of each scale
-        standardized = [norm(x) for norm, x in zip(self.norm, coefficients, strict=False)]
-        return geometry.patchify(standardized)  # [B, N, P_s]
-
-    def latents(self, images: Tensor) -> Tensor:
-        """Square images -> encoder outputs [B, k, N, D], before l2 normalization and lookup."""
-        patches = self.normalized_patches(images)  # [B, N, P_s] of each scale
-        # Layers at both ends run in float32 under autocast too: nothing could mend their rounding.
-        tokens = [in_weight_dtype(embed, x) for embed, x in zip(self.embed, patches, strict=False)]
-        x = self.encoder(torch.cat(tokens, dim=1))  # [B, k N, C]
-        return self._per_codebook(self.pre_quant, x.unflatten(1, (len(patches), -1)))
-
-    def quantize(self, latents: Tensor) -> Quantized:
-        """Look latents [B, k, N, D] up in the codebook of each scale, in float32 at least."""
-        z = latents.to(torch.promote_types(latents.dtype, torch.float32))
-        books = zip(self.codebooks, self.by_codebook(z), strict=True)
-        with torch.autocast(latents.device.type, enabled=False):
-            results = [vars(codebook(z)) for codebook, z in books]
-        return Quantized(**{name: torch.cat([r[name] for r in results], 1) for name in results[0]})
-
-    def embed_codes(self, codes: Tensor) -> Tensor:
-        """Codes [B, k, N] -> unit vectors [B, k, N, D]."""
-        books = zip(cast(list[Codebook], self.codebooks), self.by_codebook(codes), strict=True)
-        return torch.cat([codebook.lookup(c) for codebook, c in books], dim=1)
-
-    def decode_latents(self, vectors: Tensor) -> list[Tensor]:
-        """Quantized latents [B, k, N, D] -> standardized patches [B, N, P_s] of each scale."""
-        x = self._per_codebook(self.post_quant, vectors)  # [B, k, N, C]
-        x = self.decoder(x.flatten(1, 2)).unflatten(1, vectors.shape[1:3])
-        return [
-            in_weight_dtype(head, x_s) for head, x_s in zip(self.unembed, x.unbind(1), strict=False)
-        ]
-
-    def to_images(self, patches: list[Tensor]) -> Tensor:
-        """Inverse of `normalized_patches`; k scales give 1 / 2^(S - k) of the full size."""
-        maps = self.geometry.unpatchify(patches)
-        coefficients = [cast(BandNorm, n).inverse(x) for n, x in zip(self.norm, maps, strict=False)]
-        return self.geometry.inverse(coefficients)  # idwt2
-
-    def by_codebook(self, x: Tensor) -> tuple[Tensor, ...]:
-        """[B, k, ...] -> slices of the scales of each codebook: all; 1 and k - 1; or 1 each."""
-        count = len(self.codebooks)
-        edges = [*range(count), max(count, x.shape[1])]
-        return tuple(x[:, start:stop] for start, stop in pairwise(edges))
-
-    def _per_codebook(self, modules: nn.ModuleList, x: Tensor) -> Tensor:
-        """Apply each codebook's module to its scales of [B, k, N, ...]."""
-        pairs = zip(modules, self.by_codebook(x), strict=True)
-        return torch.cat([in_weight_dtype(module, part) for module, part in pairs], dim=1)
-
-    # -- sizes and checks --------------------------------------------------------------------------
 
     @property
     def sizes(self) -> list[int]:
@@ -257,34 +275,13 @@ class SpectralTokenizer(nn.Module):
         config = self.config
         return TRANSFORMS[config.transform](size, levels, config.grid_size, config.wavelet)
 
-    def _checked(self, codes: Tensor, scales: int | None) -> Tensor:
-        """The first `scales` scales of codes [B, k, N]; refuses what `decode` cannot take."""
-        S, N, K = self.geometry.num_scales, self.geometry.tokens_per_scale, self.config.num_codes
-        k = codes.shape[1] if codes.ndim == 3 and codes.shape[2] == N else 0
-        if not 1 <= k <= S or codes.is_floating_point() or codes.dtype == torch.bool:
-            shape = f"{codes.dtype} {list(codes.shape)}"
-            raise ValueError(f"codes must be integers [B, 1 ... {S}, {N}], they are {shape}.")
-        codes = codes.long()  # uint16, as shards hold them, cannot be compared
-        scales = k if scales is None else scales
-        if scales not in range(1, k + 1):
-            raise ValueError(f"scales must be in 1 ... {k}, the scales of these codes: {scales}.")
-        if scales < S and self.config.decoder_attention == "full":
-            raise ValueError(
-                f"{scales} of {S} scales cannot be decoded alone, because this decoder attends to "
-                "all: give all scales, or train with decoder_attention: scale_causal."
-            )
-        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < K:
-            low, high = codes.aminmax()
-            raise ValueError(f"codes must lie in 0 ... {K - 1}, these span {low} ... {high}.")
-        return codes[:, :scales]
-
-    # -- for training ------------------------------------------------------------------------------
+    # -- before training ---------------------------------------------------------------------------
 
     @torch.no_grad()
     def fit_normalization(self, images: Tensor) -> None:
         """Set mean and deviation of every band from training images [B, 3, H, H] in [0, 1]."""
         for norm, x in zip(self.norm, self.geometry.forward(images), strict=True):
-            cast(BandNorm, norm).fit(x)
+            norm.fit(x)
 
     def freeze_encoder_from(self, other: "SpectralTokenizer") -> None:
         """Take over and freeze another tokenizer's encoder and codebooks: the decoder learns.
@@ -299,25 +296,14 @@ class SpectralTokenizer(nn.Module):
                 f"these codes cannot be taken over: {', '.join(different)} of the two tokenizers "
                 "differ; only decoder_* may."
             )
-
-        decoder = tuple(f"{name}." for name in DECODER_MODULES)
-        state = {k: x for k, x in other.state_dict().items() if not k.startswith(decoder)}
-        self.load_state_dict(state, strict=False)
+        state = other.state_dict().items()
+        frozen = {k: x for k, x in state if k.split(".")[0] not in DECODER_MODULES}
+        self.load_state_dict(self.state_dict() | frozen)
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name.startswith(decoder))
+            parameter.requires_grad_(name not in frozen)
         self.encoder_is_frozen = True
 
 
 def _head(dim: int, out: int) -> nn.Sequential:
     """ViT-VQGAN's head after a transformer (arXiv 2110.04627, section 3.1)."""
     return nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, out))
-
-
-def _check_images(images: Tensor) -> None:
-    is_tensor = isinstance(images, Tensor)
-    is_rgb_batch = is_tensor and images.ndim == 4 and images.shape[1] == 3
-    if not is_rgb_batch or not images.is_floating_point():
-        kind = f"{images.dtype} {list(images.shape)}" if is_tensor else type(images).__name__
-        raise ValueError(
-            f"images must be a floating point tensor [B, 3, H, W] in [0, 1], not {kind}."
-        )

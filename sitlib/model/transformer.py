@@ -40,13 +40,11 @@ def in_weight_dtype(layers: nn.Module, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SequenceLayout:
-    """Positions of a sequence: `num_scales` runs of `tokens_per_scale` tokens; who sees whom.
-
-    attention: "full"; "scale_causal": own and coarser scales; "causal": itself and earlier tokens.
-    """
+    """Runs of tokens, one for each scale, and who sees whom."""
 
     num_scales: int
     tokens_per_scale: int
+    # scale_causal: own and coarser scales; causal: itself and earlier tokens.
     attention: Literal["full", "scale_causal", "causal"] = "full"
 
 
@@ -95,7 +93,6 @@ class ADBlock(nn.Module):
 
     def forward(self, x_by_type: list[Tensor], layout: SequenceLayout) -> list[Tensor]:
         """Tokens [B, T_t, C] of each type present -> the same shapes."""
-        # Typed q, k, v; then all tokens attend jointly.
         modules = zip(x_by_type, self.attention_norm, self.qkv, strict=False)
         qkv = torch.cat([linear(norm(x)) for x, norm, linear in modules], dim=1)  # [B, T, 3C]
         q, k, v = (

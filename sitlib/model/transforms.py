@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sitlib.model.patchify import TRANSFORMS, SpectralGeometry
+from sitlib.model.patchify import TRANSFORMS, SpectralGeometry, patchify, unpatchify
 
 
 class PyramidGeometry(SpectralGeometry):
@@ -69,83 +69,73 @@ class RasterGeometry(SpectralGeometry):
         return torch.cat(maps, dim=2)
 
 
-# --- Wavelets of single patches by lifting --------------------------------------------------------
-# A filter longer than two taps reaches over the border of a patch, so that a token also depends on
-# its neighbors' pixels. Lifting takes the mirrored sample there, as JPEG 2000 does at the border
-# of a tile (ISO/IEC 15444-1, annex F): nothing leaks, and the number of values stays.
-
-# Alternating steps: odd samples change by the factor times the sum of their neighbors, then even.
-LIFTING_STEPS = {
-    "haar": (),  # two taps: no neighbors
-    "bior2.2": (-0.5, 0.25),  # LeGall 5/3
-    "bior4.4": (-1.586134342059924, -0.052980118572961, 0.882911075530934, 0.443506852043971),
+# A wavelet's filters reach over the border of a patch, so that a token also depends on its
+# neighbors' pixels. Lifting takes the mirrored sample there, as JPEG 2000 does at the border of a
+# tile (ISO/IEC 15444-1, annex F): nothing leaks, and the number of values stays. Odd samples change
+# by the first factor times the sum of their neighbors, then even ones by the second, and so on; the
+# last number is the gain of the low band.
+LIFTING = {
+    "bior2.2": ((-0.5, 0.25), 1.0),  # LeGall 5/3
+    "bior4.4": (  # CDF 9/7
+        (-1.586134342059924, -0.052980118572961, 0.882911075530934, 0.443506852043971),
+        1.230174104914001,
+    ),
 }
-CDF97_LOW_GAIN = 1.230174104914001  # of the low band after the four steps
 
 
 class LocalWaveletGeometry(SpectralGeometry):
-    """Wavelets of LIFTING_STEPS, of the part of the image that each token covers by itself."""
+    """Wavelets of LIFTING, of the part of the image that each token covers by itself."""
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        LL, details = self._to_patches(images), []
+        LL, details = self._cut(images), []
         for _ in range(self.levels):
-            low, high = _split(LL, -1, self.wavelet)
-            (LL, H), (V, D) = (_split(x, -3, self.wavelet) for x in (low, high))
-            details.append(torch.cat([_to_map(band) for band in (H, V, D)], dim=1))
-        return [_to_map(LL), *reversed(details)]
+            low, high = self._split(LL, -1)
+            (LL, H), (V, D) = self._split(low, -2), self._split(high, -2)
+            details.append(torch.cat([H, V, D], dim=1))
+        return [self._join(x) for x in (LL, *reversed(details))]
 
     def inverse(self, maps: list[Tensor]) -> Tensor:
-        LL = self._to_patches(maps[0])
-        for details in maps[1:]:
-            H, V, D = (self._to_patches(band) for band in details.chunk(3, dim=1))
-            low, high = _merge(LL, H, -3, self.wavelet), _merge(V, D, -3, self.wavelet)
-            LL = _merge(low, high, -1, self.wavelet)
-        return _to_map(LL)
+        LL, *details = (self._cut(x) for x in maps)
+        for H, V, D in (x.chunk(3, dim=1) for x in details):
+            LL = self._merge(self._merge(LL, H, -2), self._merge(V, D, -2), -1)
+        return self._join(LL)
 
-    def _to_patches(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, g, h, g, w]: rows of a patch at dimension -3, columns at -1."""
-        return x.unflatten(3, (self.grid_size, -1)).unflatten(2, (self.grid_size, -1))
+    def _cut(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> the part of every token: [B N, C, h, w]."""
+        side = x.shape[3] // self.grid_size
+        return patchify(x, side).unflatten(2, (-1, side, side)).flatten(0, 1)
+
+    def _join(self, parts: Tensor) -> Tensor:
+        patches = parts.flatten(1).unflatten(0, (-1, self.tokens_per_scale))
+        return unpatchify(patches, parts.shape[3], self.grid_size)
+
+    def _split(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """Low and high band along `dim`, half as long, of unit DC gain."""
+        factors, gain = LIFTING[self.wavelet]
+        even, odd = x.unflatten(dim, (-1, 2)).unbind(dim)
+        even, odd = _lift(even, odd, dim, list(enumerate(factors)))
+        return even / gain, odd * (gain / 2)
+
+    def _merge(self, low: Tensor, high: Tensor, dim: int) -> Tensor:
+        """The inverse of `_split`: the same steps backwards, with the other sign."""
+        factors, gain = LIFTING[self.wavelet]
+        steps = [(number, -factor) for number, factor in enumerate(factors)]
+        even, odd = _lift(low * gain, high / (gain / 2), dim, steps[::-1])
+        return torch.stack([even, odd], dim).flatten(dim - 1, dim)
 
 
-def _to_map(patches: Tensor) -> Tensor:
-    return patches.flatten(4, 5).flatten(2, 3)
-
-
-def _split(x: Tensor, dim: int, wavelet: str) -> tuple[Tensor, Tensor]:
-    """Low and high band along `dim`, half as long, of unit DC gain."""
-    even, odd = x.unflatten(dim, (-1, 2)).unbind(dim)
-    if wavelet == "haar":
-        return (even + odd) / 2, (even - odd) / 2
-    for step, factor in enumerate(LIFTING_STEPS[wavelet]):
-        if step % 2 == 0:
-            odd = odd + factor * (even + _shift(even, dim, 1))
+def _lift(
+    even: Tensor, odd: Tensor, dim: int, steps: list[tuple[int, float]]
+) -> tuple[Tensor, Tensor]:
+    last = even.shape[dim] - 1
+    here = torch.arange(last + 1, device=even.device)
+    after, before = (here + 1).clamp(max=last), (here - 1).clamp(min=0)  # mirrored at the border
+    for number, factor in steps:
+        if number % 2 == 0:
+            odd = odd + factor * (even + even.index_select(dim, after))
         else:
-            even = even + factor * (odd + _shift(odd, dim, -1))
-    gain = CDF97_LOW_GAIN if wavelet == "bior4.4" else 1.0
-    return even / gain, odd * (gain / 2)
-
-
-def _merge(low: Tensor, high: Tensor, dim: int, wavelet: str) -> Tensor:
-    """The inverse of `_split`: the same steps backwards."""
-    if wavelet == "haar":
-        even, odd = low + high, low - high
-    else:
-        gain = CDF97_LOW_GAIN if wavelet == "bior4.4" else 1.0
-        even, odd = low * gain, high / (gain / 2)
-        for step, factor in reversed(list(enumerate(LIFTING_STEPS[wavelet]))):
-            if step % 2 == 0:
-                odd = odd - factor * (even + _shift(even, dim, 1))
-            else:
-                even = even - factor * (odd + _shift(odd, dim, -1))
-    at = dim % even.ndim + 1
-    return torch.stack([even, odd], at).flatten(at - 1, at)
-
-
-def _shift(x: Tensor, dim: int, by: int) -> Tensor:
-    """The next (by = 1) or previous (-1) samples; at the border the nearest, its mirror image."""
-    length = x.shape[dim]
-    index = torch.arange(by, length + by, device=x.device).clamp(0, length - 1)
-    return x.index_select(dim, index)
+            even = even + factor * (odd + odd.index_select(dim, before))
+    return even, odd
 
 
 TRANSFORMS |= {

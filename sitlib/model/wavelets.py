@@ -56,11 +56,17 @@ def dwt2(images: Tensor, wavelet: str = "haar", levels: int = 3) -> list[Tensor]
         ValueError: wrong shape or dtype, sides that cannot be halved so often, unknown wavelet.
     """
     analysis, _ = _filters(wavelet)
-    _check_images(images, levels)
+    check_images(images)
+    H, W = images.shape[2:]
+    if not isinstance(levels, Integral) or not 0 <= levels <= max_levels(H, W):
+        raise ValueError(
+            f"{levels!r} levels of {H}x{W} px: sides must be multiples of 2^levels, here at most "
+            f"{max_levels(H, W)} levels; crop or resize the images, or use fewer."
+        )
     LL, details = _at_least_float32(images), []
     with torch.autocast(images.device.type, enabled=False):  # keep the dtype of the images
         for _ in range(levels):
-            LL, detail = _apply(_split, _merge, analysis, LL)
+            LL, detail = _apply(_split, analysis, LL)
             details.append(detail)
     return [x.to(images.dtype) for x in (LL, *reversed(details))]
 
@@ -74,13 +80,23 @@ def idwt2(coefficients: Sequence[Tensor], wavelet: str = "haar") -> Tensor:
         ValueError: shapes, dtypes or devices that do not belong together, unknown wavelet.
     """
     _, synthesis = _filters(wavelet)
-    _check_coefficients(coefficients)
-    images = _at_least_float32(coefficients[0])
+    if isinstance(coefficients, Tensor) or len(coefficients) == 0:
+        raise ValueError("coefficients must be a list [LL, details_coarsest, ..., details_finest].")
+    LL = coefficients[0]
+    check_images(LL, name="LL")
+    B, C, h, w = LL.shape
+    for level, details in enumerate(coefficients[1:]):
+        needed = (B, 3 * C, h << level, w << level), LL.dtype, LL.device
+        if (given := ((*details.shape,), details.dtype, details.device)) != needed:
+            raise ValueError(
+                f"scale {level + 2} must be {needed} to go with LL, not {given}: pass the scales "
+                "coarsest first and without a gap."
+            )
+    images = _at_least_float32(LL)
     with torch.autocast(images.device.type, enabled=False):
         for details in coefficients[1:]:
-            inputs = images, _at_least_float32(details)
-            images = _apply(_merge, _split, synthesis, *inputs)
-    return images.to(coefficients[0].dtype)
+            images = _apply(_merge, synthesis, images, _at_least_float32(details))
+    return images.to(LL.dtype)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
@@ -109,33 +125,34 @@ Filters = tuple[tuple[float, ...], tuple[float, ...]]  # low-pass, high-pass
 
 
 class _Linear(torch.autograd.Function):
-    """`function(*inputs, filters)`, linear in its inputs; `transpose` computes its gradient."""
+    """`_split` or `_merge` of the inputs; each is the other's gradient, with the same filters."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(function, transpose, filters, *inputs):  # pyrefly: ignore[bad-override]
+    def forward(function, filters, *inputs):  # pyrefly: ignore[bad-override]
         return function(*inputs, filters)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.function, ctx.transpose, ctx.filters = inputs[:3]
+        ctx.function, ctx.filters = inputs[:2]
 
     @staticmethod
     def backward(ctx, *grads):
-        grad = _Linear.apply(ctx.transpose, ctx.function, ctx.filters, *grads)
-        return None, None, None, *(grad if isinstance(grad, tuple) else (grad,))
+        transpose = _merge if ctx.function is _split else _split
+        grad = _Linear.apply(transpose, ctx.filters, *grads)
+        return None, None, *(grad if isinstance(grad, tuple) else (grad,))
 
     @staticmethod
-    def jvp(ctx, _function, _transpose, _filters, *tangents):  # pyrefly: ignore[bad-override]
-        return _Linear.apply(ctx.function, ctx.transpose, ctx.filters, *tangents)
+    def jvp(ctx, _function, _filters, *tangents):  # pyrefly: ignore[bad-override]
+        return _Linear.apply(ctx.function, ctx.filters, *tangents)
 
 
-def _apply(function: Callable, transpose: Callable, filters: Filters, *inputs: Tensor) -> Any:
+def _apply(function: Callable, filters: Filters, *inputs: Tensor) -> Any:
     """Apply a map with its own gradient; the compiler, which cannot take its jvp, derives one."""
     if torch.compiler.is_compiling():
         return function(*inputs, filters)
-    return _Linear.apply(function, transpose, filters, *inputs)
+    return _Linear.apply(function, filters, *inputs)
 
 
 def _split(x: Tensor, filters: Filters) -> tuple[Tensor, Tensor]:
@@ -244,36 +261,15 @@ def _filters(wavelet: str) -> tuple[Filters, Filters]:
     return (low, high), synthesis
 
 
-def _check_images(images: Tensor, levels: int) -> None:
-    is_tensor = isinstance(images, Tensor)
-    if not is_tensor or images.ndim != 4 or not images.is_floating_point():
-        kind = f"{images.dtype} {list(images.shape)}" if is_tensor else type(images).__name__
-        raise ValueError(
-            f"images must be a floating point tensor [B, C, H, W], not {kind}: of a NumPy array "
-            "take torch.from_numpy, of uint8 images.float() / 255."
-        )
-    H, W = images.shape[2:]
-    if not isinstance(levels, Integral) or levels < 0 or min(H, W) == 0:
-        raise ValueError(f"{levels!r} levels of {H}x{W} px: levels >= 0 and pixels are needed.")
-    if levels > max_levels(H, W):
-        raise ValueError(
-            f"{levels} levels need sides that are multiples of {2**levels}, not {H}x{W} px: crop "
-            f"or resize the images, or use at most {max_levels(H, W)} levels."
-        )
-
-
-def _check_coefficients(coefficients: Sequence[Tensor]) -> None:
-    if isinstance(coefficients, Tensor) or len(coefficients) == 0:
-        raise ValueError("coefficients must be a list [LL, details_coarsest, ..., details_finest].")
-    LL = coefficients[0]
-    if LL.ndim != 4 or not LL.is_floating_point():
-        raise ValueError(f"LL must be floating point [B, C, h, w]: {LL.dtype} {list(LL.shape)}.")
-    B, C, h, w = LL.shape
-    for level, details in enumerate(coefficients[1:]):
-        expected, kind = (B, 3 * C, h << level, w << level), (LL.dtype, LL.device)
-        if details.shape != expected or (details.dtype, details.device) != kind:
-            raise ValueError(
-                f"scale {level + 2} must be {expected} of {kind} to go with LL, not "
-                f"{tuple(details.shape)} of {details.dtype, details.device}: pass the scales "
-                "coarsest first and without a gap."
-            )
+def check_images(images: object, channels: int | None = None, name: str = "images") -> None:
+    """Raise ValueError unless the argument is a floating point tensor [B, channels, H, W]."""
+    kind = type(images).__name__
+    if isinstance(images, Tensor):
+        kind = f"{images.dtype} {list(images.shape)}"
+        is_batch = images.ndim == 4 and images.is_floating_point()
+        if is_batch and channels in (None, images.shape[1]):
+            return
+    raise ValueError(
+        f"{name} must be a floating point tensor [B, {channels or 'C'}, H, W], not {kind}: of a "
+        "NumPy array take torch.from_numpy, of uint8 images.float() / 255."
+    )
