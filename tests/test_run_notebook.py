@@ -249,26 +249,25 @@ def fetched(html: str) -> list[str]:
     )
 
 
-def test_the_page_of_a_run_is_readable_offline(demo):
+def test_the_page_of_a_run_is_readable_offline(demo, tmp_path):
     folder, _ = demo
-    made = render.notebook_document(
+    page = render.notebook_page(
+        "01_demo.html",
         nbformat.read(folder / "reports" / "01_demo-run.ipynb", as_version=4),
-        "01_demo",
-        ROOT,
-        lambda url: f"moved/{url}" if ":" not in url else url,
+        render.Markdown(lambda url: f"moved/{url}" if ":" not in url else url),
+        tmp_path / "figures",
+        facts={"Seed": "0"},
     )
-    html = render.page(
-        made.title, made.body, home="../index.html", about="Seed 0", headings=made.headings
-    )
+    html = render.TEMPLATES.get_template("page.html.j2").render(page=page, home="../index.html")
     parsed = Page(html)
-    assert fetched(html) == []
+    assert [url.partition("/")[0] for url in fetched(html)] == ["figures"]
     assert parsed.alternatives == ['A line that "rises" & falls']
     text = re.sub(r"<(style|script)>.*?</\1>", "", html, flags=re.S)
     assert "math" in parsed.tags and "$" not in text
     assert (
         "<title>Demo of a run</title>" in html
         and 'href="../index.html"' in html
-        and "Seed 0" in html
+        and "seed 0" in html
     )
     assert 'href="https://arxiv.org/abs/1"' in html  # what leads outside stays
     assert (

@@ -45,7 +45,7 @@ COLUMNS = {
     "nats_per_token": Column("nats per token", 3),  # codes of two tokenizers do not compare
     "parameters": Column("parameters, M", 2, factor=1e-6),
 }
-BY_TITLE = {column.title: column for column in COLUMNS.values()}
+BY_TITLE = {title: c for c in COLUMNS.values() for title in (c.title, c.arrow)}
 
 
 def spread(values: Sequence[float | None]) -> dict[str, float | int | None]:

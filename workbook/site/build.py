@@ -3,166 +3,188 @@
 No model and no notebook runs, so a change of style takes seconds.
 """
 
-import ast
 import os
+import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from hashlib import sha256
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import nbformat
-
+from sitlib.metrics import GENERATION_METRICS, METRICS
 from workbook.code_hashes import read_notebook
+from workbook.figures.tables import COLUMNS, html_table
 from workbook.names import label
-from workbook.site.front import Report, duration, environment, facts, front_page
-from workbook.site.render import (
-    Heading,
-    is_png,
-    markdown_document,
-    notebook_document,
-    page,
-)
-from workbook.site.results import ResultsError, read_json
+from workbook.params import split_run
+from workbook.site.render import TEMPLATES, Markdown, Page, notebook_page, stored
+from workbook.site.results import GENERATOR_METRICS, read_json
 
-PAGES, FIGURES = "pages", "figures"
-
-
-@dataclass(frozen=True)
-class Page:
-    """A page before it is written: address, title, HTML, a line about it, headings."""
-
-    address: str
-    title: str
-    body: str
-    about: str
-    headings: Sequence[Heading]
+# key of results.json -> caption, and columns
+RECONSTRUCTION = (*METRICS, "fd_lite0", "usage")
+TABLES = {
+    "tokenizers": ("Tokenizers on held-out photographs", RECONSTRUCTION),
+    "generators": ("Class-conditional samples against held-out views", GENERATOR_METRICS),
+    "captioned_tokenizers": ("Tokenizers of captioned images", RECONSTRUCTION),
+    "text_generators": (
+        "Text-conditional samples; right caption among 100",
+        GENERATOR_METRICS,
+    ),
+}
+OVERVIEW = {
+    "alt": "A photograph, its wavelet pyramid cut into the same number of patches at every scale, "
+    "the codes of each scale as coloured cells, and the reconstruction from the codes.",
+    "caption": "A photograph on its way through the tokenizer; patches of each scale in orange.",
+}
 
 
-def read_reports(folder: Path) -> list[Report]:
-    """Executed notebooks of a folder by file name. Raises ValueError for a file that is none."""
-    reports = []
-    for path in sorted(folder.glob("*.ipynb")):
-        notebook, _, run = path.stem.partition("-")
-        reports.append(Report(path.stem, notebook, run, read_notebook(path)))
-    return reports
+def duration(seconds: float) -> str:
+    """Seconds for a reader: 41 s, 12 min 5 s, 2 h 3 min."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
-def parameters_of(notebook: nbformat.NotebookNode) -> dict[str, Any]:
-    """Assignments of the cell that papermill injected into an executed notebook."""
-    for cell in notebook.cells:
-        if "injected-parameters" in cell.metadata.get("tags", []):
-            return {
-                cast(ast.Name, statement.targets[0]).id: ast.literal_eval(statement.value)
-                for statement in ast.parse(cell.source).body
-                if isinstance(statement, ast.Assign)
-            }
-    return {}
-
-
-def run_facts(report: Report, results: Mapping[str, Any], seconds: Mapping[str, float]) -> dict:
-    """Facts of a report's run: profile, model, seed, duration, and the run's environment."""
-    given = parameters_of(report.content)
-    rows = {
-        "Notebook": f"notebooks/{report.notebook}.ipynb",
-        "Profile": given.get("profile", results["run"]["profile"]),
-        "Model": label(given.get("variant", "")),
-        "Seed": str(given.get("seed", "")),
-        "Duration": duration(seconds[report.stem]) if report.stem in seconds else "",
+def environment(run: Mapping[str, Any]) -> dict[str, str]:
+    """Machine, precision, versions and commit of the run in results.json."""
+    machines, precisions = [], []
+    for machine in run["hardware"]:
+        memory = f", {machine['memory_gib']:g} GiB" if machine["memory_gib"] else ""
+        cores = f"{machine['logical_cores']} logical cores"
+        machines.append(f"{machine['cpu']}, {cores}{memory}, {machine['gpu'] or 'no GPU'}")
+        name = machine["auto_precision"] if run["precision"] == "auto" else run["precision"]
+        precisions.append("float32" if name == "no" else f"{name} in training, float32 elsewhere")
+    commit, dirty, _ = run["revision"].partition("-dirty")
+    return {
+        "Hardware": "; ".join(machines),
+        "Precision": "; ".join(dict.fromkeys(precisions)),
+        "Versions": ", ".join(f"{name} {number}" for name, number in run["versions"].items()),
+        **({"Lock file": run["lock"]} if run.get("lock") else {}),
+        "Gathered at commit": commit + (", with uncommitted changes" if dirty else ""),
     }
-    return {name: text for name, text in rows.items() if text} | environment(results["run"])
 
 
-def relinked(url: str, folder: Path, pages: Path, places: Mapping[Path, str]) -> str:
-    """Address on a page in `pages` of what a source in `folder` links to.
+def metrics_table(group: Mapping[str, Any], caption: str, names: tuple[str, ...]) -> str:
+    """A table of results.json: model -> metric -> mean and deviation over seeds."""
+    columns = [(key, COLUMNS[key]) for key in names if any(key in row for row in group.values())]
+    rows = []
+    for variant, row in group.items():
+        rows.append({"model": label(variant)})
+        for key, column in columns:
+            value = row.get(key, {})
+            rows[-1][column.arrow] = {k: x and x * column.factor for k, x in value.items()}
+    seeds = max(value["seeds"] for row in group.values() for value in row.values())
+    spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    return html_table(rows, f"{caption}; {spread}", best=True)
 
-    Args:
-        places: files that have become pages -> addresses of these.
-    """
-    target, mark, anchor = url.partition("#")
-    if not target or ":" in target or target.startswith("/"):
-        return url
-    path = (folder / target).resolve()
-    return (places.get(path) or os.path.relpath(path, pages).replace(os.sep, "/")) + mark + anchor
+
+def told(value: Any) -> str:
+    """An entry of a protocol as text."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {told(item)}" for key, item in value.items())
+    return ", ".join(map(told, value)) if isinstance(value, list) else str(value)
+
+
+def front_page(
+    root: Path,
+    results: Mapping[str, Any],
+    reports: Mapping[str, list[Page]],
+    guides: list[Page],
+    folder: str,
+) -> Page:
+    """The front page; `reports`: notebook -> pages of its runs; `folder`: address of the pages."""
+    run, reports_folder = results["run"], root / "reports"
+    seconds, examples = run["seconds"], reports_folder / "examples.json"
+    overview = reports_folder / "overview.png"
+    figures = reports_folder / folder / "figures"
+    stages = [{"stage": name, "seconds": float(value)} for name, value in seconds.items()]
+    total = f"{duration(sum(seconds.values()))} for all {len(seconds)} stages together"
+    tables = []
+    for key in (key for key in TABLES if results.get(key)):
+        protocol = results["protocol"].get(key, {}).items()
+        lines = [f"{name.replace('_', ' ')}: {told(value)}" for name, value in protocol]
+        tables.append((metrics_table(results[key], *TABLES[key]), lines))
+    headline = html_table(
+        results["headline"],
+        "Against ViT-VQGAN, or the model over its codes: differences in dB, else ratios (x)",
+    )
+    body = TEMPLATES.get_template("front.html.j2").render(
+        headline=headline if results["headline"] else "",
+        overview=OVERVIEW | stored(overview.read_bytes(), figures) if overview.exists() else None,
+        examples=read_json(examples) if examples.exists() else None,
+        reports=reports,
+        guides=guides,
+        has_api=(reports_folder / "api/sitlib.html").exists(),
+        tables=tables,
+        facts={"Profile": run["profile"], "Time": total, **environment(run)},
+        times=html_table(stages, "Wall time of each stage", digits=1),
+        folder=folder,
+    )
+    return Page("index.html", body)
 
 
 def build(root: Path) -> None:
     """Write the site of the project at `root`.
 
     Raises:
-        ResultsError: a source is missing or broken.
+        ValueError: a source is missing or broken.
     """
-    reports_folder, docs, notebooks = root / "reports", root / "docs", root / "notebooks"
     if not (root / "metrics/results.json").exists():
-        raise ResultsError("There is no metrics/results.json: run dvc repro.")
+        raise ValueError("There is no metrics/results.json: run dvc repro.")
     results = read_json(root / "metrics/results.json")
-    records = [read_json(path) for path in sorted((root / "metrics/seconds").glob("*.json"))]
+    records = [read_json(path) for path in (root / "metrics/seconds").glob("*.json")]
     seconds = {record["report"]: record["seconds"] for record in records if "report" in record}
-    reports, texts = read_reports(reports_folder), sorted(docs.glob("*.md"))
-    pages = reports_folder / PAGES
+    notebooks, guides = sorted((root / "reports").glob("*.ipynb")), sorted(root.glob("docs/*.md"))
+    pages = root / "reports/pages"
+    shutil.rmtree(pages, ignore_errors=True)
+    pages.mkdir()
 
     # Links between sources become links between pages; of many runs the first is meant.
-    places = {reports_folder / f"{report.stem}.ipynb": report.address for report in reports}
-    for report in reports:
-        places.setdefault(notebooks / f"{report.notebook}.ipynb", report.address)
-    places |= {path: f"{path.stem}.html" for path in texts}
-    places |= {reports_folder / "index.html": "../index.html"}
+    places = {path: f"{path.stem}.html" for path in [*notebooks, *guides]}
+    for path in reversed(notebooks):
+        places[root / f"notebooks/{path.stem.partition('-')[0]}.ipynb"] = places[path]
+    places[root / "reports/index.html"] = "../index.html"
 
-    def relink(folder: Path):
-        return lambda url: relinked(url, folder, pages, places)
+    def relink(folder: Path) -> Callable[[str], str]:
+        """Address on a page of what a source in `folder` links to."""
 
-    def store(picture: bytes) -> str:
-        """A figure is kept once, however many pages show it."""
-        kind = "png" if is_png(picture) else "svg"
-        address = f"{FIGURES}/{sha256(picture).hexdigest()[:16]}.{kind}"
-        (pages / address).write_bytes(picture)
-        return address
+        def relinked(url: str) -> str:
+            target, mark, anchor = url.partition("#")
+            if not target or ":" in target or target.startswith("/"):
+                return url
+            path = (folder / target).resolve()
+            place = places.get(path) or os.path.relpath(path, pages).replace(os.sep, "/")
+            return place + mark + anchor
 
-    shutil.rmtree(pages, ignore_errors=True)
-    (pages / FIGURES).mkdir(parents=True)
-    made = []
-    for report in reports:
-        document = notebook_document(
-            report.content, report.stem, notebooks, relink(notebooks), store
-        )
-        rows = run_facts(report, results, seconds)
-        shown = [
-            f"{key.lower()} {rows[key]}"
-            for key in ("Profile", "Model", "Seed", "Duration")
-            if key in rows
-        ]
-        title = f"{document.title}: {label(report.run)}" if report.run else document.title
-        body = document.body + f'<h2 id="this-run">This run</h2>\n{facts(rows)}'
-        headings = [*document.headings, (2, "this-run", "This run")]
-        made.append(Page(report.address, title, body, f"This run: {', '.join(shown)}", headings))
-    for path in texts:
-        document = markdown_document(path.read_text("utf-8"), path.stem, docs, relink(docs))
-        made.append(Page(f"{path.stem}.html", document.title, document.body, "", document.headings))
-    neighbors = [None, *((one.address, one.title) for one in made), None]
-    for one, before, after in zip(made, neighbors, neighbors[2:], strict=False):
-        html = page(
-            one.title,
-            one.body,
-            home="../index.html",
-            before=before,
-            after=after,
-            about=one.about,
-            headings=one.headings,
-        )
-        (pages / one.address).write_text(html, encoding="utf-8")
+        return relinked
 
-    more = [(f"{PAGES}/{one.address}", one.title) for one in made[len(reports) :]]
-    if (reports_folder / "api/sitlib.html").exists():
-        more.append(("api/sitlib.html", "API documentation, from the docstrings"))
-    examples, overview = reports_folder / "examples.json", reports_folder / "overview.png"
-    html = front_page(
-        results,
-        read_json(examples) if examples.exists() else None,
-        overview.read_bytes() if overview.exists() else None,
-        reports,
-        more,
-        PAGES,
-        lambda picture: f"{PAGES}/{store(picture)}",
-    )
-    (reports_folder / "index.html").write_text(html, encoding="utf-8")
+    reports: dict[str, list[Page]] = {}
+    for path in notebooks:
+        name, _, run = path.stem.partition("-")
+        notebook = read_notebook(path)
+        tagged = [c for c in notebook.cells if "injected-parameters" in c.metadata.get("tags", [])]
+        given = re.search('^profile = "(.+)"', tagged[0].source, re.M) if tagged else None
+        model, seed = split_run(run) if run else ("", "")
+        rows = {
+            "Notebook": f"notebooks/{name}.ipynb",
+            "Profile": given[1] if given else results["run"]["profile"],
+            "Model": label(model),
+            "Seed": str(seed),
+            "Duration": duration(seconds[path.stem]) if path.stem in seconds else "",
+        }
+        rows = {key: text for key, text in rows.items() if text} | environment(results["run"])
+        markdown, figures = Markdown(relink(root / "notebooks")), pages / "figures"
+        page = notebook_page(places[path], notebook, markdown, figures, run, rows)
+        reports.setdefault(name, []).append(page)
+    texts = [
+        Page(places[path], Markdown(relink(root / "docs")).html(path.read_text("utf-8")))
+        for path in guides
+    ]
+    front = front_page(root, results, reports, texts, "pages/")
+    template = TEMPLATES.get_template("page.html.j2")
+    html = template.render(page=front)
+    (root / "reports/index.html").write_text(html, encoding="utf-8")
+    made = [page for runs in reports.values() for page in runs] + texts
+    for page, before, after in zip(made, [None, *made], [*made[1:], None], strict=False):
+        html = template.render(page=page, home="../index.html", before=before, after=after)
+        (pages / page.address).write_text(html, encoding="utf-8")

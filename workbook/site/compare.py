@@ -128,10 +128,10 @@ def paper_table(runs: Runs, images: str, full_size: int) -> list[dict[str, Any]]
 
 
 def headline(
-    tokenizers: Runs, generators: Runs, throughput: Mapping[str, Any] | None
+    tokenizers: Runs, generators: Runs, throughput: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """The paper's changes against ViT-VQGAN beside ours: model, measure, paper, ours."""
-    rows: list[dict[str, Any]] = []
+    rows = []
 
     def add(variant: str, measure: str, paper: str | None, ours: str) -> None:
         rows.append({"model": label(variant), "measure": measure, "paper": paper, "ours": ours})
@@ -140,29 +140,24 @@ def headline(
     for row in RECONSTRUCTION[1:]:
         if row.size != PAPER_SIZE or not baseline or row.variant not in tokenizers:
             continue
-        images = next(iter(baseline[0]["sets"]))
-        where = images, max(map(int, baseline[0]["sets"][images]))
-        psnr, lpips = (
-            change(tokenizers[row.variant], baseline, metric, kind, *where)
-            for metric, kind in (("psnr", "difference"), ("lpips_alex", "ratio"))
-        )
+        images, sizes = next(iter(baseline[0]["sets"].items()))
+        pair, where = (tokenizers[row.variant], baseline), (images, max(map(int, sizes)))
+        psnr = change(*pair, "psnr", "difference", *where)
+        lpips = change(*pair, "lpips_alex", "ratio", *where)
         reported = f"{row.psnr - base.psnr:+.1f}" if row.psnr and base.psnr else None
         add(row.variant, "PSNR, dB ↑", reported, with_interval(*psnr, sign="+"))
         ratio = f"x {row.lpips / base.lpips:.2f}"
         add(row.variant, "LPIPS ↓", ratio, f"x {with_interval(*lpips)}")
     for variant, (other, fid, base_fid) in FID.items():
         if {variant, other} <= generators.keys():
-            pair = generators[variant], generators[other]
-            ours, theirs = (fmean(seed["fd_lite0"] for seed in seeds) for seeds in pair)
-            add(
-                variant,
-                "distance to real images ↓",
-                f"x {fid / base_fid:.2f}",
-                f"x {ours / theirs:.2f}",
+            ours, theirs = (
+                fmean(seed["fd_lite0"] for seed in generators[name]) for name in (variant, other)
             )
-    for row in (throughput or {"rows": []})["rows"]:
+            ratios = f"x {fid / base_fid:.2f}", f"x {ours / theirs:.2f}"
+            add(variant, "distance to real images ↓", *ratios)
+    for row in throughput:
         if row["geometry"] == "paper" and row["paper_ratio"]:
             variant = next(iter(row["images_per_second"]))
-            paper, ours = (f"x {row[key]:.2f}" for key in ("paper_ratio", "ratio"))
-            add(variant, f"images a second, {row['size']} px ↑", paper, ours)
+            ratios = f"x {row['paper_ratio']:.2f}", f"x {row['ratio']:.2f}"
+            add(variant, f"images a second, {row['size']} px ↑", *ratios)
     return rows

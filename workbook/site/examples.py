@@ -3,6 +3,7 @@
 The pages are made from these files, so that making pages anew needs no model.
 """
 
+import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,6 @@ from workbook.names import label
 from workbook.params import pipeline_params, seeds_by_variant
 from workbook.paths import resolve
 from workbook.profile import Profile
-from workbook.site.render import data_uri
 from workbook.tokenizers import trained_tokenizer
 
 COUNT = 6  # photographs
@@ -38,7 +38,7 @@ def png_uri(image: Tensor) -> str:
     pixels = (image.clamp(0, 1) * 255 + 0.5).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", optimize=True)
-    return data_uri(buffer.getvalue())
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 @torch.no_grad()

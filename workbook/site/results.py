@@ -6,10 +6,10 @@ Every run's metrics are gathered into one file, with what they were measured on.
 
 import json
 import platform
-import re
 import subprocess
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,43 +30,25 @@ GENERATOR_METRICS = (
     "nats_per_token",
 )
 PACKAGES = ("torch", "torchvision", "numpy", "pywavelets", "lpips", "torchmetrics", "dvc")
-RUN_FILE = re.compile(r"(?P<variant>.+)-seed(?P<seed>\d+)")
 MARKS = ("<!-- results -->", "<!-- end of results -->")
 
 
-class ResultsError(ValueError):
-    """Metrics that cannot be gathered; the message says which file and what to do."""
-
-
 def read_json(path: Path) -> dict[str, Any]:
-    """Content of a metrics file. Raises ResultsError if it is no JSON object."""
+    """Content of a metrics file. Raises ValueError with its name if it is not JSON."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ResultsError(f"{path} is not JSON ({error}): delete it, run dvc repro.") from None
-    if not isinstance(values, dict):
-        raise ResultsError(f"{path} holds no JSON object: delete it, run dvc repro.")
-    return values
+        raise ValueError(f"{path} is not JSON ({error}): delete it, run dvc repro.") from None
 
 
-def runs_of(folder: Path, variants: Sequence[str]) -> dict[str, list[Scores]]:
-    """Variant -> metrics of its seeds, in the order of `variants`; other files are left out."""
-    runs: dict[str, list[Scores]] = {variant: [] for variant in variants}
-    for path in sorted(folder.glob("*-seed*.json")):
-        match = RUN_FILE.fullmatch(path.stem)
-        if match and match["variant"] in runs:
-            runs[match["variant"]].append(read_json(path))
-    return {variant: seeds for variant, seeds in runs.items() if seeds}
-
-
-def listed_variants(parameters: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Kind of metrics -> variants that params.yaml lists: tokenizer, generation, text."""
-    generators = {**parameters["generators"], **parameters["decoded_again"]}
-    return {
-        "tokenizer": list(seeds_by_variant(parameters["tokenizers"])),
-        "generation": list(seeds_by_variant(generators)),
-        "text": list(seeds_by_variant(parameters["text_generators"])),
+def runs_of(folder: Path, listed: Mapping[str, Any]) -> dict[str, list[Scores]]:
+    """Variant -> metrics of its seeds, of the runs of params.yaml that have been judged."""
+    runs = {
+        variant: [folder / f"{variant}-seed{seed}.json" for seed in seeds]
+        for variant, seeds in seeds_by_variant(listed).items()
     }
+    found = {v: [read_json(path) for path in paths if path.exists()] for v, paths in runs.items()}
+    return {variant: scores for variant, scores in found.items() if scores}
 
 
 def summary(
@@ -97,17 +79,6 @@ def protocol(runs: Mapping[str, Sequence[Scores]]) -> dict[str, Any]:
     return merged
 
 
-def versions() -> dict[str, str]:
-    """Python and the packages that the numbers depend on."""
-    numbers = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            numbers[name] = version(name)
-        except PackageNotFoundError:
-            numbers[name] = "not installed"
-    return numbers
-
-
 def revision(root: Path) -> str:
     """Commit that was run, "-dirty" where tracked sources differ, "unknown" without git.
 
@@ -128,51 +99,51 @@ def revision(root: Path) -> str:
     return f"{commit}-dirty" if changed else commit
 
 
-def _machines(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def machines(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Machines that stages ran on, the busiest first; this one if no stage says."""
-    seconds: dict[str, float] = {}
+    seconds = Counter()
     for record in records:
         if "machine" in record:
-            key = json.dumps(record["machine"], sort_keys=True)
-            seconds[key] = seconds.get(key, 0.0) + record["seconds"]
-    busiest = sorted(seconds, key=lambda key: -seconds[key])
-    return [json.loads(key) for key in busiest] or [machine()]
+            seconds[json.dumps(record["machine"], sort_keys=True)] += record["seconds"]
+    return [json.loads(key) for key, _ in seconds.most_common()] or [machine()]
 
 
 def gather(root: Path) -> dict[str, Any]:
-    """The content of results.json. Raises ResultsError if there is nothing to gather."""
+    """The content of results.json. Raises ValueError if there is nothing to gather."""
     metrics = root / "metrics"
-    parameters = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
-    listed = listed_variants(parameters)
-    runs = {kind: runs_of(metrics / kind, variants) for kind, variants in listed.items()}
-    if not any(runs.values()):
-        raise ResultsError(f"No metrics in {metrics}: run dvc repro.")
+    params = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    tokenizers = runs_of(metrics / "tokenizer", params["tokenizers"])
+    generators = runs_of(metrics / "generation", params["generators"] | params["decoded_again"])
+    text_generators = runs_of(metrics / "text", params["text_generators"])
+    if not (tokenizers or generators or text_generators):
+        raise ValueError(f"No metrics in {metrics}: run dvc repro.")
 
     # Tokenizers that are judged on the baseline's images, and those of captioned images.
-    sources = {name: seeds[0]["protocol"]["source"] for name, seeds in runs["tokenizer"].items()}
+    sources = {name: seeds[0]["protocol"]["source"] for name, seeds in tokenizers.items()}
     first = sources.get(BASELINE, next(iter(sources.values()), None))
     groups = {
-        "tokenizers": {n: s for n, s in runs["tokenizer"].items() if sources[n] == first},
-        "captioned_tokenizers": {n: s for n, s in runs["tokenizer"].items() if sources[n] != first},
-        "generators": runs["generation"],
-        "text_generators": runs["text"],
+        "tokenizers": {n: s for n, s in tokenizers.items() if sources[n] == first},
+        "captioned_tokenizers": {n: s for n, s in tokenizers.items() if sources[n] != first},
+        "generators": generators,
+        "text_generators": text_generators,
     }
-    seconds = [read_json(path) for path in sorted((metrics / "seconds").glob("*.json"))]
+    records = [read_json(path) for path in sorted((metrics / "seconds").glob("*.json"))]
     throughput = metrics / "throughput.json"
     return {
         "run": {
-            "profile": parameters["profile"],
+            "profile": params["profile"],
             "revision": revision(root),
-            "hardware": _machines(seconds),
-            "precision": load_profile(parameters["profile"]).engine.precision,
+            "hardware": machines(records),
+            "precision": load_profile(params["profile"]).engine.precision,
             "lock": lock_hash(),
-            "versions": versions(),
-            "seconds": {record["stage"]: record["seconds"] for record in seconds},
+            "versions": {"python": platform.python_version()}
+            | {name: version(name) for name in PACKAGES},
+            "seconds": {record["stage"]: record["seconds"] for record in records},
         },
         "headline": headline(
             groups["tokenizers"],
-            {**runs["generation"], **runs["text"]},
-            read_json(throughput) if throughput.exists() else None,
+            generators | text_generators,
+            read_json(throughput)["rows"] if throughput.exists() else [],
         ),
         **{
             name: summary(group, TOKENIZER_METRICS if "tokenizers" in name else GENERATOR_METRICS)
@@ -182,24 +153,19 @@ def gather(root: Path) -> dict[str, Any]:
     }
 
 
-def readme_table(results: Mapping[str, Any]) -> str:
-    """The headline as a Markdown table."""
-    rows = [
-        f"| {row['model']} | {row['measure']} | {format_value(row['paper'])} | {row['ours']} |"
-        for row in results["headline"]
-    ]
-    return "\n".join(["| model | measure | the paper | here |", "|---|---|---|---|", *rows])
-
-
 def with_results(text: str, results: Mapping[str, Any]) -> str:
-    """README's text with the table between the two marks replaced."""
+    """README's text with the headline between the two marks."""
     before, rest = text.split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    return f"{before}{MARKS[0]}\n{readme_table(results)}\n{MARKS[1]}{after}"
+    _, after = rest.split(MARKS[1])
+    lines = ["| model | measure | the paper | here |", "|---|---|---|---|"]
+    for row in results["headline"]:
+        cells = row["model"], row["measure"], format_value(row["paper"]), row["ours"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([before + MARKS[0], *lines, MARKS[1] + after])
 
 
 def write_results(root: Path) -> None:
-    """Write metrics/results.json, and its table into README.md."""
+    """Write metrics/results.json, and its headline into README.md."""
     results = gather(root)
     text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (root / "metrics/results.json").write_text(text, encoding="utf-8")
