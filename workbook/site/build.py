@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sitlib.metrics import GENERATION_METRICS, METRICS
+from sitlib.metrics import METRICS
 from workbook.code_hashes import read_notebook
 from workbook.figures.tables import COLUMNS, html_table
 from workbook.names import label
@@ -67,7 +67,7 @@ def environment(run: Mapping[str, Any]) -> dict[str, str]:
 def metrics_table(group: Mapping[str, Any], caption: str, names: tuple[str, ...]) -> str:
     """A table of results.json: model -> metric -> mean and deviation over seeds."""
     columns = [(key, COLUMNS[key]) for key in names if any(key in row for row in group.values())]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for variant, row in group.items():
         rows.append({"model": label(variant)})
         for key, column in columns:

@@ -21,7 +21,7 @@ from pygments.formatters import HtmlFormatter
 from workbook.figures.core import DPI
 from workbook.names import label
 
-Picture = Mapping[str, Any]  # src, width and height in px, alt, caption, name
+Picture = dict[str, Any]  # src, width and height in px, alt, caption, name
 
 
 @dataclass(frozen=True)
@@ -195,6 +195,8 @@ TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True
 )
 TEMPLATES.filters |= {"aligned": aligned, "label": label, "highlighted": Highlight2HTML()}
-TEMPLATES.globals["code_colours"] = lambda style, within: HtmlFormatter(style=style).get_style_defs(
-    f"{within} .highlight"
+TEMPLATES.globals.update(
+    code_colours=lambda style, within: HtmlFormatter(style=style).get_style_defs(
+        f"{within} .highlight"
+    )
 )

@@ -20,7 +20,7 @@ from workbook.figures.tables import format_value, spread
 from workbook.machine import lock_hash, machine
 from workbook.params import seeds_by_variant
 from workbook.profile import load_profile
-from workbook.site.compare import BASELINE, Scores, headline
+from workbook.site.compare import BASELINE, headline
 
 TOKENIZER_METRICS = (*METRICS, *GENERATION_METRICS, "lite0_score", "usage", "bits_per_pixel")
 GENERATOR_METRICS = (
@@ -41,7 +41,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON ({error}): delete it, run dvc repro.") from None
 
 
-def runs_of(folder: Path, listed: Mapping[str, Any]) -> dict[str, list[Scores]]:
+def runs_of(folder: Path, listed: dict[str, Any]) -> dict[str, list[dict]]:
     """Variant -> metrics of its seeds, of the runs of params.yaml that have been judged."""
     runs = {
         variant: [folder / f"{variant}-seed{seed}.json" for seed in seeds]
@@ -52,7 +52,7 @@ def runs_of(folder: Path, listed: Mapping[str, Any]) -> dict[str, list[Scores]]:
 
 
 def summary(
-    runs: Mapping[str, Sequence[Scores]], metrics: Sequence[str]
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], metrics: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     """Variant -> metric -> mean and deviation over the runs that have it."""
     return {
@@ -65,7 +65,7 @@ def summary(
     }
 
 
-def protocol(runs: Mapping[str, Sequence[Scores]]) -> dict[str, Any]:
+def protocol(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """Protocol of runs: shared entries as they are, others as {variant: value}."""
     by_key: dict[str, dict[str, Any]] = {}
     for variant, seeds in runs.items():
