@@ -194,9 +194,9 @@ def notebook_page(
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True
 )
-TEMPLATES.filters |= {"aligned": aligned, "label": label, "highlighted": Highlight2HTML()}
-TEMPLATES.globals.update(
-    code_colours=lambda style, within: HtmlFormatter(style=style).get_style_defs(
-        f"{within} .highlight"
-    )
-)
+TEMPLATES.filters |= {
+    "aligned": aligned,
+    "label": label,
+    "highlighted": Highlight2HTML(),
+    "colours": lambda style, within: HtmlFormatter(style=style).get_style_defs(within),
+}
