@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py [--processes 1 2] [--variant sit4] [--steps 40]
 
-Processes are started as `workbook.launch` starts them; on a machine with GPUs each takes one. The first row of the training curve
+Processes are started as `workbook.runs` starts them; on a machine with GPUs each takes one. The first row of the training curve
 is left out: it holds the warm-up. On a machine with other work, or with fewer cores than processes, the table says little.
 """
 
@@ -24,10 +24,9 @@ from sitlib.data import open_images
 from sitlib.train.config import EngineConfig
 from sitlib.train.distributed import join_processes, rank
 from sitlib.train.tokenizer import train_tokenizer
-from workbook.launch import launch_command
 from workbook.paths import resolve
 from workbook.profile import load_profile
-from workbook.train_or_load import TokenizerRun
+from workbook.runs import TokenizerRun, launch_command
 
 
 def engine_of(processes: int) -> EngineConfig:

@@ -2,7 +2,7 @@
 # The whole pipeline on a SLURM cluster: sbatch scripts/slurm.sh
 # The numbers here are those of the profile paper: as many nodes as engine.machines, as many GPUs on each as engine.processes.
 # With machines: 8 in the profile, sbatch --nodes=8 scripts/slurm.sh. Training refuses a job of another number of nodes.
-# Stages run on the first node; those that train start torchrun on all of them (workbook/launch.py).
+# Stages run on the first node; those that train start torchrun on all of them (workbook/runs.py).
 #SBATCH --job-name=sit
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1

@@ -88,7 +88,7 @@ def _sentence(cls: type, problem: Mapping[str, Any], where: str) -> str:
         return "\n".join(f"{prefix}{line.rstrip('.')}." for line in lines)
     is_number = isinstance(value, str) and "float" in kind
     hint = " (YAML reads 1e-3 as text: write 1.0e-3)" if is_number else ""
-    message = re.sub("^Input should", "must", problem["msg"])
+    message = re.sub("^(Input|String) should", "must", problem["msg"])
     return f"{where}: {key} {message}, it is {value!r}{hint}."
 
 

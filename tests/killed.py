@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from workbook import codes
-from workbook import train_or_load as runs
+from workbook import codes, runs
 from workbook.code_hashes import code_hashes
 from workbook.codes import extract_codes, load_codes
 from workbook.generators import trained_generator

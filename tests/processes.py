@@ -22,7 +22,7 @@ from sitlib.train.loop import train_module
 from sitlib.train.tokenizer import train_tokenizer
 from workbook.paths import resolve
 from workbook.profile import load_profile
-from workbook.train_or_load import TokenizerRun
+from workbook.runs import TokenizerRun
 
 PROFILE = load_profile("smoke")
 

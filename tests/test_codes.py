@@ -152,14 +152,15 @@ def smoke(monkeypatch, tmp_path):
     """The smoke profile with tokenizers that were never trained."""
     profile = load_profile("smoke")
 
-    def untrained(profile, name, seed):
+    def untrained(profile, variant):
         torch.manual_seed(0)
+        name = profile.autoregressive_variant(variant).tokenizer
         model = SpectralTokenizer(profile.tokenizer_variant(name)).eval()
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes(b"weights")
         return SimpleNamespace(model=model, path=path)
 
-    monkeypatch.setattr(codes, "trained_tokenizer", untrained)
+    monkeypatch.setattr(codes, "tokenizer_of_codes", untrained)
     return profile
 
 
@@ -175,7 +176,7 @@ class TestExtraction:
         extracted = codes.extract_codes(smoke, variant, tmp_path / "codes", workers)
         name = smoke.autoregressive_variant(variant).tokenizer
         settings, data = smoke.generator_section(variant).codes, smoke.tokenizer_data(name)
-        model = codes.trained_tokenizer(smoke, name, 0).model
+        model = codes.tokenizer_of_codes(smoke, variant).model
         is_text, source = variant in smoke.text.variants, resolve(data.source)
         train, test = (
             open_captioned(source, split, "names").images

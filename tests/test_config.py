@@ -77,7 +77,7 @@ REFUSED = [  # (key, value, sentence)
     ("autoregressive.sampling.guidance", float("nan"), "guidance must be a finite number"),
     ("tokenizer.optimizer.learning_rate", float("inf"), "must be a finite number"),
     ("autoregressive.evaluation.guidance_sweep", 1.5, "valid array"),
-    ("tokenizer.variants.a/b", {}, "the variant 'a/b' names files"),
+    ("tokenizer.variants.a/b", {}, "must match pattern"),
     ("text.captions.source", None, "valid string"),
     ("tokenizer.common.encoder_attention", "causal", "'full' or 'scale_causal'"),
     # numbers out of their range
@@ -119,7 +119,7 @@ REFUSED = [  # (key, value, sentence)
         "transform local_wavelet has",
     ),
     ("tokenizer.loss.quant_warmup_steps", 99_999, "must be less than steps"),
-    ("tokenizer.loss.multiscale", 0.1, "need several levels and decoder_attention: scale_causal"),
+    ("tokenizer.loss.multiscale", 0.1, "needs levels and decoder_attention: scale_causal"),
     ("tokenizer.variants.sit4.loss", {"lipps": 0.1}, "did you mean 'lpips'"),
     ("tokenizer.variants.sit4.optimizer", None, "keys in which the variant differs, it is None"),
     (

@@ -18,7 +18,7 @@ from sitlib.train.config import CaptionsConfig, DataConfig, DualEncoderConfig, O
 from sitlib.train.dual_encoder import train_dual_encoder
 from workbook.evaluate import text
 from workbook.evaluate.text import view_features
-from workbook.train_or_load import DualEncoderRun
+from workbook.runs import DualEncoderRun
 
 OPTIMIZER = OptimizerConfig(
     **{"steps": 40, "batch_size": 8, "warmup_steps": 4, "log_every": 20, "checkpoint_every": 20},

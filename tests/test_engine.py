@@ -36,9 +36,9 @@ from sitlib.train.distributed import ONE_PROCESS, Engine, Microbatch, precision
 from sitlib.train.loop import TrainLoop, train_module
 from sitlib.train.optim import learning_rate_factor, make_optimizer
 from sitlib.train.tokenizer import PICTURES
-from workbook.launch import LaunchError, launch_command, stream
 from workbook.paths import ROOT
 from workbook.profile import Profile, load_profile
+from workbook.runs import launch_command, stream
 
 SMOKE = load_profile("smoke")
 OPTIMISER = replace(
@@ -207,7 +207,7 @@ def test_one_machine_is_started_with_torchrun_and_several_with_srun(tmp_path, mo
     command = launch_command(engine, ["-m", "module"], {})
     expected = "-m torch.distributed.run --nproc-per-node 8 --standalone -m module"
     assert command[1:] == expected.split()
-    with pytest.raises(LaunchError, match="start this from a SLURM job of as many nodes"):
+    with pytest.raises(ValueError, match="start this from a SLURM job of as many nodes"):
         launch_command(replace(engine, machines=4), [], {"MASTER_ADDR": "a"})
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     job = {"SLURM_JOB_NUM_NODES": "4", "SLURM_CPUS_PER_TASK": "64", "MASTER_ADDR": "a"}
@@ -217,15 +217,15 @@ def test_one_machine_is_started_with_torchrun_and_several_with_srun(tmp_path, mo
 
 
 FAILING = """
-import sys
-from sitlib.train.distributed import rank, barrier
-from sitlib.train.distributed import join_processes
-from workbook.launch import one_for_all
-join_processes()
-with one_for_all():
+from sitlib.train.distributed import barrier, rank
+from workbook.runs import training_command
+
+def train(*_):
     if rank() == 1:
         raise {error}
     barrier()
+
+training_command(train)
 """
 
 
@@ -235,7 +235,8 @@ with one_for_all():
 )
 def test_an_error_in_one_process_is_told_and_ends_the_others(tmp_path, error, told):
     (tmp_path / "failing.py").write_text(FAILING.format(error=error))
-    result = in_two_processes(tmp_path / "failing.py", timeout=60)  # process 0 would wait for hours
+    run = ["--profile", "smoke", "--variant", "sit4"]
+    result = in_two_processes(tmp_path / "failing.py", *run, timeout=60)  # 0 would wait for hours
     assert result.returncode != 0 and told in result.stderr, result.stderr[-2000:]
 
 
@@ -243,7 +244,7 @@ def test_an_error_in_one_process_is_told_and_ends_the_others(tmp_path, error, to
 def test_a_slurm_job_of_more_or_fewer_nodes_than_machines_is_refused(machines, nodes):
     engine = replace(ONE_PROCESS, strategy="ddp", processes=8, machines=machines)
     sentence = rf"job has {nodes} node\(s\), .* is {machines}: .*--nodes={machines}\), or set machines: {nodes}\."
-    with pytest.raises(LaunchError, match=sentence):
+    with pytest.raises(ValueError, match=sentence):
         launch_command(engine, [], {"SLURM_JOB_NUM_NODES": str(nodes), "MASTER_ADDR": "a"})
     command = launch_command(
         replace(engine, machines=1), ["-m", "module"], {"SLURM_JOB_NUM_NODES": "1"}

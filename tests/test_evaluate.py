@@ -35,8 +35,8 @@ from workbook.evaluate import generation, text, tokenizer
 from workbook.evaluate.tokenizer import error_by_scale, evaluated_sizes, original_features
 from workbook.generators import model_config
 from workbook.profile import load_profile
+from workbook.runs import AutoregressiveRun, DualEncoderRun
 from workbook.tokenizers import held_out_set
-from workbook.train_or_load import AutoregressiveRun, DualEncoderRun
 
 PROFILE = load_profile("smoke")
 NUM_CODES = 256

@@ -15,7 +15,7 @@ from sitlib.train.loop import TrainLoop
 from workbook import generators
 from workbook.codes import Codes
 from workbook.profile import load_profile
-from workbook.train_or_load import AutoregressiveRun, Trained
+from workbook.runs import AutoregressiveRun, Trained
 
 PROFILE = load_profile("smoke")
 IMAGES, STEPS, DROPOUT = 40, 60, 0.25
@@ -107,7 +107,7 @@ def test_a_killed_generator_ends_with_the_same_bits(tmp_path, monkeypatch, varia
 def test_samples_are_shown_and_change_nothing_of_what_is_learned(tmp_path, monkeypatch, variant):
     run = AutoregressiveRun.of(PROFILE, variant, 0)
     tokenizer = Trained(SpectralTokenizer(run.codes.tokenizer.model).eval(), {}, tmp_path)
-    monkeypatch.setattr(generators, "trained_tokenizer", lambda *_: tokenizer)
+    monkeypatch.setattr(generators, "tokenizer_of_codes", lambda *_: tokenizer)
     shown = replace(PROFILE, engine=replace(ONE_PROCESS, images_every=3))
     optimizer, models = {"steps": 6, "log_every": 3, "checkpoint_every": 3}, []
     for name, profile in {"shown": shown, "plain": replace(PROFILE, engine=ONE_PROCESS)}.items():

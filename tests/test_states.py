@@ -31,11 +31,11 @@ from sitlib.files import (
 )
 from sitlib.strict import digest
 from sitlib.train.checkpoint import StateError, States, locked
-from workbook import train_or_load as runs
+from workbook import runs
 from workbook.errors import command
 from workbook.paths import ROOT
 from workbook.profile import load_profile
-from workbook.train_or_load import TokenizerRun
+from workbook.runs import TokenizerRun
 
 RUN = TokenizerRun.of(load_profile("smoke"), "sit4", 0)
 ROWS = [{"step": 1, "seconds": 0.5}]

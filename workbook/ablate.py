@@ -46,8 +46,8 @@ from workbook.evaluate.text import KINDS
 from workbook.generators import trained_generator
 from workbook.paths import resolve
 from workbook.profile import Profile, changed, load_profile, read_yaml
+from workbook.runs import AutoregressiveRun, TokenizerRun
 from workbook.tokenizers import held_out_set, trained_tokenizer
-from workbook.train_or_load import AutoregressiveRun, TokenizerRun
 
 GRID = "ablations/params.yaml"
 TABLE = "ablations/results.csv"

@@ -33,7 +33,7 @@ from workbook.evaluate.text import prompts as evaluation_prompts
 from workbook.evaluate.tokenizer import rate_distortion
 from workbook.paths import resolve
 from workbook.profile import Profile
-from workbook.train_or_load import AutoregressiveRun, DualEncoderRun, TokenizerRun
+from workbook.runs import AutoregressiveRun, DualEncoderRun, TokenizerRun
 
 FILE = "metrics/applications.json"
 FACTORS = (8, 4, 2)  # of upsampling

@@ -28,11 +28,12 @@ from sitlib.model.transformer import best_device
 from sitlib.strict import digest
 from workbook.paths import resolve
 from workbook.profile import Profile
-from workbook.tokenizers import trained_tokenizer
-from workbook.train_or_load import CodesRun
+from workbook.runs import CodesRun
+from workbook.tokenizers import tokenizer_of_codes
 
 BATCH = 64  # views at a time
 SHARD_BYTES = 2**27  # of codes, at most (but at least one batch)
+Views = tuple[Tensor, Tensor]  # [B, 3, H, W] in [0, 1], labels int64 [B]
 
 
 @dataclass
@@ -48,40 +49,38 @@ class Codes:
 
 def images_of(profile: Profile, variant: str, split: str) -> ImageSource:
     """Images of an autoregressive variant: those with a class, or those with captions."""
-    run = CodesRun.of(profile, variant)
-    if run.captions is not None:
+    if variant in profile.text.variants:
         return captioned(profile, split).images
-    return open_images(resolve(run.tokenizer.source), split).labeled()
+    source = CodesRun.of(profile, variant).tokenizer.data.source
+    return open_images(resolve(source), split).labeled()
 
 
 def captioned(profile: Profile, split: str, phrasing: Phrasing = "training") -> CaptionedImages:
     """Images of the text-conditional models with captions ("new": in unseen phrasings)."""
-    run = CodesRun.of(profile, next(iter(profile.text.variants)))
-    settings = run.captions
-    assert settings is not None
+    run, settings = CodesRun.of(profile, next(iter(profile.text.variants))), profile.text.captions
     captions = settings.source
     captions = captions if captions in ("names", "records") else resolve(captions)
     options = {"phrasing": phrasing, "seed": settings.seed, "count": settings.per_image}
-    return open_captioned(resolve(run.tokenizer.source), split, captions, **options)
-
-
-Views = tuple[Tensor, Tensor]  # [B, 3, H, W] in [0, 1], labels int64 [B]
+    return open_captioned(resolve(run.tokenizer.data.source), split, captions, **options)
 
 
 def held_out_wide(profile: Profile, variant: str, count: int, first: int = 0) -> Views:
     """Wide held-out views of an autoregressive variant, without the first `first` ones."""
-    images, run = images_of(profile, variant, "test"), CodesRun.of(profile, variant)
-    return _held_out(images, run, count, first)
+    images = images_of(profile, variant, "test")
+    return _held_out(images, CodesRun.of(profile, variant), count, first)
 
 
 def _held_out(images: ImageSource, run: CodesRun, count: int, first: int) -> Views:
     size, seed = run.tokenizer.data.size, run.codes.seed
     views, labels, keys = held_out_views(images, count, size, seed, kind="wide", first=first)
-    return views, labels if run.captions is None else _positions(images, keys)
+    return views, _labels(run, images, labels, keys)
 
 
-def _positions(images: ImageSource, keys: list[str]) -> Tensor:
-    return torch.tensor([images.position_of[key] for key in keys])  # [B] int64
+def _labels(run: CodesRun, images: ImageSource, classes: Tensor, keys: list[str]) -> Tensor:
+    """Class ids [B] of views, or the positions [B] of captioned images."""
+    if run.captions is None:
+        return classes
+    return torch.tensor([images.position_of[key] for key in keys])
 
 
 def extract_codes(profile: Profile, variant: str, folder: str | Path, workers: int = 0) -> Codes:
@@ -91,14 +90,14 @@ def extract_codes(profile: Profile, variant: str, folder: str | Path, workers: i
     `workers` is for `prefetch`.
     """
     run = CodesRun.of(profile, variant)
-    settings, config = run.codes, run.tokenizer.model
-    name = profile.autoregressive_variant(variant).tokenizer
-    tokenizer = trained_tokenizer(profile, name, run.tokenizer.seed)
+    settings, data, config = run.codes, run.tokenizer.data, run.tokenizer.model
     launcher = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", **os.environ}
     rank, world_size, local_rank = (int(launcher[n]) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     device = best_device()
     if device.type == "cuda" and local_rank < torch.cuda.device_count():
         device = torch.device("cuda", local_rank)
+    name = profile.autoregressive_variant(variant).tokenizer
+    tokenizer = tokenizer_of_codes(profile, variant)
     model = tokenizer.model.to(device)
     train, test = (images_of(profile, variant, split) for split in ("train", "test"))
     # Whole epochs: every image as often as any other.
@@ -111,22 +110,21 @@ def extract_codes(profile: Profile, variant: str, folder: str | Path, workers: i
         if split == "held_out":
             views, labels = _held_out(test, run, count, number * BATCH)
             return [views], labels
-        views, labels, keys = training_views(
-            train, number, BATCH, run.tokenizer.data.size, settings.seed, kind="wide", flip=False
-        )
-        labels = labels if run.captions is None else _positions(train, keys)
+        place = number, BATCH, data.size, settings.seed
+        views, classes, keys = training_views(train, *place, kind="wide", flip=False)
+        labels = _labels(run, train, classes, keys)
         return [views[:count], views[:count].flip(-1)][: 1 + settings.mirrored], labels[:count]
 
     def make_shard(split: str, batches: range) -> tuple[Tensor, Tensor]:
         codes, labels = [], []
         ahead = prefetch(partial(make_batch, split), batches.start, batches.stop, workers=workers)
-        bar = tqdm(ahead, f"codes of {name}: {split}", len(batches), unit="batch", mininterval=5.0)
-        for _, (views, labels_of_views) in bar:
+        title = f"codes of {name}: {split}"
+        for _, (views, of_views) in tqdm(ahead, title, len(batches), unit="batch", mininterval=5.0):
             codes += [model.encode(v.to(device)).cpu() for v in views]
-            labels += [labels_of_views] * len(views)
+            labels += [of_views] * len(views)
         return torch.cat(codes), torch.cat(labels)
 
-    num_codes = BATCH * (1 + settings.mirrored) * (config.levels + 1) * config.tokens_per_scale
+    num_codes = BATCH * (1 + settings.mirrored) * config.num_scales * config.tokens_per_scale
     per_shard = max(1, SHARD_BYTES // (2 * num_codes))
     num_batches = {split: -(-count // BATCH) for split, count in num_views.items()}
     manifest = {

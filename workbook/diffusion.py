@@ -25,7 +25,7 @@ from sitlib.train.distributed import Microbatch
 from sitlib.train.loop import Logged, train_module
 from workbook.codes import Codes
 from workbook.profile import Profile
-from workbook.train_or_load import AutoregressiveRun, Trained, train_or_load
+from workbook.runs import AutoregressiveRun, Trained, train_or_load
 
 TIME_FREQUENCIES = 64
 

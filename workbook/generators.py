@@ -11,18 +11,24 @@ from torch import Tensor
 
 from sitlib.data import CaptionedImages
 from sitlib.files import Row
+from sitlib.model.config import TokenizerConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
-from sitlib.model.generator_config import SamplingConfig
+from sitlib.model.generator_config import AutoregressiveConfig, SamplingConfig
 from sitlib.model.text import TextTokenizer
 from sitlib.sample.generate import generate
 from sitlib.train.generator import train_generator
 from workbook.codes import Codes, captioned, load_codes
 from workbook.errors import command
-from workbook.launch import launcher, training_command
 from workbook.paths import resolve
 from workbook.profile import Profile
-from workbook.tokenizers import trained_tokenizer
-from workbook.train_or_load import AutoregressiveRun, Trained, train_or_load
+from workbook.runs import (
+    AutoregressiveRun,
+    Trained,
+    starts_processes,
+    train_or_load,
+    training_command,
+)
+from workbook.tokenizers import tokenizer_of_codes
 
 PICTURES = 8  # samples that are shown while training goes on
 
@@ -55,12 +61,10 @@ def trained_generator(
             log_folder=resolve("scratch"),
         )
 
-    launch = launcher("workbook.generators", profile, variant, seed, pipeline)
-    if launch is not None:
+    if starts_processes(profile):
         load_codes(profile, variant)  # extracted by this process, if they are not there yet
-    return train_or_load(
-        run, "autoregressive", variant, AutoregressiveModel, train_now, pipeline, launch
-    )
+    model = AutoregressiveModel
+    return train_or_load(run, "autoregressive", variant, model, train_now, pipeline, profile)
 
 
 def model_config(
@@ -70,21 +74,24 @@ def model_config(
     sampling: SamplingConfig | None = None,
 ) -> CodeModelConfig:
     """The configuration of a run together with what its codes, classes or captions fix."""
-    _, num_scales, tokens_per_scale = codes.train.shape
-    tokenizer, texts = run.codes.tokenizer.model, None
+    texts = None
     if captions is not None and (text := run.model.text) is not None:
         every = [caption for of_image in captions.captions for caption in of_image]
         texts = TextTokenizer.train(every, text.vocab_size, text.max_tokens).to_json()
-    return CodeModelConfig(
-        run.model,
-        num_scales,
-        tokens_per_scale,
-        tokenizer.num_codes,
-        min(tokenizer.num_codebooks, num_scales),
-        codes.classes,
-        texts,
-        sampling,
-    )
+    return config_over(run.codes.tokenizer.model, run.model, codes.classes, texts, sampling)
+
+
+def config_over(
+    tokenizer: TokenizerConfig,
+    shape: AutoregressiveConfig,
+    classes: list[str],
+    texts: str | None = None,
+    sampling: SamplingConfig | None = None,
+) -> CodeModelConfig:
+    """The configuration of a model over the codes of a tokenizer; texts: `TextTokenizer.to_json`."""
+    books = min(tokenizer.num_codebooks, tokenizer.num_scales)
+    sizes = (tokenizer.num_scales, tokenizer.tokens_per_scale, tokenizer.num_codes, books)
+    return CodeModelConfig(shape, *sizes, classes, texts, sampling)
 
 
 def samples_shown(
@@ -93,9 +100,7 @@ def samples_shown(
     """A function that draws images [PICTURES, 3, H, W] of what some training images show."""
     if not profile.engine.images_every:
         return None
-    name = profile.autoregressive_variant(variant).tokenizer
-    seed = profile.generator_section(variant).tokenizer_seed
-    tokenizer = trained_tokenizer(profile, name, seed).model
+    tokenizer = tokenizer_of_codes(profile, variant).model
     sampling = replace(profile.sampler(variant), batch_size=PICTURES)
     labels = codes.train_labels[:: max(1, len(codes.train_labels) // PICTURES)][:PICTURES]
     prompts = labels
@@ -105,4 +110,4 @@ def samples_shown(
 
 
 if __name__ == "__main__":
-    command(partial(training_command, "workbook.generators", trained_generator))
+    command(partial(training_command, trained_generator))

@@ -13,11 +13,10 @@ from typing import Any
 from sitlib.data import DataError, ImageSource, open_images
 from workbook.codes import captioned
 from workbook.errors import command
-from workbook.launch import launch_command
 from workbook.params import seeds_by_variant
 from workbook.paths import resolve
 from workbook.profile import Profile, load_profile
-from workbook.train_or_load import CodesRun, TokenizerRun
+from workbook.runs import CodesRun, launch_command
 
 
 def check_images(profile: Profile, lists: Mapping[str, Any]) -> None:
@@ -36,14 +35,16 @@ def check_images(profile: Profile, lists: Mapping[str, Any]) -> None:
         return open_images(resolve(source), split)
 
     tokenizers = seeds_by_variant(lists["tokenizers"])
-    for source in sorted({TokenizerRun.of(profile, name, seed=0).source for name in tokenizers}):
+    for source in sorted({profile.tokenizer_data(name).source for name in tokenizers}):
         print(f"{source}: {len(opened(source, 'train')):,} images to train tokenizers on.")
     for name, judged_by in profile.tokenizer.evaluation.sets.items():
         print(
             f"{judged_by.source}: {len(opened(judged_by.source, 'test')):,} held-out images, {name}."
         )
     generators = seeds_by_variant(lists["generators"])
-    for source in sorted({CodesRun.of(profile, variant).source for variant in generators}):
+    for source in sorted(
+        {CodesRun.of(profile, variant).tokenizer.data.source for variant in generators}
+    ):
         train, test = (opened(source, split).labeled() for split in ("train", "test"))
         numbers = f"of {len(train):,} images for training and {len(test):,} held out"
         print(f"{source}: {len(train.class_names):,} classes, {numbers}.")
@@ -59,7 +60,7 @@ def check_images(profile: Profile, lists: Mapping[str, Any]) -> None:
 
 
 def check_nodes(profile: Profile) -> None:
-    """Raise LaunchError unless this is a SLURM job of as many nodes as the profile says."""
+    """Raise ValueError unless this is a SLURM job of as many nodes as the profile says."""
     launch_command(profile.engine, [], os.environ)
 
 

@@ -1,34 +1,181 @@
-"""Profiles (`profiles/*.yaml`) and their variants.
+"""Profiles (`profiles/*.yaml`): sections, variants, and which values go together.
 
 A profile says in what it differs from its `base`, another profile, or from the defaults of the
-dataclasses. It is checked as a whole; what is wrong is a `ConfigError` that says what to do.
+dataclasses; those of evaluation and applications are the profile quick's. It is checked as a whole;
+what is wrong is a `ConfigError` that says what to do.
 """
 
 import copy
-import re
+from dataclasses import field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-import yaml
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from sitlib.model.config import STRICT, TokenizerConfig
 from sitlib.model.generator_config import AutoregressiveConfig, SamplingConfig
 from sitlib.strict import ConfigError, from_dict, require, require_known, to_dict
-from sitlib.train.config import DataConfig, EngineConfig, OptimizerConfig, TokenizerTraining
-from workbook.paths import resolve
-from workbook.sections import (
-    ApplicationsConfig,
-    AutoregressiveSection,
-    Changes,
-    TextSection,
-    TokenizerSection,
+from sitlib.train.config import (
+    AdversarialConfig,
+    CaptionsConfig,
+    CodesConfig,
+    DataConfig,
+    DualEncoderConfig,
+    EngineConfig,
+    OptimizerConfig,
+    TokenizerLossConfig,
+    TokenizerTraining,
 )
+from workbook.params import fill_in, read_yaml
+from workbook.paths import resolve
 
-PARAMETERS = "params.yaml"
-TRAINING_KEYS = ("loss", "adversarial", "optimizer", "codes_from", "data")  # of a variant
 LPIPS_MIN_SIZE = {"alex": 31, "vgg": 16}  # px
 Config = TypeVar("Config")
+Changes = dict[str, Any]  # keys in which a variant differs from what its section says
+Variants = dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], Changes]  # their names name files
+AtLeastTwo = Annotated[int, Field(ge=2)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class EvaluationSet:
+    """Held-out views of one kind of images: the test split of `source`."""
+
+    source: str
+    views: AtLeastTwo  # for a standard error
+    kind: Literal["crops", "wide"]  # multi-scale crops, or wide views of whole images
+
+
+@dataclass(frozen=True, config=STRICT)
+class TokenizerEvaluationConfig:
+    """Held-out views by which tokenizers are judged."""
+
+    sets: Annotated[dict[str, EvaluationSet], Field(min_length=1)]  # the first is "held-out"
+    seed: NonNegativeInt = 0  # of the views, the same for every model
+    # The standard FID and IS too, also of samples; their network is downloaded (extra "inception").
+    inception: bool = False
+
+
+@dataclass(frozen=True, config=STRICT)
+class TokenizerSection:
+    """Tokenizers: what they share, and their variants.
+
+    A variant lists the keys of TokenizerConfig in which it differs from `common`. Under `loss`,
+    `adversarial`, `optimizer` and `data` stand those of its training, and `codes_from` names the
+    variant whose encoder and codebooks it takes over.
+    """
+
+    evaluation: TokenizerEvaluationConfig
+    variants: Variants
+    common: TokenizerConfig = TokenizerConfig()
+    loss: TokenizerLossConfig = TokenizerLossConfig()
+    adversarial: AdversarialConfig = AdversarialConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+
+@dataclass(frozen=True, config=STRICT)
+class GenerationEvaluationConfig:
+    """Samples and held-out views between which FD-Lite0, KID, precision, recall are measured."""
+
+    samples: PositiveInt = 500
+    reference_views: PositiveInt = 500
+    kid_subset_size: AtLeastTwo = 100
+    neighbors: PositiveInt = 3  # k of the manifolds of precision and recall (arXiv 1904.06991)
+    guidance_sweep: list[float] = field(default_factory=list)  # weights to compare; may be empty
+    top_p_sweep: list[TopP] = field(default_factory=list)
+    sweep_samples: PositiveInt = 500  # at each of them
+    throughput_batch_size: PositiveInt = 64  # images at a time where speed is measured
+    seed: NonNegativeInt = 0
+
+    def __post_init__(self):
+        smallest = min(self.samples, self.reference_views)
+        _require_fewer(self, smallest, min(smallest, self.sweep_samples))
+
+
+@dataclass(frozen=True, config=STRICT)
+class TextEvaluationConfig:
+    """Prompts for which samples are drawn, and how these are judged."""
+
+    prompts: PositiveInt = 184  # of each kind: seen names in new words, held-out names
+    # Captions among which the right one has to be found; chance is 1 / candidates.
+    candidates: AtLeastTwo = 100
+    kid_subset_size: AtLeastTwo = 100
+    neighbors: PositiveInt = 3
+    # At which held-out names are drawn too, to compare; may be empty.
+    top_p_sweep: list[TopP] = field(default_factory=list)
+    guidance_sweep: list[float] = field(default_factory=list)
+    seed: NonNegativeInt = 0
+
+    def __post_init__(self):
+        a, b = self.candidates, self.prompts
+        require(a <= b, f"candidates {a} are drawn from the {b} prompts: there must be as many")
+        _require_fewer(self, self.prompts, self.prompts)
+
+
+def _require_fewer(config: Any, images: int, smallest_set: int) -> None:
+    """KID subsets and nearest neighbors come from sets of images that must be large enough."""
+    a, b = config.kid_subset_size, config.neighbors
+    require(a <= images, f"kid_subset_size must lie in 2 ... {images}, it is {a}")
+    sentence = f"neighbors must lie in 1 ... {smallest_set - 1}, below the number of images"
+    require(b < smallest_set, f"{sentence}, it is {b}")
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class GeneratorSection:
+    """Models over codes: what they share, and their variants."""
+
+    name: ClassVar[str]
+    common: AutoregressiveConfig
+    variants: Variants  # of AutoregressiveConfig; under `optimizer`, of their training
+    tokenizer_seed: NonNegativeInt = 0  # of the tokenizer whose codes are modelled
+    codes: CodesConfig = CodesConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    samplers: dict[str, Changes] = field(default_factory=dict)  # variants with other sampling
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class AutoregressiveSection(GeneratorSection):
+    """Class-conditional models."""
+
+    name: ClassVar[str] = "autoregressive"
+    evaluation: GenerationEvaluationConfig = GenerationEvaluationConfig()
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class TextSection(GeneratorSection):
+    """Text-conditional models."""
+
+    name: ClassVar[str] = "text"
+    captions: CaptionsConfig = CaptionsConfig()
+    evaluation: TextEvaluationConfig = TextEvaluationConfig()
+    dual_encoder: DualEncoderConfig
+
+
+@dataclass(frozen=True, config=STRICT)
+class ApplicationsConfig:
+    """Models and images of the applications notebook; samplers are those of the models."""
+
+    class_generator: str  # class-conditional variant over the codes of a scale-causal tokenizer
+    text_generator: str  # text-conditional, likewise
+    baseline: str  # tokenizer variant beside which rates and other data sets are measured
+    model_seed: NonNegativeInt = 0  # of both generators
+    images: AtLeastTwo = 150  # held-out images that are upsampled and edited
+    # Of upsampling at the largest factor.
+    temperatures: list[PositiveFloat] = Field([0.7, 1.0], min_length=1)
+    repeated: PositiveInt = 50  # images of which several samples are drawn
+    samples: AtLeastTwo = 4  # that many
+    previews: AtLeastTwo = 8  # of one prompt
+    preview_prompts: AtLeastTwo = 60  # for which previews are judged
+    rounds: PositiveInt = 5  # of timing
+    kid_subset_size: AtLeastTwo = 100
+    seed: NonNegativeInt = 0
+
+    def __post_init__(self):
+        for name in ("repeated", "kid_subset_size"):
+            sentence = f"{name} must not be more than images = {self.images}"
+            require((number := getattr(self, name)) <= self.images, f"{sentence}, it is {number}")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -43,116 +190,81 @@ class Profile:
     engine: EngineConfig = EngineConfig()
 
     def __post_init__(self):
-        classes, texts = self.autoregressive.variants, self.text.variants
-        both = sorted(set(classes) & set(texts))
-        require(not both, f"autoregressive.variants and text.variants both have {', '.join(both)}")
-        for variant in (*self.tokenizer.variants, *classes, *texts):
-            is_name = re.fullmatch(r"\w[\w.-]*", variant) is not None
-            require(is_name, f"the variant {variant!r} names files: use letters, digits, _ - .")
-        for variant in self.tokenizer.variants:
+        tokenizers, classes = self.tokenizer.variants, self.autoregressive.variants
+        texts, judge = self.text.variants, self.text.dual_encoder
+        both = ", ".join(set(classes) & set(texts))
+        require(not both, f"autoregressive.variants and text.variants both have {both}")
+        for variant in tokenizers:
             self._check_tokenizer(variant)
         for variant in (*classes, *texts):
             self._check_generator(variant)
-        for name in ("autoregressive", "text"):
-            section = getattr(self, name)
-            for variant in section.samplers:
-                require_known(variant, section.variants, f"{name}.samplers")
-        for variant in self.text.dual_encoder.reconstructions:
-            require_known(variant, self.tokenizer.variants, "text.dual_encoder.reconstructions")
+        for where, names, known in (
+            ("autoregressive.samplers", self.autoregressive.samplers, classes),
+            ("text.samplers", self.text.samplers, texts),
+            ("text.dual_encoder.reconstructions", judge.reconstructions, tokenizers),
+        ):
+            for name in names:
+                require_known(name, known, where)
         if classes and texts:  # applications need a model of each kind
             self._check_applications()
 
     def _check_tokenizer(self, variant: str) -> None:
         config, training = self.tokenizer_variant(variant), self.tokenizer_training(variant)
-        name, loss = f"tokenizer.{variant}", training.loss
+        name, loss, size = f"tokenizer.{variant}", training.loss, config.size
         latents = self.tokenizer_data(variant).normalization_views * config.tokens_per_scale
-        require(
-            config.num_codes <= latents,
-            f"{name} has {config.num_codes} codes but k-means starts from {latents} vectors: raise "
-            "data.normalization_views or lower num_codes",
-        )
-        require(
-            not training.adversarial.weight or config.size % 8 == 0,
-            f"a discriminator needs sizes that are multiples of 8 px, {name} has {config.size}",
-        )
-        require(
-            not loss.multiscale
-            or (config.levels > 0 and config.decoder_attention == "scale_causal"),
-            f"loss.multiscale of {name} is about images of the first scales alone, which need "
-            "several levels and decoder_attention: scale_causal",
-        )
-        smallest = LPIPS_MIN_SIZE[loss.lpips_net]
-        require(
-            not loss.lpips or config.size >= smallest,
-            f"LPIPS-{loss.lpips_net} needs at least {smallest} px but {name} has {config.size}",
-        )
+        sentence = f"{name} has {config.num_codes} codes but k-means starts from {latents} vectors"
+        remedy = "raise data.normalization_views or lower num_codes"
+        require(config.num_codes <= latents, f"{sentence}: {remedy}")
+        sentence = f"a discriminator needs sizes that are multiples of 8 px, {name} has {size}"
+        require(not training.adversarial.weight or size % 8 == 0, sentence)
+        previews = config.levels > 0 and config.decoder_attention == "scale_causal"
+        sentence = f"loss.multiscale of {name} needs levels and decoder_attention: scale_causal"
+        require(previews or not loss.multiscale, sentence)
+        least = LPIPS_MIN_SIZE[loss.lpips_net]
+        sentence = f"LPIPS-{loss.lpips_net} needs at least {least} px but {name} has {size}"
+        require(not loss.lpips or size >= least, sentence)
         self._check_shares(name, training.optimizer)
 
     def _check_generator(self, variant: str) -> None:
-        config, section = self.autoregressive_variant(variant), self._section_name(variant)
-        name, is_text = f"{section}.{variant}", section == "text"
-        tokenizers = self.tokenizer.variants
-        require_known(config.tokenizer, tokenizers, f"{section}.variants.{variant}.tokenizer")
-        size = self.tokenizer_variant(config.tokenizer).size
-        require(
-            size == self.data.size,
-            f"{name} needs a tokenizer of data.size {self.data.size} px, {config.tokenizer} is "
-            f"built for {size} px",
-        )
-        which = "a model of the section text needs" if is_text else "only those of text have"
-        require(
-            is_text == (config.text is not None),
-            f"{name}: `text` describes a text encoder, which {which}",
-        )
-        require(
-            is_text or not config.text_noise,
-            f"{name}: text_noise is of texts, but this model is told classes",
-        )
-        optimizer = self.generator_optimizer(variant)
+        config, optimizer = self.autoregressive_variant(variant), self.generator_optimizer(variant)
+        section, size = self.generator_section(variant), self.data.size
+        name, is_text = f"{section.name}.{variant}", section is self.text
         self.sampler(variant)
-        require(
-            self.engine.strategy != "fsdp" or not optimizer.ema_decay,
-            "engine.strategy fsdp keeps no moving average of sharded weights: set ema_decay of "
-            f"{name} to 0.0, or strategy: ddp",
-        )
+        where, tokenizer = f"{section.name}.variants.{variant}.tokenizer", config.tokenizer
+        require_known(tokenizer, self.tokenizer.variants, where)
+        built = self.tokenizer_variant(tokenizer).size
+        sentence = f"{name} needs a tokenizer of data.size {size} px, {tokenizer} is built for"
+        require(built == size, f"{sentence} {built} px")
+        which = "a model of the section text needs" if is_text else "only those of text have"
+        sentence = f"{name}: `text` describes a text encoder, which {which}"
+        require(is_text == (config.text is not None), sentence)
+        sentence = f"{name}: text_noise is of texts, but this model is told classes"
+        require(is_text or not config.text_noise, sentence)
+        sentence = f"engine.strategy fsdp needs ema_decay: 0.0 of {name} (or set strategy: ddp)"
+        require(self.engine.strategy != "fsdp" or not optimizer.ema_decay, sentence)
         self._check_shares(name, optimizer)
 
     def _check_shares(self, name: str, optimizer: OptimizerConfig) -> None:
-        require(
-            optimizer.batch_size % self.engine.world_size == 0,
-            f"engine: {self.engine.world_size} processes share every batch equally, but batch_size "
-            f"of {name} is {optimizer.batch_size}",
-        )
+        size, count = optimizer.batch_size, self.engine.world_size
+        sentence = f"engine: {count} processes share every batch equally, but batch_size of {name}"
+        require(size % count == 0, f"{sentence} is {size}")
 
     def _check_applications(self) -> None:
         section, candidates = self.applications, self.text.evaluation.candidates
-        models = {
-            "class_generator": self.autoregressive.variants,
-            "text_generator": self.text.variants,
-        }
-        for key, variants in (models | {"baseline": self.tokenizer.variants}).items():
-            require_known(getattr(section, key), variants, f"applications.{key}")
-        require(
-            section.images >= candidates,
-            f"applications.images must be at least text.evaluation.candidates = {candidates}, "
-            f"captions among which that of an edited image has to be found; it is {section.images}",
-        )
-        require(
-            "extra" in self.tokenizer.evaluation.sets,
-            "applications upsample images of other things than models were trained on: "
-            "tokenizer.evaluation.sets needs an entry `extra`",
-        )
-        for key in models:
-            variant = getattr(section, key)
-            name = self.autoregressive_variant(variant).tokenizer
-            config = self.tokenizer_variant(name)
-            require(
-                config.levels >= 3
-                and config.encoder_attention == config.decoder_attention == "scale_causal",
-                f"applications.{key}: {variant} upsamples images of 1/8 of the size, so its "
-                f"tokenizer {name} needs three levels or more and scale-causal attention on both "
-                "sides",
-            )
+        require_known(section.baseline, self.tokenizer.variants, "applications.baseline")
+        sentence = f"applications.images must be at least text.evaluation.candidates = {candidates}"
+        require(section.images >= candidates, f"{sentence}, it is {section.images}")
+        sentence = "tokenizer.evaluation.sets needs an entry `extra`, which applications upsample"
+        require("extra" in self.tokenizer.evaluation.sets, sentence)
+        for kind, models in (("class", self.autoregressive), ("text", self.text)):
+            key, variant = f"applications.{kind}_generator", getattr(section, f"{kind}_generator")
+            require_known(variant, models.variants, key)
+            tokenizer = self.autoregressive_variant(variant).tokenizer
+            config = self.tokenizer_variant(tokenizer)
+            attention = {config.encoder_attention, config.decoder_attention}
+            sentence = f"{key}: {variant} upsamples images, so its tokenizer {tokenizer} needs"
+            needs = "three levels or more and scale-causal attention on both sides"
+            require(config.levels >= 3 and attention == {"scale_causal"}, f"{sentence} {needs}")
 
     # -- tokenizers --
 
@@ -161,30 +273,22 @@ class Profile:
 
         A variant with `codes_from` starts from that one instead and may change its decoder only.
         """
-        section, where = self.tokenizer, f"tokenizer.variants.{variant}"
-        require_known(variant, section.variants, "tokenizer variant")
-        changes = section.variants[variant]
-        base = changes.get("codes_from")
-        changes = {key: value for key, value in changes.items() if key not in TRAINING_KEYS}
-        wanted = variant.removesuffix("_second")
-        if variant != wanted and base != wanted:
-            raise ConfigError(
-                f"{where}.codes_from must be {wanted}, on which the stage of this name depends, it "
-                f"is {base}."
-            )
+        variants, where = self.tokenizer.variants, f"tokenizer.variants.{variant}"
+        require_known(variant, variants, "tokenizer variant")
+        training = ("loss", "adversarial", "optimizer", "codes_from", "data")
+        changes = {key: x for key, x in variants[variant].items() if key not in training}
+        base, first = variants[variant].get("codes_from"), variant.removesuffix("_second")
+        sentence = f"{where}.codes_from must be {first}, on which the stage of this name depends"
+        require(base == first or variant == first, f"{sentence}, it is {base}")
         if base is None:
-            return _merged(section.common, changes, where)
-        require_known(str(base), section.variants, f"{where}.codes_from")
-        if "codes_from" in section.variants[base]:
-            raise ConfigError(
-                f"{where}.codes_from: {base} has codes of another variant itself; name that one."
-            )
-        config = _merged(self.tokenizer_variant(base), changes, where)
-        if fixed := [key for key in changes if not key.startswith("decoder_")]:
-            raise ConfigError(
-                f"{where}: {', '.join(fixed)} cannot differ from {base}, whose codes it takes "
-                "over: only decoder_* can."
-            )
+            return _changed(self.tokenizer.common, changes, where)
+        require_known(str(base), variants, f"{where}.codes_from")
+        sentence = f"{where}.codes_from: {base} has codes of another variant itself; name that one"
+        require("codes_from" not in variants[base], sentence)
+        config = _changed(self.tokenizer_variant(base), changes, where)
+        fixed = ", ".join(key for key in changes if not key.startswith("decoder_"))
+        sentence = f"{where}: {fixed} cannot differ from {base}, whose codes it takes over"
+        require(not fixed, f"{sentence}: only decoder_* can")
         return config
 
     def tokenizer_training(self, variant: str) -> TokenizerTraining:
@@ -192,11 +296,10 @@ class Profile:
         section, where = self.tokenizer, f"tokenizer.variants.{variant}"
         require_known(variant, section.variants, "tokenizer variant")
         changes = section.variants[variant]
-        values: dict[str, Any] = {
-            key: to_dict(getattr(section, key)) | _changes_of(changes, key, where)
-            for key in ("loss", "adversarial", "optimizer")
-        }
-        values["codes_from"] = changes.get("codes_from")
+        values: dict[str, Any] = {"codes_from": changes.get("codes_from")}
+        for key in ("loss", "adversarial", "optimizer"):
+            part = _changed(getattr(section, key), changes.get(key, {}), f"{where}.{key}")
+            values[key] = to_dict(part)
         return from_dict(TokenizerTraining, values, where)
 
     def tokenizer_data(self, variant: str) -> DataConfig:
@@ -204,65 +307,47 @@ class Profile:
 
         A second decoder learns on the images of its codes.
         """
-        variants, where = self.tokenizer.variants, f"tokenizer.variants.{variant}"
-        require_known(variant, variants, "tokenizer variant")
-        changes = {}
-        for name in (variants[variant].get("codes_from", variant), variant):
-            changes |= _changes_of(variants[name], "data", where)
-        if "size" in changes:
-            raise ConfigError(
-                f"{where}.data.size: views are as large as the tokenizer; set {where}.size."
-            )
-        size = self.tokenizer_variant(variant).size
-        return _merged(self.data, changes | {"size": size}, f"{where}.data")
+        size, variants = self.tokenizer_variant(variant).size, self.tokenizer.variants
+        data, where = self.data, f"tokenizer.variants.{variant}"
+        for name in (variants[variant].get("codes_from") or variant, variant):
+            changes = variants[name].get("data", {})
+            data = _changed(data, changes, f"{where}.data")
+            sentence = f"{where}.data.size: views are as large as the tokenizer; set {where}.size"
+            require("size" not in changes, sentence)
+        return replace(data, size=size)
 
     # -- generators --
 
     def generator_section(self, variant: str) -> AutoregressiveSection | TextSection:
         """The section that has a variant of this name."""
-        return getattr(self, self._section_name(variant))
-
-    def _section_name(self, variant: str) -> str:
         variants = self.autoregressive.variants | self.text.variants
         require_known(variant, variants, "autoregressive or text variant")
-        return "text" if variant in self.text.variants else "autoregressive"
+        return self.text if variant in self.text.variants else self.autoregressive
 
     def autoregressive_variant(self, variant: str) -> AutoregressiveConfig:
         """`common` of the variant's section with the variant's keys."""
-        section, where = self.generator_section(variant), self._where(variant)
-        changes = {k: value for k, value in section.variants[variant].items() if k != "optimizer"}
-        return _merged(section.common, changes, where)
+        section = self.generator_section(variant)
+        changes = {key: x for key, x in section.variants[variant].items() if key != "optimizer"}
+        return _changed(section.common, changes, f"{section.name}.variants.{variant}")
 
     def generator_optimizer(self, variant: str) -> OptimizerConfig:
         """`optimizer` of the variant's section with the variant's keys."""
-        section, where = self.generator_section(variant), self._where(variant)
-        changes = _changes_of(section.variants[variant], "optimizer", where)
-        return _merged(section.optimizer, changes, f"{where}.optimizer")
+        section = self.generator_section(variant)
+        changes = section.variants[variant].get("optimizer", {})
+        return _changed(section.optimizer, changes, f"{section.name}.variants.{variant}.optimizer")
 
     def sampler(self, variant: str) -> SamplingConfig:
         """`sampling` of the variant's section with the keys under the variant in `samplers`."""
-        section, where = self.generator_section(variant), f"{self._section_name(variant)}.samplers"
-        changes = _changes_of(section.samplers, variant, where)
-        return _merged(section.sampling, changes, f"{where}.{variant}")
-
-    def _where(self, variant: str) -> str:
-        return f"{self._section_name(variant)}.variants.{variant}"
+        section = self.generator_section(variant)
+        changes = section.samplers.get(variant, {})
+        return _changed(section.sampling, changes, f"{section.name}.samplers.{variant}")
 
 
-def _merged(config: Config, changes: Changes, where: str) -> Config:
+def _changed(config: Config, changes: Changes, where: str) -> Config:
+    """A configuration with other values under some of its keys."""
+    sentence = f"{where} lists the keys in which the variant differs, it is {changes!r}"
+    require(isinstance(changes, dict), sentence)
     return from_dict(type(config), to_dict(config) | changes, where)
-
-
-def _changes_of(changes: Changes, key: str, where: str) -> Changes:
-    """The changes under a key, such as `optimizer`."""
-    if not isinstance(below := changes.get(key, {}), dict):
-        raise ConfigError(
-            f"{where}.{key} lists the keys in which the variant differs, it is {below!r}."
-        )
-    return below
-
-
-# -- files -----------------------------------------------------------------------------------------
 
 
 def load_profile(name: str | Path = "quick") -> Profile:
@@ -272,10 +357,36 @@ def load_profile(name: str | Path = "quick") -> Profile:
         ConfigError: no such profile, or a key in it that is unknown, missing, twice there, of a
             wrong type or in an impossible combination.
     """
-    values = _read_profile(name)
-    file = resolve(PARAMETERS)
-    values = fill_in(values, read_yaml(file) if file.exists() else {})
+    values, parameters = _read_profile(name), resolve("params.yaml")
+    values = fill_in(values, read_yaml(parameters) if parameters.exists() else {})
     return from_dict(Profile, values, _path(name).name)
+
+
+def _path(name: str | Path) -> Path:
+    return resolve(name if str(name).endswith((".yaml", ".yml")) else f"profiles/{name}.yaml")
+
+
+def _read_profile(name: str | Path) -> dict[str, Any]:
+    """Values of a profile file laid over those of its base, and so on."""
+    path = _path(name)
+    if not path.exists():
+        there = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml"))) or "(none)"
+        raise ConfigError(f"There is no profile {str(name)!r}: choose one of {there}.")
+    values = read_yaml(path)
+    if (base := values.pop("base", None)) is None:
+        return values
+    if not isinstance(base, str) or base == path.stem:
+        raise ConfigError(f"{path.name}: base names another profile, it is {base!r}.")
+    return merge(_read_profile(base), values)
+
+
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, mapping by mapping; lists are replaced."""
+    merged = dict(base)
+    for key, value in changes.items():
+        is_section = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = merge(base[key], value) if is_section else value
+    return merged
 
 
 def changed(values: dict[str, Any], changes: Changes) -> dict[str, Any]:
@@ -294,76 +405,3 @@ def changed(values: dict[str, Any], changes: Changes) -> dict[str, Any]:
             raise ConfigError(f"a change of {key}, which the profile does not have.")
         section[last] = value
     return values
-
-
-def fill_in(values: Any, parameters: dict[str, Any]) -> Any:
-    """Plain values with every `${name}` in a text replaced by that text of params.yaml.
-
-    Raises:
-        ConfigError: there is no such text.
-    """
-    if isinstance(values, dict):
-        return {key: fill_in(value, parameters) for key, value in values.items()}
-    if not isinstance(values, str):
-        return values
-    texts = {name: value for name, value in parameters.items() if isinstance(value, str)}
-    if unknown := set(re.findall(r"\$\{(\w+)\}", values)) - set(texts):
-        raise ConfigError(
-            f"the path {values!r} names ${{{unknown.pop()}}}, which {PARAMETERS} does not have as "
-            f"a text; it has {', '.join(texts) or 'none'}."
-        )
-    return re.sub(r"\$\{(\w+)\}", lambda match: texts[match[1]], values)
-
-
-def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it, mapping by mapping; lists are replaced."""
-    merged = dict(base)
-    for key, value in changes.items():
-        is_section = isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = merge(base[key], value) if is_section else value
-    return merged
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Content of a YAML file.
-
-    Raises:
-        ConfigError: it is no valid YAML, no mapping, or a key stands in it twice.
-    """
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path.name} is not valid YAML: {reason}.") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path.name} must be a mapping of keys to values.")
-    return values
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key that stands twice in a mapping; PyYAML would take the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value]
-        if twice := {key for key in keys if keys.count(key) > 1}:
-            problem = f"the key {twice.pop()} is there twice"
-            raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def _read_profile(name: str | Path) -> dict[str, Any]:
-    """Values of a profile file laid over those of its base, and so on."""
-    path = _path(name)
-    if not path.exists():
-        there = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml"))) or "(none)"
-        raise ConfigError(f"There is no profile {str(name)!r}: choose one of {there}.")
-    values = read_yaml(path)
-    if (base := values.pop("base", None)) is None:
-        return values
-    if not isinstance(base, str) or base == path.stem:
-        raise ConfigError(f"{path.name}: base names another profile, it is {base!r}.")
-    return merge(_read_profile(base), values)
-
-
-def _path(name: str | Path) -> Path:
-    return resolve(name if str(name).endswith((".yaml", ".yml")) else f"profiles/{name}.yaml")

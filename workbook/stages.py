@@ -56,7 +56,7 @@ def stage_hashes(stage: str) -> dict[str, str]:
 def prepare(profile: Profile) -> None:
     """Write what other stages depend on: `build/code/STAGE.json`, hashes of what they run,
     `build/profiles/*.yaml`, profiles with every default, and `build/runs.yaml`, trained models."""
-    from workbook.train_or_load import AutoregressiveRun, TokenizerRun
+    from workbook.runs import AutoregressiveRun, TokenizerRun
 
     texts = {
         f"build/code/{stage}.json": json.dumps(stage_hashes(stage), indent=1) + "\n"

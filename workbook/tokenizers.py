@@ -11,12 +11,12 @@ from sitlib.data import held_out_views, open_images
 from sitlib.files import Row
 from sitlib.metrics.weights import fetch_weights
 from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.strict import require_known
 from sitlib.train.tokenizer import train_tokenizer
 from workbook.errors import command
-from workbook.launch import launcher, training_command
 from workbook.paths import resolve
 from workbook.profile import Profile
-from workbook.train_or_load import TokenizerRun, Trained, train_or_load
+from workbook.runs import TokenizerRun, Trained, train_or_load, training_command
 
 
 def trained_tokenizer(
@@ -30,12 +30,12 @@ def trained_tokenizer(
     run = TokenizerRun.of(profile, variant, seed)
 
     def train_now(folder: Path) -> tuple[SpectralTokenizer, list[Row]]:
-        base = run.training.codes_from
+        base, images = run.training.codes_from, open_images(resolve(run.data.source), "train")
         return train_tokenizer(
             run.model,
             run.training,
             run.data,
-            open_images(resolve(run.data.source), "train"),
+            images,
             seed=seed,
             folder=folder,
             engine=profile.engine,
@@ -46,8 +46,14 @@ def trained_tokenizer(
 
     if run.training.loss.lpips:
         fetch_weights()  # before several processes want them
-    launch = launcher("workbook.tokenizers", profile, variant, seed, pipeline)
-    return train_or_load(run, "tokenizer", variant, SpectralTokenizer, train_now, pipeline, launch)
+    model = SpectralTokenizer
+    return train_or_load(run, "tokenizer", variant, model, train_now, pipeline, profile)
+
+
+def tokenizer_of_codes(profile: Profile, variant: str) -> Trained[SpectralTokenizer]:
+    """The tokenizer whose codes a generator of the profile models."""
+    name = profile.autoregressive_variant(variant).tokenizer
+    return trained_tokenizer(profile, name, profile.generator_section(variant).tokenizer_seed)
 
 
 def held_out_set(
@@ -57,32 +63,23 @@ def held_out_set(
     count: int | None = None,
     first: int = 0,
 ) -> tuple[Tensor, list[str]]:
-    """Evaluation views [V, 3, H, H] of a profile, the same for every tokenizer, and the keys of
-    their photographs.
+    """Evaluation views [V, 3, H, H], the same for every tokenizer, and the keys of their images.
 
     Args:
         name: of `tokenizer.evaluation.sets`; default: the first.
         size: H, px; default: the size of training views.
         count, first: how many views, from which on; default: all, which of a large set may be more
-        than the memory holds.
-
-    Raises:
-        ValueError: the profile has no set of this name.
+            than the memory holds.
     """
     settings = profile.tokenizer.evaluation
     name = next(iter(settings.sets)) if name is None else name
-    if name not in settings.sets:
-        raise ValueError(
-            f"There is no evaluation set {name!r}; the profile has {', '.join(settings.sets)}."
-        )
+    require_known(name, settings.sets, "evaluation set")
     chosen, size = settings.sets[name], profile.data.size if size is None else size
-    source = open_images(resolve(chosen.source), "test")
     count = chosen.views - first if count is None else min(count, chosen.views - first)
-    images, _, keys = held_out_views(
-        source, count, size, settings.seed, kind=chosen.kind, first=first
-    )
+    source, options = open_images(resolve(chosen.source), "test"), {"kind": chosen.kind}
+    images, _, keys = held_out_views(source, count, size, settings.seed, first=first, **options)
     return images, keys
 
 
 if __name__ == "__main__":
-    command(partial(training_command, "workbook.tokenizers", trained_tokenizer))
+    command(partial(training_command, trained_tokenizer))

@@ -28,10 +28,9 @@ from workbook.codes import captioned, held_out_wide, images_of, load_codes
 from workbook.evaluate.text import KINDS, Judge, prompts
 from workbook.generators import trained_generator
 from workbook.paths import resolve
-from workbook.profile import Profile
-from workbook.sections import GenerationEvaluationConfig, TextEvaluationConfig
+from workbook.profile import GenerationEvaluationConfig, Profile, TextEvaluationConfig
+from workbook.runs import AutoregressiveRun, CodesRun, DualEncoderRun, TokenizerRun
 from workbook.tokenizers import trained_tokenizer
-from workbook.train_or_load import AutoregressiveRun, CodesRun, DualEncoderRun, TokenizerRun
 
 GREY = 0.85  # of places whose codes are not sampled yet
 REAL = "samples/real.safetensors"  # `real_features`, written by a stage
@@ -198,7 +197,7 @@ def measure_codes(
         "references": "the held-out images with these names"
         if variant in profile.text.variants
         else "wide held-out views of labelled photographs",
-        "reference_folder": CodesRun.of(profile, variant).source,
+        "reference_folder": CodesRun.of(profile, variant).tokenizer.data.source,
         "reference_size": CodesRun.of(profile, variant).tokenizer.data.size,
         **{name: getattr(sampling, name) for name in SAMPLER},
     }

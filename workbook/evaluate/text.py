@@ -25,8 +25,8 @@ from sitlib.train.dual_encoder import train_dual_encoder
 from workbook import evaluate
 from workbook.codes import captioned
 from workbook.profile import Profile
+from workbook.runs import DualEncoderRun, Trained, train_or_load
 from workbook.tokenizers import trained_tokenizer
-from workbook.train_or_load import DualEncoderRun, Trained, train_or_load
 
 VIEWS = 1024  # of training images, in memory at a time
 KINDS = {

@@ -31,10 +31,9 @@ from sitlib.strict import digest
 from sitlib.train.config import DataConfig
 from workbook import evaluate
 from workbook.paths import resolve
-from workbook.profile import Profile
-from workbook.sections import EvaluationSet
+from workbook.profile import EvaluationSet, Profile
+from workbook.runs import TokenizerRun
 from workbook.tokenizers import held_out_set, trained_tokenizer
-from workbook.train_or_load import TokenizerRun
 
 ERROR_LEVELS = 3  # scales of the error budget: those of SIT-4, for every model
 SMALLEST_SIZE = 4  # px; for the tokenizer without scales: the coarsest scale of SIT-5
