@@ -35,10 +35,6 @@ def test_tokenizer_benchmark_prints_a_ratio_for_every_operation(
     benchmark, weights_folder, monkeypatch, capsys
 ):
     monkeypatch.setattr(benchmark, "fetch_weights", lambda: None)
-    with_weights = benchmark.TokenizerLoss
-    monkeypatch.setattr(
-        benchmark, "TokenizerLoss", lambda config: with_weights(config, str(weights_folder))
-    )
     monkeypatch.setattr(benchmark, "SQUARES", (64,))
     benchmark.main(
         ["--profile", "smoke", "--geometry", "profile", "--repetitions", "1", "--threads", "1"]

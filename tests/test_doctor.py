@@ -1,13 +1,34 @@
-"""`sit doctor`: every check runs, and a broken package stops none."""
+"""`sit --help`, at once, and `sit doctor`, which a broken package does not stop."""
 
+import shlex
 import subprocess
 import sys
-from collections import namedtuple
 
 import pytest
 
-from sitlib.cli import doctor, main
+from sitlib.cli import COMMANDS, build_parser, doctor, main
 from workbook.paths import ROOT
+
+
+def test_help_is_there_at_once():
+    """In a process of its own: nothing that takes seconds is imported."""
+    code = (
+        "import sys; from sitlib.cli import main; assert main(['sample', '--help']) == 0\n"
+        "heavy = {'torch', 'numpy', 'yaml', 'pydantic', 'PIL'} & set(sys.modules)\n"
+        "sys.exit(f'{heavy} are imported' if heavy else main(['--help']))"
+    )
+    run = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 60}
+    done = subprocess.run([sys.executable, "-c", code], **run)
+    assert done.returncode == 0, done.stderr
+    assert all(f"\n    {name}" in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_in_help_are_taken_by_the_parser(name):
+    lines = [line for line in COMMANDS[name][3].splitlines() if line.startswith("  sit ")]
+    assert lines and all(line.startswith(f"  sit {name}") for line in lines)
+    for line in lines:
+        assert build_parser().parse_args(shlex.split(line)[1:]).command == name
 
 
 def test_every_check_runs_here(capsys):
@@ -22,7 +43,6 @@ def test_every_check_runs_here(capsys):
     [
         ("requires", lambda name: ["no-such-thing>=1"], "no-such-thing -> pip install"),
         ("requires", lambda name: ["numpy>=99"], "is not >=99 -> pip install"),
-        ("shutil.disk_usage", lambda path: namedtuple("U", "free")(1e9), "1.0 GB are free -> free"),
         ("shutil.which", lambda name: "/bin/nvidia-smi", "torch cannot use it -> install a torch"),
     ],
 )

@@ -16,8 +16,8 @@ from torchmetrics.image import StructuralSimilarityIndexMeasure
 
 from sitlib.metrics import (
     METRICS,
-    bits_per_pixel,
     bootstrap_interval,
+    code_counts,
     codebook_statistics,
     evaluate_reconstructions,
     fast_metrics,
@@ -58,22 +58,11 @@ def naive_ssim(image, reference):
 
 
 class TestReconstruction:
-    @given(seed=st.integers(0, 2**31), sigma=st.floats(0.001, 0.5), batch=st.integers(1, 4))
-    @settings(max_examples=25, deadline=None)
-    def test_psnr_equals_scikit_image_on_clamped_images(self, seed, sigma, batch):
-        generator = torch.Generator().manual_seed(seed)
-        references = torch.rand(batch, 3, 9, 7, generator=generator)
-        noise = torch.randn(references.shape, generator=generator).clamp(-0.9, 0.9)
-        images = references + sigma * noise
-        pairs = zip(references.numpy(), images.clamp(0, 1).numpy(), strict=True)
+    def test_psnr_equals_scikit_image_on_clamped_images(self, views, noisy):
+        pairs = zip(views.numpy(), noisy.clamp(0, 1).numpy(), strict=True)
         expected = [peak_signal_noise_ratio(a, b, data_range=1) for a, b in pairs]
-        np.testing.assert_allclose(psnr_per_image(images, references).numpy(), expected, rtol=1e-4)
-
-    def test_psnr_of_known_errors(self):
-        references = torch.full((2, 3, 4, 4), 0.5)
-        images = references + torch.tensor([0.1, 0.01])[:, None, None, None]
-        assert psnr_per_image(images, references).tolist() == pytest.approx([20, 40], abs=1e-3)
-        assert psnr_per_image(references, references).isinf().all()
+        np.testing.assert_allclose(psnr_per_image(noisy, views).numpy(), expected, rtol=1e-4)
+        assert psnr_per_image(views, views).isinf().all()
 
     def test_ssim_equals_its_definition_and_torchmetrics(self, views, noisy):
         values, clamped = ssim_per_image(noisy, views), noisy.clamp(0, 1)
@@ -128,10 +117,6 @@ class TestReconstruction:
         one = evaluate_reconstructions(views, views, ["a"] * 6, metrics=names)
         assert one["intervals"] == {}
 
-    def test_metrics_format_their_values(self):
-        assert METRICS["psnr"].heading == "PSNR, dB" and METRICS["psnr"].text(23.456) == "23.46"
-        assert METRICS["lpips_vgg"].heading == "LPIPS-VGG"
-
     @pytest.mark.parametrize(
         "spoil, message",
         [
@@ -139,17 +124,13 @@ class TestReconstruction:
             (lambda x: 2 * x - 1, r"must lie in \[0, 1\]"),
             (lambda x: 255 * x, r"must lie in \[0, 1\]"),
             (lambda x: (255 * x).byte(), "floating-point"),
-            (lambda x: torch.where(x > 0.5, float("nan"), x), "contain NaN"),
+            (lambda x: torch.where(x > 0.5, float("nan"), x), "these span nan"),
         ],
     )
     def test_bad_images(self, views, spoil, message):
-        good, bad = views[:2], spoil(views[:2])
-        calls = [(psnr_per_image, bad, good), (evaluate_reconstructions, good, bad)]
-        for function, *pair in calls:
+        for function in (psnr_per_image, evaluate_reconstructions):
             with pytest.raises(ValueError, match=message):
-                function(*pair)
-
-    def test_too_small_images(self, views):
+                function(views[:2], spoil(views[:2]))
         with pytest.raises(ValueError, match="at least 11 px"):
             ssim_per_image(views[..., :10, :], views[..., :10, :])
 
@@ -158,7 +139,8 @@ class TestCodebooks:
     def test_even_use_of_some_codes(self):
         """Scale 1 uses 4 of 8 codes evenly; scales 2 and 3 use 2 codes each, 4 of 8 together."""
         scales = [[0, 1, 2, 3] * 4, [0] * 8 + [1] * 8, [6] * 8 + [7] * 8]
-        result = codebook_statistics(torch.tensor(scales)[None].repeat(5, 1, 1), 8)
+        counts = code_counts(torch.tensor(scales)[None].repeat(5, 1, 1), 8)
+        result = codebook_statistics(counts, 5, 2)
         for name in ("approximation", "details"):
             assert result["codebooks"][name] == pytest.approx({"usage": 50, "perplexity": 4})
         columns = {key: [scale[key] for scale in result["scales"]] for key in result["scales"][0]}
@@ -166,6 +148,8 @@ class TestCodebooks:
         assert columns["perplexity"] == pytest.approx([4, 2, 2])
         assert columns["codebook"] == ["approximation", "details", "details"]
         assert columns["scale"] == [1, 2, 3] and result["usage_images"] == 5
+        with pytest.raises(ValueError, match="3 scales cannot have 4 codebooks"):
+            codebook_statistics(counts, 5, 4)
 
     @given(
         seed=st.integers(0, 2**31),
@@ -175,36 +159,17 @@ class TestCodebooks:
     )
     @settings(max_examples=40, deadline=None)
     def test_equals_numpy(self, seed, num_codes, shape, per_scale):
-        codes = torch.from_numpy(np.random.default_rng(seed).integers(0, num_codes, shape))
-        result = codebook_statistics(
-            codes, num_codes, num_codebooks=shape[1] if per_scale else None
-        )
-        ends = [1, *(range(2, shape[1] + 1) if per_scale else [shape[1]] if shape[1] > 1 else [])]
-        parts = np.split(codes.numpy(), ends[:-1], axis=1)
-        assert len(result["codebooks"]) == len(parts)
+        codes = np.random.default_rng(seed).integers(0, num_codes, shape)
+        num_codebooks = shape[1] if per_scale else 1
+        counts = code_counts(torch.from_numpy(codes), num_codes)
+        result = codebook_statistics(counts, len(codes), num_codebooks)
+        parts = np.split(codes, num_codebooks, axis=1)
         for book, part in zip(result["codebooks"].values(), parts, strict=True):
             _, counts = np.unique(part, return_counts=True)
             p = counts / counts.sum()
             assert book["usage"] == pytest.approx(100 * len(counts) / num_codes)
             assert book["perplexity"] == pytest.approx(np.exp(-(p * np.log(p)).sum()))
         json.dumps(result, allow_nan=False)
-
-    @pytest.mark.parametrize(
-        "codes, options, message",
-        [
-            (torch.zeros(2, 4, dtype=torch.int64), {}, r"\[B, S, N\]"),
-            (torch.zeros(2, 1, 4), {}, "integers"),
-            (torch.full((2, 1, 4), 8), {}, r"\[0, 8\)"),
-            (torch.full((2, 1, 4), -1), {}, r"\[0, 8\)"),
-            (torch.zeros(2, 1, 4, dtype=torch.int64), {"num_codebooks": 2}, "codebooks"),
-        ],
-    )
-    def test_bad_codes(self, codes, options, message):
-        with pytest.raises(ValueError, match=message):
-            codebook_statistics(codes, 8, **options)
-
-    def test_bits_per_pixel(self):
-        assert bits_per_pixel(1024, 8192, 256) == 1024 * 13 / 65536  # SIT-4 of the paper
 
 
 class TestRPrecision:
@@ -234,15 +199,11 @@ class TestRPrecision:
         expected = math.comb(13, 5) / math.comb(16, 5)
         assert scores.mean().item() == pytest.approx(expected, abs=0.03)
 
-    def test_random_similarities_give_chance_and_perfect_ones_one(self):
-        similarity = torch.rand(2000, 50, generator=torch.Generator().manual_seed(0))
-        right, names = torch.arange(2000) % 50, list(range(50))
-        scores = r_precision(similarity, right, names, candidates=10)
-        low, high = bootstrap_interval(scores, range(2000))
-        assert low < 0.1 < high and high - low < 0.04
-        similarity[torch.arange(2000), right] = 1.1
-        assert r_precision(similarity, right, names, candidates=50).min() == 1
-        assert r_precision(-similarity, right, names, candidates=50).max() == 0
+    def test_perfect_similarities_give_one_and_equal_ones_chance(self):
+        similarity, right = torch.rand(200, 50), torch.arange(200) % 50
+        similarity[torch.arange(200), right] = 1.1
+        assert r_precision(similarity, right, range(50), candidates=50).min() == 1
+        assert r_precision(-similarity, right, range(50), candidates=50).max() == 0
         equal = r_precision(torch.zeros(5, 9), torch.arange(5), list("abcdefghi"), candidates=4)
         assert equal.tolist() == [0.25] * 5
 

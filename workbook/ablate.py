@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from sitlib.files import atomic_write, read_json
-from sitlib.metrics import codebook_statistics, evaluate_reconstructions, fast_metrics
+from sitlib.metrics import code_counts, codebook_statistics, evaluate_reconstructions, fast_metrics
 from sitlib.metrics.weights import fetch_weights
 from sitlib.model.config import STRICT
 from sitlib.model.tokenizer import SpectralTokenizer
@@ -179,8 +179,8 @@ def run_row(grid: Grid, name: str, core: bool = False) -> dict[str, Any]:
             continue
         codes, reconstructions = reconstruct(trained.model, views)
         judged = evaluate_reconstructions(views, reconstructions, keys, metrics=fast_metrics())
-        num_codebooks = len(trained.model.codebooks)
-        usage = codebook_statistics(codes, config.num_codes, num_codebooks=num_codebooks)
+        counts = code_counts(codes, config.num_codes)
+        usage = codebook_statistics(counts, len(codes), len(trained.model.codebooks))
         by_seed[str(seed)] = {
             **{name: judged[name] for name in (*fast_metrics(), "by_photograph")},
             "usage": min(book["usage"] for book in usage["codebooks"].values()),

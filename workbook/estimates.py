@@ -11,7 +11,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import lpips
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -169,7 +168,7 @@ def tokenizer_subject(config: TokenizerConfig, training: TokenizerTraining, batc
         model.freeze_encoder_from(SpectralTokenizer(config))
     loss = TokenizerLoss(replace(training.loss, lpips=0.0))
     if training.loss.lpips:
-        loss.config, loss.perceptual = training.loss, _random_lpips(training.loss.lpips_net)
+        loss.config, loss.perceptual = training.loss, PerceptualDistance(training.loss.lpips_net)
     weight = training.adversarial.weight
     discriminator = Discriminator(config.size, training.adversarial.channels) if weight else None
     images = torch.rand(batch, 3, config.size, config.size)
@@ -204,11 +203,3 @@ def autoregressive_subject(config: CodeModelConfig, batch: int) -> Subject:
         code_nats(model(codes, condition), codes).mean().backward()
 
     return Subject([model], lambda: model(codes, condition), step)
-
-
-def _random_lpips(net: str) -> PerceptualDistance:
-    """LPIPS of the right shapes, whose pretrained weights need not be there."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torchvision: `pretrained` is deprecated
-        network = lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False)
-    return PerceptualDistance(network, net)

@@ -142,15 +142,10 @@ say what is missing on this machine, and how to mend it
 # fmt: on
 
 
-class UsageError(Exception):
-    """Options that do not fit together: exit code 2."""
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run `sit` with these arguments (default: those of the process); return its exit code."""
-    for stream in (sys.stdout, sys.stderr):  # names of files need not be UTF-8
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     warnings.showwarning = lambda message, *_, **__: print(f"sit: {message}", file=sys.stderr)
     try:
         options = build_parser().parse_args(arguments)
@@ -159,7 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         module = importlib.import_module(f"sitlib.cli.{COMMANDS[options.command][0]}")
         return getattr(module, options.command)(options)
-    except UsageError as error:
+    except argparse.ArgumentError as error:  # options that do not fit together
         print(f"sit: {error} (--help shows the usage)", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

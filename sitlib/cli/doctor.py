@@ -5,7 +5,6 @@ import shutil
 import sys
 from importlib.metadata import requires, version
 from math import log2
-from pathlib import Path
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -54,59 +53,39 @@ def gpu() -> str:
     return f"GPU: {', '.join(names) or 'none, and none is needed'}"
 
 
-def disk() -> str:
-    free = shutil.disk_usage(Path.cwd()).free / 1e9
-    if free < 2:
-        raise ValueError(f"{free:.1f} GB are free")
-    return f"disk: {free:.0f} GB are free"
-
-
-def models() -> str:
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if files := list(folder.glob("models/*/*/model.safetensors")):
-            return f"models: {len(files)} in {folder / 'models'}"
-    return "models: none yet; make tokenizer trains one in minutes, make repro trains all"
-
-
 CHECKS = {
     packages: 'pip install --upgrade "sitlib", in a clone pip install -e .',
     torch_pair: "pip install --force-reinstall torch torchvision, both from one index",
     gpu: "install a torch that is built for the CUDA version which nvidia-smi shows",
-    disk: "free 2 GB for models and codes",
-    models: "",
 }
 
 
 def describe(options: argparse.Namespace) -> int:
     """Print what a checkpoint holds."""
-    from sitlib.cli.files import find_checkpoint
+    from sitlib.cli.files import KINDS, find_checkpoint
     from sitlib.files import load_model, read_metadata
-    from sitlib.model.generator import AutoregressiveModel
-    from sitlib.model.tokenizer import SpectralTokenizer
 
-    path = find_checkpoint(options.checkpoint, "tokenizer", "autoregressive")
+    path = find_checkpoint(options.checkpoint, *KINDS.values())
     metadata = read_metadata(path)
-    if metadata.get("class") == AutoregressiveModel.__name__:
-        model = load_model(path, AutoregressiveModel)
-        config = geometry = model.config
-        draws = f"classes {', '.join(config.classes)}" if config.classes else "texts"
-        more = {"tokenizer": config.transformer.tokenizer, "draws": draws}
-        more["sampling"] = str(config.sampling)
-    else:
-        model = load_model(path, SpectralTokenizer)
-        config, geometry = model.config, model.geometry
-        more = {"sizes": f"{', '.join(map(str, model.sizes))} px; others in tiles"}
-    tokens = geometry.num_scales * geometry.tokens_per_scale
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    tokenizer_class, generator_class = KINDS
+    is_generator = metadata.get("class") == generator_class.__name__
+    model = load_model(path, generator_class if is_generator else tokenizer_class)
+    config, parameters = model.config, sum(parameter.numel() for parameter in model.parameters())
+    tokens = config.num_scales * config.tokens_per_scale
     rows = {
         "class": type(model).__name__,
         "name": metadata.get("name", path.name),
         "parameters": f"{parameters / 1e6:.2f} million",
-        "tokens": f"{geometry.num_scales} scales of {geometry.tokens_per_scale}, {tokens} in all",
+        "tokens": f"{config.num_scales} scales of {config.tokens_per_scale}, {tokens} in all",
         "codes": f"{config.num_codes} in a codebook, {config.num_codebooks} codebooks",
         "bits": f"{tokens * log2(config.num_codes):.0f} an image",
     }
-    for title, text in (rows | more).items():
+    if is_generator:
+        rows["tokenizer"] = config.transformer.tokenizer
+        rows["draws"] = f"classes {', '.join(config.classes)}" if config.classes else "texts"
+        rows["sampling"] = config.sampling
+    else:
+        rows["sizes"] = f"{', '.join(map(str, model.sizes))} px; others in tiles"
+    for title, text in rows.items():
         print(f"{title:<12}{text}")
     return 0

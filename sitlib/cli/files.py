@@ -11,15 +11,16 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from sitlib.cli import UsageError, sentence
-from sitlib.data.decode import IMAGE_SUFFIXES, decode_image, list_files
-from sitlib.files import DiskError, atomic_write, load_model, read_metadata
+from sitlib.cli import sentence
+from sitlib.files import DiskError, Model, atomic_write, load_model
+from sitlib.model.generator import AutoregressiveModel
+from sitlib.model.transformer import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.strict import nearest
+from sitlib.strict import nearest, require
 
 CHECKPOINT = "model.safetensors"
-CODES = {".safetensors"}  # suffixes of files of codes
-IMAGES = {f".{suffix}" for suffix in IMAGE_SUFFIXES}
+KINDS = {SpectralTokenizer: "tokenizer", AutoregressiveModel: "autoregressive"}  # below models/
+CODES = ".safetensors"  # suffix of files of codes
 FORMATS = {k: name for k, name in Image.registered_extensions().items() if name in Image.SAVE}
 
 
@@ -35,33 +36,33 @@ class Jobs:
         file: the only output, where -o names a file; else None.
     """
 
-    def __init__(self, options: argparse.Namespace, suffixes: set[str], ending: str = ".png"):
-        """Find the inputs: files, and files with one of `suffixes` in folders.
+    def __init__(self, options: argparse.Namespace, ending: str = ".png", of_codes: bool = False):
+        """Find the inputs: files, and in folders all images, or all files of codes.
 
         Raises:
-            UsageError: -o names one file for several inputs, or of a kind that is not written.
+            ArgumentError: -o names one file for several inputs, or of a kind that is not written.
             ValueError: a folder without such files.
         """
-        self.overwrite, self.reserved = options.overwrite, set()
+        self.options, self.reserved = options, set()
         self.folder = Path(options.output).expanduser()
         suffix = self.folder.suffix.lower()
-        is_version = suffix[1:].isdecimal()
-        is_folder = self.folder.is_dir() or options.output.endswith("/") or is_version
-        if options.output == "-" or suffix not in {"", *FORMATS, *CODES} and not is_folder:
-            kinds = f"name{ending}, or {options.output}/ for a folder of that name"
-            raise UsageError(f"-o {options.output}: there is no such format; write {kinds}")
-        self.file = None if is_folder or not suffix else self.folder
-        if self.file and (suffix in CODES) != (ending in CODES):
-            raise UsageError(f"-o {self.file}: this command writes files such as name{ending}")
+        is_folder = options.output.endswith("/") or self.folder.is_dir()
+        is_folder = is_folder or suffix[1:].isdecimal() or not suffix  # as in v1.5
+        written = {CODES} if ending == CODES else FORMATS
+        if options.output == "-" or not is_folder and suffix not in written:
+            kinds = f"a file such as name{ending}, or {options.output}/ for a folder of that name"
+            raise argparse.ArgumentError(None, f"-o {options.output}: give {kinds}")
+        self.file = None if is_folder else self.folder
 
         places: dict[Path, Path] = {}  # input file -> its place below the output folder
         inputs = [Path(name).expanduser() for name in getattr(options, "inputs", [])]
         for path in inputs:
-            inside = self._search(path, suffixes) if path.is_dir() else [path]
-            root = path.parent if len(inputs) > 1 or not path.is_dir() else path
-            places |= {file: file.relative_to(root) for file in inside}
+            found = self._inside(path, of_codes) if path.is_dir() else [path]
+            root = path if path.is_dir() and len(inputs) == 1 else path.parent
+            places |= {file: file.relative_to(root) for file in found}
         if self.file and len(places) > 1:
-            raise UsageError(f"-o {self.file} names one file, but there are {len(places)} inputs")
+            several = f"-o {self.file} names one file, but there are {len(places)} inputs"
+            raise argparse.ArgumentError(None, several)
         self.inputs = {path.resolve() for path in places}
         self.targets: dict[Path, Path] = {}
         for path, place in places.items():
@@ -71,13 +72,16 @@ class Jobs:
                 target = self.folder / f"{place}{ending}"
             self.targets[path] = self.file or target
 
-    def _search(self, folder: Path, suffixes: set[str]) -> list[Path]:
+    def _inside(self, folder: Path, of_codes: bool) -> list[Path]:
         """Files below a folder, but for hidden ones and the outputs of an earlier run inside it."""
-        output, files = self.folder.resolve(), list_files(folder, {s[1:] for s in suffixes})
+        from sitlib.data.decode import IMAGE_SUFFIXES, list_files  # sit sample needs none of it
+
+        endings = {CODES[1:]} if of_codes else IMAGE_SUFFIXES
+        output, files = self.folder.resolve(), list_files(folder, endings)
         if folder.resolve() in output.parents:
             files = [file for file in files if output not in file.resolve().parents]
-        if not files:
-            raise ValueError(f"In {folder} no file's name ends in {' or '.join(sorted(suffixes))}.")
+        listed = " or ".join(sorted(f".{ending}" for ending in endings))
+        require(bool(files), f"In {folder} no file's name ends in {listed}.")
         return files
 
     def reserve(self, target: Path, *variants: str) -> list[Path]:
@@ -93,7 +97,7 @@ class Jobs:
                 raise ValueError(f"{path} would replace an input: name another folder with -o")
             if path in self.reserved:
                 raise ValueError(f"{path} was just written for another input: use another folder")
-            if path.exists() and not self.overwrite:
+            if path.exists() and not self.options.overwrite:
                 raise ValueError(f"{path} is there already; --overwrite replaces it")
         self.reserved.update(paths)
         return paths
@@ -132,8 +136,9 @@ def row(*cells: object) -> str:
 
 def read_image(path: Path) -> Tensor:
     """Read an image of any format and size: uint8 [1, 3, H, W]."""
-    if not path.is_file():
-        raise ValueError("there is no such file")
+    from sitlib.data.decode import decode_image
+
+    require(path.is_file(), "there is no such file")
     return decode_image(path, min_side=1)[None]
 
 
@@ -162,7 +167,6 @@ def find_checkpoint(name: str, *kinds: str) -> Path:
     Args:
         name: a path; or a run, with or without its seed, in models/KIND of the current folder or
             of one above it.
-        kinds: "tokenizer", "autoregressive".
 
     Raises:
         ValueError: there is none; the message lists those that there are.
@@ -181,16 +185,9 @@ def find_checkpoint(name: str, *kinds: str) -> Path:
     raise ValueError(f"There is no checkpoint {name}; {advice}. The path of one does as well.")
 
 
-def pick_device(name: str | None) -> str:
-    """Device of --device, by default the GPU if there is one, else the CPU."""
-    has_gpu = torch.cuda.is_available()
-    if name == "cuda" and not has_gpu:
-        raise ValueError("--device cuda: torch finds no GPU here; sit doctor says more.")
-    return name or ("cuda" if has_gpu else "cpu")
-
-
-def load_tokenizer(name: str, device: str | None) -> tuple[SpectralTokenizer, str]:
-    """A tokenizer by name or path, and the name that its checkpoint gives it."""
-    path = find_checkpoint(name, "tokenizer")
-    tokenizer = load_model(path, SpectralTokenizer).to(pick_device(device))
-    return tokenizer.requires_grad_(False), read_metadata(path).get("name", path.name)
+def load_checkpoint(name: str, cls: type[Model], device: str | None) -> tuple[Model, Path]:
+    """Load a tokenizer or a generator onto --device, by name or path; and say where it lies."""
+    has_device = device != "cuda" or torch.cuda.is_available()
+    require(has_device, "--device cuda: torch finds no GPU here; sit doctor says more.")
+    path = find_checkpoint(name, KINDS[cls])
+    return load_model(path, cls).to(device or best_device()).requires_grad_(False), path

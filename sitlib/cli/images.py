@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sitlib.cli import ALL, TOKENIZER, files
 from sitlib.files import read_metadata, write_tensors
-from sitlib.metrics import lpips_per_image
+from sitlib.metrics import bits_per_pixel, lpips_per_image
 from sitlib.metrics.networks import cached_lpips
 from sitlib.model.tiling import (
     ImageCodes,
@@ -29,6 +29,7 @@ from sitlib.model.tiling import (
     tile_side,
 )
 from sitlib.model.tokenizer import DECODER_MODULES, SpectralTokenizer
+from sitlib.strict import require
 
 GAP = 8  # px between images side by side
 LARGEST_LPIPS = 4_000_000  # px; a larger image would take gigabytes of memory
@@ -48,40 +49,40 @@ def codes_digest(tokenizer: SpectralTokenizer) -> str:
 
 def read_codes(path: Path) -> tuple[ImageCodes, dict]:
     """Read a file of `sit encode`: codes, and `name` and `codes` (a digest) of their tokenizer."""
-    if not path.is_file():
-        raise ValueError("there is no such file")
+    require(path.is_file(), "there is no such file")
     metadata = read_metadata(path)
-    if metadata.get("class") != "Codes":
-        content = metadata.get("class", "something else")
-        raise ValueError(f"it holds {content}, not codes: give a file that sit encode wrote")
+    content = metadata.get("class", "something else")
+    is_codes = content == "Codes"
+    require(is_codes, f"it holds {content}, not codes: give a file that sit encode wrote")
     try:
-        codes = load_file(path)["codes"]  # int16 or int32 [k, N]
-        image = ImageCodes(codes.long(), tuple(metadata["size"]), tuple(metadata["token_grid"]))
-        origin = {key: str(metadata["tokenizer"][key]) for key in ("name", "codes")}
-        numbers = [*image.size, *image.token_grid]
-        is_sound = codes.ndim == 2 and not codes.is_floating_point() and codes.numel() > 0
-        if not is_sound or len(numbers) != 4 or any(type(n) is not int or n < 1 for n in numbers):
-            raise ValueError(f"codes {list(codes.shape)} of an image of {image.size} px")
+        size, grid, tokenizer = (metadata[key] for key in ("size", "token_grid", "tokenizer"))
+        origin = {key: str(tokenizer[key]) for key in ("name", "codes")}
+        image = ImageCodes(load_file(path)["codes"], tuple(size), tuple(grid))
+        is_sound = all(type(number) is int and number > 0 for number in (*size, *grid))
+        require(is_sound, f"an image of {size} px")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"it is damaged ({error}): encode the image again") from None
     return image, origin
 
 
+def load_tokenizer(name: str, device: str | None) -> tuple[SpectralTokenizer, dict[str, str]]:
+    """A tokenizer, and `name` and `codes` as files of its codes hold them."""
+    tokenizer, path = files.load_checkpoint(name, SpectralTokenizer, device)
+    name = read_metadata(path).get("name", path.name)
+    return tokenizer, {"name": name, "codes": codes_digest(tokenizer)}
+
+
 def encode(options: argparse.Namespace) -> int:
-    jobs = files.Jobs(options, files.IMAGES, ".safetensors")
-    tokenizer, name = files.load_tokenizer(options.tokenizer or TOKENIZER, options.device)
-    origin = {"name": name, "codes": codes_digest(tokenizer)}
+    jobs = files.Jobs(options, files.CODES)
+    tokenizer, origin = load_tokenizer(options.tokenizer or TOKENIZER, options.device)
     dtype = torch.int16 if tokenizer.config.num_codes <= 2**15 else torch.int32
 
     def work(path: Path, target: Path) -> list[str]:
         jobs.reserve(target)
         image = files.read_image(path)
         encoded = encode_image(tokenizer, image)
-        metadata = {
-            "class": "Codes",
-            "image": os.fsencode(path.name).decode(errors="replace"),
-            "tokenizer": origin,
-        }
+        name = os.fsencode(path.name).decode(errors="replace")
+        metadata = {"class": "Codes", "image": name, "tokenizer": origin}
         metadata |= {"size": encoded.size, "token_grid": encoded.token_grid}
         write_tensors(target, {"codes": encoded.codes.cpu().to(dtype)}, metadata)
         return [files.row(*_costs(tokenizer, encoded.codes, image), target)]
@@ -90,21 +91,22 @@ def encode(options: argparse.Namespace) -> int:
 
 
 def decode(options: argparse.Namespace) -> int:
-    jobs = files.Jobs(options, files.CODES)
-    load = cache(files.load_tokenizer)
+    jobs = files.Jobs(options, of_codes=True)
+    load = cache(load_tokenizer)
     if options.tokenizer:  # a missing one is an error once, not for every file
         load(options.tokenizer, options.device)
 
     def work(path: Path, target: Path) -> list[str]:
         encoded, origin = read_codes(path)
-        tokenizer, name = load(options.tokenizer or Path(origin["name"]).name, options.device)
-        if codes_digest(tokenizer) != origin["codes"]:
-            raise ValueError(
-                f"its codes are of {origin['name']}, and {name} has other weights: encode the "
-                "image again, or give the checkpoint that made them with --tokenizer"
-            )
+        name = options.tokenizer or Path(origin["name"]).name
+        tokenizer, known = load(name, options.device)
+        require(
+            known["codes"] == origin["codes"],
+            f"its codes are of {origin['name']}, and {known['name']} has other weights: encode the "
+            "image again, or give the checkpoint that made them with --tokenizer",
+        )
         lines = []
-        for scales, file in _outputs(options, tokenizer, encoded, jobs, target):
+        for scales, file in _outputs(jobs, target, tokenizer, len(encoded.codes)):
             image = files.to_bytes(decode_strips(tokenizer, encoded, scales))
             files.write_image(file, image[0])
             lines.append(files.row(files.size_of(image), scales, file))
@@ -114,8 +116,9 @@ def decode(options: argparse.Namespace) -> int:
 
 
 def reconstruct(options: argparse.Namespace) -> int:
-    jobs = files.Jobs(options, files.IMAGES)
-    tokenizer, _ = files.load_tokenizer(options.tokenizer or TOKENIZER, options.device)
+    jobs = files.Jobs(options)
+    name = options.tokenizer or TOKENIZER
+    tokenizer, _ = files.load_checkpoint(name, SpectralTokenizer, options.device)
     has_lpips = True
     try:
         cached_lpips("alex")
@@ -125,14 +128,13 @@ def reconstruct(options: argparse.Namespace) -> int:
     def work(path: Path, target: Path) -> list[str]:
         image = files.read_image(path)
         encoded = encode_image(tokenizer, image)
-        side = tile_side(tokenizer, encoded.size)
-        outputs = _outputs(options, tokenizer, encoded, jobs, target)
+        outputs = _outputs(jobs, target, tokenizer, len(encoded.codes))
         beside = jobs.reserve(target, "compare") if options.compare else []
-        size = _shown_size(image)
-        lines, shown = [], [_resized(image, size)] if beside else []
+        lines, shown = [], [image]
         for scales, file in outputs:
             result = files.to_bytes(decode_strips(tokenizer, encoded, scales))
-            original = _averaged(image, 2 ** (len(encoded.codes) - scales), side)
+            factor = 2 ** (len(encoded.codes) - scales)
+            original = _averaged(image, factor, tile_side(tokenizer, encoded.size))
             cells = _costs(tokenizer, encoded.codes[:scales], result)
             cells.append(f"{_psnr(result, original):.2f}")
             if has_lpips:
@@ -141,10 +143,9 @@ def reconstruct(options: argparse.Namespace) -> int:
                 cells.append(f"{lpips_per_image(pair[0], pair[1]).item():.3f}" if is_small else "-")
             files.write_image(file, result[0])
             lines.append(files.row(*cells, file))
-            shown += [_resized(result, size)] if beside else []
+            shown.append(result)
         for file in beside:
-            gap = torch.full((1, 3, size[0], GAP), 255, dtype=torch.uint8)
-            files.write_image(file, torch.cat([x for s in shown for x in (gap, s)][1:], dim=3)[0])
+            files.write_image(file, _side_by_side(shown)[0])
             lines.append(f"side by side: {file}")
         return lines
 
@@ -152,27 +153,22 @@ def reconstruct(options: argparse.Namespace) -> int:
 
 
 def _outputs(
-    options: argparse.Namespace,
-    tokenizer: SpectralTokenizer,
-    image: ImageCodes,
-    jobs: files.Jobs,
-    target: Path,
+    jobs: files.Jobs, target: Path, tokenizer: SpectralTokenizer, available: int
 ) -> list[tuple[int, Path]]:
     """Numbers of scales to decode, each with its reserved file: photo.png, or photo-scales3.png."""
-    available = len(image.codes)
-    numbers = [available] if options.scales is None else list(options.scales)
-    if options.scales == ALL:  # a decoder that attends to all scales has no previews
+    numbers = jobs.options.scales or [available]
+    if numbers == ALL:  # a decoder that attends to all scales has no previews
         is_full = tokenizer.config.decoder_attention == "full"
         numbers = [available] if is_full else list(range(1, available + 1))
-    if max(numbers) > available:
-        raise ValueError(f"it has {available} scales, not {max(numbers)}: give --scales up to that")
+    sentence = f"it has {available} scales, not {max(numbers)}: give --scales up to that"
+    require(max(numbers) <= available, sentence)
     variants = [f"scales{scales}" for scales in numbers] if len(numbers) > 1 else []
     return list(zip(numbers, jobs.reserve(target, *variants), strict=True))
 
 
 def _costs(tokenizer: SpectralTokenizer, codes: Tensor, image: Tensor) -> list:
     """Values of the columns COSTS."""
-    bits = codes.numel() * math.log2(tokenizer.config.num_codes) / image[0, 0].numel()
+    bits = bits_per_pixel(codes.numel(), tokenizer.config.num_codes, image[0, 0].numel())
     return [files.size_of(image), len(codes), codes.numel(), f"{bits:.3f}"]
 
 
@@ -193,17 +189,21 @@ def _psnr(result: Tensor, original: Tensor) -> float:
     return -10 * math.log10(mse) if mse else math.inf
 
 
-def _shown_size(image: Tensor) -> tuple[int, int]:
-    """Height and width of an image that stands beside others: neither tiny nor enormous."""
-    height, width = image.shape[2:]
+def _side_by_side(images: list[Tensor]) -> Tensor:
+    """An image and smaller ones, uint8 [1, 3, h, w], in a row, neither tiny nor enormous.
+
+    Pixels are enlarged as squares, or averaged, to the size of the first.
+    """
+    height, width = images[0].shape[2:]
     if (shrink := (height * width / LARGEST_LPIPS) ** 0.5) > 1:
-        return round(height / shrink), round(width / shrink)
-    factor = max(1, SMALLEST_SHOWN // height)
-    return height * factor, width * factor
-
-
-def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 [1, 3, h, w] -> uint8 [1, 3, *size]: pixels enlarged as squares, or averaged."""
-    if image.shape[2] <= size[0]:
-        return F.interpolate(image, size, mode="nearest-exact")
-    return F.interpolate(image, size, mode="bilinear", antialias=True)
+        size = round(height / shrink), round(width / shrink)
+    else:
+        factor = max(1, SMALLEST_SHOWN // height)
+        size = height * factor, width * factor
+    row = []
+    for image in images:
+        is_small = image.shape[2] <= size[0]
+        how = {"mode": "nearest-exact"} if is_small else {"mode": "bilinear", "antialias": True}
+        gap = torch.full((1, 3, size[0], GAP), 255, dtype=torch.uint8)
+        row += [gap, F.interpolate(image, size, **how)]
+    return torch.cat(row[1:], dim=3)

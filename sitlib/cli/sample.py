@@ -14,77 +14,71 @@ from torchvision.transforms.functional import center_crop
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from sitlib.cli import GENERATORS, UsageError, files
-from sitlib.files import load_model
+from sitlib.cli import GENERATORS, files
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.generator_config import SamplingConfig
-from sitlib.model.tiling import as_float
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample import applications
 from sitlib.sample.generate import generate
-from sitlib.strict import ConfigError, digest, from_dict, nearest, to_dict
+from sitlib.strict import ConfigError, digest, from_dict, nearest, require, to_dict
 
 BATCH = 16  # images drawn at a time: files appear while others are still drawn
 GAP = 2  # px between the images of a grid
 
-Loaded = tuple[AutoregressiveModel, SpectralTokenizer, SamplingConfig, Tensor | list[str] | None]
+Prompts = Tensor | list[str] | None  # class ids [count], texts, or None without a prompt
 
 
-def load_generator(options: argparse.Namespace) -> Loaded:
-    """Load the model of --model, or the default one for the prompt, and its tokenizer.
-
-    Returns:
-        The model, the tokenizer of its codes, how to sample, and the prompt --count times: class
-        ids [count], texts, or None.
+def load_generator(
+    options: argparse.Namespace,
+) -> tuple[AutoregressiveModel, SpectralTokenizer, SamplingConfig, Prompts]:
+    """The model of --model, or the default one for the prompt, its tokenizer, how to sample, and
+    the prompt --count times.
 
     Raises:
         ValueError: a missing checkpoint, a prompt that the model does not take, or a tokenizer of
             other codes.
     """
     name = options.model or GENERATORS["class" if options.text is None else "text"]
-    path = files.find_checkpoint(name, "autoregressive")
-    model = load_model(path, AutoregressiveModel).to(files.pick_device(options.device))
-    prompts = _prompts(model.requires_grad_(False), options)
-    settings = {key: getattr(options, key) for key in ("seed", "guidance", "temperature", "top_p")}
-    settings = {key: value for key, value in settings.items() if value is not None}
+    model, path = files.load_checkpoint(name, AutoregressiveModel, options.device)
+    prompts = _prompts(model.config.classes, options)
+    sampling = to_dict(model.config.sampling or SamplingConfig())
+    for key in ("seed", "guidance", "temperature", "top_p"):
+        if (value := getattr(options, key)) is not None:
+            sampling[key] = value
     try:
-        defaults = to_dict(model.config.sampling or SamplingConfig())
-        sampling = from_dict(SamplingConfig, {**defaults, **settings}, "options")
+        sampling = from_dict(SamplingConfig, sampling, "options")
     except ConfigError as error:
-        raise UsageError(str(error)) from None
+        raise argparse.ArgumentError(None, str(error)) from None
     # The tokenizer from the folder of models in which this model lies, else by its name.
     variant = model.config.transformer.tokenizer
     beside = path.resolve().parents[2] / "tokenizer" / f"{variant}-seed0"
-    default = str(beside) if beside.is_dir() else variant
-    tokenizer, _ = files.load_tokenizer(options.tokenizer or default, options.device)
+    name = options.tokenizer or (str(beside) if beside.is_dir() else variant)
+    tokenizer, _ = files.load_checkpoint(name, SpectralTokenizer, options.device)
     applications.check_same_codes(model, tokenizer)
     return model, tokenizer, sampling, prompts
 
 
-def _prompts(model: AutoregressiveModel, options: argparse.Namespace) -> Tensor | list[str] | None:
-    """Class ids [count], texts or None, if the model is conditioned on such."""
-    name, classes = options.class_name, model.config.classes
+def _prompts(classes: list[str], options: argparse.Namespace) -> Prompts:
+    """The prompt of the options, for a model of these classes; of texts, if it has none."""
     if options.text is not None:
-        if classes:
-            raise ValueError(
-                f"This model draws classes, not texts: --class {' or '.join(classes)}."
-            )
+        listed = " or ".join(classes)
+        require(not classes, f"This model draws classes, not texts: --class {listed}.")
         return [options.text] * options.count
-    if name is None:
+    if (name := options.class_name) is None:
         return None
-    if not classes:
-        raise ValueError("This model draws texts, not classes: use --text.")
-    name = next((c for c in classes if c.lower() == name.lower()), name)
-    if name not in classes:
-        listed = f"{', '.join(classes)}{nearest(name, classes)}"
-        raise ValueError(f"This model does not know the class {name}; it knows {listed}.")
-    return torch.full((options.count,), classes.index(name))
+    require(bool(classes), "This model draws texts, not classes: use --text.")
+    known = [c.lower() for c in classes]
+    listed = f"{', '.join(classes)}{nearest(name, classes)}"
+    sentence = f"This model does not know the class {name}; it knows {listed}."
+    require(name.lower() in known, sentence)
+    return torch.full((options.count,), known.index(name.lower()))
 
 
 def sample(options: argparse.Namespace) -> int:
-    jobs = files.Jobs(options, files.IMAGES)
+    jobs = files.Jobs(options)
     if jobs.file and (options.count > 1 or options.grid):
-        raise UsageError(f"-o {jobs.file} names one file, but several will be written")
+        several = f"-o {jobs.file} names one file, but several will be written"
+        raise argparse.ArgumentError(None, several)
     model, tokenizer, sampling, prompts = load_generator(options)
     assert prompts is not None  # the parser requires one
     text = options.class_name or options.text
@@ -97,13 +91,8 @@ def sample(options: argparse.Namespace) -> int:
 
     images: list[Tensor] = []
     for start in tqdm(range(0, options.count, BATCH), disable=None, ncols=80):
-        codes = generate(
-            model,
-            prompts[start : start + BATCH],
-            sampling,
-            scales=options.scales,
-            first_sample=start,
-        )
+        some = prompts[start : start + BATCH]
+        codes = generate(model, some, sampling, scales=options.scales, first_sample=start)
         for image in tokenizer.decode(codes).cpu():
             files.write_image(targets[len(images)], image)
             tqdm.write(str(targets[len(images)]))
@@ -117,30 +106,30 @@ def sample(options: argparse.Namespace) -> int:
 
 
 def upsample(options: argparse.Namespace) -> int:
-    def prepare(image: Tensor, full: int) -> Tensor:
-        return center_square(image, full, options.size) if options.size else image
-
-    return _redraw(options, applications.upsample, prepare)
+    return _redraw(options, applications.upsample)
 
 
 def edit(options: argparse.Namespace) -> int:
-    def prepare(image: Tensor, full: int) -> Tensor:
-        return image if image.shape[2:] == (full, full) else center_square(image, full, full)
-
-    return _redraw(options, partial(applications.edit, keep=options.keep), prepare)
+    return _redraw(options, partial(applications.edit, keep=options.keep))
 
 
-def _redraw(options: argparse.Namespace, draw: Callable, prepare: Callable) -> int:
-    """Draw --count versions of every input image, made a square by `prepare(image, full size)`."""
-    jobs = files.Jobs(options, files.IMAGES)
+def _redraw(options: argparse.Namespace, draw: Callable) -> int:
+    """Draw --count versions of every input image, made a square of --size, for `edit` the full."""
+    jobs = files.Jobs(options)
     model, tokenizer, sampling, prompts = load_generator(options)
+    full = tokenizer.sizes[-1]
+    size = full if options.command == "edit" else options.size
     variants = [*map(str, range(options.count))] if options.count > 1 else []
 
     def work(path: Path, target: Path) -> list[str]:
         targets = jobs.reserve(target, *variants)
         image = files.read_image(path)
-        square = as_float(prepare(image, tokenizer.sizes[-1])).to(tokenizer.device)
-        squares = square.expand(options.count, -1, -1, -1)
+        square = image / 255
+        if size:  # the center, resized to the full size and averaged down, as first scales are
+            square = center_crop(square, [min(image.shape[2:])])
+            square = F.interpolate(square, (full, full), mode="bicubic", antialias=True)
+            square = F.avg_pool2d(square.clamp(0, 1), full // size)
+        squares = square.to(tokenizer.device).expand(options.count, -1, -1, -1)
         drawn = draw(model, tokenizer, squares, prompts, sampling=sampling).images
         for file, result in zip(targets, drawn, strict=True):
             files.write_image(file, result)
@@ -148,13 +137,3 @@ def _redraw(options: argparse.Namespace, draw: Callable, prepare: Callable) -> i
         return [f"{file}: {sizes}" for file in targets]
 
     return jobs.run(work)
-
-
-def center_square(image: Tensor, full: int, size: int) -> Tensor:
-    """The center of an image [1, 3, H, W], float or uint8, as a square of `size` px.
-
-    It is resized to the tokenizer's full size, then averaged down, as the first scales are.
-    """
-    square = as_float(center_crop(image, [min(image.shape[2:])]))
-    square = F.interpolate(square, (full, full), mode="bicubic", antialias=True).clamp(0, 1)
-    return F.avg_pool2d(square, full // size)

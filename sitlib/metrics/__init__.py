@@ -4,11 +4,9 @@ Images are RGB [B, 3, H, W] in [0, 1], codes int64 [B, S, N]. Results are plain 
 JSON; `protocol` says what was measured on what.
 """
 
-from sitlib.metrics.batches import in_batches
-from sitlib.metrics.codebook import bits_per_pixel, codebook_statistics
+from sitlib.metrics.codebook import bits_per_pixel, code_counts, codebook_statistics
 from sitlib.metrics.generation import (
     GENERATION_METRICS,
-    InceptionError,
     InceptionMetrics,
     classifier_score,
     frechet_distance,
@@ -16,6 +14,7 @@ from sitlib.metrics.generation import (
     kernel_distance,
     lite0_features,
     precision,
+    r_precision,
     recall,
 )
 from sitlib.metrics.networks import load_lite0, load_lpips
@@ -24,12 +23,12 @@ from sitlib.metrics.reconstruction import (
     Metric,
     evaluate_reconstructions,
     fast_metrics,
+    in_batches,
     lpips_per_image,
     psnr_per_image,
     reconstruction_values,
     ssim_per_image,
     summarize_reconstructions,
 )
-from sitlib.metrics.retrieval import r_precision
 from sitlib.metrics.statistics import bootstrap_interval, group_means, paired_interval
 from sitlib.metrics.weights import fetch_weights

@@ -1,21 +1,23 @@
-"""Distances between sets of images: FD-Lite0, KID, precision, recall, classifier score; FID.
+"""Distances between sets of images, scores of samples; a new distance is one in GENERATION_METRICS.
 
-A new distance is one entry in GENERATION_METRICS. None has a bootstrap interval: a resample repeats
-images, which lowers the rank of covariances, takes classes from the classifier's marginal and
-biases KID, so resampled values scatter around another value than the reported one.
+None has a bootstrap interval: a resample repeats images, which lowers the rank of covariances,
+takes classes from the classifier's marginal and biases KID, so resampled values scatter around
+another value than the reported one.
 """
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sitlib.metrics.batches import check_images, in_batches
 from sitlib.metrics.networks import INPUT_SIZE, NUM_FEATURES, Lite0
-from sitlib.metrics.reconstruction import Metric
+from sitlib.metrics.reconstruction import Metric, check_images, in_batches
+from sitlib.metrics.weights import WeightsError
 from sitlib.model.transformer import best_device
+from sitlib.strict import require
 
 BLOCK = 2**23  # distances in memory at a time, 64 MB
 KID_SUBSETS = 100
@@ -33,14 +35,14 @@ def lite0_features(
     """EfficientNet-Lite0 features [B, 1280], on the CPU, of images [B, 3, H, W] clamped to [0, 1].
 
     Args:
-        batch_size: images at a time. Default: 256 on a GPU; on a CPU 8, whose activations stay in
-            its cache; with one thread 16, because PyTorch has a slow path for 1x1 convolutions of
-            fewer.
+        batch_size: images at a time. Default: 256 on a GPU, 8 or 16 on a CPU.
         size: px to which images are resized; distances are measured at the default only.
         title: of a progress bar.
     """
     check_images(images)
     device = lite0.classifier.weight.device
+    # The activations of 8 stay in a CPU's cache; with one thread PyTorch has a slow path for 1x1
+    # convolutions of fewer than 16.
     cpu_batch = 16 if torch.get_num_threads() == 1 else 8
     batch_size = batch_size or (256 if device.type == "cuda" else cpu_batch)
     return in_batches(
@@ -56,8 +58,6 @@ def frechet_distance(features: Tensor, references: Tensor) -> float:
 
     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), in float64. With fewer samples than features the
     covariances are rank deficient and the distance is biased upwards: compare only equal M and N.
-
-    Raises `ValueError` for fewer than two rows, another D, or values that are not finite.
     """
     check_features(features, references)
     x, y = features.double(), references.double()
@@ -78,12 +78,7 @@ def frechet_distance(features: Tensor, references: Tensor) -> float:
 
 
 def kernel_distance(
-    features: Tensor,
-    references: Tensor,
-    *,
-    subset_size: int = 100,
-    num_subsets: int = KID_SUBSETS,
-    seed: int = 0,
+    features: Tensor, references: Tensor, *, subset_size: int = 100, seed: int = 0
 ) -> tuple[float, float]:
     """KID of features [M, D] and [N, D] (arXiv 1801.01401): mean and deviation over random subsets.
 
@@ -92,10 +87,8 @@ def kernel_distance(
     """
     check_features(features, references)
     smallest = min(len(features), len(references))
-    if not 2 <= subset_size <= smallest:
-        raise ValueError(
-            f"subset_size of KID must lie between 2 and {smallest}, the images of a set."
-        )
+    fits = 2 <= subset_size <= smallest
+    require(fits, f"subset_size of KID must lie between 2 and {smallest}, the images of a set.")
     features, references = features.double(), references.double()
     generator = torch.Generator().manual_seed(seed)
 
@@ -109,7 +102,7 @@ def kernel_distance(
         return (k.sum() - k.trace()) / (len(k) * (len(k) - 1))
 
     values = []
-    for _ in range(num_subsets):
+    for _ in range(KID_SUBSETS):
         y, x = subset(references), subset(features)
         within = mean_of_pairs(kernel(x, x)) + mean_of_pairs(kernel(y, y))
         values.append(within - 2 * kernel(x, y).mean())
@@ -122,15 +115,12 @@ def precision(features: Tensor, references: Tensor, *, neighbors: int = 3) -> fl
 
     A sample looks real if it lies within a ball around any reference [N, D], whose radius is the
     distance to the reference's k-th nearest neighbor, boundary included. In float64. Depends on the
-    numbers of images: compare only equal M and N.
-
-    Args:
-        neighbors: k, in [1, min(M, N)).
+    numbers of images: compare only equal M and N. `neighbors` is k, in [1, min(M, N)).
     """
     check_features(features, references)
     smallest = min(len(features), len(references))
-    if not 1 <= neighbors < smallest:
-        raise ValueError(f"neighbors must be at least 1 and below {smallest}, the images of a set.")
+    fits = 1 <= neighbors < smallest
+    require(fits, f"neighbors must be at least 1 and below {smallest}, the images of a set.")
     features, references = features.double(), references.double()
     # Each reference is its own nearest neighbor, at distance 0.
     blocks = _squared_distances(references, references)
@@ -203,12 +193,7 @@ def generation_metrics(
         neighbors: of precision and recall. Default: without them.
 
     Returns:
-        `fd_lite0`, `kid`, `kid_standard_deviation` (over subsets), with `neighbors` also
-        `precision` and `recall`; `protocol`.
-
-    Raises:
-        ValueError: fewer than two images, values that are not finite, too large subsets, or too
-            many neighbors.
+        each of GENERATION_METRICS, `kid_standard_deviation` (over subsets), and `protocol`.
     """
     options = {"kid_subsets": KID_SUBSETS, "kid_subset_size": kid_subset_size, "kid_seed": seed}
     options |= {} if neighbors is None else {"neighbors": neighbors}
@@ -235,51 +220,78 @@ def generation_metrics(
 def check_features(features: Tensor, references: Tensor) -> None:
     """Raise `ValueError` unless these are finite [M, D] and [N, D], M and N at least 2."""
     shapes = f"{list(features.shape)} and {list(references.shape)}"
-    if features.ndim != 2 or references.ndim != 2 or features.shape[1] != references.shape[1]:
-        raise ValueError(f"features must be [M, D] and [N, D] with one D, not {shapes}.")
-    if min(len(features), len(references)) < 2:
-        raise ValueError(f"A distance needs at least 2 images a set, not {shapes}.")
-    if not (features.isfinite().all() and references.isfinite().all()):
-        raise ValueError("features contain NaN or infinite values.")
+    fit = features.ndim == references.ndim == 2 and features.shape[1] == references.shape[1]
+    require(fit, f"features must be [M, D] and [N, D] with one D, not {shapes}.")
+    count = min(len(features), len(references))
+    require(count >= 2, f"A distance needs at least 2 images a set, not {shapes}.")
+    is_finite = features.isfinite().all() and references.isfinite().all()
+    require(bool(is_finite), "features contain NaN or infinite values.")
 
 
-class InceptionError(ValueError):
-    """The Inception network cannot be had; the message says what to do."""
+def r_precision(
+    similarity: Tensor, right: Tensor, names: Sequence[Hashable], *, candidates: int, seed: int = 0
+) -> Tensor:
+    """Score 1 for each image whose right caption is the most similar of its candidates, else 0.
+
+    R-precision of AttnGAN (arXiv 1711.10485). Candidates are the right caption and others, drawn
+    without replacement from the captions of other names, because a caption of the same name is not
+    wrong. Chance is 1 / candidates. The draws depend on the seed, the image's position, `right` and
+    `names` only: all models are asked the same questions, and `paired_interval` applies.
+
+    Args:
+        similarity: of images to captions, [M, C].
+        right: position of each image's caption, int64 [M].
+        names: subject of each caption, C names or numbers.
+        candidates: captions to choose from, the right one included; at least 2.
+
+    Returns:
+        float64 [M]; 1 / n where n captions share the first place with the right one.
+    """
+    require(
+        similarity.shape == (len(right), len(names)) and candidates >= 2,
+        f"similarity must be [{len(right)}, {len(names)}] (images, captions) with at least 2 "
+        f"candidates, not {list(similarity.shape)} with {candidates}.",
+    )
+    require(bool(similarity.isfinite().all()), "similarity contains NaN or infinite values.")
+    subjects = np.unique(np.array(names), return_inverse=True)[1]  # [C]
+    scores = []
+    rows = zip(similarity.detach().double().cpu().numpy(), right.tolist(), strict=True)
+    for image, (row, caption) in enumerate(rows):
+        of_others = np.flatnonzero(subjects != subjects[caption])
+        require(
+            len(of_others) >= candidates - 1,
+            f"{candidates} candidates need {candidates - 1} captions of other names than "
+            f"{names[caption]!r}; there are {len(of_others)}.",
+        )
+        rng = np.random.default_rng([seed, image])
+        drawn = row[rng.choice(of_others, candidates - 1, replace=False)]
+        ties = (drawn == row[caption]).sum()
+        scores.append(1 / (1 + ties) if row[caption] >= drawn.max() else 0.0)
+    return torch.tensor(scores, dtype=torch.float64)
 
 
 class InceptionMetrics:
     """FID (arXiv 1706.08500) and Inception score by torchmetrics, on torch-fidelity's Inception-v3.
 
-    The network (95 MB) is downloaded: for machines with internet. Raises `InceptionError` where the
+    The network (95 MB) is downloaded: for machines with internet. Raises `WeightsError` where the
     optional package or the network cannot be had.
     """
 
     def __init__(self):
-        # Imported here: only this class needs the optional package.
         from torchmetrics.image.fid import FrechetInceptionDistance
         from torchmetrics.image.inception import InceptionScore
 
-        needs = "FID and Inception score (evaluation.inception: true) need"
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # features are kept in memory
                 self.fid = FrechetInceptionDistance(feature=2048).to(best_device())
                 # Scores of the judged images, False, and of originals, True.
                 self.scores = {real: InceptionScore().to(best_device()) for real in (False, True)}
-        except ModuleNotFoundError:
-            raise InceptionError(
-                f'{needs} torch-fidelity: pip install -e ".[inception]", or set it to false.'
+        except (ModuleNotFoundError, OSError) as error:
+            raise WeightsError(
+                'FID and Inception score need torch-fidelity (pip install -e ".[inception]") and, '
+                f"once, internet for its network ({error}); or set evaluation.inception to false."
             ) from None
-        except OSError as error:
-            raise InceptionError(
-                f"{needs} the weights of Inception-v3, which torch-fidelity could not download "
-                f"({error}): the machine needs internet, once; or set it to false."
-            ) from None
-
-    def reset(self) -> None:
-        """Forget all images."""
-        for metric in (self.fid, *self.scores.values()):
-            metric.reset()
 
     def add(self, images: Tensor, *, real: bool, title: str = "") -> None:
         """Take more images [B, 3, H, W] in [0, 1]: originals if `real`, else those to be judged."""
@@ -297,6 +309,7 @@ class InceptionMetrics:
         """`fid`; `inception_score` of the images, `inception_score_originals` of originals.
 
         A score is the mean over ten random splits. FID of fewer than 2048 images is biased upwards.
+        All images are forgotten.
         """
         values = {"fid": self.fid.compute().item()}
         for real, score in self.scores.items():
@@ -304,4 +317,6 @@ class InceptionMetrics:
                 torch.default_generator.manual_seed(seed)  # torchmetrics shuffles with it
                 name = "inception_score_originals" if real else "inception_score"
                 values[name] = score.compute()[0].item()
+            score.reset()
+        self.fid.reset()
         return values

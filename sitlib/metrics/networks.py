@@ -20,14 +20,17 @@ from sitlib.model.transformer import best_device
 SMALLEST_SIZE = {"alex": 31, "vgg": 16}  # px; below, a pooling layer of the trunk has nothing left
 
 
-class PerceptualDistance(nn.Module):
-    """Frozen LPIPS (arXiv 1801.03924). Always in evaluation mode: `train()` has no effect."""
+class PerceptualDistance(lpips.LPIPS):
+    """Frozen LPIPS (arXiv 1801.03924), with random weights; `load_lpips` has the real ones.
 
-    def __init__(self, network: lpips.LPIPS, net: str):
-        super().__init__()
-        self.network = network
-        self.net = net
-        self.eval().requires_grad_(False)
+    Always in evaluation mode: `train()` has no effect.
+    """
+
+    def __init__(self, net: str):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torchvision: `pretrained` is deprecated
+            super().__init__(net=net, pretrained=False, pnet_rand=True, verbose=False)
+        self.requires_grad_(False)
 
     def train(self, mode: bool = True):
         return super().train(False)
@@ -38,11 +41,11 @@ class PerceptualDistance(nn.Module):
         Gradients flow to `images` only. Raises `ValueError` for shapes that differ, are not RGB, or
         are too small for the trunk; RuntimeError if the references are not in [0, 1].
         """
-        shape, smallest = images.shape, SMALLEST_SIZE[self.net]
+        shape, smallest = images.shape, SMALLEST_SIZE[self.pnet_type]
         if shape != references.shape or shape[1:-2] != (3,) or min(shape[2:]) < smallest:
             raise ValueError(
-                f"LPIPS-{self.net} compares two RGB batches [B, 3, H, W] of one shape and at least "
-                f"{smallest} px a side, not {list(shape)} and {list(references.shape)}."
+                f"LPIPS-{self.pnet_type} compares two RGB batches [B, 3, H, W] of one shape and at "
+                f"least {smallest} px a side, not {list(shape)} and {list(references.shape)}."
             )
         low, high = references.detach().aminmax()  # not of `images`, which a decoder may overshoot
         # Unlike an `if`, this does not wait for the GPU.
@@ -51,22 +54,20 @@ class PerceptualDistance(nn.Module):
         images, references = (
             x.contiguous(memory_format=torch.channels_last) for x in (images, references.detach())
         )
-        return self.network(images, references, normalize=True).flatten()
+        return super().forward(images, references, normalize=True).flatten()
 
 
-def load_lpips(net: str = "alex", folder: str | Path | None = None) -> PerceptualDistance:
+def load_lpips(net: str = "alex") -> PerceptualDistance:
     """LPIPS version 0.1 on an AlexNet ("alex") or VGG16 ("vgg") trunk, on the CPU in float32.
 
     Scaling and linear heads are those of the `lpips` package; the trunk, which it would download,
-    comes from `folder`, by default `weights_folder`. Draws no random numbers.
+    comes from `weights_folder`. Draws no random numbers.
     """
     if net not in TRUNKS:
         raise ValueError(f"There is no LPIPS trunk {net!r}; choose one of {sorted(TRUNKS)}.")
-    trunk = load_trunk(net, folder)
-    # On the meta device, or the package would first draw 61 M or 138 M random numbers.
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torchvision: `pretrained` is deprecated
-        network = lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False)
+    trunk = load_trunk(net)
+    with torch.device("meta"):  # or 61 M or 138 M random numbers would be drawn first
+        network = PerceptualDistance(net)
     network.scaling_layer = lpips.lpips.ScalingLayer()
     heads_path = cast(Path, files(lpips)) / "weights" / "v0.1" / f"{net}.pth"
     heads = torch.load(heads_path, map_location="cpu", weights_only=True)
@@ -77,8 +78,7 @@ def load_lpips(net: str = "alex", folder: str | Path | None = None) -> Perceptua
     for name, value in network.scaling_layer.state_dict().items():
         state[f"scaling_layer.{name}"] = value
     network.load_state_dict(state, strict=True, assign=True)
-    network.to(memory_format=torch.channels_last)
-    return PerceptualDistance(network, net)
+    return network.to(memory_format=torch.channels_last)
 
 
 @cache
@@ -101,7 +101,6 @@ STAGES = (
 )
 INPUT_SIZE = 224  # px
 NUM_FEATURES = 1280
-BATCH_NORM_EPS = 1e-3
 
 
 class SameConv(nn.Conv2d):
@@ -195,7 +194,7 @@ def load_lite0() -> Lite0:
     state = {"classifier.weight": source["_fc.weight"], "classifier.bias": source["_fc.bias"]}
     for name, (conv, norm) in pairs.items():
         # norm(conv(x)) = (scale * conv)(x) + (bias - scale * mean)
-        deviation = torch.sqrt(source[f"{norm}.running_var"] + BATCH_NORM_EPS)
+        deviation = torch.sqrt(source[f"{norm}.running_var"] + 1e-3)
         scale = source[f"{norm}.weight"] / deviation
         state[f"{name}.weight"] = source[f"{conv}.weight"] * scale[:, None, None, None]
         state[f"{name}.bias"] = source[f"{norm}.bias"] - source[f"{norm}.running_mean"] * scale

@@ -12,21 +12,49 @@ from torchmetrics.functional.image import (
     peak_signal_noise_ratio,
     structural_similarity_index_measure,
 )
+from tqdm import tqdm
 
-from sitlib.metrics.batches import check_images, in_batches
 from sitlib.metrics.networks import cached_lpips
 from sitlib.metrics.statistics import LEVEL, RESAMPLES, bootstrap_interval, group_means
+from sitlib.strict import require
 
 SSIM_WINDOW = 11  # px
 LPIPS_SIZE = 64  # px; smaller images are enlarged to it
 
 
-def psnr_per_image(images: Tensor, references: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio [B] in dB, of images [B, 3, H, W] clamped to [0, 1]; peak 1.
+def check_images(*batches: Tensor, smallest: int = 1) -> None:
+    """Raise `ValueError` unless these are RGB batches of one shape, `smallest` px, in [0, 1]."""
+    shape = list(batches[0].shape)
+    for images in batches:
+        what = f"not {images.dtype} {list(images.shape)}."
+        require(list(images.shape) == shape, f"The images differ in shape: {shape}, {what}")
+        is_rgb = images.ndim == 4 and images.shape[1] == 3 and images.is_floating_point()
+        require(is_rgb, f"images must be floating-point RGB [B, 3, H, W], {what}")
+        is_large = len(images) and min(images.shape[2:]) >= smallest
+        require(is_large, f"images need at least {smallest} px a side here, {what}")
+        low, high = (float(x) for x in images.aminmax())  # NaN where there is one
+        # An unclamped decoder overshoots by less than 0.5; images in [-1, 1] or [0, 255] do not.
+        in_range = -0.5 <= low <= high <= 1.5
+        require(in_range, f"images must lie in [0, 1], these span {low:.3g} ... {high:.3g}.")
 
-    Infinite for equal images. Raises `ValueError` for images that differ in shape, are not finite,
-    or are far outside [0, 1].
+
+def in_batches(
+    function: Callable[..., Tensor], *inputs: Tensor, size: int, title: str = ""
+) -> Tensor:
+    """Concatenate, on the CPU, what `function` returns for batches of `size` rows of the inputs.
+
+    A progress bar is shown if it has a title.
     """
+    starts = range(0, len(inputs[0]), size)
+    bar = tqdm(starts, title, unit="batch", mininterval=5.0, ncols=110, disable=not title)
+    return torch.cat([function(*(x[i : i + size] for x in inputs)).cpu() for i in bar])
+
+
+# -- metrics of images and references [B, 3, H, W], both clamped to [0, 1] ---------------------
+
+
+def psnr_per_image(images: Tensor, references: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio [B] in dB, peak 1; infinite for equal images."""
     check_images(images, references)
     return peak_signal_noise_ratio(
         images.clamp(0, 1), references.clamp(0, 1), data_range=1.0, dim=(1, 2, 3), reduction="none"
@@ -34,7 +62,7 @@ def psnr_per_image(images: Tensor, references: Tensor) -> Tensor:
 
 
 def ssim_per_image(images: Tensor, references: Tensor) -> Tensor:
-    """Structural similarity [B], at most 1 (Wang et al. 2004); input as for `psnr_per_image`.
+    """Structural similarity [B], at most 1 (Wang et al. 2004).
 
     Gaussian window of 11x11 px, deviation 1.5 px. The image is mirrored at its borders, so that
     every pixel counts; averaging only the windows inside it differs by some .02 at 16 px.
@@ -48,17 +76,15 @@ def ssim_per_image(images: Tensor, references: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def lpips_per_image(images: Tensor, references: Tensor, net: str = "alex") -> Tensor:
-    """LPIPS [B] (arXiv 1801.03924), at least 0, on the CPU; input as for `psnr_per_image`.
+    """LPIPS [B] (arXiv 1801.03924), at least 0, on the CPU, by the trunk "alex" or "vgg".
 
-    The trunk `net` is "alex" or "vgg". Images with a side below 64 px are both enlarged to it
-    (bicubic, clamped).
+    Images with a side below 64 px are both enlarged to it (bicubic, clamped).
     """
     check_images(images, references)
     network = cached_lpips(net)
     device = next(network.parameters()).device
-    scale = LPIPS_SIZE / min(images.shape[2:])
     pair = [x.to(device).clamp(0, 1) for x in (images, references)]
-    if scale > 1:
+    if (scale := LPIPS_SIZE / min(images.shape[2:])) > 1:
         shape = [round(side * scale) for side in images.shape[2:]]
         pair = [F.interpolate(x, shape, mode="bicubic").clamp(0, 1) for x in pair]
     return network(*pair).cpu()
@@ -78,10 +104,6 @@ class Metric:
     full_size_only: bool = False  # takes long: evaluations measure it at the full size only
     factor: float = 1  # of shown values
     needs: str = ""  # an option of `generation_metrics` without which it is not measured
-
-    def text(self, value: float) -> str:
-        """Value as it is shown in tables."""
-        return f"{self.factor * value:.{self.digits}f}"
 
     @property
     def heading(self) -> str:
@@ -107,6 +129,9 @@ def fast_metrics() -> list[str]:
     return [name for name, metric in METRICS.items() if not metric.full_size_only]
 
 
+# -- evaluation --------------------------------------------------------------------------------
+
+
 def reconstruction_values(
     images: Tensor,
     reconstructions: Tensor,
@@ -114,14 +139,11 @@ def reconstruction_values(
     metrics: Iterable[str] | None = None,
     title: str = "",
 ) -> dict[str, Tensor]:
-    """Measure each reconstruction [B, 3, H, W] with each metric that takes images of this size.
+    """Values [B], float64, of each metric that takes images [B, 3, H, W] of this size, by name.
 
     Args:
         metrics: names in METRICS. Default: all.
         title: of a progress bar.
-
-    Returns:
-        name -> float64 [B].
     """
     check_images(reconstructions, images)
     values = {}
@@ -140,11 +162,7 @@ def evaluate_reconstructions(
     *,
     metrics: Iterable[str] | None = None,
 ) -> dict:
-    """`summarize_reconstructions` of `reconstruction_values`.
-
-    Args:
-        groups: photograph that each image is a view of, B names. Default: each image is one.
-    """
+    """`summarize_reconstructions` of `reconstruction_values`; by default each image is a group."""
     values = reconstruction_values(images, reconstructions, metrics=metrics)
     groups = range(len(images)) if groups is None else groups
     return summarize_reconstructions(values, groups, images.shape[2:])
@@ -156,7 +174,7 @@ def summarize_reconstructions(
     """Means and intervals of `reconstruction_values` [B], which may have been gathered in parts.
 
     Args:
-        groups: photograph of each image.
+        groups: photograph that each image is a view of, B names.
         size: height and width of the images, px.
 
     Returns:

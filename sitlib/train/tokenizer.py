@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sitlib.data import ImageSource, training_views
 from sitlib.files import Row
-from sitlib.metrics.codebook import code_counts, statistics_of_counts
+from sitlib.metrics.codebook import code_counts, codebook_statistics
 from sitlib.model.config import TokenizerConfig
 from sitlib.model.tokenizer import SpectralTokenizer, TokenizerOutput
 from sitlib.strict import to_dict
@@ -225,7 +225,7 @@ def detached(output: TokenizerOutput) -> TokenizerOutput:
 
 def codebook_use(counts: Tensor, num_images: int, num_codebooks: int) -> Row:
     """Usage (% of codes) and perplexity of every codebook and scale, from counts [S, K]."""
-    statistics = statistics_of_counts(counts, num_images, num_codebooks=num_codebooks)
+    statistics = codebook_statistics(counts, num_images, num_codebooks)
     by_name = dict(statistics["codebooks"])
     by_name |= {f"scale_{scale['scale']}": scale for scale in statistics["scales"]}
     names = ("usage", "perplexity")

@@ -149,22 +149,20 @@ def measure_tokenizer(
             }
             scores = _summarize(measured, keys, size, lite0, image_set, settings.seed)
             num_tokens = measured["codes"][0].numel()
-            scores["bits_per_pixel"] = metrics.bits_per_pixel(num_tokens, config.num_codes, size)
+            scores["bits_per_pixel"] = metrics.bits_per_pixel(num_tokens, config.num_codes, size**2)
             if size not in tokenizer.sizes:
                 scores["protocol"]["size_change"] = (
                     f"enlarged to {config.size} px (bicubic, clamped), reconstructed, averaged down"
                 )
             if inception is not None and size == sizes[0]:
                 scores |= inception.compute(seed=settings.seed)
-                inception.reset()
             sets[name][str(size)] = scores
             if name == first_set and size == sizes[0]:
                 books = min(config.num_codebooks, config.num_scales)
                 first = {key: scores[key] for key in scores if key not in BY_PHOTOGRAPH}
                 first["error_by_scale"] = measured["errors"].mean(dim=0).tolist()
-                first |= metrics.codebook_statistics(
-                    measured["codes"], config.num_codes, num_codebooks=books
-                )
+                counts = metrics.code_counts(measured["codes"], config.num_codes)
+                first |= metrics.codebook_statistics(counts, len(measured["codes"]), books)
                 first["usage"] = min(book["usage"] for book in first["codebooks"].values())
     return {**first, "parameters": sum(p.numel() for p in tokenizer.parameters()), "sets": sets}
 
@@ -292,7 +290,7 @@ def prefixes(tokenizer: SpectralTokenizer, images: Tensor) -> Iterator[tuple[int
     codes, reconstructions = evaluate.reconstruct(tokenizer, images)
     num_scales, config = codes.shape[1], tokenizer.config
     for k in range(num_scales if config.decoder_attention == "full" else 1, num_scales + 1):
-        bits = metrics.bits_per_pixel(codes[0, :k].numel(), config.num_codes, config.size)
+        bits = metrics.bits_per_pixel(codes[0, :k].numel(), config.num_codes, config.size**2)
         yield k, bits, reconstructions if k == num_scales else evaluate.decode(tokenizer, codes, k)
 
 
