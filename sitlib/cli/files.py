@@ -14,8 +14,8 @@ from tqdm import tqdm
 from sitlib.cli import sentence
 from sitlib.files import DiskError, Model, atomic_write, load_model
 from sitlib.model.generator import AutoregressiveModel
-from sitlib.model.transformer import best_device
 from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.model.transformer import best_device
 from sitlib.strict import nearest, require
 
 CHECKPOINT = "model.safetensors"
