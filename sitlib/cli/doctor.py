@@ -64,12 +64,13 @@ def describe(options: argparse.Namespace) -> int:
     """Print what a checkpoint holds."""
     from sitlib.cli.files import KINDS, find_checkpoint
     from sitlib.files import load_model, read_metadata
+    from sitlib.model.generator import AutoregressiveModel
+    from sitlib.model.tokenizer import SpectralTokenizer
 
     path = find_checkpoint(options.checkpoint, *KINDS.values())
     metadata = read_metadata(path)
-    tokenizer_class, generator_class = KINDS
-    is_generator = metadata.get("class") == generator_class.__name__
-    model = load_model(path, generator_class if is_generator else tokenizer_class)
+    is_generator = metadata.get("class") == AutoregressiveModel.__name__
+    model = load_model(path, AutoregressiveModel if is_generator else SpectralTokenizer)
     config, parameters = model.config, sum(parameter.numel() for parameter in model.parameters())
     tokens = config.num_scales * config.tokens_per_scale
     rows = {
@@ -80,10 +81,11 @@ def describe(options: argparse.Namespace) -> int:
         "codes": f"{config.num_codes} in a codebook, {config.num_codebooks} codebooks",
         "bits": f"{tokens * log2(config.num_codes):.0f} an image",
     }
-    if is_generator:
-        rows["tokenizer"] = config.transformer.tokenizer
-        rows["draws"] = f"classes {', '.join(config.classes)}" if config.classes else "texts"
-        rows["sampling"] = config.sampling
+    if isinstance(model, AutoregressiveModel):
+        classes = model.config.classes
+        rows["tokenizer"] = model.config.transformer.tokenizer
+        rows["draws"] = f"classes {', '.join(classes)}" if classes else "texts"
+        rows["sampling"] = str(model.config.sampling)
     else:
         rows["sizes"] = f"{', '.join(map(str, model.sizes))} px; others in tiles"
     for title, text in rows.items():

@@ -202,8 +202,7 @@ def _side_by_side(images: list[Tensor]) -> Tensor:
         size = height * factor, width * factor
     row = []
     for image in images:
-        is_small = image.shape[2] <= size[0]
-        how = {"mode": "nearest-exact"} if is_small else {"mode": "bilinear", "antialias": True}
-        gap = torch.full((1, 3, size[0], GAP), 255, dtype=torch.uint8)
-        row += [gap, F.interpolate(image, size, **how)]
+        gap, is_large = torch.full((1, 3, size[0], GAP), 255), image.shape[2] > size[0]
+        how = "bilinear" if is_large else "nearest-exact"
+        row += [gap.byte(), F.interpolate(image, size, mode=how, antialias=is_large)]
     return torch.cat(row[1:], dim=3)

@@ -35,7 +35,7 @@ class PerceptualDistance(lpips.LPIPS):
     def train(self, mode: bool = True):
         return super().train(False)
 
-    def forward(self, images: Tensor, references: Tensor) -> Tensor:
+    def forward(self, images: Tensor, references: Tensor) -> Tensor:  # pyrefly: ignore[bad-override]
         """Distances [B], at least 0, of RGB images [B, 3, H, W] in [0, 1].
 
         Gradients flow to `images` only. Raises `ValueError` for shapes that differ, are not RGB, or
@@ -54,7 +54,7 @@ class PerceptualDistance(lpips.LPIPS):
         images, references = (
             x.contiguous(memory_format=torch.channels_last) for x in (images, references.detach())
         )
-        return super().forward(images, references, normalize=True).flatten()
+        return cast(Tensor, super().forward(images, references, normalize=True)).flatten()
 
 
 def load_lpips(net: str = "alex") -> PerceptualDistance:

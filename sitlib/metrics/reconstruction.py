@@ -30,7 +30,7 @@ def check_images(*batches: Tensor, smallest: int = 1) -> None:
         require(list(images.shape) == shape, f"The images differ in shape: {shape}, {what}")
         is_rgb = images.ndim == 4 and images.shape[1] == 3 and images.is_floating_point()
         require(is_rgb, f"images must be floating-point RGB [B, 3, H, W], {what}")
-        is_large = len(images) and min(images.shape[2:]) >= smallest
+        is_large = len(images) > 0 and min(images.shape[2:]) >= smallest
         require(is_large, f"images need at least {smallest} px a side here, {what}")
         low, high = (float(x) for x in images.aminmax())  # NaN where there is one
         # An unclamped decoder overshoots by less than 0.5; images in [-1, 1] or [0, 255] do not.
