@@ -36,7 +36,7 @@ from workbook.evaluate import decode, features_of, held_out_nats, reconstruct
 from workbook.evaluate.generation import (
     distances,
     draw_all,
-    held_out_features,
+    held_out_images,
     load_models,
     measure_generator,
     real_features,
@@ -234,8 +234,8 @@ def generation_scores(profile: Profile, variant: str) -> dict[str, Any]:
 
 def distances_to_held_out(images: Tensor, profile: Profile, variant: str) -> dict[str, Any]:
     """Distances of samples to the held-out views of a variant."""
-    references, settings = held_out_features(profile, variant), profile.autoregressive.evaluation
-    return distances(features_of([images]), references, settings)
+    references = features_of(held_out_images(profile, variant), "held_out")
+    return distances(features_of([images]), references, profile.autoregressive.evaluation)
 
 
 def forget(name: str) -> None:

@@ -65,6 +65,5 @@ def held_out_nats(model: AutoregressiveModel, codes: Tensor, conditions: Tensor)
 
 def stored_scores(path: str, run: str) -> dict[str, Any] | None:
     """Scores in a file of the pipeline, None unless they are of this run."""
-    file = resolve(path)
-    scores = read_json(file) if file.exists() else {}
+    scores = read_json(resolve(path)) if resolve(path).exists() else {}
     return scores if scores.get("run") == run else None

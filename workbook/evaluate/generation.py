@@ -17,8 +17,8 @@ from torch import Tensor
 from sitlib import metrics
 from sitlib.data import held_out_positions, training_views
 from sitlib.files import read_metadata, write_tensors
+from sitlib.metrics import GENERATION_METRICS
 from sitlib.model.generator import AutoregressiveModel
-from sitlib.model.generator_config import SamplingConfig
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import best_device
 from sitlib.sample.generate import generate
@@ -46,9 +46,9 @@ def load_models(
     return model, tokenizer_of(profile, variant)
 
 
-def tokenizer_of(profile: Profile, variant: str) -> SpectralTokenizer:
-    """The tokenizer whose codes a generator models, on its device."""
-    name = profile.autoregressive_variant(variant).tokenizer
+def tokenizer_of(profile: Profile, variant: str, decoder: str | None = None) -> SpectralTokenizer:
+    """The tokenizer whose codes a generator models, or a second `decoder`, on its device."""
+    name = decoder or profile.autoregressive_variant(variant).tokenizer
     seed = profile.generator_section(variant).tokenizer_seed
     return trained_tokenizer(profile, name, seed).model.to(best_device())
 
@@ -72,18 +72,18 @@ def evaluate_generator(
     Raises:
         ValueError: the decoder decodes other codes.
     """
-    codes, tokenizer_seed = CodesRun.of(profile, variant), profile.autoregressive.tokenizer_seed
-    if decoder and TokenizerRun.of(profile, decoder, tokenizer_seed).codes != codes.tokenizer:
+    codes = CodesRun.of(profile, variant).tokenizer
+    if decoder and TokenizerRun.of(profile, decoder, codes.seed).codes != codes:
         raise ValueError(f"{decoder} does not decode the codes that {variant} models.")
     metrics.fetch_weights()
     samples = _samples(profile, variant, seed, save=pipeline)
     file = REAL_TEXT if variant in profile.text.variants else REAL
     real = load_file(resolve(file)) if pipeline else real_features(profile, variant)
     if decoder:
-        tokenizer = trained_tokenizer(profile, decoder, tokenizer_seed).model.to(best_device())
+        tokenizer = tokenizer_of(profile, variant, decoder)
         scores = measure_codes(samples["codes"], tokenizer, real["held_out"], profile, variant)
     else:
-        model = trained_generator(profile, variant, seed).model.to(best_device())
+        model, _ = load_models(profile, variant, seed)
         scores = measure_generator(model, profile, variant, samples, real)
     return {"run": _run(profile, variant, seed, decoder), **scores}
 
@@ -106,7 +106,7 @@ def _run(profile: Profile, variant: str, seed: int, decoder: str | None = None) 
     key = digest(run, profile.sampler(variant), settings, *judge)
     if decoder is None:
         return key
-    return digest(key, TokenizerRun.of(profile, decoder, profile.autoregressive.tokenizer_seed))
+    return digest(key, TokenizerRun.of(profile, decoder, run.codes.tokenizer.seed))
 
 
 def measure_generator(
@@ -118,24 +118,19 @@ def measure_generator(
 ) -> dict[str, Any]:
     """Distances of samples to real images, nats per token, sweeps; of text models R-precision.
 
+    How to read the distances: beside those of `reconstruction`, the same real images after the
+    tokenizer, which a model would have that knew the right codes (not a bound: without details an
+    image can be nearer), and of class-conditional models those of `real`, training photographs.
+
     Args:
         samples, real: from `draw_all` and `real_features`.
-
-    Returns:
-        The distances of class-conditional samples, or of those for held-out names, to the real
-        images; with `tokenizer.evaluation.inception` also FID and Inception scores. How to read
-        them: the distances of `reconstruction`, the same real images after the tokenizer, which a
-        model would have that knew the right codes (not a bound: without details an image can be
-        nearer); of class-conditional models those of `real`, views of training photographs.
-        `nats_per_token`, `nats_by_scale`; `guidance_sweep`, `top_p_sweep`; `parameters`;
-        `protocol`. Of text-conditional models also what `Judge.prompt_scores` returns.
     """
     settings, sampling = profile.generator_section(variant).evaluation, profile.sampler(variant)
     tokenizer, codes = tokenizer_of(profile, variant), load_codes(profile, variant)
     references = real["held_out"]
     sampled = next(iter(samples.values()))  # those of held-out names come first
     scores = measure_codes(sampled, tokenizer, references, profile, variant)
-    parts = (evaluate.reconstruct(tokenizer, x)[1] for x in _held_out_images(profile, variant))
+    parts = (evaluate.reconstruct(tokenizer, x)[1] for x in held_out_images(profile, variant))
     reconstructions = evaluate.features_of(parts, "reconstructions")
     scores["reconstruction"] = distances(reconstructions, references, settings)
     del scores["reconstruction"]["protocol"]
@@ -144,8 +139,7 @@ def measure_generator(
 
     judge, told = None, {}
     if isinstance(settings, TextEvaluationConfig):
-        judge = Judge.of(profile)
-        told = {kind: prompts(profile, kind) for kind in KINDS}
+        judge, told = Judge.of(profile), {kind: prompts(profile, kind) for kind in KINDS}
         scores |= judge.prompt_scores(tokenizer, told, samples)
         scores["protocol"] |= {
             "prompts": f"{settings.prompts} of each kind: " + "; ".join(KINDS.values()),
@@ -159,20 +153,21 @@ def measure_generator(
     else:
         asked, conditions = sampled_labels(profile, settings.sweep_samples), codes.held_out_labels
 
-    def row(changed: SamplingConfig) -> dict[str, float]:
-        """Scores of a row of a sweep; those of `samples` where nothing differs."""
-        new, right = scores, scores.get("r_precision_held_out")
-        if changed != sampling or len(asked) != len(sampled):
-            drawn = generate(model, asked, changed, progress="samples of a sweep").cpu()
-            new = distances(_features(tokenizer, drawn, "samples of a sweep"), references, settings)
-            if judge is not None:
-                images = evaluate.decode(tokenizer, drawn)
-                right = judge.retrieved(images, told["held_out"], "samples")["r_precision"]
-        return ({} if right is None else {"r_precision": right}) | _means(new)
-
     def sweep(name: str) -> list[dict[str, float]]:
-        values = [{name: value} for value in getattr(settings, f"{name}_sweep")]
-        return [value | row(replace(sampling, **cast(Any, value))) for value in values]
+        rows = []
+        for value in getattr(settings, f"{name}_sweep"):
+            changed = replace(sampling, **cast(Any, {name: value}))
+            new, right = scores, scores.get("r_precision_held_out")
+            if changed != sampling or len(asked) != len(sampled):  # other samples than those
+                drawn = generate(model, asked, changed, progress="samples of a sweep").cpu()
+                features = _features(tokenizer, drawn, "samples of a sweep")
+                new = distances(features, references, settings)
+                if judge is not None:
+                    images = evaluate.decode(tokenizer, drawn)
+                    right = judge.retrieved(images, told["held_out"], "samples")["r_precision"]
+            of_judge = {} if judge is None else {"r_precision": right}
+            rows.append({name: value} | of_judge | _means(new))
+        return rows
 
     return {
         **scores,
@@ -184,28 +179,25 @@ def measure_generator(
 
 
 def measure_codes(
-    codes: Tensor,
-    tokenizer: SpectralTokenizer,
-    references: Tensor,
-    profile: Profile,
-    variant: str,
+    codes: Tensor, tokenizer: SpectralTokenizer, references: Tensor, profile: Profile, variant: str
 ) -> dict[str, Any]:
     """Distances of sampled codes, FID and Inception scores where asked for, and `protocol`."""
     settings, sampling = profile.generator_section(variant).evaluation, profile.sampler(variant)
+    run, is_text = CodesRun.of(profile, variant), variant in profile.text.variants
     scores = distances(_features(tokenizer, codes, "samples"), references, settings)
     scores["protocol"] |= {
         "references": "the held-out images with these names"
-        if variant in profile.text.variants
+        if is_text
         else "wide held-out views of labelled photographs",
-        "reference_folder": CodesRun.of(profile, variant).tokenizer.data.source,
-        "reference_size": CodesRun.of(profile, variant).tokenizer.data.size,
+        "reference_folder": run.tokenizer.data.source,
+        "reference_size": run.tokenizer.data.size,
         **{name: getattr(sampling, name) for name in SAMPLER},
     }
     if profile.tokenizer.evaluation.inception:
         inception = metrics.InceptionMetrics()
         for part in codes.split(evaluate.PART):
             inception.add(evaluate.decode(tokenizer, part), real=False, title="samples")
-        for images in _held_out_images(profile, variant):
+        for images in held_out_images(profile, variant):
             inception.add(images, real=True, title="originals")
         scores |= inception.compute(seed=settings.seed)
     return scores
@@ -222,18 +214,13 @@ def distances(
     settings: GenerationEvaluationConfig | TextEvaluationConfig,
 ) -> dict[str, Any]:
     """Every metric of `GENERATION_METRICS` of features [M, 1280], and their `protocol`."""
-    return metrics.generation_metrics(
-        features,
-        references,
-        kid_subset_size=settings.kid_subset_size,
-        neighbors=settings.neighbors,
-        seed=settings.seed,
-    )
+    of_kid = {"kid_subset_size": settings.kid_subset_size, "seed": settings.seed}
+    return metrics.generation_metrics(features, references, neighbors=settings.neighbors, **of_kid)
 
 
 def _means(scores: dict[str, Any]) -> dict[str, float]:
     """The distances among scores, without deviations and protocol."""
-    return {name: scores[name] for name in metrics.GENERATION_METRICS}
+    return {name: scores[name] for name in GENERATION_METRICS}
 
 
 # -- real images -------------------------------------------------------------------------------
@@ -244,18 +231,13 @@ def real_features(profile: Profile, variant: str) -> dict[str, Tensor]:
 
     For a class-conditional model also those of as many views of training photographs, "train".
     """
-    features = {"held_out": held_out_features(profile, variant)}
+    features = {"held_out": evaluate.features_of(held_out_images(profile, variant), "held_out")}
     if variant not in profile.text.variants:
         features["train"] = evaluate.features_of(_training_images(profile, variant), "train")
     return features
 
 
-def held_out_features(profile: Profile, variant: str) -> Tensor:
-    """Features of the held-out images that samples of `variant` are compared with."""
-    return evaluate.features_of(_held_out_images(profile, variant), "held_out")
-
-
-def _held_out_images(profile: Profile, variant: str) -> Iterator[Tensor]:
+def held_out_images(profile: Profile, variant: str) -> Iterator[Tensor]:
     """Images of held-out names, or `reference_views` held-out wide views, in parts."""
     if variant in profile.text.variants:
         yield from prompts(profile, "held_out").images.split(evaluate.PART)
@@ -312,12 +294,10 @@ def draw_all(model: AutoregressiveModel, profile: Profile, variant: str) -> dict
 
 def _samples(profile: Profile, variant: str, seed: int, save: bool = False) -> dict[str, Tensor]:
     """`draw_all` of this very run, from the pipeline or drawn now, and kept if `save`."""
-    path = resolve(f"samples/{variant}-seed{seed}.safetensors")
-    run = _run(profile, variant, seed)
+    path, run = resolve(f"samples/{variant}-seed{seed}.safetensors"), _run(profile, variant, seed)
     if read_metadata(path).get("run") == run:
         return load_file(path)
-    model = trained_generator(profile, variant, seed).model.to(best_device())
-    samples = draw_all(model, profile, variant)
+    samples = draw_all(load_models(profile, variant, seed)[0], profile, variant)
     if save:
         write_tensors(path, samples, {"run": run})
     return samples
@@ -342,12 +322,9 @@ def generation_frames(
 ) -> list[Tensor]:
     """Frames [B, 3, H, W] of samples in the making, the finished images last.
 
-    A generator over several scales gives one frame a scale, enlarged by nearest pixel. One over a
-    single scale gives `frames` frames, after equal shares of its codes: the last sampled code is
-    repeated, since the decoder wants all codes, and places not sampled yet are grey.
-
-    Raises:
-        ValueError: several scales, and a decoder that cannot decode the first ones alone.
+    A generator over several scales gives one frame a scale, enlarged by nearest pixel, and needs a
+    decoder of first scales. One over a single scale gives `frames` frames, after equal shares of
+    its codes: the last sampled code is repeated, since the decoder wants all, and the rest is grey.
     """
     model, tokenizer = load_models(profile, variant, seed)
     # All samples in each frame.
@@ -359,13 +336,10 @@ def generation_frames(
         return [F.interpolate(x.cpu(), images[-1].shape[2:]) for x in images]
 
     codes = generate(model, asked, sampling)  # [B, 1, N]
-    num_codes, grid = codes.shape[2], tokenizer.config.grid_size
+    places, grid = torch.arange(codes.shape[2]), tokenizer.config.grid_size
     for frame in range(1, frames + 1):
-        count = max(1, round(num_codes * frame / frames))
-        first_codes = codes.clone()
-        first_codes[:, :, count:] = codes[:, :, count - 1 : count]
-        image = tokenizer.decode(first_codes).cpu()
-        is_sampled = (torch.arange(num_codes) < count).view(1, 1, grid, grid).float()
-        mask = F.interpolate(is_sampled, image.shape[2:])
-        images.append(image * mask + GREY * (1 - mask))
+        count = max(1, round(len(places) * frame / frames))
+        image = tokenizer.decode(codes[:, :, places.clamp(max=count - 1)]).cpu()
+        is_sampled = (places < count).view(1, 1, grid, grid).float()
+        images.append(image.where(F.interpolate(is_sampled, image.shape[2:]) > 0, GREY))
     return images

@@ -28,37 +28,19 @@ from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import best_device
 from sitlib.model.wavelets import dwt2, orthonormal_gains
 from sitlib.strict import digest
-from sitlib.train.config import DataConfig
 from workbook import evaluate
 from workbook.paths import resolve
-from workbook.profile import EvaluationSet, Profile
+from workbook.profile import Profile
 from workbook.runs import TokenizerRun
 from workbook.tokenizers import held_out_set, trained_tokenizer
 
 ERROR_LEVELS = 3  # scales of the error budget: those of SIT-4, for every model
 SMALLEST_SIZE = 4  # px; for the tokenizer without scales: the coarsest scale of SIT-5
 FEATURES = "build/features"  # of originals, which are the same for every tokenizer
-RATE_VIEWS = 500  # at most, beside files: all of them are in memory, in several forms
-JPEG_QUALITIES = (1, 5, 10, 20, 35, 50, 70)
-JPEG2000_RATES = (100, 40, 28, 20, 12, 6)  # times fewer bytes than the pixels have
-File = tuple[bytes, int]  # its content, and how many bytes of it are coded data
-BY_PHOTOGRAPH = ("photographs", "counts", "by_photograph")
 VIEWS = {
     "crops": "random crops of {} held-out photographs",
     "wide": "wide views of {} held-out images",
 }
-
-
-def evaluate_tokenizer(profile: Profile, variant: str, seed: int) -> dict[str, Any]:
-    """Train or load a tokenizer of the profile and measure it.
-
-    Returns:
-        `run`, and what `measure_tokenizer` returns.
-    """
-    metrics.fetch_weights()
-    tokenizer = trained_tokenizer(profile, variant, seed).model.to(best_device())
-    scores = measure_tokenizer(tokenizer, profile, profile.tokenizer_data(variant))
-    return {"run": _run(profile, variant, seed), **scores}
 
 
 def tokenizer_scores(profile: Profile, variant: str, seed: int) -> dict[str, Any]:
@@ -74,6 +56,79 @@ def _run(profile: Profile, variant: str, seed: int) -> str:
     return digest(TokenizerRun.of(profile, variant, seed), settings, list(settings.sets))
 
 
+def evaluate_tokenizer(profile: Profile, variant: str, seed: int) -> dict[str, Any]:
+    """Train or load a tokenizer of the profile and measure it on every evaluation set and size.
+
+    One of other images than the profile's is judged at its full size only, and "the first set" is
+    that of its own images.
+
+    Returns:
+        `run`; of the first set at full size what `_summary` returns, without values by photograph,
+        `error_by_scale`, what `codebook_statistics` returns, and `usage` of the codebook that uses
+        the smallest share (%); `parameters`; `sets`: name -> side in px as text -> `_summary`, at
+        full size with `evaluation.inception` also FID and Inception scores.
+    """
+    metrics.fetch_weights()
+    settings, source = profile.tokenizer.evaluation, profile.tokenizer_data(variant).source
+    # Fails here, before anything is measured, where it cannot be had.
+    inception = metrics.InceptionMetrics() if settings.inception else None
+    tokenizer = trained_tokenizer(profile, variant, seed).model.to(best_device())
+    lite0 = metrics.load_lite0().to(best_device())
+    config, sizes, first_set = (
+        tokenizer.config,
+        evaluated_sizes(tokenizer),
+        next(iter(settings.sets)),
+    )
+    if source != profile.data.source:
+        sizes = sizes[:1]
+        own = (name for name, image_set in settings.sets.items() if image_set.source == source)
+        first_set = next(own, first_set)
+    first: dict[str, Any] = {}
+    sets: dict[str, dict[str, Any]] = {}
+    for name, image_set in settings.sets.items():
+        keys: list[str] = []
+        parts: dict[int, list[dict[str, Tensor]]] = {size: [] for size in sizes}
+        for start in range(0, image_set.views, evaluate.PART):
+            views, keys_of_part = held_out_set(profile, name, config.size, evaluate.PART, start)
+            keys += keys_of_part
+            for size in sizes:
+                images = F.avg_pool2d(views, config.size // size)
+                codes, reconstructions = evaluate.reconstruct(tokenizer, images)
+                title = f"{name}, {size} px, from view {start + 1}"
+                values = _values(images, reconstructions, lite0, size == sizes[0], title)
+                parts[size].append(values | {"codes": codes})
+                if inception is not None and size == sizes[0]:
+                    inception.add(reconstructions, real=False, title=title)
+                    inception.add(images, real=True, title=title)
+        sets[name] = {}
+        for size, of_size in parts.items():
+            values = {key: torch.cat([part[key] for part in of_size]) for key in of_size[0]}
+            scores = sets[name][str(size)] = _summary(values, keys, size, lite0, settings.seed)
+            scores["protocol"] |= {
+                "views": VIEWS[image_set.kind].format(len(scores["photographs"])),
+                "source": image_set.source,
+                "seed": settings.seed,
+            }
+            num_tokens = values["codes"][0].numel()
+            scores["bits_per_pixel"] = metrics.bits_per_pixel(num_tokens, config.num_codes, size**2)
+            if size not in tokenizer.sizes:
+                scores["protocol"]["size_change"] = (
+                    f"enlarged to {config.size} px (bicubic, clamped), reconstructed, averaged down"
+                )
+            if inception is not None and size == sizes[0]:
+                scores |= inception.compute(seed=settings.seed)
+            if name == first_set and size == sizes[0]:
+                by_photograph = ("photographs", "counts", "by_photograph")
+                first = {key: scores[key] for key in scores if key not in by_photograph}
+                first["error_by_scale"] = values["errors"].mean(dim=0).tolist()
+                books = min(config.num_codebooks, config.num_scales)
+                counts = metrics.code_counts(values["codes"], config.num_codes)
+                first |= metrics.codebook_statistics(counts, len(keys), books)
+                first["usage"] = min(book["usage"] for book in first["codebooks"].values())
+    parameters = sum(p.numel() for p in tokenizer.parameters())
+    return {"run": _run(profile, variant, seed), **first, "parameters": parameters, "sets": sets}
+
+
 def evaluated_sizes(tokenizer: SpectralTokenizer) -> list[int]:
     """Sides in px at which a tokenizer is judged, the full size first.
 
@@ -87,87 +142,7 @@ def evaluated_sizes(tokenizer: SpectralTokenizer) -> list[int]:
     return sizes if config.decoder_attention == "scale_causal" else sizes[:1]
 
 
-def error_by_scale(images: Tensor, reconstructions: Tensor) -> list[float]:
-    """Mean squared error in [-1, 1] of each scale of a Haar transform, coarsest first.
-
-    The gains make the transform orthonormal, so that the sum is the whole error.
-    """
-    difference = 2 * (images - reconstructions)  # of [0, 1] to [-1, 1]
-    scales = zip(
-        orthonormal_gains(ERROR_LEVELS), dwt2(difference, "haar", ERROR_LEVELS), strict=True
-    )
-    return [float((gain * x).square().sum() / images.numel()) for gain, x in scales]
-
-
-def measure_tokenizer(
-    tokenizer: SpectralTokenizer, profile: Profile, data: DataConfig | None = None
-) -> dict[str, Any]:
-    """Reconstruction metrics and distances on every evaluation set and size, and codebook use.
-
-    Args:
-        data: what it was trained on. Default: the profile's `data`. A tokenizer of other images is
-            judged at its full size only, and "the first set" is that of its own images.
-
-    Returns:
-        `sets`: name -> side in px as text -> what `summarize_reconstructions` returns (LPIPS-VGG at
-        full size only); distances to the originals; `lite0_score`, `lite0_score_originals`;
-        `bits_per_pixel`; with `evaluation.inception` at full size also FID and Inception scores;
-        `protocol`. At the top level the same of the first set at full size, without values by
-        photograph, and of this set `error_by_scale`, what `codebook_statistics` returns, and
-        `usage` of the codebook that uses the smallest share (%); `parameters`.
-    """
-    settings, config = profile.tokenizer.evaluation, tokenizer.config
-    # Fails here, before anything is measured, where it cannot be had.
-    inception = metrics.InceptionMetrics() if settings.inception else None
-    lite0 = metrics.load_lite0().to(best_device())
-    sizes, first_set = evaluated_sizes(tokenizer), next(iter(settings.sets))
-    if data is not None and data.source != profile.data.source:
-        sizes = sizes[:1]
-        own = [name for name, views in settings.sets.items() if views.source == data.source]
-        first_set = (own or [first_set])[0]
-    sets: dict[str, dict[str, Any]] = {}
-    first: dict[str, Any] = {}
-    for name, image_set in settings.sets.items():
-        keys: list[str] = []
-        parts: dict[int, list[dict[str, Tensor]]] = {size: [] for size in sizes}
-        for start in range(0, image_set.views, evaluate.PART):
-            views, keys_of_part = held_out_set(profile, name, config.size, evaluate.PART, start)
-            keys += keys_of_part
-            for size in sizes:
-                images = F.avg_pool2d(views, config.size // size)
-                codes, reconstructions = evaluate.reconstruct(tokenizer, images)
-                title = f"{name}, {size} px, from view {start + 1}"
-                measured = _measure(images, reconstructions, lite0, size == sizes[0], title)
-                parts[size].append(measured | {"codes": codes})
-                if inception is not None and size == sizes[0]:
-                    inception.add(reconstructions, real=False, title=title)
-                    inception.add(images, real=True, title=title)
-        sets[name] = {}
-        for size in sizes:
-            measured = {
-                key: torch.cat([part[key] for part in parts[size]]) for key in parts[size][0]
-            }
-            scores = _summarize(measured, keys, size, lite0, image_set, settings.seed)
-            num_tokens = measured["codes"][0].numel()
-            scores["bits_per_pixel"] = metrics.bits_per_pixel(num_tokens, config.num_codes, size**2)
-            if size not in tokenizer.sizes:
-                scores["protocol"]["size_change"] = (
-                    f"enlarged to {config.size} px (bicubic, clamped), reconstructed, averaged down"
-                )
-            if inception is not None and size == sizes[0]:
-                scores |= inception.compute(seed=settings.seed)
-            sets[name][str(size)] = scores
-            if name == first_set and size == sizes[0]:
-                books = min(config.num_codebooks, config.num_scales)
-                first = {key: scores[key] for key in scores if key not in BY_PHOTOGRAPH}
-                first["error_by_scale"] = measured["errors"].mean(dim=0).tolist()
-                counts = metrics.code_counts(measured["codes"], config.num_codes)
-                first |= metrics.codebook_statistics(counts, len(measured["codes"]), books)
-                first["usage"] = min(book["usage"] for book in first["codebooks"].values())
-    return {**first, "parameters": sum(p.numel() for p in tokenizer.parameters()), "sets": sets}
-
-
-def _measure(
+def _values(
     images: Tensor, reconstructions: Tensor, lite0: Lite0, full_size: bool, title: str
 ) -> dict[str, Tensor]:
     """Values [V, ...] of every image: metrics, features, and those of originals, error by scale."""
@@ -181,35 +156,15 @@ def _measure(
     return values
 
 
-def _summarize(
-    measured: dict[str, Tensor],
-    keys: list[str],
-    size: int,
-    lite0: Lite0,
-    image_set: EvaluationSet,
-    seed: int,
-) -> dict[str, Any]:
-    """Scores of an evaluation set at a size in px, from `_measure`."""
-    features, originals = measured["features"], measured["originals"]
-    values = {metric: measured[metric] for metric in metrics.METRICS if metric in measured}
-    scores = metrics.summarize_reconstructions(values, keys, (size, size))
-    subset = min(100, max(2, len(keys) // 2))  # of KID; larger subsets would be nearly the same
-    distances = metrics.generation_metrics(features, originals, kid_subset_size=subset, seed=seed)
-    protocol = {
-        **scores["protocol"],
-        **distances["protocol"],
-        "views": VIEWS[image_set.kind].format(len(scores["photographs"])),
-        "source": image_set.source,
-        "seed": seed,
-    }
-    del protocol["samples"], protocol["reference_images"]  # both are `images`
-    return {
-        **scores,
-        **distances,
-        "lite0_score": metrics.classifier_score(lite0.logits(features)),
-        "lite0_score_originals": metrics.classifier_score(lite0.logits(originals)),
-        "protocol": protocol,
-    }
+def error_by_scale(images: Tensor, reconstructions: Tensor) -> list[float]:
+    """Mean squared error in [-1, 1] of each scale of a Haar transform, coarsest first.
+
+    The gains make the transform orthonormal, so that the sum is the whole error.
+    """
+    difference = 2 * (images - reconstructions)  # of [0, 1] to [-1, 1]
+    gains, scales = orthonormal_gains(ERROR_LEVELS), dwt2(difference, "haar", ERROR_LEVELS)
+    errors = [(gain * x).square().sum() for gain, x in zip(gains, scales, strict=True)]
+    return [float(error / images.numel()) for error in errors]
 
 
 def original_features(images: Tensor, lite0: Lite0, *, title: str = "") -> Tensor:
@@ -226,22 +181,73 @@ def original_features(images: Tensor, lite0: Lite0, *, title: str = "") -> Tenso
     return load_file(path)["features"]
 
 
+def _summary(
+    values: dict[str, Tensor], keys: list[str], size: int, lite0: Lite0, seed: int
+) -> dict[str, Any]:
+    """Metrics, distances to the originals, and Inception scores by Lite0, from `_values`."""
+    features, originals = values["features"], values["originals"]
+    by_metric = {metric: values[metric] for metric in metrics.METRICS if metric in values}
+    scores = metrics.summarize_reconstructions(by_metric, keys, (size, size))
+    subset = min(100, max(2, len(keys) // 2))  # of KID; larger subsets would be nearly the same
+    distances = metrics.generation_metrics(features, originals, kid_subset_size=subset, seed=seed)
+    protocol = scores["protocol"] | distances["protocol"]
+    del protocol["samples"], protocol["reference_images"]  # both are `images`
+    return {
+        **scores,
+        **distances,
+        "lite0_score": metrics.classifier_score(lite0.logits(features)),
+        "lite0_score_originals": metrics.classifier_score(lite0.logits(originals)),
+        "protocol": protocol,
+    }
+
+
 # -- bits beside quality -----------------------------------------------------------------------
 #
 # A code takes log2 K bits. Of a file only coded data count, without headers and tables, which
 # favors the files: at this size headers would take more than everything else.
+
+RATE_VIEWS = 500  # at most: all of them are in memory, in several forms
+File = tuple[bytes, int]  # its content, and how many bytes of it are coded data
+
+
+def encode_jpeg(quality: int, image: Image.Image) -> File:
+    """A JPEG file."""
+    image.save(file := io.BytesIO(), format="JPEG", quality=quality, optimize=True)
+    data = file.getvalue()
+    start = data.index(b"\xff\xda")  # start of scan: a header of its own, then the coded data
+    start += 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+    return data, len(data) - 2 - start  # the last two bytes end the image
+
+
+def encode_jpeg2000(rate: int, image: Image.Image) -> File:
+    """A JPEG 2000 codestream of 1 / rate of the bytes that the pixels have."""
+    rates = {"quality_mode": "rates", "quality_layers": [rate]}
+    image.save(file := io.BytesIO(), "JPEG2000", irreversible=True, no_jp2=True, **rates)
+    data = file.getvalue()
+    return data, len(data) - 2 - (data.index(b"\xff\x93") + 2)  # from start of data to end
+
+
+JPEG_QUALITIES = (1, 5, 10, 20, 35, 50, 70)
+JPEG2000_RATES = (100, 40, 28, 20, 12, 6)  # times fewer bytes than the pixels have
+# Curve -> encoder, its settings, how many times smaller images are made first.
+CURVES = {
+    "jpeg": (encode_jpeg, JPEG_QUALITIES, 1),
+    "jpeg2000": (encode_jpeg2000, JPEG2000_RATES, 1),
+    "jpeg_half": (encode_jpeg, JPEG_QUALITIES, 2),
+}
+# Kind of file -> encoder, all of its settings, from few bits to many.
+MATCHED = {"jpeg": (encode_jpeg, range(1, 96)), "jpeg2000": (encode_jpeg2000, range(200, 1, -1))}
 
 
 def rate_distortion(profile: Profile, tokenizers: list[str], seed: int) -> dict[str, Any]:
     """PSNR and LPIPS-Alex at the bits of tokenizers and files, on the first evaluation set.
 
     Returns:
-        `curves`: name -> points with `setting`, `bits_per_pixel`, `psnr` (dB), `lpips_alex`,
-        `intervals`, for files also `bits_per_pixel_of_file`; `matched`: tokenizer -> kind of file
-        -> point of files, each the largest with at most as many bits as the codes; `protocol`.
+        `curves`: name -> points; `matched`: tokenizer -> kind of file -> point of files, each the
+        largest with at most as many bits as the codes; `protocol`.
     """
     images, keys = held_out_set(profile, count=RATE_VIEWS)
-    full, num_pixels = images.shape[-1], images[0, 0].numel()
+    full = images.shape[-1]
 
     def point(setting: str, bits: float, decoded: Tensor, **more: float) -> dict[str, Any]:
         if decoded.shape[-1] != full:
@@ -251,9 +257,7 @@ def rate_distortion(profile: Profile, tokenizers: list[str], seed: int) -> dict[
         about = {"setting": setting, "bits_per_pixel": bits, **more}
         return about | {name: scores[name] for name in (*names, "intervals")}
 
-    def files(
-        setting: str, encode: Callable[[Image.Image], File], factor: int = 1
-    ) -> dict[str, Any]:
+    def files(setting: str, encode: Callable[..., File], factor: int = 1) -> dict[str, Any]:
         coded, decoded, whole = through_files(F.avg_pool2d(images, factor), encode)
         pixels = factor**2  # of the image, for one of the file
         return point(setting, coded / pixels, decoded, bits_per_pixel_of_file=whole / pixels)
@@ -263,15 +267,13 @@ def rate_distortion(profile: Profile, tokenizers: list[str], seed: int) -> dict[
     for name in tokenizers:
         tokenizer = trained_tokenizer(profile, name, seed).model.to(best_device())
         curves[name] = [point(f"{k} scales", bits, x) for k, bits, x in prefixes(tokenizer, images)]
-        budget = curves[name][-1]["bits_per_pixel"] * num_pixels
-        # Settings go from few bits to many.
-        jpeg = largest_within(budget, encode_jpeg, range(1, 96))
-        jpeg2000 = largest_within(budget, encode_jpeg2000, range(200, 1, -1))
-        encoders = {"jpeg": jpeg, "jpeg2000": jpeg2000}
-        matched[name] = {kind: files("as many bits", encode) for kind, encode in encoders.items()}
-    curves["jpeg"] = [files(str(q), partial(encode_jpeg, q)) for q in JPEG_QUALITIES]
-    curves["jpeg2000"] = [files(str(r), partial(encode_jpeg2000, r)) for r in JPEG2000_RATES]
-    curves["jpeg_half"] = [files(str(q), partial(encode_jpeg, q), 2) for q in JPEG_QUALITIES]
+        budget = curves[name][-1]["bits_per_pixel"] * images[0, 0].numel()
+        matched[name] = {
+            kind: files("as many bits", partial(largest_within, budget, encode, settings))
+            for kind, (encode, settings) in MATCHED.items()
+        }
+    for name, (encode, settings, factor) in CURVES.items():
+        curves[name] = [files(str(x), partial(encode, x), factor) for x in settings]
     qualities, rates = (", ".join(map(str, x)) for x in (JPEG_QUALITIES, JPEG2000_RATES))
     protocol = {
         "images": len(images),
@@ -295,44 +297,14 @@ def prefixes(tokenizer: SpectralTokenizer, images: Tensor) -> Iterator[tuple[int
 
 
 def largest_within(
-    bits: float, encode: Callable[[int, Image.Image], File], settings: Sequence[int]
-) -> Callable[[Image.Image], File]:
-    """Encoder to the file with the most coded data within `bits`, else to the smallest one.
-
-    Args:
-        settings: of `encode`, from few bits to many.
-    """
-
-    def largest(image: Image.Image) -> File:
-        count = bisect_right(settings, bits, key=lambda setting: 8 * encode(setting, image)[1])
-        return encode(settings[max(0, count - 1)], image)
-
-    return largest
+    bits: float, encode: Callable[..., File], settings: Sequence[int], image: Image.Image
+) -> File:
+    """The file with the most coded data within `bits`, else the smallest one."""
+    count = bisect_right(settings, bits, key=lambda setting: 8 * encode(setting, image)[1])
+    return encode(settings[max(0, count - 1)], image)
 
 
-def encode_jpeg(quality: int, image: Image.Image) -> File:
-    """A JPEG file."""
-    data = _saved(image, format="JPEG", quality=quality, optimize=True)
-    start = data.index(b"\xff\xda")  # start of scan: a header of its own, then the coded data
-    start += 2 + int.from_bytes(data[start + 2 : start + 4], "big")
-    return data, len(data) - 2 - start  # the last two bytes end the image
-
-
-def encode_jpeg2000(rate: int, image: Image.Image) -> File:
-    """A JPEG 2000 codestream of 1 / rate of the bytes that the pixels have."""
-    rates = {"quality_mode": "rates", "quality_layers": [rate]}
-    data = _saved(image, format="JPEG2000", irreversible=True, no_jp2=True, **rates)
-    return data, len(data) - 2 - (data.index(b"\xff\x93") + 2)  # from start of data to end
-
-
-def _saved(image: Image.Image, **settings: Any) -> bytes:
-    image.save(file := io.BytesIO(), **settings)
-    return file.getvalue()
-
-
-def through_files(
-    images: Tensor, encode: Callable[[Image.Image], File]
-) -> tuple[float, Tensor, float]:
+def through_files(images: Tensor, encode: Callable[..., File]) -> tuple[float, Tensor, float]:
     """Bits per pixel of coded data, images [V, 3, H, W] read back, bits of whole files."""
     pixels = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
     encoded = [encode(Image.fromarray(image)) for image in pixels]
