@@ -62,6 +62,9 @@ class GreyTokens:
     def parameters(self):
         return [torch.zeros(3, 5), torch.zeros(2)]
 
+    def to(self, device):
+        return self
+
 
 CAUSAL = GreyTokens("sit5_sc", [4, 8, 16, 32, 64])
 BASELINE = GreyTokens("vit_vqgan", [64])
@@ -89,13 +92,14 @@ def profile():
 
 @pytest.fixture(scope="module")
 def measure(profile, weights_folder, tmp_path_factory):
-    """`measure_tokenizer`, the baseline down to 16 px only, with an own folder of features."""
+    """`evaluate_tokenizer`, the baseline down to 16 px only, with an own folder of features."""
 
-    def measure(model, profile=profile):
+    def measure(model):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tokenizer, "SMALLEST_SIZE", 16)
             patch.setattr(tokenizer, "FEATURES", str(features))
-            return tokenizer.measure_tokenizer(model, profile)
+            patch.setattr(tokenizer, "trained_tokenizer", lambda *_: SimpleNamespace(model=model))
+            return tokenizer.evaluate_tokenizer(profile, "sit5_sc", 0)
 
     features = tmp_path_factory.mktemp("features")
     return measure

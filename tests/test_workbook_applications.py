@@ -54,7 +54,7 @@ def test_the_largest_file_within_a_budget(photographs, bits):
     image = Image.fromarray((photographs[0] * 255).byte().permute(1, 2, 0).numpy())
     sizes = [8 * encode_jpeg(quality, image)[1] for quality in range(1, 96)]
     expected = max((size for size in sizes if size <= bits), default=sizes[0])
-    size = 8 * largest_within(bits, encode_jpeg, range(1, 96))(image)[1]
+    size = 8 * largest_within(bits, encode_jpeg, range(1, 96), image)[1]
     # Sizes may dip between neighboring qualities.
     assert 0.97 * expected <= size <= max(bits, sizes[0])
 

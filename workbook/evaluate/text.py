@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sitlib import metrics
-from sitlib.data import CaptionedImages, ImageSource, degrade, held_out_views, training_views
+from sitlib.data import (
+    ImageSource,
+    degrade,
+    held_out_positions,
+    held_out_views,
+    training_views,
+)
 from sitlib.files import Row
 from sitlib.metrics.networks import Lite0
 from sitlib.model.dual_encoder import DualEncoder
@@ -42,21 +48,30 @@ class Prompts:
 
     captions: list[str]
     known: list[str]  # captions in phrasings of training, by which samples are judged
-    names: list[str]  # subjects
+    names: list[str]  # subjects, each once
     images: Tensor  # [M, 3, H, W] in [0, 1]
 
 
 def prompts(profile: Profile, kind: str) -> Prompts:
     """Prompts of a kind, one for each of `text.evaluation.prompts` names, the same for every model.
 
-    "held_out": of held-out images, in phrasings of training. "seen": of training images, in
-    phrasings that training never uses. "known": of the same images, in phrasings of training; what
-    is lost from there to "seen" is lost to the words.
+    "seen" and "known" are of the same images; what is lost from there to "seen" is lost to the
+    words. Raises `ValueError` if there are fewer names.
     """
-    settings = profile.text.evaluation
+    settings, size = profile.text.evaluation, DualEncoderRun.of(profile).data.size
     split = "test" if kind == "held_out" else "train"
     texts = captioned(profile, split)
-    positions, images = _one_of_each_name(profile, texts)
+    # The first view of each name, in the random order of held-out views.
+    order = held_out_positions(texts.images, len(texts.images), settings.seed)
+    first = {texts.names[position]: row for row, position in reversed([*enumerate(order)])}
+    rows = sorted(first.values())[: settings.prompts]
+    if len(rows) < settings.prompts:
+        raise ValueError(
+            f"text.evaluation.prompts is {settings.prompts}, but {texts.images.where} has only "
+            f"{len(rows)} names."
+        )
+    views, _, keys = held_out_views(texts.images, rows[-1] + 1, size, settings.seed, kind="wide")
+    positions = [texts.images.position_of[keys[row]] for row in rows]
 
     def one_each(captions: list[list[str]]) -> list[str]:
         u = np.random.default_rng([settings.seed, int(split == "test")]).random(len(positions))
@@ -65,30 +80,7 @@ def prompts(profile: Profile, kind: str) -> Prompts:
 
     known = one_each(texts.captions)
     asked = one_each(captioned(profile, split, "new").captions) if kind == "seen" else known
-    return Prompts(asked, known, [texts.names[i] for i in positions], images)
-
-
-def _one_of_each_name(profile: Profile, texts: CaptionedImages) -> tuple[list[int], Tensor]:
-    """Positions of images of different names, in a random order, and wide views of them.
-
-    Raises:
-        ValueError: there are fewer names than prompts.
-    """
-    settings, size = profile.text.evaluation, DualEncoderRun.of(profile).data.size
-    count = settings.prompts
-    while True:  # a shorter set of views begins a longer one
-        count = min(2 * count, len(texts.images))
-        views, _, keys = held_out_views(texts.images, count, size, settings.seed, kind="wide")
-        positions = [texts.images.position_of[key] for key in keys]
-        first = {texts.names[p]: row for row, p in reversed(list(enumerate(positions)))}
-        rows = sorted(first.values())[: settings.prompts]
-        if len(rows) == settings.prompts:
-            return [positions[row] for row in rows], views[rows]
-        if count == len(texts.images):
-            raise ValueError(
-                f"text.evaluation.prompts is {settings.prompts}, but {texts.images.where} has only "
-                f"{len(rows)} names."
-            )
+    return Prompts(asked, known, [texts.names[i] for i in positions], views[rows])
 
 
 @dataclass
@@ -135,12 +127,8 @@ class Judge:
     def prompt_scores(
         self, tokenizer: SpectralTokenizer, asked: dict[str, Prompts], samples: dict[str, Tensor]
     ) -> dict[str, Any]:
-        """R-precision of samples for prompts of every kind, of real images and reconstructions.
-
-        Returns:
-            `kinds`: kind -> `samples`, `reconstruction`, `real` -> what `retrieved` returns,
-            `by_prompt` of samples only; `r_precision_<kind>` of samples.
-        """
+        """`r_precision_<kind>` of samples; `kinds`: kind -> samples, reconstructions, real images ->
+        what `retrieved` returns, `by_prompt` of samples only."""
         kinds: dict[str, dict[str, dict[str, Any]]] = {}
         for kind, told in asked.items():
             images = {
@@ -168,15 +156,14 @@ def trained_dual_encoder(profile: Profile, pipeline: bool = False) -> Trained[Du
 
     def train_now(folder: Path) -> tuple[DualEncoder, list[Row]]:
         metrics.fetch_weights()
-        seed = profile.text.tokenizer_seed
-        device, names = best_device(), run.model.reconstructions
+        seed, device = profile.text.tokenizer_seed, best_device()
+        names = run.model.reconstructions
         tokenizers = [trained_tokenizer(profile, name, seed).model.to(device) for name in names]
         data, lite0 = captioned(profile, "train"), metrics.load_lite0().to(device)
-        features, positions = view_features(run, data.images, tokenizers, lite0)
+        features = view_features(run, data.images, tokenizers, lite0)
         texts, title = (data.captions, data.names), f"dual encoder, seed {run.seed}"
-        return train_dual_encoder(
-            run.model, features, positions, *texts, seed=run.seed, folder=folder, title=title
-        )
+        about = {"seed": run.seed, "folder": folder, "title": title}
+        return train_dual_encoder(run.model, *features, *texts, **about)
 
     return train_or_load(run, "dual_encoder", "text", DualEncoder, train_now, pipeline)
 
@@ -189,23 +176,19 @@ def view_features(
     Also of degraded copies, and of what the tokenizers leave of the views: a judge that knows sharp
     images only takes their reconstructions for something else. `VIEWS` images at a time.
     """
-    place = {key: position for position, key in enumerate(images.keys)}
-    batch, seed = min(VIEWS, len(images)), run.seed
+    batch, size, seed = min(VIEWS, len(images)), run.data.size, run.seed
     parts, positions = [], []
     for start in range(0, len(images), batch):
-        views, _, keys = training_views(
-            images, start // batch, batch, run.data.size, seed, kind="wide", flip=False
-        )
+        options = {"kind": "wide", "flip": False}
+        views, _, keys = training_views(images, start // batch, batch, size, seed, **options)
         views = views[: len(images) - start]  # the last ones may be of a second epoch
-        worse = [
-            degrade(views, seed + copy * len(images) + start)
-            for copy in range(run.model.degraded_views)
-        ]
+        copies = (seed + copy * len(images) for copy in range(run.model.degraded_views))
+        worse = [degrade(views, number + start) for number in copies]
         again = [metrics.in_batches(model.reconstruct, views, size=64) for model in tokenizers]
         for number, version in enumerate((views, *worse, *again), 1):
             title = f"images {start + 1} to {start + len(views)}, version {number}"
             parts.append(judge_features(version, lite0, run, title))
-            positions += [place[key] for key in keys[: len(views)]]
+            positions += [images.position_of[key] for key in keys[: len(views)]]
     return torch.cat(parts), np.array(positions)
 
 
