@@ -11,7 +11,7 @@ import yaml
 from sitlib.data.token_shards import TokenShards
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import ConfigError, from_dict, to_dict
-from workbook import ablate, train_or_load
+from workbook import ablate, runs
 from workbook.ablate import Grid, Row, Rung, TextTrial, gradient_statistics, load_grid, run_row
 from workbook.codes import Codes, captioned
 from workbook.diffusion import trained_diffusion, velocity_error
@@ -42,7 +42,7 @@ def own_folder(tmp_path, monkeypatch):
         is_written = str(path).startswith(("scratch", ".ckpt", "models", "metrics"))
         return (tmp_path if is_written else ROOT) / path
 
-    for module in (ablate, train_or_load):
+    for module in (ablate, runs):
         monkeypatch.setattr(module, "resolve", resolve)
     return tmp_path
 
