@@ -153,7 +153,7 @@ def measure_generator(
     else:
         asked, conditions = sampled_labels(profile, settings.sweep_samples), codes.held_out_labels
 
-    def sweep(name: str) -> list[dict[str, float]]:
+    def sweep(name: str) -> list[dict[str, Any]]:
         rows = []
         for value in getattr(settings, f"{name}_sweep"):
             changed = replace(sampling, **cast(Any, {name: value}))
