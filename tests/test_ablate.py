@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from sitlib.data.token_shards import TokenShards
+from sitlib.data import TokenShards
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import ConfigError, from_dict, to_dict
 from workbook import ablate, runs

@@ -16,6 +16,7 @@ from sitlib.data.captions import TEMPLATES
 from sitlib.data.images import find_split
 from workbook.paths import ROOT
 
+EMOJI = ROOT / "data/emoji"
 WAVE = {
     "key": "1f44b-1f3fd",
     "name": "WAVING HAND SIGN, medium skin tone",
@@ -26,9 +27,9 @@ WAVE = {
 }
 
 
-def picture(color="red", format="JPEG") -> bytes:
+def picture() -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (16, 16), color).save(buffer, format=format)
+    Image.new("RGB", (16, 16), "red").save(buffer, format="JPEG")
     return buffer.getvalue()
 
 
@@ -37,16 +38,6 @@ def said(name: str) -> str:
     texts = emoji_captions({"key": "k", "name": name}, count=99)
     (text,) = [text for text in texts if text.startswith("emoji: ")]
     return text.removeprefix("emoji: ")
-
-
-@pytest.fixture(scope="module")
-def emoji():
-    """Records of the repository's emoji by split, without decoding a picture."""
-    records = {}
-    for split in ("train", "test"):
-        samples, _ = find_split(ROOT / "data/emoji", split)
-        records[split] = [sample.record() for sample in samples]
-    return records
 
 
 class TestEmojiCaptions:
@@ -117,27 +108,8 @@ class TestEmojiCaptions:
             assert len(texts) == 4
             assert all(t == " ".join(t.split()) and not set(t) & set('*_"#{}()') for t in texts)
 
-
-class TestOpenNames:
-    def test_every_image_has_the_captions_of_its_record(self, tmp_path):
-        names = ["BEAR", "BEAR, dark skin tone", "COW"]
-        with webdataset.TarWriter(str(tmp_path / "train-0.tar")) as writer:
-            writer.write({"__key__": "x", "png": b"no picture", "json": {"key": "x", "name": "x"}})
-            for i, name in enumerate(names):
-                record = {"key": f"{i}", "name": name, "base_name": name[:4]}
-                writer.write({"__key__": f"{i}", "png": picture("red", "PNG"), "json": record})
-        for phrasing in TEMPLATES:
-            with pytest.warns(UserWarning, match="skipped"):
-                opened = open_captioned(
-                    tmp_path, "train", "names", phrasing=phrasing, seed=5, count=3
-                )
-            assert opened.images.keys == ["0", "1", "2"]
-            assert opened.names == ["BEAR", "BEAR", "COW"]
-            records = [{"key": f"{i}", "name": name} for i, name in enumerate(names)]
-            assert opened.captions == [emoji_captions(r, phrasing, 5, 3) for r in records]
-
-    def test_no_new_caption_is_a_training_caption(self, emoji):
-        records = emoji["train"] + emoji["test"]
+    def test_no_new_caption_of_the_emoji_is_a_training_caption(self):
+        records = [s.record() for split in ("train", "test") for s in find_split(EMOJI, split)[0]]
         training, new = (
             {text for record in records for text in emoji_captions(record, phrasing, count=99)}
             for phrasing in TEMPLATES
@@ -145,17 +117,29 @@ class TestOpenNames:
         assert not training & new
         assert max(len(text.split()) for text in training | new) <= 24
         assert not any(set(text) & set("*()&_.’") for text in training | new)
+        names = {record["name"] for record in records}
+        assert len({said(name) for name in names}) == len(names)  # also of other skin tones
 
-    def test_skin_tones_are_told_apart(self, emoji):
-        names = {record["name"] for split in emoji.values() for record in split}
-        assert len({said(name) for name in names}) == len(names)
+
+def test_every_image_has_the_captions_of_its_record(tmp_path):
+    names = ["BEAR", "BEAR, dark skin tone", "COW"]
+    with webdataset.TarWriter(str(tmp_path / "train-0.tar")) as writer:
+        writer.write({"__key__": "x", "png": b"no picture", "json": {"key": "x", "name": "x"}})
+        for i, name in enumerate(names):
+            record = {"key": f"{i}", "name": name, "base_name": name[:4]}
+            writer.write({"__key__": f"{i}", "jpg": picture(), "json": record})
+    for phrasing in TEMPLATES:
+        with pytest.warns(UserWarning, match="skipped"):
+            opened = open_captioned(tmp_path, "train", "names", phrasing=phrasing, seed=5, count=3)
+        assert opened.images.keys == ["0", "1", "2"]
+        assert opened.names == ["BEAR", "BEAR", "COW"]
+        records = [{"key": f"{i}", "name": name} for i, name in enumerate(names)]
+        assert opened.captions == [emoji_captions(r, phrasing, 5, 3) for r in records]
 
 
 def write_coco(path, captions: dict[str, list[str]], start=0) -> None:
     """A COCO captions file; the annotations stand in another order than the images."""
-    content = [
-        {"id": start + i, "file_name": name, "license": 1} for i, name in enumerate(captions)
-    ]
+    content = [{"id": start + i, "file_name": name} for i, name in enumerate(captions)]
     annotations = [
         {"image_id": start + i, "caption": text}
         for i, texts in reversed(list(enumerate(captions.values())))
@@ -165,20 +149,17 @@ def write_coco(path, captions: dict[str, list[str]], start=0) -> None:
     path.write_text(json.dumps({"info": {}, "images": content, "annotations": annotations}))
 
 
-def write_images(folder, *names) -> None:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(picture())
-
-
 @pytest.fixture
 def coco(tmp_path):
     """COCO as it is distributed: train2017 and val2017 with captions, test2017 without."""
-    for split, names in (("train", "ba"), ("val", "c")):
-        write_images(tmp_path / f"{split}2017", *(f"{name}.jpg" for name in names))
+    for split, names in (("train", "ba"), ("val", "c"), ("test", "d")):
+        (tmp_path / f"{split}2017").mkdir()
+        for name in names:
+            (tmp_path / f"{split}2017/{name}.jpg").write_bytes(picture())
         texts = {f"{name}.jpg": [f"one {name}", f" two\n{name} "] for name in names}
-        write_coco(tmp_path / f"annotations/captions_{split}2017.json", texts, start=ord(names[0]))
-    write_images(tmp_path / "test2017", "d.jpg")
+        if split != "test":
+            file = tmp_path / f"annotations/captions_{split}2017.json"
+            write_coco(file, texts, start=ord(names[0]))
     return tmp_path, str(tmp_path / "annotations/captions_{split}2017.json")
 
 
@@ -195,25 +176,24 @@ class TestOpenCoco:
             assert open_captioned(root, split, captions).names == ["c.jpg"]
         assert not recwarn.list
 
-    @pytest.mark.parametrize("per_split", [True, False])
-    def test_splits_by_files_or_by_folders(self, tmp_path, per_split, recwarn):
-        texts_of = {"train": {"a.jpg": ["a"], "x/c.jpg": ["c"]}, "val": {"b.jpg": ["b"]}}
-        for split, texts in texts_of.items():
-            write_images(tmp_path / "set" / ("" if per_split else split), *texts)
-            write_coco(tmp_path / f"{split}.json", texts)
-        for split, expected in (("train", texts_of["train"]), ("test", texts_of["val"])):
-            file = {"train": "train", "test": "val"}[split]
-            file = tmp_path / ("{split}.json" if per_split else f"{file}.json")
-            opened = open_captioned(tmp_path / "set", split, file)
-            assert dict(zip(opened.names, opened.captions, strict=True)) == expected
+    def test_images_of_all_splits_in_one_folder(self, tmp_path, recwarn):
+        (tmp_path / "x").mkdir()
+        for split, names in (("train", ["a.jpg", "x/c.jpg"]), ("val", ["b.jpg"])):
+            for name in names:
+                (tmp_path / name).write_bytes(picture())
+            write_coco(tmp_path / f"{split}.json", {name: [name] for name in names})
+            opened = open_captioned(
+                tmp_path, split.replace("val", "test"), tmp_path / "{split}.json"
+            )
+            assert opened.names == names and opened.captions == [[name] for name in names]
         assert not recwarn.list
 
     def test_what_cannot_be_used_is_left_out_with_a_warning(self, coco):
         root, captions = coco
         gone = [f"gone{n}.jpg" for n in range(4)]
         texts = {name: ["text", "  "] for name in ["a.jpg", *gone, "damaged.jpg", "b.jpg"]}
-        write_images(root / "train2017", "silent.jpg")
-        (root / "train2017" / "damaged.jpg").write_bytes(picture()[:100])
+        (root / "train2017/silent.jpg").write_bytes(picture())
+        (root / "train2017/damaged.jpg").write_bytes(picture()[:100])
         write_coco(root / "annotations/captions_train2017.json", texts | {"silent.jpg": [" "]})
         with pytest.warns(UserWarning) as caught:
             opened = open_captioned(root, "train", captions)
@@ -233,19 +213,24 @@ class TestOpenCoco:
         ("nowhere", "names", "neither a folder nor a shard"),
         ("", "wrong_{split}.json", r"There are no captions: no file .*wrong_train\.json"),
         ("wrong", "annotations/captions_{split}2017.json", r"no folder .*/wrong of images"),
-        ("train2017", "list.json", "put them into folders named by split"),
+        (
+            "",
+            "train_list.json",
+            r"one file of captions for each split, with \{split\} for its name",
+        ),
         ("", "{split}_empty.json", r"2 of the 2 .* no caption: a\.jpg, x\.jpg$"),
-        ("", "list.json", "not a COCO captions file"),
-        ("", "half.json", "not a COCO captions file"),
-        ("", "instances.json", "not a COCO .*'caption'"),
+        ("", "{split}_list.json", "not a COCO captions file"),
+        ("", "{split}_half.json", "not a COCO captions file"),
+        ("", "{split}_instances.json", "not a COCO .*'caption'"),
     ],
 )
 def test_refusals(coco, source, captions, message):
     root, _ = coco
     write_coco(root / "train_empty.json", {"x.jpg": ["x"], "a.jpg": []})
-    (root / "list.json").write_text("[]")
-    (root / "half.json").write_text('{"images": [')
-    (root / "instances.json").write_text('{"images": [], "annotations": [{"image_id": 1}]}')
+    instances = '{"images": [], "annotations": [{"image_id": 1}]}'
+    texts = {"list": "[]", "half": '{"images": [', "instances": instances}
+    for name, text in texts.items():
+        (root / f"train_{name}.json").write_text(text)
     captions = captions if captions in ("names", "records") else root / captions
     with pytest.raises(DataError, match=message):
         open_captioned(root / source, "train", captions)

@@ -14,12 +14,14 @@ import torch
 
 from sitlib.data import (
     DataError,
+    TokenShards,
     held_out_views,
+    make_shards,
     open_captioned,
     open_images,
+    read_manifest,
     training_views,
 )
-from sitlib.data.token_shards import TokenShards, make_shards, read_manifest
 from sitlib.files import DiskError
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.train import generator

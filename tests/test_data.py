@@ -1,9 +1,8 @@
-"""Decoding, data sources, index, views and degraded copies, on images made here."""
+"""Decoding and data sources, on images made here."""
 
 import io
-import json
 import os
-import shutil
+import struct
 import tarfile
 import warnings
 from contextlib import suppress
@@ -15,18 +14,9 @@ import torch
 import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
-from sitlib.data import (
-    DataError,
-    ImageError,
-    decode_image,
-    degrade,
-    held_out_views,
-    images,
-    open_images,
-    training_views,
-)
+from sitlib.data import DataError, ImageError, decode_image, images, open_images, training_views
 
 
 def gradient(width=40, height=24) -> np.ndarray:
@@ -41,8 +31,8 @@ def encoded(image: Image.Image, format="PNG", **options) -> bytes:
     return buffer.getvalue()
 
 
-def jpeg(color, size=(32, 24)) -> bytes:
-    return encoded(Image.new("RGB", size, color), "JPEG", quality=95)
+def jpeg(color, size=(32, 24), **options) -> bytes:
+    return encoded(Image.new("RGB", size, color), "JPEG", quality=95, **options)
 
 
 def pixels(content) -> np.ndarray:
@@ -89,20 +79,13 @@ class TestDecoding:
         grey = Image.merge("LA", [Image.new("L", (16, 16), 0), Image.new("L", (16, 16), 128)])
         assert np.all(np.abs(pixels(encoded(grey)).astype(int) - 127) <= 1)
 
-    @pytest.mark.parametrize(
-        ("orientation", "undo"),
-        [
-            (3, lambda a: a[::-1, ::-1]),
-            (6, lambda a: np.rot90(a, -1)),
-            (8, lambda a: np.rot90(a)),
-            (2, np.fliplr),
-        ],
-    )
-    def test_exif_orientation_is_applied(self, orientation, undo):
+    def test_exif_orientation_is_applied(self):
+        undo = {3: lambda a: a[::-1, ::-1], 6: lambda a: np.rot90(a, -1), 8: np.rot90, 2: np.fliplr}
         exif = Image.Exif()
-        exif[0x0112] = orientation
-        turned = pixels(encoded(Image.fromarray(gradient()), exif=exif))
-        assert np.array_equal(turned, undo(gradient()))
+        for orientation, upright in undo.items():
+            exif[0x0112] = orientation
+            turned = pixels(encoded(Image.fromarray(gradient()), exif=exif))
+            assert np.array_equal(turned, upright(gradient()))
 
     @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP"])
     def test_animation_gives_the_first_frame(self, format):
@@ -139,7 +122,108 @@ class TestDecoding:
             assert decode_image(bytes(content)).shape[0] == 3
 
 
-def write_shard(path, samples) -> None:
+# X, Y, Z of red, green and blue under D50, as the profiles of these names have them
+SRGB = [[0.4361, 0.2225, 0.0139], [0.3851, 0.7169, 0.0971], [0.1431, 0.0606, 0.7139]]
+DISPLAY_P3 = [[0.5151, 0.2412, -0.0011], [0.2920, 0.6922, 0.0419], [0.1571, 0.0666, 0.7841]]
+ADOBE_RGB = [[0.6097, 0.3111, 0.0195], [0.2053, 0.6257, 0.0609], [0.1492, 0.0632, 0.7446]]
+
+
+def profile(primaries=SRGB, gamma=None, space=b"RGB ") -> bytes:
+    """The sRGB profile of LittleCMS with other primaries and another curve, or one of a grey."""
+    content = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    content[16:20] = space
+    for entry in range(132, 132 + 12 * int.from_bytes(content[128:132]), 12):
+        tag, offset = struct.unpack_from(">4si", content, entry)
+        if tag[1:] == b"XYZ":
+            values = [round(value * 2**16) for value in primaries[b"rgb".index(tag[0])]]
+            struct.pack_into(">3i", content, offset + 8, *values)
+        if tag[1:] == b"TRC" and gamma:
+            struct.pack_into(">hhi", content, offset + 8, 0, 0, round(gamma * 2**16))
+        if tag == b"rTRC" and space == b"GRAY":
+            content[entry : entry + 4] = b"kTRC"
+    return bytes(content)
+
+
+def in_srgb(colors: np.ndarray, primaries=SRGB, gamma=None) -> np.ndarray:
+    """The colors of `profile(primaries, gamma)` in sRGB, 0..255, in float64 by the formulas."""
+    values = colors / 255
+    curve = np.where(values > 0.04045, ((values + 0.055) / 1.055) ** 2.4, values / 12.92)
+    linear = values**gamma if gamma else curve
+    linear = (linear @ np.array(primaries) @ np.linalg.inv(SRGB)).clip(0, 1)
+    curve = np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
+    return 255 * curve
+
+
+class TestColorProfiles:
+    @pytest.mark.parametrize(
+        "space", [(DISPLAY_P3,), (ADOBE_RGB, 563 / 256)], ids=["Display P3", "Adobe RGB"]
+    )
+    def test_rgb(self, space):
+        image, about = Image.fromarray(gradient()), {"icc_profile": profile(*space)}
+        expected = in_srgb(gradient(), *space)
+        assert np.abs(expected - gradient()).max() > 20
+        assert np.abs(pixels(encoded(image, **about)) - expected).max() < 2
+        assert np.abs(pixels(encoded(image, "WEBP", lossless=True, **about)) - expected).max() < 2
+        palette = image.quantize(16)
+        colors = in_srgb(np.asarray(palette.convert("RGB")), *space)
+        assert np.abs(pixels(encoded(palette, **about)) - colors).max() < 2
+        image.putalpha(100)  # colors are converted before they are mixed with white
+        mixed = 255 + (expected - 255) * 100 / 255
+        assert np.abs(pixels(encoded(image, **about)) - mixed).max() < 2
+
+    def test_grey(self):
+        values = np.arange(256, dtype=np.uint8).repeat(4).reshape(32, 32)
+        expected = in_srgb(values[..., None].repeat(3, 2), gamma=1.8)
+        about = {"icc_profile": profile(gamma=1.8, space=b"GRAY")}
+        for image in (Image.fromarray(values), Image.fromarray(values.astype(np.uint16) * 257)):
+            assert np.abs(pixels(encoded(image, **about)) - expected).max() < 2
+        of_rgb = encoded(Image.fromarray(values), icc_profile=profile(gamma=1.8))
+        assert np.abs(pixels(of_rgb) - expected).max() < 2
+
+    def test_cmyk(self):
+        """A profile of a table: the Lab colors of no ink and of all ink, for each of four inks."""
+        rng = np.random.default_rng(0)
+        table = rng.integers([60, 100, 100], [220, 156, 156], (16, 3), dtype=np.uint8)
+        table[0] = 255, 128, 128  # no ink is white
+        identity, ramp = struct.pack(">9i", *(2**16 * np.eye(3, dtype=int)).flat), bytes(range(256))
+        lut = b"mft1" + bytes([0, 0, 0, 0, 4, 3, 2, 0]) + identity
+        lut += 4 * ramp + table.tobytes() + 3 * ramp
+        header = bytearray(profile()[:128])
+        header[12:24] = b"prtrCMYKLab "
+        content = header + struct.pack(">i4sii", 1, b"A2B0", 128 + 4 + 12, len(lut)) + lut
+        struct.pack_into(">i", content, 0, len(content))
+        ink = np.array(list(np.ndindex(2, 2, 2, 2)), np.uint8).reshape(4, 4, 4) * 255
+        image = Image.fromarray(ink.repeat(4, 0).repeat(4, 1), "CMYK")
+        lab = (table.astype(int) - [0, 128, 128]).astype(np.int8).view(np.uint8)
+        lab = Image.fromarray(lab.reshape(4, 4, 3), "LAB")
+        spaces = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        expected = np.asarray(ImageCms.profileToProfile(lab, *spaces, outputMode="RGB"))
+        found = pixels(encoded(image, "TIFF", icc_profile=bytes(content)))[::4, ::4]
+        assert np.abs(found.astype(int) - expected).max() <= 3
+
+    @pytest.mark.parametrize("content", [b"none", profile()[:300], profile(space=b"CMYK")])
+    def test_a_broken_one_is_ignored_with_a_warning(self, content):
+        image = encoded(Image.fromarray(gradient()), icc_profile=content)
+        with pytest.warns(UserWarning, match="color profile is broken"):
+            assert np.array_equal(pixels(image), gradient())
+
+    def test_that_of_srgb_changes_nothing(self, recwarn):
+        image = encoded(Image.fromarray(gradient()), icc_profile=profile())
+        assert np.array_equal(pixels(image), gradient()) and not recwarn.list
+
+    def test_broken_ones_are_counted(self, tmp_path, monkeypatch):
+        root = write_folder(tmp_path, ["train"], colors=("red",))
+        for number in (1, 3):
+            (root / f"train/red/{number}.jpg").write_bytes(jpeg("red", icc_profile=b"none"))
+        message = r"2 of 6 images .* have broken color profiles: .*1\.jpg; .*3\.jpg"
+        with pytest.warns(UserWarning, match=message):
+            assert len(open_images(root)) == 6
+        monkeypatch.setattr(images, "DECODE_AT_OPENING", 3)
+        with pytest.warns(UserWarning, match="has images with broken color profiles"):
+            assert open_images(root)[3].key == "train/red/3.jpg"
+
+
+def write_shard(path, *samples) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with webdataset.TarWriter(str(path)) as writer:
         for sample in samples:
@@ -161,8 +245,8 @@ class TestShards:
 
     def test_class_numbers(self, tmp_path):
         samples = [{"__key__": f"n{i:03}", "jpg": jpeg((i, 0, 0)), "cls": i % 3} for i in range(12)]
-        write_shard(tmp_path / "set-train-0000.tar", samples[:7])
-        write_shard(tmp_path / "set-train-0001.tar", samples[7:])
+        write_shard(tmp_path / "set-train-0000.tar", *samples[:7])
+        write_shard(tmp_path / "set-train-0001.tar", *samples[7:])
         assert len(open_images(tmp_path / "set-train-0000.tar")) == 7
         source = open_images(tmp_path, "train")
         assert source.labels.tolist() == [i % 3 for i in range(12)]
@@ -173,34 +257,41 @@ class TestShards:
         assert record.image.shape == (3, 24, 32) and abs(int(record.image[0].max()) - 10) <= 2
 
     def test_records(self, tmp_path):
+        content = encoded(Image.new("RGB", (9, 9), "red"))
         for split, classes in (("train", ["cat", "dog", None]), ("test", ["ant", "dog"])):
-            content = encoded(Image.new("RGB", (9, 9), "red"))
-            samples = [
-                {"__key__": f"{split}/{i}", "left.png": content, "json": {"class": name}}
-                for i, name in enumerate(classes)
-            ]
-            write_shard(tmp_path / f"{split}-0.tar", samples)
+            records = [{"left.png": content, "json": {"class": name}} for name in classes]
+            samples = [{"__key__": f"{split}/{i}", **record} for i, record in enumerate(records)]
+            write_shard(tmp_path / f"{split}-0.tar", *samples)
         train, test = (open_images(tmp_path, split) for split in ("train", "test"))
         assert train.class_names == test.class_names == ["ant", "cat", "dog"]
         assert train.labels.tolist() == [1, 2, -1] and test.labels.tolist() == [0, 2]
         assert train[2].class_name is None and train[0].key == "train/0"
         assert train[0].meta == {"class": "cat"}
-        labeled = train.labeled()
-        assert labeled.labels.tolist() == [1, 2] and len(train) == 3
+        assert train.labeled().labels.tolist() == [1, 2] and len(train) == 3
+
+    def test_names_with_pax_headers_and_folders(self, tmp_path):
+        """Long and non-ASCII names have headers of their own; a key ends at the first dot."""
+        with tarfile.open(tmp_path / "train-0.tar", "w") as tar:
+            for key in ("é" * 80 + "/a", "folder.v2/b"):
+                for ending, content in (("JPG", jpeg("red")), ("json", b'{"label": 3}')):
+                    member = tarfile.TarInfo(f"{key}.{ending}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+        source = open_images(tmp_path)
+        assert source.keys == ["é" * 80 + "/a", "folder.v2/b"] and source[1].class_name == "3"
 
     def test_without_splits_they_are_divided_by_key(self, tmp_path):
         samples = [{"__key__": f"{i}", "jpg": jpeg("red", (8, 8))} for i in range(250)]
-        write_shard(tmp_path / "photos.tar", samples[:200])
+        write_shard(tmp_path / "photos.tar", *samples[:200])
         train, test = (set(open_images(tmp_path, split).keys) for split in ("train", "test"))
         assert not train & test and len(train | test) == 200 and 8 <= len(test) <= 35
-        write_shard(tmp_path / "more.tar", samples[200:])
+        write_shard(tmp_path / "more.tar", *samples[200:])
         assert test <= set(open_images(tmp_path, "test").keys)  # more images move no old one
 
     def test_damaged(self, tmp_path):
-        samples = [{"__key__": f"{i}", "jpg": jpeg("red")} for i in range(6)]
-        write_shard(tmp_path / "train-0.tar", samples)
-        samples = [{"__key__": "text", "txt": "no image"}, {"__key__": "z", "jpg": jpeg("red")}]
-        write_shard(tmp_path / "train-1.tar", samples)
+        last = {"__key__": "z", "jpg": jpeg("red")}
+        write_shard(tmp_path / "train-0.tar", *({**last, "__key__": f"{i}"} for i in range(6)))
+        write_shard(tmp_path / "train-1.tar", {"__key__": "text", "txt": "no image"}, last)
         content = (tmp_path / "train-0.tar").read_bytes()
         (tmp_path / "train-0.tar").write_bytes(content[: 512 * 4 + 100])
         with pytest.warns(UserWarning) as caught:
@@ -265,7 +356,6 @@ class TestFolders:
         assert len(source) == 12 and not source.unusable
         with pytest.warns(UserWarning, match=r"skipped .*lime/5\.jpg"):
             assert source[5].key == "train/red/0.jpg" and source[5].class_name == "red"
-        assert len(source.unusable) == 1
         with pytest.warns(UserWarning, match=r"skipped .*lime/5\.jpg"):
             fresh = training_views(open_images(root), 0, 12, 16, seed=1)
         again = training_views(source, 0, 12, 16, seed=1)
@@ -276,19 +366,11 @@ class TestFolders:
             root = write_folder(tmp_path / train, [train, test])
             for split in ("train", "test"):
                 assert open_images(root, split).class_names == ["lime", "red"]
-        write_folder(tmp_path / "two", ["val", "validation"])
-        with pytest.raises(DataError, match="are both of the split val"):
-            open_images(tmp_path / "two", "test")
-        write_folder(tmp_path / "above/dataset", ["train", "test"])
-        with pytest.raises(DataError, match="dataset holds the splits test, train: give that"):
-            open_images(tmp_path / "above")
-        write_shard(tmp_path / "Train/set-Train-0.tar", [{"__key__": "a", "jpg": jpeg("red")}])
+        for folder in (tmp_path / "alone", root):
+            write_shard(folder / "set-Train-0.tar", {"__key__": "a", "jpg": jpeg("red")})
+        assert open_images(tmp_path / "alone", "train").keys == ["a"]
         with pytest.raises(DataError, match="holds shards .* and folders of splits"):
-            open_images(tmp_path / "Train")
-        (tmp_path / "Train/set-Train-0.tar").rename(tmp_path / "two/set-Train-0.tar")
-        shutil.rmtree(tmp_path / "two/val")
-        shutil.rmtree(tmp_path / "two/validation")
-        assert open_images(tmp_path / "two", "train").keys == ["a"]
+            open_images(root)
 
     def test_links_pipes_and_other_files(self, tmp_path):
         write_folder(tmp_path / "real", [""], per_class=20)
@@ -328,144 +410,23 @@ REFUSED_SOURCES = [
     ("one", "test", r"no split 'test' in .*one, only \['train'\]"),
     ("empty", "test", "No image can be used: 0 of 0"),
     ("broken", "test", r"No image can be used: 3 of 3 .*0\.jpg"),
+    ("two", "test", "are both of the split val"),
+    ("above", "train", "two holds the splits train, val: give that"),
 ]
 
 
+@pytest.mark.filterwarnings("ignore:.*files that are not read")
 @pytest.mark.parametrize(("name", "split", "message"), REFUSED_SOURCES)
 def test_refusals_say_what_was_looked_for_and_found(tmp_path, name, split, message):
-    (tmp_path / "text").mkdir()
-    (tmp_path / "text/notes.txt").write_text("no images")
     for each in ("one", "empty", "broken"):
         write_folder(tmp_path / each, ["train"], per_class=1)
-    (tmp_path / "empty/test").mkdir()
-    (tmp_path / "broken/test").mkdir()
+        (tmp_path / each / "test").mkdir()
+    (tmp_path / "one/test").rmdir()
     for number in range(3):
         (tmp_path / f"broken/test/{number}.jpg").write_bytes(b"broken")
+    write_folder(tmp_path / "two", ["val", "validation"])
+    write_folder(tmp_path / "above/two", ["train", "val"])
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/notes.txt").write_text("no images")
     with pytest.raises(DataError, match=message):
         open_images(tmp_path / name, split)
-
-
-@pytest.fixture
-def photos(tmp_path):
-    """Twenty pictures that differ, every third one without a class."""
-    rng = np.random.default_rng(0)
-    samples = []
-    for i in range(20):
-        noise = Image.fromarray(rng.integers(0, 256, (8, 16, 3), dtype=np.uint8))
-        content = encoded(noise.resize((128, 64), Image.Resampling.BICUBIC))
-        record = {"class": None if i % 3 == 0 else "ab"[i % 2]}
-        samples.append({"__key__": f"{i:02}", "png": content, "json": record})
-    write_shard(tmp_path / "train-0.tar", samples)
-    return open_images(tmp_path)
-
-
-class TestViews:
-    @pytest.mark.parametrize("kind", ["crops", "wide"])
-    def test_pure_in_seed_and_step(self, photos, kind):
-        first = [training_views(photos, step, 6, 16, seed=3, kind=kind) for step in range(5)]
-        for step in (4, 0, 2):  # any order, as after a restart
-            again = training_views(photos, step, 6, 16, seed=3, kind=kind)
-            assert all(torch.equal(a, b) for a, b in zip(first[step][:2], again[:2], strict=True))
-            assert first[step][2] == again[2]
-        views, labels, keys = first[0]
-        assert labels.tolist() == [int(photos.labels[photos.position_of[key]]) for key in keys]
-        assert views.shape == (6, 3, 16, 16) and views.dtype == torch.float32
-        assert labels.dtype == torch.int64 and views.min() >= 0 and views.max() <= 1
-        assert not torch.equal(views, first[1][0])
-        assert not torch.equal(views, training_views(photos, 0, 6, 16, seed=4, kind=kind)[0])
-
-    def test_side_position_and_flip_of_crops(self, tmp_path):
-        """The picture encodes its coordinates, so that a view tells where it was taken."""
-        x = np.repeat(np.arange(256, dtype=np.uint8)[None], 128, 0)
-        y = np.repeat(np.arange(128, dtype=np.uint8)[:, None], 256, 1)
-        content = encoded(Image.fromarray(np.stack([x, y, y], -1)))
-        write_shard(tmp_path / "train-0.tar", [{"__key__": "a", "png": content}])
-        source = open_images(tmp_path)
-
-        def measure(**options):
-            views = training_views(source, 0, 600, 16, seed=0, **options)[0] * 255
-            # Source pixels for a view pixel, negative if mirrored.
-            slope = (views[:, 0, 8, 12] - views[:, 0, 8, 4]) / 8
-            return slope.abs() * 16, slope < 0, views[:, 0, 8, 8], views[:, 1, 8, 8]
-
-        side, mirrored, center_x, center_y = measure(min_crop=0.25)
-        assert 31 <= side.min() < 35 and 122 < side.max() <= 130
-        assert abs(side.log().mean().exp() - 64) < 5  # log-uniform between 32 and 128
-        assert 0.42 < mirrored.float().mean() < 0.58
-        assert center_x.min() < 40 and center_x.max() > 215
-        assert center_y.min() < 30 and center_y.max() > 98
-        assert not measure(flip=False)[1].any()
-        side, _, center_x, _ = measure(kind="wide")
-        assert side.min() >= 113 and side.max() <= 130
-        assert center_x.min() < 70 and center_x.max() > 185
-        assert measure(min_crop=0.01)[0].min() >= 15  # not enlarged while the picture is larger
-
-    def test_views_are_antialiased(self, tmp_path):
-        board = np.indices((128, 128)).sum(0) % 2 * 255
-        content = encoded(Image.fromarray(board.astype(np.uint8)))
-        write_shard(tmp_path / "train-0.tar", [{"__key__": "a", "png": content}])
-        views = training_views(open_images(tmp_path), 0, 20, 16, seed=0, kind="wide")[0]
-        assert (views[:, :, 2:-2, 2:-2] - 0.5).abs().max() < 0.1
-
-    def test_small_images_are_enlarged_with_a_warning(self, photos):
-        with pytest.warns(UserWarning, match="smaller than 100x100; they are enlarged"):
-            assert training_views(photos, 0, 8, 100, seed=0)[0].shape == (8, 3, 100, 100)
-
-    def test_held_out_views_take_the_images_in_turn(self, photos):
-        views, labels, keys = held_out_views(photos, 50, 16, seed=0)
-        assert views.shape == (50, 3, 16, 16) and {keys.count(k) for k in photos.keys} == {2, 3}
-        assert labels.tolist() == [int(photos.labels[photos.position_of[key]]) for key in keys]
-        assert torch.equal(views[:30], held_out_views(photos, 30, 16, seed=0)[0])
-        assert torch.equal(views[20:], held_out_views(photos, 30, 16, seed=0, first=20)[0])
-        assert not torch.equal(views[:20], views[20:40])
-
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"kind": "narrow"}, "not narrow"),
-            ({"min_crop": 0}, "min_crop"),
-            ({"seed": -1}, "non-negative"),
-        ],
-    )
-    def test_refusals(self, photos, options, message):
-        with pytest.raises(ValueError, match=message):
-            training_views(photos, 0, 2, 16, **({"seed": 0} | options))
-        for count, size in ((0, 16), (2, 0)):
-            with pytest.raises(ValueError, match=f"{count} views of {size} px"):
-                training_views(photos, 0, count, size, seed=0)
-
-
-class TestDegradedCopies:
-    @pytest.fixture
-    def smooth(self):
-        torch.manual_seed(0)
-        noise = torch.rand(24, 3, 8, 8)
-        return torch.nn.functional.interpolate(noise, (32, 48), mode="bicubic").clamp(0, 1)
-
-    def test_every_copy_is_worse_but_still_like_its_original(self, smooth):
-        worse = degrade(smooth, seed=3)
-        assert worse.shape == smooth.shape and worse.dtype == torch.float32
-        assert worse.min() >= 0 and worse.max() <= 1
-        assert ((worse - smooth).square().mean(dim=(1, 2, 3)) > 1e-5).all()
-        distances = (worse[:, None] - smooth[None]).square().mean(dim=(2, 3, 4))
-        assert torch.equal(distances.argmin(1), torch.arange(len(smooth)))
-
-    def test_copies_follow_from_the_seed_and_their_index_alone(self, smooth):
-        worse = degrade(smooth, seed=3)
-        assert torch.equal(degrade(smooth[:5], seed=3), worse[:5])
-        assert not torch.equal(degrade(smooth, seed=4), worse)
-        same = degrade(smooth[:1].expand(8, -1, -1, -1), seed=0)
-        assert len({tuple(x.flatten()[:50].tolist()) for x in same}) == 8  # each in its own way
-
-
-def test_names_with_pax_headers_and_folders(tmp_path):
-    """Long and non-ASCII names have headers of their own; the key is the path to the first dot."""
-    with tarfile.open(tmp_path / "train-0.tar", "w") as tar:
-        for key in ("é" * 80 + "/a", "folder.v2/b"):
-            contents = {"JPG": jpeg("red"), "json": json.dumps({"label": 3}).encode()}
-            for suffix, content in contents.items():
-                member = tarfile.TarInfo(f"{key}.{suffix}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-    source = open_images(tmp_path)
-    assert source.keys == ["é" * 80 + "/a", "folder.v2/b"] and source[1].class_name == "3"

@@ -15,14 +15,16 @@ from tqdm import tqdm
 from sitlib.data import (
     CaptionedImages,
     ImageSource,
+    TokenShards,
     held_out_views,
+    make_shards,
     open_captioned,
     open_images,
     prefetch,
+    read_manifest,
     training_views,
 )
 from sitlib.data.captions import Phrasing
-from sitlib.data.token_shards import TokenShards, make_shards, read_manifest
 from sitlib.files import sha256_of
 from sitlib.model.transformer import best_device
 from sitlib.strict import digest

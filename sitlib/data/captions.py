@@ -9,13 +9,12 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
+from sitlib.data.decode import DataError, Sample
 from sitlib.data.images import (
     SPLIT_OF,
     SPLITS,
     STAND_INS,
-    DataError,
     ImageSource,
-    Sample,
     open_images,
     source_of,
     split_folders,
@@ -73,14 +72,11 @@ def open_captioned(
     seed: int = 0,
     count: int = 4,
 ) -> CaptionedImages:
-    """Open one split of a data source together with its captions.
+    """Open one split of a data source (see `open_images`) together with its captions.
 
-    Args:
-        source: as for `open_images`; for a COCO file an image folder.
-        captions: "records": the `captions` of the shards' records, as `sitlib.data.convert` writes
-            them. "names": built from the records, see `emoji_captions`. Otherwise the path of a
-            COCO captions file, see `coco_split`.
-        phrasing, seed, count: for `emoji_captions`.
+    `captions` is "records": the `captions` of the shards' records, as `sitlib.data.convert` writes
+    them; "names": built from the records by `emoji_captions`, which gets `phrasing`, `seed` and
+    `count`; or the path of a COCO captions file, see `coco_split`.
 
     Raises DataError if source, split or captions are missing.
     """
@@ -102,20 +98,15 @@ def open_captioned(
     return CaptionedImages(images, [record["captions"] for record in records], images.keys)
 
 
-# -- captions from names -----------------------------------------------------------------------
-
-
 def emoji_captions(
     record: dict[str, Any], phrasing: Phrasing = "training", seed: int = 0, count: int = 4
 ) -> list[str]:
-    """Captions of an image by its record: `key`, `name`, where it has them `short_names`,
-    `category`, `subcategory`.
+    """`count` different captions of an image by its record: `key`, `name`, where it has them
+    `short_names`, `category`, `subcategory`.
 
-    Lower case; skin tones are kept, because they are visible. Templates and their order are a pure
-    function of `seed` and `key`, and a smaller count begins a larger one.
-
-    Returns `count` different captions, or fewer where the phrasing has not as many templates for
-    this record (seven and more; training takes `MORE` where it needs more than eleven).
+    Lower case, with skin tones, which are visible. Their order is a pure function of `seed` and
+    `key`. They are fewer where the phrasing has not as many templates for this record (seven and
+    more; training takes `MORE` where it needs more than eleven).
     """
     if not (name := _normalize(record.get("name"))):
         raise DataError(f"The record of {record.get('key')!r} has no `name` for captions.")
@@ -144,9 +135,8 @@ def _normalize(text: Any) -> str:
         return ""
     text = unicodedata.normalize("NFC", text).lower()
     # A character is visible in the picture, its number is not.
-    text = re.sub(
-        r"\bideograph-([0-9a-f]{4,5})\b", lambda m: "ideograph " + chr(int(m[1], 16)), text
-    )
+    code = r"\bideograph-([0-9a-f]{4,5})\b"
+    text = re.sub(code, lambda match: "ideograph " + chr(int(match[1], 16)), text)
     replacements = {"keycap: *": "keycap asterisk", ":": ",", "&": " and ", "’": "'", ".": ""}
     for written, said in replacements.items():
         text = text.replace(written, said)
@@ -158,8 +148,7 @@ def _normalize(text: Any) -> str:
     # Two persons of one skin tone: saying it once is enough.
     if len(items) > 1 and items[-1] == items[-2] and items[-1].endswith("skin tone"):
         items.pop()
-    text = ", ".join(items)
-    return text if any(c.isalnum() for c in text) else ""
+    return ", ".join(items) if any(c.isalnum() for c in text) else ""
 
 
 def _keyword(name: str, short_names: list[str]) -> str:
@@ -177,40 +166,35 @@ def _keyword(name: str, short_names: list[str]) -> str:
     return ""
 
 
-# -- MS-COCO -----------------------------------------------------------------------------------
-
-
 def coco_split(
     source: str | Path, split: str, captions: str | Path
 ) -> tuple[list[Sample], dict[str, list[str]]]:
-    """Images of a split that have captions, keyed by their names in the JSON and in its order; and
-    the captions of every name.
+    """Images of a split of MS-COCO that have captions, in the order of the JSON; and the captions
+    of every name in it. Others are left out, with a warning.
 
     Args:
         source: folder of the images, or of the folders of splits (`train`, `train2017`).
         captions: the JSON, with `{split}` for the name of the split or of its stand-in ("val" for
             "test", which has no captions in COCO): `captions_{split}2017.json`.
-
-    Images that are missing or have no caption are left out, with a warning.
     """
     root = Path(source).expanduser()
     if not root.is_dir():
         raise DataError(f"There is no folder {root} of images.")
-    names = [n for s in STAND_INS.get(split, (split,)) for n in SPLITS.get(s, (s,))]
-    files = {n: Path(str(captions).replace("{split}", n)).expanduser() for n in names}
-    folders, is_named = split_folders(root, split), "{split}" in str(captions)
-    found = (n for n in names if files[n].is_file() and (is_named or SPLIT_OF.get(n, n) in folders))
-    if not (split := next(found, "")):
+    names = [name for s in STAND_INS.get(split, (split,)) for name in SPLITS.get(s, (s,))]
+    files = {name: Path(str(captions).replace("{split}", name)).expanduser() for name in names}
+    found = next((name for name in names if files[name].is_file()), None)
+    if found is None or "{split}" not in str(captions):
         raise DataError(
-            f"There are no captions: no file {' or '.join(map(str, dict.fromkeys(files.values())))}"
-            f", or nothing says which images in {root} are those of the split: put them into "
-            "folders named by split, or their captions into files named with {split}."
+            f"There are no captions: no file {' or '.join(map(str, files.values()))}. Name one "
+            "file of captions for each split, with {split} for its name."
         )
-    folder, captions_of = folders.get(SPLIT_OF.get(split, split), root), _read_coco(files[split])
+    file = files[found]
+    folder = split_folders(root, split).get(SPLIT_OF.get(found, found), root)
+    captions_of = _read_coco(file)
     names = [n for n, texts in captions_of.items() if texts and (folder / n).is_file()]
     left_out = sorted(captions_of.keys() - set(names))
     message = (
-        f"{len(left_out)} of the {len(captions_of)} images that {files[split]} lists are not in "
+        f"{len(left_out)} of the {len(captions_of)} images that {file} lists are not in "
         f"{folder} or have no caption: {', '.join(left_out[:9])}"
     )
     if not names:

@@ -24,15 +24,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from sitlib.data.captions import coco_split
-from sitlib.data.decode import IMAGE_SUFFIXES, ImageError, decode_rgb
-from sitlib.data.images import MANIFEST_SUFFIX, DataError, check_manifests, find_split
+from sitlib.data.decode import IMAGE_SUFFIXES, DataError, ImageError, decode_rgb
+from sitlib.data.images import MANIFEST_SUFFIX, check_manifests, find_split
 from sitlib.files import DiskError, atomic_write, read_json, sha256_of, write_json
 
-QUALITY = 95  # of JPEGs of images that are made smaller
 SUFFIXES = {"jpeg": "jpg", "mpo": "jpg", "jpeg2000": "jp2", "tiff": "tif"}  # else Pillow's format
 
-Original = tuple[str, str, Any, str | int | None, list[str]]  # key, name, content, class, captions
-Originals = tuple[int, str, Iterator[Original]]  # how many, fingerprint, in the order of the shards
+# Key, name, class, captions and content of every image in the order of the shards; how many; and
+# a fingerprint of them all
+Originals = tuple[Iterator[tuple[str, str, Any, list[str], Any]], int, str]
 
 
 def convert(
@@ -44,11 +44,11 @@ def convert(
     per_shard: int = 1000,
     short_side: int | None = None,
 ) -> dict[str, Any]:
-    """Write one split of `source` as shards `<split>-NNNNN.tar` and a manifest to `output`.
+    """Write one split of `source` as shards `<split>-NNNNN.tar` and a manifest, which is returned.
 
     A sample is an image and a JSON record: `key`, `split`, `file` (name in the source), `class`
     (or null), `captions` (may be empty), `size` (width, height). An image that cannot be decoded is
-    left out and named in the manifest, which is returned.
+    left out and named in the manifest.
 
     Args:
         source: image folder as for `open_images`, or a folder of Parquet files named by split
@@ -60,18 +60,17 @@ def convert(
         DataError: no image, or `output` has the split with other settings or from other images.
         DiskError: the disk is full. Finished shards stay, and the same call goes on from there.
     """
-    if "" in (str(source).strip(), str(output).strip()):  # an unset variable of a shell
-        raise DataError("source and output must not be empty.")
+    if not str(output).strip() or per_shard < 1:  # an unset variable of a shell
+        raise DataError(
+            f"output is {str(output)!r}, per_shard {per_shard}: name a folder, and 1 or more."
+        )
     source, output = Path(source).expanduser().resolve(), Path(output).expanduser()
     if output.resolve() in (source, source.parent):  # shards would hide the folders beside them
         raise DataError(f"{output} holds the images themselves: choose another output.")
-    if per_shard < 1:
-        raise DataError(f"per_shard is {per_shard}; it must be at least 1.")
-    words_of = {file: re.split(r"[-_.]", file.stem) for file in sorted(source.rglob("*.parquet"))}
-    if files := [file for file, words in words_of.items() if split in words]:
-        total, fingerprint, originals = _list_parquet(files)
-    else:
-        total, fingerprint, originals = _list_files(source, split, captions)
+    tables = sorted(source.rglob("*.parquet"))
+    tables = [table for table in tables if split in re.split(r"[-_.]", table.stem)]
+    listed = _list_parquet(tables) if tables else _list_files(source, split, captions)
+    originals, total, fingerprint = listed
     plan = {"split": split, "per_shard": per_shard, "short_side": short_side}
     plan |= {"images": total, "fingerprint": fingerprint}
     file = output / f"{split}{MANIFEST_SUFFIX}"
@@ -101,21 +100,17 @@ def convert(
 
 def _list_files(source: Path, split: str, captions: str | Path | None) -> Originals:
     """Images of a folder, in the order of a hash of their names, which mixes the classes."""
-    captions_of = {}
-    if captions:
-        samples, captions_of = coco_split(source, split, captions)
-    else:
-        samples, _ = find_split(source, split)
+    listed = coco_split(source, split, captions) if captions else (find_split(source, split)[0], {})
+    samples, captions_of = listed
     if not samples or samples[0].size >= 0:
         raise DataError(f"{source} has no image files: it is empty, or consists of shards already.")
-    originals: list[Original] = [
-        (f"{row:09d}", s.key, s.path, s.class_name, captions_of.get(s.key, []))
+    originals = [
+        (f"{row:09d}", s.key, s.class_name, captions_of.get(s.key, []), s.path)
         for row, s in enumerate(samples)
     ]
-    fingerprint = _hash(
-        [(name, path.stat().st_size, *about) for _, name, path, *about in originals]
-    )
-    return len(originals), fingerprint, iter(sorted(originals, key=lambda o: _hash(o[1])))
+    about = [(name, path.stat().st_size, *more) for _, name, *more, path in originals]
+    ordered = sorted(originals, key=lambda original: _hash(original[1]))
+    return iter(ordered), len(originals), _hash(about)
 
 
 def _hash(content: Any) -> str:
@@ -139,21 +134,21 @@ def _list_parquet(files: list[Path]) -> Originals:
     names = (about.get("info", {}).get("features", {}).get("label") or {}).get("names") or []
     name_of = dict(enumerate(names))
 
-    def rows() -> Iterator[Original]:
+    def rows() -> Iterator:
         batches = (batch for table in tables for batch in table.iter_batches(64, columns=present))
         for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
             image, label, texts = row["image"], row.get("label"), row.get("caption") or []
             texts = [" ".join(t.split()) for t in ([texts] if isinstance(texts, str) else texts)]
             content = image.get("bytes") if isinstance(image, dict) else image
-            yield f"{number:09d}", f"row {number}", content, name_of.get(label, label), texts
+            yield f"{number:09d}", f"row {number}", name_of.get(label, label), texts, content
 
     fingerprint = _hash([(file.name, file.stat().st_size) for file in files])
-    return sum(table.metadata.num_rows for table in tables), fingerprint, rows()
+    return rows(), sum(table.metadata.num_rows for table in tables), fingerprint
 
 
-def _sample(original: Original, split: str, short_side: int | None) -> tuple[dict, str, bytes]:
+def _sample(original: tuple, split: str, short_side: int | None) -> tuple[dict, str, bytes]:
     """Record, suffix and image file of a sample; of a bad one the reason and no file."""
-    key, name, content, label, captions = original
+    key, name, label, captions, content = original
     record = {"key": key, "split": split, "file": name, "class": label, "captions": captions}
     try:
         content = content.read_bytes() if isinstance(content, Path) else content or b""
@@ -167,7 +162,7 @@ def _sample(original: Original, split: str, short_side: int | None) -> tuple[dic
         size = [max(1, round(side * short_side / short)) for side in image.size]
         image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
         file, suffix = io.BytesIO(), "jpg"
-        image.save(file, "JPEG", quality=QUALITY)
+        image.save(file, "JPEG", quality=95)
         content = file.getvalue()
     return record | {"size": image.size}, suffix, content
 
@@ -192,9 +187,7 @@ def _write_shard(path: Path, samples: Iterator[tuple], skipped: list) -> dict[st
 
 
 def verify(folder: str | Path) -> int:
-    """Number of shards in the manifests of `folder`. Raises DataError if one is missing or
-    changed.
-    """
+    """Number of shards in the manifests of `folder`; DataError if one is missing or changed."""
     if not (shards := check_manifests(folder := Path(folder).expanduser())):
         raise DataError(f"There is no manifest (*{MANIFEST_SUFFIX}) in {folder}.")
     for shard in tqdm(shards, f"checking {folder.name}", unit="shard"):
@@ -219,15 +212,12 @@ def main() -> None:
         if arguments.pop("verify"):
             print(f"all {verify(arguments['source'])} shards are as they were written")
             return
-        if arguments["output"] is None:
-            parser.error("OUTPUT is missing")
-        manifest = convert(**arguments)
+        manifest = convert(**arguments | {"output": arguments["output"] or ""})
     except (DataError, DiskError) as error:
         sys.exit(str(error))
     images, skipped = sum(s["images"] for s in manifest["shards"]), manifest["skipped"]
-    print(
-        f"{images} images in {len(manifest['shards'])} shards, {len(skipped)} skipped", *skipped[:5]
-    )
+    print(f"{images} images in {len(manifest['shards'])} shards, {len(skipped)} skipped")
+    print(*skipped[:5], sep="\n")
 
 
 if __name__ == "__main__":

@@ -9,17 +9,17 @@ a hash of every key sends about 10 % of the images to "test". "val" is taken for
 missing or has no classes, as in ImageNet.
 """
 
-import hashlib
 import json
 import os
 import re
 import sys
-import tarfile
 import warnings
 from collections import defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,14 +30,14 @@ from PIL import Image
 from torch import Tensor
 
 from sitlib.data.decode import (
-    IMAGE_SUFFIXES,
+    MAX_NAMED,
+    PROFILE,
     DataError,
-    ImageError,
-    decode_rgb,
+    Sample,
     list_files,
+    read_shards,
     rgb_to_tensor,
 )
-from sitlib.data.loader import EpochOrder
 
 SPLITS = {
     "train": ("train", "training"),
@@ -49,43 +49,8 @@ STAND_INS = {"test": ("test", "val"), "val": ("val", "test")}  # the best first
 TEST_PERCENT = 10  # of images that no folder or shard assigns to a split
 DECODE_AT_OPENING = 5000  # images; larger splits are decoded on first use
 CACHE_BYTES = 1_000_000_000  # of the images of a small split in memory
-MAX_NAMED = 20  # unusable images that the warning names; ImageSource.unusable has all
-THREADS = 16  # that read headers of shards, to hide the latency of a network file system
+WINDOW = 32_768  # items that are shuffled together; smaller sets are shuffled whole
 MANIFEST_SUFFIX = ".manifest.json"  # of the file that sitlib.data.convert writes beside its shards
-
-
-class Sample(NamedTuple):
-    """Where an image lies: a file, or byte ranges of a shard."""
-
-    key: str  # of the sample in its shard, or the path in the image folder
-    class_name: str | None  # a number as text
-    path: Path
-    offset: int = 0
-    size: int = -1  # to the end of the file
-    json_offset: int = 0
-    json_size: int = 0
-
-    def __str__(self) -> str:
-        return str(self.path) if self.size < 0 else f"{self.path}: {self.key}"
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Some bytes of the file."""
-        with open(self.path, "rb") as stream:
-            stream.seek(offset)
-            return stream.read(size)
-
-    def decode(self) -> Image.Image | str:
-        """The image, or the reason why it cannot be used."""
-        try:
-            return decode_rgb(self.read(self.offset, self.size))
-        except (ImageError, OSError) as error:
-            return str(error)
-
-    def record(self) -> dict[str, Any]:
-        """JSON record; of a plain file `key` and `file`."""
-        if not self.json_size:
-            return {"key": self.key, "file": str(self.path)}
-        return json.loads(self.read(self.json_offset, self.json_size))
 
 
 class Record(NamedTuple):
@@ -138,7 +103,7 @@ class ImageSource:
         return {key: position for position, key in enumerate(self.keys)}
 
     @cached_property
-    def order(self) -> EpochOrder:
+    def order(self) -> "EpochOrder":
         """Order of the images in every epoch."""
         paths = [id(sample.path) for sample in self.samples]  # one for all samples of a shard
         borders = np.flatnonzero(np.diff(paths)) + 1
@@ -154,10 +119,13 @@ class ImageSource:
             if sample in self.unusable:
                 continue
             image = self.cache.get(sample) or sample.decode()
-            if isinstance(image, Image.Image):
-                return candidate, image
-            self.unusable[sample] = image
-            warnings.warn(f"skipped {sample}: {image}", stacklevel=2)
+            if isinstance(image, str):
+                self.unusable[sample] = image
+                warnings.warn(f"skipped {sample}: {image}", stacklevel=2)
+                continue
+            if PROFILE in image.info:  # Python shows equal warnings once
+                warnings.warn(f"{self.where} has images with broken color profiles", stacklevel=2)
+            return candidate, image
         raise DataError(f"None of the {len(self)} images of {self.where} can be used.")
 
     def labeled(self) -> "ImageSource":
@@ -170,6 +138,50 @@ class ImageSource:
         )
 
 
+class EpochOrder:
+    """Permutations of items that lie in shards one after the other.
+
+    Item `i` of a run is element `i % n` of the permutation of epoch `i // n`, so that a run resumes
+    at any item, and any number of processes share a batch. A set larger than `window` items has its
+    shards shuffled, neighbors gathered in windows of whole shards, and each window shuffled: reads
+    touch a few shards at a time, which stay in the page cache.
+    """
+
+    def __init__(self, shard_sizes: Sequence[int] | np.ndarray, window: int = WINDOW):
+        sizes = np.asarray(shard_sizes, dtype=np.int64)
+        self._sizes, self._count, self._window = sizes[sizes > 0], int(sizes.sum()), window
+        # A batch may lie in two epochs, and training and evaluation alternate.
+        self.permutation = lru_cache(maxsize=3)(self._permutation)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def _permutation(self, *counters: int) -> np.ndarray:
+        """Order of an epoch by seed, purpose and number: int64 [n], read-only by convention."""
+        generator = random_generator(*counters)
+        if len(self) <= self._window:
+            return generator.permutation(len(self))
+        shards = generator.permutation(len(self._sizes))
+        starts, sizes = np.cumsum(self._sizes) - self._sizes, self._sizes[shards]
+        ends = np.cumsum(sizes)
+        items = np.repeat(starts[shards] - (ends - sizes), sizes) + np.arange(len(self))
+        begin = 0
+        while begin < len(self):
+            # The shard that fills the window is its last.
+            last = np.searchsorted(ends, min(begin + self._window, len(self)))
+            generator.shuffle(items[begin : ends[last]])
+            begin = int(ends[last])
+        return items
+
+
+def random_generator(*counters: int) -> np.random.Generator:
+    """Independent random numbers for every combination of counters."""
+    return np.random.default_rng(np.random.SeedSequence(counters))
+
+
+# -- opening -----------------------------------------------------------------------------------
+
+
 def open_images(source: str | Path, split: str = "train") -> ImageSource:
     """Open one split of a data set, a folder or one shard (see the top of this module).
 
@@ -180,28 +192,30 @@ def open_images(source: str | Path, split: str = "train") -> ImageSource:
 
 
 def source_of(samples: list[Sample], class_names: list[str], where: str) -> ImageSource:
-    """The usable ones of some images, with one warning that names the others."""
-    cache, unusable, room = {}, {}, CACHE_BYTES
+    """The usable ones of some images; warnings count the others, and broken color profiles."""
+    cache, unusable, odd, room = {}, {}, [], CACHE_BYTES
     # An epoch of a large split would fill any cache before an image is needed again.
     if len(samples) <= DECODE_AT_OPENING:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for sample, image in zip(samples, pool.map(Sample.decode, samples), strict=True):
                 if isinstance(image, str):
                     unusable[sample] = image
-                elif room > 0:
+                    continue
+                if image.info.pop(PROFILE, None):
+                    odd.append(str(sample))
+                if room > 0:
                     cache[sample] = image
                     room -= 4 * image.width * image.height  # Pillow's RGB has four bytes a pixel
     usable = [sample for sample in samples if sample not in unusable]
-    reasons = "; ".join(f"{s}: {reason}" for s, reason in list(unusable.items())[:MAX_NAMED])
-    message = f"{len(unusable)} of {len(samples)} images of {where} are skipped: {reasons}"
-    if not usable:
-        raise DataError(f"No image can be used: {message}")
-    if unusable:
-        warnings.warn(message, stacklevel=3)
+    reasons = [f"{sample}: {reason}" for sample, reason in unusable.items()]
+    for names, what in ((reasons, "are skipped"), (odd, "have broken color profiles")):
+        message = f"{len(names)} of {len(samples)} images of {where} {what}: "
+        message += "; ".join(names[:MAX_NAMED])
+        if not usable:
+            raise DataError(f"No image can be used: {message}")
+        if names:
+            warnings.warn(message, stacklevel=3)
     return ImageSource(usable, class_names, where, cache, unusable)
-
-
-# -- splits ------------------------------------------------------------------------------------
 
 
 def find_split(source: str | Path, split: str) -> tuple[list[Sample], list[str]]:
@@ -209,16 +223,7 @@ def find_split(source: str | Path, split: str) -> tuple[list[Sample], list[str]]
     path = Path(source).expanduser().absolute()
     if not path.exists():
         raise DataError(f"There are no images: neither a folder nor a shard is at {path}.")
-    shards = sorted(path.glob("*.tar")) if path.is_dir() else [path]
-    if path.is_dir():
-        check_manifests(path)
-        if shards and (folders := split_folders(path)):
-            raise DataError(
-                f"{path} holds shards ({shards[0].name}) and folders of splits "
-                f"({', '.join(folders)}): move one of the two elsewhere."
-            )
-    splits = _shard_splits(shards, split) if shards else _folder_splits(path, split)
-    split = SPLIT_OF.get(split.lower(), split)
+    splits, split = _splits(path, split), SPLIT_OF.get(split.lower(), split)
     names = [name for name in STAND_INS.get(split, (split,)) if name in splits]
     if not names:
         raise DataError(f"There is no split {split!r} in {path}, only {sorted(splits)}.")
@@ -229,45 +234,48 @@ def find_split(source: str | Path, split: str) -> tuple[list[Sample], list[str]]
     return splits[names[0]], sorted(classes, key=lambda c: c.zfill(9) if c.isdigit() else c)
 
 
-def _shard_splits(shards: list[Path], split: str) -> dict[str, list[Sample]]:
-    by_split = defaultdict(list)
+def _splits(path: Path, split: str) -> dict[str, list[Sample]]:
+    """Images of all splits: as the names of shards or folders say, or divided by a hash."""
+    check_manifests(path)
+    shards = sorted(path.glob("*.tar")) if path.is_dir() else [path]
+    folders = split_folders(path, split) if path.is_dir() else {}
+    if shards and folders:
+        raise DataError(
+            f"{path} holds shards ({shards[0].name}) and folders of splits ({', '.join(folders)}): "
+            "move one of the two elsewhere."
+        )
+    if folders:
+        return {name: _samples(folder, path) for name, folder in folders.items()}
+    if not shards:
+        for child in filter(Path.is_dir, path.iterdir()):
+            if len(below := split_folders(child)) > 1:  # a class may be called "train", not two
+                raise DataError(f"{child} holds the splits {', '.join(below)}: give that folder.")
+        if samples := _samples(path, path):
+            return divide(samples)
+        raise DataError(
+            f"{path} holds neither WebDataset shards (*.tar) nor images (split/class/name.jpg, "
+            f"class/name.jpg or name.jpg); found there: {sorted(os.listdir(path))[:8]}."
+        )
+    shards_of = defaultdict(list)
     for shard in shards:
         words = re.split(r"[-_.]", shard.stem)
-        named = (w if w == split else SPLIT_OF.get(w.lower(), "") for w in words)
-        by_split[next(filter(None, named), "")].append(shard)
-    if set(by_split) == {""}:
+        named = (word if word == split else SPLIT_OF.get(word.lower()) for word in words)
+        shards_of[next(filter(None, named), "")].append(shard)
+    if set(shards_of) == {""}:
         return divide(read_shards(shards))
-    return {name: read_shards(members) for name, members in by_split.items() if name}
-
-
-def _folder_splits(root: Path, split: str) -> dict[str, list[Sample]]:
-    if folders := split_folders(root, split):
-        return {name: _samples(folder, root) for name, folder in folders.items()}
-    for child in filter(Path.is_dir, root.iterdir()):
-        if len(below := split_folders(child)) > 1:  # a class may be called "train", not two
-            raise DataError(f"{child} holds the splits {', '.join(below)}: give that folder.")
-    if not (samples := _samples(root, root)):
-        raise DataError(
-            f"{root} holds neither WebDataset shards (*.tar) nor images (split/class/name.jpg, "
-            f"class/name.jpg or name.jpg); found there: {sorted(os.listdir(root))[:8]}."
-        )
-    return divide(samples)
+    return {name: read_shards(members) for name, members in shards_of.items() if name}
 
 
 def split_folders(root: Path, split: str = "train") -> dict[str, Path]:
-    """Folders in `root` that hold splits (of the usual names, and `split`), by split.
-
-    Raises DataError if two spellings of one split are there.
-    """
+    """Folders in `root` that hold splits (of the usual names, and `split`), by split."""
     folders: dict[str, Path] = {}
-    for folder in sorted(child for child in root.iterdir() if child.is_dir()):
+    for folder in sorted(filter(Path.is_dir, root.iterdir())):
         name = re.sub(r"(?<=.)\d{4}$", "", folder.name)
-        if (key := name if name == split else SPLIT_OF.get(name.lower())) is None:
-            continue
-        other = folders.get(key, folder)
-        if re.sub(r"(?<=.)\d{4}$", "", other.name) != name:
-            raise DataError(f"{other} and {folder} are both of the split {key}: join or rename.")
-        folders[key] = folder
+        if key := name if name == split else SPLIT_OF.get(name.lower()):
+            other = folders.get(key, folder)
+            if re.sub(r"(?<=.)\d{4}$", "", other.name) != name:
+                raise DataError(f"{other} and {folder} are both of the split {key}: join them.")
+            folders[key] = folder  # the last year
     return folders
 
 
@@ -276,8 +284,8 @@ def _samples(folder: Path, root: Path) -> list[Sample]:
     samples = []
     for path in list_files(folder):
         first, *below = path.relative_to(folder).parts
-        key, class_name = path.relative_to(root).as_posix(), sys.intern(first) if below else None
-        samples.append(Sample(key, class_name, path))
+        class_name = sys.intern(first) if below else None
+        samples.append(Sample(path.relative_to(root).as_posix(), class_name, path))
     return samples
 
 
@@ -286,12 +294,11 @@ def divide(samples: list[Sample]) -> dict[str, list[Sample]]:
 
     A set so small that one side would be empty gives it the image that is nearest to the border.
     """
-    hashes = [hashlib.blake2b(os.fsencode(s.key), digest_size=8).digest() for s in samples]
-    values = [int.from_bytes(h) % 10_000 for h in hashes]
-    border = 100 * TEST_PERCENT
-    is_test = [value < border for value in values]
-    if len(values) > 1 and len(set(is_test)) == 1:
-        row = min(range(len(samples)), key=lambda r: (abs(values[r] - border), samples[r].key))
+    hashes = [blake2b(os.fsencode(s.key), digest_size=8).digest() for s in samples]
+    above = [int.from_bytes(h) % 10_000 - 100 * TEST_PERCENT for h in hashes]  # the border
+    is_test = [distance < 0 for distance in above]
+    if len(samples) > 1 and len(set(is_test)) == 1:
+        row = min(range(len(samples)), key=lambda r: (abs(above[r]), samples[r].key))
         is_test[row] = not is_test[row]
     splits = defaultdict(list)
     for sample, held_out in zip(samples, is_test, strict=True):
@@ -299,62 +306,8 @@ def divide(samples: list[Sample]) -> dict[str, list[Sample]]:
     return splits
 
 
-# -- WebDataset shards -------------------------------------------------------------------------
-
-
-def read_shards(shards: list[Path]) -> list[Sample]:
-    """Samples of shards, in their order. Warns of those without an image.
-
-    They are read by offset, because webdataset only streams. A process walks over the headers of a
-    shard once, unless it changes: about 90 us an image.
-    """
-    status = [shard.stat() for shard in shards]
-    times, sizes = [s.st_mtime_ns for s in status], [s.st_size for s in status]
-    with ThreadPoolExecutor(THREADS) as pool:
-        return list(chain(*pool.map(_read_headers, shards, times, sizes)))
-
-
-@lru_cache(maxsize=8192)
-def _read_headers(path: Path, mtime_ns: int, size: int) -> list[Sample]:
-    problems, members_of = [], defaultdict(dict)
-    try:
-        # "r:" refuses compressed archives, which have no random access.
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                # Files of a sample share the path up to the first dot of the file name.
-                match = re.fullmatch(r"((?:.*/)?[^./][^./]*)\.([^/]+)", member.name)
-                if member.isreg() and match:
-                    members_of[match[1]][match[2].lower()] = member.offset_data, member.size
-    except (tarfile.TarError, EOFError, OSError) as error:
-        problems.append(f"it cannot be read to its end ({error}); is it cut off or compressed?")
-    samples = []
-    for key, members in members_of.items():
-        images = [span for s, span in members.items() if s.rpartition(".")[2] in IMAGE_SUFFIXES]
-        try:
-            if not images:
-                raise ValueError(f"no image among its files ({', '.join(sorted(members))})")
-            sample = Sample(key, None, path, *images[0], *members.get("json", ()))
-            samples.append(sample._replace(class_name=_class_of(sample, members.get("cls"))))
-        except (ValueError, AttributeError) as error:
-            problems.append(f"{key}: {error}")
-    if problems:
-        warnings.warn(
-            f"{path} has unusable samples: {'; '.join(problems[:MAX_NAMED])}", stacklevel=2
-        )
-    return samples
-
-
-def _class_of(sample: Sample, cls: tuple[int, int] | None) -> str | None:
-    """Class of a sample: its .cls file, or `class`, `label` or `cls` of its JSON record."""
-    record = {"cls": sample.read(*cls).decode(errors="replace")} if cls else sample.record()
-    values = [record.get(name) for name in ("class", "label", "cls")]
-    name = next((str(value).strip() for value in values if value is not None), "")
-    # Negative numbers mean "unknown". A million images share a thousand names.
-    return None if re.fullmatch(r"|-\d+", name) else sys.intern(name)
-
-
 def check_manifests(folder: Path) -> list[dict[str, Any]]:
-    """Shards of all manifests in `folder`: `name`, `images`, `bytes` and `sha256` of each.
+    """Entries of the shards in all manifests of `folder`: `name`, `images`, `bytes`, `sha256`.
 
     Raises DataError if one is not finished, or a shard is missing or has another size.
     """

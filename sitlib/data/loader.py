@@ -1,77 +1,176 @@
-"""Order of an epoch, a pure function of seed and epoch; batches prepared ahead of their step."""
+"""What a step of training takes: views of images, or codes from shards on disk, made ahead of it.
 
+Views are pure functions of (seed, step, index): a killed run goes on with the very views that it
+would have seen, and nothing is stored for it. Of R processes, rank r makes its part of batch t as
+`training_views(source, R * t + r, B / R, ...)`.
+"""
+
+import math
+import os
+import shutil
+import time
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from functools import lru_cache
+from io import BytesIO
 from multiprocessing import get_all_start_methods, get_context
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors import safe_open
+from torch import Tensor
+
+from sitlib.data.decode import DataError, rgb_to_tensor
+from sitlib.data.images import EpochOrder, ImageSource, random_generator
+from sitlib.files import read_json, write_json, write_tensors
 
 Value = TypeVar("Value")
-WINDOW = 32_768  # items shuffled together; smaller sets are shuffled whole
+Views = tuple[Tensor, Tensor, list[str]]  # float32 [B, 3, size, size] in [0, 1], labels, keys
+# Streams of random numbers, so that two uses of one seed never share draws.
+_ORDER, _VIEW, _HELD_OUT_ORDER, _HELD_OUT_VIEW = range(4)
 
 
-def random_generator(*counters: int) -> np.random.Generator:
-    """Independent random numbers for every combination of counters."""
-    return np.random.default_rng(np.random.SeedSequence(counters))
+def training_views(
+    source: ImageSource,
+    step: int,
+    batch_size: int,
+    size: int,
+    seed: int,
+    *,
+    kind: str = "crops",
+    min_crop: float = 0.25,
+    flip: bool = True,
+) -> Views:
+    """Views of one training step; images come in epochs without repetition (`EpochOrder`).
 
+    Args:
+        size: side of a view, px; smaller images are enlarged, with a warning.
+        kind: "crops": a square anywhere in the image, its side log-uniform between
+            max(size, min_crop * short side) and the short side; "wide": a side of 0.9 to 1.0 of
+            the short side, which nearly always shows what the class label is about.
+        flip: mirror every second view on average.
 
-class EpochOrder:
-    """Permutations of items that lie in shards one after the other.
-
-    Item `i` of a run is element `i % n` of the permutation of epoch `i // n`, so that a run resumes
-    at any item, and any number of processes share a batch. A set larger than `window` items has its
-    shards shuffled, neighbors gathered in windows of whole shards, and each window shuffled: reads
-    touch a few shards at a time, which stay in the page cache.
+    Returns views, labels int64 [B] (-1: no class) and the keys of the images.
     """
+    items = range(step * batch_size, (step + 1) * batch_size)
+    # (epoch, place in its permutation) of every item
+    places = [divmod(item, len(source)) for item in items]
+    positions = [int(source.order.permutation(seed, _ORDER, e)[place]) for e, place in places]
+    return _views(source, positions, items, (seed, _VIEW), size, kind, min_crop, flip)
 
-    def __init__(self, shard_sizes: Sequence[int] | np.ndarray, window: int = WINDOW):
-        sizes = np.asarray(shard_sizes, dtype=np.int64)
-        self._sizes = sizes[sizes > 0]
-        self._starts = np.cumsum(self._sizes) - self._sizes
-        self._window = window
-        # A batch may lie in two epochs, and training and evaluation alternate.
-        self.permutation = lru_cache(maxsize=3)(self._permutation)
 
-    def __len__(self) -> int:
-        return int(self._sizes.sum())
+def held_out_views(
+    source: ImageSource,
+    count: int,
+    size: int,
+    seed: int,
+    *,
+    kind: str = "crops",
+    min_crop: float = 0.25,
+    first: int = 0,
+) -> Views:
+    """A fixed set of `count` evaluation views, never flipped, that takes the images in turn.
 
-    def _permutation(self, *counters: int) -> np.ndarray:
-        """Order of an epoch by seed, purpose and number: int64 [n], read-only by convention."""
-        generator, count = random_generator(*counters), len(self)
-        if count <= self._window:
-            return generator.permutation(count)
-        shards = generator.permutation(len(self._sizes))
-        sizes, starts = self._sizes[shards], self._starts[shards]
-        ends = np.cumsum(sizes)
-        items = np.repeat(starts - (ends - sizes), sizes) + np.arange(count)
-        begin = 0
-        while begin < count:
-            # The shard that fills the window is its last.
-            last = np.searchsorted(ends, min(begin + self._window, count))
-            generator.shuffle(items[begin : ends[last]])
-            begin = int(ends[last])
-        return items
+    A shorter set begins a longer one; the first `first` views are left out, so that a set can be
+    made in parts. Arguments and values as for `training_views`.
+    """
+    positions, items = held_out_positions(source, count, seed, first), range(first, first + count)
+    return _views(source, positions, items, (seed, _HELD_OUT_VIEW), size, kind, min_crop, False)
+
+
+def held_out_positions(source: ImageSource, count: int, seed: int, first: int = 0) -> list[int]:
+    """Positions in `source` of the images of `held_out_views`, where all of them are readable."""
+    order = source.order.permutation(seed, _HELD_OUT_ORDER, 0)
+    return [int(order[item % len(source)]) for item in range(first, first + count)]
+
+
+def _views(
+    source: ImageSource,
+    positions: list[int],
+    items: range,
+    stream: tuple[int, int],
+    size: int,
+    kind: str,
+    min_crop: float,
+    flip: bool,
+) -> Views:
+    """Views of the images at some positions; item i takes its random numbers from (*stream, i)."""
+    smallest_side = {"crops": min_crop, "wide": 0.9}.get(kind, 0)  # of the short side
+    if not (0 < smallest_side <= 1 and size >= 1 and items):
+        wanted = f"{len(items)} views of {size} px, kind {kind!r}, min_crop {min_crop}"
+        raise ValueError(f"{wanted}: kind is 'crops' or 'wide', min_crop in (0, 1].")
+    views, labels, keys = [], [], []
+    for item, asked in zip(items, positions, strict=True):
+        position, image = source.picture(asked)  # another one if it cannot be read
+        # Four draws for every image and kind, so that no setting shifts the others' randomness.
+        u_side, u_left, u_top, u_flip = random_generator(*stream, item).random(4)
+        short = min(image.size)
+        smallest = min(max(size, smallest_side * short), short)
+        log_side = math.log(smallest) + u_side * (math.log(short) - math.log(smallest))
+        side = min(short, round(math.exp(log_side)))
+        if side < size:  # Python shows equal warnings once
+            message = f"{source.where} has images smaller than {size}x{size}; they are enlarged"
+            warnings.warn(message, stacklevel=3)
+        left = int(u_left * (image.width - side + 1))
+        top = int(u_top * (image.height - side + 1))
+        box = (left, top, left + side, top + side)
+        # Antialiased; large squares are first averaged by a whole factor, which halves the time.
+        view = image.resize((size, size), Image.Resampling.BICUBIC, box, reducing_gap=1.5)
+        view = np.asarray(view)  # uint8 [size, size, 3]
+        views.append(view[:, ::-1] if flip and u_flip < 0.5 else view)
+        labels.append(int(source.labels[position]))
+        keys.append(source.samples[position].key)
+    # In NumPy, because torch would wake its thread pool from the thread that prefetches.
+    batch = np.stack(views).transpose(0, 3, 1, 2).astype(np.float32)
+    batch = np.ascontiguousarray(batch) / np.float32(255)
+    return torch.from_numpy(batch), torch.tensor(labels, dtype=torch.int64), keys
+
+
+def degrade(images: Tensor, seed: int) -> Tensor:
+    """Make images [B, 3, H, W] in [0, 1] worse, each as follows from the seed and its index.
+
+    An image is shrunk and enlarged again (smoothly or in squares), compressed as a poor JPEG, both,
+    or neither; half of them, and all of "neither", get noise.
+    """
+    worse = []
+    for index, image in enumerate(images):
+        rng = np.random.default_rng([seed, index])
+        kind = rng.integers(4)  # 0: shrunk, 1: compressed, 2: both, 3: neither
+        if kind in (0, 2):
+            shape = image.shape[1:]
+            small = [max(1, round(side * rng.uniform(0.2, 0.6))) for side in shape]
+            mode = "bicubic" if rng.random() < 0.5 else "nearest"
+            small = F.interpolate(image[None], small, mode="area")
+            image = F.interpolate(small, shape, mode=mode)[0]
+        if kind in (1, 2):
+            pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+            file = BytesIO()
+            Image.fromarray(pixels).save(file, "JPEG", quality=int(rng.integers(2, 20)))
+            image = rgb_to_tensor(Image.open(file).convert("RGB")) / 255
+        if kind == 3 or rng.random() < 0.5:
+            noise = torch.from_numpy(rng.standard_normal(image.shape, dtype=np.float32))
+            image = image + noise * rng.uniform(0.02, 0.12)
+        worse.append(image.clamp(0, 1))
+    return torch.stack(worse)
 
 
 def prefetch(
-    make: Callable[[int], Value], first: int, last: int, depth: int = 2, workers: int = 0
+    make: Callable[[int], Value], first: int, last: int, workers: int = 0
 ) -> Iterator[tuple[int, Value]]:
     """Yield (step, make(step)) for first <= step < last, in order, computed some steps ahead.
 
     Args:
         make: a pure function of the step. Its exceptions are raised here, at their step.
-        depth: steps ahead of one thread, or of each worker.
         workers: processes that compute whole steps in turn; 0: one thread of this process, also
             where processes cannot be forked (Windows). Tensors come back through shared memory
-            (/dev/shm), which needs room for workers * depth batches.
+            (/dev/shm), which needs room for 2 * workers batches.
     """
-    if depth < 1 or workers < 0:
-        raise ValueError(f"depth is {depth}, at least 1; workers is {workers}, at least 0.")
-    pool, call = ThreadPoolExecutor(1, "prefetch"), make
+    pool, call, depth = ThreadPoolExecutor(1, "prefetch"), make, 2
     if workers and "fork" in get_all_start_methods():
         import resource  # not on Windows
 
@@ -81,7 +180,7 @@ def prefetch(
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
         # A forked process has `make` and what it refers to; they need not be picklable.
         pool = ProcessPoolExecutor(workers, get_context("fork"), _makes.append, (make,))
-        call, depth = _in_worker, depth * workers
+        call, depth = _in_worker, 2 * workers
     try:
         ahead = deque(pool.submit(call, step) for step in range(first, min(first + depth, last)))
         for step in range(first, last):
@@ -99,3 +198,102 @@ _makes: list[Callable[[int], Any]] = []  # in a worker: what it was started for
 def _in_worker(step: int) -> Any:
     torch.set_num_threads(1)  # the threads of the parent were not forked
     return _makes[-1](step)
+
+
+# -- codes on disk -----------------------------------------------------------------------------
+
+
+class TokenShards:
+    """Codes of one split in a folder of `make_shards`: a tensor [M, S, N], read where indexed.
+
+    Attributes: `labels`, int64 [M]; `order`, the `EpochOrder` of the rows.
+    """
+
+    def __init__(self, folder: Path, split: str):
+        names = [name for name in read_manifest(folder)["shards"] if name.startswith(f"{split}-")]
+        files = [folder / name for name in names]
+        if missing := [file.name for file in files if not file.exists()]:
+            raise FileNotFoundError(f"{folder} lacks the codes {missing}: extract them again.")
+        self._shards = [_memory_map(file, "codes") for file in files]
+        self._starts = np.cumsum([0, *map(len, self._shards)])
+        labels = [_memory_map(file, "labels").astype(np.int64) for file in files]
+        self.labels = torch.from_numpy(np.concatenate(labels))
+        self.shape = torch.Size([int(self._starts[-1]), *self._shards[0].shape[1:]])
+        self.order = EpochOrder(np.diff(self._starts))
+        self._rows = np.arange(len(self))  # made once: there are millions
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Tensor | np.ndarray | slice) -> Tensor:
+        """Codes of some rows, int64 [m, S, N]."""
+        rows = self._rows[rows.numpy() if isinstance(rows, Tensor) else rows]
+        shard_of = np.searchsorted(self._starts, rows, side="right") - 1
+        codes = np.empty((len(rows), *self.shape[1:]), np.int64)
+        for shard in np.unique(shard_of):
+            here = shard_of == shard
+            codes[here] = self._shards[shard][rows[here] - self._starts[shard]]
+        return torch.from_numpy(codes)
+
+
+def _memory_map(file: Path, name: str) -> np.ndarray:
+    with safe_open(file, framework="pt") as content:
+        return content.get_tensor(name).numpy()  # its pages are read when they are touched
+
+
+def make_shards(
+    folder: Path,
+    num_batches: dict[str, int],
+    per_shard: int,
+    make: Callable[[str, range], tuple[Tensor, Tensor]],
+    run: dict[str, Any],
+    num_codes: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> None:
+    """Make a folder of shards; a killed call is continued by the next, to the same bytes.
+
+    A shard holds `codes` [m, S, N] (uint16 where the vocabulary permits) and `labels` [m] int32.
+    Shard i belongs to rank i mod world_size, and existing ones are skipped. They lie in a hidden
+    folder beside `folder`, whose place it takes when it is complete. Returns when it has.
+
+    Args:
+        num_batches: of every split; `per_shard` of them make a shard.
+        make: codes [m, S, N] below `num_codes` and labels [m] of some batches of a split.
+        run: plain values that determine the codes, for the manifest.
+
+    Raises DataError if unfinished shards of another run are there.
+    """
+    shards = {
+        f"{split}-{first // per_shard:05d}.safetensors": (split, range(count)[first:][:per_shard])
+        for split, count in num_batches.items()
+        for first in range(0, count, per_shard)
+    }
+    manifest = {**run, "shards": list(shards)}
+    if read_manifest(folder) == manifest:
+        return
+    work = folder.with_name(f".{folder.name}.unfinished")
+    if read_manifest(work) not in ({}, manifest):
+        raise DataError(f"{work} holds unfinished codes of another run: finish or remove it.")
+    if rank == 0:
+        write_json(work / "manifest.json", manifest)
+    dtype = torch.uint16 if num_codes <= 2**16 else torch.int32
+    for name in list(shards)[rank::world_size]:
+        if not (work / name).exists():
+            codes, labels = make(*shards[name])
+            tensors = {"codes": codes.to(dtype), "labels": labels.to(torch.int32)}
+            write_tensors(work / name, tensors, {})
+    if rank == 0:
+        while not all((work / name).exists() for name in shards):
+            time.sleep(0.2)  # for the other ranks
+        if folder.is_dir():  # of another run; killed here, the next call finds all shards
+            shutil.rmtree(folder)
+        os.replace(work, folder)
+    while read_manifest(folder) != manifest:
+        time.sleep(0.2)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Manifest of a folder of codes; empty where there is none."""
+    file = folder / "manifest.json"
+    return read_json(file) if file.exists() else {}

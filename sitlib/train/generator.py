@@ -10,8 +10,8 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from sitlib.data.loader import WINDOW
-from sitlib.data.token_shards import TokenShards
+from sitlib.data import TokenShards
+from sitlib.data.images import WINDOW
 from sitlib.files import Row
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig, code_nats
 from sitlib.model.text import TextTokenizer
