@@ -1,11 +1,11 @@
 """Configurations from plain values, strictly: every mistake is a sentence that says what to do."""
 
-import dataclasses
 import difflib
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -25,10 +25,7 @@ def require(condition: bool, sentence: str) -> None:
 
 
 def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "configuration") -> Config:
-    """Make a dataclass from plain values.
-
-    Args:
-        where: begins every sentence, such as the name of the file.
+    """Make a dataclass from plain values; `where`, such as the name of a file, begins sentences.
 
     Raises:
         ConfigError: one line for every key that is wrong.
@@ -37,7 +34,8 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "config
         # Through JSON: strict about types, yet mappings become dataclasses.
         return _adapter(cls).validate_json(json.dumps(values))
     except ValidationError as error:
-        raise ConfigError(explain(error, cls, where)) from None
+        sentences = [_sentence(cls, problem, where) for problem in error.errors()]
+        raise ConfigError("\n".join(sentences)) from None
 
 
 @cache  # making one takes longer than using it
@@ -47,7 +45,7 @@ def _adapter(cls: type) -> TypeAdapter:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain values of a dataclass, which `from_dict` takes back."""
-    return dataclasses.asdict(config)
+    return asdict(config)
 
 
 def digest(*values: Any) -> str:
@@ -69,12 +67,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f" (did you mean {match[0]!r}?)" if match else ""
 
 
-def explain(error: ValidationError, cls: type, where: str) -> str:
-    """One line for every problem that pydantic found in a configuration of class `cls`."""
-    return "\n".join(_sentence(cls, problem, where) for problem in error.errors())
-
-
 def _sentence(cls: type, problem: Mapping[str, Any], where: str) -> str:
+    """One line about a problem that pydantic found in a configuration of class `cls`."""
     *parents, last = map(str, problem["loc"] or ("",))
     key, kind, value = ".".join([*parents, last]), problem["type"], problem["input"]
     if kind == "unexpected_keyword_argument":
@@ -95,8 +89,6 @@ def _sentence(cls: type, problem: Mapping[str, Any], where: str) -> str:
 def _field_names(cls: Any, path: list[str]) -> list[str]:
     """Keys of the dataclass at a path of keys below `cls`."""
     for key in path:
-        cls = get_type_hints(cls).get(key, cls) if dataclasses.is_dataclass(cls) else cls
-        cls = next((item for item in get_args(cls) if dataclasses.is_dataclass(item)), cls)
-    return (
-        [field.name for field in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
-    )
+        cls = get_type_hints(cls).get(key, cls) if is_dataclass(cls) else cls
+        cls = next((item for item in get_args(cls) if is_dataclass(item)), cls)
+    return [field.name for field in fields(cls)] if is_dataclass(cls) else []

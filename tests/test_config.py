@@ -106,7 +106,7 @@ REFUSED = [  # (key, value, sentence)
     ("tokenizer.variants.sit4.grid_size", 5, "multiple of grid_size * 2^levels = 40"),
     ("tokenizer.common.encoder_heads", 3, "must be a multiple of encoder_heads 3"),
     ("tokenizer.common.quantizer", "codebok", "'codebok' is not known: take codebook"),
-    ("tokenizer.common.wavelet", "harr", "wavelet 'harr' is not known: take haar"),
+    ("tokenizer.common.wavelet", "harr", "'harr' is not a discrete wavelet: use haar"),
     ("tokenizer.common.mlp_ratio", 0.001, "leaves no unit of encoder_width 128"),
     ("tokenizer.common.num_codes", 100_000, "raise data.normalization_views or lower num_codes"),
     ("tokenizer.variants.sit4.num_codebooks", 3, "2 (approximation, details) or 4 (one for every"),

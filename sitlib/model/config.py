@@ -2,11 +2,11 @@
 
 from typing import Annotated, Literal
 
-import pywt
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from sitlib.model.quantizer import QUANTIZERS
+from sitlib.model.wavelets import filters_of
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # no silent conversions
 
@@ -66,21 +66,13 @@ class TokenizerConfig:
     def __post_init__(self):
         unit = self.grid_size * 2**self.levels
         if self.size % unit:
-            raise ValueError(
-                f"size {self.size} cannot be cut into {self.grid_size}x{self.grid_size} tokens at "
-                f"every scale of {self.levels} levels: use a multiple of grid_size * 2^levels = "
-                f"{unit}"
-            )
+            raise ValueError(f"size must be a multiple of grid_size * 2^levels = {unit}")
         check_width(self.encoder_width, self.encoder_heads, self.mlp_ratio, "encoder_")
         check_width(self.decoder_width, self.decoder_heads, self.mlp_ratio, "decoder_")
         if self.quantizer not in QUANTIZERS:
             known = ", ".join(QUANTIZERS)
             raise ValueError(f"quantizer {self.quantizer!r} is not known: take {known}")
-        if self.wavelet not in pywt.wavelist(kind="discrete"):  # pyrefly: ignore[missing-attribute]
-            raise ValueError(
-                f"wavelet {self.wavelet!r} is not known: take haar, db2, sym4, bior4.4 or another "
-                "of pywt.wavelist(kind='discrete')"
-            )
+        filters_of(self.wavelet)  # raises ValueError where PyWavelets does not know it
         if self.num_codebooks not in (1, 2, self.num_scales):
             raise ValueError(
                 f"num_codebooks must be 1 (shared), 2 (approximation, details) or "
@@ -90,8 +82,7 @@ class TokenizerConfig:
             raise ValueError(f"transform {self.transform} needs levels, and there are none")
         if self.transform == "raster" and self.levels != 3:
             raise ValueError(
-                f"transform raster cuts a square of patches into 4 blocks: it needs levels 3, not "
-                f"{self.levels}"
+                f"transform raster has 4 stripes: it needs levels 3, not {self.levels}"
             )
         if self.transform == "local_wavelet" and self.wavelet not in LIFTING_WAVELETS:
             raise ValueError(

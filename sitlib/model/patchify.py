@@ -21,18 +21,12 @@ def unpatchify(x: Tensor, patch: int, rows: int) -> Tensor:
 
 
 class SpectralGeometry:
-    """Wavelet scales of square images, cut into patches (SIT, arXiv 2412.09607, section 4).
+    """Wavelet scales of square images, cut into patches.
 
     L levels give S = L + 1 scales: scale 1 is LL, scales 2 ... S are the details, coarsest first.
-    All scales have the same grid of N tokens, so that a token covers one part of the image at
-    every scale. Zero levels give ViT-VQGAN's pixel patches. Another transform of images is a
-    subclass in `TRANSFORMS`.
-
-    Args:
-        size: side of the image in px, a multiple of grid_size * 2^levels.
-        levels: DWT levels L.
-        grid_size: tokens per side of every scale.
-        wavelet: any discrete wavelet of PyWavelets.
+    All scales have the same grid of N = grid_size^2 tokens, so that a token covers one part of the
+    image at every scale. Zero levels give ViT-VQGAN's pixel patches. The side of the image, `size`
+    px, is a multiple of grid_size * 2^levels. Another transform is a subclass in `TRANSFORMS`.
     """
 
     channels = 3  # of the image

@@ -21,16 +21,13 @@ class Quantized:
 class Codebook(nn.Module):
     """l2-normalized vector quantizer (ViT-VQGAN, arXiv 2110.04627, section 3.2).
 
-    Latents and codes lie on the unit sphere of a few dimensions. Another quantizer is a subclass
-    that overrides `forward`, `lookup` and, if its codes do not lie on the sphere, `project`. Its
-    `weight` [K, D] holds the vectors of all codes.
+    Latents and codes lie on the unit sphere of D dimensions; 8 to 32 keep all of K codes in use.
+    Another quantizer is a subclass that overrides `forward`, `lookup` and, if its codes do not lie
+    on the sphere, `project`. Its `weight` [K, D] holds the vectors of all codes.
 
     Args:
-        num_codes: size of the vocabulary K.
-        dim: dimension D of the lookup space (8 to 32 keeps all codes in use).
         update: codes follow the "gradient" of the codebook loss, or an "ema" of the latents that
-            chose them (VQ-VAE-2, arXiv 1906.00446).
-        decay: of the moving average.
+            chose them (VQ-VAE-2, arXiv 1906.00446), of this `decay`.
         gradient: "straight_through" copies the gradient of the code to the latent; "rotation"
             rotates it by the angle between them (arXiv 2410.06424).
     """
@@ -61,12 +58,9 @@ class Codebook(nn.Module):
         vectors = z + (q - z).detach()  # value of q, gradient of z
         if self.gradient == "rotation":
             vectors = _rotate(z, q.detach())
-        return Quantized(
-            vectors,
-            codes,
-            commitment_loss=(z - q.detach()).square().mean(-1),
-            codebook_loss=(z.detach() - q).square().mean(-1),
-        )
+        commitment_loss = (z - q.detach()).square().mean(-1)
+        codebook_loss = (z.detach() - q).square().mean(-1)
+        return Quantized(vectors, codes, commitment_loss, codebook_loss)
 
     def project(self, z: Tensor) -> Tensor:
         """Latents [..., D] -> the nearest points of the space of codes: here the unit sphere."""

@@ -25,17 +25,9 @@ class ImageCodes:
     size: tuple[int, int]  # height and width of the image, px
     token_grid: tuple[int, int]  # rows and columns of tokens, those of the padding included
 
-    def size_at(self, scales: int) -> tuple[int, int]:
-        """Height and width in px of the image of the first `scales` scales."""
-        factor = 2 ** (len(self.codes) - scales)
-        return -(-self.size[0] // factor), -(-self.size[1] // factor)
-
 
 def encode_image(tokenizer: SpectralTokenizer, image: Tensor) -> ImageCodes:
-    """Encode an image [1, 3, H, W], float in [0, 1] or uint8, of any size.
-
-    It is padded at the right and the bottom.
-    """
+    """Encode an image [1, 3, H, W], float in [0, 1] or uint8, padded at the right and the bottom."""
     (H, W), g = image.shape[2:], tokenizer.config.grid_size
     side, strips = tile_side(tokenizer, (H, W)), []
     for strip in image.split(side, dim=2):
@@ -72,14 +64,12 @@ def decode_strips(
     config, side = tokenizer.config, tile_side(tokenizer, image.size)
     grid = tuple(-(-pixels // side) * config.grid_size for pixels in image.size)
     num_scales = config.num_scales - (config.size // side).bit_length() + 1
-    if (*image.codes.shape,) != (num_scales, math.prod(grid)) or image.token_grid != grid:
-        raise ValueError(
-            f"an image of {image.size[1]}x{image.size[0]} px has codes [{num_scales}, "
-            f"{math.prod(grid)}] on a grid {grid}, these are {list(image.codes.shape)} on "
-            f"{image.token_grid}."
-        )
-    scales = len(image.codes) if scales is None else scales
-    height, width = image.size_at(scales)
+    needed = (num_scales, math.prod(grid), *grid)
+    if (given := (*image.codes.shape, *image.token_grid)) != needed:
+        size = "x".join(map(str, image.size[::-1]))
+        raise ValueError(f"scales, codes and grid of {size} px are {needed}, not {given}.")
+    scales = num_scales if scales is None else scales
+    height, width = (-(-pixels // 2 ** (num_scales - scales)) for pixels in image.size)
     for codes in image.codes.unflatten(1, grid).split(config.grid_size, dim=1):  # [k, g, K g]
         tiles = torch.stack(codes.split(config.grid_size, dim=2)).flatten(2)  # [K, k, g^2]
         tiles = torch.cat([tokenizer.decode(batch, scales) for batch in tiles.split(BATCH)])
@@ -96,7 +86,5 @@ def tile_side(tokenizer: SpectralTokenizer, size: Sequence[int]) -> int:
 
 def pad(images: Tensor, multiple: int) -> Tensor:
     """Repeat the last pixels of images [B, C, H, W] at the right and bottom up to multiples."""
-    if images.ndim != 4 or multiple < 1 or 0 in images.shape[2:]:
-        raise ValueError(f"pad takes images [B, C, H, W], not {list(images.shape)}.")
     H, W = images.shape[2:]
     return F.pad(images, (0, -W % multiple, 0, -H % multiple), mode="replicate")

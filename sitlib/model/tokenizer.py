@@ -55,12 +55,8 @@ class BandNorm(nn.Module):
 class SpectralTokenizer(nn.Module):
     """Encoder, codebooks and decoder of one `TokenizerConfig`.
 
-    Shapes: B images of H x H px; S scales of N = grid_size^2 tokens; patches of P_s values;
-    latents of D dimensions. Smaller images have only the first k scales.
-
-    Attributes:
-        geometry: transform of images into scales, and the patches of each scale.
-        codebooks: 1 for all scales; 2, for the first scale and all others; or S, one for each.
+    Shapes: B images of H x H px; S scales, of which smaller images have only the first k;
+    N = grid_size^2 tokens in each; patches of P_s values; latents of D dimensions.
     """
 
     def __init__(self, config: TokenizerConfig):
@@ -68,7 +64,7 @@ class SpectralTokenizer(nn.Module):
         self.config = c = config
         self.geometry = geometry = self._geometry_of(c.size, c.levels)
         patch_dims = [geometry.patch_dim(scale) for scale in geometry.scales]
-        books = range(min(c.num_codebooks, c.num_scales))
+        books = range(min(c.num_codebooks, c.num_scales))  # see `by_codebook`
         num_types = 2 if c.typed_parameters and c.levels > 0 else 1
 
         def transformer(width, layers, heads, attention, neighbors) -> ADTransformer:
@@ -111,8 +107,7 @@ class SpectralTokenizer(nn.Module):
         Args:
             quant_ratio: 1 decodes codes, 0 the encoder's latents, between them a mixture: early in
                 training the decoder learns more from what codes still leave out.
-            preview_scales: also return the image of this many scales (0: do not). The decoder has
-                to be scale-causal: then nothing is decoded twice.
+            preview_scales: also return the image of so many scales, if the decoder is scale-causal.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_is_frozen):
             latents = self.latents(images)  # [B, S, N, D]
@@ -136,11 +131,7 @@ class SpectralTokenizer(nn.Module):
         )
 
     def normalized_patches(self, images: Tensor) -> list[Tensor]:
-        """Square images [B, 3, H, H] in [0, 1] -> standardized patches [B, N, P_s] of each scale.
-
-        Raises:
-            ValueError: a size that is not one of `sizes`.
-        """
+        """Square images [B, 3, H, H] in [0, 1] -> standardized patches [B, N, P_s] of each scale."""
         H, W = images.shape[2:]
         if H != W or H not in self.sizes:
             raise ValueError(
@@ -237,15 +228,15 @@ class SpectralTokenizer(nn.Module):
         S, N, K = self.geometry.num_scales, self.geometry.tokens_per_scale, self.config.num_codes
         k = codes.shape[1] if codes.ndim == 3 and codes.shape[2] == N else 0
         if not 1 <= k <= S or codes.is_floating_point() or codes.dtype == torch.bool:
-            shape = f"{codes.dtype} {list(codes.shape)}"
-            raise ValueError(f"codes must be integers [B, 1 ... {S}, {N}], they are {shape}.")
+            given = f"{codes.dtype} {list(codes.shape)}"
+            raise ValueError(f"codes must be integers [B, 1 ... {S}, {N}], not {given}.")
         scales = k if scales is None else scales
         if scales not in range(1, k + 1):
             raise ValueError(f"scales must be in 1 ... {k}, the scales of these codes: {scales}.")
         if scales < S and self.config.decoder_attention == "full":
             raise ValueError(
-                f"{scales} of {S} scales cannot be decoded alone, because this decoder attends to "
-                "all: give all scales, or train with decoder_attention: scale_causal."
+                f"{scales} of {S} scales cannot be decoded alone, as this decoder attends to all: "
+                "give all scales, or train with decoder_attention: scale_causal."
             )
         codes = codes.long()  # uint16, as shards hold them, cannot be compared
         low, high = codes.aminmax() if codes.numel() else (0, 0)
@@ -259,21 +250,18 @@ class SpectralTokenizer(nn.Module):
 
     @property
     def sizes(self) -> list[int]:
-        """Sides in px of images that `encode` takes, ascending; the last is the full size.
-
-        A scale-causal encoder also takes smaller images, which have fewer scales.
-        """
-        config = self.config
-        one_size = config.encoder_attention == "full" or config.transform == "raster"
-        return [config.size >> n for n in range(0 if one_size else config.levels, -1, -1)]
+        """Sides in px of images that `encode` takes, ascending: more than one if it is causal."""
+        c = self.config
+        one_size = c.encoder_attention == "full" or c.transform == "raster"
+        return [c.size >> n for n in range(0 if one_size else c.levels, -1, -1)]
 
     @property
     def device(self) -> torch.device:
         return self.encoder.pos_emb.device
 
     def _geometry_of(self, size: int, levels: int) -> SpectralGeometry:
-        config = self.config
-        return TRANSFORMS[config.transform](size, levels, config.grid_size, config.wavelet)
+        c = self.config
+        return TRANSFORMS[c.transform](size, levels, c.grid_size, c.wavelet)
 
     # -- before training ---------------------------------------------------------------------------
 
@@ -284,18 +272,12 @@ class SpectralTokenizer(nn.Module):
             norm.fit(x)
 
     def freeze_encoder_from(self, other: "SpectralTokenizer") -> None:
-        """Take over and freeze another tokenizer's encoder and codebooks: the decoder learns.
-
-        Raises:
-            ValueError: the other tokenizer has another geometry, encoder or codebooks.
-        """
+        """Take over and freeze another tokenizer's encoder and codebooks: the decoder learns."""
         mine, theirs = asdict(self.config), asdict(other.config)
         different = [k for k in mine if mine[k] != theirs[k] and not k.startswith("decoder_")]
         if different:
-            raise ValueError(
-                f"these codes cannot be taken over: {', '.join(different)} of the two tokenizers "
-                "differ; only decoder_* may."
-            )
+            names = ", ".join(different)
+            raise ValueError(f"{names} of the two tokenizers differ; only decoder_* may.")
         state = other.state_dict().items()
         frozen = {k: x for k, x in state if k.split(".")[0] not in DECODER_MODULES}
         self.load_state_dict(self.state_dict() | frozen)

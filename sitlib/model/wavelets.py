@@ -55,7 +55,7 @@ def dwt2(images: Tensor, wavelet: str = "haar", levels: int = 3) -> list[Tensor]
     Raises:
         ValueError: wrong shape or dtype, sides that cannot be halved so often, unknown wavelet.
     """
-    analysis, _ = _filters(wavelet)
+    analysis, _ = filters_of(wavelet)
     check_images(images)
     H, W = images.shape[2:]
     if not isinstance(levels, Integral) or not 0 <= levels <= max_levels(H, W):
@@ -79,29 +79,24 @@ def idwt2(coefficients: Sequence[Tensor], wavelet: str = "haar") -> Tensor:
     Raises:
         ValueError: shapes, dtypes or devices that do not belong together, unknown wavelet.
     """
-    _, synthesis = _filters(wavelet)
+    _, synthesis = filters_of(wavelet)
     if isinstance(coefficients, Tensor) or len(coefficients) == 0:
         raise ValueError("coefficients must be a list [LL, details_coarsest, ..., details_finest].")
-    LL = coefficients[0]
+    LL, *details = coefficients
     check_images(LL, name="LL")
     B, C, h, w = LL.shape
-    for level, details in enumerate(coefficients[1:]):
+    for level, x in enumerate(details):
         needed = (B, 3 * C, h << level, w << level), LL.dtype, LL.device
-        if (given := ((*details.shape,), details.dtype, details.device)) != needed:
+        if (given := ((*x.shape,), x.dtype, x.device)) != needed:
             raise ValueError(
                 f"scale {level + 2} must be {needed} to go with LL, not {given}: pass the scales "
                 "coarsest first and without a gap."
             )
     images = _at_least_float32(LL)
     with torch.autocast(images.device.type, enabled=False):
-        for details in coefficients[1:]:
-            images = _apply(_merge, synthesis, images, _at_least_float32(details))
+        for x in details:
+            images = _apply(_merge, synthesis, images, _at_least_float32(x))
     return images.to(LL.dtype)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    """Half precision would round, and overflow, in every sum: it is rounded once, at the end."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def orthonormal_gains(levels: int) -> list[float]:
@@ -117,6 +112,25 @@ def max_levels(height: int, width: int) -> int:
     return min((side & -side).bit_length() - 1 for side in (height, width))
 
 
+def check_images(images: object, channels: int | None = None, name: str = "images") -> None:
+    """Raise ValueError unless the argument is a floating point tensor [B, channels, H, W]."""
+    kind = type(images).__name__
+    if isinstance(images, Tensor):
+        kind = f"{images.dtype} {list(images.shape)}"
+        is_batch = images.ndim == 4 and images.is_floating_point()
+        if is_batch and channels in (None, images.shape[1]):
+            return
+    raise ValueError(
+        f"{name} must be a floating point tensor [B, {channels or 'C'}, H, W], not {kind}: of a "
+        "NumPy array take torch.from_numpy, of uint8 images.float() / 255."
+    )
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    """Half precision would round, and overflow, in every sum: it is rounded once, at the end."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 # --- One level of any filter bank, and its gradient -----------------------------------------------
 # Splitting with correlation kernels g is linear, and its transpose is merging with the same g: each
 # is the other's gradient. Its inverse is merging with the synthesis kernels.
@@ -124,8 +138,41 @@ def max_levels(height: int, width: int) -> int:
 Filters = tuple[tuple[float, ...], tuple[float, ...]]  # low-pass, high-pass
 
 
+@torch.compiler.assume_constant_result  # PyWavelets cannot be traced
+def filters_of(wavelet: str) -> tuple[Filters, Filters]:
+    """Analysis and synthesis kernels of unit DC gain."""
+    name = str(wavelet).lower()
+    if name not in pywt.wavelist(kind="discrete"):  # pyrefly: ignore[missing-attribute]
+        raise ValueError(
+            f"{wavelet!r} is not a discrete wavelet: use haar, db2, bior2.2, bior4.4 or another of "
+            "pywt.wavelist(kind='discrete')."
+        )
+    bank, root = pywt.Wavelet(name), math.sqrt(2)  # pyrefly: ignore[missing-attribute]
+    low, high = (tuple(tap / root for tap in reversed(taps)) for taps in (bank.dec_lo, bank.dec_hi))
+    synthesis = tuple(tap * root for tap in bank.rec_lo), tuple(tap * root for tap in bank.rec_hi)
+    return (low, high), synthesis
+
+
+def _split(x: Tensor, filters: Filters) -> tuple[Tensor, Tensor]:
+    """[B, C, 2h, 2w] -> LL [B, C, h, w], details [B, 3C, h, w]."""
+    if len(filters[0]) == 2:  # Haar, by whatever name; gain 1/4, or 1 as the transpose of a merge
+        return haar(x, round(filters[0][0] ** 2, 12))
+    low, high = _analyze(x, -1, filters)
+    (LL, H), (V, D) = _analyze(low, -2, filters), _analyze(high, -2, filters)
+    return LL, torch.cat([H, V, D], dim=1)
+
+
+def _merge(LL: Tensor, details: Tensor, filters: Filters) -> Tensor:
+    """The transpose of `_split` with the same filters; its inverse with the synthesis filters."""
+    if len(filters[0]) == 2:
+        return inverse_haar(LL, details, round(filters[0][0] ** 2, 12))
+    H, V, D = details.chunk(3, dim=1)
+    low, high = _synthesize(LL, H, -2, filters), _synthesize(V, D, -2, filters)
+    return _synthesize(low, high, -1, filters)
+
+
 class _Linear(torch.autograd.Function):
-    """`_split` or `_merge` of the inputs; each is the other's gradient, with the same filters."""
+    """`_split` or `_merge` of the inputs, each of which is the other's gradient."""
 
     generate_vmap_rule = True
 
@@ -153,25 +200,6 @@ def _apply(function: Callable, filters: Filters, *inputs: Tensor) -> Any:
     if torch.compiler.is_compiling():
         return function(*inputs, filters)
     return _Linear.apply(function, filters, *inputs)
-
-
-def _split(x: Tensor, filters: Filters) -> tuple[Tensor, Tensor]:
-    """[B, C, 2h, 2w] -> LL [B, C, h, w], details [B, 3C, h, w]."""
-    if len(filters[0]) == 2:  # Haar, by whatever name; gain 1/4, or 1 as the transpose of a merge
-        return haar(x, round(filters[0][0] ** 2, 12))
-    low, high = _analyze(x, -1, filters)
-    LL, H = _analyze(low, -2, filters)
-    V, D = _analyze(high, -2, filters)
-    return LL, torch.cat([H, V, D], dim=1)
-
-
-def _merge(LL: Tensor, details: Tensor, filters: Filters) -> Tensor:
-    """The transpose of `_split` with the same filters; its inverse with the synthesis filters."""
-    if len(filters[0]) == 2:
-        return inverse_haar(LL, details, round(filters[0][0] ** 2, 12))
-    H, V, D = details.chunk(3, dim=1)
-    low, high = _synthesize(LL, H, -2, filters), _synthesize(V, D, -2, filters)
-    return _synthesize(low, high, -1, filters)
 
 
 # PyWavelets' alignment, for a kernel g of length n, all indices modulo the side:
@@ -212,8 +240,7 @@ def _synthesize(low: Tensor, high: Tensor, dim: int, filters: Filters) -> Tensor
             for k in range(first, len(kernel), 2)
         ]
         even_odd.append(_weighted_sum(terms))
-    at = low.ndim + dim
-    return torch.stack(even_odd, dim=at + 1).flatten(at, at + 1)
+    return torch.stack(even_odd, dim).flatten(dim - 1, dim)
 
 
 def _wrap(x: Tensor, dim: int, before: int, after: int) -> Tensor:
@@ -232,44 +259,7 @@ def _weighted_sum(terms: list[tuple[Tensor, float]]) -> Tensor:
 
 def _periodize(filters: Filters, side: int) -> tuple[list[list[float]], int]:
     """Both kernels, wrapped around a side shorter than they are, and their offset modulo it."""
-    offset = len(filters[0]) // 2 - 1
-    if len(filters[0]) <= side:
-        return [list(taps) for taps in filters], offset
-    wrapped = [[math.fsum(taps[start::side]) for start in range(side)] for taps in filters]
-    return wrapped, offset % side
-
-
-# --- Filters and checks ---------------------------------------------------------------------------
-
-
-@torch.compiler.assume_constant_result  # PyWavelets cannot be traced
-def _filters(wavelet: str) -> tuple[Filters, Filters]:
-    """Analysis and synthesis kernels of unit DC gain.
-
-    Raises:
-        ValueError: not a discrete wavelet of PyWavelets.
-    """
-    name = str(wavelet).lower()
-    if name not in pywt.wavelist(kind="discrete"):  # pyrefly: ignore[missing-attribute]
-        raise ValueError(
-            f"{wavelet!r} is not a discrete wavelet: use haar, db2, bior2.2, bior4.4 or another of "
-            "pywt.wavelist(kind='discrete')."
-        )
-    bank, root = pywt.Wavelet(name), math.sqrt(2)  # pyrefly: ignore[missing-attribute]
-    low, high = (tuple(tap / root for tap in reversed(taps)) for taps in (bank.dec_lo, bank.dec_hi))
-    synthesis = tuple(tap * root for tap in bank.rec_lo), tuple(tap * root for tap in bank.rec_hi)
-    return (low, high), synthesis
-
-
-def check_images(images: object, channels: int | None = None, name: str = "images") -> None:
-    """Raise ValueError unless the argument is a floating point tensor [B, channels, H, W]."""
-    kind = type(images).__name__
-    if isinstance(images, Tensor):
-        kind = f"{images.dtype} {list(images.shape)}"
-        is_batch = images.ndim == 4 and images.is_floating_point()
-        if is_batch and channels in (None, images.shape[1]):
-            return
-    raise ValueError(
-        f"{name} must be a floating point tensor [B, {channels or 'C'}, H, W], not {kind}: of a "
-        "NumPy array take torch.from_numpy, of uint8 images.float() / 255."
-    )
+    length = len(filters[0])
+    starts = range(min(length, side))
+    wrapped = [[math.fsum(taps[start::side]) for start in starts] for taps in filters]
+    return wrapped, (length // 2 - 1) % side
