@@ -431,16 +431,16 @@ def test_the_largest_batch_has_its_keys_and_values_in_half_of_the_free_memory(mo
     model, memory = generator(kind), {"SC_AVPHYS_PAGES": 0, "SC_PAGE_SIZE": 4096}
     monkeypatch.setattr(os, "sysconf", memory.__getitem__, raising=False)
     monkeypatch.setattr(os, "sysconf_names", memory, raising=False)
-    for free, scales, guided in itertools.product((2**18, 2**20, 2**21), (1, 3), (False, True)):
+    for free, scales, halves in itertools.product((2**18, 2**20, 2**21), (1, 3), (1, 2)):
         memory["SC_AVPHYS_PAGES"] = free // 4096
-        batch = max_batch_size(model, scales, guided)
+        batch = max_batch_size(model, scales, halves)
         length = 4 * scales + (32 if kind == "text" else 0)
         # Two layers, keys and values of width 16, in float32, for both halves.
-        needed = 2 * 2 * batch * (2 if guided else 1) * length * 16 * 4
+        needed = 2 * 2 * batch * halves * length * 16 * 4
         # Beside them are only logits and what the filters make of these.
         assert 1 < batch < 1024 and free / 2 / 8 < needed <= free / 2
     for free, expected in ((0, 1), (2**50, 1024)):
         memory["SC_AVPHYS_PAGES"] = free // 4096
-        assert max_batch_size(model, 3, False) == expected
+        assert max_batch_size(model, 3, 1) == expected
     monkeypatch.delattr(os, "sysconf")  # as on Windows
-    assert 1 <= max_batch_size(model, 3, False) <= 1024
+    assert 1 <= max_batch_size(model, 3, 1) <= 1024

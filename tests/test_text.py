@@ -137,12 +137,10 @@ REFUSALS = [
     (TextTokenizer.train, ([], 300, 8), "no caption with a word in it"),
     (TextTokenizer.train, (["", "  "], 300, 8), "no caption with a word in it"),
     (TOKENIZER.encode, (["cat", "q" * 24],), "'q{24}' has 25 tokens, at most 23 are allowed"),
-    (TOKENIZER.encode, (["q" * 100],), r"'q{60}\.\.\.' has 101 tokens"),
+    (TOKENIZER.encode, (["q" * 100],), "'q{60}' has 101 tokens"),
     (TOKENIZER.encode, (["cat", ""],), "is empty; write what the image shows"),
     (TOKENIZER.encode, (["cat", "\u3000"], True), "is empty; write what the image shows"),
     (TOKENIZER.encode, ("cat",), "must be a list of texts"),
-    (TextTokenizer.from_json, ("{}",), "not a text tokenizer that to_json has written"),
-    (TextTokenizer.from_json, ('{"max_tokens": 8, "tokenizer": {}}',), "not a text tokenizer"),
 ]
 
 

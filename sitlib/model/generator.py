@@ -5,15 +5,17 @@ Drawing codes from the predicted probabilities is the work of `sitlib.sample.gen
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sitlib.model.generator_config import AutoregressiveConfig, SamplingConfig
-from sitlib.model.sequence import BlockOptions, Context, KVCache, Transformer, rope_freqs
+from sitlib.model.sequence import BlockOptions, KVCache, Transformer, rope_freqs
 from sitlib.model.text import TextEncoder, TextTokenizer
 from sitlib.model.transformer import in_weight_dtype
+from sitlib.strict import require
 
 EMBEDDING_STD = 0.5  # of every embedding: the size of what the first block adds to it
 
@@ -31,21 +33,14 @@ class CodeModelConfig:
     text_tokenizer: str | None  # `TextTokenizer.to_json()`; None in a class-conditional model
     sampling: SamplingConfig | None = None  # what `generate` does by default
 
-    def __post_init__(self):
-        if self.transformer.text is None and not self.classes:
-            raise ValueError("a class-conditional model needs at least one class name")
-        if (self.transformer.text is None) != (self.text_tokenizer is None):
-            raise ValueError("a text-conditional model, and no other, needs a text tokenizer")
-
 
 @dataclass
 class DecodeState:
     """Everything that decoding one token after another keeps between two steps."""
 
     cache: KVCache
-    context: Context | None  # keys and values of the text
+    reading: dict[str, Any]  # rotary positions and the text, for the transformer
     pos_emb_TC: Tensor  # added to the input at each position: 0 for the prefix
-    rope_2TF: Tensor | None
 
 
 class AutoregressiveModel(nn.Module):
@@ -77,7 +72,8 @@ class AutoregressiveModel(nn.Module):
             self.text_tokenizer = TextTokenizer.from_json(config.text_tokenizer)
             self.start = nn.Parameter(torch.randn(c.width) * EMBEDDING_STD)
         else:
-            self.class_embedding = nn.Embedding(len(config.classes) + 1, c.width)
+            require(self.no_class > 0, "a class-conditional model needs at least one class name.")
+            self.class_embedding = nn.Embedding(self.no_class + 1, c.width)
         self.code_embedding = nn.ModuleList(nn.Embedding(config.num_codes, c.width) for _ in books)
         self.scale_embedding = nn.Embedding(config.num_scales, c.width)
         self.position_embedding = nn.Embedding(n, c.width) if c.pos_emb == "learned" else None
@@ -107,10 +103,9 @@ class AutoregressiveModel(nn.Module):
             cond: class ids [B] int64, some of which may be `no_class`; or token ids of texts
                 [B, L], 0 where a text has ended.
         """
-        x_BTC, context = self._embed(cond, codes.flatten(1)[:, :-1])
+        x_BTC, reading = self._embed(cond, codes.flatten(1)[:, :-1])
         x_BTC = F.dropout(x_BTC, self.config.transformer.dropout, self.training)
-        rope_2TF = self._rope(x_BTC.device)
-        x_BTC = self.transformer(x_BTC, True, rope_2TF=rope_2TF, context=context)
+        x_BTC = self.transformer(x_BTC, True, **reading)
         parts = zip(self.heads, x_BTC.tensor_split(self._book_edges, dim=1), strict=True)
         return torch.cat([head(x) for head, x in parts], dim=1).unflatten(1, codes.shape[1:])
 
@@ -136,26 +131,24 @@ class AutoregressiveModel(nn.Module):
             static: use a cache for CUDA graphs (see `KVCache`); by default on a GPU.
         """
         codes_Bt = cond.new_zeros(len(cond), 0) if codes_Bt is None else codes_Bt
-        x_BTC, context = self._embed(cond, codes_Bt)
+        x_BTC, reading = self._embed(cond, codes_Bt)
         static = x_BTC.is_cuda if static is None else static
         cache = KVCache(max_tokens or self.num_tokens, x_BTC.device if static else None)
-        pos_emb_TC = F.pad(self._pos_emb()[:-1], (0, 0, 1, 0))
-        state = DecodeState(cache, context, pos_emb_TC, self._rope(x_BTC.device))
+        state = DecodeState(cache, reading, F.pad(self._pos_emb()[:-1], (0, 0, 1, 0)))
         return state, self._next_logits(state, x_BTC)
 
     def decode_one_token(self, state: DecodeState, codes_B: Tensor) -> Tensor:
         """Append one code [B] to every sequence -> logits [B, K] of the code after it."""
         # The prefix is in the cache, too: the code is that of the position before.
         x_B1C = self.code_embedding[self.codebook_of(state.cache.length - 1)](codes_B)[:, None]
-        return self._next_logits(state, x_B1C + state.pos_emb_TC[state.cache.rows(1)])
+        return self._next_logits(state, x_B1C + state.pos_emb_TC[state.cache.span(1)[0]])
 
     def codebook_of(self, position: int) -> int:
         """Index of the codebook of the code at a position 0 ... T - 1."""
         return min(position // self.config.tokens_per_scale, len(self.heads) - 1)
 
     def _next_logits(self, state: DecodeState, x_BTC: Tensor) -> Tensor:
-        context = {"rope_2TF": state.rope_2TF, "context": state.context}
-        x_BTC = self.transformer(x_BTC, True, state.cache, **context)
+        x_BTC = self.transformer(x_BTC, True, state.cache, **state.reading)
         head = self.heads[self.codebook_of(state.cache.length - 1)]
         return in_weight_dtype(head, x_BTC[:, -1])
 
@@ -169,17 +162,28 @@ class AutoregressiveModel(nn.Module):
         empty[:, 0] = self.text_tokenizer.end
         return empty
 
-    def _embed(self, cond: Tensor, codes_Bt: Tensor) -> tuple[Tensor, Context | None]:
-        """Inputs [B, 1 + t, C]: prefix, codes with their scales and places; a text's context."""
-        if self.text_encoder is None:
-            prefix_B1C, context = self.class_embedding(cond)[:, None], None
-        else:
-            prefix_B1C = self.start.expand(len(cond), 1, -1)
-            context = self.transformer.encode_context(*self.text_encoder(cond))
+    def _embed(self, cond: Tensor, codes_Bt: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """Condition and codes -> inputs [B, 1 + t, C], and what the transformer reads beside them.
+
+        Inputs are the prefix and codes, their scales and places added; beside them are rotary
+        positions of all T inputs, and a text.
+        """
+        c, n, device = self.config.transformer, self.config.tokens_per_scale, cond.device
         parts = zip(self.code_embedding, codes_Bt.tensor_split(self._book_edges, 1), strict=True)
         codes_BtC = torch.cat([embedding(codes) for embedding, codes in parts], dim=1)
         codes_BtC = codes_BtC + self._pos_emb()[: codes_Bt.shape[1]]
-        return torch.cat([prefix_B1C, codes_BtC], dim=1), context
+        reading: dict[str, Any] = {}
+        if self.text_encoder is None:
+            prefix_B1C = self.class_embedding(cond)[:, None]
+        else:
+            prefix_B1C = self.start.expand(len(cond), 1, -1)
+            reading["context"] = self.transformer.encode_context(*self.text_encoder(cond))
+        if c.pos_emb == "rotary":  # the prefix at (0, 0), then the grid from (1, 1) on
+            index, side = torch.arange(self.num_tokens - 1, device=device) % n, round(n**0.5)
+            places_TP = torch.stack([index // side, index % side], dim=1) + 1
+            places_TP = F.pad(places_TP, (0, 0, 1, 0)).float()
+            reading["rope_2TF"] = rope_freqs(places_TP, c.width // c.heads)
+        return torch.cat([prefix_B1C, codes_BtC], dim=1), reading
 
     def _pos_emb(self) -> Tensor:
         """Embedding [T, C] of the scale of every code and, if learned, of its place in the grid."""
@@ -188,17 +192,6 @@ class AutoregressiveModel(nn.Module):
         if self.position_embedding is not None:
             pos_emb_SNC = pos_emb_SNC + self.position_embedding.weight
         return pos_emb_SNC.flatten(0, 1)
-
-    def _rope(self, device: torch.device) -> Tensor | None:
-        """Rotary frequencies of all inputs: the prefix at (0, 0), then the grid from (1, 1) on."""
-        c, n = self.config.transformer, self.config.tokens_per_scale
-        if c.pos_emb == "learned":
-            return None
-        side = round(n**0.5)
-        index = torch.arange(self.num_tokens - 1, device=device) % n
-        places_TP = torch.stack([index // side, index % side], dim=1) + 1
-        places_TP = F.pad(places_TP, (0, 0, 1, 0))
-        return rope_freqs(places_TP.float(), c.width // c.heads)
 
 
 def code_nats(logits: Tensor, codes: Tensor) -> Tensor:

@@ -57,18 +57,15 @@ class KVCache:
         if static_on is not None:
             self.position = torch.zeros(1, dtype=torch.int64, device=static_on)
 
-    def rows(self, count: int) -> slice | Tensor:
-        """Places of the next `count` tokens, which is 1 once there are some; a tensor if static."""
-        if self.position is None or self.length == 0:
-            return slice(self.length, self.length + count)
-        return self.position
+    def span(self, count: int) -> tuple[slice | Tensor, int]:
+        """Where the next `count` tokens are stored, and how many positions these read.
 
-    def reach(self, count: int) -> int:
-        """Number of positions that attention of the next `count` tokens reads."""
+        The place is a tensor in a static cache after its first tokens. Then `count` is 1.
+        """
         stop = self.length + count
         if self.position is None or self.length == 0:
-            return stop
-        return min(-(-stop // self.READ) * self.READ, self.capacity)
+            return slice(self.length, stop), stop
+        return self.position, min(-(-stop // self.READ) * self.READ, self.capacity)
 
     def update(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys and values; return all that attention reads, views of the store."""
@@ -76,16 +73,10 @@ class KVCache:
         assert self.length + count <= self.capacity and (count == 1 or self.length == 0)
         if layer == len(self.layers):
             self.layers.append(v_BHTD.new_zeros(2, B, H, self.capacity, D))
-        (k, v), rows, reach = self.layers[layer], self.rows(count), self.reach(count)
+        (k, v), (rows, reach) = self.layers[layer], self.span(count)
         k[:, :, rows] = k_BHTD.to(k.dtype)  # normalized keys are of a higher precision
         v[:, :, rows] = v_BHTD
         return k[:, :, :reach], v[:, :, :reach]
-
-    def advance(self, count: int) -> None:
-        """Count `count` positions as filled, after the last layer has stored them."""
-        self.length += count
-        if self.position is not None:
-            self.position += count
 
 
 def rope_freqs(pos_TP: Tensor, head_dim: int) -> Tensor:
@@ -259,10 +250,10 @@ class Transformer(nn.Module):
         """
         count = x.shape[1]
         if cache is not None:
-            rows = cache.rows(count)
+            rows, reach = cache.span(count)
             rope_2TF = None if rope_2TF is None else rope_2TF[:, rows]
             if isinstance(rows, Tensor):  # positions that are read, but not yet filled, are hidden
-                mask_BT = torch.arange(cache.reach(count), device=x.device)[None] <= rows
+                mask_BT = torch.arange(reach, device=x.device)[None] <= rows
         options: dict[str, Any] = {"rope_2TF": rope_2TF, "mask_BT": mask_BT}
         for layer, block in enumerate(self.blocks):
             if context is not None:  # its layer's part: a compiled block must not see an index
@@ -272,7 +263,9 @@ class Transformer(nn.Module):
             else:
                 x = block(x, causal, cache, layer, **options)
         if cache is not None:
-            cache.advance(count)
+            cache.length += count
+            if cache.position is not None:
+                cache.position += count
         return self.norm(x)
 
     def encode_context(self, context_BLC: Tensor, mask_BL: Tensor | None = None) -> Context:

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -51,8 +51,8 @@ def generate(
         progress: title of a progress bar; None for none.
 
     Raises:
-        ValueError: prompts or a prefix that do not fit to the model; a number of scales that it
-            does not have; a tokenizer that cannot decode the first scales alone.
+        ValueError: prompts, a prefix or a number of scales that do not fit to the model; a
+            tokenizer that cannot decode the first scales alone.
     """
     c, device = model.config, next(model.parameters()).device
     sampling = sampling or c.sampling or SamplingConfig()
@@ -76,73 +76,55 @@ def generate(
     first_scale = prefix.shape[1]
     codes = torch.zeros(count, scales, n, dtype=torch.int64, device=device)
     codes[:, :first_scale] = prefix
-    guidance = [guidance_of_scale(s, c.num_scales, sampling) for s in range(1, scales + 1)]
-    if isinstance(prompts, int) or all(weight == 1.0 for weight in guidance[first_scale:]):
-        guidance = None  # no unconditional half
+    guidance = [sampling.guidance] * scales  # in each scale
+    if sampling.guidance_growth == "linear" and c.num_scales > 1:
+        rise = sampling.guidance - 1.0
+        guidance = [1.0 + rise * scale / (c.num_scales - 1) for scale in range(scales)]
+    is_guided = not isinstance(prompts, int) and any(w != 1.0 for w in guidance[first_scale:])
+    halves = 2 if is_guided else 1  # rows with the condition, then as many without
+    filters = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
 
     was_training = model.training
     model.eval()  # dropout would make a sample depend on more than its seed
     try:
         with inference_autocast(device):
-            batch_size = sampling.batch_size or max_batch_size(model, scales, guidance is not None)
+            batch_size = sampling.batch_size or max_batch_size(model, scales, halves)
             cast_model = with_cast_layers(model)
         starts = range(0, count if first_scale < scales else 0, batch_size)
         for start in tqdm(starts, progress, mininterval=5.0, disable=progress is None):
             rows = slice(start, start + batch_size)
-            batch = cond[rows].to(device), codes[rows], first_scale, first_sample + start
-            for scale in _drawn_scales(cast_model, *batch, sampling, guidance):
-                if on_scale is not None and tokenizer is not None:
+            codes_BT, cond_B = codes[rows].flatten(1), cond[rows].to(device)  # codes_BT is a view
+            # Every sample has its own random numbers, one for each position, whatever the batch.
+            seeds = [[sampling.seed, first_sample + start + row] for row in range(len(cond_B))]
+            rngs = [np.random.default_rng(seed) for seed in seeds]
+            uniform = [rng.random(model.num_tokens, dtype=np.float32) for rng in rngs]
+            uniform_TB = torch.from_numpy(np.stack(uniform, axis=1)).to(device)
+
+            with torch.inference_mode(), inference_autocast(device):
+                if is_guided:
+                    cond_B = torch.cat([cond_B, model.unconditional(cond_B)])
+                given = codes_BT[:, : first_scale * n].repeat(halves, 1)
+                state, logits_BK = cast_model.prefill(cond_B, scales * n, given)
+                decode_one_token = partial(cast_model.decode_one_token, state)
+                if cond_B.is_cuda:
+                    decode_one_token = GraphedDecoder(cast_model, state)
+            for position in range(first_scale * n, scales * n):
+                with torch.inference_mode(), inference_autocast(device):
+                    if is_guided:
+                        cond_BK, uncond_BK = logits_BK.chunk(2)
+                        logits_BK = torch.lerp(uncond_BK, cond_BK, guidance[position // n])
+                    probs_BK = filtered_probabilities(logits_BK, *filters)
+                    codes_B = sample_codes(probs_BK, uniform_TB[position])
+                    codes_BT[:, position] = codes_B
+                    if position + 1 < scales * n:
+                        logits_BK = decode_one_token(codes_B.repeat(halves))
+                scale, place = divmod(position + 1, n)
+                # The caller's code runs outside of inference mode and autocast.
+                if place == 0 and on_scale is not None and tokenizer is not None:
                     on_scale(start, scale, tokenizer.decode(codes[rows, :scale]))
     finally:
         model.train(was_training)
     return codes
-
-
-def _drawn_scales(
-    model: AutoregressiveModel,
-    cond: Tensor,
-    codes: Tensor,
-    first_scale: int,
-    first_sample: int,
-    sampling: SamplingConfig,
-    guidance: list[float] | None,
-) -> Iterator[int]:
-    """Fill codes [B, S, N] from scale `first_scale` on; yield the number of scales after each.
-
-    Inference mode and autocast end before every `yield`: the caller's code runs in the caller's.
-
-    Args:
-        guidance: weight of the conditional half in each scale, or None for no guidance.
-    """
-    (batch, scales, n), halves = codes.shape, 1 if guidance is None else 2
-    codes_BT = codes.view(batch, scales * n)
-    # Every sample has its own random numbers, one for each position, whatever the batch.
-    seeds = [[sampling.seed, first_sample + row] for row in range(batch)]
-    uniform = [np.random.default_rng(s).random(model.num_tokens, dtype=np.float32) for s in seeds]
-    uniform_TB = torch.from_numpy(np.stack(uniform, axis=1)).to(codes.device)
-
-    with torch.inference_mode(), inference_autocast(codes.device):
-        if guidance is not None:
-            cond = torch.cat([cond, model.unconditional(cond)])
-        given = codes_BT[:, : first_scale * n].repeat(halves, 1)
-        state, logits_BK = model.prefill(cond, scales * n, given)
-        decode_one_token = partial(model.decode_one_token, state)
-        if cond.is_cuda:
-            decode_one_token = GraphedDecoder(model, state)
-    for scale in range(first_scale, scales):
-        with torch.inference_mode(), inference_autocast(codes.device):
-            for position in range(scale * n, (scale + 1) * n):
-                if guidance is not None:
-                    cond_BK, uncond_BK = logits_BK.chunk(2)
-                    logits_BK = torch.lerp(uncond_BK, cond_BK, guidance[scale])
-                probs_BK = filtered_probabilities(
-                    logits_BK, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p
-                )
-                codes_B = sample_codes(probs_BK, uniform_TB[position])
-                codes_BT[:, position] = codes_B
-                if position + 1 < scales * n:
-                    logits_BK = decode_one_token(codes_B.repeat(halves))
-        yield scale + 1
 
 
 def filtered_probabilities(
@@ -188,18 +170,15 @@ def sample_codes(probs_BK: Tensor, uniform_B: Tensor) -> Tensor:
     return torch.minimum(codes, torch.searchsorted(cumulative, total)).squeeze(-1)
 
 
-def guidance_of_scale(scale: int, num_scales: int, sampling: SamplingConfig) -> float:
-    """Guidance weight in scale 1 ... S."""
-    if sampling.guidance_growth == "constant" or num_scales == 1:
-        return sampling.guidance
-    return 1.0 + (sampling.guidance - 1.0) * (scale - 1) / (num_scales - 1)
-
-
 # -- cost ---------------------------------------------------------------------------------------
 
 
-def max_batch_size(model: AutoregressiveModel, scales: int, guided: bool) -> int:
-    """Batch whose keys, values and logits take half of the free memory, in 1 ... 1,024."""
+def max_batch_size(model: AutoregressiveModel, scales: int, halves: int) -> int:
+    """Batch whose keys, values and logits take half of the free memory, in 1 ... 1,024.
+
+    Args:
+        halves: rows of the model for a sample, 2 with guidance.
+    """
     parameter, config = next(model.parameters()), model.config
     c, device, dtype = config.transformer, parameter.device, parameter.dtype
     if torch.is_autocast_enabled(device.type):
@@ -214,7 +193,7 @@ def max_batch_size(model: AutoregressiveModel, scales: int, guided: bool) -> int
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     else:
         free = 2 * 2**30
-    return max(1, min(1024, int(free / 2 / (row_bytes * (2 if guided else 1)))))
+    return max(1, min(1024, int(free / 2 / (row_bytes * halves))))
 
 
 def with_cast_layers(model: AutoregressiveModel) -> AutoregressiveModel:
@@ -226,15 +205,12 @@ def with_cast_layers(model: AutoregressiveModel) -> AutoregressiveModel:
     device = next(model.parameters()).device.type
     if not torch.is_autocast_enabled(device):
         return model
-    dtype, cast = torch.get_autocast_dtype(device), {}
-    for layer in model.transformer.modules():
+    cast_model = copy.copy(model)
+    cast_model._modules = {**model._modules, "transformer": copy.deepcopy(model.transformer)}
+    for layer in cast_model.transformer.modules():
         if isinstance(layer, nn.Linear):
-            for weight in layer.parameters():
-                cast[id(weight)] = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
-    with_cast = copy.copy(model)
-    with_cast._modules = {**model._modules}
-    with_cast.transformer = copy.deepcopy(model.transformer, cast)  # what is in `cast`, is taken
-    return with_cast
+            layer.to(torch.get_autocast_dtype(device))
+    return cast_model
 
 
 # -- checks of the input ----------------------------------------------------------------------
