@@ -15,7 +15,6 @@ from sitlib.model.generator_config import AutoregressiveConfig, SamplingConfig
 from sitlib.model.sequence import BlockOptions, KVCache, Transformer, rope_freqs
 from sitlib.model.text import TextEncoder, TextTokenizer
 from sitlib.model.transformer import in_weight_dtype
-from sitlib.strict import require
 
 EMBEDDING_STD = 0.5  # of every embedding: the size of what the first block adds to it
 
@@ -72,7 +71,8 @@ class AutoregressiveModel(nn.Module):
             self.text_tokenizer = TextTokenizer.from_json(config.text_tokenizer)
             self.start = nn.Parameter(torch.randn(c.width) * EMBEDDING_STD)
         else:
-            require(self.no_class > 0, "a class-conditional model needs at least one class name.")
+            if not config.classes:
+                raise ValueError("a class-conditional model needs at least one class name.")
             self.class_embedding = nn.Embedding(self.no_class + 1, c.width)
         self.code_embedding = nn.ModuleList(nn.Embedding(config.num_codes, c.width) for _ in books)
         self.scale_embedding = nn.Embedding(config.num_scales, c.width)
