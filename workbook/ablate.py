@@ -58,9 +58,6 @@ WINDOW = 50  # steps of these medians
 ALONE = {"autoregressive.samplers": {}, "text.variants": {}, "text.samplers": {}}
 
 
-# -- the grid ----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, config=STRICT)
 class Row:
     """A tokenizer, compared with the others of its group."""
@@ -112,8 +109,7 @@ class Grid:
     def row_profile(self, name: str) -> Profile:
         """The profile with the row as its only tokenizer.
 
-        Raises:
-            ConfigError: no such entry, or the profile refuses its changes. So for all kinds.
+        Raises `ConfigError` if there is no such row, or the profile refuses its changes.
         """
         require_known(name, self.rows, "ablation")
         row = self.rows[name]
@@ -153,21 +149,14 @@ def load_grid() -> Grid:
 
 
 def run_row(grid: Grid, name: str, core: bool = False) -> dict[str, Any]:
-    """Train and judge a row with every seed.
+    """Train and judge a row with every seed; a training that does not end well is a result, too.
 
     Args:
         core: with seed 0 only, and without a model over the row's codes, whatever the row says.
-
-    Returns:
-        `group`, `tokenizer`, `steps`, `run`; `parameters`; `flops_per_image` of encoding and
-        decoding; `photographs`, `protocol`; `generation` of rows that ask for it; `seeds`: seed ->
-        `psnr` (dB), `lpips_alex`, both also `by_photograph`; `usage` (%), `gradient_norm`,
-        `seconds`; or `failed`, where training did not end well.
     """
-    profile = grid.row_profile(name)
-    row, config = grid.rows[name], profile.tokenizer_variant(name)
-    seeds = [0] if core else grid.seeds
     fetch_weights()
+    profile, row = grid.row_profile(name), grid.rows[name]
+    config, seeds = profile.tokenizer_variant(name), [0] if core else grid.seeds
     views, keys = held_out_set(profile, size=config.size)
     judged: dict[str, Any] = {"photographs": [], "protocol": {}}
     by_seed: dict[str, dict[str, Any]] = {}
@@ -207,11 +196,8 @@ def run_row(grid: Grid, name: str, core: bool = False) -> dict[str, Any]:
 
 
 def gradient_statistics(norms: Sequence[float]) -> dict[str, float]:
-    """Statistics of the gradient norms of a training, before clipping.
-
-    Returns:
-        `median`; `largest`: the largest ratio of a norm to the median of the WINDOW before it;
-        `spikes`: the number of ratios above SPIKE.
+    """Median of gradient norms before clipping; of their ratios to the median of the WINDOW before
+    each, the largest, and how many are above SPIKE.
     """
     ratios = [norms[i] / median(norms[i - WINDOW : i]) for i in range(WINDOW, len(norms))]
     return {
@@ -227,9 +213,13 @@ def generation_scores(profile: Profile, variant: str) -> dict[str, Any]:
     nats = held_out_nats(model, codes.held_out, codes.held_out_labels)
     tokens = codes.held_out[0].numel()
     labels = sampled_labels(profile, profile.autoregressive.evaluation.samples)
-    samples = generate(model, labels, profile.autoregressive.sampling)
-    about = {**nats, "nats_per_image": nats["nats_per_token"] * tokens, "tokens": tokens}
-    return {**distances_to_held_out(decode(tokenizer, samples), profile, variant), **about}
+    images = decode(tokenizer, generate(model, labels, profile.autoregressive.sampling))
+    return {
+        **distances_to_held_out(images, profile, variant),
+        **nats,
+        "nats_per_image": nats["nats_per_token"] * tokens,
+        "tokens": tokens,
+    }
 
 
 def distances_to_held_out(images: Tensor, profile: Profile, variant: str) -> dict[str, Any]:
@@ -249,33 +239,28 @@ def forget(name: str) -> None:
 
 
 def run_rung(grid: Grid, name: str) -> dict[str, Any]:
-    """Train and judge a rung.
-
-    Returns:
-        The rung; `parameters`, and `block_parameters` without embeddings and heads;
-        `training_flops`; `sampling_flops` of an image without guidance; `held_out_loss`:
-        nats per image, or the mean squared error of velocities; `seconds` of training;
-        `sampling_seconds`; distances of samples to held-out views; `run`.
+    """Train and judge a rung. Its loss is nats per image, or the mean squared error of velocities;
+    the operations of sampling are those of an image without guidance.
     """
     profile, variant = grid.rung_profile(name), f"ar_{name}"
     rung, sampling = grid.ladder[name], profile.autoregressive.sampling
     codes, tokenizer_seed = load_codes(profile, variant), profile.autoregressive.tokenizer_seed
     tokenizer = trained_tokenizer(profile, rung.tokenizer, tokenizer_seed).model
-    first, first_label = codes.held_out[:1], codes.held_out_labels[:1]
+    held_out, classes = codes.held_out, codes.held_out_labels
     labels = sampled_labels(profile, profile.autoregressive.evaluation.samples)
     if rung.kind == "autoregressive":
         trained, passes = trained_generator(profile, variant, 0), 1
-        nats = held_out_nats(trained.model, codes.held_out, codes.held_out_labels)
-        loss = nats["nats_per_token"] * first.numel()
-        forward = partial(trained.model, first, first_label)
+        nats = held_out_nats(trained.model, held_out, classes)
+        loss = nats["nats_per_token"] * held_out[0].numel()
+        forward = partial(trained.model, held_out[:1], classes[:1])
         began = time.perf_counter()
         samples = generate(trained.model, labels, sampling)
     else:
         trained = trained_diffusion(profile, variant, 0, codes, tokenizer)
         passes = 2 * rung.sampling_steps - 1  # Heun's method, but for its last step
-        vectors = tokenizer.embed_codes(codes.held_out).detach()
-        loss = velocity_error(trained.model, vectors, codes.held_out_labels)
-        forward = partial(trained.model, vectors[:1], torch.zeros(1), first_label)
+        vectors = tokenizer.embed_codes(held_out).detach()
+        loss = velocity_error(trained.model, vectors, classes)
+        forward = partial(trained.model, vectors[:1], torch.zeros(1), classes[:1])
         began, guidance = time.perf_counter(), (sampling.guidance, sampling.seed)
         drawn = trained.model.sample(labels, rung.sampling_steps, *guidance)
         samples = tokenizer.quantize(drawn).codes
@@ -286,6 +271,7 @@ def run_rung(grid: Grid, name: str) -> dict[str, Any]:
         **vars(rung),
         "run": digest(AutoregressiveRun.of(profile, variant, 0)),
         "parameters": sum(p.numel() for p in trained.model.parameters()),
+        # Without embeddings and heads.
         "block_parameters": sum(p.numel() for p in trained.model.transformer.parameters()),
         "training_flops": 3 * operations * rung.steps * rung.batch_size,
         "sampling_flops": passes * operations,
@@ -302,10 +288,8 @@ def run_rung(grid: Grid, name: str) -> dict[str, Any]:
 def run_text_trial(grid: Grid, name: str) -> dict[str, Any]:
     """Train a text trial; judge it by the prompts and the dual encoder of the usual profile.
 
-    Returns:
-        `variant`, `changes`, `steps`, `seed`; `draws_per_name`: how often training has drawn an
-        image of each name, on average; `seconds` of training; `prompts`: kind -> description; and
-        all of `measure_generator`, without sweeps.
+    All of `measure_generator`, without sweeps, and `draws_per_name`: how often training has drawn
+    an image of each name, on average.
     """
     fetch_weights()
     profile, usual = grid.text_profile(name), load_profile(grid.profile)

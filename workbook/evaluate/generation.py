@@ -59,18 +59,14 @@ def tokenizer_of(profile: Profile, variant: str, decoder: str | None = None) -> 
 def evaluate_generator(
     profile: Profile, variant: str, seed: int, decoder: str | None = None, pipeline: bool = False
 ) -> dict[str, Any]:
-    """Train or load a generator of the profile, draw samples and measure them.
+    """Train or load a generator, draw samples and measure them: `measure_generator`, and `run`.
 
     Args:
-        decoder: variant of a tokenizer that has taken over the codes of the model's tokenizer, to
-            decode samples of a class-conditional model once more, and measure only these.
+        decoder: a tokenizer that has taken over the codes of the model's tokenizer, to decode the
+            samples of a class-conditional model once more, for `measure_codes` alone.
         pipeline: read real features from the stage's file, and keep the samples.
 
-    Returns:
-        `run`, and what `measure_generator` or `measure_codes` returns.
-
-    Raises:
-        ValueError: the decoder decodes other codes.
+    Raises `ValueError` if the decoder decodes other codes.
     """
     codes = CodesRun.of(profile, variant).tokenizer
     if decoder and TokenizerRun.of(profile, decoder, codes.seed).codes != codes:
@@ -183,14 +179,14 @@ def measure_codes(
 ) -> dict[str, Any]:
     """Distances of sampled codes, FID and Inception scores where asked for, and `protocol`."""
     settings, sampling = profile.generator_section(variant).evaluation, profile.sampler(variant)
-    run, is_text = CodesRun.of(profile, variant), variant in profile.text.variants
     scores = distances(_features(tokenizer, codes, "samples"), references, settings)
+    data = CodesRun.of(profile, variant).tokenizer.data
+    views = "wide held-out views of labelled photographs"
+    of_names = "the held-out images with these names"
     scores["protocol"] |= {
-        "references": "the held-out images with these names"
-        if is_text
-        else "wide held-out views of labelled photographs",
-        "reference_folder": run.tokenizer.data.source,
-        "reference_size": run.tokenizer.data.size,
+        "references": of_names if variant in profile.text.variants else views,
+        "reference_folder": data.source,
+        "reference_size": data.size,
         **{name: getattr(sampling, name) for name in SAMPLER},
     }
     if profile.tokenizer.evaluation.inception:
@@ -204,6 +200,7 @@ def measure_codes(
 
 
 def _features(tokenizer: SpectralTokenizer, codes: Tensor, title: str) -> Tensor:
+    """Features [M, 1280] of the images of codes [M, S, N]."""
     parts = (evaluate.decode(tokenizer, part) for part in codes.split(evaluate.PART))
     return evaluate.features_of(parts, title)
 
