@@ -5,7 +5,7 @@
 
 import os
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -63,7 +63,10 @@ def captioned(profile: Profile, split: str, phrasing: Phrasing = "training") -> 
     captions = settings.source
     captions = captions if captions in ("names", "records") else resolve(captions)
     options = {"phrasing": phrasing, "seed": settings.seed, "count": settings.per_image}
-    return open_captioned(resolve(run.tokenizer.data.source), split, captions, **options)
+    return _opened(resolve(run.tokenizer.data.source), split, captions, **options)
+
+
+_opened = lru_cache(maxsize=4)(open_captioned)  # thousands of images take seconds
 
 
 def held_out_wide(profile: Profile, variant: str, count: int, first: int = 0) -> Views:
