@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, in
 import torch
 from torch import Tensor
 
+from sitlib.model.config import AutoregressiveConfig, SamplingConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
-from sitlib.model.generator_config import AutoregressiveConfig, SamplingConfig
 from sitlib.sample.generate import filtered_probabilities, generate, sample_codes
 
 OURS, STATIC, DYNAMIC, UNCACHED = (

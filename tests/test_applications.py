@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny import CAPTIONS, fresh_generator
 
 from sitlib.data import held_out_views, open_images
-from sitlib.model.generator_config import SamplingConfig
+from sitlib.model.config import SamplingConfig
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample.applications import edit, preview, refine, upsample
 from sitlib.sample.generate import generate

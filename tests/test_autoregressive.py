@@ -17,8 +17,8 @@ from tiny import (
 )
 
 from sitlib.files import load_model, save_model
+from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
-from sitlib.model.generator_config import SamplingConfig
 from sitlib.model.sequence import rope_freqs
 from sitlib.model.text import TextTokenizer
 from workbook.profile import load_profile

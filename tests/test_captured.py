@@ -9,8 +9,8 @@ from tiny import LLAMA, condition_of, generator, random_codes
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel
-from sitlib.model.generator_config import SamplingConfig
 from sitlib.model.sequence import KVCache
 from sitlib.sample import cuda_graphs
 from sitlib.sample import generate as sampling

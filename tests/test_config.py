@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from sitlib.model.config import TokenizerConfig
-from sitlib.model.generator_config import AutoregressiveConfig, SamplingConfig
+from sitlib.model.config import AutoregressiveConfig, SamplingConfig, TokenizerConfig
 from sitlib.strict import ConfigError, digest, from_dict, to_dict
 from workbook.paths import resolve
 from workbook.profile import Profile, load_profile, merge, read_yaml

@@ -22,8 +22,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sitlib.model.config import TextEncoderConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
-from sitlib.model.generator_config import TextEncoderConfig
 from sitlib.model.sequence import Block, BlockOptions, Transformer
 from sitlib.model.text import TextTokenizer
 from sitlib.model.tokenizer import SpectralTokenizer

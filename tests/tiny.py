@@ -4,8 +4,8 @@ from functools import cache
 
 import torch
 
+from sitlib.model.config import AutoregressiveConfig, TextEncoderConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
-from sitlib.model.generator_config import AutoregressiveConfig, TextEncoderConfig
 from sitlib.model.text import TextTokenizer
 
 CLASSES = ["mountain", "water", "city"]

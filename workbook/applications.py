@@ -18,8 +18,8 @@ from torch import Tensor
 
 from sitlib import metrics
 from sitlib.data import held_out_views, open_images
+from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel
-from sitlib.model.generator_config import SamplingConfig
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample.applications import edit, preview, refine, upsample
 from sitlib.sample.generate import Prompts, generate

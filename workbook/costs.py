@@ -22,9 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sitlib.model.config import TokenizerConfig
+from sitlib.model.config import AutoregressiveConfig, SamplingConfig, TokenizerConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
-from sitlib.model.generator_config import AutoregressiveConfig, SamplingConfig
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import best_device
 from sitlib.sample.generate import generate

@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from sitlib.files import Row
-from sitlib.model.generator_config import AutoregressiveConfig
+from sitlib.model.config import AutoregressiveConfig
 from sitlib.model.sequence import Transformer
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import to_dict

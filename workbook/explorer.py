@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sitlib.data import ImageError, decode_rgb, rgb_to_tensor
-from sitlib.model.generator_config import SamplingConfig
+from sitlib.model.config import SamplingConfig
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.wavelets import dwt2, idwt2, max_levels
 from sitlib.sample.applications import edit, preview, refine

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from sitlib.data import CaptionedImages
 from sitlib.files import Row
-from sitlib.model.config import TokenizerConfig
+from sitlib.model.config import AutoregressiveConfig, SamplingConfig, TokenizerConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
-from sitlib.model.generator_config import AutoregressiveConfig, SamplingConfig
 from sitlib.model.text import TextTokenizer
 from sitlib.sample.generate import generate
 from sitlib.train.generator import train_generator

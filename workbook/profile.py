@@ -13,8 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from sitlib.model.config import STRICT, TokenizerConfig
-from sitlib.model.generator_config import AutoregressiveConfig, SamplingConfig
+from sitlib.model.config import STRICT, AutoregressiveConfig, SamplingConfig, TokenizerConfig
 from sitlib.strict import ConfigError, from_dict, require, require_known, to_dict
 from sitlib.train.config import (
     AdversarialConfig,

@@ -26,8 +26,7 @@ import yaml
 from torch import nn
 
 from sitlib.files import Row, load_model, read_csv, read_metadata, save_model, write_csv
-from sitlib.model.config import TokenizerConfig
-from sitlib.model.generator_config import AutoregressiveConfig
+from sitlib.model.config import AutoregressiveConfig, TokenizerConfig
 from sitlib.strict import digest, to_dict
 from sitlib.train.checkpoint import locked, remove_states
 from sitlib.train.config import (

@@ -15,8 +15,8 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from sitlib.cli import GENERATORS, files
+from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel
-from sitlib.model.generator_config import SamplingConfig
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample import applications
 from sitlib.sample.generate import generate

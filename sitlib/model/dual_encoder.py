@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sitlib.model.generator_config import DualEncoderShape
+from sitlib.model.config import DualEncoderShape
 from sitlib.model.text import TextEncoder, TextTokenizer
 
 FIRST_SCALE, LARGEST_SCALE = 1 / 0.07, 100.0  # of similarities in the loss; CLIP's

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sitlib.model.generator_config import AutoregressiveConfig, SamplingConfig
+from sitlib.model.config import AutoregressiveConfig, SamplingConfig
 from sitlib.model.sequence import BlockOptions, KVCache, Transformer, rope_freqs
 from sitlib.model.text import TextEncoder, TextTokenizer
 from sitlib.model.transformer import in_weight_dtype

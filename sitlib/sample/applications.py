@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel
-from sitlib.model.generator_config import SamplingConfig
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample.generate import Prompts, generate
 from sitlib.strict import require

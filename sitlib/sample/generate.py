@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel
-from sitlib.model.generator_config import SamplingConfig
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import inference_autocast
 from sitlib.sample.cuda_graphs import GraphedDecoder

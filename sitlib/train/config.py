@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from sitlib.model.config import STRICT
-from sitlib.model.generator_config import (
+from sitlib.model.config import (
+    STRICT,
     DualEncoderShape,
     Probability,
     TextLength,
