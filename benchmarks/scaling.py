@@ -56,7 +56,7 @@ def work(options: argparse.Namespace) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         images = open_images(resolve(run.data.source), "train")
-        settings = {"seed": 0, "folder": folder, "engine": engine_of(options.work)}
+        settings = {"seed": 0, "folder": Path(folder), "engine": engine_of(options.work)}
         _, rows = train_tokenizer(run.model, run.training, run.data, images, **settings)
     if rank() == 0:
         seconds = rows[-1]["seconds"] - rows[0]["seconds"]

@@ -17,8 +17,8 @@ from sitlib.model.generator import CodeModelConfig
 from sitlib.model.sequence import Transformer
 from sitlib.model.text import TextTokenizer
 from sitlib.model.transformer import SequenceLayout
-from sitlib.train.config import EngineConfig
-from sitlib.train.distributed import ONE_PROCESS, Microbatch, join_processes
+from sitlib.train.config import ONE_PROCESS, EngineConfig
+from sitlib.train.distributed import join_processes
 from sitlib.train.loop import train_module
 from sitlib.train.optim import make_optimizer
 from sitlib.train.tokenizer import train_tokenizer
@@ -46,15 +46,15 @@ def fit(engine: EngineConfig) -> float:
     optimizer = replace(load_profile("smoke").tokenizer.optimizer, steps=20, warmup_steps=0)
     optimizer = replace(optimizer, log_every=1)
 
-    def batch_at(step: int, part: Microbatch):
-        return part.of(torch.randn(8, 16, 64, generator=torch.Generator().manual_seed(step)))
+    def batch_at(step: int):
+        return torch.randn(8, 16, 64, generator=torch.Generator().manual_seed(step))
 
     def loss(module, batch, step):
         return (module(batch, SequenceLayout(1, 16, "causal")) - batch).square().mean(), {}
 
-    settings = {"run": {}, "engine": engine}
     with tempfile.TemporaryDirectory() as folder:
-        _, rows = train_module(model, loss, batch_at, optimizer, folder=folder, **settings)
+        settings = {"folder": Path(folder), "run": {}, "engine": engine}
+        _, rows = train_module(model, loss, batch_at, optimizer, **settings)
     assert rows[-1]["loss"] < rows[0]["loss"], rows
     return rows[-1]["loss"]
 
@@ -169,7 +169,7 @@ def train_profile(name: str, options: argparse.Namespace, began: float) -> None:
         }
         settings = replace(training, optimizer=replace(training.optimizer, **schedule))
         with tempfile.TemporaryDirectory() as folder:
-            arguments = {"seed": 0, "folder": folder, "engine": engine, "title": name}
+            arguments = {"seed": 0, "folder": Path(folder), "engine": engine, "title": name}
             return train_tokenizer(config, settings, data, images, **arguments)
 
     measured = run(20)[1]

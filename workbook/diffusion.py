@@ -21,7 +21,6 @@ from sitlib.model.config import AutoregressiveConfig
 from sitlib.model.sequence import Transformer
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import to_dict
-from sitlib.train.distributed import Microbatch
 from sitlib.train.loop import Logged, train_module
 from workbook.codes import Codes
 from workbook.profile import Profile
@@ -133,7 +132,7 @@ def trained_diffusion(
         vectors = (num_scales, tokens, tokenizer.config.code_dim)
         model = DiffusionModel(DiffusionConfig(run.model, *vectors, codes.classes))
 
-        def batch_at(step: int, part: Microbatch) -> tuple[Tensor, ...]:
+        def batch_at(step: int) -> tuple[Tensor, ...]:
             rng = np.random.default_rng([seed, step])
             indices = torch.from_numpy(rng.integers(len(codes.train), size=batch_size))
             with torch.no_grad():
@@ -143,7 +142,7 @@ def trained_diffusion(
             logits = torch.from_numpy(rng.standard_normal(batch_size, dtype=np.float32))
             is_hidden = torch.from_numpy(rng.random(batch_size) < hidden_share)
             labels = codes.train_labels[indices].masked_fill(is_hidden, len(codes.classes))
-            return part.of((vectors, labels, noise, logits.sigmoid()))
+            return vectors, labels, noise, logits.sigmoid()
 
         def loss(module: nn.Module, batch: tuple[Tensor, ...], step: int) -> tuple[Tensor, Logged]:
             return cast(DiffusionModel, module).loss(*batch).mean(), {}

@@ -28,7 +28,7 @@ from torch import nn
 from sitlib.files import Row, load_model, read_csv, read_metadata, save_model, write_csv
 from sitlib.model.config import AutoregressiveConfig, TokenizerConfig
 from sitlib.strict import digest, to_dict
-from sitlib.train.checkpoint import locked, remove_states
+from sitlib.train.checkpoint import locked
 from sitlib.train.config import (
     CaptionsConfig,
     CodesConfig,
@@ -191,7 +191,7 @@ def train_or_load(
         if rank() == 0:
             write_csv(curve_file, rows)
             save_model(model_file, model.cpu(), run=key, name=f"{kind}/{name}")
-            remove_states(states)
+            shutil.rmtree(states, ignore_errors=True)
         barrier()
     return load()
 

@@ -32,59 +32,41 @@ def locked(path: Path, what: str = "This very run is being trained") -> Iterator
     """Hold `path`, a folder of states or any name beside them, for this process.
 
     The lock is the operating system's and ends with the process. Its file stays in a folder `locks`
-    beside `path`: if it were removed, two processes could hold two files of one name.
-
-    Args:
-        what: begins the sentence for those who are refused.
-
-    Raises:
-        StateError: another process holds it.
+    beside `path`: if it were removed, two processes could hold two files of one name. Whoever is
+    refused gets a StateError that begins with `what`.
     """
     if rank() > 0:  # rank 0 holds it for all
         yield
         return
     file = path.parent / "locks" / f"{path.name}.lock"
     file.parent.mkdir(parents=True, exist_ok=True)
-    lock, holder = filelock.FileLock(file), file.with_suffix(".holder")
+    holder = file.with_suffix(".holder")
     try:
-        lock.acquire(timeout=0)
+        with filelock.FileLock(file, timeout=0):
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {since}")
+            try:
+                yield
+            finally:
+                holder.unlink(missing_ok=True)
     except filelock.Timeout:
         who = holder.read_text() if holder.exists() else "another process"
-        raise StateError(
-            f"{what} by {who}: wait until it has finished, or stop it. (If it ended with its "
-            f"machine, remove {file}.)"
-        ) from None
-    try:
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {since}")
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
-
-
-def remove_states(folder: str | Path) -> None:
-    """Remove the states of a run whose result is safe."""
-    shutil.rmtree(folder, ignore_errors=True)
+        remedy = "wait until it has finished, or stop it. (If it ended with its machine, remove"
+        raise StateError(f"{what} by {who}: {remedy} {file}.)") from None
 
 
 class States:
-    """The states of one run in its folder.
+    """The states of one run in its folder: `run.json`, and the newest one in `step-*`.
 
     Args:
-        folder: holds `run.json` and the newest `step-*`.
         accelerator: has what is saved: models, optimizers, schedules, averages, random states.
         run: plain values that determine the run; a state of other values is refused.
         sharded: models are sharded (FSDP): their states can be read by such runs only.
     """
 
-    def __init__(
-        self, folder: Path, accelerator: Accelerator, run: dict[str, Any], sharded: bool = False
-    ):
+    def __init__(self, folder: Path, accelerator: Accelerator, run: dict[str, Any], sharded: bool):
         self.folder, self.accelerator, self.run = folder, accelerator, json.loads(json.dumps(run))
         self.strategy = "fsdp" if sharded else "single or ddp"
-        if sharded:
-            return
 
         # Names of weights do not tell how many processes there were.
         def without_wrapper(models: list, weights: list, _: str) -> None:
@@ -94,32 +76,26 @@ class States:
         def unwrap(models: list, _: str) -> None:
             models[:] = [accelerator.unwrap_model(model) for model in models]
 
-        accelerator.register_save_state_pre_hook(without_wrapper)
-        accelerator.register_load_state_pre_hook(unwrap)
+        if not sharded:
+            accelerator.register_save_state_pre_hook(without_wrapper)
+            accelerator.register_load_state_pre_hook(unwrap)
 
     def load(self) -> tuple[int, list[Row]]:
         """Restore the newest state; (its step, its curve), or (0, []) where there is none.
 
-        Raises:
-            StateError: it is of another run, of sharded models where these are whole (or the
-                other way round), or not all processes see it.
+        StateError for one of another run, or of sharded models where these are whole.
         """
-        newest, about = broadcast_object(self._newest()), self.folder / "run.json"
-        if newest is None:
+        state = broadcast_object(max(self.folder.glob("step-*"), default=None))
+        about = self.folder / "run.json"
+        if state is None:
             if rank() == 0:
                 write_json(about, self.run, digits=17)
             return 0, []
-        state = self.folder / newest.name
-        if not (state / "progress.json").is_file():
-            raise StateError(
-                f"Rank 0 resumes from {state}, which is not there for rank {rank()}: all machines "
-                "have to share the project's folder, .ckpt included."
-            )
-        progress = read_json(state / "progress.json")
-        theirs, ours = _flat(read_json(about)) if about.exists() else {}, _flat(self.run)
+        progress, ours = read_json(state / "progress.json"), _flat(self.run)
+        theirs = _flat(read_json(about)) if about.exists() else ours
         keys = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
-        if theirs and keys:
-            differences = (f"{key} {theirs.get(key)!r}, not {ours.get(key)!r}" for key in keys)
+        differences = [f"{key} {theirs.get(key)!r}, not {ours.get(key)!r}" for key in keys]
+        if differences:
             raise StateError(
                 f"{self.folder} holds step {progress['step']} of another run "
                 f"({'; '.join(differences)}): remove it to begin anew, or give another folder."
@@ -139,11 +115,9 @@ class States:
     def save(self, step: int, rows: list[Row]) -> None:
         """Write the state after `step` steps, then remove older ones.
 
-        Raises:
-            StateError: it could not be written, for instance to a full disk. The last good one is
-                still there.
+        StateError if it could not be written, for instance to a full disk: the last good one stays.
         """
-        partial, final = self.folder / "partial", self.folder / f"step-{step:08d}"
+        partial, older = self.folder / "partial", sorted(self.folder.glob("step-*"))
         try:
             if rank() == 0:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -159,24 +133,16 @@ class States:
         # Writers of tensors report a full disk in ways of their own.
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
-            good = self._newest()
-            intact = (
-                f"{good.name.replace('-', ' ')} is intact" if good else "there is no earlier one"
-            )
+            good = f"{older[-1].name.replace('-', ' ')} is intact" if older else "there is none yet"
             sentence = cannot_write(f"The state of step {step}", self.folder, error)
-            raise StateError(
-                f"{sentence} Make room, then give the same command again: {intact}."
-            ) from error
+            remedy = "Make room, then give the same command again"
+            raise StateError(f"{sentence} {remedy}: {good}.") from error
         if rank() == 0:
-            older = list(self.folder.glob("step-*"))
-            os.replace(partial, final)
+            os.replace(partial, self.folder / f"step-{step:08d}")
             fsync(self.folder)
             for state in older:
                 shutil.rmtree(state)
         barrier()
-
-    def _newest(self) -> Path | None:
-        return max(self.folder.glob("step-*"), default=None)
 
 
 def _flat(values: Any, key: str = "") -> dict[str, Any]:

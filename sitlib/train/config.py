@@ -19,6 +19,7 @@ from sitlib.model.config import (
 )
 from sitlib.strict import require
 
+Precision = Literal["auto", "no", "bf16", "fp16"]
 Tracker = Literal[
     "tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab"
 ]
@@ -177,7 +178,7 @@ class EngineConfig:
     """
 
     # auto: bf16 on GPUs and CPUs (AMX) that have it, fp16 on other GPUs, no on other CPUs.
-    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    precision: Precision = "auto"
     # single: one process. ddp: a whole model in each process, batches are shared. fsdp: weights,
     # gradients and moments of generators are sharded too; tokenizers are trained as with ddp.
     strategy: Literal["single", "ddp", "fsdp"] = "single"
@@ -214,3 +215,6 @@ class EngineConfig:
         while share % count:
             count += 1
         return count
+
+
+ONE_PROCESS = EngineConfig(precision="no")

@@ -4,34 +4,30 @@ SIT (arXiv 2412.09607, section 4) adds 0.1 times the loss from a StyleGAN discri
 spectral normalization; ViT-VQGAN (arXiv 2110.04627) takes that of StyleGAN2 (arXiv 1912.04958).
 """
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
-from sitlib.train.config import AdversarialConfig
+from sitlib.strict import require
+from sitlib.train.config import AdversarialConfig, OptimizerConfig
 
 
 class Discriminator(nn.Module):
     """StyleGAN2's residual discriminator with spectral normalization (arXiv 1802.05957).
 
-    A 1x1 convolution from RGB, blocks that halve the side and double the channels (up to 8 times)
-    until the side is odd or below 8, the deviation within the batch as one more feature, a 3x3
-    convolution, a linear map to one logit. Every forward pass in training mode advances the power
-    iteration of the norms by a round; its vectors are part of `state_dict`.
-
-    Args:
-        size: side of the images in px, a multiple of 8.
-        channels: at full size.
-        normalized: with spectral normalization.
+    Blocks halve the side (px, a multiple of 8) and double the channels (up to 8 times) until the
+    side is odd or below 8. Every forward pass in training mode advances the power iteration of the
+    norms by a round; its vectors are part of `state_dict`.
     """
 
     def __init__(self, size: int, channels: int, normalized: bool = True):
         super().__init__()
-        if size < 8 or size % 8:
-            raise ValueError(f"the discriminator needs a size that is a multiple of 8, not {size}.")
-        self.size = size
+        sentence = f"the discriminator needs a size that is a multiple of 8, not {size}."
+        require(size > 0 and size % 8 == 0, sentence)
         self.from_rgb = _conv(3, channels, kernel=1)
         blocks, side, width = [], size, channels
         while side >= 8 and side % 2 == 0:
@@ -39,7 +35,7 @@ class Discriminator(nn.Module):
             blocks.append(_Block(width, wider))
             side, width = side // 2, wider
         self.blocks = nn.Sequential(*blocks)
-        self.conv = _conv(width + 1, width, kernel=3)
+        self.conv = _conv(width + 1, width, kernel=3)  # also of the deviation within the batch
         self.logit = _normalized(nn.Linear(width * side**2, 1))
         for module in [] if normalized else list(self.modules()):
             if is_parametrized(module, "weight"):
@@ -48,14 +44,9 @@ class Discriminator(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B] of images [B, 3, size, size] in about [0, 1], high for real ones.
 
-        Real and reconstructed images belong in separate calls: each image is also judged by how
-        much its batch varies. Overshooting pixels are not clamped, so that they have a gradient.
+        Real and reconstructed images belong in separate calls: each is also judged by how much its
+        batch varies. Overshooting pixels are not clamped, so that they have a gradient.
         """
-        if images.shape[1:] != (3, self.size, self.size):
-            raise ValueError(
-                f"the discriminator takes images [B, 3, {self.size}, {self.size}], not "
-                f"{list(images.shape)}."
-            )
         # Channels last: on a CPU the depthwise blur is then six times faster.
         x = (2 * images - 1).contiguous(memory_format=torch.channels_last)
         x = self.blocks(_activation(self.from_rgb(x)))  # [B, C, side, side]
@@ -66,9 +57,8 @@ class Discriminator(nn.Module):
 class _Block(nn.Module):
     """Residual block [B, C, H, W] -> [B, C', H / 2, W / 2].
 
-    StyleGAN2's second convolution decimates after a blur at full size; here the blur decimates, for
-    a quarter of its work. Its sum is divided by sqrt(2) to keep the variance; here the norm of 1
-    already halves the variance of the skip path where it doubles the channels.
+    The blur decimates, for a quarter of the work of StyleGAN2's second convolution. Its division by
+    sqrt(2) is left out: the norm of 1 halves the variance of the path that doubles the channels.
     """
 
     def __init__(self, channels: int, wider: int):
@@ -79,9 +69,8 @@ class _Block(nn.Module):
         self.skip = _conv(channels, wider, kernel=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = _activation(self.conv1(x))
-        y = _activation(self.conv2(self.halve(y)))
-        return y + self.skip(self.halve(x))
+        y = self.halve(_activation(self.conv1(x)))
+        return _activation(self.conv2(y)) + self.skip(self.halve(x))
 
 
 class _Halve(nn.Module):
@@ -93,9 +82,8 @@ class _Halve(nn.Module):
         self.register_buffer("kernel", torch.outer(taps, taps), persistent=False)  # [4, 4]
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C, H / 2, W / 2]
-        channels = x.shape[1]
-        kernel = self.kernel.expand(channels, 1, 4, 4)
-        return F.conv2d(x, kernel, stride=2, padding=1, groups=channels)
+        kernel = self.kernel.expand(x.shape[1], 1, 4, 4)
+        return F.conv2d(x, kernel, stride=2, padding=1, groups=x.shape[1])
 
 
 def _batch_deviation(x: Tensor) -> Tensor:
@@ -120,8 +108,8 @@ def _conv(inputs: int, outputs: int, kernel: int, bias: bool = True) -> nn.Modul
 def _normalized(layer: nn.Conv2d | nn.Linear) -> nn.Module:
     """Spectral norm and an orthogonal start, in which all singular values are 1.
 
-    The norm divides by the largest singular value. For Gaussian weights that is well above the root
-    mean square of the others, so that the signal would shrink at every layer.
+    The norm divides by the largest, for Gaussian weights well above the root mean square of the
+    others: the signal would shrink at every layer.
     """
     nn.init.orthogonal_(layer.weight)
     if layer.bias is not None:
@@ -143,20 +131,24 @@ def generator_loss(fake_logits: Tensor) -> Tensor:
 
 
 def gradient_penalty(discriminator: nn.Module, images: Tensor) -> Tensor:
-    """R1 (arXiv 1801.04406): mean squared norm of the logit's gradient at real images.
+    """R1 (arXiv 1801.04406): mean squared norm of the logit's gradient at real images [B, 3, H, W].
 
-    The loss adds gamma / 2 times this. The gradient is with respect to pixels [B, 3, H, W] in
-    [0, 1], so it is 4 times that for pixels in [-1, 1], for which StyleGAN2 gives its gamma.
+    The loss adds gamma / 2 times this. Pixels are in [0, 1], so it is 4 times that for pixels in
+    [-1, 1], for which StyleGAN2 gives its gamma.
     """
     images = images.detach().requires_grad_()
-    logits = discriminator(images)
-    (gradients,) = torch.autograd.grad(logits.sum(), images, create_graph=True)  # [B, 3, H, W]
+    (gradients,) = torch.autograd.grad(discriminator(images).sum(), images, create_graph=True)
     return gradients.square().sum(dim=(1, 2, 3)).mean()
 
 
 def adversarial_weight(step: int, config: AdversarialConfig) -> float:
     """Weight of the generator's loss at `step`: 0 during warm-up, then a linear ramp to `weight`."""
     steps = step - config.start - config.warmup
-    if steps < 0:
-        return 0.0
-    return config.weight * (min(steps / config.ramp, 1.0) if config.ramp else 1.0)
+    ramp = min(steps / config.ramp, 1.0) if config.ramp else 1.0
+    return config.weight * ramp if steps >= 0 else 0.0
+
+
+def discriminator_optimizer(config: OptimizerConfig, own: AdversarialConfig) -> OptimizerConfig:
+    """Adam of the discriminator: momentum would chase a moving opponent (arXiv 1812.04948)."""
+    zero = {"final_learning_rate": 0.0, "beta1": 0.0, "weight_decay": 0.0, "ema_decay": 0.0}
+    return replace(config, learning_rate=own.learning_rate, warmup_steps=0, beta2=0.99, **zero)

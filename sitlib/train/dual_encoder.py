@@ -1,7 +1,8 @@
-"""Training the dual encoder that judges text-conditional samples: a contrastive step."""
+"""Training the dual encoder that judges text-conditional samples: pairs told apart in a batch."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,6 @@ from sitlib.model.dual_encoder import DualEncoder, StoredDualEncoderConfig, cont
 from sitlib.model.text import TextTokenizer
 from sitlib.strict import to_dict
 from sitlib.train.config import DualEncoderConfig
-from sitlib.train.distributed import Microbatch
 from sitlib.train.loop import Logged, train_module
 
 
@@ -25,8 +25,8 @@ def train_dual_encoder(
     names: Sequence[str],
     *,
     seed: int,
-    folder: str | Path,
-    title: str = "dual encoder",
+    folder: Path,
+    **options: Any,
 ) -> tuple[DualEncoder, list[Row]]:
     """Train an image and a text encoder on features of views and captions of their images.
 
@@ -35,25 +35,24 @@ def train_dual_encoder(
     Args:
         features: [V, F] of views. image_of: int [V], the image that each view is of.
         captions, names: of every image: texts, of which a step draws one, and what it shows.
+        folder, options: as for `TrainLoop`.
 
     Returns:
         The dual encoder and its training curve: rows of `step`, `learning_rate`, `seconds`,
         `loss`, `accuracy`, `scale` and `gradient_norm`.
     """
-    texts = TextTokenizer.train(
-        [text for of_image in captions for text in of_image], config.vocab_size, config.max_tokens
-    )
-    tokens = texts.encode([text for of_image in captions for text in of_image], truncate=True)
+    every = [text for of_image in captions for text in of_image]
+    texts = TextTokenizer.train(every, config.vocab_size, config.max_tokens)
+    tokens = texts.encode(every, truncate=True)
     counts = np.array([len(of_image) for of_image in captions])
     first = np.cumsum(counts) - counts  # where the captions of each image begin among all
-    number_of = {name: number for number, name in enumerate(sorted(set(names)))}
-    name_ids = torch.tensor([number_of[name] for name in names])
+    name_ids = torch.from_numpy(np.unique(np.array(names), return_inverse=True)[1])
     run = {"model": to_dict(config), "views": list(features.shape), "seed": seed}
     set_seed(seed)
     stored = StoredDualEncoderConfig(config.shape, texts.to_json(), features.shape[1])
     module = DualEncoder(stored)
 
-    def batch_at(step: int, part: Microbatch) -> tuple[Tensor, Tensor, Tensor]:
+    def batch_at(step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Random views, one random caption of each: features [B, F], tokens [B, L], names [B]."""
         rng = np.random.default_rng([seed, step])
         views = rng.integers(len(image_of), size=config.optimizer.batch_size)
@@ -61,10 +60,9 @@ def train_dual_encoder(
         rows = first[images] + rng.integers(counts[images])
         tokens_BL = tokens[torch.from_numpy(rows)]
         tokens_BL = tokens_BL[:, : int((tokens_BL != texts.pad).sum(dim=1).max())]
-        ids = name_ids[torch.from_numpy(images)]
-        return part.of((features[torch.from_numpy(views)], tokens_BL, ids))
+        return features[torch.from_numpy(views)], tokens_BL, name_ids[torch.from_numpy(images)]
 
-    def loss_fn(model: nn.Module, batch: tuple[Tensor, ...], step: int) -> tuple[Tensor, Logged]:
+    def loss_fn(model: nn.Module, batch: tuple[Tensor, ...], _: int) -> tuple[Tensor, Logged]:
         features_BF, tokens_BL, names_B = batch
         logits = model(features_BF, tokens_BL)  # [B, B], of every image and caption
         is_right = names_B[logits.detach().argmax(dim=1)] == names_B
@@ -72,13 +70,5 @@ def train_dual_encoder(
         values = {"accuracy": is_right.float().mean(), "scale": scale}
         return contrastive_loss(logits, names_B), values
 
-    return train_module(
-        module,
-        loss_fn,
-        batch_at,
-        config.optimizer,
-        folder=folder,
-        run=run,
-        after_update=module.limit_scale,
-        title=title,
-    )
+    options |= {"after_update": module.limit_scale}
+    return train_module(module, loss_fn, batch_at, config.optimizer, folder, run, **options)

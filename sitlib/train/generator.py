@@ -1,14 +1,14 @@
-"""Training a generator over extracted codes: `train_generator` shows the whole step."""
+"""Training a generator over extracted codes: what it reads and predicts (step: `train_module`)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import set_seed
-from torch import Tensor
+from torch import Tensor, nn
 
 from sitlib.data import TokenShards
 from sitlib.data.images import WINDOW
@@ -16,10 +16,8 @@ from sitlib.files import Row
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig, code_nats
 from sitlib.model.text import TextTokenizer
 from sitlib.strict import to_dict
-from sitlib.train.config import EngineConfig, OptimizerConfig
-from sitlib.train.distributed import ONE_PROCESS, Microbatch
-from sitlib.train.loop import TrainLoop, mean_values
-from sitlib.train.optim import ema_update
+from sitlib.train.config import OptimizerConfig
+from sitlib.train.loop import Logged, train_module
 
 
 def train_generator(
@@ -29,25 +27,21 @@ def train_generator(
     labels: Tensor,
     *,
     seed: int,
-    folder: str | Path,
+    folder: Path,
     captions: Sequence[Sequence[str]] | None = None,
     names: Sequence[str] | None = None,
-    engine: EngineConfig = ONE_PROCESS,
     pictures: Callable[[AutoregressiveModel], Tensor] | None = None,
-    title: str = "generator",
-    log_folder: str | Path = "scratch",
+    **options: Any,
 ) -> tuple[AutoregressiveModel, list[Row]]:
     """Train a model to predict the next code, resumable to the bit.
 
     Args:
-        config: the model, with its classes or its text tokenizer.
         codes: code maps [M, S, N] int64.
         labels: class ids [M]; for a text-conditional model the image [M] that each map is of.
         captions, names: of each image, for a text-conditional model: texts, of which a step draws
             one, and what the image shows: names come equally often.
-        folder: of resumable states; remove it (`remove_states`) once the result is safe.
         pictures: draws images [P, 3, H, W] with the model, every `engine.images_every` steps.
-        title, log_folder: as for `TrainLoop`.
+        folder, options: as for `TrainLoop`.
 
     Returns:
         The model and its training curve: rows of `step`, `learning_rate`, `seconds`, `loss` (nats
@@ -66,8 +60,7 @@ def train_generator(
     tokens = [texts.encode(list(x), truncate=True) for x in captions or []] if texts else []
     draw = code_map_draws(codes, labels, names, optimizer_config.batch_size, seed)
 
-    @lru_cache(maxsize=1)  # a process takes all its parts of one step, then those of the next
-    def batch_of(step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def batch_at(step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Codes [B, S, N] and a condition to read, partly corrupted; codes to predict."""
         rng = np.random.default_rng([seed, step])
         rows = torch.from_numpy(draw(step, rng))  # [B]
@@ -85,37 +78,15 @@ def train_generator(
         targets = codes[rows]
         return corrupt_codes(targets, config.num_codes, c.code_noise, rng), condition, targets
 
-    def batch_at(step: int, part: Microbatch) -> tuple[Tensor, Tensor, Tensor]:
-        return part.of(batch_of(step))
+    def loss_fn(model: nn.Module, batch: tuple[Tensor, ...], _: int) -> tuple[Tensor, Logged]:
+        read, condition, targets = batch
+        nats_BSN = code_nats(model(read, condition), targets)
+        nats_S = nats_BSN.detach().mean(dim=(0, 2))
+        return nats_BSN.mean(), {f"nats_scale_{scale}": x for scale, x in enumerate(nats_S, 1)}
 
     show = (lambda: pictures(module)) if pictures is not None else None
-    with TrainLoop(optimizer_config, engine, folder, run, title, log_folder) as loop:
-        model, optimizer, schedule, ema = loop.prepare(module, optimizer_config)
-        loop.resume()
-        for _, microbatches in loop.steps(batch_at, show):
-            # Forward, loss, backward. The gradients of the microbatches add up to the batch's.
-            logged = []
-            for read, condition, targets in loop.engine.accumulate(model, microbatches):
-                with loop.accelerator.autocast():
-                    nats_BSN = code_nats(model(read, condition), targets)
-                    loss = nats_BSN.mean()
-                loop.accelerator.backward(loss / len(microbatches))
-                nats_S = nats_BSN.detach().mean(dim=(0, 2))
-                nats = {f"nats_scale_{scale}": x for scale, x in enumerate(nats_S, 1)}
-                logged.append({"loss": loss.detach(), **nats})
-
-            # Clip and update.
-            grad_norm = loop.clip_grad_norm(model, optimizer_config.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-            if ema is not None:
-                ema_update(ema, module, optimizer_config.ema_decay)
-
-            # Log.
-            loop.log({**mean_values(logged), "gradient_norm": grad_norm})
-        trained = loop.trained(module, model, ema)
-    return trained, loop.rows
+    options |= {"pictures": show}
+    return train_module(module, loss_fn, batch_at, optimizer_config, folder, run, **options)
 
 
 def code_map_draws(
@@ -127,12 +98,9 @@ def code_map_draws(
 ) -> Callable[[int, np.random.Generator], np.ndarray]:
     """A function (step, its random numbers) -> code maps of the step, int64 [batch_size].
 
-    Images come equally often; with captions, names do, of which some have many images (the skin
-    tones of an emoji). Where all have as many code maps and there are many, maps come in epochs,
-    which keeps reads from the disk together.
-
-    Args:
-        names: of the images that `labels` point at; None: every code map is of its own.
+    Images come equally often; with the `names` of the images that `labels` point at, names do, of
+    which some have many images (the skin tones of an emoji). Where all have as many code maps and
+    there are many, maps come in epochs, which keeps reads from the disk together.
     """
     count = len(codes)
     kinds = np.arange(count)  # [M] what each code map is of
@@ -189,8 +157,7 @@ def corrupt_texts(
         before = min(before, len(row) - 1 - len(words))
         after = min(after, len(row) - 1 - len(words) - before)
         # Ids of words follow those of padding and end.
-        random_ids = rng.integers(texts.end + 1, texts.vocab_size, size=before + after)
-        noise = torch.from_numpy(random_ids)
+        noise = torch.from_numpy(rng.integers(texts.end + 1, texts.vocab_size, before + after))
         ids = torch.cat([noise[:before], words, noise[before:], words.new_tensor([texts.end])])
         row[: len(ids)] = ids
     return corrupted

@@ -1,19 +1,21 @@
-"""The training loop around a step: data, curve, resumable states, progress, trackers, pictures.
+"""The training loop: models on devices, batches, curve, resumable states, trackers, pictures.
 
-`sitlib.train.tokenizer` and `sitlib.train.generator` write the step itself.
+`train_module` is the step of models over codes; `sitlib.train.tokenizer` writes its own.
 """
 
-import math
+import copy
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
+from accelerate.utils import recursively_apply, send_to_device
 from PIL import Image
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -21,18 +23,13 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
+from sitlib.data import prefetch
 from sitlib.files import Row
+from sitlib.model.sequence import Block, ContextProjection, Transformer
+from sitlib.model.transformer import ADBlock, ADTransformer
 from sitlib.train.checkpoint import States, locked
-from sitlib.train.config import EngineConfig, OptimizerConfig
-from sitlib.train.distributed import (
-    ONE_PROCESS,
-    Engine,
-    Microbatch,
-    all_reduce,
-    broadcast_object,
-    rank,
-    world_size,
-)
+from sitlib.train.config import ONE_PROCESS, EngineConfig, OptimizerConfig
+from sitlib.train.distributed import broadcast_object, make_accelerator, rank, world_size
 from sitlib.train.optim import ema_update, learning_rate_factor, make_optimizer
 
 Logged = Mapping[str, float | Tensor]
@@ -40,7 +37,7 @@ Module = TypeVar("Module", bound=nn.Module)
 STATE_SECONDS = 20 * 60  # max seconds between states, but for the steps to a row of the curve
 
 
-class TrainLoop:
+class TrainLoop(AbstractContextManager):
     """One training run, resumable to the bit: killed, it ends as if it had not been.
 
     `train_module` shows its use. With several processes all of them do this, and end with the same
@@ -48,79 +45,96 @@ class TrainLoop:
 
     Args:
         config: steps, batch size, rows of the curve and states.
-        engine: devices and processes.
-        folder: of resumable states. The caller removes it once the result is safe.
+        folder: of resumable states. The caller locks it, and removes it once the result is safe.
         run: plain values that determine the run; kept as `run.json` in the folder.
         title: shown beside the progress bar.
         log_folder: trackers write to `trackers`, pictures to `images` in it.
-
-    Raises:
-        StateError: another process trains in this folder, or it holds another run.
     """
 
     def __init__(
         self,
         config: OptimizerConfig,
-        engine: EngineConfig,
-        folder: str | Path,
+        folder: Path,
         run: dict[str, Any],
+        *,
+        engine: EngineConfig = ONE_PROCESS,
         title: str = "training",
         log_folder: str | Path = "scratch",
     ):
-        self.config, self.engine_config, self.run = config, engine, run
-        self.folder, self.log_folder, self.title = Path(folder), Path(log_folder), title
+        self.config, self.engine, self.title, self.log_folder = config, engine, title, log_folder
         # Runs of other settings may have the same title: the folder is named by them.
-        self.name = re.sub(r"[^\w.]+", "-", f"{title} {self.folder.name.partition('-')[0]}")
-        self.rows: list[Row] = []
-        self.first_step = 0
-        self._models: list[nn.Module] = []
-        self._pending: list[Logged] = []  # of the steps since the last row
-        self._exit = ExitStack()
-
-    def __enter__(self) -> "TrainLoop":
-        with ExitStack() as stack:
-            stack.enter_context(locked(self.folder))
-            self.engine = Engine(self.engine_config, self.config.batch_size, self.log_folder)
-            stack.callback(self.engine.finish)
-            self._exit = stack.pop_all()
-        self.accelerator, self.device = self.engine.accelerator, self.engine.device
-        sharded = self.engine_config.strategy == "fsdp"
-        self._states = States(self.folder, self.accelerator, self.run, sharded)
-        return self
+        self.name = re.sub(r"[^\w.]+", "-", f"{title} {folder.name.partition('-')[0]}")
+        self.accelerator = make_accelerator(engine, Path(log_folder, "trackers"))
+        self.device = self.accelerator.device
+        self.states = States(folder, self.accelerator, run, sharded=engine.strategy == "fsdp")
+        self.first_step, self.rows = 0, cast(list[Row], [])
+        self.prepared: dict[nn.Module, tuple[torch.optim.Optimizer, LRScheduler, float]] = {}
+        self.averages: list[tuple[AveragedModel, nn.Module, float]] = []
+        self.whole: nn.Module | None = None  # a copy of a sharded model
+        self.pending: list[Logged] = []  # of the steps since the last row
+        self.float32_products = torch.get_float32_matmul_precision()
+        if torch.cuda.is_available():  # in TF32, as convolutions are by default
+            torch.set_float32_matmul_precision("high")
+        if rank() > 0:  # models are built before, with the same seed; dropout differs
+            torch.manual_seed(torch.initial_seed() + rank())
 
     def __exit__(self, *error: Any) -> None:
-        self._exit.close()
+        torch.set_float32_matmul_precision(self.float32_products)  # for the extraction of codes
+        for tracker in self.accelerator.trackers:  # `end_training` would end the processes too
+            tracker.finish()
 
     def prepare(
         self, module: nn.Module, config: OptimizerConfig
-    ) -> tuple[nn.Module, torch.optim.Optimizer, LRScheduler, AveragedModel | None]:
-        """The wrapped module, its optimizer, its schedule, and the average of its weights, if any."""
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """A module and its optimizer, moved, wrapped, sharded and compiled as configured."""
+        has_gpu = torch.cuda.is_available()
+        for part in module.train().modules():
+            if isinstance(part, (ADTransformer, Transformer)):
+                part.gradient_checkpointing = self.engine.gradient_checkpointing
+            if isinstance(part, (ADBlock, Block)) and self.engine.compile and has_gpu:
+                part.compile()
+        if self.engine.strategy == "fsdp":
+            self.whole = copy.deepcopy(module)
+            # Weights of these are gathered while they compute, and no longer.
+            classes = {type(part) for part in module.modules()}
+            units = [unit.__name__ for unit in (Block, ContextProjection) if unit in classes]
+            cast(Any, self.accelerator.state.fsdp_plugin).transformer_cls_names_to_wrap = units
+            # Of the logits, which nobody changes in place.
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
         adamw = make_optimizer(module, config)
         schedule = LambdaLR(adamw, partial(learning_rate_factor, config=config))
         schedule = self.accelerator.prepare_scheduler(schedule)
-        model, optimizer = self.engine.prepare(module.train(), adamw)
-        self._models.append(model)
-        ema = AveragedModel(module) if config.ema_decay else None
-        if ema is not None:
-            self.accelerator.register_for_checkpointing(ema)
-        return model, optimizer, schedule, ema
+        with warnings.catch_warnings():  # of torch, about a name that Accelerate still uses
+            warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)
+            model, optimizer = self.accelerator.prepare(module, adamw)
+        self.prepared[model] = optimizer, schedule, config.clip_norm
+        if config.ema_decay:
+            average = AveragedModel(module)
+            self.accelerator.register_for_checkpointing(average)
+            self.averages.append((average, module, config.ema_decay))
+        return model, optimizer
 
     def resume(self) -> int:
         """Restore the newest state of all prepared modules; the step at which training begins."""
-        self.first_step, self.rows = self._states.load()
-        self.engine.track(self.name, self.first_step)
+        self.first_step, self.rows = self.states.load()
+        if self.engine.trackers:
+            Path(self.log_folder, "trackers").mkdir(parents=True, exist_ok=True)
+            # Rows of later steps, told before a kill, are replaced.
+            options: dict[str, dict] = {"tensorboard": {"purge_step": self.first_step + 1}}
+            options["wandb"] = {"id": self.name, "resume": "allow"}
+            self.accelerator.init_trackers(self.name, init_kwargs=options)
         return self.first_step
 
     def steps(
-        self,
-        batch_at: Callable[[int, Microbatch], Any],
-        pictures: Callable[[], Tensor] | None = None,
+        self, share_at: Callable[[int], Any], pictures: Callable[[], Tensor] | None = None
     ) -> Iterator[tuple[int, list[Any]]]:
-        """Yield (step, this process's microbatches); the body logs one step's values each time.
+        """Yield (step, this process's microbatches); the body makes the step and logs its values.
+
+        Then come the averages of the weights, the row of the curve and the state.
 
         Args:
-            batch_at: part of a step's batch, a tensor or a tuple of tensors on the CPU; a pure
-                function of the step, called in another thread or process.
+            share_at: this process's part of the batch of a step, a tensor or tensors on the CPU; a
+                pure function of the step, called in another thread or process.
             pictures: images [M, 3, H, W] in [0, 1] that show what was learned so far, called by
                 rank 0 every `images_every` steps.
 
@@ -128,17 +142,26 @@ class TrainLoop:
             FloatingPointError: a loss or a weight is not finite; the last good state stays.
             StateError: a state could not be written; the last good one stays.
         """
-        config, every = self.config, self.engine_config.images_every
-        began, saved = time.perf_counter(), time.perf_counter()
+        config, first, every = self.config, self.first_step, self.engine.images_every
+        count, workers = self.engine.accumulation(config.batch_size), self.engine.data_workers
+        batches = prefetch(
+            lambda step: split(share_at(step), count), first, config.steps, 2, workers
+        )
+        if torch.cuda.is_available():  # to memory from which a GPU copies while the CPU goes on
+            pageable, pin = batches, partial(recursively_apply, Tensor.pin_memory)
+            batches = prefetch(lambda _: pin(next(pageable)[1]), first, config.steps)
+        began = saved = time.perf_counter()
         elapsed = self.rows[-1]["seconds"] if self.rows else 0.0
         options = {"unit": "step", "mininterval": 5.0, "ncols": 110, "disable": rank() > 0}
-        bar = tqdm(total=config.steps, initial=self.first_step, desc=self.title, **options)
-        for step, microbatches in self.engine.prefetch(batch_at, self.first_step, config.steps):
-            yield step, microbatches
+        bar = tqdm(total=config.steps, initial=first, desc=self.title, **options)
+        for step, batch in batches:
+            yield step, cast(list, send_to_device(batch, self.device, non_blocking=True))
             done = step + 1
+            for average, module, decay in self.averages:
+                ema_update(average, module, decay)
             if self.is_log_step(step):
-                means = self._means()
-                self._require_finite(math.isfinite(means["loss"]), f"the loss at step {done} is")
+                means = self.means()
+                self.require_finite([torch.tensor(means["loss"])], f"the loss at step {done} is")
                 rate = config.learning_rate * learning_rate_factor(step, config)
                 seconds = round(elapsed + time.perf_counter() - began, 1)
                 row = {"step": done, "learning_rate": rate, "seconds": seconds, **means}
@@ -149,16 +172,32 @@ class TrainLoop:
                 is_due = done % config.checkpoint_every == 0 or done == config.steps
                 if is_due or broadcast_object(time.perf_counter() - saved > STATE_SECONDS):
                     # Only the next loss would tell of weights that this update spoiled.
-                    self._require_finite(
-                        self._weights_are_finite(), f"weights after step {done} are"
-                    )
-                    self._states.save(done, self.rows)
+                    weights = (p.detach() for model in self.prepared for p in model.parameters())
+                    self.require_finite(weights, f"weights after step {done} are")
+                    self.states.save(done, self.rows)
                     saved = time.perf_counter()
-                self.engine.log(row)  # after the state: a tracker that fails shall not cost it
+                # After the state: a tracker that fails shall not cost it.
+                self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=done)
             if pictures is not None and every and done % every == 0 and rank() == 0:
-                self._show(pictures, done)
+                self.show(pictures, done)
             bar.update()
         bar.close()
+
+    def accumulate(self, model: nn.Module, microbatches: Sequence[Any]) -> Iterator[Any]:
+        """Yield microbatches; gradients of `model` are exchanged between processes at the last."""
+        for number, microbatch in enumerate(microbatches, 1):
+            is_last = number == len(microbatches)
+            with nullcontext() if is_last else self.accelerator.no_sync(model):
+                yield microbatch
+
+    def update(self, model: nn.Module) -> Tensor:
+        """Clip the gradients of a prepared model, update it and its rate; their norm before."""
+        optimizer, schedule, clip_norm = self.prepared[model]
+        norm = cast(Tensor, self.accelerator.clip_grad_norm_(model.parameters(), clip_norm))
+        optimizer.step()
+        optimizer.zero_grad()  # at once: loss scaling touches the gradients of all models
+        schedule.step()
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def is_log_step(self, step: int) -> bool:
         """True where a row of the curve ends: values that need the GPU to be waited for."""
@@ -166,99 +205,108 @@ class TrainLoop:
 
     def log(self, values: Logged) -> None:
         """Take what a step has to say, numbers or scalar tensors; `loss` is one of them."""
-        self._pending.append(values)
+        self.pending.append(values)
 
-    def clip_grad_norm(self, model: nn.Module, clip_norm: float) -> Tensor:
-        """Scale the gradients of `model` to a norm of at most `clip_norm`; the norm before."""
-        norm = cast(Tensor, self.accelerator.clip_grad_norm_(model.parameters(), clip_norm))
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-    def trained(self, module: Module, model: nn.Module, ema: AveragedModel | None) -> Module:
-        """The trained module: its averaged weights, gathered from all processes."""
-        if ema is not None:
-            for parameter, mean in zip(module.parameters(), ema.parameters(), strict=True):
-                parameter.data.copy_(mean)
-        return cast(Module, self.engine.gather_params(module, model))
-
-    def _means(self) -> Row:
+    def means(self) -> Row:
         """Means of the values of the pending steps, over the steps that have them and processes."""
-        columns: dict[str, list[float]] = {}
-        items = [item for values in self._pending for item in values.items()]
-        self._pending = []
+        items = [item for values in self.pending for item in values.items()]
+        self.pending.clear()
         # One transfer for all tensors.
         tensors = [x.detach().double() for _, x in items if isinstance(x, Tensor)]
         numbers = iter(torch.stack(tensors).tolist() if tensors else [])
+        columns: dict[str, list[float]] = {}
         for name, x in items:
             number = next(numbers) if isinstance(x, Tensor) else float(x)
             columns.setdefault(name, []).append(number)
-        means = {name: sum(column) / len(column) for name, column in columns.items()}
-        if world_size() == 1:
-            return means
-        total = torch.tensor(list(means.values()), dtype=torch.float64, device=self.device)
-        return dict(zip(means, all_reduce(total).div_(world_size()).tolist(), strict=True))
+        means = [sum(column) / len(column) for column in columns.values()]
+        total = torch.tensor(means, dtype=torch.float64, device=self.device)
+        total = cast(Tensor, self.accelerator.reduce(total, reduction="mean"))
+        return dict(zip(columns, total.tolist(), strict=True))
 
-    def _require_finite(self, is_finite: bool, what: str) -> None:
-        if not is_finite:
+    def require_finite(self, values: Iterable[Tensor], what: str) -> None:
+        """Raise FloatingPointError where a number is infinite or none."""
+        shards = (x.to_local() if isinstance(x, DTensor) else x for x in values)
+        if not torch.stack([shard.isfinite().all() for shard in shards]).all():
             remedy = "lower the learning rate or the clip_norm"
             raise FloatingPointError(f"{self.title}: {what} not finite: {remedy}.")
 
-    def _weights_are_finite(self) -> bool:
-        weights = [p.detach() for model in self._models for p in model.parameters()]
-        shards = [w.to_local() if isinstance(w, DTensor) else w for w in weights]
-        return bool(torch.stack([shard.isfinite().all() for shard in shards]).all())
-
-    def _show(self, pictures: Callable[[], Tensor], step: int) -> None:
+    def show(self, pictures: Callable[[], Tensor], step: int) -> None:
         """Write a row of pictures; random numbers of training stay as they are."""
         with torch.random.fork_rng(), torch.no_grad():
             row_3HW = torch.cat(list(pictures().float().clamp(0, 1).cpu()), dim=2)
         row_HWC = np.asarray((row_3HW * 255).round().byte().permute(1, 2, 0))
-        path = self.log_folder / "images" / self.name / f"step-{step:08d}.png"
+        path = Path(self.log_folder, "images", self.name, f"step-{step:08d}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(row_HWC).save(path)
-        self.engine.log_image(row_HWC, step)
+        for tracker in self.accelerator.trackers:
+            if tracker.name in ("tensorboard", "wandb"):
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({"images": row_HWC[None]}, step=step, **layout)
+
+    def trained(self, module: Module, model: nn.Module) -> Module:
+        """`module` with its trained, averaged weights; where `model` is sharded, a whole copy."""
+        for average, averaged, _ in self.averages:
+            for parameter, mean in zip(averaged.parameters(), average.parameters(), strict=True):
+                parameter.data.copy_(mean)
+        if self.whole is None:
+            return module
+        weights = self.whole.state_dict()
+        for name, weight in model.state_dict().items():
+            # Gathered on the device: nccl cannot send what lies on the CPU, as this copy does.
+            weights[name].copy_(weight.full_tensor() if isinstance(weight, DTensor) else weight)
+        return cast(Module, self.whole)
 
 
 def train_module(
     module: Module,
     loss_fn: Callable[[nn.Module, Any, int], tuple[Tensor, Logged]],
-    batch_at: Callable[[int, Microbatch], Any],
+    batch_at: Callable[[int], Any],
     config: OptimizerConfig,
-    *,
-    folder: str | Path,
+    folder: Path,
     run: dict[str, Any],
+    *,
     after_update: Callable[[], None] | None = None,
-    engine: EngineConfig = ONE_PROCESS,
-    title: str = "training",
-    log_folder: str | Path = "scratch",
+    pictures: Callable[[], Tensor] | None = None,
+    **options: Any,
 ) -> tuple[Module, list[Row]]:
-    """Train one module with one loss: the plain step, for models without a step of their own.
+    """Train one module with one loss; the module and its training curve.
 
-    `loss_fn(prepared module, microbatch, step)` gives a scalar loss and values to log. Other
-    arguments are those of `TrainLoop` and `TrainLoop.steps`.
-
-    Returns:
-        The trained module and its training curve.
+    Args:
+        loss_fn: of (prepared module, microbatch, step); a scalar loss and values to log.
+        batch_at: the batch of a step, for all processes, a tensor or tensors [B, ...] on the CPU; a
+            pure function of the step.
+        pictures: as for `TrainLoop.steps`. folder, run, options: as for `TrainLoop`.
     """
-    with TrainLoop(config, engine, folder, run, title, log_folder) as loop:
-        model, optimizer, schedule, ema = loop.prepare(module, config)
+
+    def share_at(step: int) -> Any:
+        return split(batch_at(step), world_size())[rank()]
+
+    with locked(folder), TrainLoop(config, folder, run, **options) as loop:
+        model, _ = loop.prepare(module, config)
         loop.resume()
-        for step, microbatches in loop.steps(batch_at):
+        for step, microbatches in loop.steps(share_at, pictures):
+            # Forward, loss, backward. The gradients of the microbatches add up to the batch's.
             logged = []
-            for microbatch in loop.engine.accumulate(model, microbatches):
+            for microbatch in loop.accumulate(model, microbatches):
                 with loop.accelerator.autocast():
                     loss, values = loss_fn(model, microbatch, step)
                 loop.accelerator.backward(loss / len(microbatches))
                 logged.append({"loss": loss.detach(), **values})
-            grad_norm = loop.clip_grad_norm(model, config.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
+
+            # Clip, update, log.
+            grad_norm = loop.update(model)
             if after_update is not None:
                 after_update()
-            if ema is not None:
-                ema_update(ema, module, config.ema_decay)
             loop.log({**mean_values(logged), "gradient_norm": grad_norm})
-        return loop.trained(module, model, ema), loop.rows
+        return loop.trained(module, model), loop.rows
+
+
+def split(batch: Any, count: int) -> list[Any]:
+    """`count` equal parts of a tensor [B, ...], or of every tensor of a tuple."""
+    if isinstance(batch, Tensor):
+        # Copies: data workers send whole storages, of a view those of the whole batch.
+        return [part.clone() for part in batch.chunk(count)]
+    return list(zip(*(split(tensor, count) for tensor in batch), strict=True))
 
 
 def mean_values(logged: Sequence[Logged]) -> dict[str, float | Tensor]:
