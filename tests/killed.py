@@ -1,6 +1,7 @@
-"""What tests/test_kill.py runs in a process of its own: `tests/killed.py <what> <folder>`.
+"""What tests/test_states.py runs in a process of its own: `tests/killed.py <what> <folder>`.
 
-Whatever works is a child, forked from this process, which has imported torch and computed nothing: so starting one again takes no time.
+Whatever works is a child, forked from this process, which has imported torch and computed nothing:
+so starting one again takes no time.
 """
 
 import os
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -37,14 +39,8 @@ def profile_of(images: Path) -> Profile:
         "num_codes": 32,
         "codebook_update": "ema",
         "loss": {"lpips": 0.0, "reset_dead_codes_after": 2},
-        "adversarial": {
-            "weight": 0.1,
-            "start": 1,
-            "warmup": 2,
-            "ramp": 2,
-            "r1": 1.0,
-            "r1_every": 2,
-        },
+        "adversarial": {"weight": 0.1, "start": 1, "warmup": 2, "ramp": 2}
+        | {"r1": 1, "r1_every": 2},
         "optimizer": {"steps": 40, **SHORT},
     }
     tokenizer = replace(smoke.tokenizer, variants={"sit": variant})
@@ -59,10 +55,8 @@ def profile_of(images: Path) -> Profile:
 
 def draw_images(folder: Path) -> None:
     generator = np.random.default_rng(0)
-    for name in (
-        f"{split}/{kind}/{n}" for split in ("train", "test") for kind in "ab" for n in range(5)
-    ):
-        file = folder / f"{name}.png"
+    for split, kind, n in product(("train", "test"), "ab", range(5)):
+        file = folder / split / kind / f"{n}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         noise = Image.fromarray(generator.integers(256, size=(6, 6, 3), dtype=np.uint8))
         noise.resize((40, 40), Image.Resampling.BICUBIC).save(file)
@@ -86,7 +80,8 @@ def finish(work: Callable[[], object]) -> None:
 
 
 def kill_and_finish(work: Callable[[], object], progress: Callable[[], int]) -> None:
-    """Kills `work` soon, then again and again when it has got on, at a random moment between two states or shards; lets it finish."""
+    """Kill `work` soon, then again and again when it has got on, at a random moment between two
+    states or shards; let it finish."""
 
     def next_progress() -> float:
         seen, ended = progress(), os.WEXITED | os.WNOHANG | os.WNOWAIT
@@ -119,10 +114,8 @@ def main(what: str, folder: Path) -> None:
     code_hashes(["workbook/generators.py"])  # kept for all children
 
     def newest_state() -> int:
-        steps = [
-            int(path.name.removeprefix("step-")) for path in folder.glob("killed/.ckpt/*/step-*")
-        ]
-        return max(steps, default=0)
+        names = (path.name for path in folder.glob("killed/.ckpt/*/step-*"))
+        return max((int(name.removeprefix("step-")) for name in names), default=0)
 
     def finished_shards() -> int:
         return len(list(folder.glob("killed/.codes.unfinished/*.safetensors")))

@@ -10,7 +10,7 @@ from PIL import Image
 from sitlib.data import CaptionedImages
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.train import generator as training
-from sitlib.train.distributed import ONE_PROCESS, Microbatch
+from sitlib.train.config import ONE_PROCESS
 from sitlib.train.loop import TrainLoop
 from workbook import generators
 from workbook.codes import Codes
@@ -59,7 +59,7 @@ def test_a_share_of_the_conditions_is_hidden_and_nothing_else_is(tmp_path, monke
     seen = SimpleNamespace(batches=[])
 
     def steps(self, batch_at, *_):
-        seen.batches = [batch_at(step, Microbatch(0, 1)) for step in range(STEPS)]
+        seen.batches = [batch_at(step) for step in range(STEPS)]
         return iter(())
 
     monkeypatch.setattr(TrainLoop, "steps", steps)

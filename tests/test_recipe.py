@@ -25,30 +25,21 @@ def scores(psnr, lpips, sizes=(64,), noise=0.0):
     hard = rng.normal(0, 3, 20)  # photographs differ far more than models do
     sets = {}
     for size in sizes:
-        values = {
-            "psnr": (psnr + hard + noise * rng.normal(size=20)).tolist(),
-            "lpips_alex": [lpips * size / 64] * 20,
-        }
+        values = {"psnr": (psnr + hard + noise * rng.normal(size=20)).tolist()}
+        values["lpips_alex"] = [lpips * size / 64] * 20
         means = {metric: float(np.mean(v)) for metric, v in values.items()}
-        sets[str(size)] = {
-            **means,
-            "fd_lite0": 10.0,
-            "photographs": names,
-            "counts": counts,
-            "by_photograph": values,
-        }
+        about = {"photographs": names, "counts": counts, "by_photograph": values}
+        sets[str(size)] = {**means, "fd_lite0": 10.0, **about}
     return {"sets": {"landscapes": sets}}
 
 
 def test_models_are_compared_on_the_same_photographs():
     ours, baseline = [scores(25.3, 0.18, noise=0.1)], [scores(25.0, 0.20)]
     value, low, high = change(ours, baseline, "psnr", "difference", "landscapes", 64)
-    assert (
-        low < value < high and abs(value - 0.3) < 0.1 and high - low < 0.2
-    )  # paired: not the 3 dB between photographs
-    assert change(ours, baseline, "lpips_alex", "ratio", "landscapes", 64) == pytest.approx(
-        (0.9, 0.9, 0.9)
-    )
+    assert low < value < high and abs(value - 0.3) < 0.1
+    assert high - low < 0.2  # paired: not the 3 dB between photographs
+    ratios = change(ours, baseline, "lpips_alex", "ratio", "landscapes", 64)
+    assert ratios == pytest.approx((0.9, 0.9, 0.9))
     assert with_interval(0.3, 0.1, 0.5, sign="+") == "+0.30 [+0.10, +0.50]"
 
 
@@ -86,13 +77,10 @@ def saved(example, folder):
         shape = profile.autoregressive_variant(variant)
         codes = profile.tokenizer_variant(shape.tokenizer)
         sizes = (codes.num_scales, codes.tokens_per_scale, codes.num_codes, codes.num_codebooks)
-        texts = (
-            TextTokenizer.train(["an emoji of a red apple"], 300, 48).to_json()
-            if shape.text
-            else None
-        )
-        classes = [] if texts else ["city", "mountain"]
-        config = CodeModelConfig(shape, *sizes, classes, texts)
+        condition = (["city", "mountain"], None)
+        if shape.text:
+            condition = ([], TextTokenizer.train(["an emoji of a red apple"], 300, 48).to_json())
+        config = CodeModelConfig(shape, *sizes, *condition)
         save_model(folder / path, AutoregressiveModel(config))
 
 
@@ -104,10 +92,8 @@ def examples(tmp_path, monkeypatch):
     for example in found:
         saved(example, tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 150, 3), dtype=np.uint8)).save(
-        "photo.jpg"
-    )
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 150, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save("photo.jpg")
     return found
 
 
@@ -121,8 +107,6 @@ def test_the_examples_of_readme_and_docs_run_as_they_stand(examples):
     assert not math.isnan(float(enlarging["whole"].sum()))
     assert drawing["codes"].shape == (4, 5, 16) and drawing["images"].shape == (4, 3, 64, 64)
     assert drawing["previews"].shape == (4, 3, 8, 8)
-    assert torch.equal(
-        drawing["finished"], drawing["codes"]
-    )  # the same seed goes on in the same way
+    assert torch.equal(drawing["finished"], drawing["codes"])  # the same seed goes on alike
     assert applying["shown"].images.shape == (8, 3, 8, 8)
     assert all(applying[name].shape == (1, 3, 64, 64) for name in ("apple", "large", "green"))

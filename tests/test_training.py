@@ -1,25 +1,79 @@
-"""Training: schedule, average, a killed run resumed to the bit, refusals, whole tokenizers."""
+"""Training: the loop against a plain one, what it survives, what it refuses, whole tokenizers."""
 
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
+import accelerate.checkpointing
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sitlib.data import open_images
-from sitlib.train import loop as loops
-from sitlib.train import tokenizer as training
-from sitlib.train.loop import train_module
+from sitlib.train import checkpoint, loop, tokenizer
+from sitlib.train.checkpoint import StateError, locked
+from sitlib.train.config import ONE_PROCESS
+from sitlib.train.loop import split, train_module
 from sitlib.train.optim import ema_update, learning_rate_factor, make_optimizer
-from sitlib.train.tokenizer import train_tokenizer
-from workbook.paths import resolve
+from workbook.paths import ROOT, resolve
 from workbook.profile import load_profile
 
 SMOKE = load_profile("smoke")
 SETTINGS = {"steps": 10, "warmup_steps": 4, "checkpoint_every": 3, "log_every": 1}
 OPTIMIZER = replace(SMOKE.tokenizer.optimizer, **SETTINGS)
+
+
+def network():
+    set_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 4))
+
+
+def batch_at(step):
+    return torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+
+
+def loss(module, batch, step):
+    value = (module(batch) - batch).square().mean()
+    return value, {"l2": value.detach()}
+
+
+def stopped_at(stop):
+    """The loss of a run that is stopped in the middle of a step."""
+
+    def stopped(module, batch, step):
+        if step == stop:
+            raise KeyboardInterrupt
+        return loss(module, batch, step)
+
+    return stopped
+
+
+def fit(folder, loss_fn=loss, run=None, optimizer=OPTIMIZER, **options):
+    """Train a small network with dropout in `folder`; the network and its curve."""
+    options = {"log_folder": folder.parent, **options}
+    return train_module(network(), loss_fn, batch_at, optimizer, folder, run or {}, **options)
+
+
+def states(folder):
+    return [path.name for path in folder.glob("*/")]
+
+
+def assert_equal(ours, theirs):
+    """Models and curves, but for the seconds; as text, because "nan" equals itself."""
+    for name, value in theirs[0].state_dict().items():
+        assert torch.equal(ours[0].state_dict()[name], value), name
+    texts = [[{**row, "seconds": 0} for row in rows] for _, rows in (ours, theirs)]
+    assert str(texts[0]) == str(texts[1])
+
+
+# -- optimizer -------------------------------------------------------------------------------------
 
 
 def test_learning_rate_warms_up_then_falls_along_a_cosine():
@@ -51,107 +105,170 @@ def test_the_moving_average_is_torchs():
         assert torch.equal(ours.state_dict()[name], value), name
 
 
-# -- the loop ------------------------------------------------------------------------------------
+# -- the loop --------------------------------------------------------------------------------------
 
 
-def batch_at(step, part):
-    return part.of(torch.randn(16, 4, generator=torch.Generator().manual_seed(step)))
+@pytest.mark.parametrize("ema_decay", [0.0, 0.5])
+def test_it_trains_to_the_bit_what_a_plain_loop_trains(tmp_path, ema_decay):
+    config = replace(OPTIMIZER, ema_decay=ema_decay)
+    model, _ = fit(tmp_path / "states", optimizer=config)
+    plain = network()
+    optimizer = make_optimizer(plain, config)
+    average = AveragedModel(plain, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
+    for step in range(config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * learning_rate_factor(step, config)
+        loss(plain, batch_at(step), step)[0].backward()
+        nn.utils.clip_grad_norm_(plain.parameters(), config.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update_parameters(plain)
+    kept = average if ema_decay else plain
+    assert all(map(torch.equal, model.parameters(), kept.parameters()))
 
 
-def fit(folder, loss_fn=None, stop_at=None, **changes):
-    """Train a small network with dropout; `stop_at` raises in the middle of that step, as a kill."""
-    set_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 4))
-
-    def loss(module, batch, step):
-        if step == stop_at:
-            raise KeyboardInterrupt
-        value = (module(batch) - batch).square().mean()
-        return value, {"l2": value.detach()}
-
-    config = replace(OPTIMIZER, **changes)
-    return train_module(model, loss_fn or loss, batch_at, config, folder=folder, run={})
-
-
-def states(folder):
-    return [path.name for path in folder.glob("step-*")]
-
-
-def without_seconds(rows):
-    """As text: "nan" equals itself."""
-    return str([{k: v for k, v in row.items() if k != "seconds"} for row in rows])
-
-
-def assert_equal(ours, theirs):
-    for name, value in theirs.state_dict().items():
-        assert torch.equal(ours.state_dict()[name], value), name
+def test_parts_of_a_batch_are_all_of_it_in_order():
+    batch = torch.arange(12), torch.arange(12.0)
+    parts = split(batch, 4)
+    assert [len(part[0]) for part in parts] == [3] * 4
+    assert torch.equal(torch.cat([part[1] for part in parts]), batch[1])
+    # Nothing else is sent along by a process that makes it.
+    assert all(x.untyped_storage().nbytes() == x.nbytes for part in parts for x in part)
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.8])
 def test_a_killed_run_ends_as_if_it_had_not_been_killed(tmp_path, ema_decay):
-    whole, rows = fit(tmp_path / "whole", ema_decay=ema_decay)
+    config = replace(OPTIMIZER, ema_decay=ema_decay)
+    whole = fit(tmp_path / "whole", optimizer=config)
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "killed", stop_at=8, ema_decay=ema_decay)
+        fit(tmp_path / "killed", stopped_at(8), optimizer=config)
     assert states(tmp_path / "killed") == ["step-00000006"]
     (tmp_path / "killed/partial").mkdir()  # a state that was being written when it was killed
-    resumed, resumed_rows = fit(tmp_path / "killed", ema_decay=ema_decay)
-    assert_equal(resumed, whole)
-    assert without_seconds(resumed_rows) == without_seconds(rows)
+    assert_equal(fit(tmp_path / "killed", optimizer=config), whole)
 
 
 def test_a_slow_run_has_a_state_at_every_row_once_the_last_one_is_old(tmp_path, monkeypatch):
-    settings = {"checkpoint_every": 100, "log_every": 2}
-    monkeypatch.setattr(loops, "STATE_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "STATE_SECONDS", 0.0)
+    config = replace(OPTIMIZER, checkpoint_every=100, log_every=2)
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "killed", stop_at=7, **settings)
+        fit(tmp_path / "killed", stopped_at(7), optimizer=config)
     assert states(tmp_path / "killed") == ["step-00000006"]
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(tmp_path):
-    def loss(module, batch, step):
-        return module(batch).sum() * (float("nan") if step == 7 else 1.0), {}
-
-    with pytest.raises(FloatingPointError, match="loss at step 8 is not finite"):
-        fit(tmp_path, loss)
-    assert states(tmp_path) == ["step-00000006"]
+def nan_loss(module, batch, step):
+    return module(batch).sum() * (float("nan") if step == 7 else 1.0), {}
 
 
-def test_weights_that_are_not_finite_end_the_run_before_they_are_a_state(tmp_path):
+def nan_gradient(module, batch, step):
     """The loss at the ninth step is 0 and its gradient not a number: only the weights tell."""
-
-    def loss(module, batch, step):
-        total = module(batch).sum()
-        return total if step < 8 else (module[0].weight * 0.0).sum().sqrt(), {}
-
-    with pytest.raises(FloatingPointError, match="weights after step 9 are not finite"):
-        fit(tmp_path, loss)
-    assert states(tmp_path) == ["step-00000006"]
+    total = module(batch).sum()
+    return total if step < 8 else (module[0].weight * 0.0).sum().sqrt(), {}
 
 
-def test_the_moving_average_of_the_weights_is_what_is_kept(tmp_path):
-    def fit_average(decay, folder):
-        torch.manual_seed(0)
-        model, history = nn.Linear(4, 3), []
-        trained, _ = train_module(
-            model,
-            lambda module, batch, step: (module(batch).square().mean(), {}),
-            batch_at,
-            replace(OPTIMIZER, ema_decay=decay),
-            folder=folder,
-            run={},
-            after_update=lambda: history.append(model.weight.detach().clone()),
-        )
-        return trained.weight.detach(), history
-
-    kept, history = fit_average(0.5, tmp_path / "a")
-    average = history[0]
-    for weight in history[1:]:
-        average = 0.5 * average + 0.5 * weight
-    torch.testing.assert_close(kept, average)
-    assert torch.equal(fit_average(0.0, tmp_path / "b")[0], history[-1])
+@pytest.mark.parametrize(
+    ("loss_fn", "what"),
+    [(nan_loss, "loss at step 8 is"), (nan_gradient, "weights after step 9 are")],
+)
+def test_what_is_not_finite_ends_the_run_and_is_never_a_state(tmp_path, loss_fn, what):
+    with pytest.raises(FloatingPointError, match=f"{what} not finite"):
+        fit(tmp_path / "states", loss_fn)
+    assert states(tmp_path / "states") == ["step-00000006"]
 
 
-# -- whole tokenizers ----------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("module", "name"), [(accelerate.checkpointing, "save"), (torch, "save"), (checkpoint, "fsync")]
+)
+def test_a_full_disk_ends_with_a_sentence_and_the_last_good_state(
+    tmp_path, monkeypatch, module, name
+):
+    now, real = {"step": 0}, getattr(module, name)
+
+    def full(*arguments, **options):
+        if now["step"] >= 6:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*arguments, **options)
+
+    def watched(module, batch, step):
+        now["step"] = step
+        return loss(module, batch, step)
+
+    monkeypatch.setattr(module, name, full)
+    sentence = "No space left on device.*Make room, then .*: step 00000006 is intact"
+    with pytest.raises(StateError, match=sentence):
+        fit(tmp_path / "full", watched)
+    monkeypatch.undo()
+    assert states(tmp_path / "full") == ["step-00000006"]
+    assert_equal(fit(tmp_path / "full"), fit(tmp_path / "whole"))
+
+
+def test_a_second_run_of_the_same_states_is_refused_while_the_first_lives(tmp_path):
+    def greedy(module, batch, step):
+        if step == 2:
+            with pytest.raises(StateError, match=f"is being trained by process {os.getpid()} on "):
+                fit(tmp_path / "states")
+        return loss(module, batch, step)
+
+    fit(tmp_path / "states", greedy)
+    fit(tmp_path / "states")  # free again
+
+
+def test_the_lock_of_a_killed_process_holds_nobody_up(tmp_path):
+    program = f"""
+import os, signal
+from pathlib import Path
+from sitlib.train.checkpoint import locked
+with locked(Path({str(tmp_path)!r})):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    died = subprocess.run([sys.executable, "-c", program], env=environment)
+    assert died.returncode == -signal.SIGKILL and list(tmp_path.parent.glob("locks/*.lock"))
+    with locked(tmp_path):
+        pass
+
+
+def test_another_run_in_the_folder_is_refused_with_what_differs(tmp_path):
+    run = {"model": {"width": 8, "name": "a"}, "seed": 0}
+    fit(tmp_path / "states", run=run)
+    assert json.loads((tmp_path / "states/run.json").read_text()) == run
+    fit(tmp_path / "states", run=run)  # goes on
+    other = {"model": {"width": 16, "name": "a"}, "seed": 1}
+    with pytest.raises(StateError, match="step 10 of another run .model.width 8, not 16; seed 0, "):
+        fit(tmp_path / "states", run=other)
+
+
+def test_trackers_get_a_row_once_when_a_run_is_killed_and_goes_on(tmp_path):
+    """It goes on from step 6 after it has told of step 8: TensorBoard has these steps once."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    options = {"engine": replace(ONE_PROCESS, trackers=["tensorboard"]), "title": "net, seed 0"}
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "key-images", stopped_at(8), **options)
+    _, rows = fit(tmp_path / "key-images", **options)
+    events = accumulator.EventAccumulator(str(tmp_path / "trackers/net-seed-0-key"))
+    events.Reload()
+    told = [(event.step, event.value) for event in events.Scalars("l2")]
+    assert told == [(row["step"], pytest.approx(row["l2"])) for row in rows]
+
+
+def test_a_tracker_that_fails_costs_no_state(tmp_path, monkeypatch):
+    def fails(self, values, step):
+        if step == 6:
+            raise OSError("the tracker is not there")
+
+    monkeypatch.setattr(Accelerator, "log", fails)
+    with pytest.raises(OSError, match="the tracker is not there"):
+        fit(tmp_path / "states")
+    assert states(tmp_path / "states") == ["step-00000006"]
+
+
+def test_bf16_trains_too(tmp_path):
+    start = network()[0].weight.detach().clone()
+    model, rows = fit(tmp_path / "states", engine=replace(ONE_PROCESS, precision="bf16"))
+    assert model[0].weight.dtype == torch.float32 and not torch.equal(model[0].weight, start)
+    assert rows[-1]["l2"] > 0
+
+
+# -- whole tokenizers ------------------------------------------------------------------------------
 
 
 def train(variant, folder, base=None, adversarial=None, **optimizer):
@@ -162,7 +279,8 @@ def train(variant, folder, base=None, adversarial=None, **optimizer):
     usual = replace(usual, adversarial=replace(usual.adversarial, **(adversarial or {})))
     data = SMOKE.tokenizer_data(variant)
     images = open_images(resolve(data.source), "train")
-    return train_tokenizer(config, usual, data, images, seed=0, folder=folder, base=base)
+    options = {"seed": 0, "folder": folder, "base": base}
+    return tokenizer.train_tokenizer(config, usual, data, images, **options)
 
 
 GAN = {"weight": 0.1, "start": 2, "warmup": 1, "ramp": 2, "r1": 1.0, "r1_every": 2}
@@ -186,22 +304,19 @@ def test_a_killed_tokenizer_ends_with_the_same_bits(
     def run(folder):
         return train(variant, folder, base, adversarial, ema_decay=ema_decay)
 
-    whole, rows = run(tmp_path / "whole")
-    real = training.training_views
+    whole, real = run(tmp_path / "whole"), tokenizer.training_views
 
     def killed(images, step, *arguments, **options):
         if step == 7:
             raise KeyboardInterrupt
         return real(images, step, *arguments, **options)
 
-    monkeypatch.setattr(training, "training_views", killed)
+    monkeypatch.setattr(tokenizer, "training_views", killed)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "killed")
     monkeypatch.undo()
     assert states(tmp_path / "killed")
-    again, again_rows = run(tmp_path / "killed")
-    assert_equal(again, whole)
-    assert without_seconds(again_rows) == without_seconds(rows)
+    assert_equal(run(tmp_path / "killed"), whole)
 
 
 def test_a_base_is_given_to_runs_that_ask_for_it_and_to_no_others(tmp_path, base):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sitlib.model.quantizer import Codebook
 from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.strict import require
 from sitlib.train.distributed import all_reduce, rank, world_size
 
 PIXELS_AT_A_TIME = 2**25  # in the encoder, before training: 170 images of 256 px
@@ -32,7 +33,13 @@ def initialize_codebooks(tokenizer: SpectralTokenizer, images: Tensor) -> None:
         return [part.flatten(0, 2) for part in tokenizer.by_codebook(z)]
 
     for head, z in zip(tokenizer.pre_quant, latents(), strict=True):
-        _whiten(cast(nn.Linear, cast(nn.Sequential, head)[-1]), z)
+        # Change its last layer so that latents get mean 0 and covariance I (symmetrically).
+        linear = cast(nn.Linear, cast(nn.Sequential, head)[-1])
+        variance, axes = torch.linalg.eigh(torch.cov(z.T))
+        variance = variance.clamp_min(1e-4 * variance[-1])  # do not blow up empty directions
+        whitening = axes @ torch.diag(variance.rsqrt()) @ axes.T
+        linear.bias.copy_(whitening @ (linear.bias - z.mean(0)))
+        linear.weight.copy_(whitening @ linear.weight)
     for codebook, z in zip(cast(list[Codebook], tokenizer.codebooks), latents(), strict=True):
         if not codebook.codes_are_fixed:
             start_codes(codebook, z)
@@ -43,15 +50,12 @@ def update_codebooks(
 ) -> list[Tensor]:
     """Move codes by moving averages (if so configured), and dead ones onto current latents.
 
-    Args:
-        latents: [B, S, N, D] of a step. codes: [B, S, N], what they were quantized to.
-
-    Returns:
-        Moved codes, bool [K] of each codebook, for the optimizer to forget their history.
+    Takes latents [B, S, N, D] of a step and the codes [B, S, N] nearest to them. Returns restarted
+    codes, bool [K] of each codebook, for the optimizer to forget their history.
     """
     moved, books = [], cast(list[Codebook], tokenizer.codebooks)
-    parts = zip(books, *map(tokenizer.by_codebook, (latents, codes)), strict=True)
-    for codebook, z, codes_of_z in parts:
+    parts = map(tokenizer.by_codebook, (latents, codes))
+    for codebook, z, codes_of_z in zip(books, *parts, strict=True):
         if codebook.update == "ema":
             update_ema_codes(codebook, z, codes_of_z)
         moved.append(reset_dead_codes(codebook, z, codes_of_z, reset_dead_codes_after))
@@ -60,16 +64,10 @@ def update_codebooks(
 
 @torch.no_grad()
 def start_codes(codebook: Codebook, z: Tensor, iterations: int = 20) -> None:
-    """Place codes at the centroids of spherical k-means of latents [M, D].
-
-    Raises:
-        ValueError: fewer latents than codes.
-    """
+    """Place codes at the centroids of spherical k-means of latents [M, D]."""
     z, num_codes = codebook.project(z), codebook.num_codes
-    if len(z) < num_codes:
-        raise ValueError(
-            f"k-means of {num_codes} codes needs at least {num_codes} vectors, not {len(z)}."
-        )
+    sentence = f"k-means of {num_codes} codes needs at least {num_codes} vectors, not {len(z)}."
+    require(len(z) >= num_codes, sentence)
     centroids = z[torch.randperm(len(z), device=z.device)[:num_codes]].clone()
     rows = max(1, SIMILARITIES_AT_A_TIME // num_codes)
     for _ in range(iterations):
@@ -97,13 +95,8 @@ def update_ema_codes(codebook: Codebook, z: Tensor, codes: Tensor) -> None:
 def reset_dead_codes(codebook: Codebook, z: Tensor, codes: Tensor, after: int) -> Tensor:
     """Move codes unused for `after` steps (0: never) onto random latents (arXiv 2107.03312).
 
-    Args:
-        z: latents [..., D] of this step, as many as those of other processes. A code is dead if no
-            process used it; new places are drawn from the latents of all.
-        codes: [...], what the latents were quantized to.
-
-    Returns:
-        bool [K], True for moved codes.
+    Takes latents [..., D] of a step, as many as other processes have, and their codes [...]. A code
+    is dead if no process used it; new places are drawn from the latents of all. Returns bool [K].
     """
     used = _count(codebook, codes.reshape(-1)) > 0
     steps_unused = codebook.steps_unused.add_(1).masked_fill_(used, 0)
@@ -140,13 +133,3 @@ def _place(codebook: Codebook, moved: Tensor, vectors: Tensor) -> None:
     tables = [codebook.weight, codebook.ema_sum] if codebook.update == "ema" else [codebook.weight]
     for table in tables:
         table.copy_(torch.where(moved[:, None], vectors, table))
-
-
-def _whiten(linear: nn.Linear, outputs: Tensor) -> None:
-    """Change a layer so that its outputs [M, D] get mean 0 and covariance I (symmetrically)."""
-    mean = outputs.mean(0)
-    variance, axes = torch.linalg.eigh(torch.cov(outputs.T))
-    variance = variance.clamp_min(1e-4 * variance[-1])  # do not blow up empty directions
-    whitening = axes @ torch.diag(variance.rsqrt()) @ axes.T
-    linear.bias.copy_(whitening @ (linear.bias - mean))
-    linear.weight.copy_(whitening @ linear.weight)

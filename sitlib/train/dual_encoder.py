@@ -49,8 +49,7 @@ def train_dual_encoder(
     name_ids = torch.from_numpy(np.unique(np.array(names), return_inverse=True)[1])
     run = {"model": to_dict(config), "views": list(features.shape), "seed": seed}
     set_seed(seed)
-    stored = StoredDualEncoderConfig(config.shape, texts.to_json(), features.shape[1])
-    module = DualEncoder(stored)
+    module = DualEncoder(StoredDualEncoderConfig(config.shape, texts.to_json(), features.shape[1]))
 
     def batch_at(step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Random views, one random caption of each: features [B, F], tokens [B, L], names [B]."""
@@ -66,9 +65,8 @@ def train_dual_encoder(
         features_BF, tokens_BL, names_B = batch
         logits = model(features_BF, tokens_BL)  # [B, B], of every image and caption
         is_right = names_B[logits.detach().argmax(dim=1)] == names_B
-        scale = module.log_scale.detach().exp()
-        values = {"accuracy": is_right.float().mean(), "scale": scale}
+        values = {"accuracy": is_right.float().mean(), "scale": module.log_scale.detach().exp()}
         return contrastive_loss(logits, names_B), values
 
-    options |= {"after_update": module.limit_scale}
+    options["after_update"] = module.limit_scale
     return train_module(module, loss_fn, batch_at, config.optimizer, folder, run, **options)

@@ -47,13 +47,9 @@ def train_generator(
         The model and its training curve: rows of `step`, `learning_rate`, `seconds`, `loss` (nats
         per code), `nats_scale_1` ... and `gradient_norm`.
     """
-    c = config.transformer
-    run = {
-        "model": to_dict(replace(config, sampling=None)),
-        "optimizer": to_dict(optimizer_config),
-        "codes": list(codes.shape),
-        "seed": seed,
-    }
+    c, about = config.transformer, replace(config, sampling=None)
+    run = {"model": to_dict(about), "optimizer": to_dict(optimizer_config)}
+    run |= {"codes": list(codes.shape), "seed": seed}
     set_seed(seed)
     module = AutoregressiveModel(config)
     texts = module.text_tokenizer
@@ -84,8 +80,7 @@ def train_generator(
         nats_S = nats_BSN.detach().mean(dim=(0, 2))
         return nats_BSN.mean(), {f"nats_scale_{scale}": x for scale, x in enumerate(nats_S, 1)}
 
-    show = (lambda: pictures(module)) if pictures is not None else None
-    options |= {"pictures": show}
+    options["pictures"] = (lambda: pictures(module)) if pictures is not None else None
     return train_module(module, loss_fn, batch_at, optimizer_config, folder, run, **options)
 
 

@@ -130,17 +130,14 @@ class TrainLoop(AbstractContextManager):
     ) -> Iterator[tuple[int, list[Any]]]:
         """Yield (step, this process's microbatches); the body makes the step and logs its values.
 
-        Then come the averages of the weights, the row of the curve and the state.
+        Then come the averages of the weights, the row of the curve and the state; or an error, when
+        a number is not finite or a state could not be written, and the last good state stays.
 
         Args:
             share_at: this process's part of the batch of a step, a tensor or tensors on the CPU; a
                 pure function of the step, called in another thread or process.
             pictures: images [M, 3, H, W] in [0, 1] that show what was learned so far, called by
                 rank 0 every `images_every` steps.
-
-        Raises:
-            FloatingPointError: a loss or a weight is not finite; the last good state stays.
-            StateError: a state could not be written; the last good one stays.
         """
         config, first, every = self.config, self.first_step, self.engine.images_every
         count, workers = self.engine.accumulation(config.batch_size), self.engine.data_workers
@@ -273,9 +270,8 @@ def train_module(
 
     Args:
         loss_fn: of (prepared module, microbatch, step); a scalar loss and values to log.
-        batch_at: the batch of a step, for all processes, a tensor or tensors [B, ...] on the CPU; a
-            pure function of the step.
-        pictures: as for `TrainLoop.steps`. folder, run, options: as for `TrainLoop`.
+        batch_at: the batch of a step for all processes: as `share_at` of `TrainLoop.steps`.
+        folder, run, options: as for `TrainLoop`.
     """
 
     def share_at(step: int) -> Any:

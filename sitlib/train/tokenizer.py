@@ -62,12 +62,8 @@ def train_tokenizer(
         raise ValueError("a run with `codes_from`, and no other, needs the tokenizer `base`.")
     options["engine"] = replace(engine, strategy="ddp") if engine.strategy == "fsdp" else engine
     losses, adversarial, optimizer_config = training.loss, training.adversarial, training.optimizer
-    run = {
-        "model": to_dict(config),
-        "training": to_dict(training),
-        "data": {**to_dict(data), "images": len(images)},
-        "seed": seed,
-    }
+    run = {"model": to_dict(config), "training": to_dict(training)}
+    run |= {"data": {**to_dict(data), "images": len(images)}, "seed": seed}
     set_seed(seed)
     tokenizer = SpectralTokenizer(config)
     if base is not None:
@@ -107,8 +103,8 @@ def train_tokenizer(
             broadcast(tokenizer.state_dict())  # in place
 
         # Of the steps since the last row of the curve: how often each code was used.
-        counts = torch.zeros(config.num_scales, config.num_codes, dtype=torch.int64)
-        counts = counts.to(loop.device)
+        sizes = config.num_scales, config.num_codes
+        counts = torch.zeros(sizes, dtype=torch.int64, device=loop.device)
         for step, microbatches in loop.steps(share_at, pictures):
             # Early on the decoder reads a mixture of the encoder's outputs and their codes.
             warmup = losses.quant_warmup_steps if base is None else 0

@@ -1,0 +1,104 @@
+"""Starting processes: torchrun, srun and the SLURM script, and what is told when one fails."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from processes import in_two_processes
+
+from sitlib.train.config import ONE_PROCESS
+from workbook.paths import ROOT
+from workbook.profile import load_profile
+from workbook.runs import launch_command, stream
+
+EIGHT = replace(ONE_PROCESS, strategy="ddp", processes=8)
+
+
+def test_one_machine_is_started_with_torchrun_and_several_with_srun(monkeypatch):
+    expected = "-m torch.distributed.run --nproc-per-node 8 --standalone -m module"
+    assert launch_command(EIGHT, ["-m", "module"], {})[1:] == expected.split()
+    with pytest.raises(ValueError, match="start this from a SLURM job of as many nodes"):
+        launch_command(replace(EIGHT, machines=4), [], {"MASTER_ADDR": "a"})
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    job = {"SLURM_JOB_NUM_NODES": "4", "SLURM_CPUS_PER_TASK": "64", "MASTER_ADDR": "a"}
+    command = launch_command(replace(EIGHT, machines=4), ["-m", "module"], job)
+    srun = "srun --nodes 4 --ntasks-per-node 1 --kill-on-bad-exit=1 --cpus-per-task 64"
+    assert command[:9] == [*srun.split(), sys.executable]
+
+
+@pytest.mark.parametrize(("machines", "nodes"), [(1, 8), (4, 2), (2, 1)])
+def test_a_slurm_job_of_more_or_fewer_nodes_than_machines_is_refused(machines, nodes):
+    sentence = rf"job has {nodes} node\(s\), .* is {machines}: .*--nodes={machines}\), or set mach"
+    with pytest.raises(ValueError, match=sentence):
+        job = {"SLURM_JOB_NUM_NODES": str(nodes), "MASTER_ADDR": "a"}
+        launch_command(replace(EIGHT, machines=machines), [], job)
+
+
+FAILING = """
+from sitlib.train.distributed import barrier, rank
+from workbook.runs import training_command
+
+def train(*_):
+    if rank() == 1:
+        raise {error}
+    barrier()
+
+training_command(train)
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [("OSError(28, 'no room')", "disk is full"), ("KeyError('x')", "KeyError: 'x'")],
+)
+def test_an_error_in_one_process_is_told_and_ends_the_others(tmp_path, error, told):
+    (tmp_path / "failing.py").write_text(FAILING.format(error=error))
+    run = ["--profile", "smoke", "--variant", "sit4"]
+    result = in_two_processes(tmp_path / "failing.py", *run, timeout=60)  # 0 would wait for hours
+    assert result.returncode != 0 and told in result.stderr, result.stderr[-2000:]
+
+
+def test_what_a_program_prints_appears_and_its_exit_code_is_told(capsys):
+    assert stream([sys.executable, "-c", "print('grün', flush=True); raise SystemExit(3)"]) == 3
+    assert capsys.readouterr().out == "grün\n"
+
+
+def test_the_slurm_script_asks_for_what_its_profile_uses():
+    script = (ROOT / "scripts/slurm.sh").read_text()
+    asked = dict(re.findall(r"^#SBATCH --(\S+)=(\S+)$", script, re.MULTILINE))
+    (name,) = re.findall(r"PROFILE:-(\w+)", script)
+    engine = load_profile(name).engine
+    assert (asked["nodes"], asked["gpus-per-node"]) == (str(engine.machines), str(engine.processes))
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_the_slurm_script_checks_its_nodes_and_after_a_requeue_removes_dvcs_marks(
+    tmp_path, restarts
+):
+    programs, marks = tmp_path / "programs", tmp_path / ".dvc/tmp/rwlock"
+    for file, text in (
+        (programs / "python", '#!/bin/sh\necho "$@" >> called\n'),
+        (programs / "scontrol", "#!/bin/sh\necho first; echo second\n"),
+        (tmp_path / ".venv/bin/activate", ""),
+        (marks, "{}"),
+    ):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        file.chmod(0o755)
+    environment = {
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_NODELIST": "nodes",
+        "SLURM_RESTART_COUNT": str(restarts),
+    }
+    command = ["bash", ROOT / "scripts/slurm.sh", "-S", "data_folder=x"]
+    subprocess.run(command, env=environment, check=True)
+    assert (tmp_path / "called").read_text().splitlines() == [
+        "-m workbook.preflight paper",
+        "-m dvc exp run --set-param profile=paper -S data_folder=x",
+    ]
+    assert marks.exists() == (not restarts)
