@@ -141,9 +141,7 @@ class TrainLoop(AbstractContextManager):
         """
         config, first, every = self.config, self.first_step, self.engine.images_every
         count, workers = self.engine.accumulation(config.batch_size), self.engine.data_workers
-        batches = prefetch(
-            lambda step: split(share_at(step), count), first, config.steps, 2, workers
-        )
+        batches = prefetch(lambda step: split(share_at(step), count), first, config.steps, workers)
         if torch.cuda.is_available():  # to memory from which a GPU copies while the CPU goes on
             pageable, pin = batches, partial(recursively_apply, Tensor.pin_memory)
             batches = prefetch(lambda _: pin(next(pageable)[1]), first, config.steps)
