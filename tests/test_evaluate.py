@@ -198,7 +198,7 @@ class TestTokenizer:
         kid = kernel_distance(x, y, subset_size=5, seed=1)[0]
         assert scores["kid"] == pytest.approx(kid, rel=1e-3, abs=1e-5)
         for name, features in (("lite0_score", x), ("lite0_score_originals", y)):
-            score = classifier_score(lite0.classifier(features))
+            score = classifier_score(lite0.logits(features))
             assert scores[name] == pytest.approx(score, rel=1e-4)
 
     def test_top_level_is_the_first_set_at_full_size(self, profile, causal_scores):

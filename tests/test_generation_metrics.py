@@ -65,14 +65,6 @@ class TestDistances:
         metric.update(x, real=False)
         assert distance == pytest.approx(metric.compute().item(), rel=1e-5)
 
-    def test_frechet_distance_of_known_gaussians(self):
-        """Of N(0, I) and N(m, 4 I): |m|^2 + D (2 - 1)^2; the sets have exactly these moments."""
-        x = normal_features(2, 500, 6)
-        x = x - x.mean(0)
-        x = x @ torch.linalg.inv(torch.linalg.cholesky(x.T @ x / 499)).T
-        y = 2 * x + torch.tensor([3.0, 0, 0, 0, 0, 0])
-        assert frechet_distance(x, y) == pytest.approx(9 + 6)
-
     @given(seed=st.integers(0, 2**31), count=st.integers(2, 40))
     @settings(max_examples=25, deadline=None)
     def test_frechet_distance_is_symmetric_and_zero_for_equal_sets(self, seed, count):
@@ -97,19 +89,6 @@ class TestDistances:
         between = ((x[:30] @ y.T / 8 + 1) ** 3).mean()
         assert value == pytest.approx(float(within - 2 * between), rel=1e-9)
         assert deviation == pytest.approx(0, abs=1e-9)
-
-    @pytest.mark.parametrize("function", [frechet_distance, kernel_distance, precision, recall])
-    @pytest.mark.parametrize(
-        "features, references, message",
-        [
-            (torch.rand(1, 4), torch.rand(9, 4), "at least 2"),
-            (torch.rand(9, 4), torch.rand(9, 5), "one D"),
-            (torch.full((9, 4), float("nan")), torch.rand(9, 4), "NaN"),
-        ],
-    )
-    def test_bad_features(self, function, features, references, message):
-        with pytest.raises(ValueError, match=message):
-            function(features, references)
 
     def test_too_large_subsets_and_too_many_neighbors(self):
         pair = torch.rand(9, 4), torch.rand(20, 4)
@@ -187,22 +166,11 @@ class TestGenerationMetrics:
 
 
 class TestClassifierScore:
-    @given(seed=st.integers(0, 2**31), count=st.integers(2, 30), classes=st.integers(2, 20))
-    @settings(max_examples=25, deadline=None)
-    def test_equals_its_formula(self, seed, count, classes):
-        logits = 3 * np.random.default_rng(seed).normal(size=(count, classes))
-        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-        divergences = [(row * np.log(row / p.mean(0))).sum() for row in p]
-        score = classifier_score(torch.from_numpy(logits))
-        assert score == pytest.approx(np.exp(np.mean(divergences)))
-
     def test_of_known_classifiers(self):
         sure = 1000 * torch.eye(5).repeat(4, 1)  # every class, with certainty
         assert classifier_score(sure) == pytest.approx(5)
         assert classifier_score(sure[:1].repeat(8, 1)) == pytest.approx(1)  # one class
         assert classifier_score(torch.zeros(8, 5)) == pytest.approx(1)  # no idea
-        with pytest.raises(ValueError, match="at least 2"):
-            classifier_score(torch.zeros(1, 5))
 
     def test_equals_the_inception_score_of_torchmetrics(self):
         logits = normal_features(0, 50, 12).float()

@@ -148,8 +148,6 @@ class TestCodebooks:
         assert columns["perplexity"] == pytest.approx([4, 2, 2])
         assert columns["codebook"] == ["approximation", "details", "details"]
         assert columns["scale"] == [1, 2, 3] and result["usage_images"] == 5
-        with pytest.raises(ValueError, match="3 scales cannot have 4 codebooks"):
-            codebook_statistics(counts, 5, 4)
 
     @given(
         seed=st.integers(0, 2**31),
@@ -217,17 +215,6 @@ class TestRPrecision:
         assert after[7] == 1 and torch.equal(after[8:], before[8:])
         assert not torch.equal(after, r_precision(similarity, right, names, candidates=5, seed=1))
 
-    @pytest.mark.parametrize(
-        "changes, message",
-        [
-            ({"candidates": 5}, "4 captions of other names than 'b'; there are 3"),
-            ({"candidates": 1}, "at least 2"),
-            ({"names": ["a", "b"]}, r"must be \[1, 2\]"),
-            ({"right": torch.tensor([0, 1])}, r"must be \[2, 4\]"),
-            ({"similarity": torch.tensor([[0.0, 1.0, float("nan"), 0.0]])}, "NaN"),
-        ],
-    )
-    def test_bad_input(self, changes, message):
-        good = {"similarity": torch.rand(1, 4), "right": torch.tensor([1]), "names": list("abcd")}
-        with pytest.raises(ValueError, match=message):
-            r_precision(**{**good, "candidates": 3, **changes})
+    def test_too_few_captions(self):
+        with pytest.raises(ValueError, match="captions of other names than 'b'"):
+            r_precision(torch.rand(1, 4), torch.tensor([1]), list("abcd"), candidates=5)

@@ -17,10 +17,9 @@ def code_counts(codes: Tensor, num_codes: int) -> Tensor:
 def codebook_statistics(counts: Tensor, num_images: int, num_codebooks: int) -> dict:
     """Usage and perplexity of each codebook and each scale, from `code_counts` [S, K] of images.
 
-    Usage is the percentage of a codebook's codes that occur at least once. It grows with the number
-    of images: ViT-VQGAN (arXiv 2110.04627) reports it for 256 test images. Perplexity is the
-    exponential of the entropy of the code frequencies: the number of codes which, used evenly,
-    would have this entropy; in [1, K].
+    Usage is the percentage of a codebook's codes that occur; it grows with the number of images.
+    Perplexity is the exponential of the entropy of code frequencies: the number of codes which,
+    used evenly, would have this entropy; in [1, K].
 
     Args:
         num_codebooks: 1 (all scales share it), 2 ("approximation" of scale 1, "details" of all
@@ -30,8 +29,6 @@ def codebook_statistics(counts: Tensor, num_images: int, num_codebooks: int) -> 
         `codebooks` (name -> `usage`, `perplexity`), `scales` (list of `scale`, `codebook`, `usage`,
         `perplexity`) and `usage_images`.
     """
-    if num_codebooks not in (1, 2, len(counts)) or num_codebooks > len(counts):
-        raise ValueError(f"{len(counts)} scales cannot have {num_codebooks} codebooks.")
 
     def statistics(counts_SK: Tensor) -> dict[str, float]:
         counts_K = counts_SK.sum(dim=0)

@@ -40,7 +40,7 @@ def lite0_features(
         title: of a progress bar.
     """
     check_images(images)
-    device = lite0.classifier.weight.device
+    device = lite0.weight.device
     # The activations of 8 stay in a CPU's cache; with one thread PyTorch has a slow path for 1x1
     # convolutions of fewer than 16.
     cpu_batch = 16 if torch.get_num_threads() == 1 else 8
@@ -59,7 +59,6 @@ def frechet_distance(features: Tensor, references: Tensor) -> float:
     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), in float64. With fewer samples than features the
     covariances are rank deficient and the distance is biased upwards: compare only equal M and N.
     """
-    check_features(features, references)
     x, y = features.double(), references.double()
     mean_term = (x.mean(0) - y.mean(0)).square().sum()
     x = (x - x.mean(0)) / math.sqrt(len(x) - 1)  # C1 = x^T x
@@ -85,7 +84,6 @@ def kernel_distance(
     Unbiased squared maximum mean discrepancy with kernel (x.y / D + 1)^3, in float64: about 0 for
     equal distributions, possibly negative, and not biased by small sets.
     """
-    check_features(features, references)
     smallest = min(len(features), len(references))
     fits = 2 <= subset_size <= smallest
     require(fits, f"subset_size of KID must lie between 2 and {smallest}, the images of a set.")
@@ -113,11 +111,12 @@ def kernel_distance(
 def precision(features: Tensor, references: Tensor, *, neighbors: int = 3) -> float:
     """Share of samples [M, D] that look real (improved precision, arXiv 1904.06991).
 
-    A sample looks real if it lies within a ball around any reference [N, D], whose radius is the
-    distance to the reference's k-th nearest neighbor, boundary included. In float64. Depends on the
-    numbers of images: compare only equal M and N. `neighbors` is k, in [1, min(M, N)).
+    They lie in the ball around a reference [N, D] whose radius is the distance to its k-th nearest
+    neighbor, boundary included. In float64. Compare only equal M and N.
+
+    Args:
+        neighbors: k, in [1, min(M, N)).
     """
-    check_features(features, references)
     smallest = min(len(features), len(references))
     fits = 1 <= neighbors < smallest
     require(fits, f"neighbors must be at least 1 and below {smallest}, the images of a set.")
@@ -150,7 +149,6 @@ def classifier_score(logits: Tensor) -> float:
     Between 1 (all images look alike to the classifier) and K (it is sure of every image, and all
     classes are equally frequent). Grows with N: compare only equal N. One split, in float64.
     """
-    check_features(logits, logits)
     log_p = logits.double().log_softmax(dim=1)
     log_marginal = log_p.logsumexp(dim=0) - math.log(len(log_p))
     return (log_p.exp() * (log_p - log_marginal)).sum(dim=1).mean().exp().item()
@@ -217,52 +215,29 @@ def generation_metrics(
     return {**scores, "protocol": protocol}
 
 
-def check_features(features: Tensor, references: Tensor) -> None:
-    """Raise `ValueError` unless these are finite [M, D] and [N, D], M and N at least 2."""
-    shapes = f"{list(features.shape)} and {list(references.shape)}"
-    fit = features.ndim == references.ndim == 2 and features.shape[1] == references.shape[1]
-    require(fit, f"features must be [M, D] and [N, D] with one D, not {shapes}.")
-    count = min(len(features), len(references))
-    require(count >= 2, f"A distance needs at least 2 images a set, not {shapes}.")
-    is_finite = features.isfinite().all() and references.isfinite().all()
-    require(bool(is_finite), "features contain NaN or infinite values.")
-
-
 def r_precision(
     similarity: Tensor, right: Tensor, names: Sequence[Hashable], *, candidates: int, seed: int = 0
 ) -> Tensor:
-    """Score 1 for each image whose right caption is the most similar of its candidates, else 0.
+    """Score [M], 1 if an image's right caption is the most similar of its candidates, else 0.
 
     R-precision of AttnGAN (arXiv 1711.10485). Candidates are the right caption and others, drawn
     without replacement from the captions of other names, because a caption of the same name is not
-    wrong. Chance is 1 / candidates. The draws depend on the seed, the image's position, `right` and
-    `names` only: all models are asked the same questions, and `paired_interval` applies.
+    wrong. The draws depend on the seed, the image's position, `right` and `names` only: all models
+    are asked the same questions. It is 1 / n where n captions share the first place.
 
     Args:
         similarity: of images to captions, [M, C].
         right: position of each image's caption, int64 [M].
         names: subject of each caption, C names or numbers.
         candidates: captions to choose from, the right one included; at least 2.
-
-    Returns:
-        float64 [M]; 1 / n where n captions share the first place with the right one.
     """
-    require(
-        similarity.shape == (len(right), len(names)) and candidates >= 2,
-        f"similarity must be [{len(right)}, {len(names)}] (images, captions) with at least 2 "
-        f"candidates, not {list(similarity.shape)} with {candidates}.",
-    )
-    require(bool(similarity.isfinite().all()), "similarity contains NaN or infinite values.")
     subjects = np.unique(np.array(names), return_inverse=True)[1]  # [C]
     scores = []
     rows = zip(similarity.detach().double().cpu().numpy(), right.tolist(), strict=True)
     for image, (row, caption) in enumerate(rows):
         of_others = np.flatnonzero(subjects != subjects[caption])
-        require(
-            len(of_others) >= candidates - 1,
-            f"{candidates} candidates need {candidates - 1} captions of other names than "
-            f"{names[caption]!r}; there are {len(of_others)}.",
-        )
+        needs = f"{candidates} candidates need as many captions of other names than"
+        require(len(of_others) >= candidates - 1, f"{needs} {names[caption]!r}, but for one.")
         rng = np.random.default_rng([seed, image])
         drawn = row[rng.choice(of_others, candidates - 1, replace=False)]
         ties = (drawn == row[caption]).sum()

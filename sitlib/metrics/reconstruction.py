@@ -98,17 +98,11 @@ class Metric:
     title: str
     digits: int  # after the point
     higher_is_better: bool
-    unit: str = ""
     protocol: str = ""  # settings that a reader needs to compare numbers
     min_size: int = 1  # px
     full_size_only: bool = False  # takes long: evaluations measure it at the full size only
     factor: float = 1  # of shown values
     needs: str = ""  # an option of `generation_metrics` without which it is not measured
-
-    @property
-    def heading(self) -> str:
-        """Title with unit: "PSNR, dB"."""
-        return f"{self.title}, {self.unit}" if self.unit else self.title
 
 
 SSIM = f"RGB, clamped, Gaussian window of {SSIM_WINDOW} px, deviation 1.5, mirrored"
@@ -117,7 +111,7 @@ LPIPS = (
 )
 ALEX, VGG = (partial(lpips_per_image, net=net) for net in ("alex", "vgg"))
 METRICS = {
-    "psnr": Metric(psnr_per_image, "PSNR", 2, True, "dB", "RGB, clamped, peak 1; of each image"),
+    "psnr": Metric(psnr_per_image, "PSNR, dB", 2, True, "RGB, clamped, peak 1; of each image"),
     "ssim": Metric(ssim_per_image, "SSIM", 3, True, protocol=SSIM, min_size=SSIM_WINDOW),
     "lpips_alex": Metric(ALEX, "LPIPS-Alex", 3, False, protocol=LPIPS),
     "lpips_vgg": Metric(VGG, "LPIPS-VGG", 3, False, protocol=LPIPS, full_size_only=True),

@@ -36,9 +36,6 @@ def bootstrap_interval(
         values: [V], one of each view, or of each photograph the mean over its views.
         groups: photograph of each value, V names or numbers.
         counts: views that each value is the mean of. Default: 1.
-
-    Raises:
-        ValueError: lengths differ, values are not finite, or there are fewer than two photographs.
     """
     return paired_interval(values, np.zeros(len(groups)), groups, counts=counts)
 
@@ -53,9 +50,8 @@ def paired_interval(
 ) -> tuple[float, float]:
     """Confidence interval of a model's mean minus, or divided by, a baseline's on the same views.
 
-    Both are resampled together, so that hard photographs do not widen the interval. Equal numbers
-    of photographs give equal draws. Arguments and errors as for `bootstrap_interval`; a ratio needs
-    baseline means above 0.
+    Both are resampled together, so that hard photographs do not widen the interval. Arguments as
+    for `bootstrap_interval`.
     """
     _, sums, views = _sums(values, groups, counts)
     _, baseline_sums, _ = _sums(baseline_values, groups, counts)
@@ -84,10 +80,5 @@ def _sums(
     """Photographs in sorted order, the sum of the values and the number of views of each, [G]."""
     values = np.asarray(values, np.float64)
     counts = np.ones_like(values) if counts is None else np.asarray(counts, np.float64)
-    require(
-        values.shape == counts.shape == (len(groups),),
-        f"values and counts must be [V], one for each of the {len(groups)} groups, not "
-        f"{list(values.shape)} and {list(counts.shape)}.",
-    )
     photographs, index = np.unique(np.asarray(groups), return_inverse=True)
     return photographs, np.bincount(index, values * counts), np.bincount(index, counts)

@@ -83,7 +83,7 @@ def forest(estimates: Mapping[str, Mapping[str, Estimate]], zero: str) -> Figure
     """
     about = {name: METRICS[name] for name in ("psnr", "lpips_alex")}
     sides = {True: "right", False: "left"}
-    titles = [f"{m.heading} ({sides[m.higher_is_better]} is better)" for m in about.values()]
+    titles = [f"{m.title} ({sides[m.higher_is_better]} is better)" for m in about.values()]
     figure, axes = panels(titles, width=4.6, height=0.34 * len(estimates) + 1.1, sharey=True)
     for axis, (name, metric) in zip(axes, about.items(), strict=True):
         better = 1 if metric.higher_is_better else -1

@@ -34,7 +34,7 @@ class Column:
 
 
 COLUMNS = {
-    name: Column(m.heading, m.digits, "max" if m.higher_is_better else "min", m.factor)
+    name: Column(m.title, m.digits, "max" if m.higher_is_better else "min", m.factor)
     for name, m in {**METRICS, **GENERATION_METRICS}.items()
 } | {
     "usage": Column("codes used, %", 1, "max"),
