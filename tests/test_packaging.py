@@ -19,15 +19,8 @@ from workbook.machine import lock_hash
 from workbook.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-IMPORTED_AS = {
-    "pywavelets": "pywt",
-    "pillow": "PIL",
-    "pyyaml": "yaml",
-    "ipython": "IPython",
-    "scikit-image": "skimage",
-    "scikit-learn": "sklearn",
-    "jupyter-client": "jupyter_client",
-}
+IMPORTED_AS = {"pywavelets": "pywt", "pillow": "PIL", "pyyaml": "yaml", "ipython": "IPython"}
+IMPORTED_AS |= {"scikit-image": "skimage", "scikit-learn": "sklearn"}
 
 
 def packages(requirements: list[str]) -> set[str]:
@@ -112,9 +105,8 @@ def test_the_command_sit_is_a_function_that_returns_an_exit_code(capsys):
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        ["make", *arguments], cwd=folder, capture_output=True, text=True, timeout=60
-    )
+    command = ["make", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
 
 
 @pytest.fixture
@@ -128,7 +120,6 @@ def folder_with_space(tmp_path) -> Path:
 
 
 def script(path: Path, body: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/sh\n{body}\n")
     path.chmod(0o755)
     return path
@@ -137,17 +128,8 @@ def script(path: Path, body: str) -> Path:
 def test_make_alone_lists_its_targets():
     done = make(ROOT)
     assert done.returncode == 0
-    assert re.findall(r"make (\w+) ", done.stdout) == [
-        "help",
-        "repro",
-        "tokenizer",
-        "test",
-        "lab",
-        "ablations",
-        "lint",
-        "lock",
-        "clean",
-    ]
+    targets = "help repro tokenizer test lab ablations lint lock clean"
+    assert re.findall(r"make (\w+) ", done.stdout) == targets.split()
 
 
 def test_make_says_when_python_is_too_old(folder_with_space):
@@ -160,18 +142,13 @@ def test_make_says_when_python_is_too_old(folder_with_space):
 
 def test_make_installs_once_and_then_runs_the_stages_with_the_project_python(folder_with_space):
     log = folder_with_space / "log"
-    fake = script(
-        folder_with_space / "fake python",
-        'echo "$@" >> log\nif [ "$1 $2" = "-m venv" ]; then mkdir -p .venv/bin; cp "$0" .venv/bin/python; fi',
-    )
+    create = 'if [ "$1 $2" = "-m venv" ]; then mkdir -p .venv/bin; cp "$0" .venv/bin/python; fi'
+    fake = script(folder_with_space / "fake python", f'echo "$@" >> log\n{create}')
     first, second = (make(folder_with_space, "repro", f"PYTHON={fake}") for _ in range(2))
     assert first.returncode == second.returncode == 0, first.stderr
     said = log.read_text()
-    assert (
-        said.count("-m venv") == 1
-        and said.count("pip install") == 1
-        and said.count("-m workbook.run_stages dvc.yaml") == 2
-    )
+    calls = ("-m venv", "pip install", "-m workbook.run_stages dvc.yaml")
+    assert [said.count(call) for call in calls] == [1, 1, 2]
     assert "-c requirements.lock -e .[lab,test]" in said
     assert "versions of requirements.lock" in first.stdout
     (folder_with_space / ".venv/installed").unlink()
@@ -200,47 +177,27 @@ def test_make_forgets_a_failed_installation(folder_with_space):
     assert done.returncode != 0 and not (folder_with_space / ".venv" / "installed").exists()
 
 
+# -- what Git and DVC see ----------------------------------------------------------------------
+
+
 def ignored(tool: list[str], names: list[str]) -> set[str]:
     done = subprocess.run([*tool, *names], cwd=ROOT, capture_output=True, text=True)
     return {line.strip().strip('"') for line in done.stdout.splitlines()}
 
 
-INTERMEDIATE = [
-    ".venv/x",
-    "weights/a",
-    "models/a",
-    "codes/a",
-    "build/a",
-    ".ckpt/a",
-    "reports/failed/a.ipynb",
-]
-KEPT = [
-    "metrics/results.json",
-    "reports/index.html",
-    "reports/01.ipynb",
-    "data/landscapes/a.tar",
-    "dvc.lock",
-]
+MADE = ".venv/x weights/a models/a codes/a build/a .ckpt/a reports/failed/a.ipynb"
+KEPT = "metrics/results.json reports/index.html reports/01.ipynb data/landscapes/a.tar dvc.lock"
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
 def test_git_keeps_results_and_ignores_what_can_be_made_again():
-    assert ignored(["git", "check-ignore", "--no-index"], INTERMEDIATE + KEPT) == set(INTERMEDIATE)
+    names = [*MADE.split(), *KEPT.split()]
+    assert ignored(["git", "check-ignore", "--no-index"], names) == set(MADE.split())
 
 
 def test_dvc_sees_no_cache_folders():
-    hidden = [
-        "sitlib/__pycache__/a.pyc",
-        "notebooks/.ipynb_checkpoints/a.ipynb",
-        ".ckpt/a",
-        ".venv/a",
-    ]
-    seen = [
-        "sitlib/model/wavelets.py",
-        "notebooks/01_x.ipynb",
-        "models/a",
-        "build/notebooks/a.ipynb",
-    ]
+    hidden = ["sitlib/__pycache__/a.pyc", "notebooks/.ipynb_checkpoints/a.ipynb", ".ckpt/a"]
+    seen = ["sitlib/model/wavelets.py", "notebooks/01_x.ipynb", "models/a", "build/a.ipynb"]
     assert ignored([sys.executable, "-m", "dvc", "check-ignore"], hidden + seen) == set(hidden)
 
 
