@@ -1,112 +1,140 @@
-"""The image sets that travel with the repository: splits, licences, attribution."""
+"""The image sets of the repository: splits, licences, attribution; and where a user names others."""
 
 import json
 import re
+import shutil
 from collections import Counter
 
 import pytest
 import webdataset
+import yaml
+from dvc.repo import Repo
 
 from sitlib.data import open_images
+from sitlib.strict import ConfigError
+from workbook import profile
 from workbook.paths import ROOT
-
-SETS = ("landscapes", "emoji", "extra")
+from workbook.profile import fill_in, load_profile
 
 
 @pytest.fixture(scope="module")
 def records():
-    """All records of every set, read by webdataset itself."""
+    """All records of every set by key, read by webdataset itself."""
     found = {}
-    for name in SETS:
+    for name in ("landscapes", "emoji", "extra"):
         shards = [str(path) for path in sorted((ROOT / "data" / name).glob("*.tar"))]
-        samples = webdataset.WebDataset(shards, shardshuffle=False, empty_check=False)
-        found[name] = [
-            (sample["__url__"], sample["__key__"], json.loads(sample["json"])) for sample in samples
-        ]
+        samples = list(webdataset.WebDataset(shards, shardshuffle=False, empty_check=False))
+        found[name] = {sample["__key__"]: json.loads(sample["json"]) for sample in samples}
+        assert len(found[name]) == len(samples)
+        assert all(f"/{json.loads(s['json'])['split']}-" in s["__url__"] for s in samples)
     return found
 
 
 def test_every_record_says_where_it_comes_from(records):
-    for name in SETS:
-        for shard, key, record in records[name]:
-            assert record["key"] == key and f"/{record['split']}-" in shard
-            assert {"class", "package", "file", "licence", "author", "size"} <= record.keys()
-            assert re.fullmatch(
-                r"CC-BY-SA-[34]\.0|CC-BY-2\.0|CC0-1\.0|MIT|public-domain", record["licence"]
-            )
+    text = (ROOT / "data/README.md").read_text(encoding="utf-8")
+    licences = r"CC-BY-SA-[34]\.0|CC-BY-2\.0|CC0-1\.0|MIT|public-domain"
+    for name, of_set in records.items():
+        for key, record in of_set.items():
+            assert record["key"] == key and re.fullmatch(licences, record["licence"])
+            assert {"class", "package", "file", "author", "size"} <= record.keys()
             if record["licence"].startswith("CC-BY"):
                 assert record["author"] not in ("", "Various") and record["contact"]
+            if name != "emoji":
+                (row,) = re.findall(rf"^\| {re.escape(key)} \|.*$", text, flags=re.MULTILINE)
+                assert record["licence"] in row and record["author"] in row
+                assert (record["contact"] or "") in row
 
 
 def test_landscapes_classes_and_splits(records):
-    count = Counter(record["class"] for *_, record in records["landscapes"])
+    landscapes = records["landscapes"].values()
+    count = Counter(record["class"] for record in landscapes)
     large = {"mountain": 50, "arid": 44, "water": 43, "green": 20, "city": 19}
-    assert count == large | {
-        "sky": 18,
-        "snow": 13,
-        "lava": 8,
-        "space": 8,
-        "industrial": 5,
-        None: 45,
-    }
-    keys = [record["key"] for *_, record in records["landscapes"]]
-    assert len(set(keys)) == len(keys) == 273
-    test = Counter(
-        record["class"] for *_, record in records["landscapes"] if record["split"] == "test"
-    )
+    small = {"sky": 18, "snow": 13, "lava": 8, "space": 8, "industrial": 5, None: 45}
+    assert count == large | small and len(landscapes) == 273
+    test = Counter(record["class"] for record in landscapes if record["split"] == "test")
     assert all(1 <= test[name] <= max(1, 0.2 * total) for name, total in count.items())
-    split_of = {record["key"]: record["split"] for *_, record in records["landscapes"]}
+    split_of = {key: record["split"] for key, record in records["landscapes"].items()}
     assert split_of["mfield0"] == split_of["mfield1"] and split_of["water5"] == split_of["water9"]
 
 
 def test_a_named_author_goes_before_a_wider_pattern(records):
     """`mountain1*` (public domain) also matches mountain10-sfiera, whose author asks for CC-BY-SA."""
-    terms = {record["key"]: record["licence"] for *_, record in records["landscapes"]}
-    assert terms["mountain1"] == "public-domain"
+    terms = {key: record["licence"] for key, record in records["landscapes"].items()}
+    assert terms["mountain1"] == "public-domain" and terms["bwerner0"] == "CC-BY-SA-3.0"
     marked = [key for key in terms if "-" in key]
     assert len(marked) > 50 and all(terms[key] == "CC-BY-SA-4.0" for key in marked)
-    assert terms["bwerner0"] == "CC-BY-SA-3.0"
 
 
-def test_emoji_base_names_never_leak(records):
-    splits = {}
-    for *_, record in records["emoji"]:
+def test_neither_names_nor_pictures_of_emoji_leak(records):
+    emoji, splits = records["emoji"].values(), {}
+    for record in emoji:
         splits.setdefault(record["base_name"], set()).add(record["split"])
-        assert (
-            record["name"].startswith(record["base_name"])
-            and record["short_names"]
-            and record["subcategory"]
-        )
+        assert record["name"].startswith(record["base_name"])
+        assert record["short_names"] and record["subcategory"]
     assert all(len(found) == 1 for found in splits.values()) and len(splits) == 1851
-    share = sum(record["split"] == "test" for *_, record in records["emoji"]) / len(
-        records["emoji"]
-    )
-    assert len(records["emoji"]) == 3374 and 0.08 < share < 0.12
-
-
-def test_emoji_pictures_never_leak():
-    train, test = (open_images("data/emoji", split) for split in ("train", "test"))
-    pictures = [
-        {source.picture(i)[1].tobytes() for i in range(len(source))} for source in (train, test)
-    ]
+    share = sum(record["split"] == "test" for record in emoji) / len(emoji)
+    assert len(emoji) == 3374 and 0.08 < share < 0.12
+    train, test = (open_images(ROOT / "data/emoji", split) for split in ("train", "test"))
+    pictures = [{s.picture(i)[1].tobytes() for i in range(len(s))} for s in (train, test)]
     assert not pictures[0] & pictures[1]
     assert train.class_names == test.class_names and len(train.class_names) == 9
     assert {train.picture(i)[1].size for i in range(len(train))} == {(128, 128)}
-    corner = train[0].image[:, 0, 0]
-    assert corner.min() >= 250  # on white
-
-
-def test_readme_attributes_every_photograph(records):
-    text = (ROOT / "data/README.md").read_text(encoding="utf-8")
-    for name in ("landscapes", "extra"):
-        for *_, record in records[name]:
-            (row,) = re.findall(rf"^\| {re.escape(record['key'])} \|.*$", text, flags=re.MULTILINE)
-            assert (
-                record["licence"] in row
-                and record["author"] in row
-                and (record["contact"] or "") in row
-            )
+    assert train[0].image[:, 0, 0].min() >= 250  # on white
 
 
 def test_sets_are_small_enough_to_clone():
     assert sum(path.stat().st_size for path in (ROOT / "data").rglob("*.tar")) < 23e6
+
+
+# -- folders of a user -----------------------------------------------------------------------------
+
+PARAMETERS = yaml.safe_load((ROOT / "params.yaml").read_text())
+OWN = {
+    "data_folder": "/big/imagenet",
+    "captioned_data_folder": "data/my coco",
+    "extra_data_folder": "data/more",
+}
+
+
+@pytest.mark.parametrize("name", ["quick", "smoke", "paper"])
+def test_profiles_name_the_folders_of_params(tmp_path, monkeypatch, name):
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMETERS | OWN))
+    (tmp_path / "profiles").symlink_to(ROOT / "profiles")
+    monkeypatch.setattr(profile, "resolve", lambda path: tmp_path / path)
+    loaded = load_profile(name)
+    assert loaded.data.source == OWN["data_folder"]
+    variants = {loaded.autoregressive_variant(name).tokenizer for name in loaded.text.variants}
+    sources = {loaded.tokenizer_data(variant).source for variant in variants}
+    assert sources == {OWN["captioned_data_folder"]}
+    sources = {chosen.source for chosen in loaded.tokenizer.evaluation.sets.values()}
+    assert sources <= set(OWN.values()) and OWN["data_folder"] in sources
+    if name == "paper":
+        assert loaded.text.captions.source == "data/my coco/annotations/captions_{split}2017.json"
+
+
+def test_a_plain_path_stays_and_an_unknown_name_is_refused():
+    assert fill_in("data/{split}/x", PARAMETERS) == "data/{split}/x"
+    message = r"names \$\{data_foldr\}, which params.yaml does not have.*data_folder"
+    with pytest.raises(ConfigError, match=message):
+        fill_in({"source": "${data_foldr}/x"}, PARAMETERS)
+    with pytest.raises(ConfigError, match="tokenizers"):  # there, but not a text
+        fill_in("${tokenizers}", PARAMETERS)
+
+
+def test_stages_depend_on_the_folders_of_params(tmp_path):
+    """All that read images, also where two of the folders are one."""
+    own = OWN | {"extra_data_folder": "data/my coco"}
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMETERS | own))
+    repo = Repo.init(str(tmp_path), no_scm=True)
+    deps = {stage.name: {str(dep) for dep in stage.deps} for stage in repo.index.stages}
+    repo.close()
+    bundled = ("data/landscapes", "data/emoji", "data/extra")
+    for name, paths in deps.items():
+        if name not in ("wavelet_analysis", "sit_from_scratch"):  # which are about these very sets
+            assert not any(path.endswith(bundled) for path in paths), name
+    for name in ("train_tokenizer@sit4-seed0", "extract_codes@sit4-seed0"):
+        assert sum(path.endswith(("imagenet", "my coco")) for path in deps[name]) == 2
+    assert any("/big/imagenet" in path for path in deps["real_features"])
+    assert any("my coco" in path for path in deps["real_text_features"])
