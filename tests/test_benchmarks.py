@@ -74,6 +74,7 @@ def test_ratios_to_peers_and_to_the_limit_are_printed(sampling, capsys, monkeypa
         sampling.main([])
 
 
+@pytest.mark.slow
 def test_every_part_of_the_gpu_check_runs_and_writes_what_it_found(tmp_path):
     environment = {**os.environ, "SCALE": "tiny", "OUT": str(tmp_path), "OMP_NUM_THREADS": "1"}
     script = ["bash", str(ROOT / "scripts/gpu_check.sh")]
