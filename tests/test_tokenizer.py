@@ -6,12 +6,9 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from sitlib.data import held_out_views, open_images
 from sitlib.files import load_model, save_model
-from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.patchify import SpectralGeometry
 from sitlib.model.quantizer import QUANTIZERS, Codebook, Quantized
 from sitlib.model.tiling import ImageCodes, decode_codes, encode_image, pad
@@ -80,18 +77,6 @@ def test_vit_vqgan_is_the_zero_level_case():
     assert torch.equal(geometry.patchify([images])[0], unfolded)
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 3), st.integers(1, 4), st.integers(1, 3))
-def test_coefficients_survive_the_way_through_patches(levels, grid_size, multiple):
-    geometry = SpectralGeometry(grid_size * multiple * 2**levels, levels, grid_size)
-    maps = geometry.forward(torch.rand(2, 3, geometry.size, geometry.size))
-    patches = geometry.patchify(maps)
-    dims = [geometry.patch_dim(scale) for scale in geometry.scales]
-    assert [list(x.shape[1:]) for x in patches] == [[grid_size**2, dim] for dim in dims]
-    for one, other in zip(geometry.unpatchify(patches), maps, strict=True):
-        assert torch.equal(one, other)
-
-
 def test_a_token_covers_one_part_of_the_image_at_every_scale():
     images = torch.zeros(1, 3, 64, 64)
     images[:, :, 16:32, 32:48] = torch.rand(3, 16, 16)  # the patch in row 1, column 2
@@ -109,13 +94,6 @@ def test_patches_are_normalized_and_invertible(variant):
     patches = tokenizer.normalized_patches(images)
     assert all(x.mean().abs() < 1e-3 and abs(x.std() - 1) < 0.02 for x in patches)
     torch.testing.assert_close(tokenizer.to_images(patches), images, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("wavelet", ["db2", "bior2.2", "bior4.4"])
-def test_any_wavelet(wavelet):
-    tokenizer, images = tokenizer_of("sit4", wavelet=wavelet), blobs()
-    back = tokenizer.to_images(tokenizer.normalized_patches(images))
-    torch.testing.assert_close(back, images, atol=1e-5, rtol=0)
 
 
 @every_variant
@@ -142,7 +120,7 @@ def test_the_decoder_may_be_given_a_mixture_of_latents_and_codes():
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_in_mixed_precision_lookup_and_outer_layers_stay_exact(monkeypatch):
+def test_in_mixed_precision_lookup_and_outer_layers_stay_exact():
     tokenizer, images = tokenizer_of("sit4"), blobs()
     with torch.autocast("cpu", torch.bfloat16):
         output = tokenizer(images)
@@ -152,8 +130,7 @@ def test_in_mixed_precision_lookup_and_outer_layers_stay_exact(monkeypatch):
     moved = update_codebooks(tokenizer, output.latents, output.codes, reset_dead_codes_after=1)
     assert all(rows.any() for rows in moved)
     # Without transformers between them nothing is left that autocast may round.
-    for part in (tokenizer.encoder, tokenizer.decoder):
-        monkeypatch.setattr(part, "forward", lambda x: x)
+    tokenizer.encoder = tokenizer.decoder = torch.nn.Identity()
     expected = tokenizer(images)
     with torch.autocast("cpu", torch.bfloat16):
         output = tokenizer(images)
@@ -241,12 +218,8 @@ def test_codes_of_a_downsampled_photograph_are_the_first_scales_of_the_whole(var
     for scales, size in enumerate(tokenizer.sizes, 1):
         small = F.avg_pool2d(images, 64 // size)
         assert torch.equal(tokenizer.encode(small), codes[:, :scales]), size
-
-
-def test_with_another_wavelet_or_full_attention_they_are_not():
-    other, images = started("sit4", encoder_attention="scale_causal", wavelet="bior4.4")
-    small = F.avg_pool2d(images, 2)
-    assert not torch.equal(other.encode(small), other.encode(images)[:, :3])
+    other, _ = started(variant, encoder_attention="scale_causal", wavelet="bior4.4")  # not of Haar
+    assert not torch.equal(other.encode(F.avg_pool2d(images, 2)), other.encode(images)[:, :-1])
     assert tokenizer_of("sit4").sizes == [64]
 
 
@@ -329,16 +302,6 @@ def test_a_tokenizer_of_another_dtype_gives_nearly_the_same(dtype):
     assert (other.decode(codes).float() - tokenizer.decode(codes)).abs().max() < 0.1
 
 
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 17))
-def test_padding_is_undone(height, width, multiple):
-    images = torch.rand(1, 3, height, width)
-    padded = pad(images, multiple)
-    assert padded.shape[2] % multiple == padded.shape[3] % multiple == 0
-    assert padded.shape[2] - height < multiple and padded.shape[3] - width < multiple
-    assert torch.equal(padded[:, :, :height, :width], images)
-    assert torch.equal(padded[:, :, -1, -1], images[:, :, -1, -1])
-
-
 # -- second decoders, files, refusals --------------------------------------------------------------
 
 
@@ -357,21 +320,13 @@ def test_a_second_decoder_keeps_every_code_and_only_itself_learns():
             tokenizer_of("sit5_sc", **{key: value}).freeze_encoder_from(base)
 
 
-def test_a_checkpoint_opens_by_itself_and_refuses_what_it_is_not(tmp_path):
+def test_a_checkpoint_opens_by_itself(tmp_path):
     tokenizer, images = tokenizer_of("sit4"), blobs()
     tokenizer.fit_normalization(images)
-    path = tmp_path / "tokenizer.safetensors"
-    save_model(path, tokenizer, run="x")
-    again = load_model(path, SpectralTokenizer)
+    save_model(tmp_path / "tokenizer.safetensors", tokenizer, run="x")
+    again = load_model(tmp_path / "tokenizer.safetensors", SpectralTokenizer)
     assert again.config == tokenizer.config
     assert torch.equal(again.reconstruct(images), tokenizer.reconstruct(images))
-    with pytest.raises(ValueError, match="SpectralTokenizer in its metadata"):
-        load_model(path, AutoregressiveModel)
-    with pytest.raises(FileNotFoundError, match="make repro"):
-        load_model(tmp_path / "none.safetensors", SpectralTokenizer)
-    path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(ValueError, match="not a whole safetensors file"):
-        load_model(path, SpectralTokenizer)
 
 
 def integers(*shape, dtype=torch.int64):
