@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from dataclasses import replace
-from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -39,35 +38,6 @@ from workbook.runs import AutoregressiveRun, DualEncoderRun
 from workbook.tokenizers import held_out_set
 
 PROFILE = load_profile("smoke")
-NUM_CODES = 256
-
-
-class GreyTokens:
-    """Stand-in for a trained tokenizer: each of 4x4 tokens is the mean grey of its patch."""
-
-    def __init__(self, variant, sizes):
-        config = PROFILE.tokenizer_variant(variant)
-        self.config, self.sizes = replace(config, num_codes=NUM_CODES), sizes
-
-    def encode(self, images):
-        scales = self.config.num_scales - len(self.sizes) + 1 + self.sizes.index(images.shape[-1])
-        grey = torch.nn.functional.adaptive_avg_pool2d(images.mean(dim=1), 4).flatten(1)
-        return (grey * (NUM_CODES - 1)).round().long()[:, None].expand(-1, scales, -1)
-
-    def decode(self, codes, scales=None):
-        size = self.sizes[codes.shape[1] - self.config.num_scales - 1]
-        grey = codes[:, None, 0].unflatten(2, (4, 4)) / (NUM_CODES - 1)
-        return interpolate(grey, (size, size), mode="nearest").repeat(1, 3, 1, 1)
-
-    def parameters(self):
-        return [torch.zeros(3, 5), torch.zeros(2)]
-
-    def to(self, device):
-        return self
-
-
-CAUSAL = GreyTokens("sit5_sc", [4, 8, 16, 32, 64])
-BASELINE = GreyTokens("vit_vqgan", [64])
 
 
 def averaged(images, size):
@@ -77,175 +47,193 @@ def averaged(images, size):
     return images.numpy().reshape(count, channels, size, step, size, step).mean((3, 5))
 
 
-def with_evaluation(profile, **changes):
-    settings = replace(profile.tokenizer.evaluation, **changes)
-    return replace(profile, tokenizer=replace(profile.tokenizer, evaluation=settings))
+def with_evaluation(profile, section, **changes):
+    """A profile with changes of one section's evaluation."""
+    values = getattr(profile, section)
+    changed = replace(values, evaluation=replace(values.evaluation, **changes))
+    return replace(profile, **{section: changed})
 
 
 @pytest.fixture(scope="module")
-def profile():
-    """The smoke profile with few views: 10 of 8 extra photographs."""
-    sets = PROFILE.tokenizer.evaluation.sets
-    few = {name: replace(sets[name], views=n) for name, n in (("landscapes", 4), ("extra", 10))}
-    return with_evaluation(PROFILE, sets=few, seed=1)
-
-
-@pytest.fixture(scope="module")
-def measure(profile, weights_folder, tmp_path_factory):
-    """`evaluate_tokenizer`, the baseline down to 16 px only, with an own folder of features."""
-
-    def measure(model):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tokenizer, "SMALLEST_SIZE", 16)
-            patch.setattr(tokenizer, "FEATURES", str(features))
-            patch.setattr(tokenizer, "trained_tokenizer", lambda *_: SimpleNamespace(model=model))
-            return tokenizer.evaluate_tokenizer(profile, "sit5_sc", 0)
-
-    features = tmp_path_factory.mktemp("features")
-    return measure
-
-
-@pytest.fixture(scope="module")
-def lite0():
+def lite0(weights_folder):
     return load_lite0()
 
 
+# -- tokenizers ------------------------------------------------------------------------------------
+
+
 @pytest.fixture(scope="module")
-def causal_scores(measure):
-    return measure(CAUSAL)
+def few():
+    """The smoke profile with few views: 10 of 8 extra photographs."""
+    sets = PROFILE.tokenizer.evaluation.sets
+    few = {name: replace(sets[name], views=n) for name, n in (("landscapes", 4), ("extra", 10))}
+    return with_evaluation(PROFILE, "tokenizer", sets=few, seed=1)
 
 
-class TestTokenizer:
-    def test_views_are_those_of_the_set(self, profile):
-        images, keys = held_out_set(profile, "extra", 16)
-        expected, _, expected_keys = held_out_views(open_images("data/extra", "test"), 10, 16, 1)
-        assert torch.equal(images, expected) and keys == expected_keys
-        first = held_out_set(profile)[0]
-        assert torch.equal(first, held_out_set(profile, "landscapes", 64)[0])
-        with pytest.raises(ValueError, match="landscapes, extra"):
-            held_out_set(profile, "faces")
+def tiny_tokenizer(profile, variant, seed):
+    return SimpleNamespace(model=tokenizer_of(variant))
 
-    @pytest.mark.parametrize(
-        "variant, sizes",
-        [
-            ("sit5_sc", [64, 32, 16, 8, 4]),
-            ("sit5_sc_second", [64]),  # encodes small images, but its decoder needs all scales
-            ("sit4_sce", [64]),
-            ("sit4", [64]),
-            ("vit_vqgan", [64, 32, 16, 8, 4]),
-            ("sit6", [128]),
-        ],
-    )
-    def test_sizes_and_reconstructions_of_real_tokenizers(self, variant, sizes):
-        model = SpectralTokenizer(PROFILE.tokenizer_variant(variant)).eval()
-        assert evaluated_sizes(model) == sizes
-        for size in sizes[:2]:
-            images = torch.rand(2, 3, size, size)
-            codes, reconstructions = evaluate.reconstruct(model, images)
-            assert reconstructions.shape == images.shape
-            assert len(codes) == 2 and codes.shape[1] <= model.config.num_scales
 
-    def test_the_baseline_sees_small_images_enlarged(self):
-        images = torch.rand(70, 3, 16, 16)  # more than one batch
-        codes, reconstructions = evaluate.reconstruct(CAUSAL, images)
-        assert torch.equal(codes, CAUSAL.encode(images)) and codes.shape == (70, 3, 16)
-        assert torch.equal(reconstructions, CAUSAL.decode(codes))
-        codes, reconstructions = evaluate.reconstruct(BASELINE, images)
-        large = interpolate(images, (64, 64), mode="bicubic").clamp(0, 1)
-        assert torch.equal(codes, BASELINE.encode(large))
-        np.testing.assert_allclose(reconstructions, averaged(BASELINE.decode(codes), 16), atol=1e-6)
+@pytest.fixture(scope="module")
+def scores_of(few, lite0, tmp_path_factory):
+    """Scores of untrained tokenizers, views three at a time, the baseline down to 16 px only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "PART", 3)
+        patch.setattr(tokenizer, "SMALLEST_SIZE", 16)
+        patch.setattr(tokenizer, "FEATURES", str(tmp_path_factory.mktemp("features")))
+        patch.setattr(tokenizer, "trained_tokenizer", tiny_tokenizer)
+        names = ("sit5_sc", "vit_vqgan")
+        return {name: tokenizer.evaluate_tokenizer(few, name, 0) for name in names}
 
-    def test_every_set_and_size_has_every_metric(self, causal_scores, measure):
-        names = ("psnr", "lpips_alex", "fd_lite0", "kid", "kid_standard_deviation")
-        for scores, sizes in (
-            (causal_scores, [64, 32, 16, 8, 4]),
-            (measure(BASELINE), [64, 32, 16]),
-        ):
-            assert list(scores["sets"]) == ["landscapes", "extra"]
-            for by_size in scores["sets"].values():
-                assert [int(size) for size in by_size] == sizes
-                for size, one in zip(sizes, by_size.values(), strict=True):
-                    assert all(np.isfinite(one[name]) for name in names)
-                    assert ("lpips_vgg" in one) == (size == 64)
-                    assert (one["ssim"] is None) == (size < 11)
-                    assert one["intervals"]["psnr"][0] < one["psnr"] < one["intervals"]["psnr"][1]
-                    resized = scores is not causal_scores and size < 64
-                    assert ("size_change" in one["protocol"]) == resized
-                    assert one["protocol"]["size"] == [size, size]
-                    # The baseline has as many tokens for a small image as for a large one.
-                    num_scales = sizes[::-1].index(size) + 1 if scores is causal_scores else 1
-                    assert one["bits_per_pixel"] == num_scales * 16 * 8 / size**2
-            json.dumps(scores, allow_nan=False)
 
-    def test_scores_of_a_small_size_are_of_averaged_views(self, profile, causal_scores):
-        views, keys = held_out_set(profile, "extra")
-        images = torch.from_numpy(averaged(views, 16))
-        expected = psnr_per_image(CAUSAL.decode(CAUSAL.encode(images)), images)
-        scores = causal_scores["sets"]["extra"]["16"]
-        assert scores["psnr"] == pytest.approx(expected.mean().item(), abs=1e-4)
-        assert scores["photographs"] == sorted(set(keys)) and sum(scores["counts"]) == 10
-        assert scores["protocol"]["views"] == "random crops of 8 held-out photographs"
+def test_views_are_those_of_the_set(few):
+    images, keys = held_out_set(few, "extra", 16)
+    expected, _, expected_keys = held_out_views(open_images("data/extra", "test"), 10, 16, 1)
+    assert torch.equal(images, expected) and keys == expected_keys
+    assert torch.equal(held_out_set(few)[0], held_out_set(few, "landscapes", 64)[0])
+    with pytest.raises(ValueError, match="landscapes, extra"):
+        held_out_set(few, "faces")
 
-    def test_scores_at_full_size_are_those_of_the_metrics(self, profile, lite0, causal_scores):
-        views, keys = held_out_set(profile, "extra")
-        reconstructions = CAUSAL.decode(CAUSAL.encode(views))
-        scores = causal_scores["sets"]["extra"]["64"]
-        similarity = ssim_per_image(reconstructions, views).numpy()
-        means = [similarity[np.array(keys) == key].mean() for key in sorted(set(keys))]
-        assert scores["by_photograph"]["ssim"] == pytest.approx(means, rel=6e-4)
-        x, y = (lite0_features(images, lite0) for images in (reconstructions, views))
-        assert scores["fd_lite0"] == pytest.approx(frechet_distance(x, y), rel=1e-4)
-        kid = kernel_distance(x, y, subset_size=5, seed=1)[0]
-        assert scores["kid"] == pytest.approx(kid, rel=1e-3, abs=1e-5)
-        for name, features in (("lite0_score", x), ("lite0_score_originals", y)):
-            score = classifier_score(lite0.logits(features))
-            assert scores[name] == pytest.approx(score, rel=1e-4)
 
-    def test_top_level_is_the_first_set_at_full_size(self, profile, causal_scores):
-        first = causal_scores["sets"]["landscapes"]["64"]
-        by_photograph = {"photographs", "counts", "by_photograph"}
-        assert {name for name in first if name not in causal_scores} == by_photograph
-        assert all(causal_scores[name] == first[name] for name in set(first) - by_photograph)
-        images = held_out_set(profile)[0]
-        codes = CAUSAL.encode(images)
-        budget = error_by_scale(images, CAUSAL.decode(codes))
-        assert causal_scores["error_by_scale"] == pytest.approx(budget, rel=1e-5)
-        assert causal_scores["protocol"]["seed"] == 1 and causal_scores["parameters"] == 17
-        usage = 100 * min(len(scale.unique()) for scale in codes.unbind(1)) / NUM_CODES
-        assert causal_scores["usage"] == pytest.approx(usage)
-        books = ["approximation", *(f"details_{scale}" for scale in (2, 3, 4, 5))]
-        assert list(causal_scores["codebooks"]) == books and causal_scores["usage_images"] == 4
+@pytest.mark.parametrize(
+    "variant, sizes",
+    [
+        ("sit5_sc", [64, 32, 16, 8, 4]),
+        ("sit5_sc_second", [64]),  # encodes small images, but its decoder needs all scales
+        ("sit4", [64]),
+        ("vit_vqgan", [64, 32, 16, 8, 4]),
+        ("sit6", [128]),
+    ],
+)
+def test_sizes_and_reconstructions_of_real_tokenizers(variant, sizes):
+    model = SpectralTokenizer(PROFILE.tokenizer_variant(variant)).eval()
+    assert evaluated_sizes(model) == sizes
+    for size in sizes[:2]:
+        images = torch.rand(2, 3, size, size)
+        codes, reconstructions = evaluate.reconstruct(model, images)
+        assert reconstructions.shape == images.shape
+        assert len(codes) == 2 and codes.shape[1] <= model.config.num_scales
 
-    def test_scores_do_not_depend_on_parts(self, causal_scores, measure, monkeypatch):
-        def numbers(scores):
-            return {name: value for name, value in scores.items() if isinstance(value, float)}
 
-        monkeypatch.setattr(evaluate, "PART", 3)
-        again = measure(CAUSAL)
-        assert numbers(again) == pytest.approx(numbers(causal_scores), rel=1e-3, abs=1e-5)
-        for name, by_size in causal_scores["sets"].items():
-            for size, scores in by_size.items():
-                other = again["sets"][name][size]
-                assert other["photographs"] == scores["photographs"]
-                assert numbers(other) == pytest.approx(numbers(scores), rel=1e-3, abs=1e-5)
+def test_the_baseline_sees_small_images_enlarged():
+    images, causal, baseline = torch.rand(6, 3, 16, 16), tokenizer_of(), tokenizer_of("vit_vqgan")
+    codes, reconstructions = evaluate.reconstruct(causal, images)
+    assert torch.equal(codes, causal.encode(images)) and codes.shape == (6, 3, 16)
+    assert torch.equal(reconstructions, causal.decode(codes))
+    codes, reconstructions = evaluate.reconstruct(baseline, images)
+    large = interpolate(images, (64, 64), mode="bicubic").clamp(0, 1)
+    assert torch.equal(codes, baseline.encode(large))
+    np.testing.assert_allclose(reconstructions, averaged(baseline.decode(codes), 16), atol=1e-6)
 
-    def test_error_by_scale_adds_up_to_the_error_and_finds_its_scale(self):
-        generator = torch.Generator().manual_seed(0)
-        images = torch.rand(3, 3, 64, 64, generator=generator)
-        noisy = images + 0.1 * torch.randn(3, 3, 64, 64, generator=generator)
-        total = 4 * float((images - noisy).square().mean())
-        assert sum(error_by_scale(images, noisy)) == pytest.approx(total, rel=1e-5)
-        darker = error_by_scale(images, images - 0.1)  # a constant error is of the approximation
-        assert darker[0] == pytest.approx(4 * 0.01, rel=1e-4) and sum(darker[1:]) < 1e-8
 
-    def test_features_of_originals_are_kept(self, tmp_path, lite0, monkeypatch):
-        monkeypatch.setattr(tokenizer, "FEATURES", str(tmp_path))
-        images = torch.rand(2, 3, 16, 16)
-        for network in (lite0, None):  # the second time it is not needed
-            features = original_features(images, network)
-            assert torch.equal(features, lite0_features(images, lite0))
-        original_features(images + 1e-3, lite0)
-        assert len(list(tmp_path.iterdir())) == 2
+def test_every_set_and_size_has_every_metric(scores_of):
+    names = ("psnr", "lpips_alex", "fd_lite0", "kid", "kid_standard_deviation")
+    for variant, sizes in (("sit5_sc", [64, 32, 16, 8, 4]), ("vit_vqgan", [64, 32, 16])):
+        scores = scores_of[variant]
+        assert list(scores["sets"]) == ["landscapes", "extra"]
+        for by_size in scores["sets"].values():
+            assert [int(size) for size in by_size] == sizes
+            for size, one in zip(sizes, by_size.values(), strict=True):
+                assert all(np.isfinite(one[name]) for name in names)
+                assert ("lpips_vgg" in one) == (size == 64)
+                assert (one["ssim"] is None) == (size < 11)
+                assert one["intervals"]["psnr"][0] < one["psnr"] < one["intervals"]["psnr"][1]
+                is_baseline = variant == "vit_vqgan"
+                assert ("size_change" in one["protocol"]) == (is_baseline and size < 64)
+                assert one["protocol"]["size"] == [size, size]
+                # The baseline has as many tokens for a small image as for a large one.
+                tokens = 64 if is_baseline else 16 * (sizes[::-1].index(size) + 1)
+                assert one["bits_per_pixel"] == tokens * 6 / size**2
+        json.dumps(scores, allow_nan=False)
+
+
+def test_scores_are_those_of_the_metrics(few, lite0, scores_of):
+    (views, keys), model = held_out_set(few, "extra"), tokenizer_of()
+    small, of_size = torch.from_numpy(averaged(views, 16)), scores_of["sit5_sc"]["sets"]["extra"]
+    expected = psnr_per_image(model.reconstruct(small), small)
+    assert of_size["16"]["psnr"] == pytest.approx(expected.mean().item(), abs=1e-4)
+    reconstructions, scores = model.reconstruct(views), of_size["64"]
+    assert scores["photographs"] == sorted(set(keys)) and sum(scores["counts"]) == 10
+    assert scores["protocol"]["views"] == "random crops of 8 held-out photographs"
+    similarity = ssim_per_image(reconstructions, views).numpy()
+    means = [similarity[np.array(keys) == key].mean() for key in sorted(set(keys))]
+    assert scores["by_photograph"]["ssim"] == pytest.approx(means, rel=6e-4)
+    x, y = (lite0_features(images, lite0) for images in (reconstructions, views))
+    assert scores["fd_lite0"] == pytest.approx(frechet_distance(x, y), rel=1e-4)
+    kid = kernel_distance(x, y, subset_size=5, seed=1)[0]
+    assert scores["kid"] == pytest.approx(kid, rel=1e-3, abs=1e-5)
+    for name, features in (("lite0_score", x), ("lite0_score_originals", y)):
+        score = classifier_score(lite0.logits(features))
+        assert scores[name] == pytest.approx(score, rel=1e-4)
+
+
+def test_top_level_is_the_first_set_at_full_size(few, scores_of):
+    scores, model = scores_of["sit5_sc"], tokenizer_of()
+    first = scores["sets"]["landscapes"]["64"]
+    by_photograph = {"photographs", "counts", "by_photograph"}
+    assert {name for name in first if name not in scores} == by_photograph
+    assert all(scores[name] == first[name] for name in set(first) - by_photograph)
+    images = held_out_set(few)[0]
+    codes = model.encode(images)
+    budget = error_by_scale(images, model.decode(codes))
+    assert scores["error_by_scale"] == pytest.approx(budget, rel=1e-5)
+    assert scores["parameters"] == sum(p.numel() for p in model.parameters())
+    usage = 100 * min(len(scale.unique()) for scale in codes.unbind(1)) / 64
+    assert scores["usage"] == pytest.approx(usage) and scores["usage_images"] == 4
+    books = ["approximation", *(f"details_{scale}" for scale in (2, 3, 4, 5))]
+    assert list(scores["codebooks"]) == books and scores["protocol"]["seed"] == 1
+
+
+def test_error_by_scale_adds_up_to_the_error_and_finds_its_scale():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(3, 3, 64, 64, generator=generator)
+    noisy = images + 0.1 * torch.randn(3, 3, 64, 64, generator=generator)
+    total = 4 * float((images - noisy).square().mean())
+    assert sum(error_by_scale(images, noisy)) == pytest.approx(total, rel=1e-5)
+    darker = error_by_scale(images, images - 0.1)  # a constant error is of the approximation
+    assert darker[0] == pytest.approx(4 * 0.01, rel=1e-4) and sum(darker[1:]) < 1e-8
+
+
+def test_features_of_originals_are_kept(tmp_path, lite0, monkeypatch):
+    monkeypatch.setattr(tokenizer, "FEATURES", str(tmp_path))
+    images = torch.rand(2, 3, 16, 16)
+    for network in (lite0, None):  # the second time it is not needed
+        features = original_features(images, network)
+        assert torch.equal(features, lite0_features(images, lite0))
+    original_features(images + 1e-3, lite0)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+# -- generators ------------------------------------------------------------------------------------
+
+
+def test_nats_are_those_of_one_sequence_at_a_time(monkeypatch):
+    monkeypatch.setattr(evaluate, "BATCH", 3)  # 7 sequences: a part of a batch at the end
+    model, generator = model_of("class"), torch.Generator().manual_seed(0)
+    shape = (7, model.config.num_scales, model.config.tokens_per_scale)
+    codes = torch.randint(model.config.num_codes, shape, generator=generator)
+    classes = torch.randint(len(model.config.classes), (7,), generator=generator)
+    scores = evaluate.held_out_nats(model, codes, classes)
+    with torch.no_grad():
+        pairs = zip(codes, classes, strict=True)
+        log_p = torch.cat([model(c[None], y[None]) for c, y in pairs])
+    log_p = log_p.double().log_softmax(dim=-1)
+    expected = -log_p.gather(-1, codes[..., None]).mean(dim=(0, 2, 3))
+    assert scores["nats_by_scale"] == pytest.approx(expected.tolist(), rel=1e-5)
+    assert scores["nats_per_token"] == pytest.approx(float(expected.mean()), rel=1e-5)
+
+
+def test_samples_have_the_classes_of_the_reference_views():
+    count = PROFILE.autoregressive.evaluation.reference_views
+    _, labels = held_out_wide(PROFILE, next(iter(PROFILE.autoregressive.variants)), count)
+    drawn = generation.sampled_labels(PROFILE, 2 * count)
+    assert Counter(drawn.tolist()) == Counter(2 * labels.tolist())
+    assert torch.equal(generation.sampled_labels(PROFILE, count - 1), labels[:-1])
+
+
+def test_a_decoder_of_other_codes_is_refused():
+    with pytest.raises(ValueError, match="vit_vqgan does not decode the codes"):
+        generation.evaluate_generator(PROFILE, "ar_sit5_sc", 7, "vit_vqgan")
 
 
 class Inception:
@@ -261,166 +249,128 @@ class Inception:
         return {"fid": dict(self.counts)}
 
 
-class TestGeneration:
-    def test_nats_are_those_of_a_float64_model_one_sequence_at_a_time(self, monkeypatch):
-        monkeypatch.setattr(evaluate, "BATCH", 3)  # 7 sequences: a part of a batch at the end
-        model, generator = model_of("class"), torch.Generator().manual_seed(0)
-        shape = (7, model.config.num_scales, model.config.tokens_per_scale)
-        codes = torch.randint(model.config.num_codes, shape, generator=generator)
-        classes = torch.randint(len(model.config.classes), (7,), generator=generator)
-        scores = evaluate.held_out_nats(model, codes, classes)
-        with torch.no_grad():
-            log_p = torch.cat(
-                [model(c[None], y[None]) for c, y in zip(codes, classes, strict=True)]
-            )
-        log_p = log_p.double().log_softmax(dim=-1)
-        expected = -log_p.gather(-1, codes[..., None]).mean(dim=(0, 2, 3))
-        torch.testing.assert_close(
-            torch.tensor(scores["nats_by_scale"]).double(), expected, atol=1e-5, rtol=1e-5
-        )
-        assert scores["nats_per_token"] == pytest.approx(float(expected.mean()), rel=1e-5)
-
-    def test_samples_have_the_classes_of_the_reference_views(self):
-        count = PROFILE.autoregressive.evaluation.reference_views
-        _, labels = held_out_wide(PROFILE, next(iter(PROFILE.autoregressive.variants)), count)
-        drawn = generation.sampled_labels(PROFILE, 2 * count)
-        assert Counter(drawn.tolist()) == Counter(2 * labels.tolist())
-        assert torch.equal(generation.sampled_labels(PROFILE, count - 1), labels[:-1])
-
-    def test_features_do_not_depend_on_parts(self, monkeypatch):
-        settings = replace(PROFILE.autoregressive.evaluation, reference_views=6, kid_subset_size=2)
-        section = replace(PROFILE.autoregressive, evaluation=settings)
-        profile = replace(PROFILE, autoregressive=section)
-        whole = generation.real_features(profile, "ar_sit4")
-        assert whole["held_out"].shape == whole["train"].shape == (6, 1280)
-        monkeypatch.setattr(evaluate, "PART", 4)
-        for name, features in generation.real_features(profile, "ar_sit4").items():
-            torch.testing.assert_close(features, whole[name], atol=1e-4, rtol=1e-3)
-
-    def test_a_decoder_of_other_codes_is_refused(self):
-        with pytest.raises(ValueError, match="vit_vqgan does not decode the codes"):
-            generation.evaluate_generator(PROFILE, "ar_sit5_sc", 7, "vit_vqgan")
+def tiny_codes(profile, variant):
+    c = tokenizer_of(profile.autoregressive_variant(variant).tokenizer).config
+    shape, rng = (5, c.num_scales, c.tokens_per_scale), torch.Generator().manual_seed(1)
+    codes, labels = torch.randint(c.num_codes, shape, generator=rng), torch.arange(5)
+    is_text = variant in profile.text.variants
+    classes = [] if is_text else images_of(profile, variant, "test").class_names
+    return Codes(codes, labels, codes, labels % max(1, len(classes) or 5), classes)
 
 
-class TestWholeEvaluations:
-    """Untrained models of the smoke profile, a few samples."""
-
-    @pytest.fixture
-    def profile(self, monkeypatch, tmp_path, weights_folder):
-        def tiny_tokenizer(profile, variant, seed):
-            return SimpleNamespace(model=tokenizer_of(variant))
-
-        def tiny_codes(profile, variant):
-            c = tokenizer_of(profile.autoregressive_variant(variant).tokenizer).config
-            rng = torch.Generator().manual_seed(1)
-            shape = (5, c.num_scales, c.tokens_per_scale)
-            codes, labels = torch.randint(c.num_codes, shape, generator=rng), torch.arange(5)
-            is_text = variant in profile.text.variants
-            classes = [] if is_text else images_of(profile, variant, "test").class_names
-            return Codes(codes, labels, codes, labels % max(1, len(classes) or 5), classes)
-
-        def tiny_generator(profile, variant, seed):
-            run = AutoregressiveRun.of(profile, variant, seed)
-            texts = SimpleNamespace(captions=[CAPTIONS]) if run.codes.captions else None
-            config = model_config(run, tiny_codes(profile, variant), texts)
-            if texts is not None:  # room for captions of characters
-                characters = TextTokenizer.train(CAPTIONS, 300, 256)
-                encoder = replace(config.transformer.text, max_tokens=256)
-                transformer = replace(config.transformer, text=encoder)
-                config = replace(
-                    config, transformer=transformer, text_tokenizer=characters.to_json()
-                )
-            torch.manual_seed(seed)
-            model = AutoregressiveModel(config).eval()
-            for head in model.heads:
-                torch.nn.init.normal_(head.weight, std=0.5)
-            return SimpleNamespace(model=model)
-
-        def tiny_judge(profile):
-            shape = DualEncoderRun.of(profile).model
-            return SimpleNamespace(
-                model=DualEncoder(StoredDualEncoderConfig(shape, TEXTS.to_json(), 1280)).eval()
-            )
-
-        for name, replacement in (
-            ("trained_tokenizer", tiny_tokenizer),
-            ("trained_generator", tiny_generator),
-            ("load_codes", tiny_codes),
-            ("resolve", lambda path: tmp_path / path),
-        ):
-            monkeypatch.setattr(generation, name, replacement)
-        monkeypatch.setattr(text, "trained_dual_encoder", tiny_judge)
-        sweeps = {"top_p_sweep": [], "guidance_sweep": [1.5, 4.0]}
-        few = {"kid_subset_size": 2, "neighbors": 1, **sweeps}
-        views = {"samples": 6, "reference_views": 5, "sweep_samples": 6}
-        asked = {"prompts": 4, "candidates": 4}
-        sections = {
-            name: replace(section, evaluation=replace(section.evaluation, **few, **changes))
-            for name, section, changes in (
-                ("autoregressive", PROFILE.autoregressive, views),
-                ("text", PROFILE.text, asked),
-            )
-        }
-        return replace(PROFILE, **sections)
-
-    def test_of_a_class_conditional_model(self, profile, lite0, tmp_path, monkeypatch):
-        variant, sampling = "ar_sit5_sc", profile.sampler("ar_sit5_sc")
-        real = generation.real_features(profile, variant)
-        write_tensors(tmp_path / generation.REAL, real, {})
-        scores = generation.evaluate_generator(profile, variant, 0, pipeline=True)
-        images = generation.load_samples(profile, variant, 0, 1)
-        codes = load_file(tmp_path / f"samples/{variant}-seed0.safetensors")["codes"]
-        assert all(x.shape == (1, 3, 64, 64) for x in images.values()) and len(codes) == 6
-        views = held_out_wide(profile, variant, 5)[0]
-        x, y = (lite0_features(i, lite0) for i in (tokenizer_of().decode(codes), views))
-        assert scores["fd_lite0"] == pytest.approx(frechet_distance(x, y), rel=1e-4)
-        assert scores["real"]["fd_lite0"] == pytest.approx(
-            frechet_distance(real["train"], y), rel=1e-4
-        )
-        same, other = scores["guidance_sweep"]
-        assert same["guidance"] == sampling.guidance and same["fd_lite0"] == scores["fd_lite0"]
-        assert other["guidance"] == 4 and other["fd_lite0"] != scores["fd_lite0"]
-        assert {"reconstruction", "nats_per_token", "parameters", "run"} <= scores.keys()
-        assert scores["protocol"]["guidance"] == sampling.guidance
-        json.dumps(scores, allow_nan=False)
-        # The pipeline's results are read, not made again.
-        monkeypatch.setattr(generation, "generate", None)
-        monkeypatch.setattr(evaluate, "resolve", lambda path: tmp_path / path)
-        write_json(tmp_path / f"metrics/generation/{variant}-seed0.json", scores)
-        stored = generation.generator_scores(profile, variant, 0)
-        assert stored["run"] == scores["run"] and stored.keys() == scores.keys()
-        with pytest.raises(TypeError):
-            generation.generator_scores(profile, variant, 1)
-        # The same samples through a second decoder, with Inception scores.
-        monkeypatch.setattr(generation.metrics, "InceptionMetrics", Inception)
-        asking = with_evaluation(profile, inception=True)
-        again = generation.generator_scores(asking, variant, 0, "sit5_sc_second")
-        assert again["fd_lite0"] != scores["fd_lite0"] and again["protocol"] == scores["protocol"]
-        assert again["fid"] == {("samples", False): 6, ("originals", True): 5}
-
-    def test_of_a_text_conditional_model(self, profile):
-        variant = next(iter(profile.text.variants))
-        scores = generation.evaluate_generator(profile, variant, 0)
-        for kind in text.KINDS:
-            of_kind = scores["kinds"][kind]
-            assert list(of_kind) == ["samples", "reconstruction", "real"]
-            right = of_kind["samples"]
-            assert right["r_precision"] == scores[f"r_precision_{kind}"]
-            assert right["chance"] == 25 and len(right["by_prompt"]) == 4
-        assert [row["guidance"] for row in scores["guidance_sweep"]] == [1.5, 4.0]
-        assert all(0 <= row["r_precision"] <= 100 for row in scores["guidance_sweep"])
-        assert scores["reconstruction"]["fd_lite0"] > 0 and "real" not in scores
-        assert {"prompts", "r_precision", "references"} <= scores["protocol"].keys()
-        json.dumps(scores, allow_nan=False)
+def tiny_generator(profile, variant, seed):
+    run = AutoregressiveRun.of(profile, variant, seed)
+    texts = SimpleNamespace(captions=[CAPTIONS]) if run.codes.captions else None
+    config = model_config(run, tiny_codes(profile, variant), texts)
+    if texts is not None:  # room for captions of characters
+        encoder = replace(config.transformer.text, max_tokens=256)
+        transformer = replace(config.transformer, text=encoder)
+        characters = TextTokenizer.train(CAPTIONS, 300, 256).to_json()
+        config = replace(config, transformer=transformer, text_tokenizer=characters)
+    torch.manual_seed(seed)
+    model = AutoregressiveModel(config).eval()
+    for head in model.heads:
+        torch.nn.init.normal_(head.weight, std=0.5)
+    return SimpleNamespace(model=model)
 
 
-@cache
-def asked(kind):
-    return text.prompts(PROFILE, kind)
+def tiny_judge(profile):
+    config = StoredDualEncoderConfig(DualEncoderRun.of(profile).model, TEXTS.to_json(), 1280)
+    return SimpleNamespace(model=DualEncoder(config).eval())
+
+
+@pytest.fixture
+def untrained(monkeypatch, tmp_path, lite0):
+    """The smoke profile with a few samples, of models that are not trained."""
+    for name, replacement in (
+        ("trained_tokenizer", tiny_tokenizer),
+        ("trained_generator", tiny_generator),
+        ("load_codes", tiny_codes),
+        ("resolve", lambda path: tmp_path / path),
+    ):
+        monkeypatch.setattr(generation, name, replacement)
+    monkeypatch.setattr(text, "trained_dual_encoder", tiny_judge)
+    few = {"kid_subset_size": 2, "neighbors": 1, "top_p_sweep": [], "guidance_sweep": [1.5, 4.0]}
+    views = {"samples": 6, "reference_views": 5, "sweep_samples": 6}
+    profile = with_evaluation(PROFILE, "autoregressive", **few, **views)
+    return with_evaluation(profile, "text", **few, prompts=4, candidates=4)
+
+
+def test_a_class_conditional_model(untrained, lite0, tmp_path, monkeypatch):
+    profile, variant = untrained, "ar_sit5_sc"
+    sampling, real = profile.sampler(variant), generation.real_features(profile, variant)
+    write_tensors(tmp_path / generation.REAL, real, {})
+    scores = generation.evaluate_generator(profile, variant, 0, pipeline=True)
+    images = generation.load_samples(profile, variant, 0, 1)
+    codes = load_file(tmp_path / f"samples/{variant}-seed0.safetensors")["codes"]
+    assert all(x.shape == (1, 3, 64, 64) for x in images.values()) and len(codes) == 6
+    views = held_out_wide(profile, variant, 5)[0]
+    x, y = (lite0_features(i, lite0) for i in (tokenizer_of().decode(codes), views))
+    of_real = frechet_distance(real["train"], y)
+    assert scores["fd_lite0"] == pytest.approx(frechet_distance(x, y), rel=1e-4)
+    assert scores["real"]["fd_lite0"] == pytest.approx(of_real, rel=1e-4)
+    same, other = scores["guidance_sweep"]
+    assert same["guidance"] == sampling.guidance and same["fd_lite0"] == scores["fd_lite0"]
+    assert other["guidance"] == 4 and other["fd_lite0"] != scores["fd_lite0"]
+    assert {"reconstruction", "nats_per_token", "parameters", "run"} <= scores.keys()
+    assert scores["protocol"]["guidance"] == sampling.guidance
+    json.dumps(scores, allow_nan=False)
+    # The pipeline's results are read, not made again.
+    monkeypatch.setattr(generation, "generate", None)
+    monkeypatch.setattr(evaluate, "resolve", lambda path: tmp_path / path)
+    write_json(tmp_path / f"metrics/generation/{variant}-seed0.json", scores)
+    stored = generation.generator_scores(profile, variant, 0)
+    assert stored["run"] == scores["run"] and stored.keys() == scores.keys()
+    with pytest.raises(TypeError):
+        generation.generator_scores(profile, variant, 1)
+    # The same samples through a second decoder, with Inception scores.
+    monkeypatch.setattr(generation.metrics, "InceptionMetrics", Inception)
+    asking = with_evaluation(profile, "tokenizer", inception=True)
+    again = generation.generator_scores(asking, variant, 0, "sit5_sc_second")
+    assert again["fd_lite0"] != scores["fd_lite0"] and again["protocol"] == scores["protocol"]
+    assert again["fid"] == {("samples", False): 6, ("originals", True): 5}
+    # In parts, features are the same.
+    monkeypatch.setattr(evaluate, "PART", 4)
+    for name, features in generation.real_features(profile, variant).items():
+        torch.testing.assert_close(features, real[name], atol=1e-4, rtol=1e-3)
+
+
+def test_a_text_conditional_model(untrained):
+    variant = next(iter(untrained.text.variants))
+    scores = generation.evaluate_generator(untrained, variant, 0)
+    for kind in text.KINDS:
+        of_kind = scores["kinds"][kind]
+        assert list(of_kind) == ["samples", "reconstruction", "real"]
+        right = of_kind["samples"]
+        assert right["r_precision"] == scores[f"r_precision_{kind}"]
+        assert right["chance"] == 25 and len(right["by_prompt"]) == 4
+    assert [row["guidance"] for row in scores["guidance_sweep"]] == [1.5, 4.0]
+    assert all(0 <= row["r_precision"] <= 100 for row in scores["guidance_sweep"])
+    assert scores["reconstruction"]["fd_lite0"] > 0 and "real" not in scores
+    assert {"prompts", "r_precision", "references"} <= scores["protocol"].keys()
+    json.dumps(scores, allow_nan=False)
+
+
+# -- prompts ---------------------------------------------------------------------------------------
+
+
+def test_each_kind_of_prompts_is_what_its_title_says():
+    train = captioned(PROFILE, "train")
+    captions = {caption for captions in train.captions for caption in captions}
+    asked = {kind: text.prompts(PROFILE, kind) for kind in text.KINDS}
+    for kind, told in asked.items():
+        count = PROFILE.text.evaluation.prompts
+        assert len(told.captions) == len(set(told.names)) == len(told.images) == count
+        assert (set(told.names) <= set(train.names)) == (kind != "held_out")
+    held_out, seen, known = asked.values()
+    assert not set(held_out.names) & set(train.names) and held_out.captions == held_out.known
+    assert seen.names == known.names and torch.equal(seen.images, known.images)
+    assert seen.known == known.captions and set(known.captions) <= captions
+    assert not set(seen.captions) & captions
 
 
 class Captions:
-    """Stand-in for a dual encoder that knows the caption that belongs to each image: the brightness of image i is i."""
+    """Stand-in for a dual encoder that knows each image's caption: the brightness of image i is i."""
 
     def __init__(self, captions):
         self.captions, self.text_tokenizer = captions, self
@@ -432,37 +382,19 @@ class Captions:
         return (features[:, None] == tokens).float()
 
 
-class TestText:
-    def test_each_kind_of_prompts_is_what_its_title_says(self):
-        train = captioned(PROFILE, "train")
-        captions = {caption for captions in train.captions for caption in captions}
-        count = PROFILE.text.evaluation.prompts
-        for kind in text.KINDS:
-            told = asked(kind)
-            assert len(told.captions) == len(set(told.names)) == len(told.images) == count
-            assert (set(told.names) <= set(train.names)) == (kind != "held_out")
-        assert not set(asked("held_out").names) & set(train.names)
-        seen, known = asked("seen"), asked("known")
-        assert seen.names == known.names and torch.equal(seen.images, known.images)
-        assert seen.known == known.captions and set(known.captions) <= captions
-        assert not set(seen.captions) & captions
-        assert asked("held_out").captions == asked("held_out").known
-
-    @pytest.mark.parametrize("wrong", [0, 3, 8])
-    def test_r_precision_is_the_share_of_right_samples(self, monkeypatch, wrong):
-        captions, names = [f"known {i}" for i in range(8)], [str(i) for i in range(8)]
-        monkeypatch.setattr(text, "judge_features", lambda images, *_: images[:, 0, 0, 0])
-        shown = torch.arange(8.0)
-        shown[:wrong] += 100  # nothing that has a caption
-        images = shown.view(8, 1, 1, 1).expand(8, 3, 2, 2)
-        told = text.Prompts([f"new {i}" for i in range(8)], captions, names, images)
-        settings = replace(PROFILE.text.evaluation, candidates=4, prompts=8, kid_subset_size=2)
-        profile = replace(PROFILE, text=replace(PROFILE.text, evaluation=settings))
-        scores = text.Judge(Captions(captions), None, profile).retrieved(images, told)
-        # Where nothing fits, all four candidates share the first place.
-        assert scores["chance"] == 25 and scores["by_prompt"] == [25.0] * wrong + [100.0] * (
-            8 - wrong
-        )
-        assert scores["r_precision"] == pytest.approx(np.mean(scores["by_prompt"]))
-        low, high = scores["interval"]
-        assert low <= scores["r_precision"] <= high
+@pytest.mark.parametrize("wrong", [0, 3, 8])
+def test_r_precision_is_the_share_of_right_samples(monkeypatch, wrong):
+    captions, names = [f"known {i}" for i in range(8)], [str(i) for i in range(8)]
+    monkeypatch.setattr(text, "judge_features", lambda images, *_: images[:, 0, 0, 0])
+    shown = torch.arange(8.0)
+    shown[:wrong] += 100  # nothing that has a caption
+    images = shown.view(8, 1, 1, 1).expand(8, 3, 2, 2)
+    told = text.Prompts([f"new {i}" for i in range(8)], captions, names, images)
+    profile = with_evaluation(PROFILE, "text", candidates=4, prompts=8, kid_subset_size=2)
+    scores = text.Judge(Captions(captions), None, profile).retrieved(images, told)
+    # Where nothing fits, all four candidates share the first place.
+    assert scores["chance"] == 25
+    assert scores["by_prompt"] == [25.0] * wrong + [100.0] * (8 - wrong)
+    assert scores["r_precision"] == pytest.approx(np.mean(scores["by_prompt"]))
+    low, high = scores["interval"]
+    assert low <= scores["r_precision"] <= high
