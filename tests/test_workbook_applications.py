@@ -88,34 +88,21 @@ def test_choosing_by_previews():
     assert wrong["rank_correlation"] == pytest.approx(-1) and wrong["chosen_by_preview"] == 1.5
 
 
-@pytest.fixture
-def film(monkeypatch):
-    """`generation_frames` of untrained models over a tokenizer variant, of 4 frames."""
-
+def test_films_of_scales_are_whole_and_those_of_rows_grey_where_nothing_is_sampled(monkeypatch):
     def film(variant, labels):
         models = model_of("class", variant), tokenizer_of(variant)
         monkeypatch.setattr(generation, "load_models", lambda *_: models)
+        profile = SimpleNamespace(sampler=lambda variant: PLAIN)
         return generation_frames(profile, f"ar_{variant}", 0, torch.tensor(labels), 4)
 
-    profile = SimpleNamespace(sampler=lambda variant: PLAIN)
-    return film
-
-
-def test_a_film_of_scales_is_whole_in_every_frame(film):
     frames = film("sit5_sc", [0, 2])
     assert len(frames) == 5 and all(frame.shape == (2, 3, 64, 64) for frame in frames)
     assert len(frames[0][0].flatten(1).unique(dim=1).T) <= 16  # 4 x 4 px, enlarged
     assert not any((frame == GREY).all(dim=1).any() for frame in frames)
-
-
-def test_a_film_of_rows_is_grey_where_nothing_is_sampled_yet(film):
     frames = film("vit_vqgan", [1])
     assert len(frames) == 4
     for index, frame in enumerate(frames, 1):
         assert (frame[:, :, 16 * index :] == GREY).all()
         assert not (frame[:, :, : 16 * index] == GREY).all()
-
-
-def test_a_film_of_scales_needs_a_scale_causal_decoder(film):
     with pytest.raises(ValueError, match="cannot be decoded alone"):
         film("sit4", [1])
