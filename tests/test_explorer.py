@@ -27,10 +27,10 @@ from workbook.explorer import (
     Pictures,
     codes_panel,
     edit_panel,
-    png_of,
     prompt_panel,
     wavelet_panel,
 )
+from workbook.figures.core import png_uri
 from workbook.paths import ROOT
 
 
@@ -52,11 +52,8 @@ def html_of(widget):
 
 
 def shown(widget):
-    """PNG of each image that a live panel shows."""
-    return [
-        base64.b64decode(x)
-        for x in re.findall(r'src="data:image/png;base64,([^"]*)"', html_of(widget))
-    ]
+    """The source of each image that a live panel shows."""
+    return re.findall('src="([^"]*)"', html_of(widget))
 
 
 @pytest.mark.parametrize("wavelet", WAVELETS.values())
@@ -122,7 +119,8 @@ def test_images_follow_the_controls_and_the_figure_shows_every_example(number):
     panel.controls[name].value = value
     after = shown(live)
     assert len(before) == len(after) == 3 and before[0] == after[0] and before[-1] != after[-1]
-    assert Image.open(io.BytesIO(after[-1])).size == (192, 192)
+    content = base64.b64decode(after[-1].partition(",")[2])
+    assert Image.open(io.BytesIO(content)).size == (192, 192)
     assert len(panel.static().images) == 3 * len(panel.examples)
 
 
@@ -142,15 +140,15 @@ def test_an_image_of_the_user_joins_every_menu_and_is_shown():
         button.value = ({"name": name, "content": content, **about},)
 
     upload("mine.png", png("red"))
-    assert all("mine.png" in menu.options for menu in ours.menus.values())
+    assert all("mine.png" in menu.options for menu in ours.menus)
     assert bands.controls["name"].value == scales.controls["first"].value == "mine.png"
     assert scales.controls["second"].value == "photograph 1"
     red = shown(live)[0]
-    assert red == png_of(ours.images["mine.png"])
+    assert red == png_uri(ours.images["mine.png"], 3)
     upload("mine.png", png("blue"))  # the same name, another image
-    assert shown(live)[0] == png_of(ours.images["mine.png"]) != red
+    assert shown(live)[0] == png_uri(ours.images["mine.png (2)"], 3) != red
     drawn = scales.draw(**scales.values())["what the codes give"]
-    expected = tokenizer_of().reconstruct(ours.images["mine.png"][None])[0]
+    expected = tokenizer_of().reconstruct(ours.images["mine.png (2)"][None])[0]
     torch.testing.assert_close(drawn, expected)
     upload("<b>.png", b"no image")
     assert "&lt;b&gt;.png: it cannot be decoded" in html_of(uploader)
@@ -166,7 +164,7 @@ def test_previews_appear_and_the_one_that_is_chosen_is_finished(kind):
     assert [x.description for x in buttons] == ["Finish 1", "Finish 2", "Finish 3"]
     buttons[1].click()
     finished = panel.draw(**panel.values() | {"scales": 5})["preview 2"]
-    assert shown(live)[:3] == before and shown(live)[3] == png_of(finished)
+    assert shown(live)[:3] == before and shown(live)[3] == png_uri(finished, 3)
     panel.controls["seed"].value = 1
     assert len(shown(live)) == 3 and shown(live) != before
     if kind == "text":

@@ -4,8 +4,6 @@ A panel is live where somebody can move its sliders, and a figure of some of its
 nobody can, as in a report. The same function draws both. Images are [3, h, w] in [0, 1].
 """
 
-import base64
-import io
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -26,7 +24,7 @@ from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.wavelets import dwt2, idwt2, max_levels
 from sitlib.sample.applications import edit, preview, refine
 from workbook.applications import Task
-from workbook.figures import image_grid, show
+from workbook.figures.core import image_grid, png_uri, show
 from workbook.site.examples import pyramid_mosaic
 
 # fmt: off
@@ -44,31 +42,30 @@ class Pictures:
 
     size: int  # px
     images: dict[str, Tensor]
-    # By the panel's name, so that a cell that is run again replaces its menus and its panel.
-    menus: dict[tuple[str, str], widgets.Dropdown] = field(default_factory=dict)
-    redraw: dict[str, Callable[[], None]] = field(default_factory=dict)
+    menus: list[widgets.Dropdown] = field(default_factory=list)
 
-    def menu(self, panel: str, description: str, number: int = 0) -> widgets.Dropdown:
+    def menu(self, description: str, number: int = 0) -> widgets.Dropdown:
         """Make a menu of all pictures, also of later ones, that begins with the one of `number`."""
         names = list(self.images)
         menu = widgets.Dropdown(options=names, value=names[number], description=description)
-        self.menus[panel, description] = menu
+        self.menus.append(menu)
         return menu
 
-    def add(self, name: str, content: bytes) -> None:
-        """Add the middle square of an image file, and choose it in every menu "image".
+    def add(self, name: str, content: bytes) -> str:
+        """Add the middle square of an image file and choose it in the menus "image"; its name.
 
         Raises:
             ImageError: the file cannot be decoded.
         """
         square = ImageOps.fit(decode_rgb(content), (self.size, self.size), Image.Resampling.BICUBIC)
+        names = [name, *(f"{name} ({k})" for k in range(2, len(self.images) + 2))]
+        name = next(name for name in names if name not in self.images)
         self.images[name] = rgb_to_tensor(square).float() / 255
-        for (_, description), menu in self.menus.items():
-            chosen = name if description == "image" else menu.value
+        for menu in self.menus:
+            chosen = name if menu.description == "image" else menu.value
             menu.options = list(self.images)  # this chooses the first one
             menu.value = chosen
-        for redraw in self.redraw.values():  # the name may be an old one, of another image
-            redraw()
+        return name
 
     def uploader(self) -> widgets.VBox:
         """A button that adds PNG, JPEG and other image files from the user's disk."""
@@ -76,14 +73,14 @@ class Pictures:
         message = widgets.HTML()
 
         def add(change: Mapping[str, Any]) -> None:
-            message.value = ""
+            sentences = []
             for file in change["new"]:
-                sentence = f"{file['name']} is in the menus now. "
                 try:
-                    self.add(file["name"], bytes(file["content"]))
+                    name = self.add(file["name"], bytes(file["content"]))
+                    sentences.append(f"{name} is in the menus now.")
                 except ImageError as error:
-                    sentence = f"{file['name']}: {error}. "
-                message.value += escape(sentence)
+                    sentences.append(f"{file['name']}: {error}.")
+            message.value = escape(" ".join(sentences))
 
         button.observe(add, "value")
         return widgets.VBox([button, message])
@@ -93,11 +90,9 @@ class Pictures:
 class Panel:
     """Controls, what is drawn for their values, and buttons that draw something more."""
 
-    name: str
     controls: Mapping[str, widgets.ValueWidget]
     draw: Callable[..., Drawing]  # of the controls' values; ValueError: a sentence for the user
     examples: Mapping[str, Mapping[str, Any]]  # caption -> values that differ from the first ones
-    pictures: Pictures | None = None  # the panel is drawn again when one of them is replaced
     buttons: Mapping[str, Callable[[], Drawing]] = field(default_factory=dict)
     side: int = 192  # px of a shown image
 
@@ -121,8 +116,6 @@ class Panel:
         row = [widgets.Button(description=name, layout=width) for name in self.buttons]
         for button in row:
             button.on_click(press)
-        if self.pictures is not None:
-            self.pictures.redraw[self.name] = redraw
         redraw()
         controls = widgets.Box([*self.controls.values()], layout=WRAP)
         return widgets.VBox([controls, images, widgets.HBox(row, layout=WRAP), more])
@@ -145,6 +138,22 @@ def present(panel: Panel, live: bool, alt: str, caption: str) -> None:
         show(panel.static(), alt=alt, caption=caption)
 
 
+def _html(draw: Callable[[], Drawing], side: int) -> str:
+    """Images in HTML and how long they took, or the sentence that says why there are none."""
+    start = time.perf_counter()
+    try:
+        drawn = draw()
+    except ValueError as error:
+        return escape(str(error))
+    images = "".join(
+        f'<div style="margin-right: 8px">{escape(title)}<br><img width="{side}" '
+        f'alt="{escape(title)}" src="{png_uri(image, max(1, 192 // image.shape[-1]))}"></div>'
+        for title, image in drawn.items()
+    )
+    note = f"drawn in {1000 * (time.perf_counter() - start):.0f} ms"
+    return f'<div style="display: flex; flex-wrap: wrap">{images}</div>{note}'
+
+
 def wavelet_panel(pictures: Pictures) -> Panel:
     """Transform an image, set a band to zero, and transform it back."""
     deepest = max_levels(pictures.size, pictures.size) - 1
@@ -158,7 +167,7 @@ def wavelet_panel(pictures: Pictures) -> Panel:
 
     levels.observe(offer_bands, "value")
     wavelet = widgets.Dropdown(options=WAVELETS, description="wavelet")
-    menu = pictures.menu("bands", "image")
+    menu = pictures.menu("image")
     controls = {"name": menu, "wavelet": wavelet, "levels": levels, "zeroed": zeroed}
 
     def draw(name: str, wavelet: str, levels: int, zeroed: tuple[int, int]) -> Drawing:
@@ -167,9 +176,8 @@ def wavelet_panel(pictures: Pictures) -> Panel:
         mosaic = pyramid_mosaic([x[0] for x in scales])
         scale, third = zeroed
         if third >= 0 and scale <= levels:
-            details = scales[scale].unflatten(1, (3, -1)).clone()  # [1, 3, C, h, w]
-            details[:, third] = 0
-            scales[scale] = details.flatten(1, 2)
+            scales[scale] = scales[scale].clone()
+            scales[scale].chunk(3, dim=1)[third].zero_()
         elif 0 <= scale <= levels:
             scales[scale] = torch.zeros_like(scales[scale])
         restored = idwt2(scales, wavelet)[0]
@@ -181,7 +189,7 @@ def wavelet_panel(pictures: Pictures) -> Panel:
         "Haar, coarsest details zeroed": {"zeroed": (1, -1)},
         "CDF 9/7, finest details zeroed": {"wavelet": "bior4.4", "zeroed": (3, -1)},
     }
-    return Panel("bands", controls, draw, examples, pictures)
+    return Panel(controls, draw, examples)
 
 
 def _bands(levels: int) -> dict[str, tuple[int, int]]:
@@ -198,8 +206,8 @@ def codes_panel(tokenizer: SpectralTokenizer, pictures: Pictures) -> Panel:
     """Keep the first scales of an image's codes, or take some from a second image."""
     S = tokenizer.geometry.num_scales
     controls: dict[str, Any] = {
-        "first": pictures.menu("scales", "image"),
-        "second": pictures.menu("scales", "second", 1),
+        "first": pictures.menu("image"),
+        "second": pictures.menu("second", 1),
         "kept": widgets.IntSlider(S, 1, S, description="scales"),
     }
     swaps = [f"swap_{scale}" for scale in range(1, S + 1)]
@@ -221,7 +229,7 @@ def codes_panel(tokenizer: SpectralTokenizer, pictures: Pictures) -> Panel:
         "scale 1 of the second": {swaps[0]: True},
         "fine scales of the second": dict.fromkeys(swaps[S // 2 :], True),
     }
-    return Panel("scales", controls, draw, examples, pictures)
+    return Panel(controls, draw, examples)
 
 
 def _sampler_controls(sampling: SamplingConfig) -> dict[str, widgets.ValueWidget]:
@@ -241,7 +249,7 @@ def edit_panel(task: Task, pictures: Pictures, caption: str) -> Panel:
     model, tokenizer, sampling = task.model, task.tokenizer, task.sampling
     S = tokenizer.geometry.num_scales
     controls = {
-        "name": pictures.menu("edits", "image"),
+        "name": pictures.menu("image"),
         "caption": widgets.Text(caption, description="caption", continuous_update=False),
         "keep": widgets.IntSlider(S - 2, 0, S, description="scales kept"),
         **_sampler_controls(sampling),
@@ -255,7 +263,7 @@ def edit_panel(task: Task, pictures: Pictures, caption: str) -> Panel:
         return {"image": image, "what stays": stays, "edited": edited.images[0]}
 
     examples = {f"{keep} of {S} kept": {"keep": keep} for keep in range(S, -1, -1)}
-    return Panel("edits", controls, draw, examples, pictures)
+    return Panel(controls, draw, examples)
 
 
 def prompt_panel(task: Task, prompt: str, count: int = 8) -> Panel:
@@ -282,28 +290,4 @@ def prompt_panel(task: Task, prompt: str, count: int = 8) -> Panel:
 
     examples = {"previews": {}, "each finished": {"scales": S}}
     buttons = {f"Finish {i + 1}": lambda i=i: finish(i) for i in range(count)}
-    return Panel("prompts", controls, draw, examples, buttons=buttons, side=96)
-
-
-def _html(draw: Callable[[], Drawing], side: int) -> str:
-    """Images in HTML and how long they took, or the sentence that says why there are none."""
-    start = time.perf_counter()
-    try:
-        sources = {title: base64.b64encode(png_of(x)).decode() for title, x in draw().items()}
-    except ValueError as error:
-        return escape(str(error))
-    images = "".join(
-        f'<div style="margin-right: 8px">{escape(title)}<br><img width="{side}" '
-        f'alt="{escape(title)}" src="data:image/png;base64,{source}"></div>'
-        for title, source in sources.items()
-    )
-    note = f"drawn in {1000 * (time.perf_counter() - start):.0f} ms"
-    return f'<div style="display: flex; flex-wrap: wrap">{images}</div>{note}'
-
-
-def png_of(image: Tensor, side: int = 192) -> bytes:
-    """PNG of an image, enlarged by whole pixels to about `side` px."""
-    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    times = max(1, side // pixels.shape[0])
-    Image.fromarray(pixels.repeat(times, 0).repeat(times, 1)).save(file := io.BytesIO(), "PNG")
-    return file.getvalue()
+    return Panel(controls, draw, examples, buttons=buttons, side=96)

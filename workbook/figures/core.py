@@ -1,6 +1,4 @@
-"""The look of every figure, and the figures that several notebooks draw: image grids and training
-curves.
-"""
+"""The look of every figure, and the figures that several notebooks draw."""
 
 import base64
 import io
@@ -9,6 +7,7 @@ import re
 import textwrap
 import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -19,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from PIL import Image
 
 from workbook.names import SEED, label
 
@@ -27,12 +27,11 @@ MAX_SVG_BYTES = 150_000  # scatter plots of thousands of points are smaller as p
 PAGE_WIDTH = 1140  # px of a report's text column; browsers shrink wider figures
 
 # Okabe & Ito's palette: distinguishable with every common colour-vision deficiency.
-BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+ORANGE, SKY, GREEN = "#E69F00", "#56B4E9", "#009E73"
+BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 
 # A model keeps its colour in every figure; a generator has that of its tokenizer.
 COLOURS = {
-    "original": BLACK,
     "vit_vqgan": ORANGE,
     "sit4": BLUE,
     "sit4_two": "#5E9BCB",
@@ -42,50 +41,17 @@ COLOURS = {
     "sit5_sc": PURPLE,
     "sit5_sc_second": "#332288",
     "sit6": "#AA4499",
-    "sit3": "#882255",
     "captioned_vit_vqgan": ORANGE,
     "captioned_sit4_sc": "#44AA99",
     "approximation": VERMILLION,
     "details": SKY,
-    "gaussian": "#7A7A7A",
-    "laplace": VERMILLION,
 }
 SPARE_COLOURS = ("#999933", "#DDCC77", "#661100")  # for names that are not listed
 
 
 def style() -> None:
-    """Set the workbook's look for all figures that follow; call it once, in a notebook's first
-    cell.
-    """
-    mpl.rcParams.update(
-        {
-            "figure.dpi": DPI,
-            "savefig.dpi": DPI,
-            "figure.figsize": (7.0, 3.6),
-            "figure.constrained_layout.use": True,
-            "figure.facecolor": "white",
-            "font.family": "DejaVu Sans",  # ships with matplotlib: the same on every machine
-            "font.size": 10,
-            "axes.titlesize": 10.5,
-            "axes.titleweight": "bold",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "axes.prop_cycle": mpl.cycler(  # pyrefly: ignore[missing-attribute]
-                color=[BLUE, ORANGE, GREEN, VERMILLION, SKY, PURPLE, BLACK, YELLOW]
-            ),
-            "grid.color": "#DDDDDD",
-            "grid.linewidth": 0.6,
-            "lines.linewidth": 1.8,
-            "legend.frameon": False,
-            "legend.fontsize": 9,
-            "xtick.labelsize": 9,
-            "ytick.labelsize": 9,
-            "image.interpolation": "none",
-            "image.cmap": "cividis",
-        }
-    )
+    """Set the workbook's look for all figures that follow."""
+    plt.style.use(Path(__file__).with_name("look.mplstyle"))
 
 
 def colour(name: str) -> str:
@@ -143,22 +109,29 @@ def show(figure: Figure, alt: str, caption: str = "", name: str = "") -> None:
         display(data, raw=True, metadata={"text/markdown": {"caption": True}})
 
 
-def _as_pixels(images: Any) -> np.ndarray:
-    """Tensor, array or list of images -> uint8 [B, H, W, 3]; one channel counts as grey."""
+def as_pixels(images: Any) -> np.ndarray:
+    """Images in [0, 1] (clipped), [B, C, H, W] -> uint8 [B, H, W, 3]; one channel is grey."""
     if isinstance(images, list | tuple):
         images = np.stack([np.asarray(image) for image in images])
     x = np.asarray(images.detach().cpu() if hasattr(images, "detach") else images, np.float32)
-    x = x[None] if x.ndim == 3 else x
     if x.ndim != 4 or x.shape[1] not in (1, 3) or not len(x):
         raise ValueError(f"images must be [B, 3 or 1, H, W] with B >= 1, not {list(x.shape)}.")
     x = np.broadcast_to(x, (len(x), 3, *x.shape[2:])).transpose(0, 2, 3, 1)
     return (np.clip(np.nan_to_num(x), 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
+def png_uri(image: Any, scale: int = 1) -> str:
+    """Address of an image [3, H, W] in [0, 1] that is its own content, enlarged `scale` times."""
+    pixels = as_pixels(image[None])[0].repeat(scale, 0).repeat(scale, 1)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
 def image_grid(
     images: Any,
-    titles: Sequence[str] | None = None,
-    row_labels: Sequence[str] | None = None,
+    titles: Sequence[str] = (),
+    row_labels: Sequence[str] = (),
     columns: int | None = None,
     scale: int | None = None,
 ) -> Figure:
@@ -171,42 +144,43 @@ def image_grid(
         columns: images in a row; default: all, at most 8.
         scale: screen pixels for an image pixel; default: images of about 128 px that fit a page.
     """
-    pixels = _as_pixels(images)
+    pixels = as_pixels(images)
     count, height, width, _ = pixels.shape
     columns = columns or (math.ceil(count / len(row_labels)) if row_labels else min(count, 8))
     rows = math.ceil(count / columns)
-    if row_labels is not None and len(row_labels) != rows:
+    if row_labels and len(row_labels) != rows:
         raise ValueError(f"{len(row_labels)} row labels for {rows} rows of {columns} images.")
-    if titles is not None and len(titles) not in (count, columns):
+    if titles and len(titles) not in (count, columns):
         raise ValueError(f"give {count} titles (one an image) or {columns} (one a column).")
 
-    gap, font, letter, line = 3, 8.5, 8, 17  # px, points, px, px
-    labels = [textwrap.fill(str(text), 18) for text in row_labels or ()]
+    # Layout in whole pixels: a layout engine would resize the axes and blur the images.
+    gap, letter, line = 3, 8, 17  # px
+    labels = [textwrap.fill(str(text), 18) for text in row_labels]
     left = max((len(part) for text in labels for part in text.split("\n")), default=-1) * letter + 8
     if scale is None:
         room = PAGE_WIDTH - left - gap * columns
         scale = max(1, min(round(128 / height), room // (columns * width)))
     tile_h, tile_w = height * scale, width * scale
-    wrapped = [textwrap.fill(str(text), max(4, tile_w // letter)) for text in titles or ()]
+    wrapped = [textwrap.fill(str(text), max(4, tile_w // letter)) for text in titles]
     title_h = max((text.count("\n") + 1 for text in wrapped), default=0) * line
-    title_each = bool(wrapped) and len(wrapped) == count and rows > 1
-    step = tile_h + gap + (title_h if title_each else 0)
-    top = title_h + 2
-
-    # Layout in whole pixels: a layout engine would resize the axes and blur the images.
+    title_each = len(wrapped) == count and rows > 1
+    step, top = tile_h + gap + title_h * title_each, title_h + 2
     total_w, total_h = left + columns * (tile_w + gap), top + (rows - 1) * step + tile_h
+
     figure = plt.figure(figsize=(total_w / DPI, total_h / DPI), dpi=DPI, layout="none")
+
+    def write(x: float, y: float, text: str, **look: Any) -> None:
+        figure.text(x / total_w, 1 - y / total_h, text, fontsize=8.5, **look)
+
     for i, image in enumerate(pixels.repeat(scale, axis=1).repeat(scale, axis=2)):
         row, column = divmod(i, columns)
         x, y = left + column * (tile_w + gap), top + row * step
         figure.figimage(image, xo=x, yo=total_h - y - tile_h, origin="upper", resize=False)
         if wrapped and (title_each or row == 0):
-            place = (x + tile_w / 2) / total_w, 1 - (y - 3) / total_h
             text = wrapped[i if title_each else column]
-            figure.text(*place, text, ha="center", va="bottom", fontsize=font, linespacing=1.1)
+            write(x + tile_w / 2, y - 3, text, ha="center", va="bottom", linespacing=1.1)
         if labels and column == 0:
-            place = (left - 6) / total_w, 1 - (y + tile_h / 2) / total_h
-            figure.text(*place, labels[row], ha="right", va="center", fontsize=font)
+            write(left - 6, y + tile_h / 2, labels[row], ha="right", va="center")
     return figure
 
 
@@ -229,52 +203,72 @@ def bars_of(values: Sequence[float], intervals: Sequence[Sequence[float]]) -> li
 
 def smoothed(values: np.ndarray, window: int) -> np.ndarray:
     """Centred moving average over `window` values, shorter at both ends."""
-    if window <= 1 or len(values) < 2:
+    if window <= 1:
         return values
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    index = np.arange(len(values))
+    sums, index = np.concatenate([[0.0], np.cumsum(values)]), np.arange(len(values))
     low = np.maximum(index - window // 2, 0)
     high = np.minimum(index + (window - 1) // 2 + 1, len(values))
     return (sums[high] - sums[low]) / (high - low)
 
 
 def curves(
-    runs: Mapping[str, Mapping[str, Sequence[float]]],
-    columns: Mapping[str, str],
-    *,
-    x: str = "step",
-    window: float = 0.05,
-    per_row: int = 2,
+    name: str, run: Mapping[str, Sequence[float]], columns: Mapping[str, str], per_row: int = 2
 ) -> Figure:
-    """Training curves: one panel a column, one line a run, raw values faint under their average.
-
-    Args:
-        runs: name (gives colour and label; seeds of a model share a colour) -> columns of its
-        curve.
-        columns: column -> axis label with unit.
-        x: column of the horizontal axis.
-        window: width of the moving average as a fraction of the run.
-    """
+    """Training curves of a run: a panel a column {name: title}, raw values under their average."""
     wide = min(per_row, len(columns))
     tall = math.ceil(len(columns) / wide)
     figure, axes = plt.subplots(tall, wide, figsize=(4.4 * wide + 0.4, 2.9 * tall), squeeze=False)
-    dashes: dict[str, int] = {}
-    for name in runs:
-        dashes[name] = sum(SEED.sub("", other) == SEED.sub("", name) for other in dashes)
     for axis, (column, title) in zip(axes.flat, columns.items(), strict=False):
-        for name, run in runs.items():
-            steps, values = np.asarray(run[x], float), np.asarray(run[column], float)
-            finite = np.isfinite(values)
-            steps, values = steps[finite], values[finite]
-            if len(values) > 20:
-                axis.plot(steps, values, color=colour(name), alpha=0.18, linewidth=0.8)
-            average = smoothed(values, round(window * len(values)))
-            dash = ("-", "--", ":", "-.")[dashes[name] % 4]
-            text = label(name) if axis is axes.flat[0] else None  # one legend for all panels
-            axis.plot(steps, average, dash, color=colour(name), label=text)
-        axis.set(xlabel=x, ylabel=title)
+        steps, values = np.asarray(run["step"], float), np.asarray(run[column], float)
+        finite = np.isfinite(values)
+        steps, values = steps[finite], values[finite]
+        if len(values) > 20:
+            axis.plot(steps, values, color=colour(name), alpha=0.18, linewidth=0.8)
+        average = smoothed(values, round(len(values) / 20))
+        axis.plot(steps, average, "-", color=colour(name))
+        axis.set(xlabel="step", ylabel=title)
     for axis in axes.flat[len(columns) :]:
         axis.set_visible(False)
-    if len(runs) > 1:
-        figure.legend(loc="outside upper center", ncols=min(4, len(runs)))
+    return figure
+
+
+def nats_by_scale(models: Mapping[str, Sequence[float]], uniform: float) -> Figure:
+    """Held-out nats per token of every scale beside those of a uniform guess."""
+    figure, axis = plt.subplots(figsize=(6.4, 3.2))
+    for name, values in models.items():
+        if len(values) == 1:
+            axis.axhline(values[0], color=colour(name), label=f"{label(name)} (one scale)")
+        else:
+            x = range(1, len(values) + 1)
+            axis.plot(x, values, "o-", color=colour(name), label=label(name))
+    axis.axhline(uniform, color="0.5", linestyle=":", label="uniform guess")
+    axis.set_xticks(range(1, max(map(len, models.values())) + 1))
+    axis.set(xlabel="scale (1 = approximation, then coarse to fine)", ylabel="nats per token")
+    figure.legend(loc="outside upper center", ncols=2)
+    return figure
+
+
+def sweep_curves(
+    sweeps: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+    setting: str,
+    title: str,
+    metrics: Mapping[str, str],
+) -> Figure:
+    """A panel a metric {name: title} against a sampler's setting: line of means, dots of seeds.
+
+    Args:
+        sweeps: model -> its seeds -> rows with the setting and the metrics.
+    """
+    figure, axes = panels([""] * len(metrics), height=3.2)
+    for axis, (metric, text) in zip(axes, metrics.items(), strict=True):
+        for name, seeds in sweeps.items():
+            x = [row[setting] for row in seeds[0]]
+            values = np.array([[row[metric] for row in rows] for rows in seeds])
+            axis.plot(x, values.mean(0), "-", color=colour(name), label=label(name))
+            for one in values:
+                axis.plot(x, one, "o", color=colour(name), markersize=4, alpha=0.6)
+            axis.set_xticks(x)
+        axis.set(xlabel=title, ylabel=text)
+    legend = axes[0].get_legend_handles_labels()
+    figure.legend(*legend, loc="outside upper center", ncols=min(4, len(sweeps)))
     return figure

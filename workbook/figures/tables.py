@@ -1,6 +1,4 @@
-"""Result tables in HTML and as text. GitHub removes styles, so the HTML consists of plain
-elements.
-"""
+"""Result tables in HTML, of plain elements (GitHub removes styles), and as text."""
 
 import math
 import statistics
@@ -14,8 +12,8 @@ from IPython.display import display
 from sitlib.metrics import GENERATION_METRICS, METRICS
 
 Rows = Sequence[Mapping[str, Any]]
-Digits = int | Mapping[str, int]
-Best = Mapping[str, str] | bool
+Digits = int | Mapping[str, int] | None
+Best = Mapping[str, str] | bool | None
 
 
 @dataclass(frozen=True)
@@ -86,78 +84,72 @@ def format_value(value: Any, digits: int = 3) -> str:
     return f"{float(value):.{digits}f}"
 
 
-def _number(value: Any) -> float | None:
+def _ranked(value: Any) -> float | None:
     """The number that a cell is ranked by; None where there is none."""
     value = value.get("mean") if isinstance(value, Mapping) else value
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
+    return value if is_number and math.isfinite(value) else None
 
 
-def _cells(
-    rows: Rows, digits: Digits, best: Best
-) -> tuple[list[str], list[list[tuple[str, bool]]]]:
-    """Column names, and for each row (text, is best of its column)."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    if isinstance(best, bool):
-        best = {name: BY_TITLE[name].best or "" for name in columns if best and name in BY_TITLE}
-    winners = {}
-    for name, direction in best.items():
-        numbers = [n for row in rows if (n := _number(row.get(name))) is not None]
-        if len(set(numbers)) > 1 and direction:
-            winners[name] = (min if direction == "min" else max)(numbers)
-    decimals = {name: column.digits for name, column in BY_TITLE.items()}
-    decimals |= {} if isinstance(digits, int) else digits
-    body = []
-    for row in rows:
-        line = []
-        for name in columns:
-            precision = digits if isinstance(digits, int) else decimals.get(name, 3)
+def _grid(rows: Rows, digits: Digits, best: Best) -> list[list[tuple[str, bool]]]:
+    """The texts of a table, names of columns first; and whether each is its column's best."""
+    rows = rows or [{"": "no rows yet"}]
+    columns = []
+    for name in dict.fromkeys(key for row in rows for key in row):
+        known = BY_TITLE.get(name, Column(name, 3))
+        precision = digits if isinstance(digits, int) else (digits or {}).get(name, known.digits)
+        ranked = [_ranked(row.get(name)) for row in rows]
+        numbers = {number for number in ranked if number is not None}
+        direction = known.best if best is True else (best or {}).get(name)
+        winner = None
+        if direction and len(numbers) > 1:
+            winner = min(numbers) if direction == "min" else max(numbers)
+        column = [(name, False)]
+        for row, number in zip(rows, ranked, strict=True):
             text = format_value(row[name], precision) if name in row else ""
-            is_best = name in winners and _number(row.get(name)) == winners[name]
-            line.append((text, is_best))
-        body.append(line)
-    return columns, body
+            column.append((text, number is not None and number == winner))
+        columns.append(column)
+    return [list(line) for line in zip(*columns, strict=True)]
 
 
-def html_table(
-    rows: Rows, caption: str, *, digits: Digits | None = None, best: Best = False
-) -> str:
+def html_table(rows: Rows, caption: str, *, digits: Digits = None, best: Best = None) -> str:
     """`<table>` with one mapping a row; the best of a column in bold.
 
     Args:
         digits: decimals, of all columns or by column; default: those of `COLUMNS`, or 3.
         best: {column: "min" | "max"}, or True for the directions of `COLUMNS`.
     """
-    columns, body = _cells(rows or [{"": "no rows yet"}], digits or {}, best)
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
+    names, *body = _grid(rows, digits, best)
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name, _ in names)
     lines = []
-    for cells in body:
-        texts = [f"<strong>{escape(t)}</strong>" if b else escape(t) for t, b in cells]
-        first, *others = texts
-        line = f'<th scope="row">{first}</th>' + "".join(f"<td>{text}</td>" for text in others)
-        lines.append(f"<tr>{line}</tr>")
-    return (
-        f"<table>\n<caption>{escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n"
-        + "\n".join(lines)
-        + "\n</tbody>\n</table>"
+    for line in body:
+        first, *others = (f"<strong>{escape(t)}</strong>" if b else escape(t) for t, b in line)
+        cells = "".join(f"<td>{text}</td>" for text in others)
+        lines.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
+    return "\n".join(
+        [
+            f"<table>\n<caption>{escape(caption)}</caption>",
+            f"<thead><tr>{head}</tr></thead>",
+            "<tbody>",
+            *lines,
+            "</tbody>\n</table>",
+        ]
     )
 
 
-def text_table(
-    rows: Rows, caption: str, *, digits: Digits | None = None, best: Best = False
-) -> str:
+def text_table(rows: Rows, caption: str, *, digits: Digits = None, best: Best = None) -> str:
     """The same table for a terminal; the best cell of a column carries a star."""
-    columns, body = _cells(rows or [{"": "no rows yet"}], digits or {}, best)
-    grid = [columns] + [[text + "*" * is_best for text, is_best in cells] for cells in body]
-    widths = [max(len(line[i]) for line in grid) for i in range(len(columns))]
-    lines = []
-    for first, *others in grid:
-        cells = [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
-    return "\n".join([caption, *lines])
+    grid = [[text + "*" * is_best for text, is_best in line] for line in _grid(rows, digits, best)]
+    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+    lines = [caption]
+    for line in grid:
+        first, *others = zip(line, widths, strict=True)
+        cells = [first[0].ljust(first[1]), *(text.rjust(width) for text, width in others)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
 
 
-def table(rows: Rows, caption: str, *, digits: Digits | None = None, best: Best = False) -> None:
+def table(rows: Rows, caption: str, *, digits: Digits = None, best: Best = None) -> None:
     """Display rows as a table in a notebook."""
     html, text = (
         form(rows, caption, digits=digits, best=best) for form in (html_table, text_table)

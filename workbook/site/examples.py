@@ -3,19 +3,15 @@
 The pages are made from these files, so that making pages anew needs no model.
 """
 
-import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 
 from sitlib.data import held_out_views, open_images
@@ -23,7 +19,7 @@ from sitlib.files import write_json
 from sitlib.metrics import lpips_per_image, psnr_per_image
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.wavelets import dwt2
-from workbook.figures.core import ORANGE, png, style
+from workbook.figures.core import ORANGE, png, png_uri, style
 from workbook.names import label
 from workbook.params import pipeline_params, seeds_by_variant
 from workbook.paths import resolve
@@ -31,14 +27,6 @@ from workbook.profile import Profile
 from workbook.tokenizers import trained_tokenizer
 
 COUNT = 6  # photographs
-
-
-def png_uri(image: Tensor) -> str:
-    """Image [3, H, W] in [0, 1] as the address of a PNG that is its own content."""
-    pixels = (image.clamp(0, 1) * 255 + 0.5).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 @torch.no_grad()
