@@ -107,7 +107,7 @@ def test_lines_are_vectors_with_equal_bytes_and_pixels_are_pixels():
     plt.close("all")
 
 
-@pytest.mark.parametrize("rows", [None, ["original", "decoded from codes"]])
+@pytest.mark.parametrize("rows", [(), ["original", "decoded from codes"]])
 def test_image_grid_draws_pixels_as_exact_squares(rows):
     images = np.random.default_rng(0).random((4, 3, 16, 16)).astype(np.float32)
     titles = ["a", "b"] if rows else list("abcd")
