@@ -1,4 +1,4 @@
-"""The codebook against brute force in float64, and the gradients that the paper's losses must give."""
+"""The codebook against brute force in float64, the gradients of the paper's losses, its upkeep."""
 
 import pytest
 import torch
@@ -34,43 +34,6 @@ def test_gradients_pass_straight_through_and_each_loss_moves_its_side_only():
     assert of_z is None and of_book.any()
 
 
-def test_kmeans_finds_clusters_and_lowers_the_error_of_a_random_codebook():
-    torch.manual_seed(0)
-    centroids = F.normalize(torch.randn(6, 8), dim=-1)
-    z = (centroids[:, None] + 0.02 * torch.randn(6, 200, 8)).flatten(0, 1)
-    book = Codebook(24, 8)
-    start_codes(book, z)
-    similarity = centroids @ F.normalize(book.weight.detach(), dim=-1).T
-    assert (similarity.amax(1) > 0.99).all() and (similarity.amax(0) > 0.99).all()
-    z, book = torch.randn(4000, 8), Codebook(64, 8)  # uniform on the sphere: the hardest case
-    before = book(z).commitment_loss.mean()
-    start_codes(book, z)
-    assert book(z).commitment_loss.mean() < 0.85 * before
-    with pytest.raises(ValueError, match="at least 16 vectors"):
-        start_codes(Codebook(16, 4), torch.randn(10, 4))
-
-
-@pytest.mark.parametrize("update", ["gradient", "ema"])
-def test_dead_codes_restart_on_latents_without_a_history_and_live_ones_stay(update):
-    torch.manual_seed(0)
-    book, z = Codebook(32, 4, update), torch.randn(5, 4)
-    used = book(z).codes.unique()
-    before = book.weight.detach().clone()
-    for step in range(3):
-        moved = reset_dead_codes(book, z, book(z).codes, after=3).nonzero()[:, 0]
-        assert len(moved) == (0 if step < 2 else 32 - len(used))
-    assert not set(moved.tolist()) & set(used.tolist())
-    assert torch.equal(book.weight[used], before[used])
-    closest = (F.normalize(z, dim=-1) @ book.weight[moved].T).amax(0)
-    torch.testing.assert_close(closest, torch.ones(len(moved)))
-    if update == "ema":
-        torch.testing.assert_close(book.ema_sum[moved], book.weight[moved])
-    book.steps_unused.fill_(9)
-    assert not reset_dead_codes(book, z, book(z).codes, after=0).any()
-    book.codes_are_fixed = True
-    assert not reset_dead_codes(book, z, book(z).codes, after=3).any()
-
-
 def test_rotation_turns_the_gradient_by_the_angle_between_latent_and_code():
     torch.manual_seed(0)
     book = Codebook(8, 3, gradient="rotation").double()
@@ -89,6 +52,44 @@ def test_rotation_turns_the_gradient_by_the_angle_between_latent_and_code():
         torch.testing.assert_close(grad, tangent - (tangent @ start) * start)
 
 
+# -- in training -----------------------------------------------------------------------------------
+
+
+def test_kmeans_finds_clusters_and_lowers_the_error_of_a_random_codebook():
+    torch.manual_seed(0)
+    centroids = F.normalize(torch.randn(6, 8), dim=-1)
+    book = Codebook(24, 8)
+    start_codes(book, (centroids[:, None] + 0.02 * torch.randn(6, 200, 8)).flatten(0, 1))
+    similarity = centroids @ F.normalize(book.weight.detach(), dim=-1).T
+    assert (similarity.amax(1) > 0.99).all() and (similarity.amax(0) > 0.99).all()
+    z, book = torch.randn(4000, 8), Codebook(64, 8)  # uniform on the sphere: the hardest case
+    before = book(z).commitment_loss.mean()
+    start_codes(book, z)
+    assert book(z).commitment_loss.mean() < 0.85 * before
+    with pytest.raises(ValueError, match="at least 16 vectors"):
+        start_codes(Codebook(16, 4), torch.randn(10, 4))
+
+
+@pytest.mark.parametrize("update", ["gradient", "ema"])
+def test_dead_codes_restart_on_latents_without_a_history_and_live_ones_stay(update):
+    torch.manual_seed(0)
+    book, z = Codebook(32, 4, update), torch.randn(5, 4)
+    codes, before = book(z).codes, book.weight.detach().clone()
+    used = codes.unique()
+    assert not any(reset_dead_codes(book, z, codes, after=3).any() for _ in range(2))
+    moved = reset_dead_codes(book, z, codes, after=3).nonzero()[:, 0]
+    assert sorted([*moved.tolist(), *used.tolist()]) == list(range(32))
+    assert torch.equal(book.weight[used], before[used])
+    closest = (F.normalize(z, dim=-1) @ book.weight[moved].T).amax(0)
+    torch.testing.assert_close(closest, torch.ones(len(moved)))
+    if update == "ema":
+        torch.testing.assert_close(book.ema_sum[moved], book.weight[moved])
+    book.steps_unused.fill_(9)
+    assert not reset_dead_codes(book, z, codes, after=0).any()
+    book.codes_are_fixed = True
+    assert not reset_dead_codes(book, z, codes, after=3).any()
+
+
 def test_moving_averages_follow_the_latents_that_chose_a_code():
     torch.manual_seed(0)
     book = Codebook(6, 4, update="ema", decay=0.9)
@@ -99,9 +100,9 @@ def test_moving_averages_follow_the_latents_that_chose_a_code():
     for code in codes.unique():
         sums[code] = 0.9 * sums[code] + 0.1 * F.normalize(z, dim=-1)[codes == code].sum(0)
     torch.testing.assert_close(book.weight, F.normalize(sums, dim=-1))
+    unused = sorted(set(range(6)) - set(codes.tolist()))
+    assert torch.equal(book.weight[unused], start[unused])
     before = book(z).commitment_loss.mean()
     for _ in range(30):
         update_ema_codes(book, z, book(z).codes)
-    assert book(z).commitment_loss.mean() < before
-    unused = sorted(set(range(6)) - set(codes.tolist()))
-    assert torch.isfinite(book.weight).all() and torch.equal(book.weight[unused], start[unused])
+    assert book(z).commitment_loss.mean() < before and torch.isfinite(book.weight).all()

@@ -98,26 +98,6 @@ def test_attention_on_a_cpu_is_in_float32_under_autocast_and_so_are_its_gradient
 # -- transformers, from the definitions of their parts ---------------------------------------------
 
 
-def naive_norm(module, x):
-    if isinstance(module, nn.LayerNorm):
-        x = x - x.mean(-1, keepdim=True)
-        out = x / (x.square().mean(-1, keepdim=True) + module.eps).sqrt() * module.weight
-        return out if module.bias is None else out + module.bias
-    return x / x.square().mean(-1, keepdim=True).sqrt() * module.weight
-
-
-def naive_linear(module, x):
-    out = torch.einsum("...i,oi->...o", x, module.weight)
-    return out if module.bias is None else out + module.bias
-
-
-def naive_activation(x, options):
-    if options.mlp == "gelu":
-        return x * 0.5 * (1 + torch.erf(x / 2**0.5))
-    gate, value = x.chunk(2, dim=-1)
-    return gate / (1 + torch.exp(-gate)) * value
-
-
 def naive_angles(places, head_dim):
     """float64 [T, D / 2]: coordinate p of a token times 10000^(-j / F), F frequencies each."""
     count = head_dim // 2 // len(places[0])
@@ -137,32 +117,32 @@ def heads_of(x, num_heads):
     return torch.stack(x.split(x.shape[-1] // num_heads, dim=-1), dim=1)
 
 
-def typed(function, modules, types, x):
-    """Apply a function to every token, with the module of its type; types None: one for all."""
+def typed(modules, types, x):
+    """Every token through the module of its type; types None: one module for all."""
     one_each = [modules if kind is None else modules[kind] for kind in types or x.shape[1] * [None]]
-    return torch.stack([function(m, x[:, i]) for i, m in enumerate(one_each)], dim=1)
+    return torch.stack([module(x[:, i]) for i, module in enumerate(one_each)], dim=1)
 
 
 def naive_block(block, options, x, mask, types=None, angles=None, context=None):
     """A block token by token, each with the parameters of its type; context [B, L, C]."""
-    qkv = typed(naive_norm, block.attention_norm, types, x)
-    qkv = typed(naive_linear, block.qkv, types, qkv)
+    qkv = typed(block.qkv, types, typed(block.attention_norm, types, x))
     q, k, v = (heads_of(part, block.num_heads) for part in qkv.chunk(3, dim=-1))
     if options.qk_norm:
-        q, k = naive_norm(block.qk_norm[0], q), naive_norm(block.qk_norm[1], k)
+        q, k = block.qk_norm[0](q), block.qk_norm[1](k)
     if angles is not None:
         q, k = naive_rotation(q, angles), naive_rotation(k, angles)
-    attended = torch.cat(naive_attention(q, k, v, mask).unbind(1), dim=-1)
-    x = x + naive_linear(block.attention_out, attended)
+    x = x + block.attention_out(torch.cat(naive_attention(q, k, v, mask).unbind(1), dim=-1))
     if options.cross_attention:
-        cross, (k, v) = block.cross, naive_linear(block.cross.key_value, context).chunk(2, -1)
-        q = naive_linear(cross.query, naive_norm(cross.norm, x))
-        q, k, v = (heads_of(part, block.num_heads) for part in (q, k, v))
+        cross = block.cross
+        parts = cross.query(cross.norm(x)), *cross.key_value(context).chunk(2, -1)
+        q, k, v = (heads_of(part, block.num_heads) for part in parts)
         read = naive_attention(q, k, v, CONTEXT_MASK[:, None, None])
-        x = x + naive_linear(cross.attention_out, torch.cat(read.unbind(1), dim=-1))
-    hidden = typed(naive_norm, block.mlp_norm, types, x)
-    hidden = naive_activation(typed(naive_linear, block.mlp_in, types, hidden), options)
-    return x + typed(naive_linear, block.mlp_out, types, hidden)
+        x = x + cross.attention_out(torch.cat(read.unbind(1), dim=-1))
+    hidden = typed(block.mlp_in, types, typed(block.mlp_norm, types, x))
+    if options.mlp == "swiglu":
+        gate, hidden = hidden.chunk(2, dim=-1)
+        return x + typed(block.mlp_out, types, gate / (1 + torch.exp(-gate)) * hidden)
+    return x + typed(block.mlp_out, types, hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5)))
 
 
 def places_of(length):
@@ -184,7 +164,7 @@ def test_a_transformer_and_its_gradients_are_those_of_the_definitions(options, r
         reference = naive_block(block, options, reference, mask_of(mask), None, angles, context)
     inputs = [x, *model.parameters(), *([context] if options.cross_attention else [])]
     ours = model(x, attention == "causal", rope_2TF=rope, context=read)
-    assert_same_with_gradients(ours, naive_norm(model.norm, reference), inputs)
+    assert_same_with_gradients(ours, model.norm(reference), inputs)
 
 
 @pytest.mark.parametrize("attention", ["full", "scale_causal"])
@@ -200,7 +180,7 @@ def test_an_adtransformer_is_mixing_positions_typed_blocks_and_norms(attention, 
     reference = x + mixed + model.pos_emb
     for block in model.blocks:
         reference = naive_block(block, BlockOptions(), reference, mask, types)
-    reference = typed(naive_norm, model.norm, types, reference)
+    reference = typed(model.norm, types, reference)
     assert_same_with_gradients(model(x), reference, [x, *model.parameters()])
 
 
