@@ -16,7 +16,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from sitlib.model.generator import CodeModelConfig
-from workbook.estimates import Subject, autoregressive_subject, cost, tokenizer_subject
+from workbook.describe import Subject, autoregressive_subject, cost, tokenizer_subject
 from workbook.profile import load_profile
 
 SIZES = {"1": (64, 2, 8), "2": (192, 4, 4), "3": (384, 6, 2)}  # width, layers, batch

@@ -13,17 +13,14 @@ import torch
 
 from sitlib.data import open_images
 from sitlib.files import save_model, write_csv, write_json
-from sitlib.model.generator import CodeModelConfig
 from sitlib.model.sequence import Transformer
-from sitlib.model.text import TextTokenizer
 from sitlib.model.transformer import SequenceLayout
 from sitlib.train.config import ONE_PROCESS, EngineConfig
 from sitlib.train.distributed import join_processes
 from sitlib.train.loop import train_module
 from sitlib.train.optim import make_optimizer
 from sitlib.train.tokenizer import train_tokenizer
-from workbook.describe import descriptions
-from workbook.estimates import autoregressive_subject, tokenizer_subject
+from workbook.describe import descriptions, subject_of
 from workbook.paths import resolve
 from workbook.profile import Profile, load_profile
 
@@ -119,20 +116,6 @@ def one_step(profile: Profile, name: str, batch: int) -> dict[str, float]:
             optimizer.zero_grad()
         peak = torch.cuda.max_memory_allocated() / GIB if HAS_GPU else 0.0
     return {"seconds": time.perf_counter() - began, "measured_gib": peak}
-
-
-def subject_of(profile: Profile, name: str, batch: int):
-    """A model of a profile with random weights, and its step (`workbook.estimates`)."""
-    if name in profile.tokenizer.variants:
-        config, training = profile.tokenizer_variant(name), profile.tokenizer_training(name)
-        return tokenizer_subject(config, training, batch)
-    shape = profile.autoregressive_variant(name)
-    codes, text = profile.tokenizer_variant(shape.tokenizer), shape.text
-    classes = [] if text else [str(number) for number in range(1000)]
-    texts = TextTokenizer.of_size(text.vocab_size, text.max_tokens).to_json() if text else None
-    sizes = (codes.num_scales, codes.tokens_per_scale, codes.num_codes)
-    books = min(codes.num_codebooks, codes.num_scales)
-    return autoregressive_subject(CodeModelConfig(shape, *sizes, books, classes, texts), batch)
 
 
 def train(options: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from argparse import Namespace
 import pytest
 import torch
 
-from workbook.estimates import flops
+from workbook.describe import flops
 from workbook.paths import ROOT
 
 SIZES = {"layers": 2, "width": 16, "heads": 2, "codes": 32, "tokens": 8, "batch": 3, "rounds": 1}

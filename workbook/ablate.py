@@ -28,10 +28,10 @@ from sitlib.model.transformer import best_device
 from sitlib.sample.generate import generate
 from sitlib.strict import digest, from_dict, require, require_known, to_dict
 from workbook.codes import captioned, load_codes
+from workbook.describe import flops
 from workbook.diffusion import trained_diffusion, velocity_error
 from workbook.effects import finished_seeds, mean
 from workbook.errors import command
-from workbook.estimates import flops
 from workbook.evaluate import decode, features_of, held_out_nats, reconstruct
 from workbook.evaluate.generation import (
     distances,

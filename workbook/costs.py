@@ -27,8 +27,8 @@ from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import best_device
 from sitlib.sample.generate import generate
+from workbook.describe import flops
 from workbook.effects import power_law
-from workbook.estimates import flops
 from workbook.profile import Profile
 
 SIZES = (64, 128, 256, 512, 1024)  # px

@@ -1,29 +1,50 @@
 """Demands of a profile on a machine before anything is trained: `python -m workbook describe
 paper`.
 
-Parameters, operations, memory, time and disk of every variant. Times are operations / (peak of a
-GPU * utilization): estimates, no measurements.
+Parameters, operations, memory, time and disk of every variant, from the shapes of tensors alone:
+the very training step runs on fake tensors, so what is recomputed, kept for the backward pass or
+frozen is counted as it happens, and nothing is allocated. Times are operations / (peak of a GPU *
+utilization): estimates, no measurements.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+import weakref
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import (
+    flop_registry,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+    shape_wrapper,
+)
 from tqdm import tqdm
 
-from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
+from sitlib.metrics.networks import PerceptualDistance
+from sitlib.model.config import TokenizerConfig
+from sitlib.model.generator import AutoregressiveModel, CodeModelConfig, code_nats
+from sitlib.model.sequence import Transformer
 from sitlib.model.text import TextTokenizer
 from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.model.transformer import ADTransformer
 from sitlib.strict import digest, require, require_known
-from sitlib.train.config import EngineConfig, OptimizerConfig
-from workbook.estimates import Cost, autoregressive_subject, cost, tokenizer_subject
+from sitlib.train.config import EngineConfig, OptimizerConfig, TokenizerTraining
+from sitlib.train.discriminator import Discriminator, discriminator_loss, generator_loss
+from sitlib.train.losses import TokenizerLoss
 from workbook.figures.tables import text_table
+from workbook.generators import config_over
 from workbook.profile import Profile, load_profile
 
 FLOAT32, BF16 = 4, 2  # bytes: weights, gradients, moments; KV cache of sampling
-IMAGENET_CLASSES = 1000
+CLASSES = [str(number) for number in range(1000)]  # as many as ImageNet has
 # Memory in GB, and 10^12 dense operations a second in bf16 and tf32, after the makers' data sheets.
 GPUS = {
     "A100": (80, 312.0, 156.0),  # NVIDIA A100 80GB SXM
@@ -35,26 +56,176 @@ GPUS = {
     "A10": (24, 125.0, 62.5),
     "RTX4090": (24, 165.2, 82.6),  # with sums in float32
 }
-# Parts of a model, by the first names of its parameters.
-TOKENIZER_PARTS = {
-    "embed": ("embed",),
-    "encoder": ("encoder",),
-    "codebooks": ("codebooks", "pre_quant", "post_quant"),
-    "decoder": ("decoder",),
-    "heads": ("unembed",),
-}
-GENERATOR_PARTS = {
-    "embeddings": (
-        "start",
-        "class_embedding",
-        "code_embedding",
-        "scale_embedding",
-        "position_embedding",
+
+# torch's table, and the CPU's attention, which torch counts from 2.15 on only.
+FORMULAS = flop_registry | {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(
+        lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
     ),
-    "text encoder": ("text_encoder",),
-    "blocks": ("transformer",),
-    "heads": ("heads",),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(
+        lambda gradient, q, k, v, *_, **__: sdpa_backward_flop_count(gradient, q, k, v)
+    ),
 }
+
+
+class Meter(TorchDispatchMode):
+    """Count operations, and bytes of the tensors that are alive and their peak, while entered.
+
+    torch's FlopCounterMode has a tree of modules, which would keep activations alive.
+
+    Args:
+        held: modules whose tensors are there already.
+    """
+
+    def __init__(self, *held: nn.Module):
+        super().__init__()
+        self.flops = self.now = self.peak = 0
+        self._storages: dict[int, weakref.ref] = {}
+        for module in held:
+            for tensor in (*module.parameters(), *module.buffers()):
+                self._add(tensor)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if (formula := FORMULAS.get(func._overloadpacket)) is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=result)
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._add(tensor)
+        return result
+
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._storages:  # a view has no memory of its own
+            return
+
+        def free(_: weakref.ref) -> None:
+            del self._storages[key]
+            self.now -= size
+
+        self._storages[key] = weakref.ref(storage, free)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def flops(call: Callable[[], Any]) -> int:
+    """Operations of a call in matrix products, convolutions and attention (causal: all scores)."""
+    with Meter() as meter:
+        call()
+    return meter.flops
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Models with random weights, the trained one first, and what is computed with them."""
+
+    models: list[nn.Module]
+    forward: Callable[[], Any]
+    step: Callable[[], None]  # leaves gradients in all of them
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of one training step of one process."""
+
+    parameters: dict[str, int]  # of the model, by the last word of its parts' names
+    learning: int  # parameters that the step trains, the discriminator's too
+    forward_flops: int  # of the model alone, without its losses
+    step_flops: int  # forward and backward, losses and discriminator included
+    weight_bytes: int  # all that is there before the step: model, discriminator, LPIPS
+    peak_bytes: int  # at the worst moment: weights, activations, gradients; no moments
+
+
+def cost(
+    subject: Callable[[], Subject],
+    precision: Literal["no", "bf16", "fp16"] = "no",
+    gradient_checkpointing: bool = False,
+) -> Cost:
+    """Cost of a training step; `subject` is called, and its step run, on fake tensors.
+
+    Kernels are those of a CPU. Their workspace, and what a GPU's allocator wastes, do not count.
+    """
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
+        # RMSNorm in mixed precision
+        warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
+        made = subject()
+        for module in (part for model in made.models for part in model.modules()):
+            if isinstance(module, (ADTransformer, Transformer)):
+                module.gradient_checkpointing = gradient_checkpointing
+        parameters: Counter[str] = Counter()
+        for name, parameter in made.models[0].named_parameters():  # "code_embedding.0.weight"
+            part = name.split(".")[0].split("_")[-1].replace("start", "embedding")
+            parameters[part] += parameter.numel()
+        learning = sum(p.numel() for m in made.models for p in m.parameters() if p.requires_grad)
+        memory = Meter(*made.models)
+        weights = memory.now
+        # Twice, because autocast keeps the weights that it casts.
+        with torch.autocast("cpu", dtype, enabled=precision != "no"), torch.no_grad():
+            forward = flops(made.forward)
+        with torch.autocast("cpu", dtype, enabled=precision != "no"), memory:
+            made.step()
+    return Cost(dict(parameters), learning, forward, memory.flops, weights, memory.peak)
+
+
+def tokenizer_subject(config: TokenizerConfig, training: TokenizerTraining, batch: int) -> Subject:
+    """The training step of `sitlib.train.tokenizer`: reconstruction, LPIPS, discriminator."""
+    model = SpectralTokenizer(config).train()
+    if training.codes_from is not None:
+        model.freeze_encoder_from(SpectralTokenizer(config))
+    loss = TokenizerLoss(replace(training.loss, lpips=0.0))
+    if training.loss.lpips:
+        loss.config, loss.perceptual = training.loss, PerceptualDistance(training.loss.lpips_net)
+    weight = training.adversarial.weight
+    discriminator = Discriminator(config.size, training.adversarial.channels) if weight else None
+    images = torch.rand(batch, 3, config.size, config.size)
+    # Of the sizes that take turns, the dearest.
+    preview_scales = config.levels if training.loss.multiscale else 0
+
+    def step() -> None:
+        output = model(images, preview_scales=preview_scales)
+        total, _ = loss(output, images)
+        if discriminator is not None:
+            discriminator.requires_grad_(False)
+            total = total + weight * generator_loss(discriminator(output.reconstruction))
+        reconstruction = output.reconstruction.detach()
+        total.backward()
+        del output, total
+        if discriminator is not None:
+            discriminator.requires_grad_(True)
+            discriminator_loss(discriminator(images), discriminator(reconstruction)).backward()
+
+    models: list[nn.Module | None] = [model, discriminator, loss.perceptual]
+    return Subject([m for m in models if m is not None], lambda: model(images), step)
+
+
+def autoregressive_subject(config: CodeModelConfig, batch: int) -> Subject:
+    """The training step of a generator over codes [batch, S, N], texts at their longest."""
+    model = AutoregressiveModel(config).train()
+    codes = torch.zeros(batch, config.num_scales, config.tokens_per_scale, dtype=torch.int64)
+    text = config.transformer.text
+    condition = torch.ones(batch, *([] if text is None else [text.max_tokens]), dtype=torch.int64)
+
+    def step() -> None:
+        code_nats(model(codes, condition), codes).mean().backward()
+
+    return Subject([model], lambda: model(codes, condition), step)
+
+
+def subject_of(profile: Profile, variant: str, batch: int) -> Subject:
+    """The training step of a variant of a profile; class-conditional models are told CLASSES."""
+    if variant in profile.tokenizer.variants:
+        config, training = profile.tokenizer_variant(variant), profile.tokenizer_training(variant)
+        return tokenizer_subject(config, training, batch)
+    shape, texts = profile.autoregressive_variant(variant), None
+    if (text := shape.text) is not None:
+        texts = TextTokenizer.of_size(text.vocab_size, text.max_tokens).to_json()
+    codes, classes = profile.tokenizer_variant(shape.tokenizer), [] if text else CLASSES
+    return autoregressive_subject(config_over(codes, shape, classes, texts), batch)
+
+
+# -- variants ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -62,43 +233,18 @@ class Description:
     """One variant; bytes are those of one process."""
 
     name: str
-    parts: dict[str, int]  # parameters
     tokens: int  # codes of an image
-    cost: Cost
     batch: int  # images of a process at a time
     optimizer: OptimizerConfig
+    cost: Cost
+    state_bytes: int  # two moments and, if there is one, the average of the weights; FSDP's share
+    extra_gradient_bytes: int  # in DDP's buckets, and whole ones of earlier micro-batches
+    gpu_bytes: int  # all that a step needs, less the weights that other processes hold
     cache_bytes: int  # KV cache of one sample; 0 for tokenizers
-    engine: EngineConfig
 
     @property
     def parameters(self) -> int:
-        return sum(self.parts.values())
-
-    @property
-    def shards(self) -> int:
-        return self.engine.world_size if self.engine.strategy == "fsdp" else 1
-
-    @property
-    def state_bytes(self) -> int:
-        """Two moments and, if there is one, the moving average of the weights; sharded by FSDP."""
-        copies = 2 + (self.optimizer.ema_decay > 0)
-        return copies * FLOAT32 * self.cost.learning // self.shards
-
-    @property
-    def extra_gradient_bytes(self) -> int:
-        """Gradients in DDP's buckets, and whole ones of earlier micro-batches."""
-        is_ddp = self.engine.strategy == "ddp"
-        accumulates = self.engine.accumulation(self.optimizer.batch_size) > 1
-        return (is_ddp + accumulates) * FLOAT32 * self.cost.learning
-
-    @property
-    def gpu_bytes(self) -> int:
-        """All that a step needs, less the weights that other processes hold.
-
-        Gradients are in the peak as they are made, and only then sent away.
-        """
-        elsewhere = self.cost.weight_bytes - self.cost.weight_bytes // self.shards
-        return self.cost.peak_bytes + self.state_bytes + self.extra_gradient_bytes - elsewhere
+        return sum(self.cost.parameters.values())
 
     @property
     def image_flops(self) -> float:
@@ -106,86 +252,56 @@ class Description:
         return self.cost.step_flops / self.batch
 
 
-def descriptions(
-    profile: Profile, variants: Sequence[str] | None = None, num_classes: int = IMAGENET_CLASSES
-) -> list[Description]:
-    """Describe every variant of a profile, or those named.
-
-    Args:
-        num_classes: of the class-conditional models; the profile does not know its data.
-
-    Raises:
-        ConfigError: a variant that the profile does not have.
-    """
+def descriptions(profile: Profile, variants: Sequence[str] | None = None) -> list[Description]:
+    """Describe every variant of a profile, or those named."""
     generators = [*profile.autoregressive.variants, *profile.text.variants]
-    names = [*profile.tokenizer.variants, *generators] if variants is None else list(variants)
+    names = [*profile.tokenizer.variants, *generators]
+    variants = names if variants is None else variants
+    for name in variants:
+        require_known(name, names, "variant")
     costs: dict[str, Cost] = {}  # variants that differ in their data cost the same
-    progress = tqdm(names, "describing", unit="model", leave=False, disable=None)
-    return [
-        _of_generator(profile, name, num_classes, costs)
-        if name in generators
-        else _of_tokenizer(profile, name, costs)
-        for name in progress
-    ]
+    engine, described = profile.engine, []
+    is_sharded, is_ddp = engine.strategy == "fsdp", engine.strategy == "ddp"
+    for name in tqdm(variants, "describing", unit="model", leave=False, disable=None):
+        if is_tokenizer := name in profile.tokenizer.variants:  # never sharded
+            codes, training = profile.tokenizer_variant(name), profile.tokenizer_training(name)
+            optimizer, cache = training.optimizer, 0
+            about = [codes, training.loss, training.adversarial, training.codes_from is None]
+        else:
+            optimizer, shape = (
+                profile.generator_optimizer(name),
+                profile.autoregressive_variant(name),
+            )
+            codes = profile.tokenizer_variant(shape.tokenizer)
+            # Every layer keeps keys and values of all codes, and of the text.
+            length = codes.num_scales * codes.tokens_per_scale
+            length += shape.text.max_tokens if shape.text else 0
+            cache = 2 * shape.layers * shape.width * length * BF16
+            about = [replace(shape, tokenizer=""), replace(codes, wavelet="haar")]
+        parts = engine.accumulation(optimizer.batch_size)
+        batch = optimizer.batch_size // engine.world_size // parts
+        if (key := digest(about, batch)) not in costs:
+            settings = precision_of(engine), engine.gradient_checkpointing
+            costs[key] = cost(partial(subject_of, profile, name, batch), *settings)
+        found, shards = costs[key], 1 if is_tokenizer or not is_sharded else engine.world_size
+        state = (2 + (optimizer.ema_decay > 0)) * FLOAT32 * found.learning // shards
+        has_buckets = is_ddp or (is_sharded and is_tokenizer)
+        gradients = (has_buckets + (parts > 1)) * FLOAT32 * found.learning
+        # Gradients are in the peak as they are made, and only then sent away.
+        elsewhere = found.weight_bytes - found.weight_bytes // shards
+        gpu = found.peak_bytes + state + gradients - elsewhere
+        tokens = codes.num_scales * codes.tokens_per_scale
+        demands = found, state, gradients, gpu, cache
+        described.append(Description(name, tokens, batch, optimizer, *demands))
+    return described
 
 
-def _of_tokenizer(profile: Profile, name: str, costs: dict[str, Cost]) -> Description:
-    config, training = profile.tokenizer_variant(name), profile.tokenizer_training(name)
-    engine = profile.engine
-    if engine.strategy == "fsdp":
-        engine = replace(engine, strategy="ddp")
-    batch = _micro_batch(training.optimizer, engine)
-    weight, is_whole = training.adversarial.weight, training.codes_from is None
-    key = digest(config, training.loss, weight, is_whole, batch)
-    if key not in costs:
-        costs[key] = cost(lambda: tokenizer_subject(config, training, batch), *_computing(engine))
-    with FakeTensorMode():
-        parts = _parts(SpectralTokenizer(config), TOKENIZER_PARTS)
-    tokens = config.num_scales * config.tokens_per_scale
-    return Description(name, parts, tokens, costs[key], batch, training.optimizer, 0, engine)
+def precision_of(engine: EngineConfig) -> Literal["no", "bf16", "fp16"]:
+    """Precision on a GPU."""
+    return "bf16" if engine.precision == "auto" else engine.precision
 
 
-def _of_generator(
-    profile: Profile, name: str, num_classes: int, costs: dict[str, Cost]
-) -> Description:
-    shape, optimizer = profile.autoregressive_variant(name), profile.generator_optimizer(name)
-    codes, text, engine = profile.tokenizer_variant(shape.tokenizer), shape.text, profile.engine
-    texts = TextTokenizer.of_size(text.vocab_size, text.max_tokens).to_json() if text else None
-    classes = [] if text else [str(number) for number in range(num_classes)]
-    books = min(codes.num_codebooks, codes.num_scales)
-    sizes = (codes.num_scales, codes.tokens_per_scale, codes.num_codes, books)
-    config = CodeModelConfig(shape, *sizes, classes, texts)
-    batch = _micro_batch(optimizer, engine)
-    key = digest(replace(shape, tokenizer=""), sizes, len(classes), batch)
-    if key not in costs:
-        costs[key] = cost(lambda: autoregressive_subject(config, batch), *_computing(engine))
-    with FakeTensorMode():
-        parts = _parts(AutoregressiveModel(config), GENERATOR_PARTS)
-    tokens = codes.num_scales * codes.tokens_per_scale
-    # Every layer keeps keys and values of the text, too.
-    cache = 2 * shape.layers * shape.width * (tokens + (text.max_tokens if text else 0)) * BF16
-    return Description(name, parts, tokens, costs[key], batch, optimizer, cache, engine)
-
-
-def _computing(engine: EngineConfig) -> tuple[Literal["no", "bf16", "fp16"], bool]:
-    """Precision and recomputation on a GPU."""
-    precision = "bf16" if engine.precision == "auto" else engine.precision
-    return precision, engine.gradient_checkpointing
-
-
-def _micro_batch(optimizer: OptimizerConfig, engine: EngineConfig) -> int:
-    return optimizer.batch_size // engine.world_size // engine.accumulation(optimizer.batch_size)
-
-
-def _parts(model: nn.Module, names: Mapping[str, tuple[str, ...]]) -> dict[str, int]:
-    part_of = {member: part for part, members in names.items() for member in members}
-    counts = dict.fromkeys(names, 0)
-    for name, parameter in model.named_parameters():
-        counts[part_of[name.split(".")[0]]] += parameter.numel()
-    return counts
-
-
-# -- the report ------------------------------------------------------------------------------------
+# -- the report --------------------------------------------------------------------------------
 
 
 def describe(
@@ -194,86 +310,80 @@ def describe(
     *,
     gpu: str = "H100",
     utilization: float = 0.35,
-    num_classes: int = IMAGENET_CLASSES,
-) -> list[Description]:
-    """Print what a profile asks of a machine, and return it.
+) -> None:
+    """Print what a profile asks of a machine.
 
     Args:
         profile: a profile, or the name of one.
         variants: some of its tokenizers and generators; default: all.
         gpu: a key of `GPUS`.
         utilization: share of the GPU's peak that training reaches (MFU).
-        num_classes: of the data set, which the profile does not know.
-
-    Raises:
-        ValueError: an unknown GPU, profile or variant, or a utilization outside (0, 1].
     """
     require_known(gpu, GPUS, "GPU")
-    require(
-        0 < utilization <= 1,
-        f"utilization is a share of the peak in (0, 1], it is {utilization}.",
-    )
+    sentence = f"utilization is a share of the peak in (0, 1], it is {utilization}."
+    require(0 < utilization <= 1, sentence)
     title = profile if isinstance(profile, str) else "as given"
     profile = load_profile(profile) if isinstance(profile, str) else profile
-    rows = descriptions(profile, variants, num_classes)
     engine, world = profile.engine, profile.engine.world_size
     memory, bf16, tf32 = GPUS[gpu]
     peak = tf32 if engine.precision == "no" else bf16
     rate = peak * 1e12 * utilization  # operations a second
+    tables: dict[str, list[dict[str, Any]]] = {
+        "Parameters of tokenizers, millions": [],
+        "Parameters of models over codes, millions": [],
+        f"Memory of a GPU in training, GiB (of {memory} GB)": [],
+        f"Operations for an image, and time on {world} x {gpu}": [],
+        "On the disk, GB (two states exist for a moment)": [],
+    }
+    tokenizers, generators, memories, times, disk = tables.values()
+    for d in descriptions(profile, variants):
+        parts = {part: count / 1e6 for part, count in d.cost.parameters.items()}
+        row = {"": d.name, "tokens": d.tokens, "all": d.parameters / 1e6, **parts}
+        (generators if d.cache_bytes else tokenizers).append(row)
+        activations = d.cost.peak_bytes - d.cost.weight_bytes
+        memories.append(
+            {
+                "": d.name,
+                "at a time": d.batch,
+                "weights": d.cost.weight_bytes / 2**30,
+                "activations, gradients": activations / 2**30,
+                "optimizer": d.state_bytes / 2**30,
+                "more gradients": d.extra_gradient_bytes / 2**30,
+                "all": d.gpu_bytes / 2**30,
+                "fits": "yes" if d.gpu_bytes < 0.9 * memory * 1e9 else "no",
+                "KV, MiB": d.cache_bytes / 2**20,
+            }
+        )
+        images = rate * world / d.image_flops  # a second
+        seconds = d.optimizer.batch_size * d.optimizer.steps / images
+        times.append(
+            {
+                "": d.name,
+                "GFLOP forward": round(d.cost.forward_flops / d.batch / 1e9),
+                "training": round(d.image_flops / 1e9),
+                "steps": d.optimizer.steps,
+                "batch": d.optimizer.batch_size,
+                "images/s": round(images),
+                "tokens/s": round(images * d.tokens),
+                "GPU-hours": seconds * world / 3600,
+                "days": seconds / 86400,
+            }
+        )
+        copies = 3 + (d.optimizer.ema_decay > 0)  # weights, two moments, moving average
+        disk.append(
+            {
+                "": d.name,
+                "state to resume from": copies * FLOAT32 * d.cost.learning / 1e9,
+                "model": FLOAT32 * d.parameters / 1e9,
+                "codes of a million views": 0.0 if d.cache_bytes else 2e-3 * d.tokens,
+            }
+        )
     print(
-        f"Profile {title}: {world} x {gpu}, {engine.strategy}, precision {_computing(engine)[0]}, "
+        f"Profile {title}: {world} x {gpu}, {engine.strategy}, precision {precision_of(engine)}, "
         f"activations {'recomputed' if engine.gradient_checkpointing else 'kept'}.\n"
         f"{rate / 1e12:.0f} TFLOP/s on each: {utilization:.0%} of the {peak:.0f} of its data sheet."
     )
-
-    def show(title: str, group: Sequence[Description], row_of: Callable[..., dict]) -> None:
-        rows = [{"": d.name, **row_of(d)} for d in group]
-        print("\n" + text_table(rows, title, digits=2) if rows else "", end="\n" if rows else "")
-
-    def of_parts(d: Description) -> dict:
-        parts = {part: count / 1e6 for part, count in d.parts.items()}
-        return {**parts, "all": d.parameters / 1e6, "tokens": d.tokens}
-
-    def of_memory(d: Description) -> dict:
-        gib = {
-            "weights": d.cost.weight_bytes,
-            "activations, gradients": d.cost.peak_bytes - d.cost.weight_bytes,
-            "optimizer": d.state_bytes,
-            "more gradients": d.extra_gradient_bytes,
-            "all": d.gpu_bytes,
-        }
-        fits = "yes" if d.gpu_bytes < 0.9 * memory * 1e9 else "no"
-        gib = {name: value / 2**30 for name, value in gib.items()}
-        return {"at a time": d.batch, **gib, "fits": fits, "KV, MiB": d.cache_bytes / 2**20}
-
-    def of_time(d: Description) -> dict:
-        images = rate * world / d.image_flops  # a second
-        seconds = d.optimizer.batch_size * d.optimizer.steps / images
-        return {
-            "GFLOP forward": round(d.cost.forward_flops / d.batch / 1e9),
-            "training": round(d.image_flops / 1e9),
-            "steps": d.optimizer.steps,
-            "batch": d.optimizer.batch_size,
-            "images/s": round(images),
-            "tokens/s": round(images * d.tokens),
-            "GPU-hours": seconds * world / 3600,
-            "days": seconds / 86400,
-        }
-
-    def of_disk(d: Description) -> dict:
-        copies = 3 + (d.optimizer.ema_decay > 0)  # weights, two moments, moving average
-        gb = {
-            "state to resume from": copies * FLOAT32 * d.cost.learning,
-            "model": FLOAT32 * d.parameters,
-            "codes of a million views": 0 if d.cache_bytes else 1e6 * 2 * d.tokens,
-        }
-        return {name: value / 1e9 for name, value in gb.items()}
-
-    show("Parameters of tokenizers, millions", [d for d in rows if not d.cache_bytes], of_parts)
-    show("Parameters of models over codes, millions", [d for d in rows if d.cache_bytes], of_parts)
-    show(f"Memory of a GPU in training, GiB (of {memory} GB)", rows, of_memory)
-    show(f"Operations for an image, and time on {world} x {gpu}", rows, of_time)
-    hours = sum(of_time(d)["GPU-hours"] for d in rows)
-    print(f"All of it once: {hours:,.0f} GPU-hours, {hours / world / 24:,.1f} days in a row.")
-    show("On the disk, GB (two states exist for a moment)", rows, of_disk)
-    return rows
+    for title, rows in tables.items():
+        print("\n" + text_table(rows, title, digits=2) + "\n" if rows else "", end="")
+    hours = sum(row["GPU-hours"] for row in times)
+    print(f"\nAll of it once: {hours:,.0f} GPU-hours, {hours / world / 24:,.1f} days in a row.")
