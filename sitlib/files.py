@@ -4,10 +4,8 @@ Relative paths mean the current folder. A file that cannot be written is a `Disk
 """
 
 import csv
-import errno
 import hashlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -26,34 +24,24 @@ Row = dict[str, float]  # of a training curve
 Model = TypeVar("Model", bound=nn.Module)
 OTHERS = {  # what is found where a checkpoint should be, by its first bytes
     b"PK": "a .pt file of torch.save, or a zip",
-    b"\x80\x02\x8a": "an old .pt file of torch.save",
-    b"\x80\x04\x95": "a pickle",
+    b"\x80": "a pickle, or an old .pt file of torch.save",
     b"version https://git-lfs": "a pointer of Git LFS: git lfs pull fetches the file",
     b"<": "a web page",
     b"\xff\xd8": "a JPEG",
 }
-WRAPPERS = ("_orig_mod.", "module.", "model.")  # of torch.compile, DDP, Lightning
 
 
 class DiskError(OSError):
     """A file that could not be written; the message says what to do."""
 
 
-# -- writing -----------------------------------------------------------------------------------
-
-
 @contextmanager
 def atomic_write(path: str | Path, shared: bool = False) -> Iterator[Path]:
     """Yield a path in a temporary folder; rename it to `path` once its content is on the disk.
 
-    Folders are made. The file gets the permissions that a newly opened one gets (the umask).
-
-    Args:
-        shared: several processes may write this file at a time (a cache), so that each needs a
-            temporary folder of its own; by default what a killed process left is removed.
-
-    Raises:
-        DiskError: it could not be written. A file that was there before still is.
+    Folders are made, and what a killed process left is removed; not where the file is `shared`, as
+    a cache is: then several processes may write it at a time, each in a temporary folder of its
+    own. Raises DiskError if it cannot be written; a file that was there before still is.
     """
     path = Path(path)
     work = path.with_name(f"{path.name}{f'.{uuid4().hex[:8]}' if shared else ''}.partial")
@@ -66,12 +54,12 @@ def atomic_write(path: str | Path, shared: bool = False) -> Iterator[Path]:
         partial.chmod(0o666 & ~mask)  # writers of tensors give 0600
         fsync(partial)
         os.replace(partial, path)
+    except DiskError:
+        raise
     except (OSError, SafetensorError) as error:
-        if isinstance(error, DiskError):
-            raise
-        remedy = "Make room" if is_full(error) else "Mend that"
         sentence = cannot_write(path.name, path.parent, error)
-        raise DiskError(f"{sentence} {remedy}, then give the same command again.") from error
+        remedy = "Make room or mend that, then give the same command again."
+        raise DiskError(f"{sentence} {remedy}") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -97,30 +85,15 @@ def cannot_write(name: str, folder: Path, error: BaseException) -> str:
     return f"{name} could not be written to {folder} ({reason}; {free:.1f} GiB are free there)."
 
 
-def is_full(error: BaseException) -> bool:
-    """True for an error about a disk, a quota or a file that can hold no more."""
-    numbers = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-    texts = ("No space left", "quota exceeded", "File too large")
-    return getattr(error, "errno", None) in numbers or any(text in str(error) for text in texts)
-
-
 def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file's content, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# -- models and tensors ------------------------------------------------------------------------
-
-
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Write tensors to a safetensors file.
-
-    Args:
-        metadata: plain values. They are stored as one JSON text, because safetensors keeps no
-            order between entries, and equal content should be equal bytes.
-    """
-    about = {"about": json.dumps(metadata, sort_keys=True)}
+    """Write tensors to a safetensors file, with plain values as metadata."""
+    about = {"about": json.dumps(metadata, sort_keys=True)}  # safetensors keeps no order of keys
     with atomic_write(path) as file:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, about)
 
@@ -128,11 +101,9 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[s
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """Metadata of a file of `write_tensors`; empty where there is no such file, or it has none.
 
-    Raises:
-        ValueError: the file is damaged.
+    Raises ValueError if it is damaged or another kind of file.
     """
-    path = Path(path)
-    if not path.exists():
+    if not (path := Path(path)).exists():
         return {}
     try:
         with safe_open(path, framework="pt") as file:
@@ -153,46 +124,30 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
 def save_model(path: str | Path, model: nn.Module, **metadata: Any) -> None:
     """Write the weights of `model`, its class, its `config` and further plain values."""
-    config = to_dict(model.config)
-    about = {"class": type(model).__name__, "config": config, **metadata}
+    about = {"class": type(model).__name__, "config": to_dict(model.config), **metadata}
     write_tensors(path, model.state_dict(), about)
 
 
 def load_model(path: str | Path, cls: type[Model]) -> Model:
     """Read a model that `save_model` wrote, in evaluation mode.
 
-    Args:
-        cls: its class, whose constructor takes one argument, `config`, with a dataclass as type.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is damaged, holds another class, or a configuration or weights of another
-            version.
+    Its class `cls` takes one argument, `config`, with a dataclass as type. Raises FileNotFoundError
+    if there is no file; ValueError if it is damaged, of another class or of another version.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not (path := Path(path)).is_file():
         raise FileNotFoundError(f"There is no checkpoint {path}: train it first (make repro).")
     metadata = read_metadata(path)
     if (name := metadata.get("class", "no class at all")) != cls.__name__:
         raise ValueError(f"{path.name} names {name} in its metadata, not {cls.__name__}.")
-    if not isinstance(metadata.get("config"), dict):
-        raise ValueError(f"{path.name} lacks the configuration of its model.")
-    weights = load_file(path)
-    for wrapper in WRAPPERS:
-        if all(name.startswith(wrapper) for name in weights):
-            weights = {name.removeprefix(wrapper): weight for name, weight in weights.items()}
+    weights, config_type = load_file(path), get_type_hints(cls.__init__)["config"]
     try:
-        config = from_dict(get_type_hints(cls.__init__)["config"], metadata["config"], path.name)
-        model = cls(config)
+        model = cls(from_dict(config_type, metadata["config"], path.name))
         model.load_state_dict(weights)
-    except (ConfigError, RuntimeError) as error:
+    except (ConfigError, KeyError, RuntimeError) as error:
         raise ValueError(f"{path.name} was written by another version of sitlib: {error}") from None
     if not all(weight.isfinite().all() for weight in weights.values()):
         raise ValueError(f"{path.name} has weights that are not finite: its training failed.")
     return model.eval()
-
-
-# -- results -----------------------------------------------------------------------------------
 
 
 def write_json(path: str | Path, values: Any, digits: int = 6) -> None:
@@ -200,8 +155,13 @@ def write_json(path: str | Path, values: Any, digits: int = 6) -> None:
 
     JSON has no infinity and no NaN: they become null.
     """
+    rounded = json.loads(
+        json.dumps(values),
+        parse_float=lambda text: float(f"{float(text):.{digits}g}"),
+        parse_constant=lambda _: None,
+    )
     with atomic_write(path) as file:
-        file.write_text(json.dumps(_rounded(values, digits), indent=2) + "\n")
+        file.write_text(json.dumps(rounded, indent=2) + "\n")
 
 
 def read_json(path: str | Path) -> Any:
@@ -223,13 +183,3 @@ def read_csv(path: str | Path) -> dict[str, list[float]]:
     with Path(path).open(newline="") as file:
         rows = list(csv.DictReader(file))
     return {name: [float(row[name]) for row in rows] for name in rows[0]}
-
-
-def _rounded(value: Any, digits: int) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(item, digits) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_rounded(item, digits) for item in value]
-    if isinstance(value, float):
-        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
-    return value
