@@ -20,14 +20,7 @@ from sitlib.cli import ALL, TOKENIZER, files
 from sitlib.files import read_metadata, write_tensors
 from sitlib.metrics import bits_per_pixel, lpips_per_image
 from sitlib.metrics.networks import cached_lpips
-from sitlib.model.tiling import (
-    ImageCodes,
-    as_float,
-    decode_strips,
-    encode_image,
-    pad,
-    tile_side,
-)
+from sitlib.model import tiling
 from sitlib.model.tokenizer import DECODER_MODULES, SpectralTokenizer
 from sitlib.strict import require
 
@@ -47,7 +40,7 @@ def codes_digest(tokenizer: SpectralTokenizer) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_codes(path: Path) -> tuple[ImageCodes, dict]:
+def read_codes(path: Path) -> tuple[tiling.ImageCodes, dict]:
     """Read a file of `sit encode`: codes, and `name` and `codes` (a digest) of their tokenizer."""
     require(path.is_file(), "there is no such file")
     metadata = read_metadata(path)
@@ -57,7 +50,7 @@ def read_codes(path: Path) -> tuple[ImageCodes, dict]:
     try:
         size, grid, tokenizer = (metadata[key] for key in ("size", "token_grid", "tokenizer"))
         origin = {key: str(tokenizer[key]) for key in ("name", "codes")}
-        image = ImageCodes(load_file(path)["codes"], tuple(size), tuple(grid))
+        image = tiling.ImageCodes(load_file(path)["codes"], tuple(size), tuple(grid))
         is_sound = all(type(number) is int and number > 0 for number in (*size, *grid))
         require(is_sound, f"an image of {size} px")
     except (KeyError, TypeError, ValueError) as error:
@@ -80,7 +73,7 @@ def encode(options: argparse.Namespace) -> int:
     def work(path: Path, target: Path) -> list[str]:
         jobs.reserve(target)
         image = files.read_image(path)
-        encoded = encode_image(tokenizer, image)
+        encoded = tiling.encode_image(tokenizer, image)
         name = os.fsencode(path.name).decode(errors="replace")
         metadata = {"class": "Codes", "image": name, "tokenizer": origin}
         metadata |= {"size": encoded.size, "token_grid": encoded.token_grid}
@@ -107,7 +100,7 @@ def decode(options: argparse.Namespace) -> int:
         )
         lines = []
         for scales, file in _outputs(jobs, target, tokenizer, len(encoded.codes)):
-            image = files.to_bytes(decode_strips(tokenizer, encoded, scales))
+            image = files.to_bytes(tiling.decode_strips(tokenizer, encoded, scales))
             files.write_image(file, image[0])
             lines.append(files.row(files.size_of(image), scales, file))
         return lines
@@ -127,19 +120,19 @@ def reconstruct(options: argparse.Namespace) -> int:
 
     def work(path: Path, target: Path) -> list[str]:
         image = files.read_image(path)
-        encoded = encode_image(tokenizer, image)
+        encoded = tiling.encode_image(tokenizer, image)
         outputs = _outputs(jobs, target, tokenizer, len(encoded.codes))
         beside = jobs.reserve(target, "compare") if options.compare else []
         lines, shown = [], [image]
         for scales, file in outputs:
-            result = files.to_bytes(decode_strips(tokenizer, encoded, scales))
+            result = files.to_bytes(tiling.decode_strips(tokenizer, encoded, scales))
             factor = 2 ** (len(encoded.codes) - scales)
-            original = _averaged(image, factor, tile_side(tokenizer, encoded.size))
+            original = _averaged(image, factor, tiling.tile_side(tokenizer, encoded.size))
             cells = _costs(tokenizer, encoded.codes[:scales], result)
             cells.append(f"{_psnr(result, original):.2f}")
             if has_lpips:
                 is_small = result[0, 0].numel() <= LARGEST_LPIPS
-                pair = [as_float(x).to(tokenizer.device) for x in (result, original)]
+                pair = [tiling.as_float(x).to(tokenizer.device) for x in (result, original)]
                 cells.append(f"{lpips_per_image(pair[0], pair[1]).item():.3f}" if is_small else "-")
             files.write_image(file, result[0])
             lines.append(files.row(*cells, file))
@@ -176,17 +169,18 @@ def _averaged(image: Tensor, factor: int, side: int) -> Tensor:
     """Average an image down, as a preview of it is: padded like its tiles, which have that side."""
     if factor == 1:
         return image
-    strips = [F.avg_pool2d(pad(as_float(s), side), factor) for s in image.split(side, dim=2)]
+    strips = [F.avg_pool2d(tiling.pad(s / 255, side), factor) for s in image.split(side, dim=2)]
     height, width = (-(-pixels // factor) for pixels in image.shape[2:])
     return torch.cat(strips, dim=2)[:, :, :height, :width]
 
 
 def _psnr(result: Tensor, original: Tensor) -> float:
     """PSNR in dB of an image [1, 3, H, W] of any size, by strips: in float32 it may not fit."""
-    pairs = zip(result.split(STRIP, dim=2), original.split(STRIP, dim=2), strict=True)
-    errors = ((as_float(a) - as_float(b)).square().sum(dtype=torch.float64) for a, b in pairs)
-    mse = sum(float(error) for error in errors) / result.numel()
-    return -10 * math.log10(mse) if mse else math.inf
+    error = 0.0
+    for a, b in zip(result.split(STRIP, dim=2), original.split(STRIP, dim=2), strict=True):
+        difference = tiling.as_float(a) - tiling.as_float(b)
+        error += float(difference.square().sum(dtype=torch.float64))
+    return -10 * math.log10(error / result.numel()) if error else math.inf
 
 
 def _side_by_side(images: list[Tensor]) -> Tensor:

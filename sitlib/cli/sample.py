@@ -68,9 +68,9 @@ def _prompts(classes: list[str], options: argparse.Namespace) -> Prompts:
         return None
     require(bool(classes), "This model draws texts, not classes: use --text.")
     known = [c.lower() for c in classes]
-    listed = f"{', '.join(classes)}{nearest(name, classes)}"
-    sentence = f"This model does not know the class {name}; it knows {listed}."
-    require(name.lower() in known, sentence)
+    if name.lower() not in known:
+        listed = f"{', '.join(classes)}{nearest(name, classes)}"
+        raise ValueError(f"This model does not know the class {name}; it knows {listed}.")
     return torch.full((options.count,), known.index(name.lower()))
 
 

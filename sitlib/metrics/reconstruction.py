@@ -172,12 +172,9 @@ def summarize_reconstructions(
         size: height and width of the images, px.
 
     Returns:
-        name of each metric -> mean, None where the images are too small for it;
-        `intervals`: name -> [low, high], 95 % by `bootstrap_interval`, without metrics that have
-        infinite values, and empty for views of a single photograph;
-        `photographs`, `counts`: names and numbers of views; `by_photograph`: name -> means over
-        views, four significant digits, from which `paired_interval` compares two models;
-        `protocol`.
+        name of each metric -> mean, None where images are too small for it; `intervals` of 95 % of
+        finite metrics of several photographs; `photographs`, `counts`: names, numbers of views;
+        `by_photograph`: name -> means over views, for `paired_interval`; `protocol`.
     """
     photographs, _, counts = group_means(torch.zeros(len(groups)), groups)
     return {
