@@ -11,7 +11,6 @@ from PIL import Image
 from sitlib.data import CaptionedImages, open_images, training_views
 from sitlib.files import load_model, save_model
 from sitlib.metrics import lite0_features
-from sitlib.metrics.networks import load_lite0
 from sitlib.model.dual_encoder import DualEncoder, StoredDualEncoderConfig, contrastive_loss
 from sitlib.model.text import TextTokenizer
 from sitlib.train.config import CaptionsConfig, DataConfig, DualEncoderConfig, OptimizerConfig
@@ -136,11 +135,6 @@ class TestModel:
 
 
 @pytest.fixture(scope="module")
-def lite0(weights_folder):
-    return load_lite0()
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Five noisy squares of each of three colours, with two captions each."""
     folder, generator = tmp_path_factory.mktemp("squares"), np.random.default_rng(0)
@@ -163,39 +157,37 @@ def run():
 
 
 class TestTraining:
-    def test_features_are_those_of_wide_views_in_their_order(self, data, run, lite0, monkeypatch):
+    def test_features_are_those_of_wide_views_in_their_order(self, data, run, monkeypatch):
         monkeypatch.setattr(text, "VIEWS", 4)  # of 15 images: the last views are of a second epoch
         features, positions = view_features(
-            replace(run, model=replace(SHAPE, degraded_views=0)), data.images, [], lite0
+            replace(run, model=replace(SHAPE, degraded_views=0)), data.images, []
         )
         assert features.shape == (15, 1280) and sorted(positions) == list(range(15))
         views, labels, keys = training_views(data.images, 0, 15, 16, 0, kind="wide", flip=False)
-        torch.testing.assert_close(features, lite0_features(views, lite0, size=SHAPE.image_size))
+        torch.testing.assert_close(features, lite0_features(views, size=SHAPE.image_size))
         assert [data.images.keys[int(position)] for position in positions] == keys
         assert torch.equal(data.images.labels[positions], labels)
 
     def test_degraded_and_reconstructed_views_come_with_the_position_of_their_image(
-        self, data, run, lite0
+        self, data, run
     ):
         class Inverting:
             def reconstruct(self, images):
                 return 1 - images
 
-        features, positions = view_features(run, data.images, [Inverting()], lite0)
+        features, positions = view_features(run, data.images, [Inverting()])
         clean, order = view_features(
-            replace(run, model=replace(SHAPE, degraded_views=0)), data.images, [], lite0
+            replace(run, model=replace(SHAPE, degraded_views=0)), data.images, []
         )
         assert features.shape == (45, 1280)  # clean, degraded, reconstructed
         assert np.array_equal(positions, np.tile(order, 3))
         torch.testing.assert_close(features[:15], clean)
         views = training_views(data.images, 0, 15, 16, 0, kind="wide", flip=False)[0]
-        torch.testing.assert_close(
-            features[30:], lite0_features(1 - views, lite0, size=SHAPE.image_size)
-        )
+        torch.testing.assert_close(features[30:], lite0_features(1 - views, size=SHAPE.image_size))
         assert not torch.allclose(features[15:30], clean)
 
-    def test_learns_the_captions_and_gives_equal_weights_again(self, data, run, lite0, tmp_path):
-        texts = (*view_features(run, data.images, [], lite0), data.captions, data.names)
+    def test_learns_the_captions_and_gives_equal_weights_again(self, data, run, tmp_path):
+        texts = (*view_features(run, data.images, []), data.captions, data.names)
         model, rows = train_dual_encoder(run.model, *texts, seed=0, folder=tmp_path / "first")
         assert [row["step"] for row in rows] == [20, 40]
         assert rows[-1]["loss"] < rows[0]["loss"] and rows[-1]["accuracy"] > 0.8
@@ -203,7 +195,7 @@ class TestTraining:
 
         model.eval()
         other = replace(run, seed=1, model=replace(SHAPE, degraded_views=0))
-        features, positions = view_features(other, data.images, [], lite0)
+        features, positions = view_features(other, data.images, [])
         with torch.no_grad():
             similarity = model.similarity(features, model.text_tokenizer.encode(TEXTS))
         found = [list(COLOURS)[place] for place in similarity.argmax(dim=1)]

@@ -16,11 +16,10 @@ from torch.nn.functional import interpolate
 from sitlib.data import held_out_views, open_images
 from sitlib.files import write_json, write_tensors
 from sitlib.metrics import (
-    classifier_score,
     frechet_distance,
     kernel_distance,
     lite0_features,
-    load_lite0,
+    lite0_score,
     psnr_per_image,
     ssim_per_image,
 )
@@ -54,11 +53,6 @@ def with_evaluation(profile, section, **changes):
     return replace(profile, **{section: changed})
 
 
-@pytest.fixture(scope="module")
-def lite0(weights_folder):
-    return load_lite0()
-
-
 # -- tokenizers ------------------------------------------------------------------------------------
 
 
@@ -75,7 +69,7 @@ def tiny_tokenizer(profile, variant, seed):
 
 
 @pytest.fixture(scope="module")
-def scores_of(few, lite0, tmp_path_factory):
+def scores_of(few, weights_folder, tmp_path_factory):
     """Scores of untrained tokenizers, views three at a time, the baseline down to 16 px only."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "PART", 3)
@@ -147,7 +141,7 @@ def test_every_set_and_size_has_every_metric(scores_of):
         json.dumps(scores, allow_nan=False)
 
 
-def test_scores_are_those_of_the_metrics(few, lite0, scores_of):
+def test_scores_are_those_of_the_metrics(few, scores_of):
     (views, keys), model = held_out_set(few, "extra"), tokenizer_of()
     small, of_size = torch.from_numpy(averaged(views, 16)), scores_of["sit5_sc"]["sets"]["extra"]
     expected = psnr_per_image(model.reconstruct(small), small)
@@ -158,12 +152,12 @@ def test_scores_are_those_of_the_metrics(few, lite0, scores_of):
     similarity = ssim_per_image(reconstructions, views).numpy()
     means = [similarity[np.array(keys) == key].mean() for key in sorted(set(keys))]
     assert scores["by_photograph"]["ssim"] == pytest.approx(means, rel=6e-4)
-    x, y = (lite0_features(images, lite0) for images in (reconstructions, views))
+    x, y = (lite0_features(images) for images in (reconstructions, views))
     assert scores["fd_lite0"] == pytest.approx(frechet_distance(x, y), rel=1e-4)
     kid = kernel_distance(x, y, subset_size=5, seed=1)[0]
     assert scores["kid"] == pytest.approx(kid, rel=1e-3, abs=1e-5)
     for name, features in (("lite0_score", x), ("lite0_score_originals", y)):
-        score = classifier_score(lite0.logits(features))
+        score = lite0_score(features)
         assert scores[name] == pytest.approx(score, rel=1e-4)
 
 
@@ -194,13 +188,12 @@ def test_error_by_scale_adds_up_to_the_error_and_finds_its_scale():
     assert darker[0] == pytest.approx(4 * 0.01, rel=1e-4) and sum(darker[1:]) < 1e-8
 
 
-def test_features_of_originals_are_kept(tmp_path, lite0, monkeypatch):
+def test_features_of_originals_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(tokenizer, "FEATURES", str(tmp_path))
     images = torch.rand(2, 3, 16, 16)
-    for network in (lite0, None):  # the second time it is not needed
-        features = original_features(images, network)
-        assert torch.equal(features, lite0_features(images, lite0))
-    original_features(images + 1e-3, lite0)
+    for _ in range(2):
+        assert torch.equal(original_features(images), lite0_features(images))
+    original_features(images + 1e-3)
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -280,7 +273,7 @@ def tiny_judge(profile):
 
 
 @pytest.fixture
-def untrained(monkeypatch, tmp_path, lite0):
+def untrained(monkeypatch, tmp_path, weights_folder):
     """The smoke profile with a few samples, of models that are not trained."""
     for name, replacement in (
         ("trained_tokenizer", tiny_tokenizer),
@@ -296,7 +289,7 @@ def untrained(monkeypatch, tmp_path, lite0):
     return with_evaluation(profile, "text", **few, prompts=4, candidates=4)
 
 
-def test_a_class_conditional_model(untrained, lite0, tmp_path, monkeypatch):
+def test_a_class_conditional_model(untrained, tmp_path, monkeypatch):
     profile, variant = untrained, "ar_sit5_sc"
     sampling, real = profile.sampler(variant), generation.real_features(profile, variant)
     write_tensors(tmp_path / generation.REAL, real, {})
@@ -305,7 +298,7 @@ def test_a_class_conditional_model(untrained, lite0, tmp_path, monkeypatch):
     codes = load_file(tmp_path / f"samples/{variant}-seed0.safetensors")["codes"]
     assert all(x.shape == (1, 3, 64, 64) for x in images.values()) and len(codes) == 6
     views = held_out_wide(profile, variant, 5)[0]
-    x, y = (lite0_features(i, lite0) for i in (tokenizer_of().decode(codes), views))
+    x, y = (lite0_features(i) for i in (tokenizer_of().decode(codes), views))
     of_real = frechet_distance(real["train"], y)
     assert scores["fd_lite0"] == pytest.approx(frechet_distance(x, y), rel=1e-4)
     assert scores["real"]["fd_lite0"] == pytest.approx(of_real, rel=1e-4)
@@ -391,7 +384,7 @@ def test_r_precision_is_the_share_of_right_samples(monkeypatch, wrong):
     images = shown.view(8, 1, 1, 1).expand(8, 3, 2, 2)
     told = text.Prompts([f"new {i}" for i in range(8)], captions, names, images)
     profile = with_evaluation(PROFILE, "text", candidates=4, prompts=8, kid_subset_size=2)
-    scores = text.Judge(Captions(captions), None, profile).retrieved(images, told)
+    scores = text.Judge(Captions(captions), profile).retrieved(images, told)
     # Where nothing fits, all four candidates share the first place.
     assert scores["chance"] == 25
     assert scores["by_prompt"] == [25.0] * wrong + [100.0] * (8 - wrong)

@@ -9,19 +9,14 @@ import pytest
 import torch
 from skimage import data
 
-from sitlib.metrics import lite0_features, load_lite0, load_lpips, weights
-from sitlib.metrics.networks import SameConv
+from sitlib.metrics import lite0_features, load_lpips, weights
+from sitlib.metrics.networks import SameConv, cached_lite0
 from sitlib.metrics.weights import TRUNKS, WeightsError, fetch_weights, load_trunk
 
 
 @pytest.fixture(scope="module")
 def alex(weights_folder):
     return load_lpips("alex")
-
-
-@pytest.fixture(scope="module")
-def lite0():
-    return load_lite0()
 
 
 @pytest.fixture(scope="module")
@@ -137,17 +132,17 @@ class TestLite0:
     @pytest.mark.parametrize(
         "name, classes, at_least", [("chelsea", range(281, 286), 0.9), ("coffee", [967], 0.8)]
     )
-    def test_recognises_photographs(self, lite0, name, classes, at_least):
+    def test_recognises_photographs(self, name, classes, at_least):
         """Classes of cats, and espresso. With the stem transposed coffee has 0.31, not 0.89."""
         image = torch.from_numpy(getattr(data, name)()).permute(2, 0, 1)[None] / 255
-        p = lite0.logits(lite0.features(image)).softmax(dim=1)[0, list(classes)].sum()
+        p = cached_lite0().logits(lite0_features(image)).softmax(dim=1)[0, list(classes)].sum()
         assert p > at_least
 
-    def test_features_are_pooled_relu6_of_any_size_and_of_any_batch(self, lite0):
+    def test_features_are_pooled_relu6_of_any_size_and_of_any_batch(self):
         images = torch.rand(5, 3, 32, 48, generator=torch.Generator().manual_seed(0))
-        features = lite0_features(images, lite0, batch_size=5)
+        features = lite0_features(images, batch_size=5)
         assert features.shape == (5, 1280) and features.min() >= 0 and features.max() <= 6
-        others = lite0_features(images, lite0, batch_size=2)
+        others = lite0_features(images, batch_size=2)
         torch.testing.assert_close(others, features, atol=1e-4, rtol=1e-3)
 
 

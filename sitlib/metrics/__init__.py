@@ -13,11 +13,12 @@ from sitlib.metrics.generation import (
     generation_metrics,
     kernel_distance,
     lite0_features,
+    lite0_score,
     precision,
     r_precision,
     recall,
 )
-from sitlib.metrics.networks import load_lite0, load_lpips
+from sitlib.metrics.networks import load_lpips
 from sitlib.metrics.reconstruction import (
     METRICS,
     Metric,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sitlib.metrics.networks import INPUT_SIZE, NUM_FEATURES, Lite0
+from sitlib.metrics.networks import INPUT_SIZE, NUM_FEATURES, cached_lite0
 from sitlib.metrics.reconstruction import Metric, check_images, in_batches
 from sitlib.metrics.weights import WeightsError
 from sitlib.model.transformer import best_device
@@ -23,14 +23,8 @@ BLOCK = 2**23  # distances in memory at a time, 64 MB
 KID_SUBSETS = 100
 
 
-@torch.no_grad()
 def lite0_features(
-    images: Tensor,
-    lite0: Lite0,
-    *,
-    batch_size: int | None = None,
-    size: int = INPUT_SIZE,
-    title: str = "",
+    images: Tensor, *, batch_size: int | None = None, size: int = INPUT_SIZE, title: str = ""
 ) -> Tensor:
     """EfficientNet-Lite0 features [B, 1280], on the CPU, of images [B, 3, H, W] clamped to [0, 1].
 
@@ -40,17 +34,19 @@ def lite0_features(
         title: of a progress bar.
     """
     check_images(images)
-    device = lite0.weight.device
+    lite0, device = cached_lite0(), best_device()
     # The activations of 8 stay in a CPU's cache; with one thread PyTorch has a slow path for 1x1
     # convolutions of fewer than 16.
     cpu_batch = 16 if torch.get_num_threads() == 1 else 8
     batch_size = batch_size or (256 if device.type == "cuda" else cpu_batch)
-    return in_batches(
-        lambda batch: lite0.features(batch.to(device).clamp(0, 1), size),
-        images,
-        size=batch_size,
-        title=f"{title}: Lite0 features" if title else "",
-    )
+    title = f"{title}: Lite0 features" if title else ""
+    with torch.no_grad():
+        return in_batches(
+            lambda batch: lite0(batch.to(device).clamp(0, 1), size),
+            images,
+            size=batch_size,
+            title=title,
+        )
 
 
 def frechet_distance(features: Tensor, references: Tensor) -> float:
@@ -152,6 +148,11 @@ def classifier_score(logits: Tensor) -> float:
     log_p = logits.double().log_softmax(dim=1)
     log_marginal = log_p.logsumexp(dim=0) - math.log(len(log_p))
     return (log_p.exp() * (log_p - log_marginal)).sum(dim=1).mean().exp().item()
+
+
+def lite0_score(features: Tensor) -> float:
+    """`classifier_score` of `lite0_features` [N, 1280] under the ImageNet classes of Lite0."""
+    return classifier_score(cached_lite0().logits(features))
 
 
 def _kid(x: Tensor, y: Tensor, options: dict) -> tuple[float, float]:

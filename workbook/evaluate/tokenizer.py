@@ -23,7 +23,6 @@ from torch import Tensor
 from sitlib import metrics
 from sitlib.files import atomic_write
 from sitlib.metrics import networks
-from sitlib.metrics.networks import Lite0
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import best_device
 from sitlib.model.wavelets import dwt2, orthonormal_gains
@@ -73,7 +72,6 @@ def evaluate_tokenizer(profile: Profile, variant: str, seed: int) -> dict[str, A
     # Fails here, before anything is measured, where it cannot be had.
     inception = metrics.InceptionMetrics() if settings.inception else None
     tokenizer = trained_tokenizer(profile, variant, seed).model.to(best_device())
-    lite0 = metrics.load_lite0().to(best_device())
     config, sizes, first_set = (
         tokenizer.config,
         evaluated_sizes(tokenizer),
@@ -95,7 +93,7 @@ def evaluate_tokenizer(profile: Profile, variant: str, seed: int) -> dict[str, A
                 images = F.avg_pool2d(views, config.size // size)
                 codes, reconstructions = evaluate.reconstruct(tokenizer, images)
                 title = f"{name}, {size} px, from view {start + 1}"
-                values = _values(images, reconstructions, lite0, size == sizes[0], title)
+                values = _values(images, reconstructions, size == sizes[0], title)
                 parts[size].append(values | {"codes": codes})
                 if inception is not None and size == sizes[0]:
                     inception.add(reconstructions, real=False, title=title)
@@ -103,7 +101,7 @@ def evaluate_tokenizer(profile: Profile, variant: str, seed: int) -> dict[str, A
         sets[name] = {}
         for size, of_size in parts.items():
             values = {key: torch.cat([part[key] for part in of_size]) for key in of_size[0]}
-            scores = sets[name][str(size)] = _summary(values, keys, size, lite0, settings.seed)
+            scores = sets[name][str(size)] = _summary(values, keys, size, settings.seed)
             scores["protocol"] |= {
                 "views": VIEWS[image_set.kind].format(len(scores["photographs"])),
                 "source": image_set.source,
@@ -143,13 +141,13 @@ def evaluated_sizes(tokenizer: SpectralTokenizer) -> list[int]:
 
 
 def _values(
-    images: Tensor, reconstructions: Tensor, lite0: Lite0, full_size: bool, title: str
+    images: Tensor, reconstructions: Tensor, full_size: bool, title: str
 ) -> dict[str, Tensor]:
     """Values [V, ...] of every image: metrics, features, and those of originals, error by scale."""
     names = list(metrics.METRICS) if full_size else metrics.fast_metrics()
     values = metrics.reconstruction_values(images, reconstructions, metrics=names, title=title)
-    values["features"] = metrics.lite0_features(reconstructions, lite0, title=title)
-    values["originals"] = original_features(images, lite0, title=f"{title}, originals")
+    values["features"] = metrics.lite0_features(reconstructions, title=title)
+    values["originals"] = original_features(images, title=f"{title}, originals")
     if images.shape[-1] % 2**ERROR_LEVELS == 0:
         pairs = zip(images.split(1), reconstructions.split(1), strict=True)
         values["errors"] = torch.tensor([error_by_scale(*pair) for pair in pairs]).double()
@@ -167,7 +165,7 @@ def error_by_scale(images: Tensor, reconstructions: Tensor) -> list[float]:
     return [float(error / images.numel()) for error in errors]
 
 
-def original_features(images: Tensor, lite0: Lite0, *, title: str = "") -> Tensor:
+def original_features(images: Tensor, *, title: str = "") -> Tensor:
     """Lite0 features of originals, kept in `build/features` for the other tokenizers.
 
     The file is named by the pixels and the code of the network.
@@ -177,13 +175,11 @@ def original_features(images: Tensor, lite0: Lite0, *, title: str = "") -> Tenso
     path = resolve(f"{FEATURES}/{name}.safetensors")
     if not path.exists():
         with atomic_write(path, shared=True) as file:
-            save_file({"features": metrics.lite0_features(images, lite0, title=title)}, file)
+            save_file({"features": metrics.lite0_features(images, title=title)}, file)
     return load_file(path)["features"]
 
 
-def _summary(
-    values: dict[str, Tensor], keys: list[str], size: int, lite0: Lite0, seed: int
-) -> dict[str, Any]:
+def _summary(values: dict[str, Tensor], keys: list[str], size: int, seed: int) -> dict[str, Any]:
     """Metrics, distances to the originals, and Inception scores by Lite0, from `_values`."""
     features, originals = values["features"], values["originals"]
     by_metric = {metric: values[metric] for metric in metrics.METRICS if metric in values}
@@ -195,8 +191,8 @@ def _summary(
     return {
         **scores,
         **distances,
-        "lite0_score": metrics.classifier_score(lite0.logits(features)),
-        "lite0_score_originals": metrics.classifier_score(lite0.logits(originals)),
+        "lite0_score": metrics.lite0_score(features),
+        "lite0_score_originals": metrics.lite0_score(originals),
         "protocol": protocol,
     }
 
