@@ -25,8 +25,9 @@ from workbook.generators import trained_generator
 from workbook.profile import Profile, load_profile
 from workbook.tokenizers import trained_tokenizer
 
-KILLS = 4
+KILLS = 3
 SHORT = {"batch_size": 4, "log_every": 2, "checkpoint_every": 2, "ema_decay": 0.9}
+GAN = {"weight": 0.1, "start": 1, "warmup": 2, "ramp": 2, "r1": 1.0, "r1_every": 2}
 
 
 def profile_of(images: Path) -> Profile:
@@ -39,8 +40,7 @@ def profile_of(images: Path) -> Profile:
         "num_codes": 32,
         "codebook_update": "ema",
         "loss": {"lpips": 0.0, "reset_dead_codes_after": 2},
-        "adversarial": {"weight": 0.1, "start": 1, "warmup": 2, "ramp": 2}
-        | {"r1": 1, "r1_every": 2},
+        "adversarial": GAN,
         "optimizer": {"steps": 40, **SHORT},
     }
     tokenizer = replace(smoke.tokenizer, variants={"sit": variant})
@@ -63,15 +63,13 @@ def draw_images(folder: Path) -> None:
 
 
 def child(work: Callable[[], object]) -> int:
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    return pid
+    if pid := os.fork():
+        return pid
+    try:
+        work()
+        os._exit(0)
+    finally:
+        os._exit(1)
 
 
 def finish(work: Callable[[], object]) -> None:

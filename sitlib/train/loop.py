@@ -40,11 +40,9 @@ STATE_SECONDS = 20 * 60  # max seconds between states, but for the steps to a ro
 class TrainLoop(AbstractContextManager):
     """One training run, resumable to the bit: killed, it ends as if it had not been.
 
-    `train_module` shows its use. With several processes all of them do this, and end with the same
-    weights and curve.
+    `train_module` shows its use. Of several processes all do this, and end with the same weights.
 
     Args:
-        config: steps, batch size, rows of the curve and states.
         folder: of resumable states. The caller locks it, and removes it once the result is safe.
         run: plain values that determine the run; kept as `run.json` in the folder.
         title: shown beside the progress bar.
@@ -67,7 +65,8 @@ class TrainLoop(AbstractContextManager):
         self.accelerator = make_accelerator(engine, Path(log_folder, "trackers"))
         self.device = self.accelerator.device
         self.states = States(folder, self.accelerator, run, sharded=engine.strategy == "fsdp")
-        self.first_step, self.rows = 0, cast(list[Row], [])
+        self.first_step = 0
+        self.rows: list[Row] = []
         self.prepared: dict[nn.Module, tuple[torch.optim.Optimizer, LRScheduler, float]] = {}
         self.averages: list[tuple[AveragedModel, nn.Module, float]] = []
         self.whole: nn.Module | None = None  # a copy of a sharded model

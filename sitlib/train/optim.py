@@ -1,4 +1,4 @@
-"""AdamW, its learning rate schedule, and the moving average of the weights."""
+"""Optimizers, their learning rate schedule, and the moving average of the weights."""
 
 import math
 
@@ -9,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel
 from sitlib.train.config import OptimizerConfig
 
 
-def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW; matrices decay; vectors (norms, biases), embeddings and codebooks do not."""
     decayed, exempt = [], []
     for name, parameter in module.named_parameters():
