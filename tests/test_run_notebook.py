@@ -2,13 +2,10 @@
 
 import io
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
-from html import unescape
-from html.parser import HTMLParser
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -21,7 +18,6 @@ from PIL import Image
 from workbook import run_notebook as runner
 from workbook.figures import core
 from workbook.paths import ROOT
-from workbook.site import render
 
 PROGRAM = """
 import json, sys
@@ -219,61 +215,3 @@ def test_widget_outputs_are_dropped():
     notebook = new_notebook(cells=[new_code_cell("x", outputs=[new_output("display_data", data)])])
     runner.clean(notebook)
     assert notebook.cells[0].outputs == []
-
-
-# -- and its page ------------------------------------------------------------------------------
-
-
-class Page(HTMLParser):
-    """What a browser would fetch for a page, and the text alternatives of its images."""
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.fetched, self.alternatives, self.tags = [], [], []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        values = dict(attrs)
-        self.tags.append(tag)
-        if tag == "img":
-            self.alternatives.append(values.get("alt"))
-        if tag != "a":
-            self.fetched += [
-                values[key] for key in ("src", "href", "srcset", "data") if key in values
-            ]
-
-
-def fetched(html: str) -> list[str]:
-    return [url for url in Page(html).fetched if not url.startswith("data:")] + re.findall(
-        r"@import|url\(\s*['\"]?http", html
-    )
-
-
-def test_the_page_of_a_run_is_readable_offline(demo, tmp_path):
-    folder, _ = demo
-    page = render.notebook_page(
-        "01_demo.html",
-        nbformat.read(folder / "reports" / "01_demo-run.ipynb", as_version=4),
-        render.Markdown(lambda url: f"moved/{url}" if ":" not in url else url),
-        tmp_path / "figures",
-        facts={"Seed": "0"},
-    )
-    html = render.TEMPLATES.get_template("page.html.j2").render(page=page, home="../index.html")
-    parsed = Page(html)
-    assert [url.partition("/")[0] for url in fetched(html)] == ["figures"]
-    assert parsed.alternatives == ['A line that "rises" & falls']
-    text = re.sub(r"<(style|script)>.*?</\1>", "", html, flags=re.S)
-    assert "math" in parsed.tags and "$" not in text
-    assert (
-        "<title>Demo of a run</title>" in html
-        and 'href="../index.html"' in html
-        and "seed 0" in html
-    )
-    assert 'href="https://arxiv.org/abs/1"' in html  # what leads outside stays
-    assert (
-        "23.456" in html and "Parameters of this run" in html and '<details class="code">' in html
-    )
-    assert (
-        '<figcaption><strong>Figure 1.</strong> A line that "rises" & falls</figcaption>'
-        in unescape(html)
-    )
