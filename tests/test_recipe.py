@@ -14,7 +14,7 @@ from sitlib.model.text import TextTokenizer
 from sitlib.model.tokenizer import SpectralTokenizer
 from workbook.paths import ROOT
 from workbook.profile import load_profile
-from workbook.site.compare import change, paper_table, with_interval
+from workbook.site.compare import change, with_interval
 
 # -- beside the paper ------------------------------------------------------------------------------------------------------------------
 
@@ -41,25 +41,6 @@ def test_models_are_compared_on_the_same_photographs():
     ratios = change(ours, baseline, "lpips_alex", "ratio", "landscapes", 64)
     assert ratios == pytest.approx((0.9, 0.9, 0.9))
     assert with_interval(0.3, 0.1, 0.5, sign="+") == "+0.30 [+0.10, +0.50]"
-
-
-def test_the_papers_rows_stand_beside_ours():
-    found = {
-        "vit_vqgan": [scores(25.0, 0.2, (64, 32, 16, 8, 4))],
-        "sit4": [scores(25.3, 0.17)],
-        "sit5_sc": [scores(25.2, 0.18, (64, 32, 16, 8, 4))],
-    }
-    rows = {(row["model"], row["px"]): row for row in paper_table(found, "landscapes", 64)}
-    assert set(rows) == {
-        ("ViT-VQGAN", 64),
-        ("SIT-4", 64),
-        *(("SIT-SC-5", size) for size in (64, 32, 16, 8, 4)),
-        ("ViT-VQGAN", 4),
-    }
-    eighth, ratios = rows["SIT-SC-5", 8], ("paper LPIPS / ViT-VQGAN's", "LPIPS / ViT-VQGAN's")
-    assert eighth["paper, px"] == 32 and eighth["paper PSNR"] == 36.8
-    assert [rows["SIT-4", 64][key] for key in ratios] == ["x 0.88", "x 0.85 [0.85, 0.85]"]
-    assert [eighth[key].split(" [")[0] for key in ratios] == ["x 0.18", "x 0.11"]
 
 
 # -- examples -------------------------------------------------------------------------------------------------------------------------

@@ -1,14 +1,12 @@
 """Models beside their baseline and beside the paper, with bootstrap intervals over photographs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from sitlib.metrics import bootstrap_interval, paired_interval
-from workbook.figures.tables import cells
+from sitlib.metrics import paired_interval
 from workbook.names import label
 
 Scores = Mapping[str, Any]  # metrics of one run, as the evaluation stages write them
@@ -18,8 +16,7 @@ BASELINE = "vit_vqgan"
 PAPER_SIZE = 256  # px
 
 
-@dataclass(frozen=True)
-class Reported:
+class Reported(NamedTuple):
     """One row of the paper's reconstruction table (SIT, arXiv 2412.09607, ImageNet validation)."""
 
     variant: str  # our name of the model
@@ -53,21 +50,6 @@ def with_interval(value: float, low: float, high: float, digits: int = 2, sign: 
     return f"{value:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 
-def at(scores: Scores, images: str, size: int) -> Mapping[str, Any]:
-    """Scores of one set of images at one size in px."""
-    return scores["sets"][images][str(size)]
-
-
-def _by_photograph(
-    seeds: Sequence[Scores], metric: str, images: str, size: int
-) -> dict[str, tuple[float, int]]:
-    """Photograph -> mean of a metric over seeds, and the number of its views."""
-    records = [at(seed, images, size) for seed in seeds]
-    values = np.mean([record["by_photograph"][metric] for record in records], axis=0)
-    counts = zip(values, records[0]["counts"], strict=True)
-    return dict(zip(records[0]["photographs"], counts, strict=True))
-
-
 def change(
     seeds: Sequence[Scores],
     baseline: Sequence[Scores],
@@ -78,13 +60,18 @@ def change(
     baseline_size: int | None = None,
 ) -> Interval:
     """Difference or ratio (of means) to a baseline on the photographs that both saw."""
-    ours = _by_photograph(seeds, metric, images, size)
-    theirs = _by_photograph(baseline, metric, images, baseline_size or size)
-    names = [name for name in ours if name in theirs]
-    pairs = np.array([(ours[name][0], theirs[name][0]) for name in names])
-    counts = np.array([ours[name][1] for name in names])
-    first, second = np.average(pairs, axis=0, weights=counts)
-    bounds = paired_interval(pairs[:, 0], pairs[:, 1], names, kind=kind, counts=counts)
+    means, counts = [], {}
+    for runs, px in ((seeds, size), (baseline, baseline_size or size)):
+        records = [run["sets"][images][str(px)] for run in runs]
+        names = records[0]["photographs"]
+        values = np.mean([record["by_photograph"][metric] for record in records], axis=0)
+        means.append(dict(zip(names, values, strict=True)))
+        counts = dict(zip(names, records[0]["counts"], strict=True)) | counts  # our views first
+    names = [name for name in means[0] if name in means[1]]
+    pairs = np.array([[of_model[name] for name in names] for of_model in means])  # [2, P]
+    views = np.array([counts[name] for name in names])
+    first, second = np.average(pairs, axis=1, weights=views)
+    bounds = paired_interval(*pairs, names, kind=kind, counts=views)
     return float(first - second if kind == "difference" else first / second), *bounds
 
 
@@ -95,36 +82,8 @@ def r_precision(seeds: Sequence[Scores], kind: str, baseline: Sequence[Scores] =
         return np.mean([seed["kinds"][kind]["samples"]["by_prompt"] for seed in seeds], axis=0)
 
     ours = by_prompt(seeds)
-    if not baseline:
-        return float(ours.mean()), *bootstrap_interval(ours, range(len(ours)))
-    theirs = by_prompt(baseline)
+    theirs = by_prompt(baseline) if baseline else np.zeros(len(ours))
     return float((ours - theirs).mean()), *paired_interval(ours, theirs, range(len(ours)))
-
-
-def paper_table(runs: Runs, images: str, full_size: int) -> list[dict[str, Any]]:
-    """The paper's reconstruction rows beside ours, each against ViT-VQGAN at full size."""
-    base, rows = RECONSTRUCTION[0], []
-    for row in RECONSTRUCTION:
-        seeds, size = runs.get(row.variant, []), row.size * full_size // PAPER_SIZE
-        if BASELINE not in runs or not seeds or str(size) not in seeds[0]["sets"][images]:
-            continue
-        sizes = images, size, full_size
-        ratio = change(seeds, runs[BASELINE], "lpips_alex", "ratio", *sizes)
-        ours = cells([at(seed, images, size) for seed in seeds], ("psnr", "lpips_alex", "fd_lite0"))
-        rows.append(
-            {
-                "model": label(row.variant),
-                "paper, px": row.size,
-                "paper PSNR": row.psnr,
-                "paper LPIPS": row.lpips,
-                "paper FID": row.fid,
-                "paper LPIPS / ViT-VQGAN's": f"x {row.lpips / base.lpips:.2f}",
-                "px": size,
-                **ours,
-                "LPIPS / ViT-VQGAN's": f"x {with_interval(*ratio)}",
-            }
-        )
-    return rows
 
 
 def headline(

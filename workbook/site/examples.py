@@ -10,7 +10,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -30,46 +29,34 @@ COUNT = 6  # photographs
 
 
 @torch.no_grad()
-def partial_decodings(tokenizer: SpectralTokenizer, image: Tensor) -> list[dict[str, Any]]:
-    """Image [3, H, H] in [0, 1] from its first 1, 2, ... scales: px, codes, bytes and the PNG."""
-    codes, bits = tokenizer.encode(image[None]), math.log2(tokenizer.config.num_codes)
-    steps = []
-    for scales in range(1, codes.shape[1] + 1):
-        decoded, count = tokenizer.decode(codes, scales)[0], scales * codes.shape[2]
-        size, length = decoded.shape[-1], math.ceil(count * bits / 8)
-        steps.append({"size": size, "codes": count, "bytes": length, "png": png_uri(decoded)})
-    return steps
-
-
-@torch.no_grad()
 def examples(
-    tokenizers: Mapping[str, SpectralTokenizer],
-    views: Tensor,
-    names: Sequence[str],
+    tokenizers: Mapping[str, SpectralTokenizer], views: Tensor, names: Sequence[str]
 ) -> dict[str, Any]:
     """Content of the front page's sliders for views [B, 3, H, H] in [0, 1].
 
     Returns:
         `names`: version -> name for a reader; `scales_of`: the tokenizer that decodes scale by
-        scale,
-        None if no one is scale-causal; `photographs`: name, versions ("original" and each
-        tokenizer's, with PSNR in dB and LPIPS-Alex) and scales of every view.
+        scale, None if no one is scale-causal; `photographs`: name, versions ("original" and each
+        tokenizer's, with PSNR in dB and LPIPS-Alex) and scales of every view: px, codes, bytes.
     """
-    causal = [name for name, model in tokenizers.items() if len(model.sizes) > 1]
     photographs: list[dict[str, Any]] = [
-        {"name": name, "images": {"original": {"png": png_uri(view)}}}
+        {"name": name, "images": {"original": {"png": png_uri(view)}}, "scales": []}
         for name, view in zip(names, views, strict=True)
     ]
     for name, model in tokenizers.items():
-        reconstructions = model.reconstruct(views)
-        psnr = psnr_per_image(reconstructions, views).tolist()
-        lpips_alex = lpips_per_image(reconstructions, views).tolist()
-        for i, photograph in enumerate(photographs):
-            version = {"psnr": psnr[i], "lpips_alex": lpips_alex[i]}
-            photograph["images"][name] = {"png": png_uri(reconstructions[i]), **version}
-    for photograph, view in zip(photographs, views, strict=True):
-        model = tokenizers[causal[-1]] if causal else None
-        photograph["scales"] = partial_decodings(model, view) if model else []
+        made = model.reconstruct(views)
+        scores = psnr_per_image(made, views).tolist(), lpips_per_image(made, views).tolist()
+        for photograph, image, psnr, lpips in zip(photographs, made, *scores, strict=True):
+            version = {"png": png_uri(image), "psnr": psnr, "lpips_alex": lpips}
+            photograph["images"][name] = version
+    causal = [name for name, model in tokenizers.items() if len(model.sizes) > 1]
+    for photograph, view in zip(photographs, views, strict=True) if causal else ():
+        model = tokenizers[causal[-1]]
+        codes, bits = model.encode(view[None]), math.log2(model.config.num_codes)  # [1, S, N]
+        for scales in range(1, codes.shape[1] + 1):
+            image, count = model.decode(codes, scales)[0], scales * codes.shape[2]
+            step = {"size": image.shape[-1], "codes": count, "bytes": math.ceil(count * bits / 8)}
+            photograph["scales"].append(step | {"png": png_uri(image)})
     known = {"original": "the original"} | {name: label(name) for name in tokenizers}
     return {"names": known, "scales_of": causal[-1] if causal else None, "photographs": photographs}
 
@@ -109,71 +96,60 @@ def overview(tokenizer: SpectralTokenizer, image: Tensor, name: str) -> Figure:
         axis.text(0.5, -0.03, note, transform=axis.transAxes, ha="center", va="top", fontsize=9)
         if picture is not None:
             axis.imshow(picture.permute(1, 2, 0).clamp(0, 1))
-    for s, x in enumerate(scales):
+
+    grid = config.grid_size
+    for s, x in enumerate(scales):  # lines between patches, in every band of a scale
         side = x.shape[-1]
-        corners = [(0, 0)] if s == 0 else [(side, 0), (0, side), (side, side)]
-        for left, top in corners:
-            _draw_patches(axes[1], left, top, side, config.grid_size)
-    _draw_codes(axes[2], codes, config.grid_size, config.num_codes)
-    return figure
+        for left, top in [(0, 0)] if s == 0 else [(side, 0), (0, side), (side, side)]:
+            for k in range(grid + 1):
+                # Half a pixel off, because pixels are centred on integers.
+                at = k * side / grid - 0.5
+                look = {"color": ORANGE, "linewidth": 1.2 if k in (0, grid) else 0.3}
+                axes[1].plot([left - 0.5, left + side - 0.5], [top + at] * 2, **look)
+                axes[1].plot([left + at] * 2, [top - 0.5, top + side - 0.5], **look)
 
-
-def _draw_patches(axis: Axes, left: int, top: int, side: int, grid_size: int) -> None:
-    """Grid lines of a band's patches; half a pixel off, because pixels are centred on integers."""
-    for k in range(grid_size + 1):
-        at, width = k * side / grid_size - 0.5, 1.2 if k in (0, grid_size) else 0.3
-        ends_x, ends_y = [left - 0.5, left + side - 0.5], [top - 0.5, top + side - 0.5]
-        axis.plot(ends_x, [top + at] * 2, color=ORANGE, linewidth=width)
-        axis.plot([left + at] * 2, ends_y, color=ORANGE, linewidth=width)
-
-
-def _draw_codes(axis: Axes, codes: Tensor, grid_size: int, num_codes: int) -> None:
-    """Codes [S, N] as coloured numbers, one grid for each scale, in two columns."""
-    step = grid_size + 1
-    for s, scale_codes in enumerate(codes.tolist()):
+    axis, step = axes[2], grid + 1
+    for s, scale_codes in enumerate(codes.tolist()):  # coloured numbers, two columns of grids
         row, column = divmod(s, 2)
         axis.text(column * step, row * step + 0.4, f"scale {s + 1}", fontsize=8, va="bottom")
         for k, code in enumerate(scale_codes):
-            y, x = divmod(k, grid_size)
-            place, tone = (column * step + x, row * step + 0.5 + y), code / max(num_codes - 1, 1)
-            axis.add_patch(plt.Rectangle(place, 0.94, 0.94, color=plt.get_cmap("viridis")(tone)))
-            middle, ink = (place[0] + 0.47, place[1] + 0.5), "white" if tone < 0.7 else "black"
-            axis.text(*middle, str(code), ha="center", va="center", fontsize=5, color=ink)
+            x, y = column * step + k % grid, row * step + 0.5 + k // grid
+            tone = code / max(config.num_codes - 1, 1)
+            axis.add_patch(plt.Rectangle((x, y), 0.94, 0.94, color=plt.get_cmap("viridis")(tone)))
+            look = {"ha": "center", "va": "center", "color": "white" if tone < 0.7 else "black"}
+            axis.text(x + 0.47, y + 0.5, str(code), fontsize=5, **look)
     side = max(2, -(-len(codes) // 2)) * step
     axis.set(xlim=(0, side), ylim=(side, 0), aspect="equal")
-
-
-def first_of_each_class(profile: Profile) -> tuple[Tensor, list[str]]:
-    """Views [B, 3, H, H] of the first held-out photograph of each class, and their names."""
-    source = open_images(resolve(profile.data.source), "test").labeled()
-    seed, size = profile.autoregressive.codes.seed, profile.data.size
-    views, labels, _ = held_out_views(source, len(source), size, seed, kind="wide")
-    first = {label: i for i, label in reversed(list(enumerate(labels.tolist())))}
-    indices = sorted(first.values())[:COUNT]
-    classes = [source.class_names[int(labels[i])] for i in indices]
-    return views[indices], [f"Photograph {i}: {name}" for i, name in enumerate(classes, 1)]
+    return figure
 
 
 def write_examples(profile: Profile, examples_file: Path, overview_file: Path) -> None:
     """Write examples.json and overview.png of the tokenizers that params.yaml lists.
 
+    The photographs are the first held-out ones of each class.
+
     Raises:
-        ValueError: none of them is trained on the images of the profile.
+        ValueError: no tokenizer is trained on the images of the profile.
     """
     style()
     # A tokenizer of other images or of another size has no place beside these.
-    seeds = {
-        name: seeds[0]
+    tokenizers = {
+        name: trained_tokenizer(profile, name, seeds[0]).model
         for name, seeds in seeds_by_variant(pipeline_params()["tokenizers"]).items()
         if profile.tokenizer_data(name) == profile.data
         and not profile.tokenizer_training(name).codes_from
     }
-    if not seeds:
+    if not tokenizers:
         raise ValueError(
             "No tokenizer in params.yaml is trained on data.source of the profile: add sit4."
         )
-    tokenizers = {n: trained_tokenizer(profile, n, seed).model for n, seed in seeds.items()}
-    views, titles = first_of_each_class(profile)
+    source = open_images(resolve(profile.data.source), "test").labeled()
+    seed, size = profile.autoregressive.codes.seed, profile.data.size
+    views, labels, _ = held_out_views(source, len(source), size, seed, kind="wide")
+    first = {label: i for i, label in reversed(list(enumerate(labels.tolist())))}
+    views = views[sorted(first.values())[:COUNT]]
+    classes = [source.class_names[label] for label in sorted(first, key=first.get)[:COUNT]]
+    titles = [f"Photograph {i}: {name}" for i, name in enumerate(classes, 1)]
     write_json(examples_file, examples(tokenizers, views, titles))
-    name = "sit4" if "sit4" in seeds else list(seeds)[-1]
+    name = "sit4" if "sit4" in tokenizers else list(tokenizers)[-1]
     overview_file.write_bytes(png(overview(tokenizers[name], views[0], label(name))))
