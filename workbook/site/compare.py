@@ -71,7 +71,7 @@ def change(
     pairs = np.array([[of_model[name] for name in names] for of_model in means])  # [2, P]
     views = np.array([counts[name] for name in names])
     first, second = np.average(pairs, axis=1, weights=views)
-    bounds = paired_interval(*pairs, names, kind=kind, counts=views)
+    bounds = paired_interval(pairs[0], pairs[1], names, kind=kind, counts=views)
     return float(first - second if kind == "difference" else first / second), *bounds
 
 

@@ -146,10 +146,10 @@ def write_examples(profile: Profile, examples_file: Path, overview_file: Path) -
     source = open_images(resolve(profile.data.source), "test").labeled()
     seed, size = profile.autoregressive.codes.seed, profile.data.size
     views, labels, _ = held_out_views(source, len(source), size, seed, kind="wide")
-    first = {label: i for i, label in reversed(list(enumerate(labels.tolist())))}
-    views = views[sorted(first.values())[:COUNT]]
-    classes = [source.class_names[label] for label in sorted(first, key=first.get)[:COUNT]]
+    first = {number: i for i, number in reversed(list(enumerate(labels.tolist())))}
+    shown = sorted(first.values())[:COUNT]
+    classes = [source.class_names[int(labels[i])] for i in shown]
     titles = [f"Photograph {i}: {name}" for i, name in enumerate(classes, 1)]
-    write_json(examples_file, examples(tokenizers, views, titles))
+    write_json(examples_file, examples(tokenizers, views[shown], titles))
     name = "sit4" if "sit4" in tokenizers else list(tokenizers)[-1]
-    overview_file.write_bytes(png(overview(tokenizers[name], views[0], label(name))))
+    overview_file.write_bytes(png(overview(tokenizers[name], views[shown[0]], label(name))))
