@@ -216,7 +216,7 @@ class TestOpenCoco:
         (
             "",
             "train_list.json",
-            r"one file of captions for each split, with \{split\} for its name",
+            r"Name one file for each split, with \{split\} for its name",
         ),
         ("", "{split}_empty.json", r"2 of the 2 .* no caption: a\.jpg, x\.jpg$"),
         ("", "{split}_list.json", "not a COCO captions file"),

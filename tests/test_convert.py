@@ -91,7 +91,7 @@ def test_smaller(tmp_path):
         ("source", "val", {}, "no split 'val'"),
         ("shards", "train", {}, "consists of shards already"),
         ("parquet", "train", {}, "no column 'image', only .*picture"),
-        ("parquet", "test", {}, "neither WebDataset shards .* found there: .*train-0.parquet"),
+        ("parquet", "test", {}, "neither shards .* only .*train-0.parquet"),
         ("broken", "train", {}, "Reading .*broken-train.parquet needs pyarrow, and a whole file"),
     ],
 )

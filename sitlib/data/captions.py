@@ -91,10 +91,8 @@ def open_captioned(
         names = [record.get("base_name", record["name"]) for record in records]
         return CaptionedImages(images, texts, names)
     if silent := [record["key"] for record in records if not record.get("captions")]:
-        raise DataError(
-            f"The record of {silent[0]!r} in {images.where} has no list `captions` of texts: "
-            "convert the images with their captions, or name a COCO captions file."
-        )
+        lacks = f"The record of {silent[0]!r} in {images.where} has no list `captions` of texts"
+        raise DataError(f"{lacks}: convert the images with them, or name a COCO captions file.")
     return CaptionedImages(images, [record["captions"] for record in records], images.keys)
 
 
@@ -184,19 +182,15 @@ def coco_split(
     files = {name: Path(str(captions).replace("{split}", name)).expanduser() for name in names}
     found = next((name for name in names if files[name].is_file()), None)
     if found is None or "{split}" not in str(captions):
-        raise DataError(
-            f"There are no captions: no file {' or '.join(map(str, files.values()))}. Name one "
-            "file of captions for each split, with {split} for its name."
-        )
+        lacking = f"There are no captions: no file {' or '.join(map(str, files.values()))}"
+        raise DataError(f"{lacking}. Name one file for each split, with {{split}} for its name.")
     file = files[found]
     folder = split_folders(root, split).get(SPLIT_OF.get(found, found), root)
     captions_of = _read_coco(file)
     names = [n for n, texts in captions_of.items() if texts and (folder / n).is_file()]
     left_out = sorted(captions_of.keys() - set(names))
-    message = (
-        f"{len(left_out)} of the {len(captions_of)} images that {file} lists are not in "
-        f"{folder} or have no caption: {', '.join(left_out[:9])}"
-    )
+    message = f"{len(left_out)} of the {len(captions_of)} images in {file} are not in {folder}"
+    message += f" or have no caption: {', '.join(left_out[:9])}"
     if not names:
         raise DataError(message)
     if left_out:
@@ -215,8 +209,7 @@ def _read_coco(file: Path) -> dict[str, list[str]]:
             if text and annotation["image_id"] in name_of:
                 captions_of[name_of[annotation["image_id"]]].append(text)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{file} is not a COCO captions file, with 'images' (id, file_name) and 'annotations' "
-            f"(image_id, caption): {type(error).__name__}: {error}."
-        ) from None
+        parts = "'images' (id, file_name) and 'annotations' (image_id, caption)"
+        what = f"{type(error).__name__}: {error}"
+        raise DataError(f"{file} is not a COCO captions file with {parts}: {what}.") from None
     return captions_of

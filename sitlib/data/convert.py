@@ -80,10 +80,8 @@ def convert(
         write_json(file, {"finished": False, "plan": plan, "shards": [], "skipped": []})
     manifest = read_json(file)
     if manifest["plan"] != plan:
-        raise DataError(
-            f"{file} is of other settings or images ({manifest['plan']}, now {plan}): choose "
-            f"another output, or remove what is there of the split {split!r}."
-        )
+        other = f"{file} is of other settings or images ({manifest['plan']}, now {plan})"
+        raise DataError(f"{other}: choose another output, or remove its split {split!r}.")
     numbers = range(len(manifest["shards"]), -(-total // per_shard))
     originals = islice(originals, numbers.start * per_shard, None)
     sample = partial(_sample, split=split, short_side=short_side)

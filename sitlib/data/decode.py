@@ -166,7 +166,7 @@ def _read_profile(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | Non
 def list_files(folder: Path, endings: Container[str] = IMAGE_SUFFIXES) -> list[Path]:
     """Files below a folder with such endings, by path, but for hidden ones; links are followed.
 
-    One warning counts what is left out, by ending. A folder that cannot be read is a DataError.
+    A warning counts the others. DataError if a folder cannot be read.
     """
     files, others = [], Counter[str]()
 

@@ -132,10 +132,8 @@ class ImageSource:
         """The images that have a class. Raises DataError if there is none."""
         if samples := [sample for sample in self.samples if sample.class_name is not None]:
             return replace(self, samples=samples)
-        raise DataError(
-            f"None of the {len(self)} images of {self.where} has a class: put them into folders "
-            "named by class, or 'class' into the JSON records of the shards."
-        )
+        none = f"None of the {len(self)} images of {self.where} has a class"
+        raise DataError(f"{none}: name folders by class, or add 'class' to the records of shards.")
 
 
 class EpochOrder:
@@ -219,7 +217,7 @@ def source_of(samples: list[Sample], class_names: list[str], where: str) -> Imag
 
 
 def find_split(source: str | Path, split: str) -> tuple[list[Sample], list[str]]:
-    """Images of one split, and the classes of all splits. Raises DataError if nothing is there."""
+    """Images of one split, and the classes of all splits; DataError if nothing is there."""
     path = Path(source).expanduser().absolute()
     if not path.exists():
         raise DataError(f"There are no images: neither a folder nor a shard is at {path}.")
@@ -240,10 +238,8 @@ def _splits(path: Path, split: str) -> dict[str, list[Sample]]:
     shards = sorted(path.glob("*.tar")) if path.is_dir() else [path]
     folders = split_folders(path, split) if path.is_dir() else {}
     if shards and folders:
-        raise DataError(
-            f"{path} holds shards ({shards[0].name}) and folders of splits ({', '.join(folders)}): "
-            "move one of the two elsewhere."
-        )
+        both = f"{path} holds shards and folders of splits ({', '.join(folders)})"
+        raise DataError(f"{both}: move one of the two elsewhere.")
     if folders:
         return {name: _samples(folder, path) for name, folder in folders.items()}
     if not shards:
@@ -252,10 +248,8 @@ def _splits(path: Path, split: str) -> dict[str, list[Sample]]:
                 raise DataError(f"{child} holds the splits {', '.join(below)}: give that folder.")
         if samples := _samples(path, path):
             return divide(samples)
-        raise DataError(
-            f"{path} holds neither WebDataset shards (*.tar) nor images (split/class/name.jpg, "
-            f"class/name.jpg or name.jpg); found there: {sorted(os.listdir(path))[:8]}."
-        )
+        kinds = "shards (*.tar) nor images (split/class/name.jpg, class/name.jpg or name.jpg)"
+        raise DataError(f"{path} holds neither {kinds}, only {sorted(os.listdir(path))[:8]}.")
     shards_of = defaultdict(list)
     for shard in shards:
         words = re.split(r"[-_.]", shard.stem)
