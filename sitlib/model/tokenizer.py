@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sitlib.model.config import TokenizerConfig
-from sitlib.model.patchify import TRANSFORMS, SpectralGeometry
+from sitlib.model.patchify import TRANSFORMS
 from sitlib.model.quantizer import QUANTIZERS, Codebook, Quantized
 from sitlib.model.transformer import ADTransformer, in_weight_dtype, inference_autocast
 from sitlib.model.wavelets import check_images
@@ -62,7 +62,13 @@ class SpectralTokenizer(nn.Module):
     def __init__(self, config: TokenizerConfig):
         super().__init__()
         self.config = c = config
-        self.geometry = geometry = self._geometry_of(c.size, c.levels)
+        # A scale-causal encoder also takes smaller images, which have fewer scales.
+        one_size = c.encoder_attention == "full" or c.transform == "raster"
+        self.geometries = {
+            c.size >> n: TRANSFORMS[c.transform](c.size >> n, c.levels - n, c.grid_size, c.wavelet)
+            for n in range(0 if one_size else c.levels, -1, -1)
+        }
+        self.geometry = geometry = self.geometries[c.size]
         patch_dims = [geometry.patch_dim(scale) for scale in geometry.scales]
         books = range(min(c.num_codebooks, c.num_scales))  # see `by_codebook`
         num_types = 2 if c.typed_parameters and c.levels > 0 else 1
@@ -89,7 +95,6 @@ class SpectralTokenizer(nn.Module):
             c.decoder_width, c.decoder_layers, c.decoder_heads, c.decoder_attention, "after"
         )
         self.unembed = nn.ModuleList(_head(c.decoder_width, P) for P in patch_dims)
-        self.encoder_is_frozen = False  # see `freeze_encoder_from`
 
         # Standardized patches and unit vectors both become features of deviation 1.
         for linear, P in zip(self.embed, patch_dims, strict=True):
@@ -109,13 +114,12 @@ class SpectralTokenizer(nn.Module):
                 training the decoder learns more from what codes still leave out.
             preview_scales: also return the image of so many scales, if the decoder is scale-causal.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_is_frozen):
-            latents = self.latents(images)  # [B, S, N, D]
-            quantized = self.quantize(latents)
-            vectors = quantized.vectors  # [B, S, N, D]
-            if quant_ratio < 1.0:
-                project = [codebook.project for codebook in self.codebooks]
-                vectors = self._per_codebook(project, latents.float()).lerp(vectors, quant_ratio)
+        latents = self.latents(images)  # [B, S, N, D]
+        quantized = self.quantize(latents)
+        vectors = quantized.vectors  # [B, S, N, D]
+        if quant_ratio < 1.0:
+            project = [codebook.project for codebook in self.codebooks]
+            vectors = self._per_codebook(project, latents.float()).lerp(vectors, quant_ratio)
         patches = self.decode_latents(vectors)  # [B, N, P_s] of each scale
         preview = None
         if preview_scales:
@@ -133,16 +137,14 @@ class SpectralTokenizer(nn.Module):
     def normalized_patches(self, images: Tensor) -> list[Tensor]:
         """Square images [B, 3, H, H] in [0, 1] -> standardized patches [B, N, P_s] of each scale."""
         H, W = images.shape[2:]
-        if H != W or H not in self.sizes:
+        if H != W or H not in self.geometries:
             raise ValueError(
                 f"this tokenizer takes square images of {' or '.join(map(str, self.sizes))} px, "
                 f"not {H} x {W}: resize them, or use sitlib.model.tiling for images of any size."
             )
-        levels = self.config.levels - self.sizes[::-1].index(H)
-        geometry = self._geometry_of(H, levels)
-        coefficients = geometry.forward(images)  # dwt2: [B, C_s, h_s, w_s] of each scale
+        coefficients = self.geometries[H].forward(images)  # dwt2: [B, C_s, h_s, w_s]
         standardized = [norm(x) for norm, x in zip(self.norm, coefficients, strict=False)]
-        return geometry.patchify(standardized)  # [B, N, P_s]
+        return self.geometries[H].patchify(standardized)
 
     def latents(self, images: Tensor) -> Tensor:
         """Square images -> encoder outputs [B, k, N, D], before l2 normalization and lookup."""
@@ -193,8 +195,8 @@ class SpectralTokenizer(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """Square images [B, 3, H, H] in [0, 1] -> codes [B, k, N] int64, coarsest scale first.
 
-        H is one of `sizes`; smaller images have fewer scales. With Haar and a scale-causal encoder,
-        codes of an image at half its size are the first scales of its codes.
+        H is one of `sizes`. With Haar and a scale-causal encoder, codes of an image at half its
+        size are the first scales of its codes.
 
         Raises:
             ValueError: another shape or size, values not finite or far outside [0, 1].
@@ -211,20 +213,12 @@ class SpectralTokenizer(nn.Module):
     def decode(self, codes: Tensor, scales: int | None = None) -> Tensor:
         """Codes [B, k, N] of the first k scales -> images [B, 3, H, H] in [0, 1].
 
-        Args:
-            scales: use only so many of the k scales; the image has 1 / 2^(S - scales) of the full
-                size. Fewer than S need a scale-causal decoder.
+        With `scales`, of so many of the k scales: the image has 1 / 2^(S - scales) of the full
+        size. Fewer than S need a scale-causal decoder.
 
         Raises:
             ValueError: a shape, a number of scales or a code that this tokenizer cannot produce.
         """
-        codes = self._checked(codes, scales).to(self.device)
-        with inference_autocast(self.device):
-            patches = self.decode_latents(self.embed_codes(codes))
-            return self.to_images(patches).clamp(0, 1)
-
-    def _checked(self, codes: Tensor, scales: int | None) -> Tensor:
-        """The first `scales` scales of codes [B, k, N], int64; refuse what cannot be decoded."""
         S, N, K = self.geometry.num_scales, self.geometry.tokens_per_scale, self.config.num_codes
         k = codes.shape[1] if codes.ndim == 3 and codes.shape[2] == N else 0
         if not 1 <= k <= S or codes.is_floating_point() or codes.dtype == torch.bool:
@@ -242,7 +236,9 @@ class SpectralTokenizer(nn.Module):
         low, high = codes.aminmax() if codes.numel() else (0, 0)
         if not 0 <= low <= high < K:
             raise ValueError(f"codes must lie in 0 ... {K - 1}, these span {low} ... {high}.")
-        return codes[:, :scales]
+        with inference_autocast(self.device):
+            vectors = self.embed_codes(codes[:, :scales].to(self.device))
+            return self.to_images(self.decode_latents(vectors)).clamp(0, 1)
 
     def reconstruct(self, images: Tensor, scales: int | None = None) -> Tensor:
         """Encode and decode square images [B, 3, H, H]."""
@@ -250,18 +246,12 @@ class SpectralTokenizer(nn.Module):
 
     @property
     def sizes(self) -> list[int]:
-        """Sides in px of images that `encode` takes, ascending: more than one if it is causal."""
-        c = self.config
-        one_size = c.encoder_attention == "full" or c.transform == "raster"
-        return [c.size >> n for n in range(0 if one_size else c.levels, -1, -1)]
+        """Sides in px of images that `encode` takes, ascending; the last is the full size."""
+        return [*self.geometries]
 
     @property
     def device(self) -> torch.device:
         return self.encoder.pos_emb.device
-
-    def _geometry_of(self, size: int, levels: int) -> SpectralGeometry:
-        c = self.config
-        return TRANSFORMS[c.transform](size, levels, c.grid_size, c.wavelet)
 
     # -- before training ---------------------------------------------------------------------------
 
@@ -273,17 +263,14 @@ class SpectralTokenizer(nn.Module):
 
     def freeze_encoder_from(self, other: "SpectralTokenizer") -> None:
         """Take over and freeze another tokenizer's encoder and codebooks: the decoder learns."""
-        mine, theirs = asdict(self.config), asdict(other.config)
-        different = [k for k in mine if mine[k] != theirs[k] and not k.startswith("decoder_")]
-        if different:
-            names = ", ".join(different)
-            raise ValueError(f"{names} of the two tokenizers differ; only decoder_* may.")
+        settings = dict(asdict(self.config).items() ^ asdict(other.config).items())
+        if different := [key for key in settings if not key.startswith("decoder_")]:
+            raise ValueError(f"{different} of the two tokenizers differ; only decoder_* may.")
         state = other.state_dict().items()
         frozen = {k: x for k, x in state if k.split(".")[0] not in DECODER_MODULES}
         self.load_state_dict(self.state_dict() | frozen)
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name not in frozen)
-        self.encoder_is_frozen = True
 
 
 def _head(dim: int, out: int) -> nn.Sequential:

@@ -170,12 +170,9 @@ class NeighborMixing(nn.Module):
 class ADTransformer(nn.Module):
     """Mixing across scales, learned positions, ADTransformer blocks, final norm.
 
-    Args:
-        num_scales, grid_size: the longest sequence is S runs of N = grid_size^2 tokens, row-major.
-        attention: if "scale_causal", outputs of the first k scales do not depend on finer ones, so
-            that these k may be passed alone.
-        num_types: 2 for own parameters of approximation and details, 1 for shared ones.
-        neighbors: where `NeighborMixing` stands, if anywhere.
+    A sequence is up to S runs of N = grid_size^2 tokens, row-major. With scale-causal attention the
+    first k scales do not depend on finer ones, and may be passed alone. Two `num_types` are own
+    parameters of approximation and details; `neighbors` says where `NeighborMixing` stands.
     """
 
     def __init__(
@@ -195,12 +192,11 @@ class ADTransformer(nn.Module):
         self.tokens_per_scale, self.attention, self.neighbors = grid_size**2, attention, neighbors
         self.gradient_checkpointing = False  # recompute blocks in backward (arXiv 1604.06174)
         self.pos_emb = nn.Parameter(_initial_pos_emb(num_scales, grid_size, dim))  # [S N, C]
-        is_causal = attention == "scale_causal"
-        mixes = scale_mixing and num_scales > 1
-        self.scale_mixing = ScaleMixing(num_scales, dim, is_causal) if mixes else None
-        self.blocks = nn.ModuleList(
-            ADBlock(dim, num_heads, mlp_ratio, num_types) for _ in range(num_layers)
-        )
+        self.scale_mixing = None
+        if scale_mixing and num_scales > 1:
+            self.scale_mixing = ScaleMixing(num_scales, dim, causal=attention == "scale_causal")
+        blocks = (ADBlock(dim, num_heads, mlp_ratio, num_types) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.ModuleList(nn.LayerNorm(dim) for _ in range(num_types))
         init_blocks(self.blocks)
         self.neighbor_mixing = NeighborMixing(num_scales, grid_size, dim) if neighbors else None
@@ -231,10 +227,8 @@ class ADTransformer(nn.Module):
 
 
 def _initial_pos_emb(num_scales: int, grid_size: int, dim: int) -> Tensor:
-    """[S N, C]: sines and cosines of the location plus a random vector of the scale.
-
-    So tokens of one location resemble each other from the first step on.
-    """
+    """[S N, C]: sines and cosines of the location plus a random vector of the scale."""
+    # So tokens of one location resemble each other from the first step on.
     frequency = torch.pi / grid_size * 2 ** torch.linspace(0, math.log2(grid_size), -(-dim // 4))
     y, x = torch.meshgrid(torch.arange(grid_size), torch.arange(grid_size), indexing="ij")
     angles = [coordinate.flatten()[:, None] * frequency for coordinate in (y, x)]  # [N, C / 4]

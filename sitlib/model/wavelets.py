@@ -44,13 +44,12 @@ def dwt2(images: Tensor, wavelet: str = "haar", levels: int = 3) -> list[Tensor]
         images: floating point [B, C, H, W] in any range, H and W multiples of 2^levels.
         wavelet: "haar", "db2", "bior2.2" (LeGall 5/3), "bior4.4" (CDF 9/7), or any other discrete
             wavelet of PyWavelets ("dmey" is inverted to about 1e-2 only).
-        levels: number of halvings L.
 
     Returns:
-        L + 1 tensors: LL [B, C, H / 2^L, W / 2^L], then details [B, 3C, H / 2^l, W / 2^l] of level
-        l = L ... 1: H of all channels, then V, then D. The DC gain is 1, so LL keeps the range of
-        the pixels; PyWavelets' values are larger by `orthonormal_gains`. With Haar, the transform
-        of an image downsampled by area gives exactly the first scales.
+        LL [B, C, H / 2^L, W / 2^L], then details [B, 3C, H / 2^l, W / 2^l] of levels l = L ... 1:
+        H of all channels, then V, then D. The DC gain is 1, so LL keeps the range of the pixels;
+        PyWavelets' values are larger by `orthonormal_gains`. With Haar, an image downsampled by
+        area has exactly the first scales.
 
     Raises:
         ValueError: wrong shape or dtype, sides that cannot be halved so often, unknown wavelet.
@@ -112,18 +111,16 @@ def max_levels(height: int, width: int) -> int:
     return min((side & -side).bit_length() - 1 for side in (height, width))
 
 
-def check_images(images: object, channels: int | None = None, name: str = "images") -> None:
+def check_images(images: Any, channels: int | None = None, name: str = "images") -> None:
     """Raise ValueError unless the argument is a floating point tensor [B, channels, H, W]."""
-    kind = type(images).__name__
-    if isinstance(images, Tensor):
-        kind = f"{images.dtype} {list(images.shape)}"
-        is_batch = images.ndim == 4 and images.is_floating_point()
-        if is_batch and channels in (None, images.shape[1]):
-            return
-    raise ValueError(
-        f"{name} must be a floating point tensor [B, {channels or 'C'}, H, W], not {kind}: of a "
-        "NumPy array take torch.from_numpy, of uint8 images.float() / 255."
-    )
+    is_tensor = isinstance(images, Tensor)
+    is_batch = is_tensor and images.ndim == 4 and images.is_floating_point()
+    if not is_batch or channels not in (None, images.shape[1]):
+        kind = f"{images.dtype} {list(images.shape)}" if is_tensor else type(images).__name__
+        raise ValueError(
+            f"{name} must be a floating point tensor [B, {channels or 'C'}, H, W], not {kind}: of "
+            "a NumPy array take torch.from_numpy, of uint8 images.float() / 255."
+        )
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
@@ -215,14 +212,11 @@ def _analyze(x: Tensor, dim: int, filters: Filters) -> list[Tensor]:
     phases = x.unflatten(dim, (half, 2)).unbind(dim)
     even_odd = [_wrap(phase, dim, before, after) for phase in phases]
 
-    def band(kernel: list[float]) -> Tensor:
-        terms = []
-        for k, tap in enumerate(kernel):
-            shift, phase = divmod(k - offset, 2)  # x[2 o + k - offset] = even_odd[phase][o + shift]
-            terms.append((even_odd[phase].narrow(dim, before + shift, half), tap))
-        return _weighted_sum(terms)
+    def samples(k: int) -> Tensor:  # x[2 o + k - offset] of all o
+        shift, phase = divmod(k - offset, 2)
+        return even_odd[phase].narrow(dim, before + shift, half)
 
-    return [band(kernel) for kernel in kernels]
+    return [_weighted_sum([(samples(k), tap) for k, tap in enumerate(taps)]) for taps in kernels]
 
 
 def _synthesize(low: Tensor, high: Tensor, dim: int, filters: Filters) -> Tensor:
