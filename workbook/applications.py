@@ -7,6 +7,7 @@ the codes of scale-causal tokenizers. Images are [V, 3, H, H] in [0, 1].
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -39,9 +40,6 @@ FILE = "metrics/applications.json"
 FACTORS = (8, 4, 2)  # of upsampling
 
 
-# -- models and images -------------------------------------------------------------------------
-
-
 @dataclass
 class Task:
     """A generator, its tokenizer, and held-out images with their prompts."""
@@ -55,9 +53,9 @@ class Task:
     groups: list[Any]  # resampled for intervals: photograph of each view, name of each emoji
 
 
-def _task(profile: Profile, variant: str, images: Tensor, prompts: Any, groups: list[Any]) -> Task:
+def _task(profile: Profile, variant: str, *images_prompts_groups: Any) -> Task:
     models = load_models(profile, variant, profile.applications.model_seed)
-    return Task(variant, *models, profile.sampler(variant), images, prompts, groups)
+    return Task(variant, *models, profile.sampler(variant), *images_prompts_groups)
 
 
 def class_task(profile: Profile) -> Task:
@@ -73,17 +71,16 @@ def text_task(profile: Profile) -> Task:
     """Wide views of held-out images, and a caption of each; training has not seen their names."""
     variant, texts = profile.applications.text_generator, captioned(profile, "test")
     images, positions = held_out_wide(profile, variant, profile.applications.images)
-    captions = [texts.captions[position][0] for position in positions.tolist()]
-    names = [texts.names[position] for position in positions.tolist()]
-    return _task(profile, variant, images, captions, names)
+    captions = [texts.captions[position][0] for position in positions]
+    return _task(profile, variant, images, captions, [texts.names[i] for i in positions])
 
 
 def extra_task(profile: Profile) -> Task:
     """The extra photographs for the class-conditional model, whose classes are not theirs."""
-    evaluation = profile.tokenizer.evaluation
-    views, size = evaluation.sets["extra"], profile.data.size
-    source = open_images(resolve(views.source), "test")
-    images, _, keys = held_out_views(source, views.views, size, evaluation.seed, kind="wide")
+    settings, size = profile.tokenizer.evaluation, profile.data.size
+    extra = settings.sets["extra"]
+    source = open_images(resolve(extra.source), "test")
+    images, _, keys = held_out_views(source, extra.views, size, settings.seed, kind="wide")
     return _task(profile, profile.applications.class_generator, images, None, keys)
 
 
@@ -107,16 +104,11 @@ def _upsampled(task: Task, small: Tensor, prompts: Prompts | None, **changes: An
 
 
 def measure_factor(profile: Profile, task: Task, factor: int) -> dict[str, dict[str, Any]]:
-    """Scores of every way to restore images from 1 / factor of their size.
+    """Scores of every way to restore images from 1 / factor of their size, way -> scores.
 
-    "bicubic", "lanczos"; "untold": sampled without a prompt; "told, temperature T": with it, and
-    with guidance; at the largest factor "told, no guidance"; "reconstruction": the originals
-    through the tokenizer, which bounds all samples.
-
-    Returns:
-        way -> `psnr` (dB) and `lpips_alex` to the originals with `intervals`; the ratio of LPIPS to
-        bicubic's (`lpips_ratio`) and, if told, to untold's (`untold_ratio`) with intervals;
-        `fd_lite0` and `kid`; `consistency`: PSNR of the result, averaged down, to the input.
+    "untold" samples have no prompt, "told" ones have it; "reconstruction", the originals through
+    the tokenizer, bounds all of them. Ratios of LPIPS are to bicubic's and to untold's;
+    `consistency` is the PSNR of the result, averaged down, to the input.
     """
     settings, size = profile.applications, task.images.shape[-1]
     small = F.avg_pool2d(task.images, factor)
@@ -140,10 +132,9 @@ def measure_factor(profile: Profile, task: Task, factor: int) -> dict[str, dict[
         values = metrics.reconstruction_values(task.images, images, metrics=names, title=title)
         lpips[way] = values["lpips_alex"]
         summary = metrics.summarize_reconstructions(values, task.groups, images.shape[2:])
-        row = {name: summary[name] for name in (*names, "intervals")}
+        row = scores[way] = {name: summary[name] for name in (*names, "intervals")}
         bases = {"lpips_ratio": "bicubic"}
-        if way.startswith("told"):
-            bases["untold_ratio"] = "untold"
+        bases |= {"untold_ratio": "untold"} if way.startswith("told") else {}
         for name, other in bases.items():
             row[name] = float(lpips[way].mean() / lpips[other].mean())
             interval = metrics.paired_interval(lpips[way], lpips[other], task.groups, kind="ratio")
@@ -151,9 +142,8 @@ def measure_factor(profile: Profile, task: Task, factor: int) -> dict[str, dict[
         features = features_of([images], title)
         distances = metrics.generation_metrics(features, originals, **of_kid, seed=settings.seed)
         row |= {name: distances[name] for name in ("fd_lite0", "kid")}
-        again_small = F.avg_pool2d(images, factor)
-        row["consistency"] = float(metrics.psnr_per_image(again_small, small).mean())
-        scores[way] = row
+        again = F.avg_pool2d(images, factor)
+        row["consistency"] = float(metrics.psnr_per_image(again, small).mean())
     return scores
 
 
@@ -177,24 +167,17 @@ def several_samples(profile: Profile, task: Task) -> dict[str, float]:
     }
 
 
-# -- editing -----------------------------------------------------------------------------------
-
-
 def editing(profile: Profile, task: Task) -> dict[str, Any]:
     """Edit held-out images for new captions, with 0, 1, ... all of their scales kept.
 
-    Returns:
-        `kept` -> number of scales -> `frozen_codes_equal`, `lpips_alex` to the original and
-        `r_precision_new`, `r_precision_old` (%): how often the dual encoder finds the new caption,
-        or the image's own; values with intervals. `ceiling`: the same of real images with the new
-        names, and of the originals. The dual encoder has seen the new names in training, and not
-        the own ones: compare each with its own ceiling.
+    R-precision (%) is how often the dual encoder finds the new caption, or the image's own. It has
+    seen the new names in training, and not the own ones: compare each with its own `ceiling`, that
+    of real images with the new names, and of the originals.
     """
     judge, seen = Judge.of(profile), evaluation_prompts(profile, "seen")
     assert isinstance(own := task.prompts, list)
-    rows = [i % len(seen.captions) for i in range(len(own))]
     columns = (seen.captions, seen.known, seen.names)
-    captions, known, names = ([column[i] for i in rows] for column in columns)
+    captions, known, names = (list(islice(cycle(column), len(own))) for column in columns)
     codes = encode(task.tokenizer, task.images)
 
     def mean_of(values: Tensor, groups: list[str]) -> dict[str, Any]:
@@ -206,10 +189,8 @@ def editing(profile: Profile, task: Task) -> dict[str, Any]:
 
     kept = {}
     for keep in range(task.tokenizer.geometry.num_scales + 1):
-        title = f"editing, {keep} kept"
-        arguments = (task.images, captions, keep, task.sampling)
-        edited = edit(task.model, task.tokenizer, *arguments)
-        features = judge.features(edited.images, title)
+        edited = edit(task.model, task.tokenizer, task.images, captions, keep, task.sampling)
+        features = judge.features(edited.images, f"editing, {keep} kept")
         kept[str(keep)] = {
             "frozen_codes_equal": bool(torch.equal(edited.codes[:, :keep], codes[:, :keep])),
             "r_precision_new": recognized(features, known, names),
@@ -254,10 +235,7 @@ def preview_seconds(profile: Profile, task: Task) -> dict[str, dict[str, float]]
 
 
 def preview_choice(profile: Profile, task: Task) -> list[dict[str, Any]]:
-    """Compare previews of 1, 2, ... scales with the finished samples, by `choice_scores`.
-
-    A score is the dual encoder's cosine of an image and its caption.
-    """
+    """`choice_scores` of previews of 1, 2, ... scales, by the cosine of the dual encoder."""
     settings = profile.applications
     judge, texts = Judge.of(profile), evaluation_prompts(profile, "seen")
     captions = texts.captions[: settings.preview_prompts]
@@ -265,7 +243,6 @@ def preview_choice(profile: Profile, task: Task) -> list[dict[str, Any]]:
     codes = generate(task.model, prompts, task.sampling, progress="samples of previews")
     tokens = judge.model.text_tokenizer.encode(texts.known[: len(captions)], truncate=True)
     tokens = tokens.repeat_interleave(settings.previews, dim=0)
-    num_scales = codes.shape[1]
 
     def scores(scales: int) -> np.ndarray:  # [prompts, previews]
         images = decode(task.tokenizer, codes, scales)
@@ -274,18 +251,18 @@ def preview_choice(profile: Profile, task: Task) -> list[dict[str, Any]]:
             embedded = judge.model.embed_images(features) * judge.model.embed_texts(tokens)
         return embedded.sum(dim=1).view(-1, settings.previews).double().numpy()
 
-    finished = scores(num_scales)
-    rows = {scales: choice_scores(scores(scales), finished) for scales in range(1, num_scales)}
+    *previews, finished = (scores(scales) for scales in range(1, codes.shape[1] + 1))
     about = {"prompts": len(captions), "previews": settings.previews}
-    return [{"scales": scales, **about, **row} for scales, row in rows.items()]
+    return [
+        {"scales": scales, **about, **choice_scores(of_previews, finished)}
+        for scales, of_previews in enumerate(previews, 1)
+    ]
 
 
 def choice_scores(previews: np.ndarray, finished: np.ndarray) -> dict[str, Any]:
     """Compare scores [P, M] of M previews of P prompts with those of the finished samples.
 
-    Returns:
-        `rank_correlation` within a prompt; mean score of finished samples `chosen_by_preview`,
-        `at_random`, and of the `best`; the `gain` of choosing over chance; 95 % over prompts.
+    Ranks are correlated within a prompt; the `gain` is over a choice at random.
     """
     prompts, pairs = range(len(previews)), zip(previews, finished, strict=True)
     chosen = finished[prompts, previews.argmax(axis=1)]

@@ -224,9 +224,8 @@ def _means(scores: dict[str, Any]) -> dict[str, float]:
 
 
 def real_features(profile: Profile, variant: str) -> dict[str, Tensor]:
-    """Features of the real images that samples of `variant` are compared with, "held_out".
-
-    For a class-conditional model also those of as many views of training photographs, "train".
+    """Features of the real images that samples are compared with, "held_out", and for a
+    class-conditional model of as many views of training photographs, "train".
     """
     features = {"held_out": evaluate.features_of(held_out_images(profile, variant), "held_out")}
     if variant not in profile.text.variants:
@@ -265,10 +264,7 @@ def _training_images(profile: Profile, variant: str) -> Iterator[Tensor]:
 
 
 def sampled_labels(profile: Profile, count: int) -> Tensor:
-    """Class ids [count] with the frequencies of the reference views.
-
-    So that the mix of classes adds nothing to a distance to these views.
-    """
+    """Class ids [count] as frequent as in the reference views: their mix adds to no distance."""
     variant = next(iter(profile.autoregressive.variants))
     images, seed = images_of(profile, variant, "test"), CodesRun.of(profile, variant).codes.seed
     views = held_out_positions(images, profile.autoregressive.evaluation.reference_views, seed)
@@ -301,10 +297,7 @@ def _samples(profile: Profile, variant: str, seed: int, save: bool = False) -> d
 
 
 def load_samples(profile: Profile, variant: str, seed: int, each: int) -> dict[str, Tensor]:
-    """Class, or kind of prompts -> its first sampled images [each, 3, H, W], if there are as many.
-
-    Codes are the pipeline's if they are of this very run, else drawn now.
-    """
+    """Class, or kind of prompts -> its first images [each, 3, H, W], if so many were sampled."""
     samples, tokenizer = _samples(profile, variant, seed), tokenizer_of(profile, variant)
     if "codes" in samples:
         codes, classes = samples["codes"], load_codes(profile, variant).classes
@@ -324,8 +317,7 @@ def generation_frames(
     its codes: the last sampled code is repeated, since the decoder wants all, and the rest is grey.
     """
     model, tokenizer = load_models(profile, variant, seed)
-    # All samples in each frame.
-    sampling = replace(profile.sampler(variant), batch_size=max(1, len(asked)))
+    sampling = replace(profile.sampler(variant), batch_size=max(1, len(asked)))  # all in a frame
     images: list[Tensor] = []
     if model.config.num_scales > 1:
         for_image = {"tokenizer": tokenizer, "on_scale": lambda first, scale, x: images.append(x)}

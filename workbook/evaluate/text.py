@@ -108,10 +108,9 @@ class Judge:
         return 100 * metrics.r_precision(similarity, right, names, **options, seed=settings.seed)
 
     def retrieved(self, images: Tensor, asked: Prompts, title: str = "") -> dict[str, Any]:
-        """R-precision (%) of images, with an interval of 95 % over names, and `by_prompt`.
+        """R-precision (%) of images for captions in phrasings of training, with its interval.
 
-        Captions are in phrasings of training, whatever the samples were asked for with: new words
-        test the generator, not the judge.
+        Whatever the samples were asked for with: new words test the generator, not the judge.
         """
         values = self.retrieval(self.features(images, title), asked.known, asked.names)
         return {
@@ -144,11 +143,7 @@ class Judge:
 
 
 def trained_dual_encoder(profile: Profile, pipeline: bool = False) -> Trained[DualEncoder]:
-    """The dual encoder of a profile, trained now or earlier; `pipeline` as for `train_or_load`.
-
-    It learns from the training images and captions of the text-conditional models, and never sees a
-    held-out one.
-    """
+    """The dual encoder of a profile, trained now or earlier; `pipeline` as for `train_or_load`."""
     run = DualEncoderRun.of(profile)
 
     def train_now(folder: Path) -> tuple[DualEncoder, list[Row]]:
@@ -171,7 +166,7 @@ def view_features(
     """Features [V, 1280] of wide views of all images, and the position [V] of each one's image.
 
     Also of degraded copies, and of what the tokenizers leave of the views: a judge that knows sharp
-    images only takes their reconstructions for something else. `VIEWS` images at a time.
+    images only takes their reconstructions for something else.
     """
     batch, size, seed = min(VIEWS, len(images)), run.data.size, run.seed
     parts, positions = [], []

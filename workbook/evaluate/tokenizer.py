@@ -59,13 +59,8 @@ def evaluate_tokenizer(profile: Profile, variant: str, seed: int) -> dict[str, A
     """Train or load a tokenizer of the profile and measure it on every evaluation set and size.
 
     One of other images than the profile's is judged at its full size only, and "the first set" is
-    that of its own images.
-
-    Returns:
-        `run`; of the first set at full size what `_summary` returns, without values by photograph,
-        `error_by_scale`, what `codebook_statistics` returns, and `usage` of the codebook that uses
-        the smallest share (%); `parameters`; `sets`: name -> side in px as text -> `_summary`, at
-        full size with `evaluation.inception` also FID and Inception scores.
+    that of its own images. The scores of this set at full size stand at the top level, too, with
+    `usage` of the codebook that uses the smallest share (%).
     """
     metrics.fetch_weights()
     settings, source = profile.tokenizer.evaluation, profile.tokenizer_data(variant).source
@@ -133,11 +128,11 @@ def evaluated_sizes(tokenizer: SpectralTokenizer) -> list[int]:
     Smaller ones need a scale-causal encoder and decoder. The baseline without scales is judged at
     all halves down to 4 px, through enlarged images: see `reconstruct`.
     """
-    sizes, config = tokenizer.sizes[::-1], tokenizer.config
+    full, config = tokenizer.sizes[-1], tokenizer.config
     if config.levels == 0:
-        halves = (sizes[0] >> k for k in range(sizes[0].bit_length()))
-        return [size for size in halves if size >= SMALLEST_SIZE and sizes[0] % size == 0]
-    return sizes if config.decoder_attention == "scale_causal" else sizes[:1]
+        halves = (full >> k for k in range(full.bit_length()))
+        return [size for size in halves if size >= SMALLEST_SIZE and full % size == 0]
+    return tokenizer.sizes[::-1] if config.decoder_attention == "scale_causal" else [full]
 
 
 def _values(
@@ -155,21 +150,17 @@ def _values(
 
 
 def error_by_scale(images: Tensor, reconstructions: Tensor) -> list[float]:
-    """Mean squared error in [-1, 1] of each scale of a Haar transform, coarsest first.
+    """Mean squared error in [-1, 1] of each scale of an orthonormal Haar transform, coarsest first.
 
-    The gains make the transform orthonormal, so that the sum is the whole error.
+    So their sum is the whole error.
     """
-    difference = 2 * (images - reconstructions)  # of [0, 1] to [-1, 1]
-    gains, scales = orthonormal_gains(ERROR_LEVELS), dwt2(difference, "haar", ERROR_LEVELS)
-    errors = [(gain * x).square().sum() for gain, x in zip(gains, scales, strict=True)]
-    return [float(error / images.numel()) for error in errors]
+    scales = dwt2(2 * (images - reconstructions), "haar", ERROR_LEVELS)  # of [0, 1] to [-1, 1]
+    scales = [x * gain for x, gain in zip(scales, orthonormal_gains(ERROR_LEVELS), strict=True)]
+    return [float(x.square().sum() / images.numel()) for x in scales]
 
 
 def original_features(images: Tensor, *, title: str = "") -> Tensor:
-    """Lite0 features of originals, kept in `build/features` for the other tokenizers.
-
-    The file is named by the pixels and the code of the network.
-    """
+    """Lite0 features of originals, kept for the other tokenizers by pixels and the network's code."""
     code = Path(networks.__file__).read_bytes()
     name = hashlib.sha256(code + images.numpy().tobytes() + str(images.shape).encode()).hexdigest()
     path = resolve(f"{FEATURES}/{name}.safetensors")
@@ -238,9 +229,7 @@ MATCHED = {"jpeg": (encode_jpeg, range(1, 96)), "jpeg2000": (encode_jpeg2000, ra
 def rate_distortion(profile: Profile, tokenizers: list[str], seed: int) -> dict[str, Any]:
     """PSNR and LPIPS-Alex at the bits of tokenizers and files, on the first evaluation set.
 
-    Returns:
-        `curves`: name -> points; `matched`: tokenizer -> kind of file -> point of files, each the
-        largest with at most as many bits as the codes; `protocol`.
+    `matched` are files that are each the largest with at most as many bits as the codes.
     """
     images, keys = held_out_set(profile, count=RATE_VIEWS)
     full = images.shape[-1]
