@@ -17,8 +17,6 @@ from sitlib.data import (
     TokenShards,
     held_out_views,
     make_shards,
-    open_captioned,
-    open_images,
     read_manifest,
     training_views,
 )
@@ -28,6 +26,7 @@ from sitlib.train import generator
 from workbook import codes
 from workbook.paths import resolve
 from workbook.profile import load_profile
+from workbook.runs import CodesRun
 
 
 def write(folder, sizes=(3, 5, 4), num_codes=512, seconds=0.0, run="a", made=None, **ranks):
@@ -48,6 +47,16 @@ def content(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+def start(folder, sizes, **options):
+    """Three ranks that share the shards of a folder."""
+    context = multiprocessing.get_context("fork")
+    ranks = [{**options, "rank": rank, "world_size": 3} for rank in range(3)]
+    processes = [context.Process(target=write, args=(folder, sizes), kwargs=r) for r in ranks]
+    for process in processes:
+        process.start()
+    return processes
+
+
 class TestShards:
     def test_rows_are_read_where_they_lie(self, tmp_path):
         write(tmp_path / "codes")
@@ -65,14 +74,12 @@ class TestShards:
     def test_memory_stays_on_disk(self, tmp_path):
         """Reading a few rows of 64 MB does not fetch the rest."""
 
-        def make(split, batches):
-            return torch.zeros(2**13, 4, 2**10, dtype=torch.int64), torch.zeros(2**13)
-
         def anonymous_bytes() -> int:  # that are not pages of files
             status = Path("/proc/self/status").read_text()
             return 1024 * int(re.search(r"RssAnon:\s+(\d+)", status)[1])
 
-        make_shards(tmp_path / "codes", {"train": 1}, 1, make, {}, 512)
+        zeros = torch.zeros(2**13, 4, 2**10, dtype=torch.int64), torch.zeros(2**13)
+        make_shards(tmp_path / "codes", {"train": 1}, 1, lambda *_: zeros, {}, 512)
         before = anonymous_bytes()
         codes = TokenShards(tmp_path / "codes", "train")
         assert codes[torch.arange(0, 2**13, 512)].shape[0] == 16
@@ -89,7 +96,7 @@ class TestShards:
             TokenShards(tmp_path / "codes", "train")
 
     def test_unfinished_shards_of_another_run_are_refused(self, tmp_path):
-        work = tmp_path / ".codes.unfinished"
+        work, made = tmp_path / ".codes.unfinished", []
         work.mkdir()
         (work / "train-00001.safetensors.partial").touch()  # where a folder has to be made
         with pytest.raises(DiskError, match="train-00001.safetensors could not be written"):
@@ -97,31 +104,19 @@ class TestShards:
         with pytest.raises(DataError, match="unfinished codes of another run"):
             write(tmp_path / "codes", run="b")
         (work / "train-00001.safetensors.partial").unlink()
-        made = []
         write(tmp_path / "codes", run="a", made=made)
         assert made == [1, 2]
 
     def test_killed_ranks_are_continued_by_any_number(self, tmp_path):
-        context, sizes = multiprocessing.get_context("fork"), (3,) * 24
-        work = tmp_path / ".codes.unfinished"
-        ranks = [
-            context.Process(
-                target=write,
-                args=(tmp_path / "codes", sizes),
-                kwargs={"seconds": 0.03, "rank": rank, "world_size": 3},
-            )
-            for rank in range(3)
-        ]
-        for process in ranks:
-            process.start()
+        sizes, work = (3,) * 24, tmp_path / ".codes.unfinished"
+        ranks = start(tmp_path / "codes", sizes, seconds=0.03)
         while len(list(work.glob("*.safetensors"))) < 8:
             time.sleep(0.002)
         for process in ranks:
             os.kill(process.pid, signal.SIGKILL)
             process.join()
-        there = {path.name for path in work.glob("*.safetensors")}
+        there, made = {path.name for path in work.glob("*.safetensors")}, []
         assert 8 <= len(there) < 24 and not read_manifest(tmp_path / "codes")
-        made = []
         write(tmp_path / "codes", sizes, made=made)
         assert {f"train-{n:05d}.safetensors" for n in range(24) if n not in made} == there
         write(tmp_path / "undisturbed", sizes)
@@ -129,20 +124,9 @@ class TestShards:
         assert {path.name for path in tmp_path.iterdir()} == {"codes", "undisturbed"}
 
     def test_ranks_share_the_work_and_all_wait_for_the_folder(self, tmp_path):
-        context = multiprocessing.get_context("fork")
-        with context.Manager() as manager:
+        with multiprocessing.get_context("fork").Manager() as manager:
             made = manager.list()
-            ranks = [
-                context.Process(
-                    target=write,
-                    args=(tmp_path / "codes", (3,) * 16),
-                    kwargs={"seconds": 0.02 * rank, "made": made, "rank": rank, "world_size": 3},
-                )
-                for rank in range(3)
-            ]
-            for process in ranks:
-                process.start()
-            for process in ranks:
+            for process in start(tmp_path / "codes", (3,) * 16, seconds=0.02, made=made):
                 process.join(60)
                 assert process.exitcode == 0
             assert sorted(made) == list(range(16))  # each once
@@ -176,51 +160,41 @@ class TestExtraction:
     ):
         monkeypatch.setattr(codes, "SHARD_BYTES", shard_bytes)
         extracted = codes.extract_codes(smoke, variant, tmp_path / "codes", workers)
-        name = smoke.autoregressive_variant(variant).tokenizer
-        settings, data = smoke.generator_section(variant).codes, smoke.tokenizer_data(name)
-        model = codes.tokenizer_of_codes(smoke, variant).model
-        is_text, source = variant in smoke.text.variants, resolve(data.source)
-        train, test = (
-            open_captioned(source, split, "names").images
-            if is_text
-            else open_images(source, split).labeled()
-            for split in ("train", "test")
-        )
+        run, model = CodesRun.of(smoke, variant), codes.tokenizer_of_codes(smoke, variant).model
+        data, seed, wide = run.tokenizer.data, run.codes.seed, {"kind": "wide"}
+        train, test = (codes.images_of(smoke, variant, split) for split in ("train", "test"))
 
         def labels_of(images, classes, keys):
-            return [images.position_of[key] for key in keys] if is_text else classes.tolist()
+            captioned = run.captions is not None
+            return [images.position_of[key] for key in keys] if captioned else classes.tolist()
 
-        total = settings.views_per_image * len(train)
+        total = run.codes.views_per_image * len(train)
         expected, labels = [], []
         for step in range(-(-total // 64)):
-            views, classes, keys = training_views(
-                train, step, 64, data.size, settings.seed, kind="wide", flip=False
-            )
+            place = step, 64, data.size, seed
+            views, classes, keys = training_views(train, *place, **wide, flip=False)
             count = min(64, total - step * 64)
-            for shown in [views, views.flip(-1)][: 1 + settings.mirrored]:
+            for shown in [views, views.flip(-1)][: 1 + run.codes.mirrored]:
                 expected.append(model.encode(shown[:count]))
                 labels += labels_of(train, classes, keys)[:count]
         assert torch.equal(extracted.train[:], torch.cat(expected))
         assert extracted.train_labels.tolist() == labels
-        views, classes, keys = held_out_views(
-            test, settings.held_out_views, data.size, settings.seed, kind="wide"
-        )
+        count = run.codes.held_out_views
+        views, classes, keys = held_out_views(test, count, data.size, seed, **wide)
         assert torch.equal(extracted.held_out, model.encode(views))
         assert extracted.held_out_labels.tolist() == labels_of(test, classes, keys)
-        assert extracted.classes == ([] if is_text else train.class_names)
+        assert extracted.classes == ([] if run.captions else train.class_names)
         num_shards = len(list((tmp_path / "codes").glob("train-*")))
         assert num_shards == (len(expected) // 2 if shard_bytes == 1 else 1)
 
     def test_they_are_read_again_by_their_run(self, smoke, tmp_path, monkeypatch):
-        variant = "ar_vit_vqgan"
-        monkeypatch.setattr(
-            codes, "resolve", lambda p: resolve(p) if "data" in str(p) else tmp_path / p
-        )
-        first = codes.load_codes(smoke, variant)  # extracted now
+        home = lambda path: resolve(path) if "data" in str(path) else tmp_path / path  # noqa: E731
+        monkeypatch.setattr(codes, "resolve", home)
+        first = codes.load_codes(smoke, "ar_vit_vqgan")  # extracted now
         folder = next((tmp_path / "scratch/codes").glob("*/*"))
         assert len(first.train) and read_manifest(folder)["run"] == folder.name
         monkeypatch.setattr(codes, "extract_codes", None)
-        again = codes.load_codes(smoke, variant)
+        again = codes.load_codes(smoke, "ar_vit_vqgan")
         assert torch.equal(again.train[:], first.train[:]) and again.classes == first.classes
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from sitlib.model.config import AutoregressiveConfig, SamplingConfig, TokenizerConfig
+from sitlib.model.config import AutoregressiveConfig, TokenizerConfig
 from sitlib.strict import ConfigError, digest, from_dict, to_dict
 from workbook.paths import resolve
 from workbook.profile import Profile, load_profile, merge, read_yaml
@@ -56,7 +56,7 @@ def test_every_profile_has_a_baseline_of_as_many_tokens(name):
         assert profile.autoregressive_variant(variant).text.max_tokens > 1
 
 
-SC, TEXT = "tokenizer.variants.captioned_sit4_sc", "text.variants.ar_captioned_sit4_sc"
+CAUSAL = "tokenizer.variants.captioned_sit4_sc"
 REFUSED = [  # (key, value, sentence)
     # unknown and missing keys, wrong types
     (
@@ -64,31 +64,23 @@ REFUSED = [  # (key, value, sentence)
         0.1,
         "tokenizer.loss.lipps is not a known key (did you mean 'lpips'?)",
     ),
-    ("tokenizer.common.widht", 64, "widht is not a known key"),
     ("tokenizer.evaluation.sets.emoji.veiws", 4, "did you mean 'views'"),
     ("text.common.text.layer", 1, "did you mean 'layers'"),
     ("data.source", KeyError, "quick.yaml: data.source is missing; add it."),
-    ("text", KeyError, "text is missing"),
     ("data.size", "64", "data.size must be a valid integer, it is '64'."),
     ("data.size", 64.0, "valid integer"),
     ("tokenizer.optimizer.learning_rate", "1e-3", "write 1.0e-3"),
-    ("autoregressive.common.bias", 1, "valid boolean"),
-    ("autoregressive.sampling.guidance", float("nan"), "guidance must be a finite number"),
     ("tokenizer.optimizer.learning_rate", float("inf"), "must be a finite number"),
+    ("autoregressive.common.bias", 1, "valid boolean"),
     ("autoregressive.evaluation.guidance_sweep", 1.5, "valid array"),
     ("tokenizer.variants.a/b", {}, "must match pattern"),
-    ("text.captions.source", None, "valid string"),
     ("tokenizer.common.encoder_attention", "causal", "'full' or 'scale_causal'"),
     # numbers out of their range
     ("tokenizer.optimizer.steps", 0, "tokenizer.optimizer.steps must be greater than 0, it is 0."),
-    ("tokenizer.optimizer.beta1", 2.0, "must be less than 1"),
-    ("tokenizer.common.codebook_decay", 1.0, "must be less than 1"),
-    ("text.dual_encoder.optimizer.clip_norm", 0.0, "must be greater than 0"),
     ("text.common.text.vocab_size", 299, "must be greater than or equal to 300"),
     ("text.evaluation.top_p_sweep", [0.5, 1.5], "top_p_sweep.1 must be less than or equal to 1"),
     ("text.samplers.ar_captioned_vit_vqgan.top_p", 0.0, "top_p must be greater than 0"),
-    ("applications.temperatures", [], "temperatures"),
-    ("autoregressive.sampling.seed", -1, "must be greater than or equal to 0"),
+    ("applications.temperatures", [], "at least 1 item"),
     # combinations in a section
     ("tokenizer.optimizer.checkpoint_every", 30, "must be a multiple of log_every"),
     ("tokenizer.optimizer.warmup_steps", 9999, "must lie in 0 ... steps = 1400"),
@@ -109,25 +101,16 @@ REFUSED = [  # (key, value, sentence)
     ("tokenizer.common.mlp_ratio", 0.001, "leaves no unit of encoder_width 128"),
     ("tokenizer.common.num_codes", 100_000, "raise data.normalization_views or lower num_codes"),
     ("tokenizer.variants.sit4.num_codebooks", 3, "2 (approximation, details) or 4 (one for every"),
-    ("tokenizer.variants.vit_vqgan.num_codebooks", 4, "or 1 (one for every scale), it is 4"),
     ("tokenizer.variants.vit_vqgan.transform", "pyramid", "transform pyramid needs levels"),
     ("tokenizer.variants.sit5.transform", "raster", "it needs levels 3, not 4"),
-    (
-        "tokenizer.variants.sit4",
-        {"transform": "local_wavelet", "wavelet": "db2"},
-        "transform local_wavelet has",
-    ),
+    (CAUSAL, {"transform": "local_wavelet", "wavelet": "db2"}, "transform local_wavelet has"),
     ("tokenizer.loss.quant_warmup_steps", 99_999, "must be less than steps"),
     ("tokenizer.loss.multiscale", 0.1, "needs levels and decoder_attention: scale_causal"),
     ("tokenizer.variants.sit4.loss", {"lipps": 0.1}, "did you mean 'lpips'"),
     ("tokenizer.variants.sit4.optimizer", None, "keys in which the variant differs, it is None"),
-    (
-        "tokenizer.variants.sit4.adversarial",
-        {"weight": 0.1, "start": 99_999},
-        "the adversarial term would never act",
-    ),
-    (f"{SC}.data", {"sorce": "data/emoji"}, "did you mean 'source'"),
-    (f"{SC}.data", {"size": 32}, "data.size: views are as large as the tokenizer"),
+    (f"{CAUSAL}.adversarial", {"weight": 0.1, "start": 99_999}, "adversarial term would never act"),
+    (f"{CAUSAL}.data", {"sorce": "data/emoji"}, "did you mean 'source'"),
+    (f"{CAUSAL}.data", {"size": 32}, "data.size: views are as large as the tokenizer"),
     ("tokenizer.variants.sit4.codes_from", "sit55", "did you mean 'sit5'"),
     ("tokenizer.variants.sit4.codes_from", "sit5_sc_second", "has codes of another variant itself"),
     ("tokenizer.variants.sit5_sc_second.codes_from", "sit4", "codes_from must be sit5_sc"),
@@ -137,7 +120,6 @@ REFUSED = [  # (key, value, sentence)
     ("autoregressive.variants.ar_sit4.tokenizer", "sit44", "did you mean 'sit4'"),
     ("autoregressive.variants.ar_sit4.tokenizer", "sit6", "sit6 is built for 128 px"),
     ("autoregressive.variants.ar_sit4.widht", 64, "did you mean 'width'"),
-    ("autoregressive.common.heads", 3, "width 128 must be a multiple of heads 3"),
     ("autoregressive.common.text_noise", 2, "but this model is told classes"),
     ("autoregressive.variants.ar_sit4.optimizer", {"steps": 10}, "must lie in 0 ... steps = 10"),
     ("autoregressive.samplers", {"ar_sit44": {}}, "did you mean 'ar_sit4'"),
@@ -213,7 +195,6 @@ def test_configurations_are_checked_however_they_are_made():
     for make in (
         lambda: TokenizerConfig(size=60),
         lambda: replace(QUICK.tokenizer_variant("sit4"), num_codes=0),
-        lambda: SamplingConfig(top_p=2.0),
         lambda: AutoregressiveConfig("sit4", pos_emb="rotary", width=24, heads=4),
     ):
         with pytest.raises(ValidationError):
@@ -225,46 +206,38 @@ def test_a_digest_names_equal_values_equally():
     config = QUICK.tokenizer_variant("sit4")
     assert digest(config, 1) == digest(load_profile("quick").tokenizer_variant("sit4"), 1)
     assert digest(config, 1) == digest(to_dict(config), 1)
-    names = [
-        digest(config, 2),
-        digest([config], 1),
-        digest(replace(config, transform="pyramid"), 1),
-    ]
-    assert len({digest(config, 1), *names}) == 4
+    others = digest(config, 2), digest([config], 1), digest(replace(config, num_codes=8), 1)
+    assert len({digest(config, 1), *others}) == 4
 
 
 # -- variants --------------------------------------------------------------------------------------
 
 
-def test_a_tokenizer_variant_may_differ_in_everything():
+def test_a_tokenizer_variant_may_differ_in_everything_and_have_images_of_its_own():
     values = change("tokenizer.variants.sit4.loss", {"lpips": 0.0})
-    values["tokenizer"]["variants"]["sit4"]["optimizer"] = {"steps": 1000}
+    variants = values["tokenizer"]["variants"]
+    variants["sit4"]["optimizer"] = {"steps": 1000}
+    variants["sit5_sc"]["data"] = {"source": "data/emoji", "flip": False}
+    variants["sit5_sc_second"]["data"] = {"flip": True}
     profile = from_dict(Profile, values)
     own, usual = profile.tokenizer_training("sit4"), QUICK.tokenizer_training("sit4")
     assert own.loss == replace(usual.loss, lpips=0.0)
     assert own.optimizer == replace(usual.optimizer, steps=1000)
     assert profile.tokenizer_training("sit5") == QUICK.tokenizer_training("sit5")
     assert profile.tokenizer_variant("sit4") == QUICK.tokenizer_variant("sit4")
-    large = QUICK.tokenizer_variant("sit6")  # the paper's 512 px at a quarter of the side
-    assert (large.size, large.num_scales * large.tokens_per_scale) == (128, 96)
+    # A second decoder learns on the images of its codes, unless it says otherwise.
+    second = profile.tokenizer_data("sit5_sc_second")
+    assert (second.source, second.flip) == ("data/emoji", True)
+    emoji = {"source": "data/emoji", "flip": False, "min_crop": 0.6}
+    assert QUICK.tokenizer_data("captioned_sit4_sc") == replace(QUICK.data, **emoji)
+    assert QUICK.tokenizer_data("sit4") == QUICK.data
+    assert QUICK.tokenizer_data("sit6").size == 128  # of the model, not of the section
 
 
 def test_a_second_decoder_has_the_codes_of_the_first():
     first, second = (QUICK.tokenizer_variant(name) for name in ("sit5_sc", "sit5_sc_second"))
     assert second == replace(first, decoder_attention="full", decoder_layers=6)
     assert QUICK.tokenizer_training("sit5_sc_second").codes_from == "sit5_sc"
-
-
-def test_a_tokenizer_variant_may_have_images_of_its_own():
-    own, usual = QUICK.tokenizer_data("captioned_sit4_sc"), QUICK.tokenizer_data("sit4")
-    assert usual == QUICK.data
-    assert own == replace(usual, source="data/emoji", flip=False, min_crop=0.6)
-    assert QUICK.tokenizer_data("sit6").size == 128  # of the model, not of the section
-    # A second decoder learns on the images of its codes, unless it says otherwise.
-    values = change("tokenizer.variants.sit5_sc.data", {"source": "data/emoji", "flip": False})
-    values["tokenizer"]["variants"]["sit5_sc_second"]["data"] = {"flip": True}
-    second = from_dict(Profile, values).tokenizer_data("sit5_sc_second")
-    assert (second.source, second.flip) == ("data/emoji", True)
 
 
 def test_a_generator_variant_may_have_its_own_optimizer_sampler_and_text_encoder():

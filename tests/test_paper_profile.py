@@ -14,49 +14,35 @@ from workbook.profile import load_profile
 PAPER = load_profile("paper")
 
 
-def test_the_improved_model_is_drawn_as_llamagens_and_the_others_without_guidance():
+def test_values_that_texts_state():
     own, usual = PAPER.sampler("ar_sit4_improved"), PAPER.sampler("ar_sit4")
-    assert (own.guidance, own.temperature, own.top_k, own.top_p) == (2.0, 1.0, 0, 1.0)
+    assert (own.guidance, own.temperature, own.top_k, own.top_p) == (2.0, 1.0, 0, 1.0)  # LlamaGen
     assert (usual.guidance, PAPER.sampler("ar_captioned_sit4_scd").guidance) == (1.0, 1.2)
-
-
-def test_every_image_has_the_codes_of_ten_crops():
-    codes = PAPER.autoregressive.codes
+    codes, optimizer = PAPER.autoregressive.codes, PAPER.text.optimizer
     assert codes.views_per_image * (1 + codes.mirrored) == 10
+    # Parti's ratio
+    assert optimizer.final_learning_rate == pytest.approx(0.025 * optimizer.learning_rate)
 
 
-def test_partis_learning_rate_ends_at_its_ratio():
-    assert PAPER.text.optimizer.final_learning_rate == pytest.approx(
-        0.025 * PAPER.text.optimizer.learning_rate
-    )
+TOKENS = {  # variant: px, codes
+    "vit_vqgan": (256, 1024),
+    "sit4": (256, 1024),
+    "sit5": (256, 1280),
+    "sit6": (512, 1536),
+    "vit_vqgan_512": (512, 1024),
+}
+CAUSAL = {"sc": (True, True), "sce": (True, False), "scd": (False, True)}  # encoder, decoder
 
 
-@pytest.mark.parametrize(
-    ("variant", "size", "tokens"),
-    [
-        ("vit_vqgan", 256, 1024),
-        ("sit4", 256, 1024),
-        ("sit5", 256, 1280),
-        ("sit6", 512, 1536),
-        ("vit_vqgan_512", 512, 1024),
-    ],
-)
-def test_tokenizers_have_the_papers_numbers_of_codes(variant, size, tokens):
-    config = PAPER.tokenizer_variant(variant)
-    assert (config.size, config.num_scales * config.tokens_per_scale) == (size, tokens)
-
-
-@pytest.mark.parametrize("prefix", ["", "captioned_"])
-@pytest.mark.parametrize(
-    ("name", "causal"), [("sc", (True, True)), ("sce", (True, False)), ("scd", (False, True))]
-)
-def test_scale_causal_attention_is_where_the_name_says(prefix, name, causal):
-    variant = "sit5_sc" if (prefix, name) == ("", "sc") else f"{prefix}sit4_{name}"
-    config = PAPER.tokenizer_variant(variant)
-    assert (
-        config.encoder_attention == "scale_causal",
-        config.decoder_attention == "scale_causal",
-    ) == causal
+def test_tokenizers_have_the_papers_numbers_of_codes_and_attention_as_their_names_say():
+    for variant, (size, tokens) in TOKENS.items():
+        config = PAPER.tokenizer_variant(variant)
+        assert (config.size, config.num_scales * config.tokens_per_scale) == (size, tokens), variant
+    for variant in PAPER.tokenizer.variants:
+        if (name := variant.split("_")[-1]) in CAUSAL:
+            config = PAPER.tokenizer_variant(variant)
+            sides = config.encoder_attention, config.decoder_attention
+            assert tuple(side == "scale_causal" for side in sides) == CAUSAL[name], variant
 
 
 @pytest.mark.parametrize(
@@ -69,7 +55,7 @@ def test_for_generation_there_is_a_large_decoder_that_sees_what_the_small_one_do
     assert large.decoder_attention == small.decoder_attention
 
 
-# -- in the pipeline -------------------------------------------------------------------------------------------------------------------
+# -- in the pipeline -------------------------------------------------------------------------------
 
 
 PARAMS = yaml.safe_load((ROOT / "params/paper.yaml").read_text())

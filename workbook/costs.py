@@ -23,12 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sitlib.model.config import AutoregressiveConfig, SamplingConfig, TokenizerConfig
-from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
+from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import best_device
 from sitlib.sample.generate import generate
 from workbook.describe import flops
 from workbook.effects import power_law
+from workbook.generators import config_over
 from workbook.profile import Profile
 
 SIZES = (64, 128, 256, 512, 1024)  # px
@@ -95,9 +96,7 @@ def random_generator(
     shape: AutoregressiveConfig, tokenizer: TokenizerConfig
 ) -> AutoregressiveModel:
     """A model of one class over codes of a tokenizer."""
-    books = min(tokenizer.num_codebooks, tokenizer.num_scales)
-    sizes = (tokenizer.num_scales, tokenizer.tokens_per_scale, tokenizer.num_codes, books)
-    config = CodeModelConfig(replace(shape, dropout=0.0), *sizes, ["class"], None)
+    config = config_over(tokenizer, replace(shape, dropout=0.0), ["class"])
     return AutoregressiveModel(config).eval()
 
 
@@ -168,14 +167,13 @@ def size_costs(profile: Profile, variant: str, size: int, batch_size: int = 1) -
 
 def exponents(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Exponents of costs in pixels by variant and kind, over the rows of one image that have it."""
-    fitted: dict[str, dict[str, float]] = {}
-    for variant in dict.fromkeys(row["variant"] for row in rows):
+    fitted: dict[str, dict[str, float]] = {row["variant"]: {} for row in rows}
+    for variant, of_variant in fitted.items():
         of_one = [row for row in rows if row["variant"] == variant and row["batch_size"] == 1]
-        fitted[variant] = {}
         for key in FITTED:
             points = [(row["size"] ** 2, row[key]) for row in of_one if row[key]]
             if len(points) > 1:
-                fitted[variant][key] = power_law(*zip(*points, strict=True))[1]
+                of_variant[key] = power_law(*zip(*points, strict=True))[1]
     return fitted
 
 
@@ -274,7 +272,7 @@ def throughput(profile: Profile, rounds: int) -> dict[str, Any]:
         for share in SHARES:
             taken = {OURS: times[OURS, share], BASELINE: times[BASELINE, 1]}
             rate = {name: batch_size / statistics.median(x) for name, x in taken.items()}
-            pairs = zip(taken[OURS], taken[BASELINE], strict=True)
+            pairs = zip(*taken.values(), strict=True)
             rows.append(
                 {
                     "geometry": geometry,
