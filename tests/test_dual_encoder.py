@@ -29,21 +29,18 @@ SHAPE = DualEncoderConfig(
     **{"vocab_size": 300, "max_tokens": 12, "image_size": 64, "degraded_views": 1},
     optimizer=OPTIMIZER,
 )
+PLAIN = replace(SHAPE, degraded_views=0)
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (20, 40, 220)}
 TEXTS = [f"a {colour} square" for colour in COLOURS]
 
 
-@pytest.fixture(scope="module")
-def texts():
-    return TextTokenizer.train(
-        [*TEXTS, "a square of one colour only"], SHAPE.vocab_size, SHAPE.max_tokens
-    )
+WORDS = TextTokenizer.train([*TEXTS, "a square of one colour only"], 300, SHAPE.max_tokens)
 
 
 @pytest.fixture
-def model(texts):
+def model():
     torch.manual_seed(0)
-    return DualEncoder(StoredDualEncoderConfig(SHAPE.shape, texts.to_json(), 20)).eval()
+    return DualEncoder(StoredDualEncoderConfig(SHAPE.shape, WORDS.to_json(), 20)).eval()
 
 
 def naive_loss(logits, names):
@@ -52,83 +49,61 @@ def naive_loss(logits, names):
     for table in (logits, logits.T):
         for row in range(count):
             allowed = [c for c in range(count) if c == row or names[c] != names[row]]
-            total -= math.log(
-                math.exp(table[row, row]) / sum(math.exp(table[row, c]) for c in allowed)
-            )
+            shares = sum(math.exp(table[row, c]) for c in allowed)
+            total -= math.log(math.exp(table[row, row]) / shares)
     return total / (2 * count)
 
 
-class TestLoss:
-    @pytest.mark.parametrize("names", [[0, 1, 2, 3, 4], [0, 1, 0, 2, 1], [3, 3, 3, 3, 0]])
-    def test_and_its_gradient_are_those_of_a_naive_loop(self, names):
-        logits = np.random.default_rng(0).normal(scale=2, size=(5, 5))
-        expected = np.empty((5, 5))
-        for place in np.ndindex(5, 5):
-            step = np.zeros((5, 5))
-            step[place] = 1e-5
-            expected[place] = (
-                naive_loss(logits + step, names) - naive_loss(logits - step, names)
-            ) / 2e-5
-        found = torch.from_numpy(logits).requires_grad_()
-        loss = contrastive_loss(found, torch.tensor(names))
-        loss.backward()
-        assert loss.item() == pytest.approx(naive_loss(logits, names), rel=1e-12)
-        np.testing.assert_allclose(found.grad, expected, atol=1e-9)
-
-    def test_captions_of_the_same_name_are_neither_right_nor_wrong(self):
-        logits = torch.randn(4, 4, requires_grad=True)
-        names = torch.tensor([0, 1, 0, 2])
-        loss = contrastive_loss(logits, names)
-        loss.backward()
-        assert logits.grad[0, 2] == logits.grad[2, 0] == 0
-        assert (logits.grad != 0).sum() == 14
-        changed = logits.detach().clone()
-        changed[0, 2] = 1e4
-        assert contrastive_loss(changed, names) == loss
+@pytest.mark.parametrize("names", [[0, 1, 2, 3, 4], [0, 1, 0, 2, 1], [3, 3, 3, 3, 0]])
+def test_the_loss_and_its_gradient_are_those_of_a_naive_loop(names):
+    logits = np.random.default_rng(0).normal(scale=2, size=(5, 5))
+    expected = np.empty((5, 5))
+    for place in np.ndindex(5, 5):
+        step = np.zeros((5, 5))
+        step[place] = 1e-5
+        rise = naive_loss(logits + step, names) - naive_loss(logits - step, names)
+        expected[place] = rise / 2e-5
+    found = torch.from_numpy(logits).requires_grad_()
+    loss = contrastive_loss(found, torch.tensor(names))
+    loss.backward()
+    assert loss.item() == pytest.approx(naive_loss(logits, names), rel=1e-12)
+    np.testing.assert_allclose(found.grad, expected, atol=1e-9)
 
 
-class TestModel:
-    @torch.no_grad()
-    def test_vectors_have_length_one_and_similarities_are_cosines(self, model, texts):
-        features, tokens = torch.randn(5, 20), texts.encode(TEXTS)
-        images, words = model.embed_images(features), model.embed_texts(tokens)
-        assert images.shape == (5, SHAPE.dim) and words.shape == (3, SHAPE.dim)
-        for vectors in (images, words):
-            torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(vectors)))
-        expected = torch.nn.functional.cosine_similarity(images[:, None], words[None], dim=-1)
-        torch.testing.assert_close(model.similarity(features, tokens), expected)
-        torch.testing.assert_close(model(features, tokens), expected / 0.07)
+@torch.no_grad()
+def test_similarities_are_cosines_which_survive_the_file(model, tmp_path):
+    features, tokens = torch.randn(5, 20), WORDS.encode(TEXTS)
+    images, words = model.embed_images(features), model.embed_texts(tokens)
+    assert images.shape == (5, SHAPE.dim) and words.shape == (3, SHAPE.dim)
+    expected = torch.nn.functional.cosine_similarity(images[:, None], words[None], dim=-1)
+    torch.testing.assert_close(model.similarity(features, tokens), expected)
+    torch.testing.assert_close(model(features, tokens), expected / 0.07)
+    save_model(tmp_path / "model.safetensors", model, run="a run")
+    again = load_model(tmp_path / "model.safetensors", DualEncoder)
+    assert again.config == model.config and not again.training
+    found = again(features, again.text_tokenizer.encode(TEXTS))
+    assert torch.equal(found, model(features, tokens))
 
-    @torch.no_grad()
-    def test_padding_and_other_texts_change_nothing(self, model, texts):
-        tokens = texts.encode(["red", "a green square"])
-        lengths = (tokens != 0).sum(dim=1)
-        assert lengths[0] < lengths[1] < SHAPE.max_tokens
-        whole = model.embed_texts(tokens)
-        torch.testing.assert_close(model.embed_texts(tokens[:, : lengths[1]]), whole)
-        for row, length in enumerate(lengths):
-            torch.testing.assert_close(
-                model.embed_texts(tokens[row : row + 1, :length])[0], whole[row]
-            )
 
-    def test_the_temperature_is_learned_and_limited(self, model, texts):
-        assert model.log_scale.exp().item() == pytest.approx(1 / 0.07)
-        loss = contrastive_loss(model(torch.randn(3, 20), texts.encode(TEXTS)), torch.arange(3))
-        loss.backward()
-        assert model.log_scale.grad != 0
-        for value, limited in ((500.0, 100.0), (30.0, 30.0)):
-            model.log_scale.data.fill_(math.log(value))
-            model.limit_scale()
-            assert model.log_scale.exp().item() == pytest.approx(limited)
+@torch.no_grad()
+def test_padding_and_other_texts_change_nothing(model):
+    tokens = WORDS.encode(["red", "a green square"])
+    lengths = (tokens != 0).sum(dim=1)
+    assert lengths[0] < lengths[1] < SHAPE.max_tokens
+    whole = model.embed_texts(tokens)
+    for row, length in enumerate(lengths):
+        alone = model.embed_texts(tokens[row : row + 1, :length])
+        torch.testing.assert_close(alone[0], whole[row])
 
-    @torch.no_grad()
-    def test_survives_its_file(self, model, texts, tmp_path):
-        save_model(tmp_path / "model.safetensors", model, run="a run")
-        again = load_model(tmp_path / "model.safetensors", DualEncoder)
-        assert again.config == model.config and not again.training
-        features = torch.randn(2, 20)
-        expected = model(features, texts.encode(TEXTS))
-        assert torch.equal(again(features, again.text_tokenizer.encode(TEXTS)), expected)
+
+def test_the_temperature_is_learned_and_limited(model):
+    assert model.log_scale.exp().item() == pytest.approx(1 / 0.07)
+    contrastive_loss(model(torch.randn(3, 20), WORDS.encode(TEXTS)), torch.arange(3)).backward()
+    assert model.log_scale.grad != 0
+    for value, limited in ((500.0, 100.0), (30.0, 30.0)):
+        model.log_scale.data.fill_(math.log(value))
+        model.limit_scale()
+        assert model.log_scale.exp().item() == pytest.approx(limited)
 
 
 # -- training on captioned images ------------------------------------------------------------------
@@ -141,9 +116,8 @@ def data(tmp_path_factory):
     for name, colour in COLOURS.items():
         (folder / "train" / name).mkdir(parents=True)
         for index in range(5):
-            pixels = np.clip(
-                np.array(colour) + generator.normal(scale=20, size=(24, 24, 3)), 0, 255
-            )
+            noise = generator.normal(scale=20, size=(24, 24, 3))
+            pixels = np.clip(np.array(colour) + noise, 0, 255)
             Image.fromarray(pixels.astype(np.uint8)).save(folder / "train" / name / f"{index}.png")
     images = open_images(folder, "train")
     names = [images.class_names[label] for label in images.labels]
@@ -156,55 +130,41 @@ def run():
     return DualEncoderRun(images, CaptionsConfig("names", per_image=2, seed=0), SHAPE, [], seed=0)
 
 
-class TestTraining:
-    def test_features_are_those_of_wide_views_in_their_order(self, data, run, monkeypatch):
-        monkeypatch.setattr(text, "VIEWS", 4)  # of 15 images: the last views are of a second epoch
-        features, positions = view_features(
-            replace(run, model=replace(SHAPE, degraded_views=0)), data.images, []
-        )
-        assert features.shape == (15, 1280) and sorted(positions) == list(range(15))
-        views, labels, keys = training_views(data.images, 0, 15, 16, 0, kind="wide", flip=False)
-        torch.testing.assert_close(features, lite0_features(views, size=SHAPE.image_size))
-        assert [data.images.keys[int(position)] for position in positions] == keys
-        assert torch.equal(data.images.labels[positions], labels)
+def test_clean_degraded_and_reconstructed_views_come_with_the_position_of_their_image(
+    data, run, monkeypatch
+):
+    class Inverting:
+        def reconstruct(self, images):
+            return 1 - images
 
-    def test_degraded_and_reconstructed_views_come_with_the_position_of_their_image(
-        self, data, run
-    ):
-        class Inverting:
-            def reconstruct(self, images):
-                return 1 - images
+    features, positions = view_features(run, data.images, [Inverting()])
+    views, labels, keys = training_views(data.images, 0, 15, 16, 0, kind="wide", flip=False)
+    assert features.shape == (45, 1280) and sorted(positions[:15]) == list(range(15))
+    assert np.array_equal(positions, np.tile(positions[:15], 3))
+    assert [data.images.keys[position] for position in positions[:15].tolist()] == keys
+    assert torch.equal(data.images.labels[positions[:15]], labels)
+    clean, inverted = (lite0_features(x, size=SHAPE.image_size) for x in (views, 1 - views))
+    torch.testing.assert_close(features[:15], clean)
+    torch.testing.assert_close(features[30:], inverted)
+    assert not torch.allclose(features[15:30], clean)
+    monkeypatch.setattr(text, "VIEWS", 4)  # of 15 images: the last views are of a second epoch
+    _, positions = view_features(replace(run, model=PLAIN), data.images, [])
+    assert sorted(positions) == list(range(15))
 
-        features, positions = view_features(run, data.images, [Inverting()])
-        clean, order = view_features(
-            replace(run, model=replace(SHAPE, degraded_views=0)), data.images, []
-        )
-        assert features.shape == (45, 1280)  # clean, degraded, reconstructed
-        assert np.array_equal(positions, np.tile(order, 3))
-        torch.testing.assert_close(features[:15], clean)
-        views = training_views(data.images, 0, 15, 16, 0, kind="wide", flip=False)[0]
-        torch.testing.assert_close(features[30:], lite0_features(1 - views, size=SHAPE.image_size))
-        assert not torch.allclose(features[15:30], clean)
 
-    def test_learns_the_captions_and_gives_equal_weights_again(self, data, run, tmp_path):
-        texts = (*view_features(run, data.images, []), data.captions, data.names)
-        model, rows = train_dual_encoder(run.model, *texts, seed=0, folder=tmp_path / "first")
-        assert [row["step"] for row in rows] == [20, 40]
-        assert rows[-1]["loss"] < rows[0]["loss"] and rows[-1]["accuracy"] > 0.8
-        assert model.config.num_features == 1280
+def test_it_learns_the_captions_and_gives_equal_weights_again(data, run, tmp_path):
+    texts = (*view_features(run, data.images, []), data.captions, data.names)
+    model, rows = train_dual_encoder(run.model, *texts, seed=0, folder=tmp_path / "first")
+    assert [row["step"] for row in rows] == [20, 40]
+    assert rows[-1]["loss"] < rows[0]["loss"] and rows[-1]["accuracy"] > 0.8
 
-        model.eval()
-        other = replace(run, seed=1, model=replace(SHAPE, degraded_views=0))
-        features, positions = view_features(other, data.images, [])
-        with torch.no_grad():
-            similarity = model.similarity(features, model.text_tokenizer.encode(TEXTS))
-        found = [list(COLOURS)[place] for place in similarity.argmax(dim=1)]
-        assert (
-            np.mean([name == data.names[p] for name, p in zip(found, positions, strict=True)]) > 0.9
-        )
+    model.eval()
+    features, positions = view_features(replace(run, seed=1, model=PLAIN), data.images, [])
+    with torch.no_grad():
+        similarity = model.similarity(features, model.text_tokenizer.encode(TEXTS))
+    found = [list(COLOURS)[place] for place in similarity.argmax(dim=1)]
+    right = [name == data.names[p] for name, p in zip(found, positions, strict=True)]
+    assert np.mean(right) > 0.9
 
-        again, _ = train_dual_encoder(run.model, *texts, seed=0, folder=tmp_path / "second")
-        for value, other in zip(
-            model.state_dict().values(), again.state_dict().values(), strict=True
-        ):
-            assert torch.equal(value, other)
+    again, _ = train_dual_encoder(run.model, *texts, seed=0, folder=tmp_path / "second")
+    assert all(map(torch.equal, model.state_dict().values(), again.state_dict().values()))

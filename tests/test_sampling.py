@@ -158,19 +158,6 @@ def test_samples_of_a_model_that_is_being_trained_depend_on_the_seed_only(capsys
     assert model.training and "drawing" in capsys.readouterr().err
 
 
-def test_codes_follow_the_models_distribution():
-    """First codes, and second codes given them, against the model's own probabilities."""
-    model, count = generator(num_scales=2, tokens_per_scale=1, codes=4), 4000
-    config = replace(PLAIN, batch_size=2000, temperature=0.7)
-    codes = generate(model, torch.zeros(count, dtype=torch.int64), config)[:, :, 0]
-    observed = torch.bincount(4 * codes[:, 0] + codes[:, 1], minlength=16).view(4, 4) / count
-    every_first = torch.arange(4)[:, None, None].expand(4, 2, 1)
-    with torch.no_grad():
-        logits = model(every_first, torch.zeros(4, dtype=torch.int64))
-    first, second = (logits[:, :, 0] / 0.7).softmax(-1).unbind(1)
-    assert (observed - first[0][:, None] * second).abs().max() < 4 * (0.25 / count) ** 0.5
-
-
 @class_rotary
 @pytest.mark.parametrize("config", [PLAIN, replace(GROWING, batch_size=2)])
 def test_first_scales_are_those_of_the_whole_and_may_be_given(kind, positions, config):
@@ -217,19 +204,6 @@ def test_guidance_of_one_is_none_and_of_zero_does_not_see_the_prompt(kind):
 # -- filters ----------------------------------------------------------------------------------
 
 
-@class_and_text
-def test_top_1_is_the_most_likely_code_of_the_uncached_model(kind):
-    model, prompts = generator(kind), prompts_of(kind)
-    greedy = generate(model, prompts, replace(PLAIN, top_k=1))
-    with torch.no_grad():
-        logits = model(
-            greedy, condition_of(model, *([0, 1, 2, 1, 0] if kind == "class" else range(5)))
-        )
-    assert torch.equal(logits.argmax(-1), greedy)
-    for changes in ({"top_p": 1e-6, "seed": 5}, {"min_p": 0.999999}):
-        assert torch.equal(generate(model, prompts, replace(PLAIN, **changes)), greedy)
-
-
 @settings(max_examples=80, deadline=None)
 @given(
     num_codes=st.integers(2, 30),
@@ -247,25 +221,6 @@ def test_filters_against_a_plain_version(num_codes, temperature, top_k, top_p, m
     probs = filtered_probabilities(logits, temperature, top_k, top_p, min_p)
     torch.testing.assert_close(probs.double(), torch.stack(expected), atol=1e-6, rtol=1e-4)
     assert torch.equal(probs > 0, torch.stack(expected) > 0)
-
-
-@pytest.mark.parametrize(
-    ("filters", "expected"),
-    [
-        ({"temperature": 0.5}, [0.0333, 0.5333, 0.3, 0.1333]),
-        ({"top_k": 2}, [0.0, 0.5714, 0.4286, 0.0]),
-        ({"top_p": 0.39}, [0.0, 1.0, 0.0, 0.0]),
-        ({"top_p": 0.41}, [0.0, 0.5714, 0.4286, 0.0]),
-        ({"min_p": 0.49}, [0.0, 0.4444, 0.3333, 0.2222]),
-        ({"top_k": 3, "top_p": 0.75}, [0.0, 0.5714, 0.4286, 0.0]),  # a share of what top-k left
-        ({"min_p": 0.49, "top_p": 0.75}, [0.0, 0.5714, 0.4286, 0.0]),  # of what min-p left
-    ],
-)
-def test_filters_by_hand(filters, expected):
-    logits = torch.tensor([[0.1, 0.4, 0.3, 0.2]]).log()
-    probs = filtered_probabilities(logits.bfloat16().float(), **filters)
-    assert probs[0].tolist() == pytest.approx(expected, abs=4e-3)
-    assert filtered_probabilities(logits.bfloat16(), **filters).equal(probs)  # in float32
 
 
 def test_codes_as_likely_as_the_last_of_the_top_k_remain_too():
