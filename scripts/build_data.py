@@ -62,17 +62,12 @@ LANDSCAPE_CLASSES = {
     "space": ("space",),
     "industrial": ("industrial", "station"),
 }
-WITHOUT_CLASS = {
-    "station0"
-}  # an underground railway; station1 to station4 are rocket halls and station modules
+# An underground railway; station1 to station4 are rocket halls and station modules
+WITHOUT_CLASS = {"station0"}
 # Pictures of one place from one point of view, chosen by eye (a difference hash and ORB matches between all
 # pairs find no closer ones): they stay in one split.
-SAME_SCENE = (
-    ("mfield0", "mfield1"),
-    ("water5", "water9"),
-    ("canyon1", "canyon8"),
-    ("station1", "station4"),
-)
+SAME_SCENE = [pair.split() for pair in ("mfield0 mfield1", "water5 water9", "canyon1 canyon8")]
+SAME_SCENE += [["station1", "station4"]]
 
 SKIN_TONES = {
     "1F3FB": "light skin tone",
@@ -166,9 +161,7 @@ def package(cache: Path, name: str) -> Path:
 def check(name: str, content: bytes, sha256: str) -> bytes:
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
-        raise SystemExit(
-            f"{name} has sha256 {found}, expected {sha256}: delete it from the cache and fetch it again."
-        )
+        raise SystemExit(f"{name} has sha256 {found}, not {sha256}: delete it from the cache.")
     return content
 
 
@@ -207,24 +200,14 @@ def write_shards(folder: Path, samples: list[tuple[dict, str, bytes]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.tar"):
         old.unlink()
+    fixed = {"mtime": 0, "user": "root", "group": "root", "mode": 0o644, "encoder": False}
     for split in sorted({record["split"] for record, _, _ in samples}):
         pattern = str(folder / f"{split}-%04d.tar")
-        with webdataset.ShardWriter(
-            pattern,
-            maxsize=4e6,
-            verbose=0,
-            encoder=False,
-            mtime=0,
-            user="root",
-            group="root",
-            mode=0o644,
-        ) as shards:
+        with webdataset.ShardWriter(pattern, maxsize=4e6, verbose=0, **fixed) as shards:
             for record, extension, content in sorted(samples, key=lambda s: s[0]["key"]):
                 if record["split"] == split:
-                    text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
-                    shards.write(
-                        {"__key__": record["key"], extension: content, "json": text.encode()}
-                    )
+                    text = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
+                    shards.write({"__key__": record["key"], extension: content, "json": text})
 
 
 def landscape_class(key: str) -> str | None:
@@ -238,27 +221,16 @@ def land_licences(copyright_text: str) -> list[dict]:
     """Paragraphs of a machine-readable Debian copyright file (DEP 5) that name files under images/land/."""
     paragraphs = []
     for block in re.split(r"\n\s*\n", copyright_text):
-        fields = dict(
-            re.findall(
-                r"^(Files|Copyright|License|Comment):(.*(?:\n[ \t].*)*)", block, flags=re.MULTILINE
-            )
-        )
+        field = r"^(Files|Copyright|License|Comment):(.*(?:\n[ \t].*)*)"
+        fields = dict(re.findall(field, block, flags=re.MULTILINE))
         globs = [g for g in fields.get("Files", "").split() if g.startswith("images/land/")]
         if globs:
             licence, *text = fields["License"].strip().split("\n")
-            author, contact = re.fullmatch(
-                r"(.*?)\s*(?:[(<](.*)[)>])?", fields["Copyright"].strip()
-            ).groups()
+            named = re.fullmatch(r"(.*?)\s*(?:[(<](.*)[)>])?", fields["Copyright"].strip())
+            author, contact = named.groups()
             note = " ".join(" ".join([*text, fields.get("Comment", "")]).split())
-            paragraphs.append(
-                {
-                    "globs": globs,
-                    "licence": licence.strip(),
-                    "author": author,
-                    "contact": contact,
-                    "note": note,
-                }
-            )
+            terms = {"licence": licence.strip(), "author": author, "contact": contact, "note": note}
+            paragraphs.append({"globs": globs, **terms})
     return paragraphs
 
 
@@ -296,23 +268,12 @@ def landscapes(cache: Path) -> list[tuple[dict, str, bytes]]:
             resized = image.convert("RGB").resize((512, 256), Image.Resampling.LANCZOS)
             changes = f"resized from {image.width}x{image.height} to 512x256, re-encoded as WebP"
         terms = licence_of(file, paragraphs)
-        record = {
-            "key": key,
-            "split": "test" if key in test else "train",
-            "class": landscape_class(key),
-        }
-        record |= {
-            "package": "Debian endless-sky-high-dpi 0.9.8-1",
-            "file": file,
-            "licence": terms["licence"],
-        }
-        record |= {
-            "author": terms["author"],
-            "contact": terms["contact"],
-            "note": terms["note"],
-            "changes": changes,
-        }
-        samples.append((record | {"size": [512, 256]}, "webp", encode(resized, 92)))
+        record = {"key": key, "split": "test" if key in test else "train"}
+        record |= {"class": landscape_class(key), "package": "Debian endless-sky-high-dpi 0.9.8-1"}
+        record |= {"file": file}
+        record |= {name: terms[name] for name in ("licence", "author", "contact", "note")}
+        record |= {"changes": changes, "size": [512, 256]}
+        samples.append((record, "webp", encode(resized, 92)))
     return samples
 
 
@@ -337,13 +298,10 @@ def emoji(cache: Path) -> list[tuple[dict, str, bytes]]:
                 image = Image.open(io.BytesIO(tar.extractfile(member).read())).convert("RGBA")
                 white = Image.new("RGBA", image.size, "white")
                 white.alpha_composite(image)
-                renderings[match[1]] = white.convert("RGB").resize(
-                    (128, 128), Image.Resampling.LANCZOS
-                )
+                rgb = white.convert("RGB")
+                renderings[match[1]] = rgb.resize((128, 128), Image.Resampling.LANCZOS)
     if licences != ["MIT", "MIT"]:
-        raise SystemExit(
-            f"The emoji packages state the licences {licences}, expected MIT: read them before building."
-        )
+        raise SystemExit(f"The emoji packages state the licences {licences}, not MIT: read them.")
 
     # One group per base name; base names that share a picture (several territories fly one flag) are joined.
     group_of, first_with = {}, {}
@@ -355,64 +313,47 @@ def emoji(cache: Path) -> list[tuple[dict, str, bytes]]:
     groups = defaultdict(list)
     for key in sorted(renderings):
         groups[group_of[names[code(key)][0]["name"]]].append(key)
-    test = held_out(
-        groups, {g: names[code(keys[0])][0]["category"] for g, keys in groups.items()}, 0.1
-    )
+    category_of = {g: names[code(keys[0])][0]["category"] for g, keys in groups.items()}
+    test = held_out(groups, category_of, 0.1)
 
     samples = []
     for key, image in renderings.items():
         entry, tones = names[code(key)]
-        record = {
-            "key": key,
-            "split": "test" if key in test else "train",
-            "class": entry["category"],
-        }
-        record |= {
-            "name": ", ".join([entry["name"], *(SKIN_TONES[tone] for tone in tones)]),
-            "base_name": entry["name"],
-        }
-        record |= {
-            "short_names": entry["short_names"],
-            "category": entry["category"],
-            "subcategory": entry["subcategory"],
-        }
-        record |= {
-            "package": "npm @lobehub/fluent-emoji-3d 1.1.0",
-            "file": f"assets/{key}.webp",
-            "licence": "MIT",
-        }
-        record |= {"author": "Microsoft, packaged by LobeHub", "size": [128, 128]}
+        record = {"key": key, "split": "test" if key in test else "train"}
+        record |= {"class": entry["category"]}
+        record |= {"name": ", ".join([entry["name"], *(SKIN_TONES[tone] for tone in tones)])}
+        record |= {"base_name": entry["name"]}
+        record |= {name: entry[name] for name in ("short_names", "category", "subcategory")}
+        record |= {"package": "npm @lobehub/fluent-emoji-3d 1.1.0", "file": f"assets/{key}.webp"}
+        record |= {"licence": "MIT", "author": "Microsoft, packaged by LobeHub", "size": [128, 128]}
         samples.append((record, "webp", encode(image, 80)))
     return samples
 
 
 def extra(cache: Path) -> list[tuple[dict, str, bytes]]:
     samples = []
-    for label, wheel, evidence in [
-        ("PyPI scikit-image 0.26.0", "scikit_image-0.26.0-*.whl", "skimage/data/_fetchers.py"),
-        (
+    wheels = {
+        "scikit_image-0.26.0-*.whl": ("PyPI scikit-image 0.26.0", "skimage/data/_fetchers.py"),
+        "scikit_learn-1.9.1-*.whl": (
             "PyPI scikit-learn 1.9.1",
-            "scikit_learn-1.9.1-*.whl",
             "sklearn/datasets/images/README.txt",
         ),
-    ]:
+    }
+    for wheel, (label, evidence) in wheels.items():
         with zipfile.ZipFile(package(cache, wheel)) as archive:
             stated = " ".join(archive.read(evidence).decode().split())
             for file, (sha256, title, licence, author, page, sentence) in EXTRA.items():
                 if not file.startswith(evidence.split("/")[0]):
                     continue
                 if sentence not in stated:
-                    raise SystemExit(
-                        f"{evidence} no longer says {sentence!r}: read the licence of {file} again."
-                    )
+                    raise SystemExit(f"{evidence} no longer says {sentence!r}, of {file}: read it.")
                 content, extension, changes = check(file, archive.read(file), sha256), "jpg", "none"
                 image = Image.open(io.BytesIO(content)).convert("RGB")
                 original = image.size
                 if original[0] * original[1] > 500_000:
                     scale = np.sqrt(500_000 / (original[0] * original[1]))
-                    image = image.resize(
-                        [int(scale * side) for side in original], Image.Resampling.LANCZOS
-                    )
+                    size = [int(scale * side) for side in original]
+                    image = image.resize(size, Image.Resampling.LANCZOS)
                 if image.size != original or not file.endswith(".jpg"):
                     content, extension, changes = encode(image, 92), "webp", "re-encoded as WebP"
                     if image.size != original:
@@ -430,9 +371,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("sets", nargs="*", help=f"which to build; default: {', '.join(sets)}")
-    parser.add_argument(
-        "--cache", type=Path, required=True, help="folder for the packages, about 250 MB"
-    )
+    parser.add_argument("--cache", type=Path, required=True, help="of packages, about 250 MB")
     parser.add_argument("--out", type=Path, default=ROOT / "data")
     arguments = parser.parse_args()
     if unknown := set(arguments.sets) - set(sets):

@@ -72,19 +72,26 @@ followed. CC BY 2.0: https://creativecommons.org/licenses/by/2.0/
 """
 
 
+WHAT = {  # of every set: what it is, and its licence
+    "landscapes": (
+        "photographs, 512x256",
+        "CC-BY-SA 3.0, CC-BY-SA 4.0 or public domain, per image",
+    ),
+    "emoji": ("renderings on white, 128x128, with names", "MIT"),
+    "extra": ("held-out photographs", "CC0, public domain or CC BY 2.0, per image"),
+}
+
+
 def table(header: list[str], rows: list[list]) -> str:
-    cells = [header, ["---"] * len(header), *rows]
-    return "\n".join(
-        "| " + " | ".join("" if c is None else str(c) for c in row) + " |" for row in cells
-    )
+    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *cells])
 
 
 def class_table(records: list[dict]) -> str:
     count = Counter((record["class"] or "(none)", record["split"]) for record in records)
     names = sorted({name for name, _ in count}, key=lambda name: (name == "(none)", name))
-    return table(
-        ["class", "train", "test"], [[n, count[n, "train"], count[n, "test"]] for n in names]
-    )
+    rows = [[name, count[name, "train"], count[name, "test"]] for name in names]
+    return table(["class", "train", "test"], rows)
 
 
 def write_readme(out: Path, words_of_class: dict[str, tuple[str, ...]], mit: str) -> None:
@@ -95,61 +102,34 @@ def write_readme(out: Path, words_of_class: dict[str, tuple[str, ...]], mit: str
         words_of_class: the words in file names that make a class of the landscapes.
         mit: text of the licence of the emoji.
     """
-    what = {
-        "landscapes": (
-            "photographs, 512x256",
-            "CC-BY-SA 3.0, CC-BY-SA 4.0 or public domain, per image",
-        ),
-        "emoji": ("renderings on white, 128x128, with names", "MIT"),
-        "extra": ("held-out photographs", "CC0, public domain or CC BY 2.0, per image"),
-    }
     records, summary = {}, []
-    for name, (text, licence) in what.items():
+    for name, (what, licence) in WHAT.items():
         shards = sorted((out / name).glob("*.tar"))
         dataset = webdataset.WebDataset([str(shard) for shard in shards], shardshuffle=False)
-        records[name] = sorted(
-            (json.loads(sample["json"]) for sample in dataset), key=lambda record: record["key"]
-        )
-        splits = Counter(record["split"] for record in records[name])
+        of_set = [json.loads(sample["json"]) for sample in dataset]
+        records[name] = sorted(of_set, key=lambda record: record["key"])
+        splits = Counter(record["split"] for record in of_set)
         megabytes = sum(shard.stat().st_size for shard in shards) / 1e6
-        row = [
-            f"`{name}`",
-            len(records[name]),
-            splits["train"],
-            splits["test"],
-            f"{megabytes:.1f}",
-            text,
-            licence,
-        ]
-        summary.append("| " + " | ".join(map(str, row)) + " |")
+        sizes = [len(of_set), splits["train"], splits["test"], f"{megabytes:.1f}"]
+        summary.append(f"| {' | '.join(map(str, [f'`{name}`', *sizes, what, licence]))} |")
+    land_header = ["image", "class", "split", "licence", "author", "contact", "note in the package"]
+    extra_header = ["image", "title", "source", "licence", "author", "page", "changes"]
     land = [
-        [r["key"], r["class"], r["split"], r["licence"], r["author"], r["contact"], r["note"]]
+        [r[name] for name in ("key", "class", "split", "licence", "author", "contact", "note")]
         for r in records["landscapes"]
     ]
-    others = [
-        [
-            r["key"],
-            r["title"],
-            f"{r['package']}, {r['file']}",
-            r["licence"],
-            r["author"],
-            r["contact"],
-            r["changes"],
-        ]
+    extra = [
+        [r["key"], r["title"], f"{r['package']}, {r['file']}"]
+        + [r[name] for name in ("licence", "author", "contact", "changes")]
         for r in records["extra"]
     ]
-    words = ", ".join(f"{name} ({', '.join(words)})" for name, words in words_of_class.items())
     text = README.format(
         summary="\n".join(summary),
-        words=words,
+        words=", ".join(f"{name} ({', '.join(words)})" for name, words in words_of_class.items()),
         land_classes=class_table(records["landscapes"]),
         emoji_classes=class_table(records["emoji"]),
-        extra_table=table(
-            ["image", "title", "source", "licence", "author", "page", "changes"], others
-        ),
-        land_table=table(
-            ["image", "class", "split", "licence", "author", "contact", "note in the package"], land
-        ),
+        extra_table=table(extra_header, extra),
+        land_table=table(land_header, land),
         mit=mit,
     )
     (out / "README.md").write_text(text, encoding="utf-8")

@@ -2,14 +2,16 @@
 
     python scripts/paper_dry_run.py [--layers N]
 
-It shows that the paper profile trains, extracts, samples, measures and reports from end to end, before a GPU is paid for. Widths,
-vocabularies, codebooks, image sizes, token counts and variants are the profile's; scaled are COUNTS below: steps, batches, images, samples.
-The project is copied to scratch/paper-dry-run, with eight training and eight held-out images in the form of ImageNet and of MS-COCO, and
-its pipeline runs there, so the results of the project itself are not touched. The same command goes on where it was stopped.
+It shows that the paper profile trains, extracts, samples, measures and reports from end to end,
+before a GPU is paid for. Widths, vocabularies, codebooks, image sizes, token counts and variants
+are the profile's; scaled are COUNTS below: steps, batches, images, samples. The project is copied
+to scratch/paper-dry-run, with eight training and eight held-out images in the form of ImageNet and
+of MS-COCO, and its pipeline runs there, so the results of the project itself are not touched. The
+same command goes on where it was stopped.
 
-On CPUs, sampling from models of 700M parameters takes hours, and the second decoder's 1.27 billion parameters, their gradients, moments and
-average need 42 GB, swap included. `--layers 1` leaves one block of every stack, so that what remains is checked in an hour or two,
-two stages at a time.
+On CPUs, sampling from models of 700M parameters takes hours, and the second decoder's 1.27 billion
+parameters, their gradients, moments and average need 42 GB, swap included. `--layers 1` leaves one
+block of every stack, so that what remains is checked in an hour or two, two stages at a time.
 """
 
 import argparse
@@ -33,87 +35,49 @@ from workbook.paths import ROOT, resolve
 from workbook.profile import Profile, read_yaml
 
 FOLDER = ROOT / "scratch/paper-dry-run"
-# GB for the whole depth on a CPU: 41 were measured (weights, gradients, moments, average); models and two states, estimated.
+# GB for the whole depth on a CPU: 41 were measured; models and two states, estimated.
 MEMORY, DISK = 42, 80
 IMAGES = 8  # of every split
 SIDE = 576  # px of the images' shorter side: more than the largest of the profile, 512
-OPTIMISER = {"steps": 2, "batch_size": 2, "warmup_steps": 1, "log_every": 1, "checkpoint_every": 1}
-# What the dry run has less of than profiles/paper.yaml, by section.
-COUNTS: dict[str, dict[str, Any]] = {
-    "data": {
-        "normalization_views": 32
-    },  # codebooks of 8,192 start from as many vectors: 256 of each view
-    "tokenizer.optimizer": OPTIMISER,
-    "tokenizer.adversarial": {"warmup": 1, "ramp": 1},
-    "tokenizer.evaluation.sets.imagenet": {"views": IMAGES},
-    "tokenizer.evaluation.sets.coco": {"views": IMAGES},
-    "tokenizer.evaluation.sets.extra": {"views": IMAGES},
-    "tokenizer.evaluation": {"inception": False},  # its network is downloaded
-    "autoregressive.codes": {"views_per_image": 1, "held_out_views": IMAGES},
-    "autoregressive.optimizer": OPTIMISER,
-    "autoregressive.variants.ar_sit4_improved.optimizer": {"steps": 2, "batch_size": 2},
-    "autoregressive.evaluation": {
-        "samples": 4,
-        "reference_views": 4,
-        "kid_subset_size": 2,
-        "neighbors": 1,
-        "guidance_sweep": [1.0, 1.5],
-        "top_p_sweep": [],
-        "sweep_samples": 4,
-        "throughput_batch_size": 1,
-    },
-    "text.codes": {"held_out_views": IMAGES},
-    "text.optimizer": OPTIMISER,
-    "text.evaluation": {"prompts": 4, "candidates": 4, "kid_subset_size": 2, "neighbors": 1},
-    "text.dual_encoder.optimizer": OPTIMISER,
-    "applications": {
-        "images": 4,
-        "temperatures": [1.0],
-        "repeated": 1,
-        "samples": 2,
-        "previews": 2,
-        "preview_prompts": 2,
-        "rounds": 1,
-        "kid_subset_size": 2,
-    },
-    # One process without GPU; activation checkpointing stays as it is.
-    "engine": {
-        "strategy": "single",
-        "processes": 1,
-        "micro_batch_size": 1,
-        "data_workers": 0,
-        "images_every": 0,
-    },
-}
+# What the dry run has less of than profiles/paper.yaml, by section
+COUNTS: dict[str, dict[str, Any]] = yaml.safe_load("""
+data: {normalization_views: 32} # codebooks of 8,192 start from as many vectors: 256 of each view
+tokenizer.optimizer: &few {steps: 2, batch_size: 2, warmup_steps: 1, log_every: 1, checkpoint_every: 1}
+tokenizer.adversarial: {warmup: 1, ramp: 1}
+tokenizer.evaluation.sets.imagenet: {views: 8}
+tokenizer.evaluation.sets.coco: {views: 8}
+tokenizer.evaluation.sets.extra: {views: 8}
+tokenizer.evaluation: {inception: false} # its network is downloaded
+autoregressive.codes: {views_per_image: 1, held_out_views: 8}
+autoregressive.optimizer: *few
+autoregressive.variants.ar_sit4_improved.optimizer: {steps: 2, batch_size: 2}
+autoregressive.evaluation:
+  {samples: 4, reference_views: 4, kid_subset_size: 2, neighbors: 1, guidance_sweep: [1.0, 1.5],
+   top_p_sweep: [], sweep_samples: 4, throughput_batch_size: 1}
+text.codes: {held_out_views: 8}
+text.optimizer: *few
+text.evaluation: {prompts: 4, candidates: 4, kid_subset_size: 2, neighbors: 1}
+text.dual_encoder.optimizer: *few
+applications:
+  {images: 4, temperatures: [1.0], repeated: 1, samples: 2, previews: 2, preview_prompts: 2,
+   rounds: 1, kid_subset_size: 2}
+# One process without GPU; activation checkpointing stays as it is.
+engine: {strategy: single, processes: 1, micro_batch_size: 1, data_workers: 0, images_every: 0}
+""")
 # Of params/paper.yaml these run: what params.yaml lists, the paper's larger model, 512 px.
-VARIANTS = {
-    "tokenizers": [
-        "vit_vqgan",
-        "sit4",
-        "sit5",
-        "sit5_sc",
-        "sit6",
-        "vit_vqgan_512",
-        "captioned_vit_vqgan",
-        "captioned_sit4_sc",
-        "sit4_second",
-    ],
-    "codes": ["vit_vqgan", "sit4", "sit5_sc", "captioned_vit_vqgan", "captioned_sit4_sc"],
-    "text_generators": ["ar_captioned_vit_vqgan", "ar_captioned_sit4_sc"],
-    "decoded_again": ["ar_sit4_second"],
-}
-
-
-def defaults_and_all(file: Path) -> dict[str, Any]:
-    """Every value of a profile without base, folders as `${name}`."""
-    return to_dict(from_dict(Profile, read_yaml(file), file.name))
+VARIANTS: dict[str, list[str]] = yaml.safe_load("""
+tokenizers: [vit_vqgan, sit4, sit5, sit5_sc, sit6, vit_vqgan_512, captioned_vit_vqgan,
+             captioned_sit4_sc, sit4_second]
+codes: [vit_vqgan, sit4, sit5_sc, captioned_vit_vqgan, captioned_sit4_sc]
+text_generators: [ar_captioned_vit_vqgan, ar_captioned_sit4_sc]
+decoded_again: [ar_sit4_second]
+""")
 
 
 def scaled(profile: dict[str, Any], layers: int | None) -> dict[str, Any]:
     """The paper profile with COUNTS, and at most `layers` blocks in every stack.
 
-    Raises:
-        KeyError: COUNTS names what the profile has not.
+    Raises KeyError if COUNTS names what the profile has not.
     """
     for path, values in COUNTS.items():
         section = profile
@@ -138,8 +102,9 @@ def shallow(settings: Any, layers: int) -> Any:
 
 
 def write_images(folder: Path) -> None:
-    """Images of each split in the forms of ImageNet, `imagenet/train/class/name.jpg`, and of MS-COCO, `coco/train2017/name.jpg` with
-    `coco/annotations/captions_train2017.json`; they are the project's, enlarged."""
+    """Images of each split in the forms of ImageNet, `imagenet/train/class/name.jpg`, and MS-COCO,
+    `coco/train2017/name.jpg` with captions; they are the project's, enlarged.
+    """
     for split, name in (("train", "train"), ("test", "val")):
         photographs = open_images(resolve("data/landscapes"), split)
         captioned = open_captioned(resolve("data/emoji"), split, "names", count=5)
@@ -149,9 +114,8 @@ def write_images(folder: Path) -> None:
             position = i * (len(captioned.names) // IMAGES)
             write_jpeg(captioned.images, position, folder / f"coco/{name}2017/{i}.jpg")
             listed["images"].append({"id": i, "file_name": f"{i}.jpg"})
-            listed["annotations"] += [
-                {"image_id": i, "caption": text} for text in captioned.captions[position]
-            ]
+            texts = captioned.captions[position]
+            listed["annotations"] += [{"image_id": i, "caption": text} for text in texts]
         file = folder / f"coco/annotations/captions_{name}2017.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(listed))
@@ -165,42 +129,37 @@ def write_jpeg(source: ImageSource, position: int, path: Path) -> None:
 
 
 def copy_project(folder: Path) -> None:
-    """Copies the project's files to `folder`, where they have changed; of what runs have made only what the pipeline does not run."""
-    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    files = subprocess.run(
-        listed, cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout.splitlines()
-    made_by_runs = ("metrics/", "reports/", "dvc.lock")
+    """Copy the project's files that have changed; of results only those of the ablations."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     made_by_grid = tuple(f"{results}/" for results in RESULTS)
-    for name in files:
-        is_wanted = name.startswith(made_by_grid) or not name.startswith(made_by_runs)
+    for name in listed.splitlines():
         source, copy = ROOT / name, folder / name
-        if (
-            is_wanted
-            and source.is_file()
-            and not (copy.is_file() and filecmp.cmp(source, copy, False))
+        if name.startswith(("metrics/", "reports/", "dvc.lock")) and not name.startswith(
+            made_by_grid
         ):
+            continue
+        if source.is_file() and not (copy.is_file() and filecmp.cmp(source, copy, False)):
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)
 
 
 def prepare(folder: Path, layers: int | None) -> None:
-    """Makes `folder` a project of its own, with images, profile and parameters of the dry run."""
+    """Make `folder` a project of its own, with images, profile and parameters of the dry run."""
     copy_project(folder)
     if not (folder / "data/coco").exists():
         write_images(folder / "data")
-    profile = scaled(defaults_and_all(folder / "profiles/paper.yaml"), layers)
-    write(folder / "profiles/paper.yaml", profile)
+    file = folder / "profiles/paper.yaml"  # with every default, without a base
+    profile = to_dict(from_dict(Profile, read_yaml(file), file.name))
+    write(file, scaled(profile, layers))
     params = read(folder / "params/paper.yaml") | {"throughput_rounds": 1}
     for name, variants in VARIANTS.items():
-        params[name] = {
-            f"{variant}-seed0": params[name][f"{variant}-seed0"] for variant in variants
-        }
+        params[name] = {f"{v}-seed0": params[name][f"{v}-seed0"] for v in variants}
     write(folder / "params.yaml", params)
     ablations = read(folder / "ablations/params.yaml")
     ablations["common"] |= {"tokenizer.optimizer.steps": 12, "tokenizer.optimizer.warmup_steps": 2}
     write(folder / "ablations/params.yaml", ablations)
-    # Else every model is there a second time in DVC's cache, where the file system knows no reflinks.
+    # Else every model is in DVC's cache a second time, where the file system knows no reflinks.
     (folder / ".dvc/config.local").write_text("[cache]\n    type = reflink,hardlink,copy\n")
     if not (folder / ".git").exists():  # DVC needs a repository of its own
         subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
@@ -215,7 +174,7 @@ def write(file: Path, content: dict[str, Any]) -> None:
 
 
 def run(folder: Path, jobs: int) -> int:
-    """Exit status of the pipeline in the copy, whose own package comes first, so many stages at a time."""
+    """Exit status of the pipeline in the copy, whose own package comes first."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "JUPYTER_PREFER_ENV_PATH": "1"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     command = ["workbook.run_stages", "dvc.yaml", "--jobs", str(jobs), "--alone", "throughput"]
@@ -225,23 +184,22 @@ def run(folder: Path, jobs: int) -> int:
 def summary(folder: Path) -> str:
     """What was run, by stage and in seconds."""
     headline = json.loads((folder / "metrics/results.json").read_text())
-    seconds = headline["seconds"]
-    rows = [
-        f"{stage:56} {taken:8.1f} s"
-        for stage, taken in sorted(seconds.items(), key=lambda s: -s[1])
-    ]
+    seconds = sorted(headline["seconds"].items(), key=lambda item: -item[1])
+    rows = [f"{stage:56} {taken:8.1f} s" for stage, taken in seconds]
+    minutes = sum(taken for _, taken in seconds) / 60
     pages = len(list((folder / "reports/pages").glob("*.html")))
-    total = f"{len(rows)} timed stages of profile {headline['profile']}: {sum(seconds.values()) / 60:.1f} min; {pages} pages in"
-    return "\n".join([*rows, f"{total} {folder.relative_to(ROOT)}/reports"])
+    total = f"{len(rows)} timed stages of profile {headline['profile']}: {minutes:.1f} min"
+    return "\n".join([*rows, f"{total}; {pages} pages in {folder.relative_to(ROOT)}/reports"])
 
 
 def lacking(memory: float, disk: float, is_begun: bool) -> str | None:
-    """A sentence if the whole depth would end in the middle for want of memory or disk, both in GB; of the disk some is used once begun."""
-    if memory >= MEMORY and (is_begun or disk >= DISK):
+    """A sentence if the whole depth would run out of memory or disk, both in GB."""
+    if memory >= MEMORY and (is_begun or disk >= DISK):  # once begun, some of the disk is used
         return None
     return (
-        f"On a CPU the whole depth takes {MEMORY} GB of memory, of which half may be swap, and {DISK} GB on the disk; here are "
-        f"{memory:.0f} and {disk:.0f}. Make room, or run stacks of one block: make paper-dry-run LAYERS=1."
+        f"On a CPU the whole depth takes {MEMORY} GB of memory, of which half may be swap, and "
+        f"{DISK} GB on the disk; here are {memory:.0f} and {disk:.0f}. Make room, or run stacks of "
+        "one block: make paper-dry-run LAYERS=1."
     )
 
 
@@ -259,16 +217,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--layers", type=int, help="most blocks in a stack (default: the paper's)")
-    arguments = parser.parse_args()
-    if arguments.layers is not None and arguments.layers < 1:
-        parser.error(f"--layers must be at least 1, it is {arguments.layers}")
-    is_begun = (FOLDER / "models").exists()
-    sentence = lacking(memory_and_swap(), shutil.disk_usage(ROOT).free / 1e9, is_begun)
-    if sentence and not arguments.layers and not torch.cuda.is_available():
+    layers = parser.parse_args().layers
+    if layers is not None and layers < 1:
+        parser.error(f"--layers must be at least 1, it is {layers}")
+    is_begun, free = (FOLDER / "models").exists(), shutil.disk_usage(ROOT).free / 1e9
+    sentence = lacking(memory_and_swap(), free, is_begun)
+    if sentence and not layers and not torch.cuda.is_available():
         sys.exit(sentence)
-    prepare(FOLDER, arguments.layers)
+    prepare(FOLDER, layers)
     # Stages of one block have room for two at a time: some 6 GB.
-    if status := run(FOLDER, 2 if arguments.layers else 1):
+    if status := run(FOLDER, 2 if layers else 1):
         sys.exit(status)
     print(summary(FOLDER))
 
