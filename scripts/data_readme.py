@@ -1,4 +1,4 @@
-"""Write data/README.md: what the sets are, how large, and the source, licence and author of every image."""
+"""Write data/README.md: what the sets are, and the source, licence and author of every image."""
 
 import json
 from collections import Counter

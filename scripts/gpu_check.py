@@ -1,11 +1,10 @@
-"""Parts of scripts/gpu_check.sh: `python scripts/gpu_check.py machine|precision|fsdp|steps|train`."""
+"""Parts of scripts/gpu_check.sh: `scripts/gpu_check.py machine|precision|fsdp|steps|train`."""
 
 import argparse
 import gc
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -133,7 +132,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def train_profile(name: str, options: argparse.Namespace, began: float) -> None:
-    """Train `sit4` of a profile: some steps to measure their time, then as many as there is time."""
+    """Train `sit4` of a profile: a few steps to measure them, then as many as there is time for."""
     profile = load_profile(name)
     config, training = profile.tokenizer_variant("sit4"), profile.tokenizer_training("sit4")
     data = replace(profile.tokenizer_data("sit4"), normalization_views=512)
@@ -146,10 +145,8 @@ def train_profile(name: str, options: argparse.Namespace, began: float) -> None:
 
     def run(count: int):
         schedule = {"steps": count, "warmup_steps": count // 10, "batch_size": batch}
-        schedule |= {
-            "log_every": max(1, count // 50),
-            "checkpoint_every": max(1, count // 50) * 100,
-        }
+        every = max(1, count // 50)
+        schedule |= {"log_every": every, "checkpoint_every": every * 100}
         settings = replace(training, optimizer=replace(training.optimizer, **schedule))
         with tempfile.TemporaryDirectory() as folder:
             arguments = {"seed": 0, "folder": Path(folder), "engine": engine, "title": name}
@@ -159,9 +156,8 @@ def train_profile(name: str, options: argparse.Namespace, began: float) -> None:
     per_step = (measured[-1]["seconds"] - measured[9]["seconds"]) / 10 or 0.01
     left = options.seconds - 2 * (time.perf_counter() - began)
     tokenizer, rows = run(max(20, int(left / per_step)))
-    print(
-        f"{name}: {rows[-1]['step']} steps of {batch}, l2 {rows[0]['l2']:.3f} -> {rows[-1]['l2']:.3f}"
-    )
+    first, last = rows[0], rows[-1]
+    print(f"{name}: {last['step']} steps of {batch}, l2 {first['l2']:.3f} -> {last['l2']:.3f}")
     out = Path(options.out)
     write_csv(out / f"{name}.csv", rows)
     save_model(out / "model.safetensors", tokenizer.bfloat16(), name=f"gpu_check/{name}")
@@ -171,12 +167,7 @@ def train_profile(name: str, options: argparse.Namespace, began: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parts: dict[str, Callable] = {
-        "precision": precision,
-        "fsdp": fsdp,
-        "steps": steps,
-        "train": train,
-    }
+    parts = {part.__name__: part for part in (precision, fsdp, steps, train)}
     parser.add_argument("part", choices=["machine", *parts])
     parser.add_argument("--scale", choices=["tiny", "full"], default="full")
     parser.add_argument("--out", default="scratch/gpu_check")

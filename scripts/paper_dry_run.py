@@ -42,7 +42,8 @@ SIDE = 576  # px of the images' shorter side: more than the largest of the profi
 # What the dry run has less of than profiles/paper.yaml, by section
 COUNTS: dict[str, dict[str, Any]] = yaml.safe_load("""
 data: {normalization_views: 32} # codebooks of 8,192 start from as many vectors: 256 of each view
-tokenizer.optimizer: &few {steps: 2, batch_size: 2, warmup_steps: 1, log_every: 1, checkpoint_every: 1}
+tokenizer.optimizer: &few
+  {steps: 2, batch_size: 2, warmup_steps: 1, log_every: 1, checkpoint_every: 1}
 tokenizer.adversarial: {warmup: 1, ramp: 1}
 tokenizer.evaluation.sets.imagenet: {views: 8}
 tokenizer.evaluation.sets.coco: {views: 8}

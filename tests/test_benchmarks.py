@@ -1,4 +1,4 @@
-"""The benchmark of sampling counts what it says it counts; the check of a GPU runs, scaled down, on a CPU."""
+"""The benchmark of sampling counts what it says; the check of a GPU runs, scaled down, on a CPU."""
 
 import importlib.util
 import json

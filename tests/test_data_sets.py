@@ -1,4 +1,4 @@
-"""The image sets of the repository: splits, licences, attribution; and where a user names others."""
+"""The image sets of the repository: splits, licences, attribution; and folders of a user."""
 
 import json
 import re
@@ -58,7 +58,7 @@ def test_landscapes_classes_and_splits(records):
 
 
 def test_a_named_author_goes_before_a_wider_pattern(records):
-    """`mountain1*` (public domain) also matches mountain10-sfiera, whose author asks for CC-BY-SA."""
+    """`mountain1*` (public domain) also matches mountain10-sfiera, which is under CC-BY-SA."""
     terms = {key: record["licence"] for key, record in records["landscapes"].items()}
     assert terms["mountain1"] == "public-domain" and terms["bwerner0"] == "CC-BY-SA-3.0"
     marked = [key for key in terms if "-" in key]

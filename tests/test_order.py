@@ -1,4 +1,4 @@
-"""Views come in epochs, every image once, whoever makes them and wherever a run resumes; made ahead of their step."""
+"""Views come in epochs, every image once, whoever makes them and wherever a run resumes."""
 
 import hashlib
 import os
@@ -215,7 +215,8 @@ class TestPrefetch:
         program = """if True:
             import resource, torch
             from sitlib.data import prefetch
-            resource.setrlimit(resource.RLIMIT_NOFILE, (128, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+            files = resource.RLIMIT_NOFILE
+            resource.setrlimit(files, (128, resource.getrlimit(files)[1]))
             make = lambda step: [torch.full((4,), step) for _ in range(96)]
             steps = list(prefetch(make, 0, 8, workers=2))
             print(all(sum(int(t[0]) for t in tensors) == 96 * step for step, tensors in steps))
@@ -233,7 +234,7 @@ class TestPrefetch:
     ],
 )
 def test_views_of_the_sets_of_the_repository_never_change(source, expected, means):
-    """Trained results depend on them. Keys and labels are exact, pixels as far as decoders agree."""
+    """Results depend on them. Keys and labels are exact, pixels as far as decoders agree."""
     images = open_images(ROOT / "data" / source, "train")
     digest = hashlib.sha256()
     for step in (0, 3, 40, 200):
