@@ -170,10 +170,9 @@ def coco_split(
     """Images of a split of MS-COCO that have captions, in the order of the JSON; and the captions
     of every name in it. Others are left out, with a warning.
 
-    Args:
-        source: folder of the images, or of the folders of splits (`train`, `train2017`).
-        captions: the JSON, with `{split}` for the name of the split or of its stand-in ("val" for
-            "test", which has no captions in COCO): `captions_{split}2017.json`.
+    The images are in `source`, or in its folders of splits (`train`, `train2017`). `captions` has
+    `{split}` for the name of the split or of its stand-in ("val" for "test", which has no captions
+    in COCO): `captions_{split}2017.json`.
     """
     root = Path(source).expanduser()
     if not root.is_dir():

@@ -56,9 +56,8 @@ def convert(
         captions: a COCO captions file, as for `open_captioned`.
         short_side: px; larger images are made as small (antialiased, JPEG). Others stay as files.
 
-    Raises:
-        DataError: no image, or `output` has the split with other settings or from other images.
-        DiskError: the disk is full. Finished shards stay, and the same call goes on from there.
+    Raises DataError if there is no image, or shards of other settings or images. After a DiskError
+    finished shards stay, and the same call goes on from there.
     """
     if not str(output).strip() or per_shard < 1:  # an unset variable of a shell
         raise DataError(

@@ -30,7 +30,8 @@ from sitlib.data.images import EpochOrder, ImageSource, random_generator
 from sitlib.files import read_json, write_json, write_tensors
 
 Value = TypeVar("Value")
-Views = tuple[Tensor, Tensor, list[str]]  # float32 [B, 3, size, size] in [0, 1], labels, keys
+# float32 [B, 3, size, size] in [0, 1]; labels, int64 [B] (-1: no class); keys of the images
+Views = tuple[Tensor, Tensor, list[str]]
 # Streams of random numbers, so that two uses of one seed never share draws.
 _ORDER, _VIEW, _HELD_OUT_ORDER, _HELD_OUT_VIEW = range(4)
 
@@ -48,14 +49,10 @@ def training_views(
 ) -> Views:
     """Views of one training step; images come in epochs without repetition (`EpochOrder`).
 
-    Args:
-        size: side of a view, px; smaller images are enlarged, with a warning.
-        kind: "crops": a square anywhere in the image, its side log-uniform between
-            max(size, min_crop * short side) and the short side; "wide": a side of 0.9 to 1.0 of
-            the short side, which nearly always shows what the class label is about.
-        flip: mirror every second view on average.
-
-    Returns views, labels int64 [B] (-1: no class) and the keys of the images.
+    `size` is the side of a view in px; smaller images are enlarged, with a warning. "crops" are
+    squares anywhere in the image, their sides log-uniform between max(size, min_crop * short side)
+    and the short side; "wide" ones have 0.9 to 1.0 of the short side, which nearly always shows
+    what the class label is about. `flip` mirrors every second view on average.
     """
     items = range(step * batch_size, (step + 1) * batch_size)
     # (epoch, place in its permutation) of every item
@@ -76,8 +73,7 @@ def held_out_views(
 ) -> Views:
     """A fixed set of `count` evaluation views, never flipped, that takes the images in turn.
 
-    A shorter set begins a longer one; the first `first` views are left out, so that a set can be
-    made in parts. Arguments and values as for `training_views`.
+    A shorter set begins a longer one; from view `first` on, so that it can be made in parts.
     """
     positions, items = held_out_positions(source, count, seed, first), range(first, first + count)
     return _views(source, positions, items, (seed, _HELD_OUT_VIEW), size, kind, min_crop, False)
@@ -164,11 +160,9 @@ def prefetch(
 ) -> Iterator[tuple[int, Value]]:
     """Yield (step, make(step)) for first <= step < last, in order, computed some steps ahead.
 
-    Args:
-        make: a pure function of the step. Its exceptions are raised here, at their step.
-        workers: processes that compute whole steps in turn; 0: one thread of this process, also
-            where processes cannot be forked (Windows). Tensors come back through shared memory
-            (/dev/shm), which needs room for 2 * workers batches.
+    Exceptions of `make`, a pure function, are raised here, at their step. `workers` processes take
+    whole steps in turn; with 0, and where none can be forked (Windows), it is a thread. Tensors
+    come back through shared memory (/dev/shm), which needs room for 2 * workers batches.
     """
     pool, call, depth = ThreadPoolExecutor(1, "prefetch"), make, 2
     if workers and "fork" in get_all_start_methods():
@@ -253,16 +247,11 @@ def make_shards(
 ) -> None:
     """Make a folder of shards; a killed call is continued by the next, to the same bytes.
 
-    A shard holds `codes` [m, S, N] (uint16 where the vocabulary permits) and `labels` [m] int32.
-    Shard i belongs to rank i mod world_size, and existing ones are skipped. They lie in a hidden
-    folder beside `folder`, whose place it takes when it is complete. Returns when it has.
-
-    Args:
-        num_batches: of every split; `per_shard` of them make a shard.
-        make: codes [m, S, N] below `num_codes` and labels [m] of some batches of a split.
-        run: plain values that determine the codes, for the manifest.
-
-    Raises DataError if unfinished shards of another run are there.
+    A shard holds `codes` [m, S, N] (uint16 where `num_codes` permits) and `labels` [m] int32, which
+    `make` gives for `per_shard` of the batches of a split. Shard i belongs to rank i mod
+    world_size, and existing ones are skipped. They lie in a hidden folder beside `folder`, whose
+    place it takes when it is complete; then all ranks return. `run`, plain values that determine
+    the codes, is in the manifest: DataError if unfinished shards of another run are there.
     """
     shards = {
         f"{split}-{first // per_shard:05d}.safetensors": (split, range(count)[first:][:per_shard])
