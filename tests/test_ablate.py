@@ -174,8 +174,8 @@ def test_a_text_trial_says_how_often_names_were_drawn_and_is_judged_without_swee
     monkeypatch.setattr(ablate, "fetch_weights", lambda: None)
     monkeypatch.setattr(ablate, "trained_generator", lambda *_: trained)
     for name in ("draw_all", "real_features"):
-        monkeypatch.setattr(ablate, name, lambda *_: None)
-    monkeypatch.setattr(ablate, "measure_generator", measured)
+        monkeypatch.setattr(ablate.generation, name, lambda *_: None)
+    monkeypatch.setattr(ablate.generation, "measure_generator", measured)
     trial = TextTrial("captioned_sit4_sc", {"text.optimizer.steps": 5})
     scores = ablate.run_text_trial(grid(text={"x": trial}), "x")
     profile = load_profile("smoke")

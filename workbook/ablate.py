@@ -32,16 +32,8 @@ from workbook.describe import flops
 from workbook.diffusion import trained_diffusion, velocity_error
 from workbook.effects import finished_seeds, mean
 from workbook.errors import command
-from workbook.evaluate import decode, features_of, held_out_nats, reconstruct
-from workbook.evaluate.generation import (
-    distances,
-    draw_all,
-    held_out_images,
-    load_models,
-    measure_generator,
-    real_features,
-    sampled_labels,
-)
+from workbook.evaluate import decode, features_of, generation, held_out_nats, reconstruct
+from workbook.evaluate.generation import load_models, sampled_labels
 from workbook.evaluate.text import KINDS
 from workbook.generators import trained_generator
 from workbook.paths import resolve
@@ -145,9 +137,6 @@ def load_grid() -> Grid:
     return from_dict(Grid, read_yaml(resolve(GRID)), GRID)
 
 
-# -- ablations ---------------------------------------------------------------------------------
-
-
 def run_row(grid: Grid, name: str, core: bool = False) -> dict[str, Any]:
     """Train and judge a row with every seed; a training that does not end well is a result, too.
 
@@ -214,18 +203,15 @@ def generation_scores(profile: Profile, variant: str) -> dict[str, Any]:
     tokens = codes.held_out[0].numel()
     labels = sampled_labels(profile, profile.autoregressive.evaluation.samples)
     images = decode(tokenizer, generate(model, labels, profile.autoregressive.sampling))
-    return {
-        **distances_to_held_out(images, profile, variant),
-        **nats,
-        "nats_per_image": nats["nats_per_token"] * tokens,
-        "tokens": tokens,
-    }
+    about = {**nats, "nats_per_image": nats["nats_per_token"] * tokens, "tokens": tokens}
+    return distances_to_held_out(images, profile, variant) | about
 
 
 def distances_to_held_out(images: Tensor, profile: Profile, variant: str) -> dict[str, Any]:
     """Distances of samples to the held-out views of a variant."""
-    references = features_of(held_out_images(profile, variant), "held_out")
-    return distances(features_of([images]), references, profile.autoregressive.evaluation)
+    references = features_of(generation.held_out_images(profile, variant), "held_out")
+    settings = profile.autoregressive.evaluation
+    return generation.distances(features_of([images]), references, settings)
 
 
 def forget(name: str) -> None:
@@ -233,9 +219,6 @@ def forget(name: str) -> None:
     for kind, stem in (("tokenizer", name), ("autoregressive", f"ar_{name}"), ("codes", name)):
         for folder in resolve(f"scratch/{kind}").glob(f"{stem}-seed*"):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-# -- the ladder --------------------------------------------------------------------------------
 
 
 def run_rung(grid: Grid, name: str) -> dict[str, Any]:
@@ -282,9 +265,6 @@ def run_rung(grid: Grid, name: str) -> dict[str, Any]:
     }
 
 
-# -- text models -------------------------------------------------------------------------------
-
-
 def run_text_trial(grid: Grid, name: str) -> dict[str, Any]:
     """Train a text trial; judge it by the prompts and the dual encoder of the usual profile.
 
@@ -298,7 +278,8 @@ def run_text_trial(grid: Grid, name: str) -> dict[str, Any]:
     variant = f"ar_{grid.text[name].tokenizer}"
     optimizer = profile.generator_optimizer(variant)
     trained = trained_generator(profile, variant, 0)
-    model, real = trained.model.to(best_device()), real_features(usual, variant)
+    model, real = trained.model.to(best_device()), generation.real_features(usual, variant)
+    samples = generation.draw_all(model, usual, variant)
     num_names = len(set(captioned(profile, "train").names))
     return {
         "changes": grid.text[name].changes,
@@ -308,11 +289,8 @@ def run_text_trial(grid: Grid, name: str) -> dict[str, Any]:
         "draws_per_name": optimizer.steps * optimizer.batch_size / num_names,
         "prompts": KINDS,
         "seconds": trained.curve["seconds"][-1],
-        **measure_generator(model, usual, variant, draw_all(model, usual, variant), real),
+        **generation.measure_generator(model, usual, variant, samples, real),
     }
-
-
-# -- the table ---------------------------------------------------------------------------------
 
 
 def write_table() -> None:

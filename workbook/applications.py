@@ -84,9 +84,6 @@ def extra_task(profile: Profile) -> Task:
     return _task(profile, profile.applications.class_generator, images, None, keys)
 
 
-# -- upsampling --------------------------------------------------------------------------------
-
-
 def enlarge(images: Tensor, size: int, way: str) -> Tensor:
     """Enlarge images to `size` px and clamp: "bicubic" by torch, "lanczos" by Pillow, in float."""
     if way == "bicubic":
@@ -207,9 +204,6 @@ def editing(profile: Profile, task: Task) -> dict[str, Any]:
         "candidates": profile.text.evaluation.candidates,
         "images": profile.applications.images,
     }
-
-
-# -- previews ----------------------------------------------------------------------------------
 
 
 def preview_seconds(profile: Profile, task: Task) -> dict[str, dict[str, float]]:

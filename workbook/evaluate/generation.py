@@ -53,9 +53,6 @@ def tokenizer_of(profile: Profile, variant: str, decoder: str | None = None) -> 
     return trained_tokenizer(profile, name, seed).model.to(best_device())
 
 
-# -- evaluations -------------------------------------------------------------------------------
-
-
 def evaluate_generator(
     profile: Profile, variant: str, seed: int, decoder: str | None = None, pipeline: bool = False
 ) -> dict[str, Any]:
