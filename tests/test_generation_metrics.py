@@ -196,7 +196,8 @@ class TestInception:
         references = torch.rand(48, 3, 16, 16, generator=generator)
 
         metrics = InceptionMetrics()
-        metrics.add(images, real=False)
+        for part in (images[:1], images[1:]):
+            metrics.add(part, real=False)
         metrics.add(references, real=True)
         state = torch.get_rng_state()
         result = metrics.compute()
@@ -205,8 +206,6 @@ class TestInception:
         assert result["fid"] == pytest.approx(frechet_distance(x, y), rel=1e-6)
         assert result["inception_score"] == pytest.approx(classifier_score(x))
         assert result["inception_score_originals"] == pytest.approx(classifier_score(y))
-
-        for part in (images[:1], images[1:]):  # parts make the same whole
-            metrics.add(part, real=False)
+        metrics.add(references, real=False)  # earlier images are forgotten
         metrics.add(references, real=True)
-        assert metrics.compute() == pytest.approx(result)
+        assert metrics.compute()["fid"] == pytest.approx(0, abs=1e-6)

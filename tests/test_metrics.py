@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio
-from torchmetrics.image import StructuralSimilarityIndexMeasure
 
 from sitlib.metrics import (
     METRICS,
@@ -63,13 +62,11 @@ class TestReconstruction:
         np.testing.assert_allclose(psnr_per_image(noisy, views).numpy(), expected, rtol=1e-4)
         assert psnr_per_image(views, views).isinf().all()
 
-    def test_ssim_equals_its_definition_and_torchmetrics(self, views, noisy):
+    def test_ssim_equals_its_definition(self, views, noisy):
         values, clamped = ssim_per_image(noisy, views), noisy.clamp(0, 1)
         expected = [naive_ssim(*pair) for pair in zip(clamped, views, strict=True)]
         np.testing.assert_allclose(values.numpy(), expected, atol=2e-5)
         assert 0 < values[-1] < values[0] < 1
-        metric = StructuralSimilarityIndexMeasure(data_range=1.0)
-        assert values.mean().item() == pytest.approx(metric(clamped, views).item(), abs=1e-5)
         assert ssim_per_image(noisy[..., :11, :11], views[..., :11, :11]).shape == (6,)
 
     def test_lpips_enlarges_small_images_only(self, weights_folder, views, noisy):

@@ -4,7 +4,6 @@ from itertools import product
 
 import numpy as np
 import pytest
-import torch
 
 from sitlib.metrics import bootstrap_interval, group_means, paired_interval
 from workbook.effects import contrast, factorial_effects, power_law, seed_deviation
@@ -36,13 +35,6 @@ class TestInterval:
         values, groups = views_of_photographs(seed)
         expected = resampled(lambda views: values[views].mean(), groups)
         np.testing.assert_allclose(bootstrap_interval(values, groups), expected, rtol=1e-9)
-
-    def test_equals_all_possible_resamples(self):
-        """Five photographs have 5^5 resamples; many random ones have nearly their percentiles."""
-        values = np.array([3.0, 4.5, 1.2, 9.1, 6.6])
-        means = [values[list(drawn)].mean() for drawn in product(range(5), repeat=5)]
-        interval = bootstrap_interval(torch.from_numpy(values), range(5))
-        np.testing.assert_allclose(interval, np.percentile(means, [2.5, 97.5]), atol=0.3)
 
     def test_covers_the_truth_as_often_as_it_says(self):
         """Three alike views of each of 40 photographs; intervals over views are far too narrow."""

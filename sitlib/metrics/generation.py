@@ -12,6 +12,7 @@ from collections.abc import Hashable, Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from sitlib.metrics.networks import INPUT_SIZE, NUM_FEATURES, cached_lite0
 from sitlib.metrics.reconstruction import Metric, check_images, in_batches
@@ -40,13 +41,12 @@ def lite0_features(
     cpu_batch = 16 if torch.get_num_threads() == 1 else 8
     batch_size = batch_size or (256 if device.type == "cuda" else cpu_batch)
     title = f"{title}: Lite0 features" if title else ""
+
+    def features(batch: Tensor) -> Tensor:
+        return lite0(batch.to(device).clamp(0, 1), size)
+
     with torch.no_grad():
-        return in_batches(
-            lambda batch: lite0(batch.to(device).clamp(0, 1), size),
-            images,
-            size=batch_size,
-            title=title,
-        )
+        return in_batches(features, images, size=batch_size, title=title)
 
 
 def frechet_distance(features: Tensor, references: Tensor) -> float:
@@ -272,14 +272,10 @@ class InceptionMetrics:
     def add(self, images: Tensor, *, real: bool, title: str = "") -> None:
         """Take more images [B, 3, H, W] in [0, 1]: originals if `real`, else those to be judged."""
         check_images(images)
-
-        def update(batch: Tensor) -> Tensor:
+        for batch in tqdm(images.split(32), f"{title}: Inception", ncols=110, disable=not title):
             pixels = (255 * batch.clamp(0, 1)).round().byte().to(self.fid.device)
             self.fid.update(pixels, real=real)
             self.scores[real].update(pixels)
-            return torch.empty(0)
-
-        in_batches(update, images, size=32, title=f"{title}: Inception" if title else "")
 
     def compute(self, *, seed: int = 0) -> dict[str, float]:
         """`fid`; `inception_score` of the images, `inception_score_originals` of originals.
