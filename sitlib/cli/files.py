@@ -36,7 +36,7 @@ class Jobs:
         file: the only output, where -o names a file; else None.
     """
 
-    def __init__(self, options: argparse.Namespace, ending: str = ".png", of_codes: bool = False):
+    def __init__(self, options: argparse.Namespace):
         """Find the inputs: files, and in folders all images, or all files of codes.
 
         Raises:
@@ -48,7 +48,7 @@ class Jobs:
         suffix = self.folder.suffix.lower()
         is_folder = options.output.endswith("/") or self.folder.is_dir()
         is_folder = is_folder or suffix[1:].isdecimal() or not suffix  # as in v1.5
-        written = {CODES} if ending == CODES else FORMATS
+        ending, written = (CODES, {CODES}) if options.command == "encode" else (".png", FORMATS)
         if options.output == "-" or not is_folder and suffix not in written:
             kinds = f"a file such as name{ending}, or {options.output}/ for a folder of that name"
             raise argparse.ArgumentError(None, f"-o {options.output}: give {kinds}")
@@ -57,7 +57,7 @@ class Jobs:
         places: dict[Path, Path] = {}  # input file -> its place below the output folder
         inputs = [Path(name).expanduser() for name in getattr(options, "inputs", [])]
         for path in inputs:
-            found = self._inside(path, of_codes) if path.is_dir() else [path]
+            found = self._inside(path) if path.is_dir() else [path]
             root = path if path.is_dir() and len(inputs) == 1 else path.parent
             places |= {file: file.relative_to(root) for file in found}
         if self.file and len(places) > 1:
@@ -72,11 +72,11 @@ class Jobs:
                 target = self.folder / f"{place}{ending}"
             self.targets[path] = self.file or target
 
-    def _inside(self, folder: Path, of_codes: bool) -> list[Path]:
+    def _inside(self, folder: Path) -> list[Path]:
         """Files below a folder, but for hidden ones and the outputs of an earlier run inside it."""
         from sitlib.data.decode import IMAGE_SUFFIXES, list_files  # sit sample needs none of it
 
-        endings = {CODES[1:]} if of_codes else IMAGE_SUFFIXES
+        endings = {CODES[1:]} if self.options.command == "decode" else IMAGE_SUFFIXES
         output, files = self.folder.resolve(), list_files(folder, endings)
         if folder.resolve() in output.parents:
             files = [file for file in files if output not in file.resolve().parents]

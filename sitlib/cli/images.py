@@ -66,7 +66,7 @@ def load_tokenizer(name: str, device: str | None) -> tuple[SpectralTokenizer, di
 
 
 def encode(options: argparse.Namespace) -> int:
-    jobs = files.Jobs(options, files.CODES)
+    jobs = files.Jobs(options)
     tokenizer, origin = load_tokenizer(options.tokenizer or TOKENIZER, options.device)
     dtype = torch.int16 if tokenizer.config.num_codes <= 2**15 else torch.int32
 
@@ -84,7 +84,7 @@ def encode(options: argparse.Namespace) -> int:
 
 
 def decode(options: argparse.Namespace) -> int:
-    jobs = files.Jobs(options, of_codes=True)
+    jobs = files.Jobs(options)
     load = cache(load_tokenizer)
     if options.tokenizer:  # a missing one is an error once, not for every file
         load(options.tokenizer, options.device)

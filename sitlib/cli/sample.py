@@ -3,7 +3,6 @@
 import argparse
 import math
 import re
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -105,20 +104,15 @@ def sample(options: argparse.Namespace) -> int:
     return 0
 
 
-def upsample(options: argparse.Namespace) -> int:
-    return _redraw(options, applications.upsample)
-
-
-def edit(options: argparse.Namespace) -> int:
-    return _redraw(options, partial(applications.edit, keep=options.keep))
-
-
-def _redraw(options: argparse.Namespace, draw: Callable) -> int:
+def redraw(options: argparse.Namespace) -> int:
     """Draw --count versions of every input image, made a square of --size, for `edit` the full."""
     jobs = files.Jobs(options)
     model, tokenizer, sampling, prompts = load_generator(options)
     full = tokenizer.sizes[-1]
-    size = full if options.command == "edit" else options.size
+    if options.command == "edit":
+        draw, size = partial(applications.edit, keep=options.keep), full
+    else:
+        draw, size = applications.upsample, options.size
     variants = [*map(str, range(options.count))] if options.count > 1 else []
 
     def work(path: Path, target: Path) -> list[str]:
@@ -137,3 +131,6 @@ def _redraw(options: argparse.Namespace, draw: Callable) -> int:
         return [f"{file}: {sizes}" for file in targets]
 
     return jobs.run(work)
+
+
+upsample = edit = redraw
