@@ -28,6 +28,7 @@ from sitlib.model.tiling import decode_codes, encode_image, pad
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample.applications import edit, upsample
 from sitlib.sample.generate import generate
+from sitlib.train.codebooks import take_over_codes
 from workbook.paths import ROOT
 from workbook.profile import load_profile
 
@@ -157,7 +158,7 @@ def test_lpips_is_shown_where_its_weights_are(weights_folder, photos, monkeypatc
 def test_a_second_decoder_reads_the_codes_of_the_first(photos):
     main(["encode", "photos/a.png", "-o", "a.safetensors"])
     second = SpectralTokenizer(load_profile("smoke").tokenizer_variant("sit5_sc_second"))
-    second.freeze_encoder_from(tokenizer_of("sit5_sc"))
+    take_over_codes(second, tokenizer_of("sit5_sc"))
     save_model("second.safetensors", second)
     assert main(["decode", "a.safetensors", "--tokenizer", "second.safetensors"]) == 0
 

@@ -14,7 +14,7 @@ from sitlib.model.quantizer import QUANTIZERS, Codebook, Quantized
 from sitlib.model.tiling import ImageCodes, decode_codes, encode_image, pad
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.wavelets import dwt2
-from sitlib.train.codebooks import initialize_codebooks, update_codebooks
+from sitlib.train.codebooks import initialize_codebooks, take_over_codes, update_codebooks
 from sitlib.train.losses import TokenizerLoss
 from workbook.profile import load_profile
 
@@ -303,7 +303,7 @@ def test_a_tokenizer_of_another_dtype_gives_nearly_the_same(dtype):
 def test_a_second_decoder_keeps_every_code_and_only_itself_learns():
     base, images = started("sit5", **CAUSAL)
     second = SpectralTokenizer(SMOKE.tokenizer_variant("sit5_sc_second"))
-    second.freeze_encoder_from(base)
+    take_over_codes(second, base)
     assert torch.equal(second.encode(images), base.encode(images))
     second.train()(images).reconstruction.sum().backward()
     parameters = dict(second.named_parameters())
@@ -312,7 +312,7 @@ def test_a_second_decoder_keeps_every_code_and_only_itself_learns():
     assert learning == trainable == {"post_quant", "decoder", "unembed"}
     for key, value in (("wavelet", "db2"), ("encoder_heads", 1), ("encoder_attention", "full")):
         with pytest.raises(ValueError, match=f"{key}.* of the two tokenizers differ"):
-            tokenizer_of("sit5_sc", **{key: value}).freeze_encoder_from(base)
+            take_over_codes(tokenizer_of("sit5_sc", **{key: value}), base)
 
 
 def test_a_checkpoint_opens_by_itself(tmp_path):

@@ -36,6 +36,7 @@ from sitlib.model.text import TextTokenizer
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import ADTransformer
 from sitlib.strict import digest, require, require_known
+from sitlib.train.codebooks import take_over_codes
 from sitlib.train.config import EngineConfig, OptimizerConfig, TokenizerTraining
 from sitlib.train.discriminator import Discriminator, discriminator_loss, generator_loss
 from sitlib.train.losses import TokenizerLoss
@@ -173,7 +174,7 @@ def tokenizer_subject(config: TokenizerConfig, training: TokenizerTraining, batc
     """The training step of `sitlib.train.tokenizer`: reconstruction, LPIPS, discriminator."""
     model = SpectralTokenizer(config).train()
     if training.codes_from is not None:
-        model.freeze_encoder_from(SpectralTokenizer(config))
+        take_over_codes(model, SpectralTokenizer(config))
     loss = TokenizerLoss(replace(training.loss, lpips=0.0))
     if training.loss.lpips:
         loss.config, loss.perceptual = training.loss, PerceptualDistance(training.loss.lpips_net)

@@ -1,4 +1,4 @@
-"""Configuration of the models: tokenizer, generator, sampling, dual encoder.
+"""Configuration of the models: tokenizer, generator, sampling.
 
 Defaults are SIT's (arXiv 2412.09607), or said beside them. Those of the generator SIT takes over
 from VIM, the generator of ViT-VQGAN (arXiv 2110.04627).
@@ -13,7 +13,6 @@ from sitlib.model.quantizer import QUANTIZERS
 from sitlib.model.wavelets import filters_of
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # no silent conversions
-
 Attention = Literal["full", "scale_causal"]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 VocabularySize = Annotated[int, Field(ge=300)]  # 256 bytes and some merges
@@ -175,20 +174,3 @@ class SamplingConfig:
     guidance_growth: Literal["constant", "linear"] = "constant"
     batch_size: NonNegativeInt = 0  # 0 = as many as fit half of the free memory
     seed: NonNegativeInt = 0
-
-
-@dataclass(frozen=True, config=STRICT)
-class DualEncoderShape:
-    """An image and a text encoder with a common space, which judge text-conditional samples.
-
-    Ours; defaults are those of the profile quick.
-    """
-
-    layers: PositiveInt = 1  # of the text encoder
-    width: PositiveInt = 128
-    heads: PositiveInt = 4
-    dim: PositiveInt = 128  # of the common space
-    dropout: Probability = 0.2
-
-    def __post_init__(self):
-        check_width(self.width, self.heads)

@@ -5,19 +5,34 @@ a text transformer. Similarities are comparable within one model only; none is a
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from pydantic import PositiveInt
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from sitlib.model.config import DualEncoderShape
+from sitlib.model.config import STRICT, Probability, check_width
 from sitlib.model.text import TextEncoder, TextTokenizer
 
 FIRST_SCALE, LARGEST_SCALE = 1 / 0.07, 100.0  # of similarities in the loss; CLIP's
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
+class DualEncoderShape:
+    """Image and text encoder with a common space. Ours; defaults are those of the profile quick."""
+
+    layers: PositiveInt = 1  # of the text encoder
+    width: PositiveInt = 128
+    heads: PositiveInt = 4
+    dim: PositiveInt = 128  # of the common space
+    dropout: Probability = 0.2
+
+    def __post_init__(self):
+        check_width(self.width, self.heads)
+
+
+@dataclass(frozen=True, config=STRICT)
 class StoredDualEncoderConfig:
     """All that a checkpoint stores besides weights: the encoders, their words and features."""
 

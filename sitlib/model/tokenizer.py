@@ -4,7 +4,7 @@ SIT, arXiv 2412.09607. With zero levels it is ViT-VQGAN (arXiv 2110.04627): pixe
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -82,7 +82,7 @@ class SpectralTokenizer(nn.Module):
             update = (c.codebook_update, c.codebook_decay, c.gradient_estimator)
             return QUANTIZERS[c.quantizer](c.num_codes, c.code_dim, *update)
 
-        bands = [BandNorm(geometry.scale_channels(scale)) for scale in geometry.scales]
+        bands = (BandNorm(geometry.scale_channels(scale)) for scale in geometry.scales)
         self.norm = cast(list[BandNorm], nn.ModuleList(bands))
         self.embed = nn.ModuleList(nn.Linear(P, c.encoder_width) for P in patch_dims)
         self.encoder = transformer(
@@ -110,8 +110,8 @@ class SpectralTokenizer(nn.Module):
         """One differentiable pass over square images [B, 3, H, H] in [0, 1].
 
         Args:
-            quant_ratio: 1 decodes codes, 0 the encoder's latents, between them a mixture: early in
-                training the decoder learns more from what codes still leave out.
+            quant_ratio: 1 decodes codes, 0 latents, between them a mixture: early in training the
+                decoder learns more from what codes still leave out.
             preview_scales: also return the image of so many scales, if the decoder is scale-causal.
         """
         latents = self.latents(images)  # [B, S, N, D]
@@ -253,24 +253,11 @@ class SpectralTokenizer(nn.Module):
     def device(self) -> torch.device:
         return self.encoder.pos_emb.device
 
-    # -- before training ---------------------------------------------------------------------------
-
     @torch.no_grad()
     def fit_normalization(self, images: Tensor) -> None:
         """Set mean and deviation of every band from training images [B, 3, H, H] in [0, 1]."""
         for norm, x in zip(self.norm, self.geometry.forward(images), strict=True):
             norm.fit(x)
-
-    def freeze_encoder_from(self, other: "SpectralTokenizer") -> None:
-        """Take over and freeze another tokenizer's encoder and codebooks: the decoder learns."""
-        settings = dict(asdict(self.config).items() ^ asdict(other.config).items())
-        if different := [key for key in settings if not key.startswith("decoder_")]:
-            raise ValueError(f"{different} of the two tokenizers differ; only decoder_* may.")
-        state = other.state_dict().items()
-        frozen = {k: x for k, x in state if k.split(".")[0] not in DECODER_MODULES}
-        self.load_state_dict(self.state_dict() | frozen)
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name not in frozen)
 
 
 def _head(dim: int, out: int) -> nn.Sequential:

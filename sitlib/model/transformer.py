@@ -49,10 +49,8 @@ class SequenceLayout:
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, **options) -> Tensor:
-    """PyTorch's attention of [B, H, T, D]; on a CPU in float32, also under autocast.
-
-    There, the backward pass in bf16 took eight times as long (torch 2.14, Xeon with AMX).
-    """
+    """PyTorch's attention of [B, H, T, D]; on a CPU in float32, also under autocast."""
+    # In bf16 the backward pass took eight times as long (torch 2.14, Xeon with AMX).
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
             return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **options)
@@ -75,10 +73,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: SequenceLayout) -> Tensor:
 
 
 class ADBlock(nn.Module):
-    """Pre-norm attention and MLP, with own parameters for each type of token.
-
-    The attention's output projection is shared. `num_types` 1 is an ordinary block.
-    """
+    """Pre-norm attention and MLP; each type of token has its own, but for `attention_out`."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, num_types: int = 2):
         super().__init__()
@@ -227,8 +222,7 @@ class ADTransformer(nn.Module):
 
 
 def _initial_pos_emb(num_scales: int, grid_size: int, dim: int) -> Tensor:
-    """[S N, C]: sines and cosines of the location plus a random vector of the scale."""
-    # So tokens of one location resemble each other from the first step on.
+    """Positions [S N, C] at first: sines and cosines of the place, a random vector of the scale."""
     frequency = torch.pi / grid_size * 2 ** torch.linspace(0, math.log2(grid_size), -(-dim // 4))
     y, x = torch.meshgrid(torch.arange(grid_size), torch.arange(grid_size), indexing="ij")
     angles = [coordinate.flatten()[:, None] * frequency for coordinate in (y, x)]  # [N, C / 4]

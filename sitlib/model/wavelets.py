@@ -99,10 +99,7 @@ def idwt2(coefficients: Sequence[Tensor], wavelet: str = "haar") -> Tensor:
 
 
 def orthonormal_gains(levels: int) -> list[float]:
-    """Factors [2^L, 2^L, 2^(L-1), ..., 2] that give `dwt2`'s scales the norm of PyWavelets.
-
-    With them an orthogonal wavelet (Haar, Daubechies) keeps the sum of squares.
-    """
+    """Factors [2^L, 2^L, 2^(L-1), ..., 2] with which orthogonal wavelets keep sums of squares."""
     return [2.0**levels, *(2.0**level for level in range(levels, 0, -1))]
 
 

@@ -1,8 +1,9 @@
-"""Codes of a tokenizer in training: their start by k-means, moving averages, restarts of dead ones.
+"""Codes in training: their start by k-means, moving averages, restarts, codes of another tokenizer.
 
 Every process gives its own latents and codes; all of them move their codes alike.
 """
 
+from dataclasses import asdict
 from typing import cast
 
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sitlib.model.quantizer import Codebook
-from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.model.tokenizer import DECODER_MODULES, SpectralTokenizer
 from sitlib.strict import require
 from sitlib.train.distributed import all_reduce, rank, world_size
 
@@ -43,6 +44,18 @@ def initialize_codebooks(tokenizer: SpectralTokenizer, images: Tensor) -> None:
     for codebook, z in zip(cast(list[Codebook], tokenizer.codebooks), latents(), strict=True):
         if not codebook.codes_are_fixed:
             start_codes(codebook, z)
+
+
+def take_over_codes(tokenizer: SpectralTokenizer, base: SpectralTokenizer) -> None:
+    """Copy and freeze another tokenizer's encoder and codebooks, so that only the decoder learns."""
+    settings = dict(asdict(tokenizer.config).items() ^ asdict(base.config).items())
+    different = [key for key in settings if not key.startswith("decoder_")]
+    require(not different, f"{different} of the two tokenizers differ; only decoder_* may.")
+    state = base.state_dict().items()
+    frozen = {key: x for key, x in state if key.split(".")[0] not in DECODER_MODULES}
+    tokenizer.load_state_dict(tokenizer.state_dict() | frozen)
+    for name, parameter in tokenizer.named_parameters():
+        parameter.requires_grad_(name not in frozen)
 
 
 def update_codebooks(

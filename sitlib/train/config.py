@@ -10,13 +10,8 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from sitlib.model.config import (
-    STRICT,
-    DualEncoderShape,
-    Probability,
-    TextLength,
-    VocabularySize,
-)
+from sitlib.model.config import STRICT, Probability, TextLength, VocabularySize
+from sitlib.model.dual_encoder import DualEncoderShape
 from sitlib.strict import require
 
 Precision = Literal["auto", "no", "bf16", "fp16"]

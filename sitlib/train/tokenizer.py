@@ -15,7 +15,7 @@ from sitlib.model.config import TokenizerConfig
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import to_dict
 from sitlib.train.checkpoint import locked
-from sitlib.train.codebooks import initialize_codebooks, update_codebooks
+from sitlib.train.codebooks import initialize_codebooks, take_over_codes, update_codebooks
 from sitlib.train.config import ONE_PROCESS, DataConfig, EngineConfig, TokenizerTraining
 from sitlib.train.discriminator import (
     Discriminator,
@@ -67,7 +67,7 @@ def train_tokenizer(
     set_seed(seed)
     tokenizer = SpectralTokenizer(config)
     if base is not None:
-        tokenizer.freeze_encoder_from(base)
+        take_over_codes(tokenizer, base)
     discriminator = None
     if adversarial.weight:
         channels, spectral_norm = adversarial.channels, adversarial.spectral_norm
