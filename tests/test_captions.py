@@ -13,6 +13,7 @@ from PIL import Image
 
 from sitlib.data import DataError, emoji_captions, open_captioned
 from sitlib.data.captions import TEMPLATES
+from sitlib.data.convert import convert
 from sitlib.data.images import find_split
 from workbook.paths import ROOT
 
@@ -175,6 +176,17 @@ class TestOpenCoco:
         for split in ("val", "test"):  # test2017 has no captions
             assert open_captioned(root, split, captions).names == ["c.jpg"]
         assert not recwarn.list
+
+    def test_shards_of_it_say_the_same(self, coco, tmp_path):
+        (root, captions), out = coco, tmp_path / "out"
+        for split in ("train", "val"):
+            convert(root, out, split, per_shard=1, captions=captions)
+            before = open_captioned(root, split, captions)
+            after = open_captioned(out, split, "records")
+            captions_of = dict(zip(before.names, before.captions, strict=True))
+            files = [record.meta["file"] for record in after.images]
+            assert sorted(files) == sorted(captions_of)
+            assert after.captions == [captions_of[name] for name in files]
 
     def test_images_of_all_splits_in_one_folder(self, tmp_path, recwarn):
         (tmp_path / "x").mkdir()

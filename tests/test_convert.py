@@ -208,27 +208,6 @@ class TestParquet:
         assert open_images(tmp_path / "out").labels.tolist() == [-1, 0, 1]
 
 
-def test_coco_converted_says_the_same(tmp_path):
-    root, out = tmp_path / "coco", tmp_path / "out"
-    json_of = root / "annotations/captions_{split}2017.json"
-    json_of.parent.mkdir(parents=True)
-    for split, names in (("train", "abcd"), ("val", "xy")):
-        (root / f"{split}2017").mkdir()
-        images, annotations = [], []
-        for number, name in enumerate(names):
-            (root / f"{split}2017/{name}.jpg").write_bytes(picture(number, "JPEG"))
-            images.append({"id": number, "file_name": f"{name}.jpg"})
-            annotations += [{"image_id": number, "caption": f"{name} {k}\n"} for k in range(2)]
-        content = json.dumps({"images": images, "annotations": annotations})
-        Path(str(json_of).format(split=split)).write_text(content)
-        convert(root, out, split, per_shard=3, captions=json_of)
-        before, after = open_captioned(root, split, json_of), open_captioned(out, split, "records")
-        captions_of = dict(zip(before.images.keys, before.captions, strict=True))
-        files = [record.meta["file"] for record in after.images]
-        assert sorted(files) == sorted(captions_of)
-        assert after.captions == [captions_of[name] for name in files]
-
-
 def test_the_command(tmp_path, monkeypatch, capsys):
     source = image_folder(tmp_path / "source", count=4)
     (source / "train/class0/broken.png").write_bytes(picture(1, side=1))

@@ -327,17 +327,14 @@ class TestFolders:
         labeled = write_folder(tmp_path / "labeled", ["train", "val", "test"])
         assert open_images(labeled, "test").keys[0] == "test/lime/0.jpg"
 
-    def test_without_splits(self, tmp_path):
-        write_folder(tmp_path / "a", [""], per_class=40)
-        train, test = open_images(tmp_path / "a", "train"), open_images(tmp_path / "a", "test")
-        assert len(train) + len(test) == 80 and not set(train.keys) & set(test.keys)
-        assert 1 <= len(test) <= 20 and train.class_names == test.class_names == ["lime", "red"]
-        (tmp_path / "b").mkdir()
+    def test_without_splits_and_classes(self, tmp_path):
         for number in range(3):
-            (tmp_path / "b" / f"{number}.JPG").write_bytes(jpeg("red"))
-        plain = open_images(tmp_path / "b", "train")
-        assert len(plain) == 2 and len(open_images(tmp_path / "b", "test")) == 1  # never empty
-        assert plain.labels.tolist() == [-1, -1] and plain[0].class_name is None
+            (tmp_path / f"{number}.JPG").write_bytes(jpeg("red"))
+        train, test = open_images(tmp_path, "train"), open_images(tmp_path, "test")
+        assert len(train) == 2 and len(test) == 1  # never empty
+        assert train.labels.tolist() == [-1, -1] and train[0].class_name is None
+        with pytest.raises(DataError, match="None of the 2 images .* has a class"):
+            train.labeled()
 
     def test_unusable_images_are_named_counted_and_left_out(self, tmp_path):
         root = write_folder(tmp_path, ["train"])
