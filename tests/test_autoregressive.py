@@ -144,21 +144,6 @@ def test_cached_logits_equal_uncached_ones(kind, books, positions, options):
 # -- conditions -------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def test_padding_of_a_text_changes_nothing():
-    model = new_generator("text", pos_emb="rotary")
-    codes, tokens = random_codes(model), condition_of(model, 0, 1)
-    used = int((tokens != TEXTS.pad).sum(1).max())
-    assert used < TEXTS.max_tokens and (tokens[0, :used] == TEXTS.pad).any()
-    together = model(codes, tokens)
-    torch.testing.assert_close(model(codes, tokens[:, :used]), together, atol=1e-4, rtol=0)
-    alone = model(codes[:1], tokens[:1, : int((tokens[0] != TEXTS.pad).sum())])
-    torch.testing.assert_close(alone, together[:1], atol=1e-4, rtol=0)
-    # And exactly: the embedding of padding does not matter.
-    model.text_encoder.token_embedding.weight[TEXTS.pad] += 100
-    assert torch.equal(model(codes, tokens), together)
-
-
 @class_and_text
 @torch.no_grad()
 def test_an_empty_condition_says_nothing_and_may_stand_beside_others(kind):

@@ -251,31 +251,29 @@ def streamed(model, tokenizer, prompts, config, **options):
 
 @class_and_text
 @pytest.mark.parametrize("batch_size", [0, 2])
-def test_streaming_shows_every_scale_of_every_batch_once_and_in_order(kind, batch_size):
-    model, tokenizer = generator(kind, num_scales=4), tokenizer_of()
+def test_streaming_shows_every_drawn_scale_of_every_batch_once_and_in_order(kind, batch_size):
+    model, tokenizer, prompts = generator(kind, num_scales=4), tokenizer_of(), prompts_of(kind)
     config = replace(GUIDED, batch_size=batch_size)
-    codes, shown = streamed(model, tokenizer, prompts_of(kind), config)
-    assert torch.equal(codes, generate(model, prompts_of(kind), config))  # looking changes nothing
+    codes, shown = streamed(model, tokenizer, prompts, config)
+    assert torch.equal(codes, generate(model, prompts, config))  # looking changes nothing
     firsts = [0, 2, 4] if batch_size == 2 else [0]
     assert [event[:2] for event in shown] == list(itertools.product(firsts, (1, 2, 3, 4)))
     for first, scale, images in shown:
         expected = tokenizer.decode(codes[first : first + (batch_size or 5), :scale])
         torch.testing.assert_close(images, expected)
         assert images.shape[1:] == (3, 2**scale, 2**scale)
+    _, shown = streamed(model, tokenizer, prompts, config, prefix_codes=codes[:, :2])
+    assert [event[:2] for event in shown] == list(itertools.product(firsts, (3, 4)))
+    _, shown = streamed(model, tokenizer, prompts, config, scales=2)
+    assert [event[:2] for event in shown] == list(itertools.product(firsts, (1, 2)))
 
 
-def test_streaming_shows_what_is_drawn():
-    model, tokenizer, prompts = generator(num_scales=4), tokenizer_of(), torch.tensor([0, 1])
-    whole, _ = streamed(model, tokenizer, prompts, PLAIN)
-    _, shown = streamed(model, tokenizer, prompts, PLAIN, prefix_codes=whole[:, :2])
-    assert [event[:2] for event in shown] == [(0, 3), (0, 4)]  # the first two are the caller's
-    _, shown = streamed(model, tokenizer, prompts, PLAIN, scales=2)
-    assert [event[:2] for event in shown] == [(0, 1), (0, 2)]
-    assert streamed(model, tokenizer, prompts[:0], PLAIN)[1] == []
-    # One scale is shown by any decoder.
-    model = generator(num_scales=1, tokens_per_scale=16)
-    _, shown = streamed(model, tokenizer_of("full", levels=0, grid_size=4), prompts, PLAIN)
+def test_one_scale_is_shown_by_any_decoder_and_the_first_of_several_are_not_by_a_full_one():
+    model, whole = generator(num_scales=1, tokens_per_scale=16), tokenizer_of("full", 0, 4)
+    _, shown = streamed(model, whole, torch.tensor([0, 1]), PLAIN)
     assert [event[:2] for event in shown] == [(0, 1)]
+    with pytest.raises(ValueError, match="this decoder attends to all"):
+        streamed(generator(num_scales=4), tokenizer_of("full"), torch.tensor([0]), PLAIN)
 
 
 def test_streamed_images_may_be_changed_and_trained_on_outside_of_samplings_precision(monkeypatch):
@@ -332,11 +330,6 @@ REFUSALS = [
 def test_refusals(kind, prompts, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         generate(generator(kind), prompts, PLAIN, **options)
-
-
-def test_the_first_scales_of_a_full_decoder_cannot_be_shown():
-    with pytest.raises(ValueError, match="this decoder attends to all"):
-        streamed(generator(num_scales=4), tokenizer_of("full"), ONE, PLAIN)
 
 
 # -- cost -------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -82,6 +82,8 @@ def test_merges_and_ids_are_those_of_textbook_bpe(captions):
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(max_size=30))
+@example("<pad> <end> [unk] end pad")  # no characters are special
+@example("\x00 漢字 ñ 👍🏽 \u200d")
 def test_any_text_comes_back_normalized_with_end_and_padding(text):
     expected = " ".join(unicodedata.normalize("NFKC", text).lower().split())
     if not expected:
@@ -94,14 +96,6 @@ def test_any_text_comes_back_normalized_with_end_and_padding(text):
     assert row[: length - 1].min() > LONG.end and row.max() < LONG.vocab_size
     assert LONG.decode(row) == LONG.decode(row.tolist()) == LONG.decode(row[: length - 1])
     assert LONG.decode(row) == expected
-
-
-@pytest.mark.parametrize(
-    "text", ["<pad> <end>", "[unk]", "\x00", "漢字 ñ 👍🏽", "\u200d", "end pad"]
-)
-def test_no_characters_are_special(text):
-    (row,) = TOKENIZER.encode([text])
-    assert (row == TOKENIZER.end).sum() == 1 and TOKENIZER.decode(row) == text
 
 
 def test_equal_captions_give_equal_tokenizers_and_json_holds_everything():

@@ -60,27 +60,19 @@ class DualEncoder(nn.Module):
             nn.Dropout(shape.dropout),
             nn.Linear(shape.width, shape.dim),
         )
-        self.text_encoder = TextEncoder(
-            self.text_tokenizer.vocab_size,
-            self.text_tokenizer.max_tokens,
-            shape.layers,
-            shape.width,
-            shape.heads,
-            dropout=shape.dropout,
-        )
+        words = self.text_tokenizer
+        size = (words.vocab_size, words.max_tokens, shape.layers, shape.width, shape.heads)
+        self.text_encoder = TextEncoder(*size, dropout=shape.dropout)
         self.text_projection = nn.Linear(shape.width, shape.dim)
         self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
 
-    def embed_images(self, features: Tensor) -> Tensor:
-        """Image features [B, F] -> unit vectors [B, D]."""
+    def embed_images(self, features: Tensor) -> Tensor:  # [B, F] -> unit vectors [B, D]
         return F.normalize(self.image_encoder(features).float(), dim=-1)
 
-    def embed_texts(self, tokens: Tensor) -> Tensor:
-        """Token ids [B, L] -> unit vectors [B, D], whatever the padding and the other texts."""
+    def embed_texts(self, tokens: Tensor) -> Tensor:  # [B, L] -> unit vectors [B, D]
         x_BLC, mask_BL = self.text_encoder(tokens)
-        mean_BC = x_BLC.masked_fill(~mask_BL[..., None], 0).sum(dim=1) / mask_BL.sum(
-            dim=1, keepdim=True
-        )
+        sum_BC = x_BLC.masked_fill(~mask_BL[..., None], 0).sum(dim=1)
+        mean_BC = sum_BC / mask_BL.sum(dim=1, keepdim=True)
         return F.normalize(self.text_projection(mean_BC).float(), dim=-1)
 
     def similarity(self, features: Tensor, tokens: Tensor) -> Tensor:

@@ -96,10 +96,9 @@ class AutoregressiveModel(nn.Module):
     # -- likelihood ---------------------------------------------------------------------------
 
     def forward(self, codes: Tensor, cond: Tensor) -> Tensor:
-        """Logits [B, S, N, K] of every code, given the condition and all codes before it.
+        """Logits [B, S, N, K] of codes [B, S, N], given the condition and all codes before each.
 
         Args:
-            codes: [B, S, N] int64.
             cond: class ids [B] int64, some of which may be `no_class`; or token ids of texts
                 [B, L], 0 where a text has ended.
         """
@@ -165,8 +164,7 @@ class AutoregressiveModel(nn.Module):
     def _embed(self, cond: Tensor, codes_Bt: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """Condition and codes -> inputs [B, 1 + t, C], and what the transformer reads beside them.
 
-        Inputs are the prefix and codes, their scales and places added; beside them are rotary
-        positions of all T inputs, and a text.
+        That is a text, and rotary positions of all T inputs, whatever t is.
         """
         c, n, device = self.config.transformer, self.config.tokens_per_scale, cond.device
         parts = zip(self.code_embedding, codes_Bt.tensor_split(self._book_edges, 1), strict=True)

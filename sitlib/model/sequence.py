@@ -44,8 +44,7 @@ class KVCache:
 
     Args:
         capacity: largest number of positions.
-        static_on: device of a static cache, a GPU, where launching kernels costs more than reading
-            in vain.
+        static_on: GPU of a static cache: there, starting kernels costs more than reading in vain.
     """
 
     READ = 256
@@ -68,7 +67,7 @@ class KVCache:
         return self.position, min(-(-stop // self.READ) * self.READ, self.capacity)
 
     def update(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values; return all that attention reads, views of the store."""
+        """Store keys and values [B, H, T, D]; return all that attention reads, views of the store."""
         B, H, count, D = k_BHTD.shape
         assert self.length + count <= self.capacity and (count == 1 or self.length == 0)
         if layer == len(self.layers):
@@ -101,10 +100,9 @@ def apply_rotary_emb(x_BHTD: Tensor, rope_2TF: Tensor) -> Tensor:
 
 
 class ContextProjection(nn.Linear):
-    """Keys and values, side by side, of a context.
+    """Keys and values of a context, side by side; a class that FSDP gathers apart from blocks.
 
-    A class of its own because all layers compute theirs before the first block runs: FSDP gathers
-    these weights apart from those of their blocks.
+    For all layers compute theirs before the first block runs.
     """
 
 
@@ -169,10 +167,7 @@ class Block(nn.Module):
         mask_BT: Tensor | None = None,
         context: tuple[Tensor, Tensor, Tensor | None] | None = None,
     ) -> Tensor:
-        """[B, T, C] -> [B, T, C]; with a cache, of new positions only.
-
-        Other arguments as for `Transformer.forward`; the context is this layer's.
-        """
+        """[B, T, C] -> [B, T, C]; arguments as for `Transformer.forward`, context of this layer."""
         q, k, v = (
             x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, H, T, D]
             for x in self.qkv(self.attention_norm(x)).chunk(3, dim=-1)
@@ -270,5 +265,5 @@ class Transformer(nn.Module):
 
     def encode_context(self, context_BLC: Tensor, mask_BL: Tensor | None = None) -> Context:
         """Keys and values of a sequence for every layer's cross-attention; mask False: padding."""
-        readers = [cast(CrossAttention, cast(Block, block).cross) for block in self.blocks]
+        readers = [cast(CrossAttention, block.cross) for block in self.blocks]
         return [(*reader.encode_context(context_BLC), mask_BL) for reader in readers]

@@ -37,13 +37,10 @@ class TextTokenizer:
         """Learn the merges from captions; a function of the captions and their order.
 
         Args:
-            captions: typical texts. Others can be encoded too, with more tokens.
+            captions: typical texts, with a word at least. Others can be encoded with more tokens.
             vocab_size: number of ids, at least 258: all bytes, so that any text can be encoded,
                 padding and end. Fewer are made if there is no more to merge.
             max_tokens: longest text, its end included, at least 2.
-
-        Raises:
-            ValueError: no caption with a word in it.
         """
         texts = [text for text in map(_normalize, captions) if text]
         if not texts:
@@ -80,11 +77,8 @@ class TextTokenizer:
     def encode(self, captions: Sequence[str], truncate: bool = False) -> Tensor:
         """Captions -> token ids int64 [B, max_tokens]: the text, then `end`, then `pad`.
 
-        Args:
-            truncate: cut texts that are too long.
-
         Raises:
-            ValueError: not a list of texts; one is blank, or too long.
+            ValueError: not a list of texts; one is blank, or too long and not to be cut.
         """
         if isinstance(captions, str) or not all(isinstance(text, str) for text in captions):
             raise ValueError("captions must be a list of texts, one for each image.")
@@ -123,19 +117,14 @@ def _normalize(text: str) -> str:
 class TextEncoder(nn.Module):
     """Bidirectional transformer over token ids, trained jointly with what uses it (Parti).
 
-    Args:
-        vocab_size: number of token ids; id 0 is padding.
-        max_tokens: longest text, L.
-        num_layers, width, ...: as for `Transformer`.
+    Layers, width and other `shape` are those of `Transformer`.
     """
 
-    def __init__(
-        self, vocab_size: int, max_tokens: int, num_layers: int, width: int, *args, **options
-    ):
+    def __init__(self, vocab_size: int, max_tokens: int, layers: int, width: int, *shape, **other):
         super().__init__()
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.position_embedding = nn.Embedding(max_tokens, width)
-        self.transformer = Transformer(num_layers, width, *args, **options)
+        self.transformer = Transformer(layers, width, *shape, **other)
         nn.init.normal_(self.token_embedding.weight)
         nn.init.normal_(self.position_embedding.weight, std=0.3)
 
@@ -144,7 +133,7 @@ class TextEncoder(nn.Module):
 
         Every text has a token. Padding is masked: features depend neither on it nor on other texts.
         """
-        mask_BL, length = tokens_BL != 0, tokens_BL.shape[1]
-        position = torch.arange(length, device=tokens_BL.device)
+        mask_BL = tokens_BL != 0
+        position = torch.arange(tokens_BL.shape[1], device=tokens_BL.device)
         x_BLC = self.token_embedding(tokens_BL) + self.position_embedding(position)
         return self.transformer(x_BLC, mask_BT=mask_BL), mask_BL
