@@ -1,5 +1,6 @@
 """Order of the tests, and fixtures of more than one test file."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,15 @@ def weights_folder() -> Path:
             raise
         pytest.skip(f"no pretrained weights here: {error}")
     return weights_folder()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """An installed Chromium, driven by Playwright; tests in it are skipped where there is none."""
+    programs = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+    if (path := next(filter(None, programs), None)) is None:
+        pytest.skip("no Chromium is installed (Debian: apt install chromium)")
+    with pytest.importorskip("playwright.sync_api").sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,7 +18,6 @@ import pytest
 import torch
 from PIL import Image
 from test_applications import PLAIN, model_of, photographs, tokenizer_of
-from tiny import CLASSES
 
 from workbook.applications import Task
 from workbook.explorer import (
@@ -33,13 +31,15 @@ from workbook.explorer import (
 from workbook.figures.core import png_uri
 from workbook.paths import ROOT
 
+SCREENSHOTS = os.environ.get("SIT_SCREENSHOTS")  # a folder, for the pictures of the README
+
 
 def pictures():
     return Pictures(64, {f"photograph {i}": image for i, image in enumerate(photographs(3))})
 
 
-def task(kind):
-    return Task("", model_of(kind), tokenizer_of(), PLAIN, photographs(1), None, [])
+def task():
+    return Task("", model_of("text"), tokenizer_of(), PLAIN, photographs(1), None, [])
 
 
 def widgets_in(widget, kind):
@@ -73,7 +73,7 @@ def test_an_image_without_a_band_lacks_that_band_and_nothing_else(wavelet, level
 
 
 def test_an_edit_keeps_what_it_says_and_answers_an_empty_caption_in_words():
-    panel = edit_panel(task("text"), pictures(), "a red cat")
+    panel = edit_panel(task(), pictures(), "a red cat")
     live, values = panel.live(), panel.values()
     whole, some = (panel.draw(**values | {"keep": keep}) for keep in (5, 2))
     torch.testing.assert_close(whole["edited"], tokenizer_of().reconstruct(photographs(3)[:1])[0])
@@ -124,11 +124,6 @@ def test_images_follow_the_controls_and_the_figure_shows_every_example(number):
     assert len(panel.static().images) == 3 * len(panel.examples)
 
 
-def png(color):
-    Image.new("RGB", (90, 70), color).save(file := io.BytesIO(), "PNG")
-    return file.getvalue()
-
-
 def test_an_image_of_the_user_joins_every_menu_and_is_shown():
     ours = pictures()
     bands, scales = wavelet_panel(ours), codes_panel(tokenizer_of(), ours)
@@ -139,26 +134,22 @@ def test_an_image_of_the_user_joins_every_menu_and_is_shown():
         about = {"type": "image/png", "size": 1, "last_modified": datetime.now()}
         button.value = ({"name": name, "content": content, **about},)
 
-    upload("mine.png", png("red"))
-    assert all("mine.png" in menu.options for menu in ours.menus)
-    assert bands.controls["name"].value == scales.controls["first"].value == "mine.png"
+    for color, name in (("red", "mine.png"), ("blue", "mine.png (2)")):
+        Image.new("RGB", (90, 70), color).save(file := io.BytesIO(), "PNG")
+        upload("mine.png", file.getvalue())
+        assert all(name in menu.options for menu in ours.menus)
+        assert bands.controls["name"].value == scales.controls["first"].value == name
+        assert shown(live)[0] == png_uri(ours.images[name], 3)
     assert scales.controls["second"].value == "photograph 1"
-    red = shown(live)[0]
-    assert red == png_uri(ours.images["mine.png"], 3)
-    upload("mine.png", png("blue"))  # the same name, another image
-    assert shown(live)[0] == png_uri(ours.images["mine.png (2)"], 3) != red
     drawn = scales.draw(**scales.values())["what the codes give"]
-    expected = tokenizer_of().reconstruct(ours.images["mine.png (2)"][None])[0]
-    torch.testing.assert_close(drawn, expected)
+    torch.testing.assert_close(drawn, tokenizer_of().reconstruct(ours.images[name][None])[0])
     upload("<b>.png", b"no image")
     assert "&lt;b&gt;.png: it cannot be decoded" in html_of(uploader)
     assert "<b>.png" not in ours.images
 
 
-@pytest.mark.parametrize("kind", ["class", "text"])
-def test_previews_appear_and_the_one_that_is_chosen_is_finished(kind):
-    prompt = CLASSES[1] if kind == "class" else "a red cat"
-    panel = prompt_panel(task(kind), prompt, count=3)
+def test_previews_appear_and_the_one_that_is_chosen_is_finished():
+    panel = prompt_panel(task(), "a red cat", count=3)
     live = panel.live()
     before, buttons = shown(live), widgets_in(live, ipywidgets.Button)
     assert [x.description for x in buttons] == ["Finish 1", "Finish 2", "Finish 3"]
@@ -167,17 +158,8 @@ def test_previews_appear_and_the_one_that_is_chosen_is_finished(kind):
     assert shown(live)[:3] == before and shown(live)[3] == png_uri(finished, 3)
     panel.controls["seed"].value = 1
     assert len(shown(live)) == 3 and shown(live) != before
-    if kind == "text":
-        panel.controls["prompt"].value = " "
-        assert "is empty" in html_of(live)
-
-
-# -- in a browser ------------------------------------------------------------------------------
-
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-SCREENSHOTS = os.environ.get("SIT_SCREENSHOTS")  # a folder, for the pictures of the README
+    panel.controls["prompt"].value = " "
+    assert "is empty" in html_of(live)
 
 
 @pytest.fixture
@@ -188,27 +170,26 @@ def lab(tmp_path):
     if SCREENSHOTS is None:
         cell.source = cell.source.replace('"quick"', '"smoke"')
     nbformat.write(notebook, tmp_path / "explorer.ipynb")
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     # Keep every cell on the page, and ask nothing of the network.
-    lab_settings = {
+    for name, values in {
         "notebook-extension/tracker": {"windowingMode": "none"},
         "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-    }
-    for name, values in lab_settings.items():
+    }.items():
         path = tmp_path / f"LAB_SETTINGS_DIR/@jupyterlab/{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values))
     folders = ("_CONFIG_DIR", "_DATA_DIR", "LAB_SETTINGS_DIR", "LAB_WORKSPACES_DIR")
-    environment = {f"JUPYTER{name}": str(tmp_path / name) for name in folders}
-    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
-    environment = os.environ | environment | {"JUPYTER_PREFER_ENV_PATH": "1", "PATH": path}
+    environment = os.environ | {f"JUPYTER{name}": str(tmp_path / name) for name in folders}
+    environment["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+    environment["JUPYTER_PREFER_ENV_PATH"] = "1"
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
-    options = [f"--ServerApp.port={port}", f"--ServerApp.root_dir={tmp_path}"]
+    command += [f"--ServerApp.port={port}", f"--ServerApp.root_dir={tmp_path}"]
+    command += ["--IdentityProvider.token="]
     with (tmp_path / "lab.log").open("w") as log:
-        options.append("--IdentityProvider.token=")
-        server = subprocess.Popen([*command, *options], env=environment, stdout=log, stderr=log)
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         for _ in range(120):
             with closing(socket.socket()) as probe:
@@ -223,58 +204,47 @@ def lab(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt install chromium)")
-def test_the_explorer_lives_in_jupyterlab(lab, tmp_path):
+def test_the_explorer_lives_in_jupyterlab(browser, lab, tmp_path):
     """Widgets appear and images follow them; SIT_SCREENSHOTS makes the README's pictures."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    expect = playwright.expect
+    from playwright.sync_api import expect
 
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.goto(lab)
-        expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=60_000)
-        for menu, text in (
-            (".lm-MenuBar-itemLabel", "Run"),
-            (".lm-Menu-itemLabel", "Run All Cells"),
-        ):
-            page.locator(menu, has_text=re.compile(f"^{text}$")).click()
-        button = page.get_by_role("button", name="Finish 1", exact=True)
-        expect(button).to_be_visible(timeout=100_000)
-        assert page.locator(".jp-OutputArea-output[data-mime-type*='error']").count() == 0
-        sliders = page.locator(".widget-slider")
-        panels = page.locator(".jupyter-widgets.widget-vbox", has=sliders)
-        bands, scales, _, prompts = panels.all()
-        expect(bands).to_contain_text(re.compile(r"drawn in \d+ ms"))
-        expect(bands.locator("img")).to_have_count(3)
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.goto(lab)
+    expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=60_000)
+    page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
+    page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
+    button = page.get_by_role("button", name="Finish 1", exact=True)
+    expect(button).to_be_visible(timeout=100_000)
+    assert page.locator(".jp-OutputArea-output[data-mime-type*='error']").count() == 0
+    panels = page.locator(".jupyter-widgets.widget-vbox", has=page.locator(".widget-slider"))
+    bands, scales, _, prompts = panels.all()
+    expect(bands).to_contain_text(re.compile(r"drawn in \d+ ms"))
+    expect(bands.locator("img")).to_have_count(3)
 
-        @contextmanager
-        def changes(image):
-            before = image.get_attribute("src")
-            yield
-            expect(image).not_to_have_attribute("src", before)
+    @contextmanager
+    def changes(image):
+        before = image.get_attribute("src")
+        yield
+        expect(image).not_to_have_attribute("src", before)
 
-        image, mosaic, restored = bands.locator("img").all()
-        with changes(restored):
-            bands.locator("select").last.select_option("details 3 of 3")
-        with changes(mosaic):
-            bands.get_by_role("slider").first.press("ArrowLeft")
-        Image.new("RGB", (80, 100), "orange").save(tmp_path / "own.png")
-        with changes(image):
-            with page.expect_file_chooser() as chooser:
-                page.get_by_role("button", name=re.compile("Your image")).click()
-            chooser.value.set_files(tmp_path / "own.png")
-        expect(page.get_by_text("own.png is in the menus now.")).to_be_visible()
-        with changes(scales.locator("img").last):
-            scales.get_by_role("checkbox").first.check()
-        page.get_by_role("button", name="Finish 2", exact=True).click()
-        expect(prompts.get_by_text("preview 2 finished")).to_be_visible()
-        if SCREENSHOTS is not None:
-            for panel in (bands, scales):
-                panel.locator("select").first.select_option("photograph 1")
-            page.wait_for_timeout(1000)
-            for panel, name in zip(
-                panels.all(), ("bands", "scales", "edits", "prompts"), strict=True
-            ):
-                panel.screenshot(path=ROOT / SCREENSHOTS / f"explorer-{name}.png")
-        browser.close()
+    image, mosaic, restored = bands.locator("img").all()
+    with changes(restored):
+        bands.locator("select").last.select_option("details 3 of 3")
+    with changes(mosaic):
+        bands.get_by_role("slider").first.press("ArrowLeft")
+    Image.new("RGB", (80, 100), "orange").save(tmp_path / "own.png")
+    with changes(image):
+        with page.expect_file_chooser() as chooser:
+            page.get_by_role("button", name=re.compile("Your image")).click()
+        chooser.value.set_files(tmp_path / "own.png")
+    expect(page.get_by_text("own.png is in the menus now.")).to_be_visible()
+    with changes(scales.locator("img").last):
+        scales.get_by_role("checkbox").first.check()
+    page.get_by_role("button", name="Finish 2", exact=True).click()
+    expect(prompts.get_by_text("preview 2 finished")).to_be_visible()
+    if SCREENSHOTS is not None:
+        for panel in (bands, scales):
+            panel.locator("select").first.select_option("photograph 1")
+        page.wait_for_timeout(1000)
+        for panel, name in zip(panels.all(), ("bands", "scales", "edits", "prompts"), strict=True):
+            panel.screenshot(path=ROOT / SCREENSHOTS / f"explorer-{name}.png")

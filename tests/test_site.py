@@ -1,9 +1,8 @@
-"""The committed report site in a real browser, without a network: nothing is missing, everything can be reached, read and moved."""
+"""The committed report site in a browser without a network: whole, reached, read and moved."""
 
 import base64
 import io
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,71 +14,38 @@ from workbook.paths import ROOT
 from workbook.site.examples import examples
 
 REPORTS = ROOT / "reports"
-INDEX = REPORTS / "index.html"
+INDEX = Path("index.html")
 PAGES = sorted(path.relative_to(REPORTS) for path in (REPORTS / "pages").glob("*.html"))
 # Reports of several variants and seeds come from one notebook, and are laid out alike.
 LAYOUTS = list({page.stem.split("-")[0]: page for page in PAGES}.values())
-# One page of each kind for the checks that take long: a front page, results, a training run, the API.
+RESULTS = Path("pages/02b_tokenizer_results.html")
+API = Path("api/sitlib/model/tokenizer.html")
+# One page of each kind for the checks that take long: a front page, results, a training run.
 KINDS = [
-    Path("index.html"),
+    INDEX,
     Path("pages/03c_sampling_speed.html"),
     Path("pages/02a_tokenizer_training-sit4-seed0.html"),
-    Path("api/sitlib/model/tokenizer.html"),
 ]
-
-
-def browser_or_reason() -> tuple[str | None, str]:
-    """Path of an installed Chromium, or why the tests in a browser are skipped."""
-    path = (
-        shutil.which("chromium")
-        or shutil.which("chromium-browser")
-        or shutil.which("google-chrome")
-    )
-    if path is None:
-        return None, "no Chromium is installed (Debian: apt install chromium)"
-    for package in ("playwright", "axe_playwright_python"):
-        try:
-            __import__(package)
-        except ImportError:
-            return None, f"the package {package} is not installed"
-    return path, ""
-
-
-CHROMIUM, REASON = browser_or_reason()
-in_browser = pytest.mark.skipif(CHROMIUM is None, reason=REASON)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+BY_STEM = {"ids": lambda file: file.stem}
 
 
 @pytest.fixture
 def open_page(browser):
-    """Opens a file of the site in a window of a width and colour scheme; collects what goes wrong in `page.troubles`."""
+    """Open a file of the site at a width and colour scheme; what goes wrong: `page.troubles`."""
     contexts = []
 
     def opened(file: Path, width: int = 1280, scheme: str = "light"):
-        context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.troubles = []
-        page.on("console", lambda said: said.type == "error" and page.troubles.append(said.text))
-        page.on("pageerror", lambda error: page.troubles.append(str(error)))
-        page.on(
-            "requestfailed", lambda request: page.troubles.append(f"missing: {request.url[:200]}")
-        )
+        size = {"width": width, "height": 900}
+        contexts.append(browser.new_context(viewport=size, color_scheme=scheme, offline=True))
+        page = contexts[-1].new_page()
+        page.troubles = troubles = []
+        page.on("console", lambda said: said.type == "error" and troubles.append(said.text))
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("requestfailed", lambda request: troubles.append(f"missing: {request.url[:200]}"))
         page.on(
             "request",
             lambda request: (
-                request.url.startswith(("file:", "data:")) or page.troubles.append(request.url)
+                request.url.startswith(("file:", "data:")) or troubles.append(request.url)
             ),
         )
         page.goto((REPORTS / file).as_uri())
@@ -90,17 +56,16 @@ def open_page(browser):
         context.close()
 
 
-# -- without a browser -----------------------------------------------------------------------------------------------------------------
+# -- without a browser -------------------------------------------------------------------------
 
 
 def test_the_site_is_small_and_has_a_page_for_every_report():
     assert sum(path.stat().st_size for path in REPORTS.rglob("*") if path.is_file()) < 30e6
-    assert {path.stem for path in PAGES} == {path.stem for path in REPORTS.glob("*.ipynb")} | {
-        path.stem for path in (ROOT / "docs").glob("*.md")
-    }
+    sources = [*REPORTS.glob("*.ipynb"), *(ROOT / "docs").glob("*.md")]
+    assert {path.stem for path in PAGES} == {path.stem for path in sources}
 
 
-@pytest.mark.parametrize("file", [Path("index.html"), *PAGES], ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [INDEX, *PAGES], **BY_STEM)
 def test_every_link_leads_somewhere(file):
     """Files exist, and what a link names on its page or on another has that name."""
     html = (REPORTS / file).read_text()
@@ -122,43 +87,33 @@ def test_words_in_the_tables_of_a_guide_stand_left_and_wrap_and_numbers_right():
 def test_examples_are_what_the_tokenizer_makes_of_the_photographs():
     tokenizer, views = tokenizer_of(), photographs(2)
     made = examples({"sit5_sc": tokenizer}, views, ["one", "two"])
-    assert (
-        made["names"] == {"original": "the original", "sit5_sc": "SIT-SC-5"}
-        and made["scales_of"] == "sit5_sc"
-    )
+    assert made["names"] == {"original": "the original", "sit5_sc": "SIT-SC-5"}
+    assert made["scales_of"] == "sit5_sc"
 
-    def pixels(uri):
-        return (
-            np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))).transpose(
-                2, 0, 1
-            )
-            / 255
-        )
+    def check(uri, image):
+        content = base64.b64decode(uri.partition(",")[2])
+        pixels = np.asarray(Image.open(io.BytesIO(content))).transpose(2, 0, 1) / 255
+        assert np.allclose(pixels, image, atol=0.003)
 
     for photo, view in zip(made["photographs"], views, strict=True):
         again = tokenizer.reconstruct(view[None])[0].clamp(0, 1)
-        assert np.allclose(pixels(photo["images"]["original"]["png"]), view, atol=0.003)
-        assert np.allclose(pixels(photo["images"]["sit5_sc"]["png"]), again, atol=0.003)
-        assert photo["images"]["sit5_sc"]["psnr"] == pytest.approx(
-            -10 * ((again - view) ** 2).mean().log10().item(), abs=1e-3
-        )
+        check(photo["images"]["original"]["png"], view)
+        check(photo["images"]["sit5_sc"]["png"], again)
+        psnr = -10 * ((again - view) ** 2).mean().log10().item()
+        assert photo["images"]["sit5_sc"]["psnr"] == pytest.approx(psnr, abs=1e-3)
         assert [step["codes"] for step in photo["scales"]] == [16, 32, 48, 64, 80]
         codes, bits = tokenizer.encode(view[None]), np.log2(tokenizer.config.num_codes)
         for k, step in enumerate(photo["scales"], 1):
             partial = tokenizer.decode(codes, k)[0].clamp(0, 1)
-            assert step["size"] == partial.shape[-1] and step["bytes"] == np.ceil(
-                step["codes"] * bits / 8
-            )
-            assert np.allclose(pixels(step["png"]), partial, atol=0.003)
+            assert step["size"] == partial.shape[-1]
+            assert step["bytes"] == np.ceil(step["codes"] * bits / 8)
+            check(step["png"], partial)
 
 
-# -- in a browser ----------------------------------------------------------------------------------------------------------------------
+# -- in a browser ------------------------------------------------------------------------------
 
 
-@in_browser
-@pytest.mark.parametrize(
-    "file", [Path("index.html"), *LAYOUTS, *KINDS[3:]], ids=lambda file: file.stem
-)
+@pytest.mark.parametrize("file", [INDEX, *LAYOUTS, API], **BY_STEM)
 def test_a_page_is_whole_without_a_network_and_fits_a_phone(open_page, file):
     page = open_page(file, width=380)
     for answer in page.locator("details:has(summary:text-is('Answer'))").all():
@@ -175,38 +130,34 @@ def test_a_page_is_whole_without_a_network_and_fits_a_phone(open_page, file):
 
 
 def violations(page) -> list[str]:
-    """Rules of axe-core for WCAG 2.1 A and AA that a page breaks, each with the first element that breaks it."""
+    """Rules of axe-core for WCAG 2.1 A and AA that a page breaks; the first breaches are printed."""
     from axe_playwright_python.sync_playwright import Axe
 
     options = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}}
     options["resultTypes"] = ["violations"]
     found = Axe().run(page, options=options).response["violations"]
-    for rule in found:
-        print(rule["id"], rule["nodes"][0]["html"][:200])
+    print(*((rule["id"], rule["nodes"][0]["html"][:200]) for rule in found), sep="\n")
     return [rule["id"] for rule in found]
 
 
-@in_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("file", KINDS[:3], ids=lambda file: file.stem)  # pdoc's pages are pdoc's
+@pytest.mark.parametrize("file", KINDS, **BY_STEM)  # pdoc's pages are pdoc's
 def test_a_page_passes_the_checks_of_axe(open_page, file, scheme):
-    """Contrast, names, roles, landmarks: every rule of axe-core for WCAG 2.1 A and AA, with all code shown."""
+    """Contrast, names, roles, landmarks, with all code shown."""
     page = open_page(file, scheme=scheme)
     if (button := page.locator("button[data-code]")).count():
         button.click()
     assert violations(page) == []
 
 
-@in_browser
 def test_axe_finds_text_that_nobody_can_read(open_page):
     page = open_page(Path("pages/02c_tokenizer_recipe.html"))
     page.add_style_tag(content="main p { color: #777 !important; background: #888 !important; }")
     assert violations(page) == ["color-contrast"]
 
 
-@in_browser
 def test_the_line_between_two_reconstructions_moves_by_mouse_and_keyboard(open_page):
-    page = open_page(Path("index.html"))
+    page = open_page(INDEX)
     box, slider = page.locator(".compare"), page.locator(".compare input")
     box.scroll_into_view_if_needed()
     place = box.bounding_box()
@@ -215,10 +166,8 @@ def test_the_line_between_two_reconstructions_moves_by_mouse_and_keyboard(open_p
     page.mouse.move(place["x"] + place["width"] * 0.8, place["y"] + 120, steps=4)
     page.mouse.up()
     assert 75 <= float(slider.input_value()) <= 85
-    shown = box.evaluate(
-        "box => box.querySelector('.line').getBoundingClientRect().x - box.getBoundingClientRect().x"
-    )
-    assert 0.7 * place["width"] < shown < 0.9 * place["width"]
+    line = box.locator(".line").bounding_box()
+    assert 0.7 < (line["x"] - place["x"]) / place["width"] < 0.9
     slider.focus()
     before = float(slider.input_value())
     slider.press("ArrowLeft")
@@ -235,13 +184,9 @@ def test_the_line_between_two_reconstructions_moves_by_mouse_and_keyboard(open_p
     assert said.text_content() != first and "dB" in said.text_content()
 
 
-@in_browser
 def test_the_slider_of_scales_decodes_more_by_keyboard_and_mouse(open_page):
-    page = open_page(Path("index.html"))
-    slider, image = (
-        page.get_by_role("slider", name="Scales"),
-        page.locator("#scales [data-partial]"),
-    )
+    page = open_page(INDEX)
+    slider, image = page.locator("#scale-count"), page.locator("#scales [data-partial]")
     slider.focus()
     slider.press("Home")
     sides, sources = [], set()
@@ -257,9 +202,8 @@ def test_the_slider_of_scales_decodes_more_by_keyboard_and_mouse(open_page):
     assert slider.input_value() == "1"
 
 
-@in_browser
 def test_the_reader_chooses_the_colours_and_shows_the_code(open_page):
-    page = open_page(Path("pages/02b_tokenizer_results.html"), scheme="light")
+    page = open_page(RESULTS, scheme="light")
     ground = "getComputedStyle(document.body).backgroundColor"
     light = page.evaluate(ground)
     page.get_by_role("button", name="Switch to dark colours").click()
@@ -277,16 +221,14 @@ def test_the_reader_chooses_the_colours_and_shows_the_code(open_page):
     assert page.evaluate(ground) == dark
 
 
-@in_browser
 def test_what_does_not_fit_can_be_scrolled_by_keyboard(open_page):
-    page = open_page(Path("pages/02b_tokenizer_results.html"), width=380)
+    page = open_page(RESULTS, width=380)
     table = page.get_by_role("region", name=re.compile("^The paper's reconstruction table"))
     table.focus()
     page.keyboard.press("ArrowRight")
     page.wait_for_function("box => box.scrollLeft > 0", arg=table.element_handle())
 
 
-@in_browser
 def test_the_api_is_searched_without_a_network(open_page):
     page = open_page(Path("api/sitlib.html"))
     page.get_by_role("searchbox").fill("scale causal attention")
@@ -294,17 +236,11 @@ def test_the_api_is_searched_without_a_network(open_page):
     assert "attention" in page.locator("main").text_content().lower() and page.troubles == []
 
 
-@in_browser
 def test_on_paper_the_page_is_light_and_without_controls(open_page):
-    page = open_page(Path("index.html"), scheme="dark")
+    page = open_page(INDEX, scheme="dark")
     page.emulate_media(media="print", color_scheme="dark")
-    assert (
-        page.evaluate(
-            "getComputedStyle(document.documentElement).getPropertyValue('--back').trim()"
-        )
-        == "#ffffff"
-    )
-    assert (
-        not page.locator(".bar").is_visible() and not page.locator("#compare fieldset").is_visible()
-    )
+    ground = "getComputedStyle(document.documentElement).getPropertyValue('--back').trim()"
+    assert page.evaluate(ground) == "#ffffff"
     assert page.locator(".compare .over").is_visible()
+    assert not page.locator(".bar").is_visible()
+    assert not page.locator("#compare fieldset").is_visible()

@@ -270,15 +270,13 @@ def prompt_panel(task: Task, prompt: str, count: int = 8) -> Panel:
     """Cheap previews of several samples of a prompt, and a button under each that finishes it."""
     model, tokenizer, sampling = task.model, task.tokenizer, task.sampling
     S, previews = tokenizer.geometry.num_scales, None
-    if model.text_tokenizer is None:
-        classes = {name: number for number, name in enumerate(model.config.classes)}
-        box = widgets.Dropdown(options=classes, value=classes[prompt], description="class")
-    else:
-        box = widgets.Text(prompt, description="prompt", continuous_update=False)
-    scales = widgets.IntSlider(1, 1, S, description="scales")
-    controls = {"prompt": box, "scales": scales, **_sampler_controls(sampling)}
+    controls = {
+        "prompt": widgets.Text(prompt, description="prompt", continuous_update=False),
+        "scales": widgets.IntSlider(1, 1, S, description="scales"),
+        **_sampler_controls(sampling),
+    }
 
-    def draw(prompt: str | int, scales: int, **changes: Any) -> Drawing:
+    def draw(prompt: str, scales: int, **changes: Any) -> Drawing:
         nonlocal previews
         previews = preview(model, tokenizer, prompt, replace(sampling, **changes), count, scales)
         return {f"preview {i}": image for i, image in enumerate(previews.images, 1)}
