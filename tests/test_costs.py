@@ -39,18 +39,6 @@ def test_costs_are_those_of_the_model_that_is_asked_for():
     assert all(row[key] > 0 for key in ("encode", "decode", "train", "sample"))
 
 
-def test_a_time_is_the_median_of_what_fits_into_the_budget(monkeypatch):
-    now, durations = [0.0], iter([1.0, 9.0, 1.0, 1.0, 1.0])
-    monkeypatch.setattr(costs.time, "perf_counter", lambda: now[0])
-
-    def action():
-        now[0] += next(durations)
-
-    assert costs.seconds(action) == 1.0  # without a budget one call
-    assert costs.seconds(action, 10.5) == 9.0  # one more would not fit
-    assert costs.seconds(action, 3.0) == 1.0
-
-
 @pytest.mark.parametrize(("geometry", "tokens"), [("profile", 64), ("paper", 1024)])
 def test_both_models_have_as_many_tokens_and_the_same_transformer(geometry, tokens):
     configs, shape = costs.geometries(QUICK)[geometry]

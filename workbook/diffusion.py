@@ -151,7 +151,7 @@ def trained_diffusion(
         about = {"folder": folder, "run": to_dict(run), "title": title}
         return train_module(model, loss, batch_at, run.optimizer, **about)
 
-    return train_or_load(run, "diffusion", variant, DiffusionModel, train_now, pipeline=False)
+    return train_or_load(run, "diffusion", variant, DiffusionModel, train_now)
 
 
 @torch.no_grad()

@@ -191,7 +191,7 @@ class Profile:
     def __post_init__(self):
         tokenizers, classes = self.tokenizer.variants, self.autoregressive.variants
         texts, judge = self.text.variants, self.text.dual_encoder
-        both = ", ".join(set(classes) & set(texts))
+        both = ", ".join(sorted(set(classes) & set(texts)))
         require(not both, f"autoregressive.variants and text.variants both have {both}")
         for variant in tokenizers:
             self._check_tokenizer(variant)
@@ -265,8 +265,6 @@ class Profile:
             needs = "three levels or more and scale-causal attention on both sides"
             require(config.levels >= 3 and attention == {"scale_causal"}, f"{sentence} {needs}")
 
-    # -- tokenizers --
-
     def tokenizer_variant(self, variant: str) -> TokenizerConfig:
         """`tokenizer.common` with the variant's keys.
 
@@ -314,8 +312,6 @@ class Profile:
             sentence = f"{where}.data.size: views are as large as the tokenizer; set {where}.size"
             require("size" not in changes, sentence)
         return replace(data, size=size)
-
-    # -- generators --
 
     def generator_section(self, variant: str) -> AutoregressiveSection | TextSection:
         """The section that has a variant of this name."""
@@ -389,11 +385,7 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def changed(values: dict[str, Any], changes: Changes) -> dict[str, Any]:
-    """Values of a whole profile (`to_dict`) with those at dotted keys replaced.
-
-    Raises:
-        ConfigError: there is no such key.
-    """
+    """Values of a whole profile (`to_dict`) with those at dotted keys, which it has, replaced."""
     values = copy.deepcopy(values)
     for key, value in changes.items():
         *sections, last = key.split(".")

@@ -233,9 +233,8 @@ def launch_command(
         ValueError: a SLURM allocation of more or fewer nodes than machines; or several machines
             without one, or without MASTER_ADDR.
     """
-    count = str(engine.processes)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", count]
-    machines = str(engine.machines)
+    processes, machines = str(engine.processes), str(engine.machines)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", processes]
     nodes = environment.get("SLURM_JOB_NUM_NODES", environment.get("SLURM_NNODES"))
     if nodes not in (None, machines):
         raise ValueError(
