@@ -32,6 +32,8 @@ from workbook.profile import GenerationEvaluationConfig, Profile, TextEvaluation
 from workbook.runs import AutoregressiveRun, CodesRun, DualEncoderRun, TokenizerRun
 from workbook.tokenizers import trained_tokenizer
 
+Settings = GenerationEvaluationConfig | TextEvaluationConfig
+Tensors = dict[str, Tensor]
 GREY = 0.85  # of places whose codes are not sampled yet
 REAL = "samples/real.safetensors"  # `real_features`, written by a stage
 REAL_TEXT = "samples/real_text.safetensors"  # those of text-conditional models
@@ -103,11 +105,7 @@ def _run(profile: Profile, variant: str, seed: int, decoder: str | None = None) 
 
 
 def measure_generator(
-    model: AutoregressiveModel,
-    profile: Profile,
-    variant: str,
-    samples: dict[str, Tensor],
-    real: dict[str, Tensor],
+    model: AutoregressiveModel, profile: Profile, variant: str, samples: Tensors, real: Tensors
 ) -> dict[str, Any]:
     """Distances of samples to real images, nats per token, sweeps; of text models R-precision.
 
@@ -124,9 +122,8 @@ def measure_generator(
     sampled = next(iter(samples.values()))  # those of held-out names come first
     scores = measure_codes(sampled, tokenizer, references, profile, variant)
     parts = (evaluate.reconstruct(tokenizer, x)[1] for x in held_out_images(profile, variant))
-    reconstructions = evaluate.features_of(parts, "reconstructions")
-    scores["reconstruction"] = distances(reconstructions, references, settings)
-    del scores["reconstruction"]["protocol"]
+    again = distances(evaluate.features_of(parts, "reconstructions"), references, settings)
+    scores["reconstruction"] = {key: again[key] for key in again if key != "protocol"}
     if "train" in real:
         scores["real"] = _means(distances(real["train"], references, settings))
 
@@ -202,11 +199,7 @@ def _features(tokenizer: SpectralTokenizer, codes: Tensor, title: str) -> Tensor
     return evaluate.features_of(parts, title)
 
 
-def distances(
-    features: Tensor,
-    references: Tensor,
-    settings: GenerationEvaluationConfig | TextEvaluationConfig,
-) -> dict[str, Any]:
+def distances(features: Tensor, references: Tensor, settings: Settings) -> dict[str, Any]:
     """Every metric of `GENERATION_METRICS` of features [M, 1280], and their `protocol`."""
     of_kid = {"kid_subset_size": settings.kid_subset_size, "seed": settings.seed}
     return metrics.generation_metrics(features, references, neighbors=settings.neighbors, **of_kid)
@@ -220,7 +213,7 @@ def _means(scores: dict[str, Any]) -> dict[str, float]:
 # -- real images -------------------------------------------------------------------------------
 
 
-def real_features(profile: Profile, variant: str) -> dict[str, Tensor]:
+def real_features(profile: Profile, variant: str) -> Tensors:
     """Features of the real images that samples are compared with, "held_out", and for a
     class-conditional model of as many views of training photographs, "train".
     """
@@ -269,7 +262,7 @@ def sampled_labels(profile: Profile, count: int) -> Tensor:
     return labels.repeat(-(-count // len(labels)))[:count]
 
 
-def draw_all(model: AutoregressiveModel, profile: Profile, variant: str) -> dict[str, Tensor]:
+def draw_all(model: AutoregressiveModel, profile: Profile, variant: str) -> Tensors:
     """Samples that judge a generator: kind of prompts -> codes, or `codes` of all classes."""
     if variant in profile.text.variants:
         asked = {kind: prompts(profile, kind).captions for kind in KINDS}
@@ -282,7 +275,7 @@ def draw_all(model: AutoregressiveModel, profile: Profile, variant: str) -> dict
     }
 
 
-def _samples(profile: Profile, variant: str, seed: int, save: bool = False) -> dict[str, Tensor]:
+def _samples(profile: Profile, variant: str, seed: int, save: bool = False) -> Tensors:
     """`draw_all` of this very run, from the pipeline or drawn now, and kept if `save`."""
     path, run = resolve(f"samples/{variant}-seed{seed}.safetensors"), _run(profile, variant, seed)
     if read_metadata(path).get("run") == run:
@@ -293,7 +286,7 @@ def _samples(profile: Profile, variant: str, seed: int, save: bool = False) -> d
     return samples
 
 
-def load_samples(profile: Profile, variant: str, seed: int, each: int) -> dict[str, Tensor]:
+def load_samples(profile: Profile, variant: str, seed: int, each: int) -> Tensors:
     """Class, or kind of prompts -> its first images [each, 3, H, W], if so many were sampled."""
     samples, tokenizer = _samples(profile, variant, seed), tokenizer_of(profile, variant)
     if "codes" in samples:

@@ -15,13 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sitlib import metrics
-from sitlib.data import (
-    ImageSource,
-    degrade,
-    held_out_positions,
-    held_out_views,
-    training_views,
-)
+from sitlib.data import ImageSource, degrade, held_out_positions, held_out_views, training_views
 from sitlib.files import Row
 from sitlib.model.dual_encoder import DualEncoder
 from sitlib.model.tokenizer import SpectralTokenizer
@@ -123,8 +117,9 @@ class Judge:
     def prompt_scores(
         self, tokenizer: SpectralTokenizer, asked: dict[str, Prompts], samples: dict[str, Tensor]
     ) -> dict[str, Any]:
-        """`r_precision_<kind>` of samples; `kinds`: kind -> samples, reconstructions, real images ->
-        what `retrieved` returns, `by_prompt` of samples only."""
+        """What `retrieved` returns of samples for every kind of prompts, of the real images and of
+        their reconstructions; `by_prompt` of samples only.
+        """
         kinds: dict[str, dict[str, dict[str, Any]]] = {}
         for kind, told in asked.items():
             images = {
