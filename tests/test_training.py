@@ -3,9 +3,6 @@
 import errno
 import json
 import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import accelerate.checkpointing
@@ -18,11 +15,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sitlib.data import open_images
 from sitlib.train import checkpoint, loop, tokenizer
-from sitlib.train.checkpoint import StateError, locked
+from sitlib.train.checkpoint import StateError
 from sitlib.train.config import ONE_PROCESS
 from sitlib.train.loop import split, train_module
-from sitlib.train.optim import ema_update, learning_rate_factor, make_optimizer
-from workbook.paths import ROOT, resolve
+from sitlib.train.optim import learning_rate_factor, make_optimizer
+from workbook.paths import resolve
 from workbook.profile import load_profile
 
 SMOKE = load_profile("smoke")
@@ -90,19 +87,6 @@ def test_weight_decay_spares_vectors_positions_and_codebooks():
     decayed, exempt = make_optimizer(model, replace(OPTIMIZER, weight_decay=0.1)).param_groups
     assert [id(p) for p in decayed["params"]] == [id(model["mlp"].weight)]
     assert len(exempt["params"]) == 3 and exempt["weight_decay"] == 0
-
-
-def test_the_moving_average_is_torchs():
-    average = get_ema_multi_avg_fn(0.9)
-    ours, theirs = (AveragedModel(nn.Linear(4, 3), multi_avg_fn=average) for _ in range(2))
-    model = nn.Linear(4, 3)
-    for _ in range(4):
-        for parameter in model.parameters():
-            nn.init.normal_(parameter)
-        ema_update(ours, model, 0.9)
-        theirs.update_parameters(model)
-    for name, value in theirs.state_dict().items():
-        assert torch.equal(ours.state_dict()[name], value), name
 
 
 # -- the loop --------------------------------------------------------------------------------------
@@ -210,21 +194,6 @@ def test_a_second_run_of_the_same_states_is_refused_while_the_first_lives(tmp_pa
 
     fit(tmp_path / "states", greedy)
     fit(tmp_path / "states")  # free again
-
-
-def test_the_lock_of_a_killed_process_holds_nobody_up(tmp_path):
-    program = f"""
-import os, signal
-from pathlib import Path
-from sitlib.train.checkpoint import locked
-with locked(Path({str(tmp_path)!r})):
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    died = subprocess.run([sys.executable, "-c", program], env=environment)
-    assert died.returncode == -signal.SIGKILL and list(tmp_path.parent.glob("locks/*.lock"))
-    with locked(tmp_path):
-        pass
 
 
 def test_another_run_in_the_folder_is_refused_with_what_differs(tmp_path):
