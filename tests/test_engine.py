@@ -10,14 +10,12 @@ import processes
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from tiny import TEXTS, new_generator
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sitlib.model.config import TextEncoderConfig
-from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.sequence import Block, BlockOptions, Transformer
-from sitlib.model.text import TextTokenizer
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import ADBlock, ADTransformer, SequenceLayout
 from sitlib.strict import ConfigError, from_dict, to_dict
@@ -153,16 +151,8 @@ def test_encoding_and_decoding_fall_back_to_no_materialised_scores(attention, de
 
 def test_blocks_that_read_texts_compile_and_are_computed_again_whatever_the_length():
     """As in the profile `paper`: more layers than a function may have graphs, texts of any length."""
-    texts = TextTokenizer.train(["a red cat", "a blue dog"], 300, 16)
-    text = TextEncoderConfig(layers=9, vocab_size=300, max_tokens=16)
-    shape = SMOKE.autoregressive_variant("ar_sit4")
-    shape = replace(shape, layers=9, width=16, heads=2, text=text, dropout=0.0)
-    models = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        models.append(AutoregressiveModel(CodeModelConfig(shape, 3, 4, 20, 2, [], texts.to_json())))
-        for head in models[-1].heads:
-            nn.init.normal_(head.weight)
+    shape = {"layers": 9, "text": TextEncoderConfig(9, 300, TEXTS.max_tokens)}
+    models = [new_generator("text", **shape).train() for _ in range(2)]  # of the same weights
     plain, compiled = models
     for part in compiled.modules():
         if isinstance(part, Transformer):
@@ -173,7 +163,7 @@ def test_blocks_that_read_texts_compile_and_are_computed_again_whatever_the_leng
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for length in (5, 7, 9):
             codes = torch.randint(20, (2, 3, 4))
-            tokens = torch.randint(1, texts.vocab_size, (2, length))
+            tokens = torch.randint(1, TEXTS.vocab_size, (2, length))
             for model in models:
                 model.zero_grad()
                 model(codes, tokens).square().mean().backward()
