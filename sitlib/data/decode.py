@@ -128,10 +128,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
     rgb = image if image.mode == "RGB" else image.convert("RGB")
-    if profile:
+    if profile:  # of the colors before they are mixed with white
+        fitting = ["CMYK"] if image.mode == "CMYK" else ["RGB", "L"] if is_grey else ["RGB"]
         try:
             mode, to_srgb = _read_profile(profile)
-            if not {"CMYK": image.mode == "CMYK", "L": is_grey, "RGB": image.mode != "CMYK"}[mode]:
+            if mode not in fitting:
                 raise ValueError(f"it describes {mode} images")
             if to_srgb:
                 rgb = to_srgb.apply(image if mode == "CMYK" else rgb.convert(mode))
