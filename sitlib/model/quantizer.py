@@ -45,7 +45,8 @@ class Codebook(nn.Module):
         super().__init__()
         self.num_codes, self.update, self.decay, self.gradient = num_codes, update, decay, gradient
         weight = F.normalize(torch.randn(num_codes, dim), dim=-1)
-        self.weight = nn.Parameter(weight, requires_grad=update == "gradient")  # [K, D]
+        learns = update == "gradient" and not self.codes_are_fixed
+        self.weight = nn.Parameter(weight, requires_grad=learns)  # [K, D]
         self.register_buffer("steps_unused", torch.zeros(num_codes, dtype=torch.int64))
         if update == "ema":  # as if a latent equal to each code had chosen it once
             self.register_buffer("ema_sum", weight.clone())

@@ -69,7 +69,7 @@ def update_codebooks(
     moved, books = [], cast(list[Codebook], tokenizer.codebooks)
     parts = map(tokenizer.by_codebook, (latents, codes))
     for codebook, z, codes_of_z in zip(books, *parts, strict=True):
-        if codebook.update == "ema":
+        if codebook.update == "ema" and not codebook.codes_are_fixed:
             update_ema_codes(codebook, z, codes_of_z)
         moved.append(reset_dead_codes(codebook, z, codes_of_z, reset_dead_codes_after))
     return moved
