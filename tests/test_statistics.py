@@ -145,17 +145,12 @@ class TestContrasts:
         estimates = factorial_effects(rows, cells, ["A", "B"])
         values = {name: round(e.value, 4) for name, e in estimates.items()}
         assert values == {"A": 1.0, "B": -0.5, "A x B": 0.25}
-        with_b, without_b = (
-            contrast(rows, {cells[1, b]: 1.0, cells[0, b]: -1.0}).value for b in (1, 0)
-        )
-        assert estimates["A x B"].value == pytest.approx((with_b - without_b) / 2)
 
     def test_signs_power_laws_and_different_photographs(self):
         rows = experiment(np.random.default_rng(3), {"a": 24.0, "b": 26.0, "c": 24.01})
         assert [difference(rows, *pair).sign for pair in ("ba", "ab", "ca")] == [1, -1, 0]
-        assert power_law([1, 10, 100], [3 * x**0.7 for x in (1, 10, 100)]) == pytest.approx(
-            (3, 0.7)
-        )
+        law = power_law([1, 10, 100], [3 * x**0.7 for x in (1, 10, 100)])
+        assert law == pytest.approx((3, 0.7))
         rows["d"] = row(np.zeros((3, 42)), photographs=[f"q{i}" for i in range(42)])
         with pytest.raises(ValueError, match="same photographs"):
             difference(rows, "d", "a")

@@ -30,8 +30,7 @@ Prompts = Tensor | list[str] | None  # class ids [count], texts, or None without
 def load_generator(
     options: argparse.Namespace,
 ) -> tuple[AutoregressiveModel, SpectralTokenizer, SamplingConfig, Prompts]:
-    """The model of --model, or the default one for the prompt, its tokenizer, how to sample, and
-    the prompt --count times.
+    """Load a generator and its tokenizer -> both, how to sample, and the prompt --count times.
 
     Raises:
         ValueError: a missing checkpoint, a prompt that the model does not take, or a tokenizer of
