@@ -363,7 +363,7 @@ def test_each_kind_of_prompts_is_what_its_title_says():
 
 
 class Captions:
-    """Stand-in for a dual encoder that knows each image's caption: the brightness of image i is i."""
+    """Stand-in for a dual encoder that knows each image's caption: image i has brightness i."""
 
     def __init__(self, captions):
         self.captions, self.text_tokenizer = captions, self

@@ -219,7 +219,7 @@ def preview_seconds(profile: Profile, task: Task) -> dict[str, dict[str, float]]
         "one_sample": lambda: preview(*arguments, 1, scales),
         "samples": lambda: preview(*arguments, count, scales),
     }
-    # All actions in turn, so that a machine that grows slower favours none; the first round warms up.
+    # All actions in turn: a machine that grows slower favours none. The first round warms up.
     num_rounds = profile.applications.rounds + 1
     rounds = [[seconds(action) for action in actions.values()] for _ in range(num_rounds)][1:]
     return {

@@ -160,7 +160,7 @@ def error_by_scale(images: Tensor, reconstructions: Tensor) -> list[float]:
 
 
 def original_features(images: Tensor, *, title: str = "") -> Tensor:
-    """Lite0 features of originals, kept for the other tokenizers by pixels and the network's code."""
+    """Lite0 features of originals, kept for other tokenizers by pixels and the network's code."""
     code = Path(networks.__file__).read_bytes()
     name = hashlib.sha256(code + images.numpy().tobytes() + str(images.shape).encode()).hexdigest()
     path = resolve(f"{FEATURES}/{name}.safetensors")
