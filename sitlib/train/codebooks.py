@@ -41,7 +41,7 @@ def initialize_codebooks(tokenizer: SpectralTokenizer, images: Tensor) -> None:
         whitening = axes @ torch.diag(variance.rsqrt()) @ axes.T
         linear.bias.copy_(whitening @ (linear.bias - z.mean(0)))
         linear.weight.copy_(whitening @ linear.weight)
-    for codebook, z in zip(cast(list[Codebook], tokenizer.codebooks), latents(), strict=True):
+    for codebook, z in zip(tokenizer.codebooks, latents(), strict=True):
         if not codebook.codes_are_fixed:
             start_codes(codebook, z)
 
@@ -66,9 +66,9 @@ def update_codebooks(
     Takes latents [B, S, N, D] of a step and the codes [B, S, N] nearest to them. Returns restarted
     codes, bool [K] of each codebook, for the optimizer to forget their history.
     """
-    moved, books = [], cast(list[Codebook], tokenizer.codebooks)
+    moved = []
     parts = map(tokenizer.by_codebook, (latents, codes))
-    for codebook, z, codes_of_z in zip(books, *parts, strict=True):
+    for codebook, z, codes_of_z in zip(tokenizer.codebooks, *parts, strict=True):
         if codebook.update == "ema" and not codebook.codes_are_fixed:
             update_ema_codes(codebook, z, codes_of_z)
         moved.append(reset_dead_codes(codebook, z, codes_of_z, reset_dead_codes_after))

@@ -161,7 +161,7 @@ def train_tokenizer(
                 after = losses.reset_dead_codes_after
                 restarted = update_codebooks(tokenizer, latents, codes, after)
                 for codebook, rows in zip(tokenizer.codebooks, restarted, strict=True):
-                    forget_moments(optimizer, codebook.get_parameter("weight"), rows)
+                    forget_moments(optimizer, codebook.weight, rows)
                 values["restarted"] = torch.stack(restarted).sum()
 
             # Log.
