@@ -251,6 +251,5 @@ def _weighted_sum(terms: list[tuple[Tensor, float]]) -> Tensor:
 def _periodize(filters: Filters, side: int) -> tuple[list[list[float]], int]:
     """Both kernels, wrapped around a side shorter than they are, and their offset modulo it."""
     length = len(filters[0])
-    starts = range(min(length, side))
-    wrapped = [[math.fsum(taps[start::side]) for start in starts] for taps in filters]
+    wrapped = [[math.fsum(taps[i::side]) for i in range(min(length, side))] for taps in filters]
     return wrapped, (length // 2 - 1) % side
