@@ -271,6 +271,7 @@ def stream(command: list[str]) -> int:
                 print(decoder.decode(chunk), end="", flush=True)
         except BaseException:  # interrupted: torchrun ends its processes when it is asked to end
             process.terminate()
+            process.wait()  # so that the same run can be started again at once
             raise
     return process.returncode
 
