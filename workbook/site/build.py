@@ -29,11 +29,6 @@ TABLES = {
         GENERATOR_METRICS,
     ),
 }
-OVERVIEW = {
-    "alt": "A photograph, its wavelet pyramid cut into the same number of patches at every scale, "
-    "the codes of each scale as coloured cells, and the reconstruction from the codes.",
-    "caption": "A photograph on its way through the tokenizer; patches of each scale in orange.",
-}
 
 
 def duration(seconds: float) -> str:
@@ -78,13 +73,6 @@ def metrics_table(group: Mapping[str, Any], caption: str, names: tuple[str, ...]
     return html_table(rows, f"{caption}; {spread}", best=True)
 
 
-def told(value: Any) -> str:
-    """An entry of a protocol as text."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {told(item)}" for key, item in value.items())
-    return ", ".join(map(told, value)) if isinstance(value, list) else str(value)
-
-
 def front_page(
     root: Path,
     results: Mapping[str, Any],
@@ -99,18 +87,18 @@ def front_page(
     figures = reports_folder / folder / "figures"
     stages = [{"stage": name, "seconds": float(value)} for name, value in seconds.items()]
     total = f"{duration(sum(seconds.values()))} for all {len(seconds)} stages together"
-    tables = []
-    for key in (key for key in TABLES if results.get(key)):
-        protocol = results["protocol"].get(key, {}).items()
-        lines = [f"{name.replace('_', ' ')}: {told(value)}" for name, value in protocol]
-        tables.append((metrics_table(results[key], *TABLES[key]), lines))
+    tables = [
+        (metrics_table(results[key], *about), results["protocol"].get(key, {}))
+        for key, about in TABLES.items()
+        if results.get(key)
+    ]
     headline = html_table(
         results["headline"],
         "Against ViT-VQGAN, or the model over its codes: differences in dB, else ratios (x)",
     )
     body = TEMPLATES.get_template("front.html.j2").render(
         headline=headline if results["headline"] else "",
-        overview=OVERVIEW | stored(overview.read_bytes(), figures) if overview.exists() else None,
+        overview=stored(overview.read_bytes(), figures) if overview.exists() else None,
         examples=read_json(examples) if examples.exists() else None,
         reports=reports,
         guides=guides,

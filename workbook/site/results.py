@@ -20,7 +20,7 @@ from workbook.figures.tables import format_value, spread
 from workbook.machine import lock_hash, machine
 from workbook.params import seeds_by_variant
 from workbook.profile import load_profile
-from workbook.site.compare import BASELINE, headline
+from workbook.site.compare import BASELINE, Runs, headline
 
 TOKENIZER_METRICS = (*METRICS, *GENERATION_METRICS, "lite0_score", "usage", "bits_per_pixel")
 GENERATOR_METRICS = (
@@ -51,9 +51,7 @@ def runs_of(folder: Path, listed: dict[str, Any]) -> dict[str, list[dict]]:
     return {variant: scores for variant, scores in found.items() if scores}
 
 
-def summary(
-    runs: Mapping[str, Sequence[Mapping[str, Any]]], metrics: Sequence[str]
-) -> dict[str, dict[str, Any]]:
+def summary(runs: Runs, metrics: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Variant -> metric -> mean and deviation over the runs that have it."""
     return {
         variant: {
@@ -65,7 +63,7 @@ def summary(
     }
 
 
-def protocol(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+def protocol(runs: Runs) -> dict[str, Any]:
     """Protocol of runs: shared entries as they are, others as {variant: value}."""
     by_key: dict[str, dict[str, Any]] = {}
     for variant, seeds in runs.items():
