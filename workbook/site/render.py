@@ -174,21 +174,17 @@ def notebook_page(
     facts: Mapping[str, str] | None = None,
 ) -> Page:
     """An executed notebook as a page, whose pictures go to the folder `figures`."""
-    cells, pictures, facts = [], [], facts or {}
+    cells, named = [], {}
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cells.append({"html": markdown.html(cell.source)})
         elif cell.source:
-            outputs = outputs_of(cell, figures)
-            for output in outputs:
-                if "picture" in output:
-                    pictures.append(output["picture"])
-                    output["number"] = len(pictures)
             is_given = "injected-parameters" in cell.metadata.get("tags", [])
+            outputs = outputs_of(cell, figures)
             cells.append({"source": cell.source, "is_given": is_given, "outputs": outputs})
+            named |= {x["picture"].get("name"): x["picture"] for x in outputs if "picture" in x}
     body = TEMPLATES.get_template("notebook.html.j2").render(cells=cells, facts=facts)
-    named = {picture["name"]: picture for picture in pictures if "name" in picture}
-    return Page(address, body, run, facts, named)
+    return Page(address, body, run, facts or {}, named)
 
 
 TEMPLATES = Environment(
