@@ -132,7 +132,8 @@ def test_reasons_are_told_in_words():
         {"changed outs": {"models/x": "deleted"}},
     ]
     assert reason_of(changes) == "text.captions modified, a new, its code modified and 1 more"
-    assert reason_of([{"changed outs": {"models/x": "deleted"}}]) == "results are not there"
+    for gone in ("deleted", "not in cache"):
+        assert reason_of([{"changed outs": {"models/x": gone}}]) == "results are not there"
     assert reason_of(["changed command"]) == "changed command"
 
 

@@ -92,7 +92,7 @@ def reason_of(changes: list[Any]) -> str:
     for change in changes:
         for kind, paths in change.items() if isinstance(change, dict) else [(change, {})]:
             if kind == "changed outs":
-                is_gone = set(paths.values()) == {"deleted"}
+                is_gone = {*paths.values()} <= {"deleted", "not in cache"}
                 texts.append("results are not there" if is_gone else "results were edited")
             elif kind == "changed deps":
                 for path, state in paths.items():
