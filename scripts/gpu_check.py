@@ -13,11 +13,9 @@ import torch
 from sitlib.data import open_images
 from sitlib.files import save_model, write_csv, write_json
 from sitlib.model.sequence import Transformer
-from sitlib.model.transformer import SequenceLayout
 from sitlib.train.config import ONE_PROCESS, EngineConfig
 from sitlib.train.distributed import join_processes
-from sitlib.train.loop import train_module
-from sitlib.train.optim import make_optimizer
+from sitlib.train.loop import make_optimizer, train_module
 from sitlib.train.tokenizer import train_tokenizer
 from workbook.describe import descriptions, subject_of
 from workbook.paths import resolve
@@ -46,7 +44,7 @@ def fit(engine: EngineConfig) -> float:
         return torch.randn(8, 16, 64, generator=torch.Generator().manual_seed(step))
 
     def loss(module, batch, step):
-        return (module(batch, SequenceLayout(1, 16, "causal")) - batch).square().mean(), {}
+        return (module(batch, causal=True) - batch).square().mean(), {}
 
     with tempfile.TemporaryDirectory() as folder:
         settings = {"folder": Path(folder), "run": {}, "engine": engine}

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sitlib.data import DataError, degrade, held_out_views, open_images, prefetch, training_views
+from sitlib.data import DataError, held_out_views, open_images, prefetch, training_views
 from sitlib.data.images import EpochOrder
+from workbook.evaluate.text import degrade
 from workbook.paths import ROOT
 
 SHARDS = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(sum)

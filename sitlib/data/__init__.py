@@ -5,7 +5,6 @@ from sitlib.data.decode import DataError, ImageError, decode_image, decode_rgb, 
 from sitlib.data.images import ImageSource, open_images
 from sitlib.data.loader import (
     TokenShards,
-    degrade,
     held_out_positions,
     held_out_views,
     make_shards,

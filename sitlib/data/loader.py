@@ -13,19 +13,17 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from io import BytesIO
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from sitlib.data.decode import DataError, rgb_to_tensor
+from sitlib.data.decode import DataError
 from sitlib.data.images import EpochOrder, ImageSource, random_generator
 from sitlib.files import read_json, write_json, write_tensors
 
@@ -125,34 +123,6 @@ def _views(
     batch = np.stack(views).transpose(0, 3, 1, 2).astype(np.float32)
     batch = np.ascontiguousarray(batch) / np.float32(255)
     return torch.from_numpy(batch), torch.tensor(labels, dtype=torch.int64), keys
-
-
-def degrade(images: Tensor, seed: int) -> Tensor:
-    """Make images [B, 3, H, W] in [0, 1] worse, each as follows from the seed and its index.
-
-    An image is shrunk and enlarged again (smoothly or in squares), compressed as a poor JPEG, both,
-    or neither; half of them, and all of "neither", get noise.
-    """
-    worse = []
-    for index, image in enumerate(images):
-        rng = np.random.default_rng([seed, index])
-        kind = rng.integers(4)  # 0: shrunk, 1: compressed, 2: both, 3: neither
-        if kind in (0, 2):
-            shape = image.shape[1:]
-            small = [max(1, round(side * rng.uniform(0.2, 0.6))) for side in shape]
-            mode = "bicubic" if rng.random() < 0.5 else "nearest"
-            small = F.interpolate(image[None], small, mode="area")
-            image = F.interpolate(small, shape, mode=mode)[0]
-        if kind in (1, 2):
-            pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-            file = BytesIO()
-            Image.fromarray(pixels).save(file, "JPEG", quality=int(rng.integers(2, 20)))
-            image = rgb_to_tensor(Image.open(file).convert("RGB")) / 255
-        if kind == 3 or rng.random() < 0.5:
-            noise = torch.from_numpy(rng.standard_normal(image.shape, dtype=np.float32))
-            image = image + noise * rng.uniform(0.02, 0.12)
-        worse.append(image.clamp(0, 1))
-    return torch.stack(worse)
 
 
 def prefetch(

@@ -18,7 +18,7 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 VocabularySize = Annotated[int, Field(ge=300)]  # 256 bytes and some merges
 TextLength = Annotated[int, Field(ge=2)]
 
-LIFTING_WAVELETS = ("bior2.2", "bior4.4")  # those of sitlib.model.transforms
+LIFTING_WAVELETS = ("bior2.2", "bior4.4")  # those of sitlib.model.patchify
 
 
 def check_width(width: int, heads: int, mlp_ratio: float = 1.0, prefix: str = "") -> None:

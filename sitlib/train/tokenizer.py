@@ -26,9 +26,8 @@ from sitlib.train.discriminator import (
     gradient_penalty,
 )
 from sitlib.train.distributed import all_reduce, rank, world_size
-from sitlib.train.loop import TrainLoop, mean_values
+from sitlib.train.loop import TrainLoop, forget_moments, mean_values
 from sitlib.train.losses import TokenizerLoss
-from sitlib.train.optim import forget_moments
 
 PICTURES = 4  # training views that are shown beside their reconstructions
 

@@ -6,16 +6,25 @@ judge, and of their reconstructions, which a model over the tokenizer's codes ca
 """
 
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from sitlib import metrics
-from sitlib.data import ImageSource, degrade, held_out_positions, held_out_views, training_views
+from sitlib.data import (
+    ImageSource,
+    held_out_positions,
+    held_out_views,
+    rgb_to_tensor,
+    training_views,
+)
 from sitlib.files import Row
 from sitlib.model.dual_encoder import DualEncoder
 from sitlib.model.tokenizer import SpectralTokenizer
@@ -177,6 +186,34 @@ def view_features(
             parts.append(judge_features(version, run, title))
             positions += [images.position_of[key] for key in keys[: len(views)]]
     return torch.cat(parts), np.array(positions)
+
+
+def degrade(images: Tensor, seed: int) -> Tensor:
+    """Make images [B, 3, H, W] in [0, 1] worse, each as follows from the seed and its index.
+
+    An image is shrunk and enlarged again (smoothly or in squares), compressed as a poor JPEG, both,
+    or neither; half of them, and all of "neither", get noise.
+    """
+    worse = []
+    for index, image in enumerate(images):
+        rng = np.random.default_rng([seed, index])
+        kind = rng.integers(4)  # 0: shrunk, 1: compressed, 2: both, 3: neither
+        if kind in (0, 2):
+            shape = image.shape[1:]
+            small = [max(1, round(side * rng.uniform(0.2, 0.6))) for side in shape]
+            mode = "bicubic" if rng.random() < 0.5 else "nearest"
+            small = F.interpolate(image[None], small, mode="area")
+            image = F.interpolate(small, shape, mode=mode)[0]
+        if kind in (1, 2):
+            pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+            file = BytesIO()
+            Image.fromarray(pixels).save(file, "JPEG", quality=int(rng.integers(2, 20)))
+            image = rgb_to_tensor(Image.open(file).convert("RGB")) / 255
+        if kind == 3 or rng.random() < 0.5:
+            noise = torch.from_numpy(rng.standard_normal(image.shape, dtype=np.float32))
+            image = image + noise * rng.uniform(0.02, 0.12)
+        worse.append(image.clamp(0, 1))
+    return torch.stack(worse)
 
 
 def judge_features(images: Tensor, run: DualEncoderRun, title: str) -> Tensor:
