@@ -25,11 +25,7 @@ def require(condition: bool, sentence: str) -> None:
 
 
 def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "configuration") -> Config:
-    """Make a dataclass from plain values; `where`, such as the name of a file, begins sentences.
-
-    Raises:
-        ConfigError: one line for every key that is wrong.
-    """
+    """Make a dataclass from plain values; `where`, such as the name of a file, begins sentences."""
     try:
         # Through JSON: strict about types, yet mappings become dataclasses.
         return _adapter(cls).validate_json(json.dumps(values))

@@ -25,24 +25,15 @@ FORMATS = {k: name for k, name in Image.registered_extensions().items() if name 
 
 
 class Jobs:
-    """Input files, each with the output file that is made of it.
+    """Input files, each with the output file that is made of it: `targets`.
 
-    `photos/below/a.jpg` becomes `output/below/a.png`; of several inputs each folder keeps its
-    name; the second of two files of one stem keeps its suffix.
-
-    Attributes:
-        targets: input file -> output file.
-        folder: folder of the outputs.
-        file: the only output, where -o names a file; else None.
+    `photos/below/a.jpg` becomes `output/below/a.png`; of several inputs each folder keeps its name;
+    the second of two files of one stem keeps its suffix. `file` is the only output, where -o names
+    one.
     """
 
     def __init__(self, options: argparse.Namespace):
-        """Find the inputs: files, and in folders all images, or all files of codes.
-
-        Raises:
-            ArgumentError: -o names one file for several inputs, or of a kind that is not written.
-            ValueError: a folder without such files.
-        """
+        """Find the inputs: files, and in folders all images, or all files of codes."""
         self.options, self.reserved = options, set()
         self.folder = Path(options.output).expanduser()
         suffix = self.folder.suffix.lower()
@@ -85,11 +76,7 @@ class Jobs:
         return files
 
     def reserve(self, target: Path, *variants: str) -> list[Path]:
-        """Reserve photo.png, or photo-a.png and photo-b.png for "a", "b", before it is made.
-
-        Raises:
-            ValueError: it is an input, was there before, or was reserved for another input.
-        """
+        """Reserve photo.png, or photo-a.png and photo-b.png for "a", "b", before it is made."""
         stem, suffix = target.stem, target.suffix
         paths = [target.with_name(f"{stem}-{variant}{suffix}") for variant in variants] or [target]
         for path in paths:
@@ -105,8 +92,8 @@ class Jobs:
     def run(self, work: Callable[[Path, Path], list[str]], *header: str) -> int:
         """Call `work(input, output)` for all; print the lines that it returns, below a header.
 
-        Returns:
-            0, or 1 if one failed: it is named on stderr, and the others are done.
+        Where one fails it is named on stderr, and the others are done; the result is then 1, else
+        0.
         """
         if header:
             print(row(*header))
@@ -164,12 +151,7 @@ def size_of(image: Tensor) -> str:
 def find_checkpoint(name: str, *kinds: str) -> Path:
     """Find a checkpoint by its path, that of its folder, or the name of its run.
 
-    Args:
-        name: a path; or a run, with or without its seed, in models/KIND of the current folder or
-            of one above it.
-
-    Raises:
-        ValueError: there is none; the message lists those that there are.
+    A run, with or without its seed, is in models/KIND of the current folder or of one above it.
     """
     path, here = Path(name).expanduser(), Path.cwd()
     folders = [above / "models" / kind for above in (here, *here.parents) for kind in kinds]

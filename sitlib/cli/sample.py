@@ -30,12 +30,7 @@ Prompts = Tensor | list[str] | None  # class ids [count], texts, or None without
 def load_generator(
     options: argparse.Namespace,
 ) -> tuple[AutoregressiveModel, SpectralTokenizer, SamplingConfig, Prompts]:
-    """Load a generator and its tokenizer -> both, how to sample, and the prompt --count times.
-
-    Raises:
-        ValueError: a missing checkpoint, a prompt that the model does not take, or a tokenizer of
-            other codes.
-    """
+    """Load a generator and its tokenizer -> both, how to sample, and the prompt --count times."""
     name = options.model or GENERATORS["class" if options.text is None else "text"]
     model, path = files.load_checkpoint(name, AutoregressiveModel, options.device)
     prompts = _prompts(model.config.classes, options)

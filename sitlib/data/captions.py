@@ -75,10 +75,8 @@ def open_captioned(
     """Open one split of a data source (see `open_images`) together with its captions.
 
     `captions` is "records": the `captions` of the shards' records, as `sitlib.data.convert` writes
-    them; "names": built from the records by `emoji_captions`, which gets `phrasing`, `seed` and
-    `count`; or the path of a COCO captions file, see `coco_split`.
-
-    Raises DataError if source, split or captions are missing.
+    them; "names": built from the records by `emoji_captions`; or the path of a COCO captions file,
+    see `coco_split`.
     """
     if str(captions) not in ("names", "records"):
         samples, captions_of = coco_split(source, split, captions)
@@ -102,9 +100,8 @@ def emoji_captions(
     """`count` different captions of an image by its record: `key`, `name`, where it has them
     `short_names`, `category`, `subcategory`.
 
-    Lower case, with skin tones, which are visible. Their order is a pure function of `seed` and
-    `key`. They are fewer where the phrasing has not as many templates for this record (seven and
-    more; training takes `MORE` where it needs more than eleven).
+    Lower case, with skin tones, which are visible; in an order that is a pure function of `seed`
+    and `key`; fewer where the phrasing has not as many templates for this record.
     """
     if not (name := _normalize(record.get("name"))):
         raise DataError(f"The record of {record.get('key')!r} has no `name` for captions.")
@@ -170,9 +167,8 @@ def coco_split(
     """Images of a split of MS-COCO that have captions, in the order of the JSON; and the captions
     of every name in it. Others are left out, with a warning.
 
-    The images are in `source`, or in its folders of splits (`train`, `train2017`). `captions` has
-    `{split}` for the name of the split or of its stand-in ("val" for "test", which has no captions
-    in COCO): `captions_{split}2017.json`.
+    `captions` has `{split}` for the name of the split or of its stand-in ("val" for "test", which
+    has no captions in COCO): `captions_{split}2017.json`.
     """
     root = Path(source).expanduser()
     if not root.is_dir():

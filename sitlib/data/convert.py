@@ -46,15 +46,10 @@ def convert(
 ) -> dict[str, Any]:
     """Write one split of `source` as shards `<split>-NNNNN.tar` and a manifest, which is returned.
 
-    A sample is an image and a JSON record: `key`, `split`, `file` (name in the source), `class`
-    (or null), `captions` (may be empty), `size` (width, height). An image that cannot be decoded is
-    left out and named in the manifest.
-
-    Args:
-        source: image folder as for `open_images`, or a folder of Parquet files named by split
-            (`train-00000-of-00294.parquet`) with columns image, label, caption (a text or a list).
-        captions: a COCO captions file, as for `open_captioned`.
-        short_side: px; larger images are made as small (antialiased, JPEG). Others stay as files.
+    A sample is an image and a JSON record: `key`, `split`, `file` (name in the source), `class` (or
+    null), `captions` (may be empty), `size` (width, height). `source` is an image folder as for
+    `open_images`, or has Parquet files named by split (`train-00000-of-00294.parquet`). Images
+    whose short side is above `short_side` px are made as small; others stay as files.
 
     Raises DataError if there is no image, or shards of other settings or images. After a DiskError
     finished shards stay, and the same call goes on from there.

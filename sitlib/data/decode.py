@@ -91,10 +91,7 @@ def decode_rgb(source: bytes | str | PathLike, *, min_side: int = MIN_SIDE) -> I
     Takes the first frame of an animation, turns it upright as EXIF says, applies its color profile,
     composites transparency on white, scales 16-bit grey (65535 -> 255) and converts palette, grey,
     CMYK and YCbCr. A profile that cannot be applied is ignored, and all that is left in `info`.
-
-    Raises:
-        ImageError: corrupt file, unknown format, a side below `min_side` pixels, more than about
-            179 million pixels (Pillow's guard), or values of unknown range (32-bit, floating).
+    ImageError for what cannot be used.
     """
     try:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as opened:

@@ -67,9 +67,8 @@ class Record(NamedTuple):
 class ImageSource:
     """The usable images of one split, in a fixed order. Made by `open_images`.
 
-    Splits of at most 5000 images are decoded when they are opened, and unusable images are left
-    out. In a larger split they are found on first use: from then on, with a warning, the next
-    usable image stands in, always the same one, with its own key and label.
+    In splits of more than 5000 images unusable ones are found on first use: from then on, with a
+    warning, the next usable image stands in, always the same one, with its own key and label.
     """
 
     samples: list[Sample]
@@ -139,10 +138,9 @@ class ImageSource:
 class EpochOrder:
     """Permutations of items that lie in shards one after the other.
 
-    Item `i` of a run is element `i % n` of the permutation of epoch `i // n`, so that a run resumes
-    at any item, and any number of processes share a batch. A set larger than `window` items has its
-    shards shuffled, neighbors gathered in windows of whole shards, and each window shuffled: reads
-    touch a few shards at a time, which stay in the page cache.
+    Item `i` of a run is element `i % n` of the permutation of epoch `i // n`. A set larger than
+    `window` items has its shards shuffled, neighbors gathered in windows of whole shards, and each
+    window shuffled: reads touch a few shards at a time, which stay in the page cache.
     """
 
     def __init__(self, shard_sizes: Sequence[int] | np.ndarray, window: int = WINDOW):

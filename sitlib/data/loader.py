@@ -219,9 +219,8 @@ def make_shards(
 
     A shard holds `codes` [m, S, N] (uint16 where `num_codes` permits) and `labels` [m] int32, which
     `make` gives for `per_shard` of the batches of a split. Shard i belongs to rank i mod
-    world_size, and existing ones are skipped. They lie in a hidden folder beside `folder`, whose
-    place it takes when it is complete; then all ranks return. `run`, plain values that determine
-    the codes, is in the manifest: DataError if unfinished shards of another run are there.
+    world_size. They lie in a hidden folder beside `folder` until all are there. `run`, plain values
+    that determine the codes, is in the manifest: unfinished shards of another run are refused.
     """
     shards = {
         f"{split}-{first // per_shard:05d}.safetensors": (split, range(count)[first:][:per_shard])

@@ -20,14 +20,6 @@ def codebook_statistics(counts: Tensor, num_images: int, num_codebooks: int) -> 
     Usage is the percentage of a codebook's codes that occur; it grows with the number of images.
     Perplexity is the exponential of the entropy of code frequencies: the number of codes which,
     used evenly, would have this entropy; in [1, K].
-
-    Args:
-        num_codebooks: 1 (all scales share it), 2 ("approximation" of scale 1, "details" of all
-            others) or S ("approximation", "details_2", ...).
-
-    Returns:
-        `codebooks` (name -> `usage`, `perplexity`), `scales` (list of `scale`, `codebook`, `usage`,
-        `perplexity`) and `usage_images`.
     """
 
     def statistics(counts_SK: Tensor) -> dict[str, float]:

@@ -29,10 +29,7 @@ def lite0_features(
 ) -> Tensor:
     """EfficientNet-Lite0 features [B, 1280], on the CPU, of images [B, 3, H, W] clamped to [0, 1].
 
-    Args:
-        batch_size: images at a time. Default: 256 on a GPU, 8 or 16 on a CPU.
-        size: px to which images are resized; distances are measured at the default only.
-        title: of a progress bar.
+    They are resized to `size` px; distances are measured at the default only.
     """
     check_images(images)
     lite0, device = cached_lite0(), best_device()
@@ -109,9 +106,6 @@ def precision(features: Tensor, references: Tensor, *, neighbors: int = 3) -> fl
 
     They lie in the ball around a reference [N, D] whose radius is the distance to its k-th nearest
     neighbor, boundary included. In float64. Compare only equal M and N.
-
-    Args:
-        neighbors: k, in [1, min(M, N)).
     """
     smallest = min(len(features), len(references))
     fits = 1 <= neighbors < smallest
@@ -142,8 +136,8 @@ def _squared_distances(points: Tensor, features: Tensor) -> Iterator[Tensor]:
 def classifier_score(logits: Tensor) -> float:
     """exp E KL(p(y|x) || p(y)) of class logits [N, K]: Inception score (arXiv 1606.03498).
 
-    Between 1 (all images look alike to the classifier) and K (it is sure of every image, and all
-    classes are equally frequent). Grows with N: compare only equal N. One split, in float64.
+    From 1 (all images look alike) to K (sure of every image, classes equally frequent). Grows with
+    N: compare only equal N. One split, in float64.
     """
     log_p = logits.double().log_softmax(dim=1)
     log_marginal = log_p.logsumexp(dim=0) - math.log(len(log_p))
@@ -185,14 +179,7 @@ def generation_metrics(
     """Distances between generated and real images, given as `lite0_features` [M, D] and [N, D].
 
     No number compares with an FID, which needs its own Inception network, nor with one of other
-    numbers of images.
-
-    Args:
-        kid_subset_size, seed: images in a random subset of KID, and seed of the subsets.
-        neighbors: of precision and recall. Default: without them.
-
-    Returns:
-        each of GENERATION_METRICS, `kid_standard_deviation` (over subsets), and `protocol`.
+    numbers of images. Precision and recall are left out where `neighbors` is None.
     """
     options = {"kid_subsets": KID_SUBSETS, "kid_subset_size": kid_subset_size, "kid_seed": seed}
     options |= {} if neighbors is None else {"neighbors": neighbors}
@@ -221,16 +208,11 @@ def r_precision(
 ) -> Tensor:
     """Score [M], 1 if an image's right caption is the most similar of its candidates, else 0.
 
-    R-precision of AttnGAN (arXiv 1711.10485). Candidates are the right caption and others, drawn
-    without replacement from the captions of other names, because a caption of the same name is not
-    wrong. The draws depend on the seed, the image's position, `right` and `names` only: all models
-    are asked the same questions. It is 1 / n where n captions share the first place.
-
-    Args:
-        similarity: of images to captions, [M, C].
-        right: position of each image's caption, int64 [M].
-        names: subject of each caption, C names or numbers.
-        candidates: captions to choose from, the right one included; at least 2.
+    R-precision of AttnGAN (arXiv 1711.10485), from the similarity [M, C] of images to captions. The
+    `right` caption [M] int64 stands among others, drawn from those of other `names` [C], because a
+    caption of the same name is not wrong. The draws depend on the seed, the image's position,
+    `right` and `names` only: all models are asked the same questions. It is 1 / n where n captions
+    share the first place.
     """
     subjects = np.unique(np.array(names), return_inverse=True)[1]  # [C]
     scores = []
@@ -249,8 +231,7 @@ def r_precision(
 class InceptionMetrics:
     """FID (arXiv 1706.08500) and Inception score by torchmetrics, on torch-fidelity's Inception-v3.
 
-    The network (95 MB) is downloaded: for machines with internet. Raises `WeightsError` where the
-    optional package or the network cannot be had.
+    The network (95 MB) is downloaded.
     """
 
     def __init__(self):
@@ -278,10 +259,9 @@ class InceptionMetrics:
             self.scores[real].update(pixels)
 
     def compute(self, *, seed: int = 0) -> dict[str, float]:
-        """`fid`; `inception_score` of the images, `inception_score_originals` of originals.
+        """FID and Inception scores, means over ten random splits; all images are forgotten.
 
-        A score is the mean over ten random splits. FID of fewer than 2048 images is biased upwards.
-        All images are forgotten.
+        FID of fewer than 2048 images is biased upwards.
         """
         values = {"fid": self.fid.compute().item()}
         for real, score in self.scores.items():

@@ -21,10 +21,7 @@ SMALLEST_SIZE = {"alex": 31, "vgg": 16}  # px; below, a pooling layer of the tru
 
 
 class PerceptualDistance(lpips.LPIPS):
-    """Frozen LPIPS (arXiv 1801.03924), with random weights; `load_lpips` has the real ones.
-
-    Always in evaluation mode: `train()` has no effect.
-    """
+    """Frozen LPIPS (arXiv 1801.03924), always in evaluation mode; `load_lpips` has its weights."""
 
     def __init__(self, net: str):
         with warnings.catch_warnings():
@@ -38,8 +35,7 @@ class PerceptualDistance(lpips.LPIPS):
     def forward(self, images: Tensor, references: Tensor) -> Tensor:  # pyrefly: ignore[bad-override]
         """Distances [B], at least 0, of RGB images [B, 3, H, W] in [0, 1].
 
-        Gradients flow to `images` only. Raises `ValueError` for shapes that differ, are not RGB, or
-        are too small for the trunk; RuntimeError if the references are not in [0, 1].
+        Gradients flow to `images` only.
         """
         shape, smallest = images.shape, SMALLEST_SIZE[self.pnet_type]
         if shape != references.shape or shape[1:-2] != (3,) or min(shape[2:]) < smallest:
@@ -96,9 +92,6 @@ class SameConv(nn.Module):
     """A convolution with TensorFlow's "same" padding, its batch normalization folded in, and ReLU6.
 
     At stride 2 it pads an even image by one pixel more at the right and bottom than elsewhere.
-
-    Args:
-        source: weights of the network; `conv` and `norm` are names in it.
     """
 
     def __init__(self, source: dict[str, Tensor], conv: str, norm: str, stride=1, relu6=True):
@@ -137,10 +130,7 @@ class InvertedResidual(nn.Module):
 
 
 class Lite0(nn.Module):
-    """EfficientNet-Lite0 ImageNet classifier (arXiv 1905.11946), for distances of image sets.
-
-    EfficientNet without squeeze-and-excitation, with ReLU6.
-    """
+    """EfficientNet-Lite0 for ImageNet (arXiv 1905.11946): no squeeze-and-excitation, ReLU6."""
 
     def __init__(self, source: dict[str, Tensor]):
         super().__init__()

@@ -41,10 +41,7 @@ def check_images(*batches: Tensor, smallest: int = 1) -> None:
 def in_batches(
     function: Callable[..., Tensor], *inputs: Tensor, size: int, title: str = ""
 ) -> Tensor:
-    """Concatenate, on the CPU, what `function` returns for batches of `size` rows of the inputs.
-
-    A progress bar is shown if it has a title.
-    """
+    """Concatenate, on the CPU, what `function` returns for batches of `size` rows of the inputs."""
     starts = range(0, len(inputs[0]), size)
     bar = tqdm(starts, title, unit="batch", mininterval=5.0, ncols=110, disable=not title)
     return torch.cat([function(*(x[i : i + size] for x in inputs)).cpu() for i in bar])
@@ -133,12 +130,7 @@ def reconstruction_values(
     metrics: Iterable[str] | None = None,
     title: str = "",
 ) -> dict[str, Tensor]:
-    """Values [B], float64, of each metric that takes images [B, 3, H, W] of this size, by name.
-
-    Args:
-        metrics: names in METRICS. Default: all.
-        title: of a progress bar.
-    """
+    """Values [B], float64, of metrics (default: all) that take images [B, 3, H, W] of this size."""
     check_images(reconstructions, images)
     values = {}
     for name in METRICS if metrics is None else metrics:
@@ -167,14 +159,9 @@ def summarize_reconstructions(
 ) -> dict:
     """Means and intervals of `reconstruction_values` [B], which may have been gathered in parts.
 
-    Args:
-        groups: photograph that each image is a view of, B names.
-        size: height and width of the images, px.
-
-    Returns:
-        name of each metric -> mean, None where images are too small for it; `intervals` of 95 % of
-        finite metrics of several photographs; `photographs`, `counts`: names, numbers of views;
-        `by_photograph`: name -> means over views, for `paired_interval`; `protocol`.
+    `groups` names the photograph that each image is a view of, `size` is height and width in px. A
+    mean is None where images are too small for it; only finite metrics have intervals.
+    `by_photograph` has means over views, for `paired_interval`.
     """
     photographs, _, counts = group_means(torch.zeros(len(groups)), groups)
     return {

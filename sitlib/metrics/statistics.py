@@ -18,11 +18,7 @@ RESAMPLES = 2000
 
 
 def group_means(values: ArrayLike, groups: Sequence[Hashable]) -> tuple[list, NDArray, NDArray]:
-    """Average values [V] over the views of each photograph, of V names or numbers.
-
-    Returns:
-        Photographs in sorted order, the mean of each, and its number of views.
-    """
+    """Photographs, sorted, and means [G] of values [V] over the views of each, and their counts."""
     photographs, sums, counts = _sums(values, groups)
     return photographs.tolist(), sums / counts, counts.astype(int)
 
@@ -32,10 +28,7 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Confidence interval (low, high) of 95 % of the mean over views of photographs.
 
-    Args:
-        values: [V], one of each view, or of each photograph the mean over its views.
-        groups: photograph of each value, V names or numbers.
-        counts: views that each value is the mean of. Default: 1.
+    Values [V] are of views of the photographs `groups`, or means of so many views as `counts` says.
     """
     return paired_interval(values, np.zeros(len(groups)), groups, counts=counts)
 

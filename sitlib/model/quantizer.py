@@ -23,13 +23,8 @@ class Codebook(nn.Module):
 
     Latents and codes lie on the unit sphere of D dimensions; 8 to 32 keep all of K codes in use.
     Another quantizer is a subclass that overrides `forward`, `lookup` and, if its codes do not lie
-    on the sphere, `project`. Its `weight` [K, D] holds the vectors of all codes.
-
-    Args:
-        update: codes follow the "gradient" of the codebook loss, or an "ema" of the latents that
-            chose them (VQ-VAE-2, arXiv 1906.00446), of this `decay`.
-        gradient: "straight_through" copies the gradient of the code to the latent; "rotation"
-            rotates it by the angle between them (arXiv 2410.06424).
+    on the sphere, `project`. Its `weight` [K, D] holds the vectors of all codes. For `update`,
+    `decay` and `gradient` see `TokenizerConfig`.
     """
 
     codes_are_fixed = False  # True in a subclass: training leaves its codes where they are

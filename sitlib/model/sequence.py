@@ -36,15 +36,11 @@ Context = list[tuple[Tensor, Tensor, Tensor | None]]
 
 
 class KVCache:
-    """Keys and values of all positions so far, in memory that is allocated once.
+    """Keys and values of up to `capacity` positions, in memory that is allocated once.
 
-    A step reads up to the last filled position. In a static cache it reads a multiple of `READ`
-    positions, with a mask for those to come, and a GPU tensor says where to write: then steps are
-    the same kernels on the same memory, which a CUDA graph can replay.
-
-    Args:
-        capacity: largest number of positions.
-        static_on: GPU of a static cache: there, starting kernels costs more than reading in vain.
+    A step reads up to the last filled position. In a static cache (`static_on` is its GPU) it reads
+    a multiple of `READ` positions, with a mask for those to come, and a GPU tensor says where to
+    write: then steps are the same kernels on the same memory, which a CUDA graph can replay.
     """
 
     READ = 256
@@ -79,12 +75,9 @@ class KVCache:
 
 
 def rope_freqs(pos_TP: Tensor, head_dim: int) -> Tensor:
-    """Cosines and sines [2, T, D / 2] of rotary positions (RoPE, arXiv 2104.09864).
+    """Cosines and sines [2, T, D / 2] of rotary positions [T, P] (RoPE, arXiv 2104.09864).
 
-    Args:
-        pos_TP: coordinates of each token: P = 1 in a sequence, P = 2 in a grid, where row and
-            column get half of the frequencies each.
-        head_dim: D, a multiple of 2 P.
+    P = 1 in a sequence; 2 in a grid, where row and column get half of the frequencies each.
     """
     count = head_dim // (2 * pos_TP.shape[1])
     frequency = 10_000.0 ** (-torch.arange(count, device=pos_TP.device) / count)
@@ -100,10 +93,7 @@ def apply_rotary_emb(x_BHTD: Tensor, rope_2TF: Tensor) -> Tensor:
 
 
 class ContextProjection(nn.Linear):
-    """Keys and values of a context, side by side; a class that FSDP gathers apart from blocks.
-
-    For all layers compute theirs before the first block runs.
-    """
+    """Keys and values of a context, for all layers before the first block runs: FSDP's own unit."""
 
 
 class CrossAttention(nn.Module):
@@ -201,11 +191,7 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Blocks and a final norm.
 
-    Args:
-        dropout: of residual branches. Attention weights have none: SDPA's fast kernels cannot.
-
-    Attributes:
-        gradient_checkpointing: recompute blocks in the backward pass (arXiv 1604.06174).
+    Attention weights have no dropout: SDPA's fast kernels cannot.
     """
 
     def __init__(
@@ -237,11 +223,8 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """[B, T, C] -> [B, T, C]; with a cache, of new positions only, which it stores.
 
-        Args:
-            causal: a token sees itself and earlier ones; else all.
-            rope_2TF: `rope_freqs` of these positions; with a cache, of all.
-            mask_BT: bool [B, T], False for padding, which no token sees; not with `causal`.
-            context: from `encode_context`, for cross-attention.
+        `rope_2TF` is `rope_freqs` of these positions, with a cache of all; `mask_BT` bool [B, T] is
+        False for padding, which no token sees (not with `causal`).
         """
         count = x.shape[1]
         if cache is not None:

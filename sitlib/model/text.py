@@ -14,14 +14,9 @@ _SPECIAL = 2  # ids of padding and end come first; `tokenizers` knows nothing of
 
 
 class TextTokenizer:
-    """Captions <-> token ids, made by `train` or `from_json`.
+    """Captions <-> token ids, made by `train` or `from_json`; `end` follows every text, then `pad`.
 
     Texts are normalized: compatible forms made one (NFKC), lower case, single spaces.
-
-    Attributes:
-        vocab_size: number of ids, `pad` and `end` included.
-        max_tokens: length L of a row of ids.
-        pad, end: ids 0, after a text, and 1, at the end of every text.
     """
 
     pad = 0
@@ -36,11 +31,8 @@ class TextTokenizer:
     def train(cls, captions: Iterable[str], vocab_size: int, max_tokens: int) -> "TextTokenizer":
         """Learn the merges from captions; a function of the captions and their order.
 
-        Args:
-            captions: typical texts, with a word at least. Others can be encoded with more tokens.
-            vocab_size: number of ids, at least 258: all bytes, so that any text can be encoded,
-                padding and end. Fewer are made if there is no more to merge.
-            max_tokens: longest text, its end included, at least 2.
+        Of the ids, at least 258 are needed: all bytes, so that any text can be encoded, padding and
+        end. Fewer than `vocab_size` are made if there is no more to merge.
         """
         texts = [text for text in map(_normalize, captions) if text]
         if not texts:
@@ -75,11 +67,7 @@ class TextTokenizer:
         return cls(Tokenizer.from_str(json.dumps(content["tokenizer"])), content["max_tokens"])
 
     def encode(self, captions: Sequence[str], truncate: bool = False) -> Tensor:
-        """Captions -> token ids int64 [B, max_tokens]: the text, then `end`, then `pad`.
-
-        Raises:
-            ValueError: not a list of texts; one is blank, or too long and not to be cut.
-        """
+        """Captions -> token ids int64 [B, max_tokens]: the text, then `end`, then `pad`."""
         if isinstance(captions, str) or not all(isinstance(text, str) for text in captions):
             raise ValueError("captions must be a list of texts, one for each image.")
         rows = torch.full((len(captions), self.max_tokens), self.pad, dtype=torch.int64)
@@ -115,10 +103,7 @@ def _normalize(text: str) -> str:
 
 
 class TextEncoder(nn.Module):
-    """Bidirectional transformer over token ids, trained jointly with what uses it (Parti).
-
-    Layers, width and other `shape` are those of `Transformer`.
-    """
+    """Bidirectional `Transformer` over token ids, trained jointly with what uses it (Parti)."""
 
     def __init__(self, vocab_size: int, max_tokens: int, layers: int, width: int, *shape, **other):
         super().__init__()

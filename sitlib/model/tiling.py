@@ -50,9 +50,6 @@ def decode_codes(
     """Decode an image [1, 3, h, w] in [0, 1]; from the first scales alone, a smaller one.
 
     With `scales` of k scales its sides are 1 / 2^(k - scales) of the whole image's, rounded up.
-
-    Raises:
-        ValueError: codes or a number of scales that this tokenizer cannot have produced.
     """
     return torch.cat([*decode_strips(tokenizer, image, scales)], dim=2)
 

@@ -109,10 +109,9 @@ class SpectralTokenizer(nn.Module):
     ) -> TokenizerOutput:
         """One differentiable pass over square images [B, 3, H, H] in [0, 1].
 
-        Args:
-            quant_ratio: 1 decodes codes, 0 latents, between them a mixture: early in training the
-                decoder learns more from what codes still leave out.
-            preview_scales: also return the image of so many scales, if the decoder is scale-causal.
+        `quant_ratio` 1 decodes codes, 0 latents, between them a mixture: early in training the
+        decoder learns more from what codes still leave out. `preview_scales`: also return the image
+        of so many scales, if the decoder is scale-causal.
         """
         latents = self.latents(images)  # [B, S, N, D]
         quantized = self.quantize(latents)
@@ -197,9 +196,6 @@ class SpectralTokenizer(nn.Module):
 
         H is one of `sizes`. With Haar and a scale-causal encoder, codes of an image at half its
         size are the first scales of its codes.
-
-        Raises:
-            ValueError: another shape or size, values not finite or far outside [0, 1].
         """
         check_images(images, channels=3)
         images = images.to(self.encoder.pos_emb)  # its device and dtype
@@ -215,9 +211,6 @@ class SpectralTokenizer(nn.Module):
 
         With `scales`, of so many of the k scales: the image has 1 / 2^(S - scales) of the full
         size. Fewer than S need a scale-causal decoder.
-
-        Raises:
-            ValueError: a shape, a number of scales or a code that this tokenizer cannot produce.
         """
         S, N, K = self.geometry.num_scales, self.geometry.tokens_per_scale, self.config.num_codes
         k = codes.shape[1] if codes.ndim == 3 and codes.shape[2] == N else 0

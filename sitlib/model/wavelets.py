@@ -38,21 +38,12 @@ def inverse_haar(LL: Tensor, details: Tensor, gain: float = 1.0) -> Tensor:
 
 
 def dwt2(images: Tensor, wavelet: str = "haar", levels: int = 3) -> list[Tensor]:
-    """Wavelet coefficients of images, coarsest scale first; differentiable.
+    """Wavelet coefficients of images [B, C, H, W], coarsest scale first; differentiable.
 
-    Args:
-        images: floating point [B, C, H, W] in any range, H and W multiples of 2^levels.
-        wavelet: "haar", "db2", "bior2.2" (LeGall 5/3), "bior4.4" (CDF 9/7), or any other discrete
-            wavelet of PyWavelets ("dmey" is inverted to about 1e-2 only).
-
-    Returns:
-        LL [B, C, H / 2^L, W / 2^L], then details [B, 3C, H / 2^l, W / 2^l] of levels l = L ... 1:
-        H of all channels, then V, then D. The DC gain is 1, so LL keeps the range of the pixels;
-        PyWavelets' values are larger by `orthonormal_gains`. With Haar, an image downsampled by
-        area has exactly the first scales.
-
-    Raises:
-        ValueError: wrong shape or dtype, sides that cannot be halved so often, unknown wavelet.
+    LL [B, C, H / 2^L, W / 2^L], then details [B, 3C, H / 2^l, W / 2^l] of levels l = L ... 1: H of
+    all channels, then V, then D. H and W are multiples of 2^L. The DC gain is 1, so LL keeps the
+    range of the pixels; PyWavelets' values are larger by `orthonormal_gains`. With Haar, an image
+    downsampled by area has exactly the first scales. "dmey" is inverted to about 1e-2 only.
     """
     analysis, _ = filters_of(wavelet)
     check_images(images)
@@ -74,9 +65,6 @@ def idwt2(coefficients: Sequence[Tensor], wavelet: str = "haar") -> Tensor:
     """Images [B, C, 2^L h, 2^L w] from `dwt2`'s L + 1 scales, coarsest first: its inverse.
 
     The first k scales alone give a smaller image; with Haar, the image downsampled by area.
-
-    Raises:
-        ValueError: shapes, dtypes or devices that do not belong together, unknown wavelet.
     """
     _, synthesis = filters_of(wavelet)
     if isinstance(coefficients, Tensor) or len(coefficients) == 0:

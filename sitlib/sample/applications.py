@@ -41,14 +41,10 @@ def upsample(
     prompts: Prompts | None,
     sampling: SamplingConfig | None = None,
 ) -> Samples:
-    """Sample the details of small images, whose codes are the first scales.
+    """Sample the details of small images [B, 3, h, h] in [0, 1], whose codes are the first scales.
 
     With a scale-causal decoder the result, averaged down again, is the tokenizer's own
-    reconstruction of the small image.
-
-    Args:
-        images: [B, 3, h, h] in [0, 1], h one of `tokenizer.sizes` but the last.
-        prompts: content of each image, as for `generate`; None: unconditional.
+    reconstruction of the small image. Prompts are as for `generate`; None: unconditional.
     """
     require(
         len(tokenizer.sizes) > 1,
@@ -68,14 +64,10 @@ def edit(
     keep: int,
     sampling: SamplingConfig | None = None,
 ) -> Samples:
-    """Keep the first `keep` scales of images, bit by bit, and sample the others for new prompts.
+    """Keep the first `keep` scales (0 ... S) of images [B, 3, H, H], sample the others for prompts.
 
-    Many kept scales leave only texture to the prompt, few leave only the layout to the image.
-
-    Args:
-        images: [B, 3, H, H] in [0, 1], H the full size.
-        prompts: desired content of each image, as for `generate`; None: unconditional.
-        keep: 0 (a new image) ... S (nothing is sampled).
+    Kept codes stay bit by bit. Many kept scales leave only texture to the prompt, few leave only
+    the layout to the image.
     """
     scales = tokenizer.geometry.num_scales
     require(0 <= keep <= scales, f"keep must lie in 0 ... {scales}, it is {keep}.")
@@ -94,9 +86,8 @@ def preview(
 ) -> Preview:
     """Sample the first scales of `count` images of one prompt, at a fraction of the whole cost.
 
-    Args:
-        prompt: a text, or a class id; None: unconditional.
-        scales: number k of scales; the images have 1 / 2^(S - k) of the full size.
+    The prompt is a text, a class id, or None; images of k scales have 1 / 2^(S - k) of the full
+    size.
     """
     samples = _sample(model, tokenizer, _prompts(prompt, count), sampling, scales=scales)
     return Preview(samples.codes, samples.images, prompt, sampling)
@@ -109,12 +100,7 @@ def refine(
     index: int,
     scales: int | None = None,
 ) -> Samples:
-    """Finish one preview: the sample that drawing all scales at once would have given.
-
-    Args:
-        index: 0 ... count - 1.
-        scales: the last scale to draw; all by default.
-    """
+    """Finish one preview: the sample that drawing all scales at once would have given."""
     count = len(previews.codes)
     require(0 <= index < count, f"index must lie in 0 ... {count - 1}, it is {index}.")
     drawn = {"prefix_codes": previews.codes[index : index + 1], "first_sample": index}

@@ -13,10 +13,8 @@ from sitlib.model.generator import AutoregressiveModel, DecodeState
 
 
 def kind_of_step(model: AutoregressiveModel, state: DecodeState) -> tuple[int, int, int]:
-    """Steps of one kind run the same kernels.
-
-    Codebook of the code that the next step takes, that of the one that it predicts, and positions
-    that attention reads.
+    """Steps of one kind run the same kernels: codebooks of the code that the next step takes and of
+    the one that it predicts, and positions that attention reads.
     """
     length = state.cache.length  # the prefix is in the cache, too
     return model.codebook_of(length - 1), model.codebook_of(length), state.cache.span(1)[1]

@@ -40,19 +40,14 @@ def generate(
 
     Args:
         prompts: class ids [B] int64, or B texts; or the number B, for unconditional samples.
-        sampling: temperature, filters, guidance, seed; by default those of the checkpoint.
-        scales: stop after this many scales, all by default. Fewer can be decoded if the
-            tokenizer's decoder is scale-causal.
+        sampling: by default that of the checkpoint.
+        scales: stop after so many; fewer than all can be decoded by a scale-causal decoder.
         prefix_codes: codes [B, k, N] of the first k scales, which are kept.
         first_sample: index i of the first sample; to draw sample 5 of eight alone, pass 5.
         on_scale, tokenizer: after each drawn scale of a batch, call `on_scale(first, scale,
             images)`: index of the batch's first sample, number of finished scales, and their images
             [b, 3, H, W] in [0, 1], decoded by the tokenizer.
-        progress: title of a progress bar; None for none.
-
-    Raises:
-        ValueError: prompts, a prefix or a number of scales that do not fit to the model; a
-            tokenizer that cannot decode the first scales alone.
+        progress: title of a progress bar.
     """
     c, device = model.config, next(model.parameters()).device
     sampling = sampling or c.sampling or SamplingConfig()
@@ -136,10 +131,8 @@ def filtered_probabilities(
 ) -> Tensor:
     """Probabilities [B, K] after temperature, top-k, min-p (arXiv 2407.01082), then top-p.
 
-    Args:
-        top_k: keep the k most likely codes, and those as likely as the k-th; 0 = all.
-        top_p: keep the smallest set of codes of this total probability (arXiv 1904.09751).
-        min_p: keep codes at least this share as likely as the likeliest.
+    Those as likely as the k-th stay, too; `min_p` is a share of the largest probability; `top_p`
+    keeps the smallest set of codes of this total probability (arXiv 1904.09751).
     """
     logits_BK = logits_BK.float()
     if temperature != 1.0:
@@ -176,8 +169,7 @@ def sample_codes(probs_BK: Tensor, uniform_B: Tensor) -> Tensor:
 def max_batch_size(model: AutoregressiveModel, scales: int, halves: int) -> int:
     """Batch whose keys, values and logits take half of the free memory, in 1 ... 1,024.
 
-    Args:
-        halves: rows of the model for a sample, 2 with guidance.
+    `halves` is the rows of the model for a sample: 2 with guidance.
     """
     parameter, config = next(model.parameters()), model.config
     c, device, dtype = config.transformer, parameter.device, parameter.dtype
@@ -217,11 +209,7 @@ def with_cast_layers(model: AutoregressiveModel) -> AutoregressiveModel:
 
 
 def condition_ids(model: AutoregressiveModel, prompts: Prompts) -> Tensor:
-    """Prompts as the model takes them: class ids [B], or token ids [B, L].
-
-    Raises:
-        ValueError: prompts of another kind than the model's, or that it does not know.
-    """
+    """Prompts as the model takes them: class ids [B], or token ids [B, L]."""
     texts, classes = model.text_tokenizer, model.config.classes
     if isinstance(prompts, int):
         shape = (prompts,) if texts is None else (prompts, 1)

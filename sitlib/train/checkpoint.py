@@ -58,10 +58,8 @@ def locked(path: Path, what: str = "This very run is being trained") -> Iterator
 class States:
     """The states of one run in its folder: `run.json`, and the newest one in `step-*`.
 
-    Args:
-        accelerator: has what is saved: models, optimizers, schedules, averages, random states.
-        run: plain values that determine the run; a state of other values is refused.
-        sharded: models are sharded (FSDP): their states can be read by such runs only.
+    The accelerator has what is saved; a state of other plain values `run` is refused. Only runs of
+    sharded models (FSDP) can read their states.
     """
 
     def __init__(self, folder: Path, accelerator: Accelerator, run: dict[str, Any], sharded: bool):
@@ -81,10 +79,7 @@ class States:
             accelerator.register_load_state_pre_hook(unwrap)
 
     def load(self) -> tuple[int, list[Row]]:
-        """Restore the newest state; (its step, its curve), or (0, []) where there is none.
-
-        StateError for one of another run, or of sharded models where these are whole.
-        """
+        """Restore the newest state; (its step, its curve), or (0, []) where there is none."""
         state = broadcast_object(max(self.folder.glob("step-*"), default=None))
         about = self.folder / "run.json"
         if state is None:

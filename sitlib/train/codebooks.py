@@ -63,8 +63,8 @@ def update_codebooks(
 ) -> list[Tensor]:
     """Move codes by moving averages (if so configured), and dead ones onto current latents.
 
-    Takes latents [B, S, N, D] of a step and the codes [B, S, N] nearest to them. Returns restarted
-    codes, bool [K] of each codebook, for the optimizer to forget their history.
+    Takes latents [B, S, N, D] of a step and their codes [B, S, N]. Returns restarted codes, bool
+    [K] of each codebook.
     """
     moved = []
     parts = map(tokenizer.by_codebook, (latents, codes))
@@ -108,8 +108,8 @@ def update_ema_codes(codebook: Codebook, z: Tensor, codes: Tensor) -> None:
 def reset_dead_codes(codebook: Codebook, z: Tensor, codes: Tensor, after: int) -> Tensor:
     """Move codes unused for `after` steps (0: never) onto random latents (arXiv 2107.03312).
 
-    Takes latents [..., D] of a step, as many as other processes have, and their codes [...]. A code
-    is dead if no process used it; new places are drawn from the latents of all. Returns bool [K].
+    Takes latents [..., D] of a step, as many as other processes have, and their codes [...]; a code
+    is dead if no process used it. Returns bool [K].
     """
     used = _count(codebook, codes.reshape(-1)) > 0
     steps_unused = codebook.steps_unused.add_(1).masked_fill_(used, 0)

@@ -20,8 +20,7 @@ class Discriminator(nn.Module):
     """StyleGAN2's residual discriminator with spectral normalization (arXiv 1802.05957).
 
     Blocks halve the side (px, a multiple of 8) and double the channels (up to 8 times) until the
-    side is odd or below 8. Every forward pass in training mode advances the power iteration of the
-    norms by a round; its vectors are part of `state_dict`.
+    side is odd or below 8. Every pass in training mode advances the norms' power iteration.
     """
 
     def __init__(self, size: int, channels: int, normalized: bool = True):

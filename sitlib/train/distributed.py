@@ -56,10 +56,7 @@ def barrier() -> None:
 
 
 def precision(wanted: Precision) -> Literal["no", "fp16", "bf16"]:
-    """Mixed precision of training on this machine.
-
-    "auto" is bf16 on GPUs and CPUs (AMX) that have it, fp16 with loss scaling on older GPUs.
-    """
+    """Mixed precision of training on this machine, see `EngineConfig`."""
     has_gpu = torch.cuda.is_available()
     if wanted == "fp16" and not has_gpu:
         raise ValueError("engine.precision: fp16 needs a GPU; set auto, no or bf16.")

@@ -28,7 +28,7 @@ def train_dual_encoder(
     folder: Path,
     **options: Any,
 ) -> tuple[DualEncoder, list[Row]]:
-    """Train an image and a text encoder on features of views and captions of their images.
+    """Train an image and a text encoder on features of views -> both, and the training curve.
 
     One process takes whole batches: each pair is told apart from all others of the batch.
 
@@ -36,10 +36,6 @@ def train_dual_encoder(
         features: [V, F] of views. image_of: int [V], the image that each view is of.
         captions, names: of every image: texts, of which a step draws one, and what it shows.
         folder, options: as for `TrainLoop`.
-
-    Returns:
-        The dual encoder and its training curve: rows of `step`, `learning_rate`, `seconds`,
-        `loss`, `accuracy`, `scale` and `gradient_norm`.
     """
     every = [text for of_image in captions for text in of_image]
     texts = TextTokenizer.train(every, config.vocab_size, config.max_tokens)

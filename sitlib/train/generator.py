@@ -33,7 +33,7 @@ def train_generator(
     pictures: Callable[[AutoregressiveModel], Tensor] | None = None,
     **options: Any,
 ) -> tuple[AutoregressiveModel, list[Row]]:
-    """Train a model to predict the next code, resumable to the bit.
+    """Train a model to predict the next code -> the model and its training curve.
 
     Args:
         codes: code maps [M, S, N] int64.
@@ -42,10 +42,6 @@ def train_generator(
             one, and what the image shows: names come equally often.
         pictures: draws images [P, 3, H, W] with the model, every `engine.images_every` steps.
         folder, options: as for `TrainLoop`.
-
-    Returns:
-        The model and its training curve: rows of `step`, `learning_rate`, `seconds`, `loss` (nats
-        per code), `nats_scale_1` ... and `gradient_norm`.
     """
     c, about = config.transformer, replace(config, sampling=None)
     run = {"model": to_dict(about), "optimizer": to_dict(optimizer_config)}
@@ -93,9 +89,9 @@ def code_map_draws(
 ) -> Callable[[int, np.random.Generator], np.ndarray]:
     """A function (step, its random numbers) -> code maps of the step, int64 [batch_size].
 
-    Images come equally often; with the `names` of the images that `labels` point at, names do, of
-    which some have many images (the skin tones of an emoji). Where all have as many code maps and
-    there are many, maps come in epochs, which keeps reads from the disk together.
+    Images come equally often; with the `names` of images, names do, of which some have many images
+    (the skin tones of an emoji). Where all have as many code maps and there are many, maps come in
+    epochs, which keeps reads from the disk together.
     """
     count = len(codes)
     kinds = np.arange(count)  # [M] what each code map is of

@@ -41,12 +41,9 @@ class TrainLoop(AbstractContextManager):
     """One training run, resumable to the bit: killed, it ends as if it had not been.
 
     `train_module` shows its use. Of several processes all do this, and end with the same weights.
-
-    Args:
-        folder: of resumable states. The caller locks it, and removes it once the result is safe.
-        run: plain values that determine the run; kept as `run.json` in the folder.
-        title: shown beside the progress bar.
-        log_folder: trackers write to `trackers`, pictures to `images` in it.
+    The caller locks `folder`, which has the resumable states and, in `run.json`, the plain values
+    `run` that determine the run; and removes it once the result is safe. Trackers and pictures are
+    written to `log_folder`.
     """
 
     def __init__(
@@ -131,12 +128,8 @@ class TrainLoop(AbstractContextManager):
 
         Then come the averages of the weights, the row of the curve and the state; or an error, when
         a number is not finite or a state could not be written, and the last good state stays.
-
-        Args:
-            share_at: this process's part of the batch of a step, a tensor or tensors on the CPU; a
-                pure function of the step, called in another thread or process.
-            pictures: images [M, 3, H, W] in [0, 1] that show what was learned so far, called by
-                rank 0 every `images_every` steps.
+        `share_at` gives this process's tensors of a step: a pure function, called in another thread
+        or process. `pictures` gives images [M, 3, H, W] in [0, 1] of what was learned so far.
         """
         config, first, every = self.config, self.first_step, self.engine.images_every
         count, workers = self.engine.accumulation(config.batch_size), self.engine.data_workers
@@ -265,10 +258,8 @@ def train_module(
 ) -> tuple[Module, list[Row]]:
     """Train one module with one loss; the module and its training curve.
 
-    Args:
-        loss_fn: of (prepared module, microbatch, step); a scalar loss and values to log.
-        batch_at: the batch of a step for all processes: as `share_at` of `TrainLoop.steps`.
-        folder, run, options: as for `TrainLoop`.
+    `loss_fn` takes prepared module, microbatch and step, and gives a scalar loss and values to log;
+    `batch_at` gives the batch of a step for all processes. The rest is as for `TrainLoop`.
     """
 
     def share_at(step: int) -> Any:

@@ -44,18 +44,13 @@ def train_tokenizer(
     base: SpectralTokenizer | None = None,
     **options: Any,
 ) -> tuple[SpectralTokenizer, list[Row]]:
-    """Train a tokenizer on views of `images` (SIT, section 4), resumable to the bit.
+    """Train a tokenizer on views of `images` (SIT, section 4) -> tokenizer and training curve.
 
     Args:
         data: how views are cut.
         engine: devices and processes. A tokenizer is never sharded: its codebooks change in place.
-        base: the tokenizer whose encoder and codebooks are taken over, if `training.codes_from`
-            names one: then only the decoder is trained.
+        base: the tokenizer that `training.codes_from` names: only the decoder is trained.
         folder, options: as for `TrainLoop`.
-
-    Returns:
-        The tokenizer and its training curve: rows of `step`, `learning_rate`, `seconds`, `loss`,
-        terms of the loss, `gradient_norm`, usage and perplexity of codebooks and scales.
     """
     if (training.codes_from is None) != (base is None):
         raise ValueError("a run with `codes_from`, and no other, needs the tokenizer `base`.")
