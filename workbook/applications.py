@@ -274,17 +274,22 @@ def choice_scores(previews: np.ndarray, finished: np.ndarray) -> dict[str, Any]:
     }
 
 
-def evaluate_applications(profile: Profile) -> dict[str, Any]:
-    """Rates, upsampling, editing and previews, with their `protocol` and `run`."""
+def evaluate_applications(profile: Profile, pipeline: bool = False) -> dict[str, Any]:
+    """Rates, upsampling, editing and previews, with their `protocol` and `run`.
+
+    But for the `pipeline` itself, its scores of these very models do.
+    """
+    settings, run = profile.applications, _run(profile)
+    if not pipeline and (stored := stored_scores(FILE, run)):
+        return stored
     metrics.fetch_weights()
-    settings = profile.applications
     photographs, emoji, extra = class_task(profile), text_task(profile), extra_task(profile)
     tasks = {task.variant: task for task in (photographs, emoji)}
     tokenizer = profile.autoregressive_variant(settings.class_generator).tokenizer
     seed = profile.autoregressive.tokenizer_seed
     sampler = ("top_k", "top_p", "guidance", "guidance_growth")
     return {
-        "run": _run(profile),
+        "run": run,
         "rate_distortion": rate_distortion(profile, [settings.baseline, tokenizer], seed),
         "upsampling": {
             name: {str(factor): measure_factor(profile, task, factor) for factor in FACTORS}
@@ -313,11 +318,6 @@ def evaluate_applications(profile: Profile) -> dict[str, Any]:
             },
         },
     }
-
-
-def application_scores(profile: Profile) -> dict[str, Any]:
-    """The pipeline's scores of these very models, else scores that are measured now."""
-    return stored_scores(FILE, _run(profile)) or evaluate_applications(profile)
 
 
 def _run(profile: Profile) -> str:

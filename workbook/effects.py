@@ -7,10 +7,7 @@ photographs, so the contrast is taken photograph by photograph. Both variances a
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
-from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -23,8 +20,7 @@ Row = Mapping[str, Any]
 Rows = Mapping[str, Row]
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """A contrast, and where it lies with 95 % confidence."""
 
     value: float
@@ -36,18 +32,10 @@ class Estimate:
         """1 or -1 where the interval excludes 0, else 0."""
         return int(self.low > 0) - int(self.high < 0)
 
-    def text(self, digits: int) -> str:
-        return f"{self.value:+.{digits}f} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
-
 
 def read_results(folder: str) -> dict[str, dict[str, Any]]:
     """Results of a folder, by name."""
     return {path.stem: read_json(path) for path in sorted(resolve(folder).glob("*.json"))}
-
-
-def read_rows(folder: str) -> dict[str, dict[str, Any]]:
-    """Results of the ablations of which at least one seed ended well, by name."""
-    return {name: row for name, row in read_results(folder).items() if finished_seeds(row)}
 
 
 def finished_seeds(row: Row) -> list[dict[str, Any]]:
@@ -93,29 +81,6 @@ def contrast(rows: Rows, weights: Mapping[str, float], metric: str = "psnr") -> 
     half = stats.t.ppf((1 + LEVEL) / 2, freedom) * (seed_variance + photograph_variance) ** 0.5
     value = float(np.mean(by_photograph))
     return Estimate(value, float(value - half), float(value + half))
-
-
-def factorial_effects(
-    rows: Rows, cells: Mapping[tuple[int, ...], str], factors: Sequence[str], metric: str = "psnr"
-) -> dict[str, Estimate]:
-    """Main effects and interactions of a full factorial of two levels.
-
-    Args:
-        cells: levels of the factors (0 or 1 each) -> row.
-
-    Returns:
-        For every factor the mean over the others of what it adds; for every set of factors, joined
-        by " x ", their interaction on the same scale: half the difference, for two factors.
-    """
-    effects = {}
-    for count in range(1, len(factors) + 1):
-        for chosen in reversed(list(combinations(range(len(factors)), count))):
-            weights = {
-                row: prod(2 * levels[i] - 1 for i in chosen) / 2 ** (len(factors) - 1)
-                for levels, row in cells.items()
-            }
-            effects[" x ".join(factors[i] for i in chosen)] = contrast(rows, weights, metric)
-    return effects
 
 
 def power_law(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:

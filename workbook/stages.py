@@ -95,7 +95,7 @@ def evaluate_tokenizer(profile: Profile, run: str) -> None:
     """Reconstruct held-out photographs, emoji and extra photographs at every resolution."""
     from workbook.evaluate.tokenizer import evaluate_tokenizer
 
-    scores = evaluate_tokenizer(profile, *split_run(run))
+    scores = evaluate_tokenizer(profile, *split_run(run), pipeline=True)
     write_json(resolve(f"metrics/tokenizer/{run}.json"), scores)
 
 
@@ -179,7 +179,8 @@ def evaluate_applications(profile: Profile) -> None:
     """Rates, upsampling, editing and previews, measured on held-out images."""
     from workbook import applications
 
-    write_json(resolve(applications.FILE), applications.evaluate_applications(profile))
+    scores = applications.evaluate_applications(profile, pipeline=True)
+    write_json(resolve(applications.FILE), scores)
 
 
 def core_ablation(profile: Profile, row: str) -> None:

@@ -63,16 +63,21 @@ def evaluate_generator(
     Args:
         decoder: a tokenizer that has taken over the codes of the model's tokenizer, to decode the
             samples of a class-conditional model once more, for `measure_codes` alone.
-        pipeline: read real features from the stage's file, and keep the samples.
+        pipeline: read real features from the stage's file, and keep the samples. Default: the
+            pipeline's scores do if they are of this very run.
 
     Raises `ValueError` if the decoder decodes other codes.
     """
     codes = CodesRun.of(profile, variant).tokenizer
     if decoder and TokenizerRun.of(profile, decoder, codes.seed).codes != codes:
         raise ValueError(f"{decoder} does not decode the codes that {variant} models.")
+    run, is_text = _run(profile, variant, seed, decoder), variant in profile.text.variants
+    path = f"{variant}{'_second' if decoder else ''}-seed{seed}.json"
+    path = f"metrics/{'text' if is_text else 'generation'}/{path}"
+    if not pipeline and (stored := evaluate.stored_scores(path, run)):
+        return stored
     metrics.fetch_weights()
-    samples = _samples(profile, variant, seed, save=pipeline)
-    file = REAL_TEXT if variant in profile.text.variants else REAL
+    samples, file = _samples(profile, variant, seed, save=pipeline), REAL_TEXT if is_text else REAL
     real = load_file(resolve(file)) if pipeline else real_features(profile, variant)
     if decoder:
         tokenizer = tokenizer_of(profile, variant, decoder)
@@ -80,17 +85,7 @@ def evaluate_generator(
     else:
         model, _ = load_models(profile, variant, seed)
         scores = measure_generator(model, profile, variant, samples, real)
-    return {"run": _run(profile, variant, seed, decoder), **scores}
-
-
-def generator_scores(
-    profile: Profile, variant: str, seed: int, decoder: str | None = None
-) -> dict[str, Any]:
-    """The pipeline's scores of this very run, else those that `evaluate_generator` measures now."""
-    folder = "text" if variant in profile.text.variants else "generation"
-    path = f"metrics/{folder}/{variant}{'_second' if decoder else ''}-seed{seed}.json"
-    stored = evaluate.stored_scores(path, _run(profile, variant, seed, decoder))
-    return stored or evaluate_generator(profile, variant, seed, decoder)
+    return {"run": run, **scores}
 
 
 def _run(profile: Profile, variant: str, seed: int, decoder: str | None = None) -> str:

@@ -5,73 +5,57 @@ All tokenizers are judged on the same views of every set in the profile's
 Haar transform does it.
 """
 
-import hashlib
 import io
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sitlib import metrics
-from sitlib.files import atomic_write
-from sitlib.metrics import networks
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import best_device
 from sitlib.model.wavelets import dwt2, orthonormal_gains
 from sitlib.strict import digest
 from workbook import evaluate
-from workbook.paths import resolve
 from workbook.profile import Profile
 from workbook.runs import TokenizerRun
 from workbook.tokenizers import held_out_set, trained_tokenizer
 
 ERROR_LEVELS = 3  # scales of the error budget: those of SIT-4, for every model
 SMALLEST_SIZE = 4  # px; for the tokenizer without scales: the coarsest scale of SIT-5
-FEATURES = "build/features"  # of originals, which are the same for every tokenizer
 VIEWS = {
     "crops": "random crops of {} held-out photographs",
     "wide": "wide views of {} held-out images",
 }
 
 
-def tokenizer_scores(profile: Profile, variant: str, seed: int) -> dict[str, Any]:
-    """The pipeline's scores of this very run, else scores that are measured now."""
-    path = f"metrics/tokenizer/{variant}-seed{seed}.json"
-    stored = evaluate.stored_scores(path, _run(profile, variant, seed))
-    return stored or evaluate_tokenizer(profile, variant, seed)
-
-
-def _run(profile: Profile, variant: str, seed: int) -> str:
-    settings = profile.tokenizer.evaluation
-    # A digest knows no order, and the first set has a role of its own.
-    return digest(TokenizerRun.of(profile, variant, seed), settings, list(settings.sets))
-
-
-def evaluate_tokenizer(profile: Profile, variant: str, seed: int) -> dict[str, Any]:
+def evaluate_tokenizer(
+    profile: Profile, variant: str, seed: int, pipeline: bool = False
+) -> dict[str, Any]:
     """Train or load a tokenizer of the profile and measure it on every evaluation set and size.
 
-    One of other images than the profile's is judged at its full size only, and "the first set" is
-    that of its own images. The scores of this set at full size stand at the top level, too, with
-    `usage` of the codebook that uses the smallest share (%).
+    But for the `pipeline` itself, its scores of this very run do. A tokenizer of other images than
+    the profile's is judged at its full size only, and "the first set" is that of its own images.
+    The scores of this set at full size stand at the top level, too, with `usage` of the codebook
+    that uses the smallest share (%).
     """
-    metrics.fetch_weights()
     settings, source = profile.tokenizer.evaluation, profile.tokenizer_data(variant).source
+    # A digest knows no order, and the first set has a role of its own.
+    run = digest(TokenizerRun.of(profile, variant, seed), settings, list(settings.sets))
+    path = f"metrics/tokenizer/{variant}-seed{seed}.json"
+    if not pipeline and (stored := evaluate.stored_scores(path, run)):
+        return stored
+    metrics.fetch_weights()
     # Fails here, before anything is measured, where it cannot be had.
     inception = metrics.InceptionMetrics() if settings.inception else None
     tokenizer = trained_tokenizer(profile, variant, seed).model.to(best_device())
-    config, sizes, first_set = (
-        tokenizer.config,
-        evaluated_sizes(tokenizer),
-        next(iter(settings.sets)),
-    )
+    config, sizes, (first_set, *_) = tokenizer.config, evaluated_sizes(tokenizer), settings.sets
     if source != profile.data.source:
         sizes = sizes[:1]
         own = (name for name, image_set in settings.sets.items() if image_set.source == source)
@@ -119,7 +103,7 @@ def evaluate_tokenizer(profile: Profile, variant: str, seed: int) -> dict[str, A
                 first |= metrics.codebook_statistics(counts, len(keys), books)
                 first["usage"] = min(book["usage"] for book in first["codebooks"].values())
     parameters = sum(p.numel() for p in tokenizer.parameters())
-    return {"run": _run(profile, variant, seed), **first, "parameters": parameters, "sets": sets}
+    return {"run": run, **first, "parameters": parameters, "sets": sets}
 
 
 def evaluated_sizes(tokenizer: SpectralTokenizer) -> list[int]:
@@ -142,7 +126,7 @@ def _values(
     names = list(metrics.METRICS) if full_size else metrics.fast_metrics()
     values = metrics.reconstruction_values(images, reconstructions, metrics=names, title=title)
     values["features"] = metrics.lite0_features(reconstructions, title=title)
-    values["originals"] = original_features(images, title=f"{title}, originals")
+    values["originals"] = metrics.lite0_features(images, title=f"{title}, originals")
     if images.shape[-1] % 2**ERROR_LEVELS == 0:
         pairs = zip(images.split(1), reconstructions.split(1), strict=True)
         values["errors"] = torch.tensor([error_by_scale(*pair) for pair in pairs]).double()
@@ -157,17 +141,6 @@ def error_by_scale(images: Tensor, reconstructions: Tensor) -> list[float]:
     scales = dwt2(2 * (images - reconstructions), "haar", ERROR_LEVELS)  # of [0, 1] to [-1, 1]
     scales = [x * gain for x, gain in zip(scales, orthonormal_gains(ERROR_LEVELS), strict=True)]
     return [float(x.square().sum() / images.numel()) for x in scales]
-
-
-def original_features(images: Tensor, *, title: str = "") -> Tensor:
-    """Lite0 features of originals, kept for other tokenizers by pixels and the network's code."""
-    code = Path(networks.__file__).read_bytes()
-    name = hashlib.sha256(code + images.numpy().tobytes() + str(images.shape).encode()).hexdigest()
-    path = resolve(f"{FEATURES}/{name}.safetensors")
-    if not path.exists():
-        with atomic_write(path, shared=True) as file:
-            save_file({"features": metrics.lite0_features(images, title=title)}, file)
-    return load_file(path)["features"]
 
 
 def _summary(values: dict[str, Tensor], keys: list[str], size: int, seed: int) -> dict[str, Any]:
