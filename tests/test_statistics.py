@@ -1,20 +1,18 @@
 """Intervals and contrasts against naive loops, all possible resamples and simulated experiments."""
 
-from itertools import product
-
 import numpy as np
 import pytest
 
 from sitlib.metrics import bootstrap_interval, group_means, paired_interval
-from workbook.effects import contrast, factorial_effects, power_law, seed_deviation
+from workbook.effects import contrast, power_law, seed_deviation
 from workbook.site.compare import r_precision
 
 
-def views_of_photographs(seed, photographs=12, spread=1.0):
+def views_of_photographs(seed, photographs=12):
     """Values of 1 to 5 views of each photograph, in no order, and the photographs' names."""
     rng = np.random.default_rng(seed)
     groups = np.repeat([f"photo{i}" for i in range(photographs)], rng.integers(1, 6, photographs))
-    levels = {name: rng.normal(scale=spread) for name in np.unique(groups)}
+    levels = {name: rng.normal() for name in np.unique(groups)}
     order = rng.permutation(len(groups))
     values = np.array([20 + levels[name] + 0.3 * rng.normal() for name in groups])
     return values[order], groups[order].tolist()
@@ -30,22 +28,19 @@ def resampled(statistic, groups):
 
 
 class TestInterval:
-    @pytest.mark.parametrize("seed", range(3))
-    def test_equals_a_naive_loop(self, seed):
-        values, groups = views_of_photographs(seed)
-        expected = resampled(lambda views: values[views].mean(), groups)
-        np.testing.assert_allclose(bootstrap_interval(values, groups), expected, rtol=1e-9)
-
-    def test_covers_the_truth_as_often_as_it_says(self):
-        """Three alike views of each of 40 photographs; intervals over views are far too narrow."""
-        rng, hits = np.random.default_rng(0), {"photographs": 0, "views": 0}
-        groups = {"photographs": np.repeat(np.arange(40), 3), "views": np.arange(120)}
-        for _ in range(100):
-            values = np.repeat(rng.normal(size=40), 3) + 0.2 * rng.normal(size=120)
-            for name, group in groups.items():
-                low, high = bootstrap_interval(values, group)
-                hits[name] += low < 0 < high
-        assert 85 < hits["photographs"] < 98 and hits["views"] < 85
+    @pytest.mark.parametrize("kind", ["mean", "difference", "ratio"])
+    def test_equals_a_naive_loop(self, kind):
+        values, groups = views_of_photographs(3)
+        if kind == "mean":
+            expected = resampled(lambda views: values[views].mean(), groups)
+            interval = bootstrap_interval(values, groups)
+        else:
+            baseline, combine = values**0.9, np.subtract if kind == "difference" else np.divide
+            expected = resampled(
+                lambda views: combine(values[views].mean(), baseline[views].mean()), groups
+            )
+            interval = paired_interval(values, baseline, groups, kind=kind)
+        np.testing.assert_allclose(interval, expected, rtol=1e-9)
 
     def test_means_and_counts_of_photographs_give_the_interval_of_views(self):
         values, groups = views_of_photographs(1)
@@ -54,24 +49,6 @@ class TestInterval:
         assert np.average(means, weights=counts) == pytest.approx(values.mean())
         interval = bootstrap_interval(means, photographs, counts=counts)
         assert interval == pytest.approx(bootstrap_interval(values, groups))
-
-    @pytest.mark.parametrize("kind", ["difference", "ratio"])
-    def test_of_a_pair_equals_a_naive_loop(self, kind):
-        values, groups = views_of_photographs(3)
-        baseline, combine = values**0.9, np.subtract if kind == "difference" else np.divide
-        expected = resampled(
-            lambda views: combine(values[views].mean(), baseline[views].mean()), groups
-        )
-        interval = paired_interval(values, baseline, groups, kind=kind)
-        np.testing.assert_allclose(interval, expected, rtol=1e-9)
-
-    def test_hard_photographs_do_not_hide_a_small_constant_gain(self):
-        values, groups = views_of_photographs(4, spread=5)
-        assert paired_interval(values + 0.3, values, groups) == pytest.approx((0.3, 0.3))
-        ratio = paired_interval(1.1 * values, values, groups, kind="ratio")
-        assert ratio == pytest.approx((1.1, 1.1))
-        alone = bootstrap_interval(values + 0.3, groups), bootstrap_interval(values, groups)
-        assert alone[0][0] < alone[1][1]  # the intervals of the two models overlap by far
 
     @pytest.mark.parametrize(
         "values, groups, message",
@@ -133,18 +110,6 @@ class TestContrasts:
         assert sigma == pytest.approx(0.3, rel=0.1) and freedom == 199 * 2 + 1
         with pytest.raises(ValueError, match="two seeds"):
             seed_deviation({"a": row(np.zeros((1, 42)))}, "psnr")
-
-    def test_factorial_effects_are_those_that_were_put_in(self):
-        levels = list(product((0, 1), repeat=2))
-        cells = {(a, b): f"cell{a}{b}" for a, b in levels}
-        effects = {
-            cells[a, b]: 24 + (a - 0.5) - 0.5 * (b - 0.5) + 0.5 * (a - 0.5) * (b - 0.5)
-            for a, b in levels
-        }
-        rows = experiment(np.random.default_rng(2), effects, seed_sd=1e-6, pair_sd=1e-6)
-        estimates = factorial_effects(rows, cells, ["A", "B"])
-        values = {name: round(e.value, 4) for name, e in estimates.items()}
-        assert values == {"A": 1.0, "B": -0.5, "A x B": 0.25}
 
     def test_signs_power_laws_and_different_photographs(self):
         rows = experiment(np.random.default_rng(3), {"a": 24.0, "b": 26.0, "c": 24.01})

@@ -279,14 +279,20 @@ def evaluate_applications(profile: Profile, pipeline: bool = False) -> dict[str,
 
     But for the `pipeline` itself, its scores of these very models do.
     """
-    settings, run = profile.applications, _run(profile)
+    settings, evaluation = profile.applications, profile.tokenizer.evaluation
+    variants, seed = (settings.class_generator, settings.text_generator), settings.model_seed
+    generators = [AutoregressiveRun.of(profile, name, seed) for name in variants]
+    seed = profile.autoregressive.tokenizer_seed
+    baseline = TokenizerRun.of(profile, settings.baseline, seed)
+    samplers = [profile.sampler(name) for name in variants]
+    judged = [DualEncoderRun.of(profile), profile.text.evaluation, evaluation]
+    run = digest(settings, *generators, baseline, *samplers, *judged, list(evaluation.sets))
     if not pipeline and (stored := stored_scores(FILE, run)):
         return stored
     metrics.fetch_weights()
     photographs, emoji, extra = class_task(profile), text_task(profile), extra_task(profile)
     tasks = {task.variant: task for task in (photographs, emoji)}
     tokenizer = profile.autoregressive_variant(settings.class_generator).tokenizer
-    seed = profile.autoregressive.tokenizer_seed
     sampler = ("top_k", "top_p", "guidance", "guidance_growth")
     return {
         "run": run,
@@ -318,14 +324,3 @@ def evaluate_applications(profile: Profile, pipeline: bool = False) -> dict[str,
             },
         },
     }
-
-
-def _run(profile: Profile) -> str:
-    """Digest of everything that determines the scores."""
-    settings, evaluation = profile.applications, profile.tokenizer.evaluation
-    variants = (settings.class_generator, settings.text_generator)
-    runs = [AutoregressiveRun.of(profile, name, settings.model_seed) for name in variants]
-    baseline = TokenizerRun.of(profile, settings.baseline, profile.autoregressive.tokenizer_seed)
-    samplers = [profile.sampler(name) for name in variants]
-    judged = [DualEncoderRun.of(profile), profile.text.evaluation, evaluation]
-    return digest(settings, *runs, baseline, *samplers, *judged, list(evaluation.sets))

@@ -138,27 +138,23 @@ def measure_generator(
     else:
         asked, conditions = sampled_labels(profile, settings.sweep_samples), codes.held_out_labels
 
-    def sweep(name: str) -> list[dict[str, Any]]:
-        rows = []
-        for value in getattr(settings, f"{name}_sweep"):
-            changed = replace(sampling, **cast(Any, {name: value}))
-            new, right = scores, scores.get("r_precision_held_out")
-            if changed != sampling or len(asked) != len(sampled):  # other samples than those
-                drawn = generate(model, asked, changed, progress="samples of a sweep").cpu()
-                features = _features(tokenizer, drawn, "samples of a sweep")
-                new = distances(features, references, settings)
-                if judge is not None:
-                    images = evaluate.decode(tokenizer, drawn)
-                    right = judge.retrieved(images, told["held_out"], "samples")["r_precision"]
-            of_judge = {} if judge is None else {"r_precision": right}
-            rows.append({name: value} | of_judge | _means(new))
-        return rows
+    def swept(name: str, value: float) -> dict[str, Any]:
+        changed = replace(sampling, **cast(Any, {name: value}))
+        new, right = scores, scores.get("r_precision_held_out")
+        if changed != sampling or len(asked) != len(sampled):  # other samples than those
+            drawn = generate(model, asked, changed, progress="samples of a sweep").cpu()
+            features = _features(tokenizer, drawn, "samples of a sweep")
+            new = distances(features, references, settings)
+            if judge is not None:
+                images = evaluate.decode(tokenizer, drawn)
+                right = judge.retrieved(images, told["held_out"], "samples")["r_precision"]
+        return {name: value} | ({"r_precision": right} if judge else {}) | _means(new)
 
     return {
         **scores,
         **evaluate.held_out_nats(model, codes.held_out, conditions),
-        "guidance_sweep": sweep("guidance"),
-        "top_p_sweep": sweep("top_p"),
+        "guidance_sweep": [swept("guidance", value) for value in settings.guidance_sweep],
+        "top_p_sweep": [swept("top_p", value) for value in settings.top_p_sweep],
         "parameters": sum(p.numel() for p in model.parameters()),
     }
 
