@@ -84,7 +84,8 @@ def test_an_input_that_changes_while_a_stage_runs_fails_it(monkeypatch, tmp_path
     edited = tmp_path / "edited.txt"
     edited.write_text("before")
     monkeypatch.setattr(main, "inputs", lambda *_: {"edited.txt": edited.read_text()})
-    monkeypatch.setitem(FUNCTIONS, "dual_encoder", lambda profile: edited.write_text("after"))
+    edit = "workbook.evaluate.text.trained_dual_encoder"
+    monkeypatch.setattr(edit, lambda profile: edited.write_text("after"))
     with pytest.raises(ValueError, match="Edited while dual_encoder ran: edited.txt"):
         main.run("dual_encoder", {"profile": "smoke"})
 
@@ -107,7 +108,7 @@ def test_code_that_changes_after_the_pipeline_began_fails_the_stage_at_once(monk
         (["train_tokenisers"], "There is no stage 'train_tokenisers'; there are ablations, "),
         (["train_tokenizer", "sit4"], "'sit4' is not of the form key=value"),
         (["train_tokenizer", "run=[1"], r"'\[1' is not a YAML value"),
-        (["evaluate_tokenizer"], "evaluate_tokenizer: missing a required argument: 'run'"),
+        (["evaluate_tokenizer"], "'' is no run: write <variant>-seed<number>"),
         (["evaluate_tokenizer", "run=sit4"], "'sit4' is no run: write <variant>-seed<number>"),
         (["extract_codes", "run=sit9-seed0"], "No model of the profile is over codes of sit9"),
         (["extract_codes", "run=sit4-seed7"], "tokenizer_seed of the profile is 0"),

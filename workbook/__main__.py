@@ -14,6 +14,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import yaml
@@ -24,7 +25,7 @@ from workbook.errors import command
 from workbook.machine import lock_hash, machine
 from workbook.params import pipeline_params, split_run
 from workbook.paths import resolve
-from workbook.profile import load_profile
+from workbook.profile import Profile, load_profile
 from workbook.stage_inputs import changed, inputs, stale_code
 from workbook.stages import FUNCTIONS, NOTEBOOKS
 
@@ -52,13 +53,13 @@ def values(arguments: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def call(function: Callable, stage: str, *arguments: Any, **keys: Any) -> None:
-    """Call the function of a stage, or raise ValueError if these are not its keys."""
+def call(function: Callable, stage: str, *arguments: Any, **keys: Any) -> Any:
+    """What the function of a stage returns. Raises ValueError if these are not its keys."""
     try:
         inspect.signature(function).bind(*arguments, **keys)
     except TypeError as error:
         raise ValueError(f"The stage {stage}: {error}.") from None
-    function(*arguments, **keys)
+    return function(*arguments, **keys)
 
 
 def run(stage: str, keys: Mapping[str, Any]) -> None:
@@ -81,7 +82,7 @@ def run(stage: str, keys: Mapping[str, Any]) -> None:
     if stage in NOTEBOOKS:
         record["report"] = run_stage_notebook(stage, profile, keys)
     else:
-        call(FUNCTIONS[stage], stage, load_profile(profile), **keys)
+        run_function(stage, load_profile(profile), keys)
     if edited := changed(before, inputs(stage, keys)):
         raise ValueError(
             f"Edited while {record['stage']} ran: {edited}. What it made may be of either version, "
@@ -93,15 +94,31 @@ def run(stage: str, keys: Mapping[str, Any]) -> None:
         write_json(resolve(f"metrics/seconds/{'-'.join([stage, *names])}.json"), record)
 
 
+def split(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys with the variant and the seed of a run instead of its name."""
+    variant, seed = split_run(str(keys.get("run", "")))
+    return {"variant": variant, "seed": seed} | {key: keys[key] for key in keys if key != "run"}
+
+
+def run_function(stage: str, profile: Profile, keys: Mapping[str, Any]) -> None:
+    """Call the function of a stage, and write the scores that it returns."""
+    module, name, scores, more = FUNCTIONS[stage]
+    function = getattr(import_module(f"workbook.{module}"), name)
+    names = inspect.signature(function).parameters
+    given = {**(split(keys) if "variant" in names else keys), **more}
+    given |= {"pipeline": True} if "pipeline" in names else {}
+    result = call(function, stage, profile, **given)
+    if scores:
+        write_json(resolve(f"metrics/{scores.format(**keys)}.json"), result)
+
+
 def run_stage_notebook(stage: str, profile: str, keys: Mapping[str, Any]) -> str:
     """Execute the notebook of a stage; the name of its report."""
     from workbook.run_notebook import parameters_cell, run_notebook
 
     path = resolve(f"notebooks/{NOTEBOOKS[stage]}.ipynb")
     report = "-".join([path.stem, *(str(keys[key]) for key in NAMING if key in keys)])
-    parameters = dict(keys)
-    if "run" in parameters:
-        parameters["variant"], parameters["seed"] = split_run(parameters.pop("run"))
+    parameters = split(keys) if "run" in keys else dict(keys)
     usual = {"profile": profile, "pipeline": True, "live": False}  # where a notebook has them
     names = parameters_cell(read_notebook(path))
     parameters = {name: usual[name] for name in usual if name in names} | parameters

@@ -293,6 +293,23 @@ def run_text_trial(grid: Grid, name: str) -> dict[str, Any]:
     }
 
 
+def judge_row(_: Profile, row: str, core: bool = False) -> dict[str, Any]:
+    """Result of a row of the grid, whose models are not kept."""
+    result = run_row(load_grid(), row, core)
+    forget(row)
+    return result
+
+
+def judge_rung(_: Profile, rung: str) -> dict[str, Any]:
+    """Result of a rung of the grid."""
+    return run_rung(load_grid(), rung)
+
+
+def judge_trial(_: Profile, trial: str) -> dict[str, Any]:
+    """Result of a text trial of the grid."""
+    return run_text_trial(load_grid(), trial)
+
+
 def write_table() -> None:
     """Write one line for each result: its scores, and a digest of its file.
 

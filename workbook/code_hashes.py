@@ -103,13 +103,6 @@ def code_hashes(files: Iterable[str], without: tuple[str, ...] = ()) -> dict[str
     return dict(sorted(hashes.items()))
 
 
-def function_hashes(file: str, name: str, without: tuple[str, ...] = ()) -> dict[str, str]:
-    """The same of one function of a module, and of what it imports in its body."""
-    module = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-    function = next(n for n in module.body if isinstance(n, ast.FunctionDef) and n.name == name)
-    return {f"{file}:{name}": digest(plain(function))} | code_hashes(imported(function), without)
-
-
 def read_notebook(path: Path) -> nbformat.NotebookNode:
     """A notebook file.
 

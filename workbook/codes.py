@@ -142,6 +142,25 @@ def extract_codes(profile: Profile, variant: str, folder: str | Path, workers: i
     return read_codes(folder)
 
 
+def extract_run(profile: Profile, variant: str, seed: int, workers: int | None = None) -> None:
+    """Codes of the pipeline by the tokenizer `variant`, for all models of the profile over them."""
+    variants = [*profile.autoregressive.variants, *profile.text.variants]
+    generator = next(
+        (v for v in variants if profile.autoregressive_variant(v).tokenizer == variant), None
+    )
+    if generator is None:
+        raise ValueError(f"No model of the profile is over codes of {variant}.")
+    if seed != (wanted := profile.generator_section(generator).tokenizer_seed):
+        raise ValueError(
+            f"{variant}-seed{seed} is listed in params.yaml, and tokenizer_seed of the profile is "
+            f"{wanted}: make them the same."
+        )
+    processes = profile.engine.data_workers if workers is None else workers
+    codes = extract_codes(profile, generator, f"codes/{variant}-seed{seed}", processes)
+    shape = list(codes.train.shape[1:])
+    print(f"{len(codes.train)} training and {len(codes.held_out)} held-out code maps, {shape} each")
+
+
 def read_codes(folder: Path) -> Codes:
     """Codes in a folder that `extract_codes` has written."""
     train, held_out = (TokenShards(folder, split) for split in ("train", "held_out"))

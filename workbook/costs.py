@@ -30,7 +30,8 @@ from sitlib.sample.generate import generate
 from workbook.describe import flops
 from workbook.effects import power_law
 from workbook.generators import config_over
-from workbook.profile import Profile
+from workbook.paths import resolve
+from workbook.profile import Profile, load_profile, read_yaml
 
 SIZES = (64, 128, 256, 512, 1024)  # px
 BATCHES = (4, 16, 64)  # besides 1
@@ -177,8 +178,12 @@ def exponents(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     return fitted
 
 
-def efficiency(profile: Profile) -> dict[str, Any]:
-    """Costs of both tokenizers at every size, and at some for batches; their exponents."""
+def efficiency(_: Profile) -> dict[str, Any]:
+    """Costs of both tokenizers at every size, and at some for batches; their exponents.
+
+    The profile is that of the ablations.
+    """
+    profile = load_profile(read_yaml(resolve("ablations/params.yaml"))["profile"])
     cases = [(variant, size, 1) for size in SIZES for variant in TOKENIZERS]
     cases += [(name, size, n) for size in SWEPT_SIZES for n in BATCHES for name in TOKENIZERS]
     rows = []
@@ -245,7 +250,7 @@ def sampling_peaks(profile: Profile, name: str, geometry: str) -> dict[str, floa
     return peaks
 
 
-def throughput(profile: Profile, rounds: int) -> dict[str, Any]:
+def throughput(profile: Profile, rounds: int = 4) -> dict[str, Any]:
     """Images a second and peak memory of both models at every size, in both geometries.
 
     Args:

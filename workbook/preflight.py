@@ -11,12 +11,22 @@ from functools import cache
 from typing import Any
 
 from sitlib.data import DataError, ImageSource, open_images
+from sitlib.metrics import InceptionMetrics
+from sitlib.metrics.weights import fetch_weights
 from workbook.codes import captioned
 from workbook.errors import command
-from workbook.params import seeds_by_variant
+from workbook.params import pipeline_params, seeds_by_variant
 from workbook.paths import resolve
 from workbook.profile import Profile, load_profile
 from workbook.runs import CodesRun, launch_command
+
+
+def fetch_and_check(profile: Profile) -> None:
+    """Fetch the networks that judge images, and look at all images and captions that are needed."""
+    fetch_weights(resolve("weights"))
+    if profile.tokenizer.evaluation.inception:
+        InceptionMetrics()
+    check_images(profile, pipeline_params())
 
 
 def check_images(profile: Profile, lists: Mapping[str, Any]) -> None:

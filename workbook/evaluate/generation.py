@@ -27,6 +27,7 @@ from workbook import evaluate
 from workbook.codes import captioned, held_out_wide, images_of, load_codes
 from workbook.evaluate.text import KINDS, Judge, prompts
 from workbook.generators import trained_generator
+from workbook.params import split_run
 from workbook.paths import resolve
 from workbook.profile import GenerationEvaluationConfig, Profile, TextEvaluationConfig
 from workbook.runs import AutoregressiveRun, CodesRun, DualEncoderRun, TokenizerRun
@@ -86,6 +87,11 @@ def evaluate_generator(
         model, _ = load_models(profile, variant, seed)
         scores = measure_generator(model, profile, variant, samples, real)
     return {"run": run, **scores}
+
+
+def decode_again(profile: Profile, run: str, of: str, decoder: str) -> dict[str, Any]:
+    """Scores, named `run`, of the samples of the run `of`, decoded by that of a second decoder."""
+    return evaluate_generator(profile, *split_run(of), split_run(decoder)[0], pipeline=True)
 
 
 def _run(profile: Profile, variant: str, seed: int, decoder: str | None = None) -> str:
@@ -212,6 +218,13 @@ def real_features(profile: Profile, variant: str) -> Tensors:
     if variant not in profile.text.variants:
         features["train"] = evaluate.features_of(_training_images(profile, variant), "train")
     return features
+
+
+def write_features(profile: Profile, section: str) -> None:
+    """Write those of a section of the profile, `autoregressive` or `text`."""
+    variant = next(iter(getattr(profile, section).variants))
+    file = REAL_TEXT if section == "text" else REAL
+    write_tensors(resolve(file), real_features(profile, variant), {})
 
 
 def held_out_images(profile: Profile, variant: str) -> Iterator[Tensor]:

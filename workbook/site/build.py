@@ -6,6 +6,8 @@ No model and no notebook runs, so a change of style takes seconds.
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,10 @@ from workbook.code_hashes import read_notebook
 from workbook.figures.tables import COLUMNS, html_table
 from workbook.names import label
 from workbook.params import split_run
+from workbook.paths import ROOT, resolve
+from workbook.profile import Profile
 from workbook.site.render import TEMPLATES, Markdown, Page, notebook_page, stored
-from workbook.site.results import GENERATOR_METRICS, read_json
+from workbook.site.results import GENERATOR_METRICS, read_json, write_results
 
 # key of results.json -> caption, and columns
 RECONSTRUCTION = (*METRICS, "fd_lite0", "usage")
@@ -109,6 +113,15 @@ def front_page(
         folder=folder,
     )
     return Page("index.html", body)
+
+
+def write_report(_: Profile) -> None:
+    """Results in one file, the pages of all reports, the front page and the API documentation."""
+    write_results(ROOT)
+    shutil.rmtree(resolve("reports/api"), ignore_errors=True)
+    pages = ["-m", "pdoc", "-d", "google", "--no-show-source", "-o", "reports/api", "sitlib"]
+    subprocess.run([sys.executable, *pages], check=True, cwd=ROOT)
+    build(ROOT)
 
 
 def build(root: Path) -> None:

@@ -5,7 +5,6 @@ The pages are made from these files, so that making pages anew needs no model.
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -123,8 +122,8 @@ def overview(tokenizer: SpectralTokenizer, image: Tensor, name: str) -> Figure:
     return figure
 
 
-def write_examples(profile: Profile, examples_file: Path, overview_file: Path) -> None:
-    """Write examples.json and overview.png of the tokenizers that params.yaml lists.
+def write_examples(profile: Profile) -> None:
+    """Write reports/examples.json and reports/overview.png of the tokenizers that params.yaml lists.
 
     The photographs are the first held-out ones of each class.
 
@@ -150,6 +149,7 @@ def write_examples(profile: Profile, examples_file: Path, overview_file: Path) -
     shown = sorted(first.values())[:COUNT]
     classes = [source.class_names[int(labels[i])] for i in shown]
     titles = [f"Photograph {i}: {name}" for i, name in enumerate(classes, 1)]
-    write_json(examples_file, examples(tokenizers, views[shown], titles))
+    write_json(resolve("reports/examples.json"), examples(tokenizers, views[shown], titles))
     name = "sit4" if "sit4" in tokenizers else list(tokenizers)[-1]
-    overview_file.write_bytes(png(overview(tokenizers[name], views[shown[0]], label(name))))
+    picture = png(overview(tokenizers[name], views[shown[0]], label(name)))
+    resolve("reports/overview.png").write_bytes(picture)
