@@ -37,9 +37,7 @@ def torch_pair() -> str:
     import torch
     import torchvision
 
-    boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 2], [4, 4, 6, 6]])
-    if torchvision.ops.nms(boxes, torch.tensor([0.5, 0.9, 0.1]), 0.5).tolist() != [1, 2]:
-        raise ValueError("torchvision's operators compute something else")
+    torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # raises where they do not
     return f"torch {torch.__version__} with torchvision {torchvision.__version__}"
 
 

@@ -25,23 +25,17 @@ def codebook_statistics(counts: Tensor, num_images: int, num_codebooks: int) -> 
     def statistics(counts_SK: Tensor) -> dict[str, float]:
         counts_K = counts_SK.sum(dim=0)
         p = counts_K.double() / counts_K.sum()
-        return {
-            "usage": 100 * (p > 0).double().mean().item(),
-            "perplexity": torch.special.entr(p).sum().exp().item(),
-        }
+        usage, entropy = 100 * (p > 0).double().mean(), torch.special.entr(p).sum()
+        return {"usage": usage.item(), "perplexity": entropy.exp().item()}
 
     names = codebook_names(num_codebooks)
     book_of = [names[min(scale, num_codebooks - 1)] for scale in range(len(counts))]
-    return {
-        "codebooks": {
-            name: statistics(counts[[book == name for book in book_of]]) for name in names
-        },
-        "scales": [
-            {"scale": s + 1, "codebook": book, **statistics(counts[s : s + 1])}
-            for s, book in enumerate(book_of)
-        ],
-        "usage_images": num_images,
-    }
+    codebooks = {name: statistics(counts[[book == name for book in book_of]]) for name in names}
+    scales = [
+        {"scale": s + 1, "codebook": book, **statistics(counts[s : s + 1])}
+        for s, book in enumerate(book_of)
+    ]
+    return {"codebooks": codebooks, "scales": scales, "usage_images": num_images}
 
 
 def codebook_names(num_codebooks: int) -> list[str]:

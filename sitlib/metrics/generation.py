@@ -190,17 +190,12 @@ def generation_metrics(
             if isinstance(value, tuple):
                 value, scores[f"{name}_standard_deviation"] = value
             scores[name] = value
-    full_rank = min(len(features), len(references)) > NUM_FEATURES
+    is_full = min(len(features), len(references)) > NUM_FEATURES
     deficient = "rank deficient (fewer images than features): biased upwards"
     network = f"EfficientNet-Lite0, {NUM_FEATURES} pooled features at {INPUT_SIZE} px; not an FID"
-    protocol = {
-        "features": network,
-        "samples": len(features),
-        "reference_images": len(references),
-        "covariance": "full rank" if full_rank else deficient,
-        **options,
-    }
-    return {**scores, "protocol": protocol}
+    protocol = {"features": network, "samples": len(features), "reference_images": len(references)}
+    protocol["covariance"] = "full rank" if is_full else deficient
+    return {**scores, "protocol": protocol | options}
 
 
 def r_precision(

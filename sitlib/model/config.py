@@ -9,16 +9,16 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
+from sitlib.model.patchify import LIFTING
 from sitlib.model.quantizer import QUANTIZERS
 from sitlib.model.wavelets import filters_of
+from sitlib.strict import require
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # no silent conversions
 Attention = Literal["full", "scale_causal"]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 VocabularySize = Annotated[int, Field(ge=300)]  # 256 bytes and some merges
 TextLength = Annotated[int, Field(ge=2)]
-
-LIFTING_WAVELETS = ("bior2.2", "bior4.4")  # those of sitlib.model.patchify
 
 
 def check_width(width: int, heads: int, mlp_ratio: float = 1.0, prefix: str = "") -> None:
@@ -70,30 +70,23 @@ class TokenizerConfig:
     neighbor_mixing: bool = False  # 3x3 convolutions over tokens, before encoder, after decoder
 
     def __post_init__(self):
-        unit = self.grid_size * 2**self.levels
-        if self.size % unit:
-            raise ValueError(f"size must be a multiple of grid_size * 2^levels = {unit}")
+        unit, kind = self.grid_size * 2**self.levels, f"transform {self.transform}"
+        require(self.size % unit == 0, f"size must be a multiple of grid_size * 2^levels = {unit}")
         check_width(self.encoder_width, self.encoder_heads, self.mlp_ratio, "encoder_")
         check_width(self.decoder_width, self.decoder_heads, self.mlp_ratio, "decoder_")
-        if self.quantizer not in QUANTIZERS:
-            known = ", ".join(QUANTIZERS)
-            raise ValueError(f"quantizer {self.quantizer!r} is not known: take {known}")
+        sentence = f"quantizer {self.quantizer!r} is not known: take {', '.join(QUANTIZERS)}"
+        require(self.quantizer in QUANTIZERS, sentence)
         filters_of(self.wavelet)  # raises ValueError where PyWavelets does not know it
-        if self.num_codebooks not in (1, 2, self.num_scales):
-            raise ValueError(
-                f"num_codebooks must be 1 (shared), 2 (approximation, details) or "
-                f"{self.num_scales} (one for every scale), it is {self.num_codebooks}"
-            )
-        if self.transform != "wavelet" and not self.levels:
-            raise ValueError(f"transform {self.transform} needs levels, and there are none")
-        if self.transform == "raster" and self.levels != 3:
-            raise ValueError(
-                f"transform raster has 4 stripes: it needs levels 3, not {self.levels}"
-            )
-        if self.transform == "local_wavelet" and self.wavelet not in LIFTING_WAVELETS:
-            raise ValueError(
-                f"transform local_wavelet has {', '.join(LIFTING_WAVELETS)}, not {self.wavelet}"
-            )
+        sentence = "num_codebooks must be 1 (shared), 2 (approximation, details) or "
+        sentence += f"{self.num_scales} (one for every scale), it is {self.num_codebooks}"
+        require(self.num_codebooks in (1, 2, self.num_scales), sentence)
+        if self.transform != "wavelet":
+            require(self.levels > 0, f"{kind} needs levels, and there are none")
+        if self.transform == "raster":
+            require(self.levels == 3, f"{kind} has 4 stripes: it needs levels 3, not {self.levels}")
+        if self.transform == "local_wavelet":
+            sentence = f"{kind} has {', '.join(LIFTING)}, not {self.wavelet}"
+            require(self.wavelet in LIFTING, sentence)
 
     @property
     def num_scales(self) -> int:
@@ -153,11 +146,9 @@ class AutoregressiveConfig:
 
     def __post_init__(self):
         check_width(self.width, self.heads, self.mlp_ratio)
-        if self.pos_emb == "rotary" and self.width // self.heads % 4:
-            raise ValueError(
-                "rotary pos_emb of rows and columns needs heads of a multiple of 4 dimensions, "
-                f"not {self.width // self.heads}"
-            )
+        size = self.width // self.heads
+        sentence = f"rotary pos_emb needs heads of a multiple of 4 dimensions, not {size}"
+        require(self.pos_emb != "rotary" or size % 4 == 0, sentence)
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -60,7 +60,7 @@ class DualEncoder(nn.Module):
         size = (words.vocab_size, words.max_tokens, shape.layers, shape.width, shape.heads)
         self.text_encoder = TextEncoder(*size, dropout=shape.dropout)
         self.text_projection = nn.Linear(shape.width, shape.dim)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))  # inverse temperature
 
     def embed_images(self, features: Tensor) -> Tensor:  # [B, F] -> unit vectors [B, D]
         return F.normalize(self.image_encoder(features).float(), dim=-1)

@@ -54,8 +54,8 @@ class AutoregressiveModel(nn.Module):
     def __init__(self, config: CodeModelConfig):
         super().__init__()
         self.config, c, n = config, config.transformer, config.tokens_per_scale
-        self.num_tokens = config.num_scales * n
-        self.no_class = len(config.classes)
+        self.num_tokens = config.num_scales * n  # T
+        self.no_class = len(config.classes)  # for classifier-free guidance (arXiv 2207.12598)
         # Codebook b is that of scale b, the last one that of all finer scales, too.
         books = range(min(config.num_codebooks, config.num_scales))
         self._book_edges = [book * n for book in books[1:]]  # positions where the next one begins

@@ -204,7 +204,7 @@ class Transformer(nn.Module):
         options: BlockOptions = VIT,
     ):
         super().__init__()
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing = False  # recompute blocks in backward (arXiv 1604.06174)
         self.blocks = nn.ModuleList(
             Block(dim, num_heads, mlp_ratio, dropout, options) for _ in range(num_layers)
         )

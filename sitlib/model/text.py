@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
 from sitlib.model.sequence import Transformer
+from sitlib.strict import require
 
 _SPECIAL = 2  # ids of padding and end come first; `tokenizers` knows nothing of them
 
@@ -35,8 +36,7 @@ class TextTokenizer:
         end. Fewer than `vocab_size` are made if there is no more to merge.
         """
         texts = [text for text in map(_normalize, captions) if text]
-        if not texts:
-            raise ValueError("there is no caption with a word in it to learn tokens from.")
+        require(bool(texts), "there is no caption with a word in it to learn tokens from.")
         tokenizer = Tokenizer(models.BPE())
         # A space before the first word, too: a word has the same tokens wherever it stands.
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -74,14 +74,10 @@ class TextTokenizer:
         room = self.max_tokens - 1
         for row, caption in zip(rows, captions, strict=True):
             text = _normalize(caption)
-            if not text:
-                raise ValueError(f"the caption {caption!r} is empty; write what the image shows.")
+            require(bool(text), f"the caption {caption!r} is empty; write what the image shows.")
             ids = [number + _SPECIAL for number in self._tokenizer.encode(text).ids]
-            if len(ids) > room and not truncate:
-                raise ValueError(
-                    f"the caption {text[:60]!r} has {len(ids)} tokens, at most {room} are allowed: "
-                    "shorten it."
-                )
+            many = f"the caption {text[:60]!r} has {len(ids)} tokens, at most {room} are allowed"
+            require(truncate or len(ids) <= room, f"{many}: shorten it.")
             ids = [*ids[:room], self.end]
             row[: len(ids)] = torch.tensor(ids)
         return rows

@@ -16,6 +16,7 @@ from sitlib.model.patchify import TRANSFORMS
 from sitlib.model.quantizer import QUANTIZERS, Codebook, Quantized
 from sitlib.model.transformer import ADTransformer, in_weight_dtype, inference_autocast
 from sitlib.model.wavelets import check_images
+from sitlib.strict import require
 
 DECODER_MODULES = ("post_quant", "decoder", "unembed")  # codes do not depend on these
 
@@ -136,11 +137,9 @@ class SpectralTokenizer(nn.Module):
     def normalized_patches(self, images: Tensor) -> list[Tensor]:
         """Square images [B, 3, H, H] in [0, 1] -> standardized patches [B, N, P_s] of each scale."""
         H, W = images.shape[2:]
-        if H != W or H not in self.geometries:
-            raise ValueError(
-                f"this tokenizer takes square images of {' or '.join(map(str, self.sizes))} px, "
-                f"not {H} x {W}: resize them, or use sitlib.model.tiling for images of any size."
-            )
+        sizes = f"square images of {' or '.join(map(str, self.sizes))} px, not {H} x {W}"
+        remedy = "resize them, or use sitlib.model.tiling for images of any size."
+        require(H == W and H in self.geometries, f"this tokenizer takes {sizes}: {remedy}")
         coefficients = self.geometries[H].forward(images)  # dwt2: [B, C_s, h_s, w_s]
         standardized = [norm(x) for norm, x in zip(self.norm, coefficients, strict=False)]
         return self.geometries[H].patchify(standardized)
@@ -220,11 +219,10 @@ class SpectralTokenizer(nn.Module):
         scales = k if scales is None else scales
         if scales not in range(1, k + 1):
             raise ValueError(f"scales must be in 1 ... {k}, the scales of these codes: {scales}.")
-        if scales < S and self.config.decoder_attention == "full":
-            raise ValueError(
-                f"{scales} of {S} scales cannot be decoded alone, as this decoder attends to all: "
-                "give all scales, or train with decoder_attention: scale_causal."
-            )
+        alone = f"{scales} of {S} scales cannot be decoded alone, as this decoder attends to all"
+        remedy = "give all scales, or train with decoder_attention: scale_causal."
+        is_full = self.config.decoder_attention == "full"
+        require(scales == S or not is_full, f"{alone}: {remedy}")
         codes = codes.long()  # uint16, as shards hold them, cannot be compared
         low, high = codes.aminmax() if codes.numel() else (0, 0)
         if not 0 <= low <= high < K:
