@@ -67,6 +67,12 @@ FUNCTIONS = {
 FETCHING = ("sitlib/metrics/weights",)
 # Restyling a figure must not train again; and codes are a dependency of what is trained on them.
 SHOWING = ("workbook/names.py", "workbook/figures/", "workbook/site/", "sitlib/sample/")
+# Nor do metrics of finished models, but for the networks that are losses.
+SHOWING += (
+    "sitlib/metrics/reconstruction",
+    "sitlib/metrics/generation",
+    "sitlib/metrics/statistics",
+)
 TOKENIZING = ("workbook/tokenizers.py", "sitlib/model/tokenizer.py")
 WITHOUT = {
     "weights": (),

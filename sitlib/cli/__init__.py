@@ -118,7 +118,7 @@ draw new images of a class or a text
 draw the details that small images lack
 
 Takes squares of the sizes of a scale-causal tokenizer's first scales: 4, 8, 16 or 32 px for
-sit5_sc.
+sit5_sc. Without --class or --text anything is drawn that the model has learned.
 
   sit upsample small.png --class mountain
   sit upsample emoji.png --size 8 --text "a red apple" """),

@@ -73,7 +73,7 @@ def describe(options: argparse.Namespace) -> int:
     tokens = config.num_scales * config.tokens_per_scale
     rows = {
         "class": type(model).__name__,
-        "name": metadata.get("name", path.name),
+        "name": metadata.get("name", path.resolve().parent.name),
         "parameters": f"{parameters / 1e6:.2f} million",
         "tokens": f"{config.num_scales} scales of {config.tokens_per_scale}, {tokens} in all",
         "codes": f"{config.num_codes} in a codebook, {config.num_codebooks} codebooks",

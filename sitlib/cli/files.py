@@ -38,7 +38,7 @@ class Jobs:
         self.folder = Path(options.output).expanduser()
         suffix = self.folder.suffix.lower()
         is_folder = options.output.endswith("/") or self.folder.is_dir()
-        is_folder = is_folder or suffix[1:].isdecimal() or not suffix  # as in v1.5
+        is_folder = is_folder or suffix[1:].isdecimal() or not suffix  # v1.5 is a folder
         ending, written = (CODES, {CODES}) if options.command == "encode" else (".png", FORMATS)
         if options.output == "-" or not is_folder and suffix not in written:
             kinds = f"a file such as name{ending}, or {options.output}/ for a folder of that name"

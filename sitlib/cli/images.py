@@ -61,7 +61,7 @@ def read_codes(path: Path) -> tuple[tiling.ImageCodes, dict]:
 def load_tokenizer(name: str, device: str | None) -> tuple[SpectralTokenizer, dict[str, str]]:
     """A tokenizer, and `name` and `codes` as files of its codes hold them."""
     tokenizer, path = files.load_checkpoint(name, SpectralTokenizer, device)
-    name = read_metadata(path).get("name", path.name)
+    name = read_metadata(path).get("name", path.resolve().parent.name)
     return tokenizer, {"name": name, "codes": codes_digest(tokenizer)}
 
 

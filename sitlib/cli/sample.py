@@ -44,7 +44,7 @@ def load_generator(
         raise argparse.ArgumentError(None, str(error)) from None
     # The tokenizer from the folder of models in which this model lies, else by its name.
     variant = model.config.transformer.tokenizer
-    beside = path.resolve().parents[2] / "tokenizer" / f"{variant}-seed0"
+    beside = path.resolve().parent.parent.parent / "tokenizer" / f"{variant}-seed0"
     name = options.tokenizer or (str(beside) if beside.is_dir() else variant)
     tokenizer, _ = files.load_checkpoint(name, SpectralTokenizer, options.device)
     applications.check_same_codes(model, tokenizer)
@@ -107,6 +107,11 @@ def redraw(options: argparse.Namespace) -> int:
         draw, size = partial(applications.edit, keep=options.keep), full
     else:
         draw, size = applications.upsample, options.size
+        *small, full = tokenizer.sizes
+        if size and small and size not in small:
+            raise argparse.ArgumentError(
+                None, f"--size {size} is none of {small}, which it enlarges"
+            )
     variants = [*map(str, range(options.count))] if options.count > 1 else []
 
     def work(path: Path, target: Path) -> list[str]:

@@ -46,8 +46,12 @@ class WeightsError(RuntimeError):
 
 
 def weights_folder() -> Path:
-    """Folder of the weights: $SITLIB_WEIGHTS, by default `weights` in the current folder."""
-    return Path(os.environ.get("SITLIB_WEIGHTS", "weights"))
+    """$SITLIB_WEIGHTS, or the `weights` of the current folder or of one above it that has LPIPS's."""
+    here = Path.cwd()
+    found = (above / "weights" for above in (here, *here.parents))
+    names = [f"{file}.safetensors" for file, *_ in TRUNKS.values()]
+    with_lpips = (folder for folder in found if any((folder / name).is_file() for name in names))
+    return Path(os.environ.get("SITLIB_WEIGHTS") or next(with_lpips, here / "weights"))
 
 
 def fetch_weights(folder: str | Path | None = None) -> None:

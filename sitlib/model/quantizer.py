@@ -21,7 +21,7 @@ class Quantized:
 class Codebook(nn.Module):
     """l2-normalized vector quantizer (ViT-VQGAN, arXiv 2110.04627, section 3.2).
 
-    Latents and codes lie on the unit sphere of D dimensions; 8 to 32 keep all of K codes in use.
+    Latents and codes lie on the unit sphere of D dimensions; few, 8 to 32, keep most codes in use.
     Another quantizer is a subclass that overrides `forward`, `lookup` and, if its codes do not lie
     on the sphere, `project`. Its `weight` [K, D] holds the vectors of all codes. For `update`,
     `decay` and `gradient` see `TokenizerConfig`.

@@ -71,7 +71,9 @@ class SpectralTokenizer(nn.Module):
         }
         self.geometry = geometry = self.geometries[c.size]
         patch_dims = [geometry.patch_dim(scale) for scale in geometry.scales]
-        books = range(min(c.num_codebooks, c.num_scales))  # see `by_codebook`
+        books = range(
+            min(c.num_codebooks, c.num_scales)
+        )  # one for each scale, or the last for the rest
         num_types = 2 if c.typed_parameters and c.levels > 0 else 1
 
         def transformer(width, layers, heads, attention, neighbors) -> ADTransformer:
