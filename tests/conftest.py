@@ -34,6 +34,23 @@ def weights_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A folder models/ with tiny untrained models in place of the pipeline's."""
+    from tiny import TOKENIZERS, save_generator, tokenizer_of
+
+    from sitlib.files import save_model
+
+    models = tmp_path_factory.mktemp("project") / "models"
+    for variant in ("sit5_sc", "sit4", "captioned_sit4_sc"):
+        run = f"tokenizer/{variant}-seed0"
+        save_model(models / run / "model.safetensors", tokenizer_of(variant), name=run)
+    for kind, variant in TOKENIZERS.items():
+        run = f"autoregressive/ar_{variant}-seed0"
+        save_generator(models / run / "model.safetensors", kind, variant)
+    return models
+
+
+@pytest.fixture(scope="session")
 def browser():
     """An installed Chromium, driven by Playwright; tests in it are skipped where there is none."""
     programs = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))

@@ -1,7 +1,6 @@
 """Upsampling, editing, previews: the given scales stay, the others are those of sampling."""
 
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
@@ -9,44 +8,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import CAPTIONS, fresh_generator
+from tiny import CAPTIONS, PLAIN, class_and_text, model_of, photographs, tokenizer_of
 
-from sitlib.data import held_out_views, open_images
-from sitlib.model.config import SamplingConfig
-from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample.applications import edit, preview, refine, upsample
 from sitlib.sample.generate import generate
-from sitlib.train.codebooks import initialize_codebooks
-from workbook.profile import load_profile
 
-PLAIN = SamplingConfig(guidance=2.0, batch_size=3, seed=5)
 SIZES = (4, 8, 16, 32)  # below the full size, 64 px
-class_and_text = pytest.mark.parametrize("kind", ["class", "text"])
-
-
-@cache
-def tokenizer_of(variant="sit5_sc"):
-    torch.manual_seed(0)
-    tokenizer = SpectralTokenizer(load_profile("smoke").tokenizer_variant(variant)).eval()
-    with torch.no_grad():
-        initialize_codebooks(tokenizer, photographs(16))
-    return tokenizer
-
-
-@cache
-def model_of(kind="class", variant="sit5_sc"):
-    """A generator over the codes of that tokenizer, with far from uniform predictions."""
-    c = tokenizer_of(variant).config
-    sizes = (c.num_scales, c.tokens_per_scale, min(c.num_codebooks, c.num_scales), c.num_codes)
-    model = fresh_generator(kind, *sizes, width=32)
-    for head in model.heads:
-        torch.nn.init.normal_(head.weight, std=0.5)
-    return model
-
-
-@cache
-def photographs(count=4):
-    return held_out_views(open_images("data/extra", "test"), count, 64, 0)[0]
 
 
 def prompts_of(kind, count):

@@ -8,6 +8,8 @@ import torch
 from tiny import (
     LLAMA,
     TEXTS,
+    class_and_text,
+    class_rotary,
     condition_of,
     double,
     fresh_generator,
@@ -25,10 +27,6 @@ from workbook.profile import load_profile
 
 CASES = list(itertools.product(["class", "text"], [1, 2, 3], ["learned", "rotary"]))
 every_case = pytest.mark.parametrize(("kind", "books", "positions"), CASES)
-class_and_text = pytest.mark.parametrize("kind", ["class", "text"])
-class_rotary = pytest.mark.parametrize(
-    ("kind", "positions"), [("class", "learned"), ("text", "rotary")]
-)
 
 
 # -- likelihood -------------------------------------------------------------------------------
@@ -105,20 +103,6 @@ def test_nats_are_cross_entropy_and_those_of_a_fresh_model_uniform(kind):
     torch.testing.assert_close(mean, nats.mean((0, 2)), atol=1e-5, rtol=0)
     for options in ({}, LLAMA):
         assert not fresh_generator(kind, **options)(codes, cond).any()
-
-
-def test_dropout_acts_in_training_only():
-    model = new_generator(dropout=0.5)
-    codes, cond = random_codes(model), condition_of(model, 0, 2)
-    assert torch.equal(model(codes, cond), model(codes, cond))
-    model.train()
-    assert not torch.equal(model(codes, cond), model(codes, cond))
-
-
-def test_one_scale_has_one_codebook_whatever_the_tokenizer_says():
-    model = generator(num_scales=1, books=2)
-    assert len(model.heads) == 1
-    assert model(random_codes(model), torch.tensor([0, 1])).shape == (2, 1, 4, 20)
 
 
 # -- decoding, one token after another --------------------------------------------------------

@@ -225,11 +225,7 @@ class TestOpenCoco:
         ("nowhere", "names", "neither a folder nor a shard"),
         ("", "wrong_{split}.json", r"There are no captions: no file .*wrong_train\.json"),
         ("wrong", "annotations/captions_{split}2017.json", r"no folder .*/wrong of images"),
-        (
-            "",
-            "train_list.json",
-            r"Name one file for each split, with \{split\} for its name",
-        ),
+        ("", "train_list.json", r"Name one file for each split, with \{split\} for its name"),
         ("", "{split}_empty.json", r"2 of the 2 .* no caption: a\.jpg, x\.jpg$"),
         ("", "{split}_list.json", "not a COCO captions file"),
         ("", "{split}_half.json", "not a COCO captions file"),

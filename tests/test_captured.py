@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import LLAMA, condition_of, generator, random_codes
+from tiny import LLAMA, class_and_text, condition_of, generator, random_codes
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -61,7 +61,7 @@ def test_static_and_growing_caches_give_the_same_logits(kind, options, given):
     assert growing.std() > 0.1
 
 
-@pytest.mark.parametrize("kind", ["class", "text"])
+@class_and_text
 @torch.no_grad()
 def test_weights_that_are_cast_once_compute_what_autocast_computes_logits_in_float32(kind):
     model = generator(kind)
@@ -175,21 +175,6 @@ def on_gpu(model):
     copy = AutoregressiveModel(model.config)
     copy.load_state_dict(model.state_dict())
     return copy.eval().cuda()
-
-
-@needs_gpu
-@pytest.mark.parametrize("kind", ["class", "text"])
-@torch.inference_mode()
-def test_steps_do_not_wait_for_the_gpu(kind):
-    model = on_gpu(generator(kind))
-    state, _ = model.prefill(condition_of(model, 0, 1).cuda())
-    codes_B = torch.tensor([3, 4], device="cuda")
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for _ in range(LENGTH - 1):
-            model.decode_one_token(state, codes_B)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @needs_gpu

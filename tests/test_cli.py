@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_applications import PLAIN, model_of, photographs, tokenizer_of
+from tiny import SAMPLING, TOKENIZERS, model_of, photographs, save_generator, tokenizer_of
 from torchvision.utils import save_image
 
 from sitlib.cli import build_parser, images, main
@@ -23,7 +23,6 @@ from sitlib.data import decode_image, open_images
 from sitlib.files import DiskError, read_metadata, save_model, write_tensors
 from sitlib.metrics import lpips_per_image
 from sitlib.metrics.networks import cached_lpips
-from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tiling import decode_codes, encode_image, pad
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample.applications import edit, upsample
@@ -31,32 +30,6 @@ from sitlib.sample.generate import generate
 from sitlib.train.codebooks import take_over_codes
 from workbook.paths import ROOT
 from workbook.profile import load_profile
-
-SAMPLING = {"class": replace(PLAIN, guidance=1.5, seed=2), "text": replace(PLAIN, top_p=0.9)}
-TOKENIZERS = {"class": "sit5_sc", "text": "captioned_sit4_sc"}
-
-
-def save_generator(path, kind, variant):
-    """Save a tiny model that names its tokenizer and how to sample, as trained ones do."""
-    model = model_of(kind, variant)
-    transformer = replace(model.config.transformer, tokenizer=variant)
-    config = replace(model.config, transformer=transformer, sampling=SAMPLING[kind])
-    copy = AutoregressiveModel(config)
-    copy.load_state_dict(model.state_dict())
-    save_model(path, copy, name=f"autoregressive/{path.parent.name}")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A folder models/ with tiny untrained models in place of the pipeline's."""
-    models = tmp_path_factory.mktemp("project") / "models"
-    for variant in ("sit5_sc", "sit4", "captioned_sit4_sc"):
-        run = f"tokenizer/{variant}-seed0"
-        save_model(models / run / "model.safetensors", tokenizer_of(variant), name=run)
-    for kind, variant in TOKENIZERS.items():
-        run = f"autoregressive/ar_{variant}-seed0"
-        save_generator(models / run / "model.safetensors", kind, variant)
-    return models
 
 
 @pytest.fixture

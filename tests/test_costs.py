@@ -1,7 +1,5 @@
 """Costs of models: sizes and tokens as in the paper, times and memory of what is asked for."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -54,25 +52,6 @@ def test_images_have_the_size_that_is_asked_for(name):
     batch_size = SMOKE.autoregressive.evaluation.throughput_batch_size
     for share in costs.SHARES:
         assert draw(share).shape == (batch_size, 3, 64 // share, 64 // share)
-
-
-def test_the_table_holds_ratios_of_medians_and_the_papers(monkeypatch):
-    evaluation = replace(SMOKE.autoregressive.evaluation, throughput_batch_size=2)
-    profile = replace(SMOKE, autoregressive=replace(SMOKE.autoregressive, evaluation=evaluation))
-    peaks = {str(share): 10.0 * share for share in costs.SHARES}
-    monkeypatch.setattr(costs, "in_own_process", lambda *_: peaks)
-    monkeypatch.setattr(costs, "sampler", lambda _, name, geometry: lambda share: (name, share))
-    clock = {costs.OURS: 1.0, costs.BASELINE: 4.0}
-    monkeypatch.setattr(costs, "seconds", lambda call, _: clock[call()[0]] / call()[1])
-    measured = costs.throughput(profile, rounds=3)
-    assert [row["size"] for row in measured["rows"]] == [64, 32, 16, 8, 256, 128, 64, 32]
-    rows = measured["rows"][:4]
-    assert [row["ratio"] for row in rows] == pytest.approx([4.0, 8.0, 16.0, 32.0])
-    assert {row["images_per_second"][costs.BASELINE] for row in rows} == {0.5}  # measured once
-    assert rows[0]["images_per_second"][costs.OURS] == 2.0
-    paper = [row["paper_ratio"] for row in rows]
-    assert paper[1] is None
-    assert [paper[0], *paper[2:]] == pytest.approx([0.83, 3.22, 9.70], abs=0.005)
 
 
 def test_the_peak_of_another_process_is_its_own():

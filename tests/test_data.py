@@ -180,27 +180,6 @@ class TestColorProfiles:
         of_rgb = encoded(Image.fromarray(values), icc_profile=profile(gamma=1.8))
         assert np.abs(pixels(of_rgb) - expected).max() < 2
 
-    def test_cmyk(self):
-        """A profile of a table: the Lab colors of no ink and of all ink, for each of four inks."""
-        rng = np.random.default_rng(0)
-        table = rng.integers([60, 100, 100], [220, 156, 156], (16, 3), dtype=np.uint8)
-        table[0] = 255, 128, 128  # no ink is white
-        identity, ramp = struct.pack(">9i", *(2**16 * np.eye(3, dtype=int)).flat), bytes(range(256))
-        lut = b"mft1" + bytes([0, 0, 0, 0, 4, 3, 2, 0]) + identity
-        lut += 4 * ramp + table.tobytes() + 3 * ramp
-        header = bytearray(profile()[:128])
-        header[12:24] = b"prtrCMYKLab "
-        content = header + struct.pack(">i4sii", 1, b"A2B0", 128 + 4 + 12, len(lut)) + lut
-        struct.pack_into(">i", content, 0, len(content))
-        ink = np.array(list(np.ndindex(2, 2, 2, 2)), np.uint8).reshape(4, 4, 4) * 255
-        image = Image.fromarray(ink.repeat(4, 0).repeat(4, 1), "CMYK")
-        lab = (table.astype(int) - [0, 128, 128]).astype(np.int8).view(np.uint8)
-        lab = Image.fromarray(lab.reshape(4, 4, 3), "LAB")
-        spaces = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        expected = np.asarray(ImageCms.profileToProfile(lab, *spaces, outputMode="RGB"))
-        found = pixels(encoded(image, "TIFF", icc_profile=bytes(content)))[::4, ::4]
-        assert np.abs(found.astype(int) - expected).max() <= 3
-
     @pytest.mark.parametrize("content", [b"none", profile()[:300], profile(space=b"CMYK")])
     def test_a_broken_one_is_ignored_with_a_warning(self, content):
         image = encoded(Image.fromarray(gradient()), icc_profile=content)

@@ -7,11 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 from sitlib.model.tokenizer import SpectralTokenizer
 from workbook.__main__ import main
-from workbook.describe import Meter, cost, describe, descriptions, flops, tokenizer_subject
+from workbook.describe import cost, describe, descriptions, flops, tokenizer_subject
 from workbook.paths import ROOT
 from workbook.profile import load_profile
 
@@ -82,19 +81,6 @@ def test_recomputing_trades_memory_for_a_third_more_operations():
 
 
 # -- memory ----------------------------------------------------------------------------------------
-
-
-def test_live_bytes_are_those_of_tensors_that_are_alive():
-    held = nn.Linear(4, 4, bias=False)
-    with Meter(held) as meter:
-        assert meter.now == 64
-        a = torch.zeros(100)
-        view = a[:50]
-        assert meter.now == 464  # a view has no memory of its own
-        del a
-        assert meter.now == 464
-        del view
-        assert meter.now == 64 and meter.peak == 464
 
 
 @pytest.mark.parametrize("size", ["1", "2"])

@@ -85,17 +85,6 @@ def test_similarities_are_cosines_which_survive_the_file(model, tmp_path):
     assert torch.equal(found, model(features, tokens))
 
 
-@torch.no_grad()
-def test_padding_and_other_texts_change_nothing(model):
-    tokens = WORDS.encode(["red", "a green square"])
-    lengths = (tokens != 0).sum(dim=1)
-    assert lengths[0] < lengths[1] < SHAPE.max_tokens
-    whole = model.embed_texts(tokens)
-    for row, length in enumerate(lengths):
-        alone = model.embed_texts(tokens[row : row + 1, :length])
-        torch.testing.assert_close(alone[0], whole[row])
-
-
 def test_the_temperature_is_learned_and_limited(model):
     assert model.log_scale.exp().item() == pytest.approx(1 / 0.07)
     contrastive_loss(model(torch.randn(3, 20), WORDS.encode(TEXTS)), torch.arange(3)).backward()

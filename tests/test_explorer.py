@@ -17,7 +17,7 @@ import nbformat
 import pytest
 import torch
 from PIL import Image
-from test_applications import PLAIN, model_of, photographs, tokenizer_of
+from tiny import PLAIN, model_of, photographs, tokenizer_of
 
 from workbook.applications import Task
 from workbook.explorer import (
@@ -25,7 +25,6 @@ from workbook.explorer import (
     Pictures,
     codes_panel,
     edit_panel,
-    prompt_panel,
     wavelet_panel,
 )
 from workbook.figures.core import png_uri
@@ -86,16 +85,6 @@ def test_an_edit_keeps_what_it_says_and_answers_an_empty_caption_in_words():
     assert "is empty" in html_of(live) and not shown(live)
 
 
-def test_bands_stay_chosen_as_long_as_they_are_there():
-    controls = wavelet_panel(pictures()).controls
-    controls["zeroed"].value = (2, 1)
-    controls["levels"].value = 4
-    assert controls["zeroed"].value == (2, 1)
-    controls["levels"].value = 1
-    assert controls["zeroed"].value == (-1, -1)
-    assert max(scale for scale, _ in controls["zeroed"].options.values()) == 1
-
-
 def test_codes_panel_swaps_and_keeps_scales():
     tokenizer, panel = tokenizer_of(), codes_panel(tokenizer_of(), pictures())
     first, second = tokenizer.encode(photographs(3)[:2]).split(1)
@@ -146,20 +135,6 @@ def test_an_image_of_the_user_joins_every_menu_and_is_shown():
     upload("<b>.png", b"no image")
     assert "&lt;b&gt;.png: it cannot be decoded" in html_of(uploader)
     assert "<b>.png" not in ours.images
-
-
-def test_previews_appear_and_the_one_that_is_chosen_is_finished():
-    panel = prompt_panel(task(), "a red cat", count=3)
-    live = panel.live()
-    before, buttons = shown(live), widgets_in(live, ipywidgets.Button)
-    assert [x.description for x in buttons] == ["Finish 1", "Finish 2", "Finish 3"]
-    buttons[1].click()
-    finished = panel.draw(**panel.values() | {"scales": 5})["preview 2"]
-    assert shown(live)[:3] == before and shown(live)[3] == png_uri(finished, 3)
-    panel.controls["seed"].value = 1
-    assert len(shown(live)) == 3 and shown(live) != before
-    panel.controls["prompt"].value = " "
-    assert "is empty" in html_of(live)
 
 
 @pytest.fixture

@@ -117,16 +117,6 @@ def test_image_grid_fills_a_page_and_no_more_and_refuses_what_does_not_fit():
             core.image_grid(np.zeros(shape), columns=2, **options)
 
 
-def test_curves_have_a_panel_for_each_column_smoothed_and_without_missing_values():
-    run = {"step": range(40), "loss": np.arange(40.0), "psnr": [np.nan] * 20 + [20.0] * 20}
-    figure = core.curves("sit4", run, {"loss": "loss", "psnr": "PSNR, dB"})
-    assert [axis.get_ylabel() for axis in figure.axes] == ["loss", "PSNR, dB"]
-    assert [len(axis.lines[-1].get_xdata()) for axis in figure.axes] == [40, 20]
-    values = np.arange(50.0)
-    np.testing.assert_allclose(core.smoothed(values, 5)[2:-2], values[2:-2])
-    np.testing.assert_allclose(core.smoothed(np.full(30, 2.5), 9), 2.5)
-
-
 def test_tables_format_values_and_mark_the_best():
     rows = [
         {"model": "a<b", "PSNR": {"mean": 23.456, "std": 0.12, "seeds": 2}, "n": 12345},
@@ -150,14 +140,3 @@ def test_cells_have_titles_factors_digits_and_directions_of_the_metrics():
     assert "KID x 1000" in text and "100.00*" in text and "22.00*" in text and " 1.50" in text
     both = tables.cells([{"kid": 0.1}, {"kid": 0.3}], ["kid"])["KID x 1000"]
     assert both["mean"] == 200 and both["seeds"] == 2 and 141 < both["std"] < 142
-
-
-def test_a_sweep_is_a_line_through_means_and_a_dot_for_each_seed():
-    def rows(value):
-        return [{"top_p": top_p, "fd_lite0": value + top_p} for top_p in (0.1, 0.5, 1.0)]
-
-    sweeps = {"ar_sit4": [rows(10), rows(14)]}
-    (axis,) = core.sweep_curves(sweeps, "top_p", "top-p", {"fd_lite0": "FD"}).axes
-    mean, *dots = axis.lines
-    assert (mean.get_xdata() == [0.1, 0.5, 1.0]).all() and len(dots) == 2
-    np.testing.assert_allclose(mean.get_ydata(), [12.1, 12.5, 13.0])

@@ -132,19 +132,6 @@ class TestReconstruction:
 
 
 class TestCodebooks:
-    def test_even_use_of_some_codes(self):
-        """Scale 1 uses 4 of 8 codes evenly; scales 2 and 3 use 2 codes each, 4 of 8 together."""
-        scales = [[0, 1, 2, 3] * 4, [0] * 8 + [1] * 8, [6] * 8 + [7] * 8]
-        counts = code_counts(torch.tensor(scales)[None].repeat(5, 1, 1), 8)
-        result = codebook_statistics(counts, 5, 2)
-        for name in ("approximation", "details"):
-            assert result["codebooks"][name] == pytest.approx({"usage": 50, "perplexity": 4})
-        columns = {key: [scale[key] for scale in result["scales"]] for key in result["scales"][0]}
-        assert columns["usage"] == pytest.approx([50, 25, 25])
-        assert columns["perplexity"] == pytest.approx([4, 2, 2])
-        assert columns["codebook"] == ["approximation", "details", "details"]
-        assert columns["scale"] == [1, 2, 3] and result["usage_images"] == 5
-
     @given(
         seed=st.integers(0, 2**31),
         num_codes=st.integers(1, 40),
@@ -163,6 +150,10 @@ class TestCodebooks:
             p = counts / counts.sum()
             assert book["usage"] == pytest.approx(100 * len(counts) / num_codes)
             assert book["perplexity"] == pytest.approx(np.exp(-(p * np.log(p)).sum()))
+        for scale, of_scale in enumerate(result["scales"]):
+            used = len(np.unique(codes[:, scale]))
+            assert of_scale["usage"] == pytest.approx(100 * used / num_codes)
+            assert of_scale["scale"] == scale + 1
         json.dumps(result, allow_nan=False)
 
 
@@ -184,24 +175,6 @@ class TestRPrecision:
         options = {"candidates": candidates, "seed": 3}
         scores = r_precision(similarity, torch.from_numpy(right), names, **options)
         assert scores.dtype == torch.float64 and scores.tolist() == expected
-
-    def test_perfect_similarities_give_one_and_equal_ones_chance(self):
-        similarity, right = torch.rand(200, 50), torch.arange(200) % 50
-        similarity[torch.arange(200), right] = 1.1
-        assert r_precision(similarity, right, range(50), candidates=50).min() == 1
-        assert r_precision(-similarity, right, range(50), candidates=50).max() == 0
-        equal = r_precision(torch.zeros(5, 9), torch.arange(5), list("abcdefghi"), candidates=4)
-        assert equal.tolist() == [0.25] * 5
-
-    def test_all_models_are_asked_the_same_questions(self):
-        """Where one similarity differs, only the score of that image may."""
-        similarity = torch.rand(40, 24, generator=torch.Generator().manual_seed(0))
-        right, names = torch.arange(40) % 24, [i % 8 for i in range(24)]
-        before = r_precision(similarity, right, names, candidates=5)
-        similarity[7, right[7]] = 2
-        after = r_precision(similarity, right, names, candidates=5)
-        assert after[7] == 1 and torch.equal(after[8:], before[8:])
-        assert not torch.equal(after, r_precision(similarity, right, names, candidates=5, seed=1))
 
     def test_too_few_captions(self):
         with pytest.raises(ValueError, match="captions of other names than 'b'"):

@@ -14,16 +14,6 @@ from workbook.profile import load_profile
 PAPER = load_profile("paper")
 
 
-def test_values_that_texts_state():
-    own, usual = PAPER.sampler("ar_sit4_improved"), PAPER.sampler("ar_sit4")
-    assert (own.guidance, own.temperature, own.top_k, own.top_p) == (2.0, 1.0, 0, 1.0)  # LlamaGen
-    assert (usual.guidance, PAPER.sampler("ar_captioned_sit4_scd").guidance) == (1.0, 1.2)
-    codes, optimizer = PAPER.autoregressive.codes, PAPER.text.optimizer
-    assert codes.views_per_image * (1 + codes.mirrored) == 10
-    # Parti's ratio
-    assert optimizer.final_learning_rate == pytest.approx(0.025 * optimizer.learning_rate)
-
-
 TOKENS = {  # variant: px, codes
     "vit_vqgan": (256, 1024),
     "sit4": (256, 1024),
@@ -43,16 +33,6 @@ def test_tokenizers_have_the_papers_numbers_of_codes_and_attention_as_their_name
             config = PAPER.tokenizer_variant(variant)
             sides = config.encoder_attention, config.decoder_attention
             assert tuple(side == "scale_causal" for side in sides) == CAUSAL[name], variant
-
-
-@pytest.mark.parametrize(
-    "codes",
-    ["vit_vqgan", "sit4", "captioned_vit_vqgan", "captioned_sit4_scd", "captioned_sit4_sce"],
-)
-def test_for_generation_there_is_a_large_decoder_that_sees_what_the_small_one_does(codes):
-    small, large = PAPER.tokenizer_variant(codes), PAPER.tokenizer_variant(f"{codes}_second")
-    assert (large.decoder_layers, large.decoder_width, large.decoder_heads) == (32, 1280, 16)
-    assert large.decoder_attention == small.decoder_attention
 
 
 # -- in the pipeline -------------------------------------------------------------------------------

@@ -6,20 +6,14 @@ import os
 import re
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import nbformat
 import paper_dry_run
 import pytest
-import torch
 import yaml
 
-from sitlib.files import load_model
-from sitlib.model.tokenizer import SpectralTokenizer
 from workbook import __main__ as main
 from workbook import stage_inputs
-from workbook.code_hashes import code_hashes
 from workbook.machine import machine
 from workbook.params import pipeline_params
 from workbook.paths import ROOT
@@ -52,16 +46,6 @@ def test_a_stage_depends_on_what_it_runs_and_on_what_is_there(name):
     for dependency in stage["deps"]:
         if "$" not in dependency and dependency.startswith(("data", "profiles", "ablations")):
             assert (ROOT / dependency).exists()
-
-
-def test_modules_of_the_model_import_no_training_and_the_library_no_workbook():
-    for path in (ROOT / "sitlib").rglob("*.py"):
-        if path.parent.name == "cli":  # a command that reads projects
-            continue
-        files = code_hashes([path.relative_to(ROOT).as_posix()])
-        assert not [file for file in files if file.startswith("workbook")], path
-        if path.parent.name == "model":
-            assert not [f for f in files if f.startswith(("sitlib/train/l", "sitlib/data"))], path
 
 
 # -- a stage as a command ----------------------------------------------------------------------
@@ -169,11 +153,7 @@ def test_the_dry_run_has_the_papers_shapes_and_few_of_everything_else(layers, tm
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     shapes = ["2", str(layers or 8), "512", "8192", "data/imagenet"]
     assert done.stdout.split() == shapes, done.stderr
@@ -218,10 +198,7 @@ def workspace(tmp_path_factory):
         },
         "text_generators": {"ar_captioned_sit4_sc-seed0": "captioned_sit4_sc-seed0"},
         "decoded_again": {
-            "ar_sit5_sc_second-seed0": {
-                "of": "ar_sit5_sc-seed0",
-                "decoder": "sit5_sc_second-seed0",
-            }
+            "ar_sit5_sc_second-seed0": {"of": "ar_sit5_sc-seed0", "decoder": "sit5_sc_second-seed0"}
         },
         "core_ablations": ["wavelet_typed_decoder_causal"],
         "throughput_rounds": 1,
@@ -313,12 +290,6 @@ def results_are_there(finished):
     scores = json.loads((finished / "metrics/tokenizer/sit5_sc-seed0.json").read_text())
     assert set(scores["sets"]) == {"landscapes", "emoji", "extra"}
     assert list(scores["sets"]["emoji"]) == ["64", "32", "16", "8", "4"]
-    first, second = (
-        load_model(finished / f"models/tokenizer/{name}-seed0/model.safetensors", SpectralTokenizer)
-        for name in ("sit5_sc", "sit5_sc_second")
-    )
-    images = torch.rand(2, 3, 64, 64)
-    assert torch.equal(first.encode(images), second.encode(images))
     assert (finished / "reports/api/sitlib.html").exists()
 
 
@@ -356,13 +327,3 @@ def a_change_retrains_what_it_reaches_and_no_more(finished):
 def status(finished) -> set[str]:
     assert run_module(finished, "dvc", "repro", "prepare").returncode == 0
     return set(json.loads(run_module(finished, "dvc", "status", "--json").stdout))
-
-
-def test_nothing_to_do_takes_no_time(workspace):
-    """Reading all of dvc.yaml and params.yaml, and hashing all code, is a matter of seconds."""
-    began = time.monotonic()
-    done = run_module(workspace, "workbook", "prepare")
-    assert done.returncode == 0, done.stderr
-    assert time.monotonic() - began < 60
-    runs = yaml.safe_load((Path(workspace) / "build/runs.yaml").read_text())
-    assert runs["tokenizers"]["sit5_sc_second-seed0"]["codes"]["seed"] == 0

@@ -9,7 +9,7 @@ from PIL import Image
 from sitlib.data import DataError
 from sitlib.strict import ConfigError
 from workbook.params import pipeline_params
-from workbook.preflight import check_images, check_nodes
+from workbook.preflight import check_images
 from workbook.profile import load_profile
 
 SMOKE = load_profile("smoke")
@@ -55,12 +55,3 @@ def test_captions_and_variants_that_are_not_there_are_found(tmp_path):
         check_images(replace(SMOKE, text=replace(text, evaluation=asked)), lists)
     with pytest.raises(ConfigError, match="sit44"):
         check_images(SMOKE, {**lists, "tokenizers": ["sit44-seed0"]})
-
-
-def test_the_number_of_nodes_is_all_that_a_job_asks_first(monkeypatch):
-    paper = load_profile("paper")
-    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "1")
-    check_nodes(paper)
-    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
-    with pytest.raises(ValueError, match=r"has 2 node\(s\), and engine\.machines .* is 1"):
-        check_nodes(paper)

@@ -10,27 +10,27 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tiny import CAPTIONS, TEXTS, condition_of, double, generator, new_generator
+from tiny import (
+    CAPTIONS,
+    TEXTS,
+    class_and_text,
+    class_rotary,
+    condition_of,
+    double,
+    generator,
+    new_generator,
+)
 
 from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample import generate as sampling
-from sitlib.sample.generate import (
-    filtered_probabilities,
-    generate,
-    max_batch_size,
-    sample_codes,
-)
+from sitlib.sample.generate import filtered_probabilities, generate, max_batch_size, sample_codes
 from workbook.profile import load_profile
 
 PLAIN = SamplingConfig(batch_size=8)
 GUIDED = replace(PLAIN, guidance=3.0)
 GROWING = replace(GUIDED, guidance_growth="linear")
-class_and_text = pytest.mark.parametrize("kind", ["class", "text"])
-class_rotary = pytest.mark.parametrize(
-    ("kind", "positions"), [("class", "learned"), ("text", "rotary")]
-)
 
 
 def prompts_of(kind, count=5):
@@ -135,14 +135,6 @@ def test_a_sample_depends_on_the_seed_and_its_index_only(kind, config):
     assert len({tuple(row.flatten().tolist()) for row in same}) == 6
 
 
-def test_the_sampling_of_the_checkpoint_is_the_default():
-    model, prompts = new_generator(), prompts_of("class")
-    assert torch.equal(generate(model, prompts), generate(model, prompts, PLAIN))
-    model.config = replace(model.config, sampling=GUIDED)
-    assert torch.equal(generate(model, prompts), generate(model, prompts, GUIDED))
-    assert torch.equal(generate(model, prompts, PLAIN), generate(generator(), prompts, PLAIN))
-
-
 def test_longer_texts_beside_it_case_and_blanks_do_not_change_a_sample():
     alone = generate(generator("text"), ["a cat"], GUIDED)
     beside = generate(generator("text"), ("  A CAT ", "two green birds and a blue dog"), GUIDED)
@@ -168,37 +160,6 @@ def test_first_scales_are_those_of_the_whole_and_may_be_given(kind, positions, c
         if scales:
             drawn = generate(model, prompts, config, scales=scales, prefix_codes=prefix)
             assert torch.equal(drawn, whole[:, :scales])
-
-
-def test_another_prefix_is_kept_and_changes_what_follows():
-    whole = generate(generator(), prompts_of("class"), PLAIN)
-    prefix = (whole[:, :1] + 1) % 20
-    drawn = generate(generator(), prompts_of("class"), PLAIN, prefix_codes=prefix.int())
-    assert torch.equal(drawn[:, :1], prefix) and drawn.dtype == torch.int64
-    assert not torch.equal(drawn[:, 1:], whole[:, 1:])
-
-
-# -- guidance ---------------------------------------------------------------------------------
-
-
-@class_and_text
-def test_guidance_of_one_is_none_and_of_zero_does_not_see_the_prompt(kind):
-    model, prompts, rows = generator(kind), prompts_of(kind), set()
-    hook = model.transformer.register_forward_pre_hook(lambda _, x: rows.add(len(x[0])))
-    expected = generate(model, prompts, PLAIN)
-    assert rows == {5}  # no unconditional half
-    for growth in ("constant", "linear"):
-        guided = replace(PLAIN, guidance=1.0 + 1e-7, guidance_growth=growth)
-        assert torch.equal(generate(model, prompts, guided), expected)
-    assert rows == {5, 10}
-    hook.remove()
-    assert not torch.equal(generate(model, prompts, replace(PLAIN, guidance=4.0)), expected)
-    none = replace(PLAIN, guidance=0.0)
-    assert torch.equal(
-        generate(model, prompts, none),
-        generate(model, prompts[::-1] if kind == "text" else prompts.flip(0), none),
-    )
-    assert torch.equal(generate(model, prompts, none), generate(model, 5, GUIDED))
 
 
 # -- filters ----------------------------------------------------------------------------------
@@ -355,17 +316,6 @@ def test_nothing_is_computed_twice(kind, config, given, scales):
     assert passed == [(rows, length) for length in steps]  # the last code is drawn, not read
     longest = int((TEXTS.encode(CAPTIONS) != TEXTS.pad).sum(1).max())  # padding is not read
     assert texts == ([(rows, longest)] if kind == "text" and given < scales else [])
-
-
-@class_and_text
-def test_samples_can_be_used_in_training(kind):
-    model = generator(kind)
-    for prefix in (None, torch.zeros(3, 3, 4, dtype=torch.int64)):
-        codes = generate(model, prompts_of(kind, 3), GUIDED, prefix_codes=prefix)
-        loss = model.nats_per_token(codes, condition_of(model, 0, 1, 2)).sum()
-        gradients = torch.autograd.grad(loss, list(model.heads.parameters()))
-        assert all(gradient.any() for gradient in gradients)
-        codes += 1  # and changed
 
 
 def test_a_model_in_half_precision_draws_too():

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_applications import photographs, tokenizer_of
+from tiny import photographs, tokenizer_of
 
 from workbook.paths import ROOT
 from workbook.site.examples import examples
@@ -78,12 +78,6 @@ def test_every_link_leads_somewhere(file):
         assert not anchor or f'id="{anchor}"' in target.read_text(), url
 
 
-def test_words_in_the_tables_of_a_guide_stand_left_and_wrap_and_numbers_right():
-    page = (REPORTS / "pages/scale.html").read_text()
-    assert "<td class=text>most samples that pass a model at once" in page
-    assert "<td>110.8</td>" in page
-
-
 def test_examples_are_what_the_tokenizer_makes_of_the_photographs():
     tokenizer, views = tokenizer_of(), photographs(2)
     made = examples({"sit5_sc": tokenizer}, views, ["one", "two"])
@@ -148,12 +142,6 @@ def test_a_page_passes_the_checks_of_axe(open_page, file, scheme):
     if (button := page.locator("button[data-code]")).count():
         button.click()
     assert violations(page) == []
-
-
-def test_axe_finds_text_that_nobody_can_read(open_page):
-    page = open_page(Path("pages/02c_tokenizer_recipe.html"))
-    page.add_style_tag(content="main p { color: #777 !important; background: #888 !important; }")
-    assert violations(page) == ["color-contrast"]
 
 
 def test_the_line_between_two_reconstructions_moves_by_mouse_and_keyboard(open_page):

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sitlib.model.sequence import (
-    Block,
     BlockOptions,
     CrossAttention,
     KVCache,
@@ -184,25 +183,6 @@ def test_an_adtransformer_is_mixing_positions_typed_blocks_and_norms(attention, 
     assert_same_with_gradients(model(x), reference, [x, *model.parameters()])
 
 
-def test_the_default_block_is_the_pre_norm_layer_of_torch():
-    torch.manual_seed(0)
-    block = loud(Block(16, 2, 2.0))
-    kind = {"activation": "gelu", "batch_first": True, "norm_first": True}
-    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, **kind, dtype=torch.float64)
-    names = {
-        "self_attn.in_proj_": block.qkv,
-        "self_attn.out_proj.": block.attention_out,
-        "linear1.": block.mlp_in,
-        "linear2.": block.mlp_out,
-        "norm1.": block.attention_norm,
-        "norm2.": block.mlp_norm,
-    }
-    kinds = ("weight", "bias")
-    layer.load_state_dict({n + kind: getattr(m, kind) for n, m in names.items() for kind in kinds})
-    x, mask = randn(2, 6, 16), mask_of(SequenceLayout(1, 6, "causal"))
-    torch.testing.assert_close(block(x, True), layer(x, src_mask=~mask))
-
-
 def test_cross_attention_is_the_multi_head_attention_of_torch():
     torch.manual_seed(0)
     cross = loud(CrossAttention(16, 4, BlockOptions(cross_attention=True)))
@@ -272,35 +252,6 @@ def test_padding_changes_nothing_whatever_it_is(options):
         torch.testing.assert_close(alone[0], ours[row, mask[row]])
     (gradient,) = torch.autograd.grad(ours[mask].square().sum(), x)
     assert not gradient[~mask].any() and gradient[mask].any(dim=-1).all()
-
-
-def test_padding_of_a_context_changes_nothing():
-    torch.manual_seed(0)
-    transformer = loud(Transformer(2, 16, 2, options=OPTIONS["all"]))
-    x, context = randn(2, 6, 16), randn(2, 5, 16, requires_grad=True)
-
-    def out(x, context, mask):
-        return transformer(x, True, context=transformer.encode_context(context, mask))
-
-    ours = out(x, context, CONTEXT_MASK)
-    other = torch.where(CONTEXT_MASK[..., None], context, 100 * randn(2, 5, 16))
-    assert torch.equal(ours, out(x, other, CONTEXT_MASK))
-    for row, mask in enumerate(CONTEXT_MASK):
-        alone = out(x[row : row + 1], context[row : row + 1, mask], None)
-        torch.testing.assert_close(alone[0], ours[row])
-    (gradient,) = torch.autograd.grad(ours.square().sum(), context)
-    assert not gradient[~CONTEXT_MASK].any() and gradient[CONTEXT_MASK].any(dim=-1).all()
-
-
-@pytest.mark.parametrize("mixing", [{}, {"scale_mixing": True}, {"neighbors": "after"}])
-def test_first_scales_do_not_depend_on_finer_ones_if_attention_is_scale_causal(mixing):
-    torch.manual_seed(0)
-    causal = loud(ADTransformer(4, 2, 16, 2, 2, attention="scale_causal", **mixing))
-    full = loud(ADTransformer(4, 2, 16, 2, 2, **mixing))
-    x = randn(3, 16, 16)
-    for scales in (1, 2, 3):
-        torch.testing.assert_close(causal(x[:, : 4 * scales]), causal(x)[:, : 4 * scales])
-    assert not torch.allclose(full(x)[:, :4], full(torch.cat([x[:, :4], -x[:, 4:]], 1))[:, :4])
 
 
 def test_dropout_acts_in_training_on_residual_branches_only():

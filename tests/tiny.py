@@ -1,12 +1,19 @@
-"""Small untrained generators whose weights are large enough for far from uniform predictions."""
+"""Small untrained models; weights of generators are large enough for far from uniform predictions."""
 
+from dataclasses import replace
 from functools import cache
 
+import pytest
 import torch
 
-from sitlib.model.config import AutoregressiveConfig, TextEncoderConfig
+from sitlib.data import held_out_views, open_images
+from sitlib.files import save_model
+from sitlib.model.config import AutoregressiveConfig, SamplingConfig, TextEncoderConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.text import TextTokenizer
+from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.train.codebooks import initialize_codebooks
+from workbook.profile import load_profile
 
 CLASSES = ["mountain", "water", "city"]
 CAPTIONS = [
@@ -17,6 +24,13 @@ CAPTIONS = [
     "a red bird",
 ]
 TEXTS = TextTokenizer.train(CAPTIONS, 300, 32)
+PLAIN = SamplingConfig(guidance=2.0, batch_size=3, seed=5)
+SAMPLING = {"class": replace(PLAIN, guidance=1.5, seed=2), "text": replace(PLAIN, top_p=0.9)}
+TOKENIZERS = {"class": "sit5_sc", "text": "captioned_sit4_sc"}
+class_and_text = pytest.mark.parametrize("kind", ["class", "text"])
+class_rotary = pytest.mark.parametrize(
+    ("kind", "positions"), [("class", "learned"), ("text", "rotary")]
+)
 LLAMA = {"norm": "rms", "mlp": "swiglu", "bias": False, "qk_norm": True}
 
 
@@ -75,3 +89,41 @@ def double(model):
     copy = AutoregressiveModel(model.config)
     copy.load_state_dict(model.state_dict())
     return copy.double().eval()
+
+
+# -- tokenizers, and generators over their codes ---------------------------------------------------
+
+
+@cache
+def tokenizer_of(variant="sit5_sc"):
+    torch.manual_seed(0)
+    tokenizer = SpectralTokenizer(load_profile("smoke").tokenizer_variant(variant)).eval()
+    with torch.no_grad():
+        initialize_codebooks(tokenizer, photographs(16))
+    return tokenizer
+
+
+@cache
+def model_of(kind="class", variant="sit5_sc"):
+    """A generator over the codes of that tokenizer, with far from uniform predictions."""
+    c = tokenizer_of(variant).config
+    sizes = (c.num_scales, c.tokens_per_scale, min(c.num_codebooks, c.num_scales), c.num_codes)
+    model = fresh_generator(kind, *sizes, width=32)
+    for head in model.heads:
+        torch.nn.init.normal_(head.weight, std=0.5)
+    return model
+
+
+@cache
+def photographs(count=4):
+    return held_out_views(open_images("data/extra", "test"), count, 64, 0)[0]
+
+
+def save_generator(path, kind, variant):
+    """Save a tiny model that names its tokenizer and how to sample, as trained ones do."""
+    model = model_of(kind, variant)
+    transformer = replace(model.config.transformer, tokenizer=variant)
+    config = replace(model.config, transformer=transformer, sampling=SAMPLING[kind])
+    copy = AutoregressiveModel(config)
+    copy.load_state_dict(model.state_dict())
+    save_model(path, copy, name=f"autoregressive/{path.parent.name}")
