@@ -150,12 +150,6 @@ def test_an_empty_condition_says_nothing_and_may_stand_beside_others(kind):
     torch.testing.assert_close(model(codes, mixed), expected, atol=1e-4, rtol=0)
 
 
-def test_a_class_conditional_model_needs_a_class():
-    config = replace(generator().config, classes=[])
-    with pytest.raises(ValueError, match="at least one class name"):
-        AutoregressiveModel(config)
-
-
 @class_rotary
 @torch.no_grad()
 def test_a_checkpoint_predicts_the_same_and_knows_its_condition_and_sampling(

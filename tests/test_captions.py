@@ -1,6 +1,5 @@
 """Captions from names and from COCO files, on small sets and on the emoji of the repository."""
 
-import io
 import json
 import random
 import string
@@ -10,6 +9,7 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tiny import encoded
 
 from sitlib.data import DataError, emoji_captions, open_captioned
 from sitlib.data.captions import TEMPLATES
@@ -18,6 +18,7 @@ from sitlib.data.images import find_split
 from workbook.paths import ROOT
 
 EMOJI = ROOT / "data/emoji"
+PICTURE = encoded(Image.new("RGB", (16, 16), "red"), "JPEG")
 WAVE = {
     "key": "1f44b-1f3fd",
     "name": "WAVING HAND SIGN, medium skin tone",
@@ -26,12 +27,6 @@ WAVE = {
     "category": "People & Body",
     "subcategory": "hand-fingers-open",
 }
-
-
-def picture() -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (16, 16), "red").save(buffer, format="JPEG")
-    return buffer.getvalue()
 
 
 def said(name: str) -> str:
@@ -128,7 +123,7 @@ def test_every_image_has_the_captions_of_its_record(tmp_path):
         writer.write({"__key__": "x", "png": b"no picture", "json": {"key": "x", "name": "x"}})
         for i, name in enumerate(names):
             record = {"key": f"{i}", "name": name, "base_name": name[:4]}
-            writer.write({"__key__": f"{i}", "jpg": picture(), "json": record})
+            writer.write({"__key__": f"{i}", "jpg": PICTURE, "json": record})
     for phrasing in TEMPLATES:
         with pytest.warns(UserWarning, match="skipped"):
             opened = open_captioned(tmp_path, "train", "names", phrasing=phrasing, seed=5, count=3)
@@ -156,7 +151,7 @@ def coco(tmp_path):
     for split, names in (("train", "ba"), ("val", "c"), ("test", "d")):
         (tmp_path / f"{split}2017").mkdir()
         for name in names:
-            (tmp_path / f"{split}2017/{name}.jpg").write_bytes(picture())
+            (tmp_path / f"{split}2017/{name}.jpg").write_bytes(PICTURE)
         texts = {f"{name}.jpg": [f"one {name}", f" two\n{name} "] for name in names}
         if split != "test":
             file = tmp_path / f"annotations/captions_{split}2017.json"
@@ -192,7 +187,7 @@ class TestOpenCoco:
         (tmp_path / "x").mkdir()
         for split, names in (("train", ["a.jpg", "x/c.jpg"]), ("val", ["b.jpg"])):
             for name in names:
-                (tmp_path / name).write_bytes(picture())
+                (tmp_path / name).write_bytes(PICTURE)
             write_coco(tmp_path / f"{split}.json", {name: [name] for name in names})
             opened = open_captioned(
                 tmp_path, split.replace("val", "test"), tmp_path / "{split}.json"
@@ -204,8 +199,8 @@ class TestOpenCoco:
         root, captions = coco
         gone = [f"gone{n}.jpg" for n in range(4)]
         texts = {name: ["text", "  "] for name in ["a.jpg", *gone, "damaged.jpg", "b.jpg"]}
-        (root / "train2017/silent.jpg").write_bytes(picture())
-        (root / "train2017/damaged.jpg").write_bytes(picture()[:100])
+        (root / "train2017/silent.jpg").write_bytes(PICTURE)
+        (root / "train2017/damaged.jpg").write_bytes(PICTURE[:100])
         write_coco(root / "annotations/captions_train2017.json", texts | {"silent.jpg": [" "]})
         with pytest.warns(UserWarning) as caught:
             opened = open_captioned(root, "train", captions)

@@ -5,12 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import LLAMA, class_and_text, condition_of, generator, random_codes
+from tiny import LLAMA, class_and_text, condition_of, copy_of, generator, random_codes
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from sitlib.model.config import SamplingConfig
-from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.sequence import KVCache
 from sitlib.sample import generate as sampling
 from sitlib.sample.cuda_graphs import GraphedDecoder, kind_of_step
@@ -171,17 +170,11 @@ def test_where_capture_fails_steps_stay_eager(captures, allowed):
     assert len(warned) == 1 and captures.made == allowed + 1
 
 
-def on_gpu(model):
-    copy = AutoregressiveModel(model.config)
-    copy.load_state_dict(model.state_dict())
-    return copy.eval().cuda()
-
-
 @needs_gpu
 @every_case
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_graphs_draw_on_a_gpu_what_steps_draw(monkeypatch, kind, options, guidance):
-    model = on_gpu(generator(kind, width=64, **options))
+    model = copy_of(generator(kind, width=64, **options)).cuda()
     prompts = torch.tensor([0, 1, 1]) if kind == "class" else ["a red cat", "a dog", "a blue cat"]
     config = SamplingConfig(guidance=guidance, batch_size=2)
     drawn = generate(model, prompts, config)
@@ -191,7 +184,7 @@ def test_graphs_draw_on_a_gpu_what_steps_draw(monkeypatch, kind, options, guidan
 
 @needs_gpu
 def test_a_gpu_samples_in_its_precision_and_leaves_the_model_and_autocast_as_they_were(monkeypatch):
-    model, dtypes, update = on_gpu(generator()), set(), KVCache.update
+    model, dtypes, update = copy_of(generator()).cuda(), set(), KVCache.update
 
     def watched(*arguments):
         k, v = update(*arguments)

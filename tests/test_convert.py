@@ -1,7 +1,6 @@
 """Conversion of image folders, Parquet and COCO to shards that a kill does not change."""
 
 import hashlib
-import io
 import json
 import multiprocessing
 import sys
@@ -13,8 +12,8 @@ import numpy as np
 import pyarrow
 import pytest
 import webdataset
-from PIL import Image
 from pyarrow import parquet
+from tiny import encoded
 
 from sitlib.data import DataError, decode_image, open_captioned, open_images
 from sitlib.data.convert import convert, main, verify
@@ -22,9 +21,7 @@ from sitlib.data.convert import convert, main, verify
 
 def picture(number: int, format="PNG", side=24) -> bytes:
     pixels = np.random.default_rng(number).integers(0, 256, (side, side + 8, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format)
-    return file.getvalue()
+    return encoded(pixels, format)
 
 
 def image_folder(root: Path, count=20, **options) -> Path:

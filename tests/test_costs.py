@@ -18,19 +18,6 @@ def test_sit_grows_by_a_scale_with_every_doubling_and_the_baseline_fourfold():
     assert [tokens("vit_vqgan", size) for size in (64, 128, 1024)] == [64, 256, 16384]
 
 
-def test_exponents_are_those_of_the_costs():
-    rows = [
-        dict.fromkeys(costs.FITTED, size**2)
-        | {"variant": "v", "size": size, "batch_size": batch, "sample": None}
-        | {"encode": 3.0 * batch * size**2.4}
-        for size in (64, 128, 256)
-        for batch in (1, 4)
-    ]
-    fitted = costs.exponents(rows)["v"]
-    assert fitted["encode"] == pytest.approx(1.2) and fitted["tokens"] == pytest.approx(1.0)
-    assert "sample" not in fitted  # not measured
-
-
 def test_costs_are_those_of_the_model_that_is_asked_for():
     row = costs.size_costs(SMOKE, "vit_vqgan", 64)
     assert row["tokens"] == 64 and row["flops"] > 1e6 and row["memory_mb"] >= 0

@@ -17,16 +17,10 @@ import nbformat
 import pytest
 import torch
 from PIL import Image
-from tiny import PLAIN, model_of, photographs, tokenizer_of
+from tiny import PLAIN, encoded, model_of, photographs, tokenizer_of
 
 from workbook.applications import Task
-from workbook.explorer import (
-    WAVELETS,
-    Pictures,
-    codes_panel,
-    edit_panel,
-    wavelet_panel,
-)
+from workbook.explorer import WAVELETS, Pictures, codes_panel, edit_panel, wavelet_panel
 from workbook.figures.core import png_uri
 from workbook.paths import ROOT
 
@@ -124,8 +118,7 @@ def test_an_image_of_the_user_joins_every_menu_and_is_shown():
         button.value = ({"name": name, "content": content, **about},)
 
     for color, name in (("red", "mine.png"), ("blue", "mine.png (2)")):
-        Image.new("RGB", (90, 70), color).save(file := io.BytesIO(), "PNG")
-        upload("mine.png", file.getvalue())
+        upload("mine.png", encoded(Image.new("RGB", (90, 70), color)))
         assert all(name in menu.options for menu in ours.menus)
         assert bands.controls["name"].value == scales.controls["first"].value == name
         assert shown(live)[0] == png_uri(ours.images[name], 3)

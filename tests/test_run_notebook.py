@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
+from tiny import encoded
 
 from workbook import run_notebook as runner
 from workbook.figures import core
@@ -198,12 +199,6 @@ def test_small_png_keeps_photographs_exact_and_drawings_close(tmp_path):
     assert np.abs(pixels(smaller).astype(int) - pixels(drawing)).mean() < 0.5
     clear = np.zeros((8, 8, 4), dtype=np.uint8)
     assert runner.small_png(encoded(clear)) == encoded(clear)
-
-
-def encoded(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def pixels(data: bytes) -> np.ndarray:

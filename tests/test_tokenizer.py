@@ -170,13 +170,6 @@ def test_a_new_quantizer_is_a_class_with_a_name(monkeypatch):
     latents = tokenizer.latents(blobs())
     unquantized = tokenizer.to_images(tokenizer.decode_latents(latents))
     torch.testing.assert_close(tokenizer(blobs(), quant_ratio=0.0).reconstruction, unquantized)
-    before = [codebook.weight.clone() for codebook in tokenizer.codebooks]
-    initialize_codebooks(tokenizer, blobs())
-    moved = update_codebooks(tokenizer, latents, codes, reset_dead_codes_after=1)
-    assert not torch.cat(moved).any() and not tokenizer.codebooks[0].weight.requires_grad
-    assert all(
-        torch.equal(book.weight, x) for book, x in zip(tokenizer.codebooks, before, strict=True)
-    )
     with pytest.raises(ValueError, match="quantizer 'other' is not known: take codebook, signs"):
         tokenizer_of("sit4", quantizer="other")
 
@@ -334,11 +327,8 @@ def integers(*shape, dtype=torch.int64):
         (lambda t: t.encode(torch.rand(1, 3, 64, 64) * 255), r"must lie in \[0, 1\], these span"),
         (lambda t: t.encode(torch.full((1, 3, 64, 64), float("nan"))), r"must lie in \[0, 1\]"),
         (lambda t: t.decode(integers(1, 4, 15)), r"codes must be integers \[B, 1 ... 4, 16\]"),
-        (lambda t: t.decode(integers(1, 0, 16)), r"codes must be integers \[B, 1 ... 4, 16\]"),
-        (lambda t: t.decode(integers(1, 4, 16, dtype=torch.bool)), "codes must be integers"),
         (lambda t: t.decode(torch.zeros(1, 4, 16)), "codes must be integers"),
         (lambda t: t.decode(torch.full((1, 4, 16), 64)), "must lie in 0 ... 63"),
-        (lambda t: t.decode(integers(1, 4, 16), scales=2.5), "scales must be in 1 ... 4"),
         (lambda t: t.decode(integers(1, 4, 16), scales=5), "scales must be in 1 ... 4"),
         (
             lambda t: t.decode(integers(1, 4, 16), scales=2),

@@ -1,10 +1,13 @@
 """Small untrained models; weights of generators are large enough for far from uniform predictions."""
 
+import io
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sitlib.data import held_out_views, open_images
 from sitlib.files import save_model
@@ -36,23 +39,10 @@ LLAMA = {"norm": "rms", "mlp": "swiglu", "bias": False, "qk_norm": True}
 
 def fresh_generator(kind="class", num_scales=3, tokens_per_scale=4, books=2, codes=20, **changes):
     """A model for the condition `kind`, "class" or "text", as it is made."""
-    values = {
-        "tokenizer": "sit4",
-        "layers": 2,
-        "width": 16,
-        "heads": 2,
-        "mlp_ratio": 2.0,
-        "norm": "layer",
-        "mlp": "gelu",
-        "bias": True,
-        "qk_norm": False,
-        "pos_emb": "learned",
-        "dropout": 0.0,
-        "condition_dropout": 0.1,
-        "code_noise": 0.0,
-        "text_noise": 0,
-        "text": TextEncoderConfig(1, 300, TEXTS.max_tokens) if kind == "text" else None,
-    }
+    values = {"tokenizer": "sit4", "layers": 2, "width": 16, "heads": 2, "mlp_ratio": 2.0}
+    values |= {"norm": "layer", "mlp": "gelu", "bias": True, "qk_norm": False, "pos_emb": "learned"}
+    values |= {"dropout": 0.0, "condition_dropout": 0.1, "code_noise": 0.0, "text_noise": 0}
+    values["text"] = TextEncoderConfig(1, 300, TEXTS.max_tokens) if kind == "text" else None
     config = AutoregressiveConfig(**values | changes)
     condition = ([], TEXTS.to_json()) if kind == "text" else (CLASSES, None)
     torch.manual_seed(0)
@@ -71,6 +61,14 @@ def new_generator(*arguments, **changes):
 generator = cache(new_generator)  # for tests that leave it as it is
 
 
+def encoded(image, format="PNG", **options) -> bytes:
+    """The file of a PIL image, or of an array [H, W, channels]."""
+    file = io.BytesIO()
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
 def random_codes(model, batch=2):
     c = model.config
     rng = torch.Generator().manual_seed(1)
@@ -84,11 +82,14 @@ def condition_of(model, *numbers):
     return model.text_tokenizer.encode([CAPTIONS[number] for number in numbers])
 
 
-def double(model):
-    """A copy in float64."""
-    copy = AutoregressiveModel(model.config)
+def copy_of(model, **changes):
+    copy = AutoregressiveModel(replace(model.config, **changes))
     copy.load_state_dict(model.state_dict())
-    return copy.double().eval()
+    return copy.eval()
+
+
+def double(model):
+    return copy_of(model).double()
 
 
 # -- tokenizers, and generators over their codes ---------------------------------------------------
@@ -123,7 +124,5 @@ def save_generator(path, kind, variant):
     """Save a tiny model that names its tokenizer and how to sample, as trained ones do."""
     model = model_of(kind, variant)
     transformer = replace(model.config.transformer, tokenizer=variant)
-    config = replace(model.config, transformer=transformer, sampling=SAMPLING[kind])
-    copy = AutoregressiveModel(config)
-    copy.load_state_dict(model.state_dict())
+    copy = copy_of(model, transformer=transformer, sampling=SAMPLING[kind])
     save_model(path, copy, name=f"autoregressive/{path.parent.name}")
