@@ -25,7 +25,7 @@ from workbook.generators import trained_generator
 from workbook.profile import Profile, load_profile
 from workbook.tokenizers import trained_tokenizer
 
-KILLS = 3
+KILLS = 2
 SHORT = {"batch_size": 4, "log_every": 2, "checkpoint_every": 2, "ema_decay": 0.9}
 GAN = {"weight": 0.1, "start": 1, "warmup": 2, "ramp": 2, "r1": 1.0, "r1_every": 2}
 

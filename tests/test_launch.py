@@ -44,22 +44,18 @@ from workbook.runs import training_command
 
 def train(*_):
     if rank() == 1:
-        raise {error}
+        raise OSError(28, 'no room')
     barrier()
 
 training_command(train)
 """
 
 
-@pytest.mark.parametrize(
-    ("error", "told"),
-    [("OSError(28, 'no room')", "disk is full"), ("KeyError('x')", "KeyError: 'x'")],
-)
-def test_an_error_in_one_process_is_told_and_ends_the_others(tmp_path, error, told):
-    (tmp_path / "failing.py").write_text(FAILING.format(error=error))
+def test_an_error_in_one_process_is_told_and_ends_the_others(tmp_path):
+    (tmp_path / "failing.py").write_text(FAILING)
     run = ["--profile", "smoke", "--variant", "sit4"]
     result = in_two_processes(tmp_path / "failing.py", *run, timeout=60)  # 0 would wait for hours
-    assert result.returncode != 0 and told in result.stderr, result.stderr[-2000:]
+    assert result.returncode != 0 and "disk is full" in result.stderr, result.stderr[-2000:]
 
 
 def test_what_a_program_prints_appears_and_its_exit_code_is_told(capsys):

@@ -23,7 +23,7 @@ def log(tmp_path, monkeypatch):
     def start(stage, threads):
         said = tmp_path / "said"
         said.write_bytes(b"x\xff went wrong\n")  # no UTF-8
-        line = f"echo begin {stage} {threads} >> {path}; sleep 0.3; echo end {stage} >> {path}"
+        line = f"echo begin {stage} {threads} >> {path}; sleep 0.1; echo end {stage} >> {path}"
         failing = "; exit 1" if stage == os.environ.get("FAILING") else ""
         return subprocess.Popen(["sh", "-c", line + failing]), ROOT / said
 
