@@ -13,6 +13,7 @@ from workbook.preflight import check_images
 from workbook.profile import load_profile
 
 SMOKE = load_profile("smoke")
+FEW = {"tokenizers": ["sit4-seed0"], "generators": ["ar_sit4-seed0"]}  # of the pipeline's lists
 
 
 def with_images(source: str | Path):
@@ -36,22 +37,20 @@ def test_it_says_what_there_is(capsys):
 
 def test_images_without_classes_are_found_before_a_tokenizer_is_trained_for_them(tmp_path):
     write_images(tmp_path / "train/red/0.png", tmp_path / "val/0.png")
-    lists = pipeline_params()
     with pytest.raises(DataError, match="None of the 1 images of the split 'test' .* has a class"):
-        check_images(with_images(tmp_path), lists)
-    check_images(with_images(tmp_path), {**lists, "generators": {}})  # tokenizers do not need them
+        check_images(with_images(tmp_path), FEW)
+    check_images(with_images(tmp_path), {**FEW, "generators": {}})  # tokenizers do not need them
     with pytest.raises(DataError, match="There are no images"):
-        check_images(with_images(tmp_path / "nowhere"), lists)
+        check_images(with_images(tmp_path / "nowhere"), FEW)
 
 
 def test_captions_and_variants_that_are_not_there_are_found(tmp_path):
-    lists = pipeline_params()
     text = SMOKE.text
     captions = replace(text.captions, source="data/emoji/captions_{split}.json")
     with pytest.raises(DataError, match="There are no captions: no file .*captions_train.json"):
-        check_images(replace(SMOKE, text=replace(text, captions=captions)), lists)
+        check_images(replace(SMOKE, text=replace(text, captions=captions)), FEW)
     asked = replace(text.evaluation, prompts=10_000)
     with pytest.raises(DataError, match=r"text\.evaluation\.prompts is 10000, but .* has only"):
-        check_images(replace(SMOKE, text=replace(text, evaluation=asked)), lists)
+        check_images(replace(SMOKE, text=replace(text, evaluation=asked)), FEW)
     with pytest.raises(ConfigError, match="sit44"):
-        check_images(SMOKE, {**lists, "tokenizers": ["sit44-seed0"]})
+        check_images(SMOKE, {**FEW, "tokenizers": ["sit44-seed0"]})
