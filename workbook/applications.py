@@ -171,7 +171,7 @@ def editing(profile: Profile, task: Task) -> dict[str, Any]:
     seen the new names in training, and not the own ones: compare each with its own `ceiling`, that
     of real images with the new names, and of the originals.
     """
-    judge, seen = Judge.of(profile), evaluation_prompts(profile, "seen")
+    judge, seen = Judge(profile), evaluation_prompts(profile, "seen")
     assert isinstance(own := task.prompts, list)
     columns = (seen.captions, seen.known, seen.names)
     captions, known, names = (list(islice(cycle(column), len(own))) for column in columns)
@@ -231,7 +231,7 @@ def preview_seconds(profile: Profile, task: Task) -> dict[str, dict[str, float]]
 def preview_choice(profile: Profile, task: Task) -> list[dict[str, Any]]:
     """`choice_scores` of previews of 1, 2, ... scales, by the cosine of the dual encoder."""
     settings = profile.applications
-    judge, texts = Judge.of(profile), evaluation_prompts(profile, "seen")
+    judge, texts = Judge(profile), evaluation_prompts(profile, "seen")
     captions = texts.captions[: settings.preview_prompts]
     prompts = [caption for caption in captions for _ in range(settings.previews)]
     codes = generate(task.model, prompts, task.sampling, progress="samples of previews")

@@ -130,7 +130,7 @@ def measure_generator(
 
     judge, told = None, {}
     if isinstance(settings, TextEvaluationConfig):
-        judge, told = Judge.of(profile), {kind: prompts(profile, kind) for kind in KINDS}
+        judge, told = Judge(profile), {kind: prompts(profile, kind) for kind in KINDS}
         scores |= judge.prompt_scores(tokenizer, told, samples)
         scores["protocol"] |= {
             "prompts": f"{settings.prompts} of each kind: " + "; ".join(KINDS.values()),

@@ -85,30 +85,25 @@ def prompts(profile: Profile, kind: str) -> Prompts:
     return Prompts(asked, known, [texts.names[i] for i in positions], views[rows])
 
 
-@dataclass
 class Judge:
-    """A dual encoder, by which images are compared with captions."""
+    """The dual encoder of a profile, by which images are compared with captions."""
 
-    model: DualEncoder
-    profile: Profile
-
-    @classmethod
-    def of(cls, profile: Profile) -> "Judge":
-        """The dual encoder of a profile, trained now or earlier."""
-        return cls(trained_dual_encoder(profile).model, profile)
+    def __init__(self, profile: Profile):
+        self.model, self.settings = trained_dual_encoder(profile).model, profile.text.evaluation
+        self.size = profile.text.dual_encoder.image_size
 
     def features(self, images: Tensor, title: str = "") -> Tensor:
         """Features [M, 1280] of images [M, 3, H, W], as the dual encoder takes them."""
-        return judge_features(images, DualEncoderRun.of(self.profile), title)
+        return metrics.lite0_features(images, size=self.size, batch_size=32, title=title)
 
     def retrieval(self, features: Tensor, captions: list[str], names: list[str]) -> Tensor:
         """R-precision in % [M] of images, given as `features`, and their captions of names."""
-        settings = self.profile.text.evaluation
         with torch.no_grad():
             tokens = self.model.text_tokenizer.encode(captions, truncate=True)
             similarity = self.model.similarity(features, tokens)
-        right, options = torch.arange(len(similarity)), {"candidates": settings.candidates}
-        return 100 * metrics.r_precision(similarity, right, names, **options, seed=settings.seed)
+        options = {"candidates": self.settings.candidates, "seed": self.settings.seed}
+        right = torch.arange(len(similarity))
+        return 100 * metrics.r_precision(similarity, right, names, **options)
 
     def retrieved(self, images: Tensor, asked: Prompts, title: str = "") -> dict[str, Any]:
         """R-precision (%) of images for captions in phrasings of training, with its interval.
@@ -119,7 +114,7 @@ class Judge:
         return {
             "r_precision": float(values.mean()),
             "interval": list(metrics.bootstrap_interval(values, asked.names)),
-            "chance": 100 / self.profile.text.evaluation.candidates,
+            "chance": 100 / self.settings.candidates,
             "by_prompt": [round(value, 1) for value in values.tolist()],
         }
 
@@ -175,15 +170,16 @@ def view_features(
     batch, size, seed = min(VIEWS, len(images)), run.data.size, run.seed
     parts, positions = [], []
     for start in range(0, len(images), batch):
-        options = {"kind": "wide", "flip": False}
-        views, _, keys = training_views(images, start // batch, batch, size, seed, **options)
+        place = start // batch, batch, size, seed
+        views, _, keys = training_views(images, *place, kind="wide", flip=False)
         views = views[: len(images) - start]  # the last ones may be of a second epoch
         copies = (seed + copy * len(images) for copy in range(run.model.degraded_views))
         worse = [degrade(views, number + start) for number in copies]
         again = [metrics.in_batches(model.reconstruct, views, size=64) for model in tokenizers]
         for number, version in enumerate((views, *worse, *again), 1):
             title = f"images {start + 1} to {start + len(views)}, version {number}"
-            parts.append(judge_features(version, run, title))
+            options = {"size": run.model.image_size, "batch_size": 32, "title": title}
+            parts.append(metrics.lite0_features(version, **options))
             positions += [images.position_of[key] for key in keys[: len(views)]]
     return torch.cat(parts), np.array(positions)
 
@@ -214,9 +210,3 @@ def degrade(images: Tensor, seed: int) -> Tensor:
             image = image + noise * rng.uniform(0.02, 0.12)
         worse.append(image.clamp(0, 1))
     return torch.stack(worse)
-
-
-def judge_features(images: Tensor, run: DualEncoderRun, title: str) -> Tensor:
-    """Lite0 features [M, 1280] of images [M, 3, H, W] in [0, 1], at the judge's own input size."""
-    size = run.model.image_size
-    return metrics.lite0_features(images, size=size, batch_size=32, title=title)
