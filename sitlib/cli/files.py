@@ -28,8 +28,7 @@ class Jobs:
     """Input files, each with the output file that is made of it: `targets`.
 
     `photos/below/a.jpg` becomes `output/below/a.png`; of several inputs each folder keeps its name;
-    the second of two files of one stem keeps its suffix. `file` is the only output, where -o names
-    one.
+    the second of two files of one stem keeps its suffix. `file` is the only output, if -o names it.
     """
 
     def __init__(self, options: argparse.Namespace):
@@ -90,11 +89,7 @@ class Jobs:
         return paths
 
     def run(self, work: Callable[[Path, Path], list[str]], *header: str) -> int:
-        """Call `work(input, output)` for all; print the lines that it returns, below a header.
-
-        Where one fails it is named on stderr, and the others are done; the result is then 1, else
-        0.
-        """
+        """Call `work(input, output)` for all, print its lines; 1 if one failed, else 0."""
         if header:
             print(row(*header))
         failed, count = 0, len(self.targets)

@@ -93,11 +93,9 @@ def decode(options: argparse.Namespace) -> int:
         encoded, origin = read_codes(path)
         name = options.tokenizer or Path(origin["name"]).name
         tokenizer, known = load(name, options.device)
-        require(
-            known["codes"] == origin["codes"],
-            f"its codes are of {origin['name']}, and {known['name']} has other weights: encode the "
-            "image again, or give the checkpoint that made them with --tokenizer",
-        )
+        other = f"its codes are of {origin['name']}, and {known['name']} has other weights"
+        remedy = "encode the image again, or give the checkpoint that made them with --tokenizer"
+        require(known["codes"] == origin["codes"], f"{other}: {remedy}")
         lines = []
         for scales, file in _outputs(jobs, target, tokenizer, len(encoded.codes)):
             image = files.to_bytes(tiling.decode_strips(tokenizer, encoded, scales))

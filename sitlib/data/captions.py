@@ -74,9 +74,8 @@ def open_captioned(
 ) -> CaptionedImages:
     """Open one split of a data source (see `open_images`) together with its captions.
 
-    `captions` is "records": the `captions` of the shards' records, as `sitlib.data.convert` writes
-    them; "names": built from the records by `emoji_captions`; or the path of a COCO captions file,
-    see `coco_split`.
+    `captions` is "records": those in the shards' records, as `sitlib.data.convert` writes them;
+    "names": built by `emoji_captions`; or the path of a COCO captions file, see `coco_split`.
     """
     if str(captions) not in ("names", "records"):
         samples, captions_of = coco_split(source, split, captions)

@@ -55,9 +55,8 @@ def convert(
     finished shards stay, and the same call goes on from there.
     """
     if not str(output).strip() or per_shard < 1:  # an unset variable of a shell
-        raise DataError(
-            f"output is {str(output)!r}, per_shard {per_shard}: name a folder, and 1 or more."
-        )
+        given = f"output is {str(output)!r}, per_shard {per_shard}"
+        raise DataError(f"{given}: name a folder, and 1 or more.")
     source, output = Path(source).expanduser().resolve(), Path(output).expanduser()
     if output.resolve() in (source, source.parent):  # shards would hide the folders beside them
         raise DataError(f"{output} holds the images themselves: choose another output.")

@@ -162,10 +162,7 @@ def _read_profile(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | Non
 
 
 def list_files(folder: Path, endings: Container[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """Files below a folder with such endings, by path, but for hidden ones; links are followed.
-
-    A warning counts the others. DataError if a folder cannot be read.
-    """
+    """Files below a folder with such endings, by path, but for hidden ones; links are followed."""
     files, others = [], Counter[str]()
 
     def search(folder: str, above: frozenset[str]) -> None:

@@ -299,10 +299,7 @@ def divide(samples: list[Sample]) -> dict[str, list[Sample]]:
 
 
 def check_manifests(folder: Path) -> list[dict[str, Any]]:
-    """Entries of the shards in all manifests of `folder`: `name`, `images`, `bytes`, `sha256`.
-
-    Raises DataError if one is not finished, or a shard is missing or has another size.
-    """
+    """Entries of the shards in all manifests of `folder`; DataError if one is not whole."""
     shards = []
     for file in sorted(folder.glob(f"*{MANIFEST_SUFFIX}")):
         manifest = json.loads(file.read_bytes())

@@ -168,10 +168,7 @@ def _in_worker(step: int) -> Any:
 
 
 class TokenShards:
-    """Codes of one split in a folder of `make_shards`: a tensor [M, S, N], read where indexed.
-
-    Attributes: `labels`, int64 [M]; `order`, the `EpochOrder` of the rows.
-    """
+    """Codes [M, S, N] of one split in a folder of `make_shards`, read where indexed; labels [M]."""
 
     def __init__(self, folder: Path, split: str):
         names = [name for name in read_manifest(folder)["shards"] if name.startswith(f"{split}-")]

@@ -224,10 +224,7 @@ def r_precision(
 
 
 class InceptionMetrics:
-    """FID (arXiv 1706.08500) and Inception score by torchmetrics, on torch-fidelity's Inception-v3.
-
-    The network (95 MB) is downloaded.
-    """
+    """FID (arXiv 1706.08500) and Inception score by torchmetrics; the network is downloaded."""
 
     def __init__(self):
         from torchmetrics.image.fid import FrechetInceptionDistance
@@ -254,10 +251,7 @@ class InceptionMetrics:
             self.scores[real].update(pixels)
 
     def compute(self, *, seed: int = 0) -> dict[str, float]:
-        """FID and Inception scores, means over ten random splits; all images are forgotten.
-
-        FID of fewer than 2048 images is biased upwards.
-        """
+        """FID (biased upwards below 2048 images), scores of ten splits; images are forgotten."""
         values = {"fid": self.fid.compute().item()}
         for real, score in self.scores.items():
             with torch.random.fork_rng(devices=[]):

@@ -33,16 +33,12 @@ class PerceptualDistance(lpips.LPIPS):
         return super().train(False)
 
     def forward(self, images: Tensor, references: Tensor) -> Tensor:  # pyrefly: ignore[bad-override]
-        """Distances [B], at least 0, of RGB images [B, 3, H, W] in [0, 1].
-
-        Gradients flow to `images` only.
-        """
+        """Distances [B] of RGB images [B, 3, H, W] in [0, 1], with gradients to `images` only."""
         shape, smallest = images.shape, SMALLEST_SIZE[self.pnet_type]
         if shape != references.shape or shape[1:-2] != (3,) or min(shape[2:]) < smallest:
-            raise ValueError(
-                f"LPIPS-{self.pnet_type} compares two RGB batches [B, 3, H, W] of one shape and at "
-                f"least {smallest} px a side, not {list(shape)} and {list(references.shape)}."
-            )
+            wanted = f"two RGB batches [B, 3, H, W] of one shape and at least {smallest} px a side"
+            given = f"{list(shape)} and {list(references.shape)}"
+            raise ValueError(f"LPIPS-{self.pnet_type} compares {wanted}, not {given}.")
         low, high = references.detach().aminmax()  # not of `images`, which a decoder may overshoot
         # Unlike an `if`, this does not wait for the GPU.
         torch._assert_async((low >= -0.5) & (high <= 1.5), "LPIPS takes images in [0, 1]")

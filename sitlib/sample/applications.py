@@ -46,11 +46,8 @@ def upsample(
     With a scale-causal decoder the result, averaged down again, is the tokenizer's own
     reconstruction of the small image. Prompts are as for `generate`; None: unconditional.
     """
-    require(
-        len(tokenizer.sizes) > 1,
-        "this tokenizer takes images of one size only, so there is nothing to upsample: take one "
-        "with encoder_attention: scale_causal.",
-    )
+    remedy = "take one with encoder_attention: scale_causal."
+    require(len(tokenizer.sizes) > 1, f"this tokenizer takes images of one size only: {remedy}")
     codes = _encode(tokenizer, images, tokenizer.sizes[:-1])
     prompts = len(images) if prompts is None else prompts
     return _sample(model, tokenizer, prompts, sampling, prefix_codes=codes)
@@ -84,10 +81,9 @@ def preview(
     count: int = 8,
     scales: int = 1,
 ) -> Preview:
-    """Sample the first scales of `count` images of one prompt, at a fraction of the whole cost.
+    """Sample the first k scales of `count` images of one prompt, at a fraction of the whole cost.
 
-    The prompt is a text, a class id, or None; images of k scales have 1 / 2^(S - k) of the full
-    size.
+    The prompt is a text, a class id, or None; the images have 1 / 2^(S - k) of the full size.
     """
     samples = _sample(model, tokenizer, _prompts(prompt, count), sampling, scales=scales)
     return Preview(samples.codes, samples.images, prompt, sampling)
@@ -114,11 +110,8 @@ def check_same_codes(model: AutoregressiveModel, tokenizer: SpectralTokenizer) -
     theirs = c.num_scales, c.tokens_per_scale, c.num_codes, c.num_codebooks
     books = tokenizer.config.num_codes, len(tokenizer.codebooks)
     ours = geometry.num_scales, geometry.tokens_per_scale, *books
-    require(
-        theirs == ours,
-        "the model is over the codes of another tokenizer: its scales, tokens a scale, codes and "
-        f"codebooks are {theirs}, the tokenizer's {ours}.",
-    )
+    counts = f"its scales, tokens a scale, codes and codebooks are {theirs}, the tokenizer's {ours}"
+    require(theirs == ours, f"the model is over the codes of another tokenizer: {counts}.")
 
 
 def _sample(
@@ -144,8 +137,7 @@ def _prompts(prompt: str | int | None, count: int) -> Prompts:
 def _encode(tokenizer: SpectralTokenizer, images: Tensor, sizes: list[int]) -> Tensor:
     """Codes [B, k, N] on the CPU of images [B, 3, H, H]; H must be one of `sizes`."""
     height, width = images.shape[-2:]
-    require(
-        height == width and height in sizes,
-        f"images must be squares of {' or '.join(map(str, sizes))} px, not {height} x {width}.",
-    )
+    wanted = f"squares of {' or '.join(map(str, sizes))} px"
+    is_fit = height == width and height in sizes
+    require(is_fit, f"images must be {wanted}, not {height} x {width}.")
     return torch.cat([tokenizer.encode(part).cpu() for part in images.split(BATCH)])

@@ -167,10 +167,7 @@ def sample_codes(probs_BK: Tensor, uniform_B: Tensor) -> Tensor:
 
 
 def max_batch_size(model: AutoregressiveModel, scales: int, halves: int) -> int:
-    """Batch whose keys, values and logits take half of the free memory, in 1 ... 1,024.
-
-    `halves` is the rows of the model for a sample: 2 with guidance.
-    """
+    """Batch, 1 ... 1,024, whose keys, values and logits take half of the free memory."""
     parameter, config = next(model.parameters()), model.config
     c, device, dtype = config.transformer, parameter.device, parameter.dtype
     if torch.is_autocast_enabled(device.type):
@@ -215,14 +212,10 @@ def condition_ids(model: AutoregressiveModel, prompts: Prompts) -> Tensor:
         shape = (prompts,) if texts is None else (prompts, 1)
         return model.unconditional(torch.zeros(shape, dtype=torch.int64))
     if texts is None:
-        if not (
-            isinstance(prompts, Tensor) and prompts.ndim == 1 and _are_ids(prompts, len(classes))
-        ):
-            raise ValueError(
-                "this model is conditioned on a class, not on texts: prompts must be class ids [B] "
-                f"in 0 ... {len(classes) - 1} ({', '.join(classes)})."
-            )
-        return prompts.long()
+        if isinstance(prompts, Tensor) and prompts.ndim == 1 and _are_ids(prompts, len(classes)):
+            return prompts.long()
+        wanted = f"prompts must be class ids [B] in 0 ... {len(classes) - 1} ({', '.join(classes)})"
+        raise ValueError(f"this model is conditioned on a class, not on texts: {wanted}.")
     if isinstance(prompts, Tensor):
         raise ValueError("this model is conditioned on texts: prompts must be a list of texts.")
     tokens_BL = texts.encode(prompts)

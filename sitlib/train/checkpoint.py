@@ -91,15 +91,13 @@ class States:
         keys = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
         differences = [f"{key} {theirs.get(key)!r}, not {ours.get(key)!r}" for key in keys]
         if differences:
-            raise StateError(
-                f"{self.folder} holds step {progress['step']} of another run "
-                f"({'; '.join(differences)}): remove it to begin anew, or give another folder."
-            )
+            other = f"step {progress['step']} of another run ({'; '.join(differences)})"
+            remedy = "remove it to begin anew, or give another folder."
+            raise StateError(f"{self.folder} holds {other}: {remedy}")
         if progress["strategy"] != self.strategy:
-            raise StateError(
-                f"{self.folder} holds a state of engine.strategy {progress['strategy']}: set that, "
-                "or remove the folder to begin anew."
-            )
+            other = f"a state of engine.strategy {progress['strategy']}"
+            remedy = "set that, or remove the folder to begin anew."
+            raise StateError(f"{self.folder} holds {other}: {remedy}")
         scaler = self.accelerator.scaler
         if not (state / "scaler.pt").is_file():  # of a device without one; here it begins anew
             self.accelerator.scaler = None
@@ -108,10 +106,7 @@ class States:
         return progress["step"], progress["rows"]
 
     def save(self, step: int, rows: list[Row]) -> None:
-        """Write the state after `step` steps, then remove older ones.
-
-        StateError if it could not be written, for instance to a full disk: the last good one stays.
-        """
+        """Write the state after `step` steps, then remove older ones; StateError on a full disk."""
         partial, older = self.folder / "partial", sorted(self.folder.glob("step-*"))
         try:
             if rank() == 0:

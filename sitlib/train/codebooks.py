@@ -63,8 +63,7 @@ def update_codebooks(
 ) -> list[Tensor]:
     """Move codes by moving averages (if so configured), and dead ones onto current latents.
 
-    Takes latents [B, S, N, D] of a step and their codes [B, S, N]. Returns restarted codes, bool
-    [K] of each codebook.
+    Takes latents [B, S, N, D] and their codes [B, S, N]; gives restarted codes, bool [K] of each.
     """
     moved = []
     parts = map(tokenizer.by_codebook, (latents, codes))

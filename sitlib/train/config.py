@@ -37,10 +37,7 @@ class DataConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay; gradients are clipped by norm.
-
-    Defaults are those of ViT-VQGAN's tokenizer.
-    """
+    """AdamW, warm-up, cosine decay, clipping by norm; defaults of the tokenizer of ViT-VQGAN."""
 
     steps: PositiveInt = 500_000
     batch_size: PositiveInt = 256  # of one update, on all devices
@@ -115,18 +112,13 @@ class TokenizerTraining:
         ramp, steps = self.loss.quant_warmup_steps, self.optimizer.steps
         require(ramp < steps, f"quant_warmup_steps {ramp} must be less than steps = {steps}")
         alone, weight = self.adversarial.start + self.adversarial.warmup, self.adversarial.weight
-        sentence = (
-            f"the adversarial term would never act: start + warmup = {alone} of {steps} steps"
-        )
-        require(not weight or alone < steps, sentence)
+        never = f"the adversarial term would never act: start + warmup = {alone} of {steps} steps"
+        require(not weight or alone < steps, never)
 
 
 @dataclass(frozen=True, config=STRICT)
 class CodesConfig:
-    """Wide views of images whose codes are extracted once, for models over them.
-
-    Defaults: ten views of every training image, as LlamaGen (arXiv 2406.06525).
-    """
+    """Views whose codes are extracted once: ten an image, as LlamaGen (arXiv 2406.06525)."""
 
     views_per_image: PositiveInt = 5  # of every training image with a class or caption
     mirrored: bool = True  # each view's mirror image too; not where captions say left or right

@@ -70,10 +70,9 @@ def precision(wanted: Precision) -> Literal["no", "fp16", "bf16"]:
 def make_accelerator(config: EngineConfig, tracker_folder: Path) -> Accelerator:
     """Accelerate as configured; ValueError for what this machine or this start does not give."""
     if config.world_size != world_size():
-        raise ValueError(
-            f"the engine asks for {config.world_size} processes and there are {world_size()}: "
-            "start as many with torchrun (docs/scale.md), or set processes and machines."
-        )
+        counts = f"{config.world_size} processes and there are {world_size()}"
+        remedy = "start as many with torchrun (docs/scale.md), or set processes and machines."
+        raise ValueError(f"the engine asks for {counts}: {remedy}")
     # Accelerate keeps settings in global state; the next run of this process may have others.
     AcceleratorState._reset_state()
     os.environ.pop("ACCELERATE_USE_FSDP", None)

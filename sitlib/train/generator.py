@@ -89,9 +89,8 @@ def code_map_draws(
 ) -> Callable[[int, np.random.Generator], np.ndarray]:
     """A function (step, its random numbers) -> code maps of the step, int64 [batch_size].
 
-    Images come equally often; with the `names` of images, names do, of which some have many images
-    (the skin tones of an emoji). Where all have as many code maps and there are many, maps come in
-    epochs, which keeps reads from the disk together.
+    Images come equally often; with `names`, names do, of which some have many images (the skin
+    tones of an emoji). Many maps, equally many of each, come in epochs, to keep reads together.
     """
     count = len(codes)
     kinds = np.arange(count)  # [M] what each code map is of

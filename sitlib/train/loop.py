@@ -1,7 +1,4 @@
-"""The training loop: models on devices, batches, curve, resumable states, trackers, pictures.
-
-`train_module` is the step of models over codes; `sitlib.train.tokenizer` writes its own.
-"""
+"""The training loop: models on devices, batches, curve, resumable states, trackers, pictures."""
 
 import copy
 import math
