@@ -99,10 +99,7 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[s
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Metadata of a file of `write_tensors`; empty where there is no such file, or it has none.
-
-    Raises ValueError if it is damaged or another kind of file.
-    """
+    """Metadata of a file of `write_tensors`; empty where there is no file, or none in it."""
     if not (path := Path(path)).exists():
         return {}
     try:
@@ -151,10 +148,7 @@ def load_model(path: str | Path, cls: type[Model]) -> Model:
 
 
 def write_json(path: str | Path, values: Any, digits: int = 6) -> None:
-    """Write plain values as indented JSON, floats with that many significant digits.
-
-    JSON has no infinity and no NaN: they become null.
-    """
+    """Write plain values as indented JSON, floats with so many significant digits, NaN as null."""
     rounded = json.loads(
         json.dumps(values),
         parse_float=lambda text: float(f"{float(text):.{digits}g}"),

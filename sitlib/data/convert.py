@@ -48,11 +48,9 @@ def convert(
 
     A sample is an image and a JSON record: `key`, `split`, `file` (name in the source), `class` (or
     null), `captions` (may be empty), `size` (width, height). `source` is an image folder as for
-    `open_images`, or has Parquet files named by split (`train-00000-of-00294.parquet`). Images
-    whose short side is above `short_side` px are made as small; others stay as files.
-
-    Raises DataError if there is no image, or shards of other settings or images. After a DiskError
-    finished shards stay, and the same call goes on from there.
+    `open_images`, or has Parquet files named by split. Images whose short side is above
+    `short_side` px are made as small; others stay as files. After a DiskError the same call goes
+    on.
     """
     if not str(output).strip() or per_shard < 1:  # an unset variable of a shell
         given = f"output is {str(output)!r}, per_shard {per_shard}"

@@ -181,8 +181,7 @@ def random_generator(*counters: int) -> np.random.Generator:
 def open_images(source: str | Path, split: str = "train") -> ImageSource:
     """Open one split of a data set, a folder or one shard (see the top of this module).
 
-    Labels number the sorted classes of all splits. One warning names the images that cannot be
-    used; DataError is raised if there is none, or no such split.
+    Labels number the sorted classes of all splits. One warning names images that cannot be used.
     """
     return source_of(*find_split(source, split), where=f"the split {split!r} of {source}")
 

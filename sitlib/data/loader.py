@@ -69,10 +69,7 @@ def held_out_views(
     min_crop: float = 0.25,
     first: int = 0,
 ) -> Views:
-    """A fixed set of `count` evaluation views, never flipped, that takes the images in turn.
-
-    A shorter set begins a longer one; from view `first` on, so that it can be made in parts.
-    """
+    """A fixed set of evaluation views, never flipped; a shorter one begins a longer one."""
     positions, items = held_out_positions(source, count, seed, first), range(first, first + count)
     return _views(source, positions, items, (seed, _HELD_OUT_VIEW), size, kind, min_crop, False)
 

@@ -27,10 +27,7 @@ KID_SUBSETS = 100
 def lite0_features(
     images: Tensor, *, batch_size: int | None = None, size: int = INPUT_SIZE, title: str = ""
 ) -> Tensor:
-    """EfficientNet-Lite0 features [B, 1280], on the CPU, of images [B, 3, H, W] clamped to [0, 1].
-
-    They are resized to `size` px; distances are measured at the default only.
-    """
+    """EfficientNet-Lite0 features [B, 1280], on the CPU, of images [B, 3, H, W] in [0, 1]."""
     check_images(images)
     lite0, device = cached_lite0(), best_device()
     # The activations of 8 stay in a CPU's cache; with one thread PyTorch has a slow path for 1x1

@@ -137,10 +137,7 @@ class Lite0(nn.Module):
         self.weight, self.bias = nn.Buffer(source["_fc.weight"]), nn.Buffer(source["_fc.bias"])
 
     def forward(self, images: Tensor, size: int = INPUT_SIZE) -> Tensor:
-        """Pooled features [B, 1280], at least 0, of RGB images [B, 3, H, W] in [0, 1] of any size.
-
-        Images are resized to `size` px (bicubic, antialiased). Features of one size compare.
-        """
+        """Pooled features [B, 1280] of RGB images in [0, 1] of any size, resized to `size` px."""
         images = images.to(self.weight)
         if images.shape[2:] != (size, size):
             images = F.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(0, 1)

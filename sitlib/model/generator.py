@@ -1,7 +1,6 @@
 """Autoregressive transformer over the codes of a tokenizer (SIT, arXiv 2412.09607, section 5).
 
 The sequence is one prefix token, then all codes: coarsest scale first, row-major inside a scale.
-Drawing codes from the predicted probabilities is the work of `sitlib.sample.generate`.
 """
 
 from dataclasses import dataclass, replace

@@ -110,10 +110,7 @@ def _enlarge(images: Tensor) -> Tensor:
 
 
 class RasterGeometry(SpectralGeometry):
-    """No scales: pixel patches in raster order, cut into S stripes of as many tokens as a scale.
-
-    Separates what block-causal attention and typed parameters bring from what wavelets bring.
-    """
+    """No scales: pixel patches in raster order, in S stripes of as many tokens as a scale."""
 
     def __init__(self, size: int, levels: int, grid_size: int, wavelet: str = "haar"):
         super().__init__(size, levels, grid_size, wavelet)

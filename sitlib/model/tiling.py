@@ -47,10 +47,7 @@ def as_float(image: Tensor) -> Tensor:
 def decode_codes(
     tokenizer: SpectralTokenizer, image: ImageCodes, scales: int | None = None
 ) -> Tensor:
-    """Decode an image [1, 3, h, w] in [0, 1]; from the first scales alone, a smaller one.
-
-    With `scales` of k scales its sides are 1 / 2^(k - scales) of the whole image's, rounded up.
-    """
+    """The image [1, 3, h, w] in [0, 1]; of `scales` of k, 1 / 2^(k - scales) of its sides."""
     return torch.cat([*decode_strips(tokenizer, image, scales)], dim=2)
 
 

@@ -1,7 +1,6 @@
 """Applications of codes that go from coarse to fine (SIT, arXiv 2412.09607, section 5).
 
-In all of them some scales are given, and the others are sampled. Images of a wrong size, prompts
-that do not fit and a model over another tokenizer's codes raise ValueError.
+In all of them some scales are given, and the others are sampled.
 """
 
 from dataclasses import dataclass

@@ -86,10 +86,7 @@ class _Halve(nn.Module):
 
 
 def _batch_deviation(x: Tensor) -> Tensor:
-    """Deviation over the batch, averaged over features (arXiv 1710.10196), as a map [B, 1, H, W].
-
-    The group is the whole batch, of any size, where StyleGAN2 takes four images.
-    """
+    """Deviation over the batch, the mean over features (arXiv 1710.10196): a map [B, 1, H, W]."""
     values = x.float() if x.dtype == torch.float16 else x  # in which the constant would be 0
     variance = values.var(dim=0, correction=0)
     deviation = (variance + 1e-8).sqrt().mean()  # so that the gradient is finite at variance 0

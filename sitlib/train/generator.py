@@ -134,10 +134,7 @@ def corrupt_codes(
 def corrupt_texts(
     tokens: Tensor, texts: TextTokenizer, max_tokens: int, rng: np.random.Generator
 ) -> Tensor:
-    """Token ids [B, L] of texts; half of them get random tokens around their words.
-
-    Up to `max_tokens` before a text and half as many after it, as far as L has room.
-    """
+    """Ids [B, L] of texts, half with up to `max_tokens` random ones before, half as many after."""
     if not max_tokens:
         return tokens
     corrupted = torch.full_like(tokens, texts.pad)

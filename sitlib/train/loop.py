@@ -39,8 +39,7 @@ class TrainLoop(AbstractContextManager):
 
     `train_module` shows its use. Of several processes all do this, and end with the same weights.
     The caller locks `folder`, which has the resumable states and, in `run.json`, the plain values
-    `run` that determine the run; and removes it once the result is safe. Trackers and pictures are
-    written to `log_folder`.
+    `run` that determine the run. Trackers and pictures are written to `log_folder`.
     """
 
     def __init__(
