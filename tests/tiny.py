@@ -16,6 +16,7 @@ from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.text import TextTokenizer
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.train.codebooks import initialize_codebooks
+from workbook.paths import ROOT
 from workbook.profile import load_profile
 
 CLASSES = ["mountain", "water", "city"]
@@ -117,7 +118,7 @@ def model_of(kind="class", variant="sit5_sc"):
 
 @cache
 def photographs(count=4):
-    return held_out_views(open_images("data/extra", "test"), count, 64, 0)[0]
+    return held_out_views(open_images(ROOT / "data/extra", "test"), count, 64, 0)[0]
 
 
 def save_generator(path, kind, variant):
