@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from workbook import __main__ as main
-from workbook import stage_inputs
+from workbook import stages
 from workbook.machine import machine
 from workbook.params import pipeline_params
 from workbook.paths import ROOT
@@ -52,16 +52,16 @@ def test_a_stage_depends_on_what_it_runs_and_on_what_is_there(name):
 
 
 def test_inputs_are_those_of_dvc_yaml_filled_in():
-    entry = stage_inputs.stage_entry("train_tokenizer", {"run": "sit5_sc_second-seed0"})
+    entry = stages.stage_entry("train_tokenizer", {"run": "sit5_sc_second-seed0"})
     assert "models/tokenizer/sit5_sc-seed0" in entry["deps"] and "data/landscapes" in entry["deps"]
     assert {"build/runs.yaml": ["tokenizers.sit5_sc_second-seed0"]} in entry["params"]
-    entry = stage_inputs.stage_entry("rung", {"rung": "sit_s"})
+    entry = stages.stage_entry("rung", {"rung": "sit_s"})
     assert "codes/sit4-seed0" in entry["deps"]
     assert {"ablations/params.yaml": ["profile", "ladder.sit_s"]} in entry["params"]
-    assert stage_inputs.stage_entry("train_tokenizer", {"run": "other-seed0"}) == {}
-    names = stage_inputs.inputs("tokenizer_recipe", {})
+    assert stages.stage_entry("train_tokenizer", {"run": "other-seed0"}) == {}
+    names = stages.inputs("tokenizer_recipe", {})
     assert {"profiles/trials/tokenizer.csv", "the code in workbook/paths.py"} <= set(names)
-    assert "profile in params.yaml" in stage_inputs.inputs("wavelet_analysis", {})
+    assert "profile in params.yaml" in stages.inputs("wavelet_analysis", {})
 
 
 def test_an_input_that_changes_while_a_stage_runs_fails_it(monkeypatch, tmp_path):
@@ -80,10 +80,10 @@ def test_code_that_changes_after_the_pipeline_began_fails_the_stage_at_once(monk
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(hashes))
     monkeypatch.setenv("DVC_STAGE", "throughput")
-    monkeypatch.setattr(stage_inputs, "ROOT", tmp_path)
-    assert stage_inputs.stale_code("throughput") is None
-    monkeypatch.setattr(stage_inputs, "stage_hashes", lambda _: {**hashes, "sitlib/new.py": "1"})
-    assert stage_inputs.stale_code("throughput") == "sitlib/new.py"
+    monkeypatch.setattr(stages, "ROOT", tmp_path)
+    assert stages.stale_code("throughput") is None
+    monkeypatch.setattr(stages, "stage_hashes", lambda _: {**hashes, "sitlib/new.py": "1"})
+    assert stages.stale_code("throughput") == "sitlib/new.py"
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_code_that_changes_after_the_pipeline_began_fails_the_stage_at_once(monk
         (["evaluate_tokenizer"], "'' is no run: write <variant>-seed<number>"),
         (["evaluate_tokenizer", "run=sit4"], "'sit4' is no run: write <variant>-seed<number>"),
         (["extract_codes", "run=sit9-seed0"], "No model of the profile is over codes of sit9"),
-        (["extract_codes", "run=sit4-seed7"], "tokenizer_seed of the profile is 0"),
+        (["extract_codes", "run=sit4-seed7"], "over codes of sit4-seed7: make the seed"),
         (["scaling", "colour=1"], "06b_scaling has no parameter colour"),
     ],
 )

@@ -26,8 +26,7 @@ from workbook.machine import lock_hash, machine
 from workbook.params import pipeline_params, split_run
 from workbook.paths import resolve
 from workbook.profile import Profile, load_profile
-from workbook.stage_inputs import changed, inputs, stale_code
-from workbook.stages import FUNCTIONS, NOTEBOOKS
+from workbook.stages import FUNCTIONS, NOTEBOOKS, changed, inputs, stale_code
 
 NAMING = ("run", "row", "rung", "trial")  # keys whose values name the outputs of a stage
 UNTIMED = ("prepare", "report")  # the one takes no time, the other shows the times

@@ -145,18 +145,15 @@ def extract_codes(profile: Profile, variant: str, folder: str | Path, workers: i
 def extract_run(profile: Profile, variant: str, seed: int, workers: int | None = None) -> None:
     """Codes of the pipeline by the tokenizer `variant`, for all models of the profile over them."""
     variants = [*profile.autoregressive.variants, *profile.text.variants]
-    generator = next(
-        (v for v in variants if profile.autoregressive_variant(v).tokenizer == variant), None
-    )
-    if generator is None:
-        raise ValueError(f"No model of the profile is over codes of {variant}.")
-    if seed != (wanted := profile.generator_section(generator).tokenizer_seed):
+    variants = [v for v in variants if profile.autoregressive_variant(v).tokenizer == variant]
+    variants = [v for v in variants if profile.generator_section(v).tokenizer_seed == seed]
+    if not variants:
         raise ValueError(
-            f"{variant}-seed{seed} is listed in params.yaml, and tokenizer_seed of the profile is "
-            f"{wanted}: make them the same."
+            f"No model of the profile is over codes of {variant}-seed{seed}: make the seed that "
+            "params.yaml lists, and tokenizer_seed of the profile, the same."
         )
     processes = profile.engine.data_workers if workers is None else workers
-    codes = extract_codes(profile, generator, f"codes/{variant}-seed{seed}", processes)
+    codes = extract_codes(profile, variants[0], f"codes/{variant}-seed{seed}", processes)
     shape = list(codes.train.shape[1:])
     print(f"{len(codes.train)} training and {len(codes.held_out)} held-out code maps, {shape} each")
 

@@ -16,9 +16,8 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, cast
 
 import nbformat
 import numpy as np
@@ -72,7 +71,6 @@ def run_notebook(path: Path, output: Path, parameters: Mapping[str, Any]) -> Non
         logging.getLogger(logger).disabled = True
     # An exception: the kernel is shut down on the way out.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    out, err = _Terminal(sys.stdout), _Terminal(sys.stderr)
     notebook, failure = NotebookNode(), ""
     try:
         with _kernel_connection() as config:
@@ -87,20 +85,20 @@ def run_notebook(path: Path, output: Path, parameters: Mapping[str, Any]) -> Non
                 cwd=ROOT,
                 progress_bar=False,
                 log_output=False,
-                stdout_file=out,
-                stderr_file=err,
+                stdout_file=sys.stdout,
+                stderr_file=sys.stderr,
                 coalesce_streams=True,  # else a progress bar is a hundred outputs
             )
     except PapermillExecutionError as error:
         reason = " ".join(f"{error.ename}: {error.evalue}".split())[:500]
         failure = f"failed in cell {error.exec_count}: {reason}"
     except DeadKernelError:
-        begun = [c.metadata.papermill.start_time for c in _code_cells(partial)]
+        cells = [c for c in read_notebook(partial).cells if c.cell_type == "code"]
+        begun = [c.metadata.papermill.start_time for c in cells]
         last = max((i for i, time in enumerate(begun, 1) if time), default=1)
         failure = f"failed in cell {last}: the kernel died, often because memory ran out"
     finally:
-        out.end_line()
-        err.end_line()
+        print(flush=True)  # a line may still be open
     if failure:
         where = partial.relative_to(ROOT) if partial.is_relative_to(ROOT) else partial
         raise NotebookFailed(f"{path.stem} {failure}\nThe partial notebook is at {where}")
@@ -119,10 +117,6 @@ def parameters_cell(notebook: NotebookNode) -> list[str]:
                 targets = getattr(statement, "targets", [getattr(statement, "target", None)])
                 names += [target.id for target in targets if isinstance(target, ast.Name)]
     return names
-
-
-def _code_cells(path: Path) -> list[NotebookNode]:
-    return [cell for cell in read_notebook(path).cells if cell.cell_type == "code"]
 
 
 class _ThisPython(KernelSpecManager):
@@ -152,26 +146,6 @@ def _kernel_connection() -> Iterator[Config]:
         dir=where, prefix="kernel-", ignore_cleanup_errors=True
     ) as folder:
         yield Config(KernelManager={"transport": "ipc", "ip": str(Path(folder, "socket"))})
-
-
-@dataclass
-class _Terminal:
-    """Passes on what the kernel prints, at once, and knows whether a line is still open."""
-
-    stream: TextIO
-    open_line: bool = field(default=False, init=False)
-
-    def write(self, text: str) -> None:
-        self.stream.write(text)
-        self.open_line = bool(text) and not text.endswith("\n")
-
-    def flush(self) -> None:
-        self.stream.flush()
-
-    def end_line(self) -> None:
-        if self.open_line:
-            self.write("\n")
-            self.flush()
 
 
 # -- the result: the same bytes for the same results, no progress bars, small figures -------------
