@@ -37,7 +37,7 @@ from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import ADTransformer
 from sitlib.strict import digest, require, require_known
 from sitlib.train.codebooks import take_over_codes
-from sitlib.train.config import EngineConfig, OptimizerConfig, TokenizerTraining
+from sitlib.train.config import OptimizerConfig, TokenizerTraining
 from sitlib.train.discriminator import Discriminator, discriminator_loss, generator_loss
 from sitlib.train.losses import TokenizerLoss
 from workbook.figures.tables import text_table
@@ -140,12 +140,12 @@ class Cost:
 
 def cost(
     subject: Callable[[], Subject],
-    precision: Literal["no", "bf16", "fp16"] = "no",
+    precision: Literal["auto", "no", "bf16", "fp16"] = "no",
     gradient_checkpointing: bool = False,
 ) -> Cost:
     """Cost of a training step; `subject` is called, and its step run, on fake tensors.
 
-    Kernels are those of a CPU. Their workspace, and what a GPU's allocator wastes, do not count.
+    Precision "auto" is bf16. Kernels are those of a CPU. Their workspace, and what a GPU's allocator wastes, do not count.
     """
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
@@ -269,10 +269,8 @@ def descriptions(profile: Profile, variants: Sequence[str] | None = None) -> lis
             optimizer, cache = training.optimizer, 0
             about = [codes, training.loss, training.adversarial, training.codes_from is None]
         else:
-            optimizer, shape = (
-                profile.generator_optimizer(name),
-                profile.autoregressive_variant(name),
-            )
+            shape = profile.autoregressive_variant(name)
+            optimizer = profile.generator_optimizer(name)
             codes = profile.tokenizer_variant(shape.tokenizer)
             # Every layer keeps keys and values of all codes, and of the text.
             length = codes.num_scales * codes.tokens_per_scale
@@ -282,8 +280,8 @@ def descriptions(profile: Profile, variants: Sequence[str] | None = None) -> lis
         parts = engine.accumulation(optimizer.batch_size)
         batch = optimizer.batch_size // engine.world_size // parts
         if (key := digest(about, batch)) not in costs:
-            settings = precision_of(engine), engine.gradient_checkpointing
-            costs[key] = cost(partial(subject_of, profile, name, batch), *settings)
+            subject = partial(subject_of, profile, name, batch)
+            costs[key] = cost(subject, engine.precision, engine.gradient_checkpointing)
         found, shards = costs[key], 1 if is_tokenizer or not is_sharded else engine.world_size
         state = (2 + (optimizer.ema_decay > 0)) * FLOAT32 * found.learning // shards
         has_buckets = is_ddp or (is_sharded and is_tokenizer)
@@ -295,11 +293,6 @@ def descriptions(profile: Profile, variants: Sequence[str] | None = None) -> lis
         demands = found, state, gradients, gpu, cache
         described.append(Description(name, tokens, batch, optimizer, *demands))
     return described
-
-
-def precision_of(engine: EngineConfig) -> Literal["no", "bf16", "fp16"]:
-    """Precision on a GPU."""
-    return "bf16" if engine.precision == "auto" else engine.precision
 
 
 # -- the report --------------------------------------------------------------------------------
@@ -379,8 +372,9 @@ def describe(
                 "codes of a million views": 0.0 if d.cache_bytes else 2e-3 * d.tokens,
             }
         )
+    precision = "bf16" if engine.precision == "auto" else engine.precision
     print(
-        f"Profile {title}: {world} x {gpu}, {engine.strategy}, precision {precision_of(engine)}, "
+        f"Profile {title}: {world} x {gpu}, {engine.strategy}, precision {precision}, "
         f"activations {'recomputed' if engine.gradient_checkpointing else 'kept'}.\n"
         f"{rate / 1e12:.0f} TFLOP/s on each: {utilization:.0%} of the {peak:.0f} of its data sheet."
     )

@@ -6,14 +6,12 @@ import sys
 from collections.abc import Callable
 
 # Told by name, because modules that raise them import torch, which takes seconds.
-SENTENCES = ("StateError", "NotebookFailed", "WeightsError")
+SENTENCES = ("StateError", "NotebookFailed", "WeightsError", "DiskError")
 
 
 def sentence_of(error: BaseException) -> str | None:
     """Sentence for a user about an error that is not the code's, or None."""
-    if isinstance(error, ValueError | FileNotFoundError):
-        return str(error)
-    if type(error).__name__ in (*SENTENCES, "DiskError"):
+    if isinstance(error, ValueError | FileNotFoundError) or type(error).__name__ in SENTENCES:
         return str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"The disk is full ({error}): make room, then give the same command again."

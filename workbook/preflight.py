@@ -47,14 +47,10 @@ def check_images(profile: Profile, lists: Mapping[str, Any]) -> None:
     tokenizers = seeds_by_variant(lists["tokenizers"])
     for source in sorted({profile.tokenizer_data(name).source for name in tokenizers}):
         print(f"{source}: {len(opened(source, 'train')):,} images to train tokenizers on.")
-    for name, judged_by in profile.tokenizer.evaluation.sets.items():
-        print(
-            f"{judged_by.source}: {len(opened(judged_by.source, 'test')):,} held-out images, {name}."
-        )
-    generators = seeds_by_variant(lists["generators"])
-    for source in sorted(
-        {CodesRun.of(profile, variant).tokenizer.data.source for variant in generators}
-    ):
+    for name, judged in profile.tokenizer.evaluation.sets.items():
+        print(f"{judged.source}: {len(opened(judged.source, 'test')):,} held-out images, {name}.")
+    runs = [CodesRun.of(profile, name) for name in seeds_by_variant(lists["generators"])]
+    for source in sorted({run.tokenizer.data.source for run in runs}):
         train, test = (opened(source, split).labeled() for split in ("train", "test"))
         numbers = f"of {len(train):,} images for training and {len(test):,} held out"
         print(f"{source}: {len(train.class_names):,} classes, {numbers}.")

@@ -110,19 +110,17 @@ class DualEncoderRun:
     @classmethod
     def of(cls, profile: Profile) -> "DualEncoderRun":
         """Trained on the images of the text-conditional models, which must all be the same."""
-        text, data = profile.text, {}
-        for variant in text.variants:
-            found = profile.tokenizer_data(profile.autoregressive_variant(variant).tokenizer)
-            data[digest(found)] = found
-        if len(data) != 1:
+        text = profile.text
+        tokenizers = [profile.autoregressive_variant(name).tokenizer for name in text.variants]
+        data = [profile.tokenizer_data(name) for name in tokenizers]
+        if len({*map(digest, data)}) != 1:
             raise ValueError(
                 "text.variants: one dual encoder judges all of them, so their tokenizers need the "
                 "same `data`."
             )
         names, seed = text.dual_encoder.reconstructions, text.tokenizer_seed
-        tokenizers = [TokenizerRun.of(profile, name, seed) for name in names]
-        (images,) = data.values()
-        return cls(images, text.captions, text.dual_encoder, tokenizers, text.evaluation.seed)
+        runs = [TokenizerRun.of(profile, name, seed) for name in names]
+        return cls(data[0], text.captions, text.dual_encoder, runs, text.evaluation.seed)
 
 
 @dataclass
