@@ -6,6 +6,7 @@ import struct
 import tarfile
 import warnings
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -173,6 +174,27 @@ class TestColorProfiles:
             assert np.abs(pixels(encoded(image, **about)) - expected).max() < 2
         of_rgb = encoded(Image.fromarray(values), icc_profile=profile(gamma=1.8))
         assert np.abs(pixels(of_rgb) - expected).max() < 2
+
+    def test_cmyk(self):
+        """A profile of a table: the Lab colors of no ink and of all ink, for each of four inks."""
+        rng = np.random.default_rng(0)
+        table = rng.integers([60, 100, 100], [220, 156, 156], (16, 3), dtype=np.uint8)
+        table[0] = 255, 128, 128  # no ink is white
+        identity, ramp = struct.pack(">9i", *(2**16 * np.eye(3, dtype=int)).flat), bytes(range(256))
+        lut = b"mft1" + bytes([0, 0, 0, 0, 4, 3, 2, 0]) + identity
+        lut += 4 * ramp + table.tobytes() + 3 * ramp
+        header = bytearray(profile()[:128])
+        header[12:24] = b"prtrCMYKLab "
+        content = header + struct.pack(">i4sii", 1, b"A2B0", 128 + 4 + 12, len(lut)) + lut
+        struct.pack_into(">i", content, 0, len(content))
+        ink = np.array(list(np.ndindex(2, 2, 2, 2)), np.uint8).reshape(4, 4, 4) * 255
+        image = Image.fromarray(ink.repeat(4, 0).repeat(4, 1), "CMYK")
+        lab = (table.astype(int) - [0, 128, 128]).astype(np.int8).view(np.uint8)
+        lab = Image.fromarray(lab.reshape(4, 4, 3), "LAB")
+        spaces = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        expected = np.asarray(ImageCms.profileToProfile(lab, *spaces, outputMode="RGB"))
+        found = pixels(encoded(image, "TIFF", icc_profile=bytes(content)))[::4, ::4]
+        assert np.abs(found.astype(int) - expected).max() <= 3
 
     @pytest.mark.parametrize("content", [b"none", profile()[:300], profile(space=b"CMYK")])
     def test_a_broken_one_is_ignored_with_a_warning(self, content):
@@ -360,6 +382,18 @@ class TestFolders:
             sets = [open_images(root, split) for split in ("train", "test")]
         assert sum(map(len, sets)) == 61 and sets[0].class_names == ["a", "b", "c", "plain"]
         assert any(f"plain/{name}" in images.keys for images in sets)
+
+    def test_a_folder_that_cannot_be_read_is_an_error(self, tmp_path, monkeypatch):
+        root, scandir = write_folder(tmp_path, ["train"]), os.scandir
+
+        def closed(path):  # as for everybody but root
+            if Path(path).name == "lime":
+                raise PermissionError(13, "Permission denied", path)
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", closed)
+        with pytest.raises(DataError, match=r"lime cannot be read \(Permission denied\)"):
+            open_images(root)
 
 
 REFUSED_SOURCES = [

@@ -129,6 +129,23 @@ def test_a_compiler_goes_through_and_levels_may_be_of_numpy(wavelet):
     assert torch.allclose(compiled(x), energy(x))
 
 
+@pytest.mark.parametrize("wavelet", ["haar", "bior2.2"])
+def test_function_transforms_and_the_compiler_go_through(wavelet):
+    def energy(x):
+        return sum(scale.square().sum() for scale in dwt2(x, wavelet, 2))
+
+    x, tangent = random_images(2, 3, 16, 16).requires_grad_(), random_images(2, 3, 16, 16)
+    energy(x).backward()
+    assert torch.allclose(torch.func.grad(energy)(x), x.grad)
+    assert len(dwt2(x, wavelet, np.int64(2))) == 3
+    compiled = torch.compile(energy, fullgraph=True, backend="eager")
+    assert torch.allclose(compiled(x), energy(x))
+    one_by_one = torch.func.vmap(lambda image: dwt2(image[None], wavelet, 2)[0][0])(x)
+    assert torch.allclose(one_by_one, dwt2(x, wavelet, 2)[0], atol=1e-6)
+    moved = torch.func.jvp(lambda x: dwt2(x, wavelet, 2)[1], (x,), (tangent,))[1]
+    assert torch.allclose(moved, dwt2(tangent, wavelet, 2)[1], atol=1e-6)
+
+
 @pytest.mark.parametrize("wavelet", ["haar", "db2"])
 def test_memory_layout_does_not_matter(wavelet):
     images = random_images(5, 3, 16, 32)
