@@ -28,7 +28,7 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "config
     """Make a dataclass from plain values; `where`, such as the name of a file, begins sentences."""
     try:
         # Through JSON: strict about types, yet mappings become dataclasses.
-        return _adapter(cls).validate_json(json.dumps(values))
+        return _adapter(cls).validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         sentences = [_sentence(cls, problem, where) for problem in error.errors()]
         raise ConfigError("\n".join(sentences)) from None

@@ -212,6 +212,14 @@ class TestOpenCoco:
         assert opened.captions == [["text"], ["text"]]
 
 
+@pytest.mark.parametrize("captions", ["one text", [1], [""]])
+def test_captions_of_records_are_a_list_of_texts(tmp_path, captions):
+    with webdataset.TarWriter(str(tmp_path / "train-0.tar")) as writer:
+        writer.write({"__key__": "a", "jpg": PICTURE, "json": {"captions": captions}})
+    with pytest.raises(DataError, match="has no list `captions` of texts"):
+        open_captioned(tmp_path, "train", "records")
+
+
 @pytest.mark.parametrize(
     ("source", "captions", "message"),
     [

@@ -2,8 +2,10 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -199,6 +201,10 @@ REFUSED = {
     "sample": (2, "one of the arguments --class --text is required"),
     "sample --class a --text b": (2, "not allowed with"),
     "sample --class water --temperature 0": (2, "temperature must be greater than 0"),
+    "sample --class water --temperature 1e-40": (2, "temperature must be greater than 0"),
+    "sample --class water --guidance 1e38": (2, "guidance must be less than"),
+    "encode loop.png": (1, "loop.png: there is no such file"),
+    "encode ~nobody/a.png": (1, "~nobody/a.png: there is no such file"),
     "sample --class water --count 2 -o x.png": (2, "several will be written"),
     "reconstruct photos -o x.png": (2, "names one file, but there are 2 inputs"),
     "upsample photos/a.png --size 100": (2, "is none of [4, 8, 16, 32]"),
@@ -231,6 +237,7 @@ REFUSED = {
 def test_what_is_refused_is_told_in_a_sentence_and_nothing_is_written(photos, capsys, arguments):
     code, sentence = REFUSED[arguments]
     (photos.parent / "empty").mkdir()
+    Path("loop.png").symlink_to("loop.png")
     Path("torn.safetensors").write_bytes(b"no tensors")
     if "codes." in arguments:
         main(["encode", "8.png", "-o", "codes.safetensors"])
@@ -268,6 +275,8 @@ DAMAGE = [
     {"token_grid": [4, 8]},
     {"tokenizer": None},
     {"codes": lambda codes: codes[:-1]},
+    {"codes": lambda codes: codes[0, 0]},
+    {"codes": lambda codes: codes.to(torch.complex64)},
     {"codes": lambda codes: codes + 10_000},
 ]
 
@@ -296,6 +305,15 @@ def test_names_need_not_be_utf8_and_a_text_needs_no_letters(photos, capsys):
         assert main(["sample", "--text", text]) == 0
     assert main(["sample", "--class", "Mountain"]) == 0
     assert len({Path(file).name.lower() for file in files_below("samples")}) == 3
+
+
+def test_a_line_of_pixels_is_not_enlarged_without_end_and_a_model_may_lie_anywhere(home):
+    Image.new("RGB", (3000, 1)).save("line.png")
+    assert main(["reconstruct", "line.png", "--scales", "4,5", "--compare"]) == 0
+    assert pixels("reconstructed/line-compare.png").size < 40_000_000
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # two folders below the root
+        model = shutil.copy("../models/autoregressive/ar_sit5_sc-seed0/model.safetensors", folder)
+        assert main(["sample", "--class", "water", "--model", model]) == 0
 
 
 def test_large_images_pass_in_strips(home):

@@ -164,11 +164,15 @@ def test_wrong_values_of_any_kind_end_in_sentences_or_a_profile():
         ("- 1", "own.yaml must be a mapping"),
         ("base: quikc", "There is no profile 'quikc': choose one of .*quick"),
         ("base: [quick]", "base names another profile"),
+        ("base: other.yaml", "other.yaml: base names another profile"),
+        ("base: quick\ndata: {seed: 2026-01-01}", "own.yaml: data.seed .* '2026-01-01'"),
+        ("caf\xe9: 1", "own.yaml is not valid YAML"),
         ("base: quick\ndta: {}", "own.yaml: dta is not a known key"),
     ],
 )
 def test_broken_files_are_refused_with_a_sentence(tmp_path, text, sentence):
-    (tmp_path / "own.yaml").write_text(text)
+    (tmp_path / "own.yaml").write_text(text.replace("other", f"{tmp_path}/other"), "latin-1")
+    (tmp_path / "other.yaml").write_text(f"base: {tmp_path}/own.yaml")
     with pytest.raises(ConfigError, match=sentence):
         load_profile(tmp_path / "own.yaml")
 

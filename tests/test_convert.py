@@ -78,12 +78,21 @@ def test_smaller(tmp_path):
     assert (opened["small.png"].image == decode_image(small)).all()  # never enlarged
 
 
+def test_images_that_are_too_long_for_a_jpeg_are_left_out(tmp_path):
+    source = image_folder(tmp_path / "source", count=1)
+    (source / "train/class0/long.png").write_bytes(encoded(np.zeros((16, 140_000), np.uint8)))
+    skipped = convert(source, tmp_path / "out", "train", short_side=8)["skipped"]
+    assert [Path(name).name for name, _ in skipped] == ["long.png"]
+
+
 @pytest.mark.filterwarnings("ignore:.*files that are not read")
 @pytest.mark.parametrize(
     ("name", "split", "options", "message"),
     [
-        ("source", "train", {"per_shard": 0}, "per_shard 0: name a folder, and 1 or more"),
-        ("source", "train", {"output": " "}, "output is ' '"),
+        ("source", "train", {"per_shard": 0}, "per_shard 0, .* at least 1 image"),
+        ("source", "train", {"short_side": 0}, "short_side 0: name two .* and 8 px"),
+        ("source", "train", {"output": " "}, "output ' '"),
+        ("", "train", {}, "source ''"),
         ("source", "train", {"output": "source"}, "holds the images themselves"),
         ("source", "val", {}, "no split 'val'"),
         ("shards", "train", {}, "consists of shards already"),
@@ -198,7 +207,7 @@ class TestParquet:
         assert len(open_images(out, "test")) == 1
 
     def test_bare_bytes_unknown_labels_and_rows_without_images(self, tmp_path):
-        rows = [{"image": picture(n), "label": n - 1} for n in range(3)]
+        rows = [{"image": picture(n), "label": n - 1, "caption": ["a", None]} for n in range(3)]
         write_parquet(tmp_path / "in/train.parquet", [*rows, {"image": None, "label": 0}])
         manifest = convert(tmp_path / "in", tmp_path / "out", "train")
         assert manifest["skipped"][0][0] == "row 3"
@@ -220,7 +229,8 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert "all 1 shards are as they were" in run(tmp_path / "out", "--verify")
     for arguments, message in (
         ([source, tmp_path / "out", "--short-side", 80], "other settings"),
-        ([source], "output is ''"),
+        ([source], "output ''"),
+        (["", "--verify"], "no manifest .* in ''"),
         ([source, "--verify"], "no manifest"),
         ([source, "/dev/null/out"], "could not be written|Not a directory"),
     ):

@@ -395,8 +395,22 @@ class TestFolders:
         with pytest.raises(DataError, match=r"lime cannot be read \(Permission denied\)"):
             open_images(root)
 
+    def test_what_is_there_twice_or_of_no_class_is_named(self, tmp_path):
+        records = [("0", ["a"]), ("1", np.nan), ("2", "red"), ("2", "lime")]
+        samples = [{"__key__": k, "jpg": jpeg("red"), "json": {"class": c}} for k, c in records]
+        write_shard(tmp_path / "train-0.tar", *samples)
+        write_shard(tmp_path / "extra-0.tar")
+        with pytest.warns(UserWarning) as warned:
+            source = open_images(tmp_path)
+        assert (source.keys, source.class_names) == (["2"], ["red"])
+        said = " ".join(str(warning.message) for warning in warned)
+        for part in ("2.json is there twice", "class ['a'] is", "class nan is", "extra-0.tar"):
+            assert part in said
+
 
 REFUSED_SOURCES = [
+    ("", "train", "neither a folder nor a shard is at ''"),
+    ("manifest", "train", "train.manifest.json is damaged"),
     ("nowhere", "train", r"neither a folder nor a shard is at .*nowhere"),
     ("text", "train", r"neither shards .* only .*notes\.txt"),
     ("one", "test", r"no split 'test' in .*one, only \['train'\]"),
@@ -418,7 +432,8 @@ def test_refusals_say_what_was_looked_for_and_found(tmp_path, name, split, messa
         (tmp_path / f"broken/test/{number}.jpg").write_bytes(b"broken")
     write_folder(tmp_path / "two", ["val", "validation"])
     write_folder(tmp_path / "above/two", ["train", "val"])
-    (tmp_path / "text").mkdir()
-    (tmp_path / "text/notes.txt").write_text("no images")
+    for each, file in (("text", "notes.txt"), ("manifest", "train.manifest.json")):
+        (tmp_path / each).mkdir()
+        (tmp_path / each / file).write_text("[]")
     with pytest.raises(DataError, match=message):
-        open_images(tmp_path / name, split)
+        open_images(tmp_path / name if name else "", split)

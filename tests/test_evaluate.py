@@ -279,6 +279,8 @@ def test_a_class_conditional_model(untrained, tmp_path, monkeypatch):
     assert other["guidance"] == 4 and other["fd_lite0"] != scores["fd_lite0"]
     assert {"reconstruction", "nats_per_token", "parameters", "run"} <= scores.keys()
     assert scores["protocol"]["guidance"] == sampling.guidance
+    assert scores["protocol"]["reference_folder"] == "data/landscapes"
+    assert scores["protocol"]["reference_size"] == 64
     json.dumps(scores, allow_nan=False)
     # The pipeline's results are read, not made again.
     monkeypatch.setattr(generation, "generate", None)

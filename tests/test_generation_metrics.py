@@ -92,11 +92,19 @@ class TestDistances:
 
     def test_too_large_subsets_and_too_many_neighbors(self):
         pair = torch.rand(9, 4), torch.rand(20, 4)
-        with pytest.raises(ValueError, match="between 2 and 9"):
+        with pytest.raises(ValueError, match="^subset_size of KID must lie between 2 and 9"):
             kernel_distance(*pair, subset_size=10)
         for neighbors in (0, 9):
             with pytest.raises(ValueError, match="below 9"):
                 precision(*pair, neighbors=neighbors)
+
+    @pytest.mark.parametrize("distance", [frechet_distance, kernel_distance, precision])
+    def test_features_that_are_no_numbers_or_do_not_fit(self, distance):
+        """Images of NaN would look like images that are far away."""
+        x = torch.rand(120, 4)
+        for other in (x * torch.nan, x[:, :3], x[:1], x[0]):
+            with pytest.raises(ValueError):
+                distance(x, other)
 
 
 def naive_precision(points, centres, neighbors):

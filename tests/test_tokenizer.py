@@ -273,6 +273,9 @@ def test_empty_batches_and_other_dtypes_and_layouts():
     assert torch.equal(tokenizer.encode(flipped), tokenizer.encode(flipped.contiguous()))
     for dtype in (torch.int16, torch.uint16):  # the latter as shards hold them
         assert torch.equal(tokenizer.decode(codes.to(dtype)), tokenizer.decode(codes))
+    for others in (images, images[0], images[:1] > 0):
+        with pytest.raises(ValueError, match="give one image"):
+            encode_image(tokenizer, others)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

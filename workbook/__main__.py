@@ -41,9 +41,9 @@ def values(arguments: Sequence[str]) -> dict[str, Any]:
     """
     found = {}
     for argument in arguments:
-        if not re.match(r"\w+=", argument):
-            raise ValueError(f"{argument!r} is not of the form key=value.")
         key, _, text = argument.partition("=")
+        if not re.match(r"\w+=.", argument) or key in found:
+            raise ValueError(f"{argument!r} is not of the form key=value, or a key is there twice.")
         try:
             is_float = re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text)
             found[key] = float(text) if is_float else yaml.safe_load(text)

@@ -28,8 +28,8 @@ def split_run(run: str) -> tuple[str, int]:
     Raises:
         ValueError: it is not named so.
     """
-    variant, _, seed = run.rpartition("-seed")
-    if not variant or not seed.isdigit():
+    variant, _, seed = str(run).rpartition("-seed")
+    if not variant or not re.fullmatch("0|[1-9][0-9]*", seed):  # one name for each
         raise ValueError(f"{run!r} is no run: write <variant>-seed<number>, such as sit4-seed0.")
     return variant, int(seed)
 
@@ -82,7 +82,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path.name} is not valid YAML: {reason}.") from None
     if not isinstance(values, dict):

@@ -361,7 +361,7 @@ def _path(name: str | Path) -> Path:
     return resolve(name if str(name).endswith((".yaml", ".yml")) else f"profiles/{name}.yaml")
 
 
-def _read_profile(name: str | Path) -> dict[str, Any]:
+def _read_profile(name: str | Path, *above: Path) -> dict[str, Any]:
     """Values of a profile file laid over those of its base, and so on."""
     path = _path(name)
     if not path.exists():
@@ -370,9 +370,9 @@ def _read_profile(name: str | Path) -> dict[str, Any]:
     values = read_yaml(path)
     if (base := values.pop("base", None)) is None:
         return values
-    if not isinstance(base, str) or base == path.stem:
+    if not isinstance(base, str) or _path(base) in (path, *above):
         raise ConfigError(f"{path.name}: base names another profile, it is {base!r}.")
-    return merge(_read_profile(base), values)
+    return merge(_read_profile(base, path, *above), values)
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def path(text: str) -> str:
     """Type of an option. An unset variable of a shell must not mean the current folder."""
     if not text.strip():
         raise argparse.ArgumentTypeError("is empty")
-    return text
+    return os.path.expanduser(text)
 
 
 def scales(text: str) -> list[int] | str:
@@ -146,6 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run `sit` with these arguments (default: those of the process); return its exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
+    warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")
     warnings.showwarning = lambda message, *_, **__: print(f"sit: {message}", file=sys.stderr)
     try:
         options = build_parser().parse_args(arguments)

@@ -34,7 +34,7 @@ class Jobs:
     def __init__(self, options: argparse.Namespace):
         """Find the inputs: files, and in folders all images, or all files of codes."""
         self.options, self.reserved = options, set()
-        self.folder = Path(options.output).expanduser()
+        self.folder = Path(options.output)
         suffix = self.folder.suffix.lower()
         is_folder = options.output.endswith("/") or self.folder.is_dir()
         is_folder = is_folder or suffix[1:].isdecimal() or not suffix  # v1.5 is a folder
@@ -45,7 +45,7 @@ class Jobs:
         self.file = None if is_folder else self.folder
 
         places: dict[Path, Path] = {}  # input file -> its place below the output folder
-        inputs = [Path(name).expanduser() for name in getattr(options, "inputs", [])]
+        inputs = [Path(name) for name in getattr(options, "inputs", [])]
         for path in inputs:
             found = self._inside(path) if path.is_dir() else [path]
             root = path if path.is_dir() and len(inputs) == 1 else path.parent
@@ -53,7 +53,7 @@ class Jobs:
         if self.file and len(places) > 1:
             several = f"-o {self.file} names one file, but there are {len(places)} inputs"
             raise argparse.ArgumentError(None, several)
-        self.inputs = {path.resolve() for path in places}
+        self.inputs = {os.path.realpath(path) for path in places}  # also links that lead nowhere
         self.targets: dict[Path, Path] = {}
         for path, place in places.items():
             place = Path(os.fsencode(place).decode(errors="replace"))  # safetensors wants UTF-8
@@ -79,7 +79,7 @@ class Jobs:
         stem, suffix = target.stem, target.suffix
         paths = [target.with_name(f"{stem}-{variant}{suffix}") for variant in variants] or [target]
         for path in paths:
-            if path.resolve() in self.inputs:
+            if os.path.realpath(path) in self.inputs:
                 raise ValueError(f"{path} would replace an input: name another folder with -o")
             if path in self.reserved:
                 raise ValueError(f"{path} was just written for another input: use another folder")
@@ -126,8 +126,12 @@ def read_image(path: Path) -> Tensor:
 
 def to_bytes(strips: Iterable[Tensor]) -> Tensor:
     """An image in strips [1, 3, s, W] in [0, 1] as uint8 [1, 3, H, W], row after row in memory."""
-    rows = [(strip[0].detach().cpu().clamp(0, 1) * 255).round().byte() for strip in strips]
-    return torch.cat([row.permute(1, 2, 0) for row in rows]).permute(2, 0, 1)[None]
+    pixels, shape = bytearray(), []
+    for strip in strips:  # kept in one piece, as many small ones would keep memory from the system
+        rows = (strip[0].detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
+        pixels += rows.contiguous().numpy().tobytes()
+        shape = [-1, *rows.shape[1:]]  # [H, W, 3]
+    return torch.frombuffer(pixels, dtype=torch.uint8).view(shape).permute(2, 0, 1)[None]
 
 
 def write_image(path: Path, image: Tensor) -> None:
@@ -148,7 +152,7 @@ def find_checkpoint(name: str, *kinds: str) -> Path:
 
     A run, with or without its seed, is in models/KIND of the current folder or of one above it.
     """
-    path, here = Path(name).expanduser(), Path.cwd()
+    path, here = Path(name), Path.cwd()
     folders = [above / "models" / kind for above in (here, *here.parents) for kind in kinds]
     runs = [folder / run for folder in folders for run in (name, f"{name}-seed0")]
     for file in (path, *(run / CHECKPOINT for run in (path, *runs))):

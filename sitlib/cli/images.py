@@ -8,6 +8,7 @@ import argparse
 import hashlib
 import math
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -26,7 +27,6 @@ from sitlib.strict import require
 
 GAP = 8  # px between images side by side
 LARGEST_LPIPS = 4_000_000  # px; a larger image would take gigabytes of memory
-STRIP = 256  # rows of pixels at a time
 SMALLEST_SHOWN = 256  # px high; smaller originals are enlarged where images stand side by side
 COSTS = ("size", "scales", "codes", "bits/px")  # columns of the tables
 
@@ -52,7 +52,7 @@ def read_codes(path: Path) -> tuple[tiling.ImageCodes, dict]:
         origin = {key: str(tokenizer[key]) for key in ("name", "codes")}
         image = tiling.ImageCodes(load_file(path)["codes"], tuple(size), tuple(grid))
         is_sound = all(type(number) is int and number > 0 for number in (*size, *grid))
-        require(is_sound, f"an image of {size} px")
+        require(is_sound and image.codes.ndim == 2, f"an image of {size} px")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"it is damaged ({error}): encode the image again") from None
     return image, origin
@@ -121,22 +121,28 @@ def reconstruct(options: argparse.Namespace) -> int:
         encoded = tiling.encode_image(tokenizer, image)
         outputs = _outputs(jobs, target, tokenizer, len(encoded.codes))
         beside = jobs.reserve(target, "compare") if options.compare else []
-        lines, shown = [], [image]
+        lines, shown = [], [_shown(image, encoded.size)] if beside else []
         for scales, file in outputs:
             result = files.to_bytes(tiling.decode_strips(tokenizer, encoded, scales))
             factor = 2 ** (len(encoded.codes) - scales)
-            original = _averaged(image, factor, tiling.tile_side(tokenizer, encoded.size))
+            how = factor, tiling.tile_side(tokenizer, encoded.size)
             cells = _costs(tokenizer, encoded.codes[:scales], result)
-            cells.append(f"{_psnr(result, original):.2f}")
-            if has_lpips:
-                is_small = result[0, 0].numel() <= LARGEST_LPIPS
-                pair = [tiling.as_float(x).to(tokenizer.device) for x in (result, original)]
-                cells.append(f"{lpips_per_image(pair[0], pair[1]).item():.3f}" if is_small else "-")
+            cells.append(f"{_psnr(result, _averaged(image, *how)):.2f}")
+            if has_lpips and result[0, 0].numel() <= LARGEST_LPIPS:
+                original = torch.cat([*_averaged(image, *how)], dim=2).to(tokenizer.device)
+                distance = lpips_per_image(tiling.as_float(result).to(original), original)
+                cells.append(f"{distance.item():.3f}")
+            elif has_lpips:
+                cells.append("-")
+            shown += [_shown(result, encoded.size)] if beside else []
+            if file == outputs[-1][1]:  # writing takes as much memory
+                image = image.new_empty(0)
             files.write_image(file, result[0])
             lines.append(files.row(*cells, file))
-            shown.append(result)
         for file in beside:
-            files.write_image(file, _side_by_side(shown)[0])
+            gap = torch.full((1, 3, shown[0].shape[2], GAP), 255).byte()
+            row = [part for image in shown for part in (gap, image)][1:]
+            files.write_image(file, torch.cat(row, dim=3)[0])
             lines.append(f"side by side: {file}")
         return lines
 
@@ -163,38 +169,39 @@ def _costs(tokenizer: SpectralTokenizer, codes: Tensor, image: Tensor) -> list:
     return [files.size_of(image), len(codes), codes.numel(), f"{bits:.3f}"]
 
 
-def _averaged(image: Tensor, factor: int, side: int) -> Tensor:
-    """Average an image down, as a preview of it is: padded like its tiles, which have that side."""
-    if factor == 1:
-        return image
-    strips = [F.avg_pool2d(tiling.pad(s / 255, side), factor) for s in image.split(side, dim=2)]
+def _averaged(image: Tensor, factor: int, side: int) -> Iterator[Tensor]:
+    """Average an image down, as a preview of it is: padded like its tiles, which have that side.
+
+    In strips [1, 3, s, w] in [0, 1], as the whole may not fit in float32.
+    """
     height, width = (-(-pixels // factor) for pixels in image.shape[2:])
-    return torch.cat(strips, dim=2)[:, :, :height, :width]
+    for strip in image.split(side, dim=2):
+        averaged = F.avg_pool2d(tiling.pad(tiling.as_float(strip), side), factor)
+        yield averaged[:, :, :height, :width]
+        height -= averaged.shape[2]
 
 
-def _psnr(result: Tensor, original: Tensor) -> float:
-    """PSNR in dB of an image [1, 3, H, W] of any size, by strips: in float32 it may not fit."""
-    error = 0.0
-    for a, b in zip(result.split(STRIP, dim=2), original.split(STRIP, dim=2), strict=True):
-        difference = tiling.as_float(a) - tiling.as_float(b)
-        error += float(difference.square().sum(dtype=torch.float64))
+def _psnr(result: Tensor, originals: Iterable[Tensor]) -> float:
+    """PSNR in dB of an image [1, 3, H, W] to the strips of its original."""
+    error, top = 0.0, 0
+    for strip in originals:
+        rows = tiling.as_float(result[:, :, top : top + strip.shape[2]])
+        error += float((rows - strip).square().sum(dtype=torch.float64))
+        top += strip.shape[2]
     return -10 * math.log10(error / result.numel()) if error else math.inf
 
 
-def _side_by_side(images: list[Tensor]) -> Tensor:
-    """An image and smaller ones, uint8 [1, 3, h, w], in a row, neither tiny nor enormous.
+def _shown(image: Tensor, original: Sequence[int]) -> Tensor:
+    """An image, uint8 [1, 3, h, w], as it stands beside its original of (H, W) px.
 
-    Pixels are enlarged as squares, or averaged, to the size of the first.
+    Pixels are enlarged as squares, or averaged, to one size, neither tiny nor enormous.
     """
-    height, width = images[0].shape[2:]
+    height, width = original
     if (shrink := (height * width / LARGEST_LPIPS) ** 0.5) > 1:
-        size = round(height / shrink), round(width / shrink)
+        size = max(1, round(height / shrink)), max(1, round(width / shrink))
     else:
-        factor = max(1, SMALLEST_SHOWN // height)
+        factor = max(1, min(SMALLEST_SHOWN // height, math.floor(1 / shrink)))
         size = height * factor, width * factor
-    row = []
-    for image in images:
-        gap, is_large = torch.full((1, 3, size[0], GAP), 255), image.shape[2] > size[0]
-        how = "bilinear" if is_large else "nearest-exact"
-        row += [gap.byte(), F.interpolate(image, size, mode=how, antialias=is_large)]
-    return torch.cat(row[1:], dim=3)
+    is_large = image.shape[2] > size[0]
+    how = "bilinear" if is_large else "nearest-exact"
+    return F.interpolate(image, size, mode=how, antialias=is_large)

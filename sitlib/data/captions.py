@@ -87,10 +87,15 @@ def open_captioned(
         texts = [emoji_captions(record, phrasing, seed, count) for record in records]
         names = [record.get("base_name", record["name"]) for record in records]
         return CaptionedImages(images, texts, names)
-    if silent := [record["key"] for record in records if not record.get("captions")]:
+    if silent := [r["key"] for r in records if not _are_texts(r.get("captions"))]:
         lacks = f"The record of {silent[0]!r} in {images.where} has no list `captions` of texts"
         raise DataError(f"{lacks}: convert the images with them, or name a COCO captions file.")
     return CaptionedImages(images, [record["captions"] for record in records], images.keys)
+
+
+def _are_texts(captions: Any) -> bool:
+    is_list = isinstance(captions, list) and captions != []
+    return is_list and all(isinstance(text, str) and text.strip() for text in captions)
 
 
 def emoji_captions(

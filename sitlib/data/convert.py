@@ -24,7 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from sitlib.data.captions import coco_split
-from sitlib.data.decode import IMAGE_SUFFIXES, DataError, ImageError, decode_rgb
+from sitlib.data.decode import IMAGE_SUFFIXES, MIN_SIDE, DataError, ImageError, decode_rgb
 from sitlib.data.images import MANIFEST_SUFFIX, check_manifests, find_split
 from sitlib.files import DiskError, atomic_write, read_json, sha256_of, write_json
 
@@ -52,9 +52,11 @@ def convert(
     `short_side` px are made as small; others stay as files. After a DiskError the same call goes
     on.
     """
-    if not str(output).strip() or per_shard < 1:  # an unset variable of a shell
-        given = f"output is {str(output)!r}, per_shard {per_shard}"
-        raise DataError(f"{given}: name a folder, and 1 or more.")
+    are_named = str(source).strip() and str(output).strip()  # no unset variables of a shell
+    if not are_named or per_shard < 1 or (short_side is not None and short_side < MIN_SIDE):
+        given = f"source {str(source)!r}, output {str(output)!r}, per_shard {per_shard}, short_side"
+        least = f"name two folders, and at least 1 image and {MIN_SIDE} px"
+        raise DataError(f"{given} {short_side}: {least}.")
     source, output = Path(source).expanduser().resolve(), Path(output).expanduser()
     if output.resolve() in (source, source.parent):  # shards would hide the folders beside them
         raise DataError(f"{output} holds the images themselves: choose another output.")
@@ -127,7 +129,8 @@ def _list_parquet(files: list[Path]) -> Originals:
         batches = (batch for table in tables for batch in table.iter_batches(64, columns=present))
         for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
             image, label, texts = row["image"], row.get("label"), row.get("caption") or []
-            texts = [" ".join(t.split()) for t in ([texts] if isinstance(texts, str) else texts)]
+            texts = [texts] if isinstance(texts, str) else texts
+            texts = [" ".join(text.split()) for text in texts if text]
             content = image.get("bytes") if isinstance(image, dict) else image
             yield f"{number:09d}", f"row {number}", name_of.get(label, label), texts, content
 
@@ -142,17 +145,17 @@ def _sample(original: tuple, split: str, short_side: int | None) -> tuple[dict, 
     try:
         content = content.read_bytes() if isinstance(content, Path) else content or b""
         image = decode_rgb(content)  # also where it stays as it is: damaged images are left out
+        # By the content: Parquet files have no names, and others lie.
+        suffix = str(Image.open(io.BytesIO(content)).format).lower()
+        suffix = SUFFIXES.get(suffix, suffix if suffix in IMAGE_SUFFIXES else "jpg")
+        if short_side is not None and (short := min(image.size)) > short_side:
+            size = [round(side * short_side / short) for side in image.size]
+            image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+            file, suffix = io.BytesIO(), "jpg"
+            image.save(file, "JPEG", quality=95)  # OSError above 65,500 px
+            content = file.getvalue()
     except (ImageError, OSError) as error:
         return record, str(error), b""
-    # By the content: Parquet files have no names, and others lie.
-    suffix = str(Image.open(io.BytesIO(content)).format).lower()
-    suffix = SUFFIXES.get(suffix, suffix if suffix in IMAGE_SUFFIXES else "jpg")
-    if short_side is not None and (short := min(image.size)) > short_side:
-        size = [max(1, round(side * short_side / short)) for side in image.size]
-        image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-        file, suffix = io.BytesIO(), "jpg"
-        image.save(file, "JPEG", quality=95)
-        content = file.getvalue()
     return record | {"size": image.size}, suffix, content
 
 
@@ -177,8 +180,10 @@ def _write_shard(path: Path, samples: Iterator[tuple], skipped: list) -> dict[st
 
 def verify(folder: str | Path) -> int:
     """Number of shards in the manifests of `folder`; DataError if one is missing or changed."""
-    if not (shards := check_manifests(folder := Path(folder).expanduser())):
-        raise DataError(f"There is no manifest (*{MANIFEST_SUFFIX}) in {folder}.")
+    shards = check_manifests(Path(folder).expanduser()) if str(folder).strip() else []
+    if not shards:
+        raise DataError(f"There is no manifest (*{MANIFEST_SUFFIX}) in {str(folder)!r}.")
+    folder = Path(folder).expanduser()
     for shard in tqdm(shards, f"checking {folder.name}", unit="shard"):
         if sha256_of(folder / shard["name"]) != shard["sha256"]:
             raise DataError(f"{folder / shard['name']} differs from its checksum: copy it again.")

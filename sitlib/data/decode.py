@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps
 from torch import Tensor, from_numpy
 
+STRIP = 1024  # rows of pixels at a time
 MIN_SIDE = 8  # px; smaller ones are tracking pixels and placeholders
 IMAGE_SUFFIXES = {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff"}
 IMAGE_SUFFIXES |= {"ppm", "pgm", "pbm", "jp2", "avif"}
@@ -82,7 +83,12 @@ def decode_image(source: bytes | str | PathLike, *, min_side: int = MIN_SIDE) ->
 
 def rgb_to_tensor(image: Image.Image) -> Tensor:
     """PIL image of mode RGB -> uint8 tensor [3, H, W] that owns its memory."""
-    return from_numpy(np.array(image)).permute(2, 0, 1)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    # Of all rows at once Pillow makes two more copies.
+    for top in range(0, image.height, STRIP):
+        box = (0, top, image.width, min(top + STRIP, image.height))
+        pixels[top : top + STRIP] = np.asarray(image.crop(box))
+    return from_numpy(pixels).permute(2, 0, 1)
 
 
 def decode_rgb(source: bytes | str | PathLike, *, min_side: int = MIN_SIDE) -> Image.Image:
@@ -110,7 +116,8 @@ def decode_rgb(source: bytes | str | PathLike, *, min_side: int = MIN_SIDE) -> I
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    profile, alpha = image.info.get(PROFILE), None
+    # Pillow knows the colors of LAB itself.
+    profile, alpha = image.info.get(PROFILE) if image.mode != "LAB" else None, None
     info: dict[str | tuple[int, int], Any] = {}
     is_grey = image.mode != "P" and Image.getmodebase(image.mode) == "L"
     if image.mode.startswith("I"):  # "I;16" in all byte orders; "I" also holds 16-bit values
@@ -175,10 +182,10 @@ def list_files(folder: Path, endings: Container[str] = IMAGE_SUFFIXES) -> list[P
             ending = entry.name.rpartition(".")[2].lower() if "." in entry.name else ""
             if entry.name.startswith("."):
                 continue
-            elif entry.is_dir():
+            elif os.path.isdir(entry.path):
                 if os.path.realpath(entry.path) not in here:  # a link to a folder above
                     search(entry.path, here)
-            elif not entry.is_file():  # which would hang or fail when it is opened
+            elif not os.path.isfile(entry.path):  # which would hang or fail when it is opened
                 others["broken links or pipes"] += 1
             elif ending in endings:
                 files.append(Path(entry.path))
@@ -213,8 +220,13 @@ def _read_headers(path: Path, mtime_ns: int, size: int) -> list[Sample]:
             for member in tar:
                 # Files of a sample share the path up to the first dot of the file name.
                 match = re.fullmatch(r"((?:.*/)?[^./][^./]*)\.([^/]+)", member.name)
-                if member.isreg() and match:
-                    members_of[match[1]][match[2].lower()] = member.offset_data, member.size
+                if not match or member.isdir():
+                    continue
+                members, ending = members_of[match[1]], match[2].lower()
+                if ending in members or not member.isreg():
+                    problems.append(f"{member.name} is there twice, or is a link")
+                else:
+                    members[ending] = member.offset_data, member.size
     except (tarfile.TarError, EOFError, OSError) as error:
         problems.append(f"it cannot be read to its end ({error}); is it cut off or compressed?")
     samples = []
@@ -225,7 +237,7 @@ def _read_headers(path: Path, mtime_ns: int, size: int) -> list[Sample]:
                 raise ValueError(f"no image among its files ({', '.join(sorted(members))})")
             sample = Sample(key, None, path, *images[0], *members.get("json", ()))
             samples.append(sample._replace(class_name=_class_of(sample, members.get("cls"))))
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             problems.append(f"{key}: {error}")
     if problems:
         message = f"{path} has unusable samples: {'; '.join(problems[:MAX_NAMED])}"
@@ -237,6 +249,9 @@ def _class_of(sample: Sample, cls: tuple[int, int] | None) -> str | None:
     """Class of a sample: its .cls file, or `class`, `label` or `cls` of its JSON record."""
     record = {"cls": sample.read(*cls).decode(errors="replace")} if cls else sample.record()
     values = [record.get(name) for name in ("class", "label", "cls")]
-    name = next((str(value).strip() for value in values if value is not None), "")
+    value = next((value for value in values if value is not None), "")
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise ValueError(f"its class {value!r} is neither a text nor a whole number")
+    name = str(value).strip()
     # Negative numbers mean "unknown". A million images share a thousand names.
     return None if re.fullmatch(r"|-\d+", name) else sys.intern(name)

@@ -216,8 +216,8 @@ def source_of(samples: list[Sample], class_names: list[str], where: str) -> Imag
 def find_split(source: str | Path, split: str) -> tuple[list[Sample], list[str]]:
     """Images of one split, and the classes of all splits; DataError if nothing is there."""
     path = Path(source).expanduser().absolute()
-    if not path.exists():
-        raise DataError(f"There are no images: neither a folder nor a shard is at {path}.")
+    if not str(source).strip() or not path.exists():  # an unset variable of a shell
+        raise DataError(f"There are no images: neither a folder nor a shard is at {str(source)!r}.")
     splits, split = _splits(path, split), SPLIT_OF.get(split.lower(), split)
     names = [name for name in STAND_INS.get(split, (split,)) if name in splits]
     if not names:
@@ -254,6 +254,8 @@ def _splits(path: Path, split: str) -> dict[str, list[Sample]]:
         shards_of[next(filter(None, named), "")].append(shard)
     if set(shards_of) == {""}:
         return divide(read_shards(shards))
+    if unnamed := shards_of[""]:
+        warnings.warn(f"{path} has shards of no split, which are not read: {unnamed}", stacklevel=2)
     return {name: read_shards(members) for name, members in shards_of.items() if name}
 
 
@@ -301,12 +303,16 @@ def check_manifests(folder: Path) -> list[dict[str, Any]]:
     """Entries of the shards in all manifests of `folder`; DataError if one is not whole."""
     shards = []
     for file in sorted(folder.glob(f"*{MANIFEST_SUFFIX}")):
-        manifest = json.loads(file.read_bytes())
-        if not manifest["finished"]:
+        try:
+            manifest = json.loads(file.read_bytes())
+            entries = [(folder / shard["name"], shard["bytes"]) for shard in manifest["shards"]]
+            is_finished = manifest["finished"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{file} is damaged ({error!r}): copy it again.") from None
+        if not is_finished:
             raise DataError(f"The conversion of {file} is not finished: give its command again.")
-        for shard in manifest["shards"]:
-            path = folder / shard["name"]
-            if (actual := path.stat().st_size if path.exists() else 0) != shard["bytes"]:
-                raise DataError(f"{path} has {actual} bytes, not {shard['bytes']}: copy it again.")
+        for path, size in entries:
+            if (actual := path.stat().st_size if path.exists() else 0) != size:
+                raise DataError(f"{path} has {actual} bytes, not {size}: copy it again.")
         shards += manifest["shards"]
     return shards

@@ -43,13 +43,22 @@ def lite0_features(
         return in_batches(features, images, size=batch_size, title=title)
 
 
+def _checked(*sets: Tensor) -> list[Tensor]:
+    """Features of two sets in float64; a NaN would be compared as if it were far away."""
+    shapes = [list(features.shape) for features in sets]
+    fit = all(len(s) == 2 and s[0] > 1 and s[1] == shapes[0][-1] for s in shapes)
+    is_finite = all(features.isfinite().all() for features in sets)
+    require(fit and is_finite, f"give features [M, D], [N, D] of numbers, M, N > 1, not {shapes}.")
+    return [features.double() for features in sets]
+
+
 def frechet_distance(features: Tensor, references: Tensor) -> float:
     """Squared Frechet distance (arXiv 1706.08500) of Gaussians fitted to features [M, D], [N, D].
 
     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), in float64. With fewer samples than features the
     covariances are rank deficient and the distance is biased upwards: compare only equal M and N.
     """
-    x, y = features.double(), references.double()
+    x, y = _checked(features, references)
     mean_term = (x.mean(0) - y.mean(0)).square().sum()
     x = (x - x.mean(0)) / math.sqrt(len(x) - 1)  # C1 = x^T x
     y = (y - y.mean(0)) / math.sqrt(len(y) - 1)  # C2 = y^T y
@@ -77,7 +86,7 @@ def kernel_distance(
     smallest = min(len(features), len(references))
     fits = 2 <= subset_size <= smallest
     require(fits, f"subset_size of KID must lie between 2 and {smallest}, the images of a set.")
-    features, references = features.double(), references.double()
+    features, references = _checked(features, references)
     generator = torch.Generator().manual_seed(seed)
 
     def subset(x: Tensor) -> Tensor:
@@ -107,7 +116,7 @@ def precision(features: Tensor, references: Tensor, *, neighbors: int = 3) -> fl
     smallest = min(len(features), len(references))
     fits = 1 <= neighbors < smallest
     require(fits, f"neighbors must be at least 1 and below {smallest}, the images of a set.")
-    features, references = features.double(), references.double()
+    features, references = _checked(features, references)
     # Each reference is its own nearest neighbor, at distance 0.
     blocks = _squared_distances(references, references)
     radii = torch.cat([block.kthvalue(neighbors + 1, dim=1).values for block in blocks])

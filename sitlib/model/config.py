@@ -152,12 +152,12 @@ class AutoregressiveConfig:
 class SamplingConfig:
     """Sampling of codes; by default from the model's distribution as it is."""
 
-    temperature: PositiveFloat = 1.0
+    temperature: Annotated[float, Field(gt=1e-6)] = 1.0  # nearly 0 = greedy
     top_k: NonNegativeInt = 0  # only the k likeliest codes; 0 = off, 1 = greedy
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # nucleus; 1 = off
     # Leave out codes less likely than this share of the likeliest (arXiv 2407.01082); 0 = off.
     min_p: Probability = 0.0
-    guidance: float = 1.0  # classifier-free: uncond + guidance * (cond - uncond); 1 = off
+    guidance: Annotated[float, Field(gt=-1e6, lt=1e6)] = 1.0  # of the condition; 1 = off
     # linear: from 1 in the first scale to `guidance` in the last (VAR, arXiv 2404.02905).
     guidance_growth: Literal["constant", "linear"] = "constant"
     batch_size: NonNegativeInt = 0  # 0 = as many as fit half of the free memory

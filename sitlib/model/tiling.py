@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.strict import require
 
 BATCH = 64  # tiles at a time
 
@@ -28,6 +29,9 @@ class ImageCodes:
 
 def encode_image(tokenizer: SpectralTokenizer, image: Tensor) -> ImageCodes:
     """Encode an image [1, 3, H, W], float in [0, 1] or uint8, padded at the right and the bottom."""
+    is_pixels = image.dtype == torch.uint8 or image.is_floating_point()
+    is_one = image.ndim == 4 and len(image) == 1 and image.numel() > 0 and is_pixels
+    require(is_one, f"give one image [1, 3, H, W], not {image.dtype} {list(image.shape)}.")
     (H, W), g = image.shape[2:], tokenizer.config.grid_size
     side, strips = tile_side(tokenizer, (H, W)), []
     for strip in image.split(side, dim=2):

@@ -215,7 +215,7 @@ class SpectralTokenizer(nn.Module):
         """
         S, N, K = self.geometry.num_scales, self.geometry.tokens_per_scale, self.config.num_codes
         k = codes.shape[1] if codes.ndim == 3 and codes.shape[2] == N else 0
-        if not 1 <= k <= S or codes.is_floating_point() or codes.dtype == torch.bool:
+        if not 1 <= k <= S or not are_integers(codes):
             given = f"{codes.dtype} {list(codes.shape)}"
             raise ValueError(f"codes must be integers [B, 1 ... {S}, {N}], not {given}.")
         scales = k if scales is None else scales
@@ -251,6 +251,11 @@ class SpectralTokenizer(nn.Module):
         """Set mean and deviation of every band from training images [B, 3, H, H] in [0, 1]."""
         for norm, x in zip(self.norm, self.geometry.forward(images), strict=True):
             norm.fit(x)
+
+
+def are_integers(codes: Tensor) -> bool:
+    """Codes and ids are integers of any width; a mask, for instance, is none."""
+    return not (codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool)
 
 
 def _head(dim: int, out: int) -> nn.Sequential:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel
-from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.model.tokenizer import SpectralTokenizer, are_integers
 from sitlib.model.transformer import inference_autocast
 from sitlib.sample.cuda_graphs import GraphedDecoder
 from sitlib.strict import require
@@ -225,6 +225,6 @@ def condition_ids(model: AutoregressiveModel, prompts: Prompts) -> Tensor:
 
 def _are_ids(ids: Tensor, count: int) -> bool:
     """True for whole numbers in 0 ... count - 1."""
-    if ids.is_floating_point():
+    if not are_integers(ids):
         return False
     return not ids.numel() or 0 <= int(ids.long().min()) <= int(ids.long().max()) < count
