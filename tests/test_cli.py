@@ -204,7 +204,7 @@ REFUSED = {
     "sample --class water --temperature 1e-40": (2, "temperature must be greater than 0"),
     "sample --class water --guidance 1e38": (2, "guidance must be less than"),
     "encode loop.png": (1, "loop.png: there is no such file"),
-    "encode ~nobody/a.png": (1, "~nobody/a.png: there is no such file"),
+    "encode ~no-one/a.png": (1, "~no-one/a.png: there is no such file"),
     "sample --class water --count 2 -o x.png": (2, "several will be written"),
     "reconstruct photos -o x.png": (2, "names one file, but there are 2 inputs"),
     "upsample photos/a.png --size 100": (2, "is none of [4, 8, 16, 32]"),
