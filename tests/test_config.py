@@ -165,7 +165,7 @@ def test_wrong_values_of_any_kind_end_in_sentences_or_a_profile():
         ("base: quikc", "There is no profile 'quikc': choose one of .*quick"),
         ("base: [quick]", "base names another profile"),
         ("base: other.yaml", "other.yaml: base names another profile"),
-        ("base: quick\ndata: {seed: 2026-01-01}", "own.yaml: data.seed .* '2026-01-01'"),
+        ("base: quick\ndata: {size: 2026-01-01}", "own.yaml: data.size .* '2026-01-01'"),
         ("caf\xe9: 1", "own.yaml is not valid YAML"),
         ("base: quick\ndta: {}", "own.yaml: dta is not a known key"),
     ],

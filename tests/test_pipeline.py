@@ -93,7 +93,7 @@ def test_code_that_changes_after_the_pipeline_began_fails_the_stage_at_once(monk
         (["train_tokenizer", "sit4"], "'sit4' is not of the form key=value"),
         (["train_tokenizer", "run="], "'run=' is not of the form key=value"),
         (["train_tokenizer", "run=a", "run=b"], "'run=b' .* a key is there twice"),
-        (["evaluate_tokenizer", "run=5"], "5 is no run"),
+        (["evaluate_tokenizer", "run=5"], "'5' is no run"),
         (["evaluate_tokenizer", "run=sit4-seed00"], "'sit4-seed00' is no run"),
         (["train_tokenizer", "run=[1"], r"'\[1' is not a YAML value"),
         (["evaluate_tokenizer"], "'' is no run: write <variant>-seed<number>"),
