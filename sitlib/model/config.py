@@ -9,12 +9,12 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from sitlib.model.patchify import LIFTING
 from sitlib.model.quantizer import QUANTIZERS
 from sitlib.model.wavelets import filters_of
 from sitlib.strict import require
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # no silent conversions
+LIFTING_WAVELETS = ("bior2.2", "bior4.4")  # those of sitlib.model.transforms
 Attention = Literal["full", "scale_causal"]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 VocabularySize = Annotated[int, Field(ge=300)]  # 256 bytes and some merges
@@ -85,8 +85,8 @@ class TokenizerConfig:
         if self.transform == "raster":
             require(self.levels == 3, f"{kind} has 4 stripes: it needs levels 3, not {self.levels}")
         if self.transform == "local_wavelet":
-            sentence = f"{kind} has {', '.join(LIFTING)}, not {self.wavelet}"
-            require(self.wavelet in LIFTING, sentence)
+            sentence = f"{kind} has {', '.join(LIFTING_WAVELETS)}, not {self.wavelet}"
+            require(self.wavelet in LIFTING_WAVELETS, sentence)
 
     @property
     def num_scales(self) -> int:
