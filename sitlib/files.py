@@ -17,6 +17,7 @@ from uuid import uuid4
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from sitlib.strict import ConfigError, from_dict, to_dict
 
@@ -137,11 +138,14 @@ def load_model(path: str | Path, cls: type[Model]) -> Model:
     if (name := metadata.get("class", "no class at all")) != cls.__name__:
         raise ValueError(f"{path.name} names {name} in its metadata, not {cls.__name__}.")
     weights, config_type = load_file(path), get_type_hints(cls.__init__)["config"]
+    for wrapper in ("_orig_mod.", "module.", "model."):  # of torch.compile, DDP, Lightning
+        consume_prefix_in_state_dict_if_present(weights, wrapper)
     try:
         model = cls(from_dict(config_type, metadata["config"], path.name))
         model.load_state_dict(weights)
     except (ConfigError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{path.name} was written by another version of sitlib: {error}") from None
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path.name} is of another version of sitlib: {reason}") from None
     if not all(weight.isfinite().all() for weight in weights.values()):
         raise ValueError(f"{path.name} has weights that are not finite: its training failed.")
     return model.eval()

@@ -187,7 +187,7 @@ def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path):
         # metadata, and one weight
         ("no JSON", "other metadata than sitlib writes"),
         ("[]", "other metadata than sitlib writes"),
-        ('{"class": "Weights"}', "written by another version"),
+        ('{"class": "Weights"}', "is of another version"),
         ('{"class": "Other"}', "names Other in its metadata"),
         ('{"class": "Weights", "config": {"count": 1}}', "weights that are not finite"),
     ],
@@ -202,6 +202,13 @@ def test_what_is_no_checkpoint_of_ours_is_told(tmp_path, content, sentence):
         load_model(path, Weights)
     with pytest.raises(FileNotFoundError, match="There is no checkpoint"):
         load_model(tmp_path, Weights)
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "model."])
+def test_weights_of_wrapped_models_load(tmp_path, wrapper):
+    about = {"about": json.dumps({"class": "Weights", "config": {"count": 4}})}
+    save_file({f"{wrapper}weights": torch.ones(4)}, tmp_path / "x.safetensors", about)
+    assert load_model(tmp_path / "x.safetensors", Weights).weights.sum() == 4
 
 
 def test_what_json_cannot_say_is_null(tmp_path):
