@@ -69,7 +69,8 @@ def _sentence(cls: type, problem: Mapping[str, Any], where: str) -> str:
     key, kind, value = ".".join([*parents, last]), problem["type"], problem["input"]
     if kind == "unexpected_keyword_argument":
         names = _field_names(cls, parents)
-        return f"{where}: {key} is not a known key{nearest(last, names)}; known are {', '.join(names)}."
+        near, known = nearest(last, names), ", ".join(names)
+        return f"{where}: {key} is not a known key{near}; known are {known}."
     if kind in ("missing", "missing_argument"):
         return f"{where}: {key} is missing; add it."
     if kind == "value_error":  # of several lines where it is about variants, put together later

@@ -7,7 +7,7 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long pipeline test first, then other slow ones: of two workers, one does it and the other the rest meanwhile."""
+    """The long pipeline test first, then other slow ones: the other worker does the rest meanwhile."""
     items.sort(
         key=lambda item: (
             "test_the_pipeline_runs" not in item.name,

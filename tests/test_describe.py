@@ -24,8 +24,8 @@ SMOKE, PAPER = load_profile("smoke"), load_profile("paper")
 def test_transformers_of_vit_vqgan_have_the_published_shapes(layers, width, heads, published, ours):
     """Small, Base and Large of ViT-VQGAN (arXiv 2110.04627, table 1): 12 layers width^2 parameters.
 
-    The published numbers are 25 % and 6 % above (Small, Base) and 5 % below (Large), which no choice
-    of heads, positions or codebooks explains.
+    The published numbers are 25 % and 6 % above (Small, Base) and 5 % below (Large), which no
+    choice of heads, positions or codebooks explains.
     """
     shape = {"encoder_layers": layers, "encoder_width": width, "encoder_heads": heads}
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""The dual encoder: its loss against a naive loop, padding, what it learns, its file and its training data."""
+"""The dual encoder: its loss against a naive loop, what it learns, its file and its data."""
 
 import math
 from dataclasses import replace
@@ -44,7 +44,7 @@ def model():
 
 
 def naive_loss(logits, names):
-    """Mean over images and over captions of -log of the right one's share, among what is right or of another name."""
+    """Mean of -log of the right one's share, among what is right or of another name."""
     total, count = 0.0, len(names)
     for table in (logits, logits.T):
         for row in range(count):

@@ -150,7 +150,7 @@ def test_encoding_and_decoding_fall_back_to_no_materialised_scores(attention, de
 
 
 def test_blocks_that_read_texts_compile_and_are_computed_again_whatever_the_length():
-    """As in the profile `paper`: more layers than a function may have graphs, texts of any length."""
+    """As in the profile `paper`: more layers than a function may have graphs, any length."""
     shape = {"layers": 9, "text": TextEncoderConfig(9, 300, TEXTS.max_tokens)}
     models = [new_generator("text", **shape).train() for _ in range(2)]  # of the same weights
     plain, compiled = models

@@ -1,4 +1,4 @@
-"""The paper profile: values that texts state, marks on those that none does, and how its variants come into the pipeline."""
+"""The paper profile: stated values, marks on those that no text states, its variants."""
 
 import shutil
 import subprocess

@@ -124,7 +124,7 @@ def test_a_page_is_whole_without_a_network_and_fits_a_phone(open_page, file):
 
 
 def violations(page) -> list[str]:
-    """Rules of axe-core for WCAG 2.1 A and AA that a page breaks; the first breaches are printed."""
+    """Rules of axe-core for WCAG 2.1 A and AA that a page breaks; the first are printed."""
     from axe_playwright_python.sync_playwright import Axe
 
     options = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}}

@@ -70,7 +70,7 @@ def with_a_state(checkpoints: Path) -> tuple[Weights, list]:
     return Weights(), ROWS
 
 
-# -- who may write ---------------------------------------------------------------------------------------------------------------------
+# -- who may write -----------------------------------------------------------------------------
 
 
 def test_a_run_of_other_settings_is_refused_while_the_same_files_are_made(home):
@@ -126,7 +126,7 @@ def test_a_command_whose_reader_has_read_enough_ends_quietly():
     assert (found.stdout, found.stderr) == ("line\n", "")
 
 
-# -- a full disk -----------------------------------------------------------------------------------------------------------------------
+# -- a full disk -------------------------------------------------------------------------------
 
 
 @contextmanager

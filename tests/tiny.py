@@ -1,4 +1,4 @@
-"""Small untrained models; weights of generators are large enough for far from uniform predictions."""
+"""Small untrained models; generators have weights that are far from uniform predictions."""
 
 import io
 from dataclasses import replace

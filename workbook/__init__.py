@@ -1,4 +1,4 @@
-"""Profiles, runs, experiments and reports: what the notebooks and the stages of the pipeline call."""
+"""Profiles, runs, experiments and reports: what notebooks and stages of the pipeline call."""
 
 import os
 from pathlib import Path

@@ -53,7 +53,7 @@ def values(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def call(function: Callable, stage: str, *arguments: Any, **keys: Any) -> Any:
-    """What the function of a stage returns. Raises ValueError if these are not its keys."""
+    """Call the function of a stage. Raises ValueError if these are not its keys."""
     try:
         inspect.signature(function).bind(*arguments, **keys)
     except TypeError as error:

@@ -19,7 +19,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from sitlib.files import atomic_write, read_json
+from sitlib.files import atomic_write, read_json, write_json
 from sitlib.metrics import code_counts, codebook_statistics, evaluate_reconstructions, fast_metrics
 from sitlib.metrics.weights import fetch_weights
 from sitlib.model.config import STRICT
@@ -293,11 +293,11 @@ def run_text_trial(grid: Grid, name: str) -> dict[str, Any]:
     }
 
 
-def judge_row(_: Profile, row: str, core: bool = False) -> dict[str, Any]:
-    """Result of a row of the grid, whose models are not kept."""
-    result = run_row(load_grid(), row, core)
+def judge_row(_: Profile, row: str, core: bool = False) -> None:
+    """Write the result of a row of the grid; its models are not kept after that."""
+    folder = "core_ablations" if core else "ablations"
+    write_json(resolve(f"metrics/{folder}/{row}.json"), run_row(load_grid(), row, core))
     forget(row)
-    return result
 
 
 def judge_rung(_: Profile, rung: str) -> dict[str, Any]:

@@ -145,7 +145,8 @@ def cost(
 ) -> Cost:
     """Cost of a training step; `subject` is called, and its step run, on fake tensors.
 
-    Precision "auto" is bf16. Kernels are those of a CPU. Their workspace, and what a GPU's allocator wastes, do not count.
+    Precision "auto" is bf16. Kernels are those of a CPU. Their
+    workspace, and what a GPU's allocator wastes, do not count.
     """
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():

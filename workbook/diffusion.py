@@ -156,7 +156,7 @@ def trained_diffusion(
 
 @torch.no_grad()
 def velocity_error(model: DiffusionModel, vectors: Tensor, labels: Tensor) -> float:
-    """Mean squared error of the velocity, over 8 evenly spaced times and one noise of each image."""
+    """Mean squared error of the velocity, over 8 evenly spaced times, one noise an image."""
     noise = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0))
     steps = [torch.full(labels.shape, (i + 0.5) / 8) for i in range(8)]
     return float(torch.stack([model.loss(vectors, labels, noise, t).mean() for t in steps]).mean())

@@ -87,7 +87,7 @@ def config_over(
     texts: str | None = None,
     sampling: SamplingConfig | None = None,
 ) -> CodeModelConfig:
-    """The configuration of a model over the codes of a tokenizer; texts: `TextTokenizer.to_json`."""
+    """Configuration of a model over a tokenizer's codes; texts: `TextTokenizer.to_json`."""
     books = min(tokenizer.num_codebooks, tokenizer.num_scales)
     sizes = (tokenizer.num_scales, tokenizer.tokens_per_scale, tokenizer.num_codes, books)
     return CodeModelConfig(shape, *sizes, classes, texts, sampling)

@@ -198,7 +198,7 @@ def train_or_load(
 
 
 def starts_processes(profile: Profile) -> bool:
-    """Whether models are trained in other processes than this one, as the engine says."""
+    """True if the engine trains models in other processes than this one."""
     return profile.engine.world_size > 1 and not dist.is_initialized()
 
 
@@ -236,8 +236,8 @@ def launch_command(
     nodes = environment.get("SLURM_JOB_NUM_NODES", environment.get("SLURM_NNODES"))
     if nodes not in (None, machines):
         raise ValueError(
-            f"This SLURM job has {nodes} node(s), and engine.machines of the profile is {machines}: "
-            f"start a job of as many nodes (sbatch --nodes={machines}), or set machines: {nodes}."
+            f"This SLURM job has {nodes} node(s), and engine.machines of the profile is "
+            f"{machines}: start a job of as many nodes (sbatch --nodes={machines}), or set machines: {nodes}."
         )
     if engine.machines == 1:
         return [*torchrun, "--standalone", *program]

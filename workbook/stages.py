@@ -35,7 +35,7 @@ NOTEBOOKS = TRAINING | {
 
 
 class Function(NamedTuple):
-    """What a stage without a notebook runs: a function of the profile and of the stage's keys."""
+    """A function of the profile and of keys, which a stage without a notebook runs."""
 
     module: str  # in this package
     name: str
@@ -57,8 +57,8 @@ FUNCTIONS = {
     "real_text_features": Function(GENERATION, "write_features", keys={"section": "text"}),
     "evaluate_text": Function(GENERATION, "evaluate_generator", "text/{run}"),
     "evaluate_applications": Function("applications", "evaluate_applications", "applications"),
-    "core_ablation": Function("ablate", "judge_row", "core_ablations/{row}", {"core": True}),
-    "row": Function("ablate", "judge_row", "ablations/{row}"),
+    "core_ablation": Function("ablate", "judge_row", keys={"core": True}),
+    "row": Function("ablate", "judge_row"),
     "rung": Function("ablate", "judge_rung", "ladder/{rung}"),
     "text": Function("ablate", "judge_trial", "text_trials/{trial}"),
     "efficiency": Function("costs", "efficiency", "efficiency/cost"),

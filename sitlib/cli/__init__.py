@@ -53,12 +53,12 @@ def scales(text: str) -> list[int] | str:
 OPTIONS: dict[str, dict[str, Any]] = {
     "inputs": dict(type=path, nargs="+", metavar="FILE", help="files, or folders of them"),
     "checkpoint": dict(type=path, metavar="NAME|PATH", help="a trained model"),
-    "--output": dict(type=path, metavar="PATH", help="folder to write into, which gets the structure "
+    "--output": dict(type=path, metavar="PATH", help="folder to write into, with the structure "
                      "of input folders; or a file, for one output (default: %(default)s/)"),
     "--overwrite": dict(action="store_true",
                         help="replace files that are there (default: keep them and say so)"),
     "--tokenizer": dict(type=path, metavar="NAME|PATH", help="a trained one by name, or a "
-                        f"checkpoint's path (default: that of the codes or of the model, else {TOKENIZER})"),
+                        f"checkpoint's path (default: that of the codes or model, or {TOKENIZER})"),
     "--device": dict(choices=("cpu", "cuda"), help="default: cuda where there is one"),
     "--scales": dict(type=scales, metavar="K", help="use the first K scales only, for an image of "
                      "half the side for every scale left out; several as 1,2,3, or all"),
@@ -67,7 +67,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
                     help="a class of photographs, such as mountain; an unknown one lists all"),
     "--text": dict(help='what the image shows, such as "an emoji of a red apple"'),
     "--model": dict(type=path, metavar="NAME|PATH", help="a trained generator by name, or a "
-                    f"checkpoint's path (default: {GENERATORS['class']}; with --text {GENERATORS['text']})"),
+                    f"checkpoint's path (default: {GENERATORS['class']}; "
+                    f"with --text {GENERATORS['text']})"),
     "--count": dict(type=positive, default=1, help="images to draw (default: %(default)s)"),
     "--seed": dict(type=int, help="sample i is a function of the seed and i"),
     "--guidance": dict(type=float, help="weight of classifier-free guidance; 1 is off"),

@@ -51,7 +51,8 @@ MORE = _templates("""the {name} symbol | an image with {name} in it | this is {n
     the emoji that people use for {name} | {name}, seen from the front | create {name} for me
     an example of {category}: {name} | {name} belongs to {category}
     among {subcategory} there is {name} | {name}, a sort of {subcategory} | {name} or {keyword}
-    {keyword} and {name} mean the same | some call it {keyword}, others {name} | {name}; {keyword}""")
+    {keyword} and {name} mean the same | some call it {keyword}, others {name}
+    {name}; {keyword}""")
 
 
 @dataclass
@@ -198,7 +199,7 @@ def coco_split(
 
 
 def _read_coco(file: Path) -> dict[str, list[str]]:
-    """File name of every image of a COCO captions file -> its captions, in the order of the file."""
+    """File name of every image of a COCO captions file -> its captions, in the file's order."""
     try:
         content = json.loads(file.read_bytes())
         name_of = {image["id"]: image["file_name"] for image in content["images"]}

@@ -1,4 +1,4 @@
-"""What a step of training takes: views of images, or codes from shards on disk, made ahead of it.
+"""Batches of training, made ahead of their step: views of images, or codes from shards on disk.
 
 Views are pure functions of (seed, step, index): a killed run goes on with the very views that it
 would have seen, and nothing is stored for it. Of R processes, rank r makes its part of batch t as

@@ -46,7 +46,7 @@ class WeightsError(RuntimeError):
 
 
 def weights_folder() -> Path:
-    """$SITLIB_WEIGHTS, or the `weights` of the current folder or of one above it that has LPIPS's."""
+    """$SITLIB_WEIGHTS, or the `weights` with LPIPS's in the current folder or one above it."""
     here = Path.cwd()
     found = (above / "weights" for above in (here, *here.parents))
     names = [f"{file}.safetensors" for file, *_ in TRUNKS.values()]

@@ -79,7 +79,7 @@ QUANTIZERS: dict[str, type[Codebook]] = {"codebook": Codebook}
 
 
 def _rotate(z: Tensor, q: Tensor) -> Tensor:
-    """The value of q as a fixed rotation of z, both unit vectors [..., D]: it turns the gradient."""
+    """q as a fixed rotation of z, both unit vectors [..., D]: it turns the gradient."""
     z0 = z.detach()
     middle = F.normalize(z0 + q, dim=-1)
     reflected = z - 2 * (z * middle).sum(-1, keepdim=True) * middle  # two reflections: a rotation

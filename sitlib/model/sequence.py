@@ -63,7 +63,7 @@ class KVCache:
         return self.position, min(-(-stop // self.READ) * self.READ, self.capacity)
 
     def update(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values [B, H, T, D]; return all that attention reads, views of the store."""
+        """Store keys and values [B, H, T, D]; return views of all that attention reads."""
         B, H, count, D = k_BHTD.shape
         assert self.length + count <= self.capacity and (count == 1 or self.length == 0)
         if layer == len(self.layers):

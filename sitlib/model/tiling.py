@@ -28,7 +28,7 @@ class ImageCodes:
 
 
 def encode_image(tokenizer: SpectralTokenizer, image: Tensor) -> ImageCodes:
-    """Encode an image [1, 3, H, W], float in [0, 1] or uint8, padded at the right and the bottom."""
+    """Encode an image [1, 3, H, W], float in [0, 1] or uint8, padded at the right and bottom."""
     is_pixels = image.dtype == torch.uint8 or image.is_floating_point()
     is_one = image.ndim == 4 and len(image) == 1 and image.numel() > 0 and is_pixels
     require(is_one, f"give one image [1, 3, H, W], not {image.dtype} {list(image.shape)}.")

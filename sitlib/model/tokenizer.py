@@ -137,7 +137,7 @@ class SpectralTokenizer(nn.Module):
         )
 
     def normalized_patches(self, images: Tensor) -> list[Tensor]:
-        """Square images [B, 3, H, H] in [0, 1] -> standardized patches [B, N, P_s] of each scale."""
+        """Images [B, 3, H, H] in [0, 1] -> standardized patches [B, N, P_s] of each scale."""
         H, W = images.shape[2:]
         sizes = f"square images of {' or '.join(map(str, self.sizes))} px, not {H} x {W}"
         remedy = "resize them, or use sitlib.model.tiling for images of any size."

@@ -33,7 +33,7 @@ def inference_autocast(device: torch.device) -> AbstractContextManager:
 
 
 def in_weight_dtype(layers: nn.Module, x: Tensor) -> Tensor:
-    """`layers(x)` without autocast: for first and last layers: no later one mends their rounding."""
+    """`layers(x)` without autocast: no later layer mends the rounding of the first and last."""
     with torch.autocast(x.device.type, enabled=False):
         return layers(x.to(next(layers.parameters()).dtype))
 
@@ -167,7 +167,8 @@ class ADTransformer(nn.Module):
 
     A sequence is up to S runs of N = grid_size^2 tokens, row-major. With scale-causal attention the
     first k scales do not depend on finer ones, and may be passed alone. With `num_types` 2
-    approximation and details have their own parameters, with 1 they share them; `neighbors` says where `NeighborMixing` stands.
+    approximation and details have their own parameters, with 1 they share them; `neighbors` says where
+    `NeighborMixing` stands.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ from sitlib.train.distributed import barrier, broadcast_object, rank
 
 
 class StateError(OSError):
-    """A state that cannot be written, or one that cannot be resumed; the message says what to do."""
+    """A state that cannot be written, or not be resumed; the message says what to do."""
 
 
 @contextmanager

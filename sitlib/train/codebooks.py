@@ -47,7 +47,7 @@ def initialize_codebooks(tokenizer: SpectralTokenizer, images: Tensor) -> None:
 
 
 def take_over_codes(tokenizer: SpectralTokenizer, base: SpectralTokenizer) -> None:
-    """Copy and freeze another tokenizer's encoder and codebooks, so that only the decoder learns."""
+    """Copy and freeze the encoder and codebooks of another tokenizer: only the decoder learns."""
     settings = dict(asdict(tokenizer.config).items() ^ asdict(base.config).items())
     different = [key for key in settings if not key.startswith("decoder_")]
     require(not different, f"{different} of the two tokenizers differ; only decoder_* may.")

@@ -63,7 +63,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class TokenizerLossConfig:
-    """Weights of the tokenizer's loss on pixels in [-1, 1], after the inverse DWT (SIT section 4)."""
+    """Weights of the tokenizer's loss on pixels in [-1, 1] (SIT, section 4)."""
 
     l2: NonNegativeFloat = 1.0
     lpips: NonNegativeFloat = 0.1
@@ -101,7 +101,7 @@ class AdversarialConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class TokenizerTraining:
-    """Training of a tokenizer. With `codes_from`, encoder and codebooks are another one's, frozen."""
+    """Training of a tokenizer; with `codes_from`, of a decoder for the codes of another."""
 
     loss: TokenizerLossConfig = TokenizerLossConfig()
     adversarial: AdversarialConfig = AdversarialConfig()

@@ -138,7 +138,7 @@ def gradient_penalty(discriminator: nn.Module, images: Tensor) -> Tensor:
 
 
 def adversarial_weight(step: int, config: AdversarialConfig) -> float:
-    """Weight of the generator's loss at `step`: 0 during warm-up, then a linear ramp to `weight`."""
+    """Weight of the generator's loss at `step`: 0 in warm-up, then a linear ramp to `weight`."""
     steps = step - config.start - config.warmup
     ramp = min(steps / config.ramp, 1.0) if config.ramp else 1.0
     return config.weight * ramp if steps >= 0 else 0.0

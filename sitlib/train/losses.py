@@ -1,4 +1,4 @@
-"""Tokenizer loss in pixel space, after the inverse DWT: L2 + LPIPS + commitment (SIT, section 4)."""
+"""Tokenizer loss on pixels, after the inverse DWT: L2 + LPIPS + commitment (SIT, section 4)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -121,7 +121,7 @@ class Judge:
     def prompt_scores(
         self, tokenizer: SpectralTokenizer, asked: dict[str, Prompts], samples: dict[str, Tensor]
     ) -> dict[str, Any]:
-        """What `retrieved` returns of samples for every kind of prompts, of the real images and of
+        """Scores by `retrieved` for every kind of prompts, of samples, of the real images and of
         their reconstructions; `by_prompt` of samples only.
         """
         kinds: dict[str, dict[str, dict[str, Any]]] = {}

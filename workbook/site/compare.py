@@ -76,7 +76,7 @@ def change(
 
 
 def r_precision(seeds: Sequence[Scores], kind: str, baseline: Sequence[Scores] = ()) -> Interval:
-    """R-precision (%) of samples for one kind of prompts, less a baseline's for the same prompts."""
+    """R-precision (%) of samples for one kind of prompts, less a baseline's for the same."""
 
     def by_prompt(seeds: Sequence[Scores]) -> np.ndarray:
         return np.mean([seed["kinds"][kind]["samples"]["by_prompt"] for seed in seeds], axis=0)

@@ -123,7 +123,7 @@ def overview(tokenizer: SpectralTokenizer, image: Tensor, name: str) -> Figure:
 
 
 def write_examples(profile: Profile) -> None:
-    """Write reports/examples.json and reports/overview.png of the tokenizers that params.yaml lists.
+    """Write reports/examples.json and reports/overview.png of the tokenizers in params.yaml.
 
     The photographs are the first held-out ones of each class.
 

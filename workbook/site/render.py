@@ -149,7 +149,7 @@ def stored(content: bytes, folder: Path) -> Picture:
 
 
 def outputs_of(cell: nbformat.NotebookNode, folder: Path) -> list[dict[str, Any]]:
-    """What a cell gave, one of `picture`, `table` and `text` each."""
+    """Outputs of a cell, one of `picture`, `table` and `text` each."""
     shown = []
     for output in cell.outputs:
         data = output.get("data", {"text/plain": output.get("text", "")})
