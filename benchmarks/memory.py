@@ -34,7 +34,7 @@ def subjects(size: str, pixels: int = 128) -> dict[str, Callable[[], Subject]]:
     tokenizer = replace(settings.tokenizer_variant("sit4"), size=pixels, grid_size=8, **shape)
     model = settings.autoregressive_variant("ar_sit4")
     model = replace(model, width=width, layers=layers, heads=4, dropout=0.1)
-    codes = CodeModelConfig(model, 4, 64, 1024, 2, ["a", "b"], None)
+    codes = CodeModelConfig(model, 4, 64, [1024] * 4, 2, ["a", "b"], None)
     return {
         "tokenizer": lambda: tokenizer_subject(tokenizer, training, batch),
         "model over codes": lambda: autoregressive_subject(codes, 2 * batch),

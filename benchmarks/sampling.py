@@ -31,7 +31,7 @@ OURS, UNCACHED = "sitlib", "sitlib, no cache"
 def our_model(options: argparse.Namespace) -> AutoregressiveModel:
     sizes = {"layers": options.layers, "width": options.width, "heads": options.heads}
     shape = AutoregressiveConfig(tokenizer="none", dropout=0.0, **sizes)
-    config = CodeModelConfig(shape, 4, options.tokens // 4, options.codes, 1, ["class"], None)
+    config = CodeModelConfig(shape, 4, options.tokens // 4, [options.codes] * 4, 1, ["class"], None)
     return AutoregressiveModel(config).eval()
 
 

@@ -15,7 +15,8 @@ from sitlib.files import save_model, write_csv, write_json
 from sitlib.model.sequence import Transformer
 from sitlib.train.config import ONE_PROCESS, EngineConfig
 from sitlib.train.distributed import join_processes
-from sitlib.train.loop import make_optimizer, train_module
+from sitlib.train.loop import train_module
+from sitlib.train.optim import make_optimizer
 from sitlib.train.tokenizer import train_tokenizer
 from workbook.describe import descriptions, subject_of
 from workbook.paths import resolve

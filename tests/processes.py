@@ -73,7 +73,7 @@ def generator(
     if shape.text is not None:
         texts = TextTokenizer.train(captions, shape.text.vocab_size, shape.text.max_tokens)
         condition = ([], texts.to_json())
-    model = AutoregressiveModel(CodeModelConfig(shape, 4, 16, 64, 2, *condition))
+    model = AutoregressiveModel(CodeModelConfig(shape, 4, 16, [64] * 4, 2, *condition))
 
     def batch_at(step):
         random = torch.Generator().manual_seed(step)

@@ -183,7 +183,7 @@ def test_the_models_of_the_paper_have_the_published_sizes(variant, prefixes, pub
     profile = load_profile("paper")
     c = profile.autoregressive_variant(variant)
     codes = profile.tokenizer_variant(c.tokenizer)
-    sizes = (codes.num_scales, codes.tokens_per_scale, codes.num_codes, codes.num_codebooks)
+    sizes = (codes.num_scales, codes.tokens_per_scale, codes.codebook_sizes, codes.num_codebooks)
     classes, texts = [f"class {i}" for i in range(1000)], None
     if c.text is not None:
         classes, texts = [], TextTokenizer.of_size(c.text.vocab_size, c.text.max_tokens).to_json()

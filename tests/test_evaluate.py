@@ -180,7 +180,7 @@ def test_nats_are_those_of_one_sequence_at_a_time(monkeypatch):
     monkeypatch.setattr(evaluate, "BATCH", 3)  # 7 sequences: a part of a batch at the end
     model, generator = model_of("class"), torch.Generator().manual_seed(0)
     shape = (7, model.config.num_scales, model.config.tokens_per_scale)
-    codes = torch.randint(model.config.num_codes, shape, generator=generator)
+    codes = torch.randint(min(model.config.codebook_sizes), shape, generator=generator)
     classes = torch.randint(len(model.config.classes), (7,), generator=generator)
     scores = evaluate.held_out_nats(model, codes, classes)
     with torch.no_grad():
@@ -218,7 +218,7 @@ class Inception(Counter):
 def tiny_codes(profile, variant):
     c = tokenizer_of(profile.autoregressive_variant(variant).tokenizer).config
     shape, rng = (5, c.num_scales, c.tokens_per_scale), torch.Generator().manual_seed(1)
-    codes, labels = torch.randint(c.num_codes, shape, generator=rng), torch.arange(5)
+    codes, labels = torch.randint(min(c.codebook_sizes), shape, generator=rng), torch.arange(5)
     if variant in profile.text.variants:
         return Codes(codes, labels, codes, labels, [])
     classes = images_of(profile, variant, "test").class_names

@@ -25,6 +25,7 @@ from sitlib.metrics import (
     r_precision,
     ssim_per_image,
 )
+from sitlib.model.config import TokenizerConfig
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +142,11 @@ class TestCodebooks:
     @settings(max_examples=40, deadline=None)
     def test_equals_numpy(self, seed, num_codes, shape, per_scale):
         codes = np.random.default_rng(seed).integers(0, num_codes, shape)
-        num_codebooks = shape[1] if per_scale else 1
+        num_codebooks, levels = shape[1] if per_scale else 1, shape[1] - 1
+        geometry = {"size": 2**levels, "levels": levels, "grid_size": 1}
+        config = TokenizerConfig(**geometry, num_codes=num_codes, num_codebooks=num_codebooks)
         counts = code_counts(torch.from_numpy(codes), num_codes)
-        result = codebook_statistics(counts, len(codes), num_codebooks)
+        result = codebook_statistics(counts, len(codes), config)
         parts = np.split(codes, num_codebooks, axis=1)
         for book, part in zip(result["codebooks"].values(), parts, strict=True):
             _, counts = np.unique(part, return_counts=True)

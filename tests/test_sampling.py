@@ -17,6 +17,7 @@ from tiny import (
     class_rotary,
     condition_of,
     double,
+    fresh_generator,
     generator,
     new_generator,
 )
@@ -133,6 +134,23 @@ def test_a_sample_depends_on_the_seed_and_its_index_only(kind, config):
     assert not torch.equal(generate(model, prompts, replace(config, seed=1)), together)
     same = generate(model, 6, config)
     assert len({tuple(row.flatten().tolist()) for row in same}) == 6
+
+
+def test_each_scale_draws_from_a_codebook_of_its_own_size():
+    model = new_generator("class", books=3, codes=[5, 20, 3])
+    labels = torch.arange(60) % 3
+    drawn = generate(model, labels, replace(GUIDED, temperature=20.0))
+    assert drawn.amax(dim=(0, 2)).tolist() == [4, 19, 2]
+    first = drawn[:5, :1]  # kept, and the rest is drawn as before
+    given = {"prefix_codes": first}
+    assert torch.equal(
+        generate(model, labels[:5], replace(GUIDED, temperature=20.0), **given), drawn[:5]
+    )
+    with pytest.raises(ValueError, match="codes of scale 1 must lie in 0 ... 4"):
+        generate(model, labels[:5], PLAIN, prefix_codes=first + 1)
+    fresh = fresh_generator("class", books=3, codes=[5, 20, 3])
+    nats = fresh.nats_per_token(drawn, labels)
+    torch.testing.assert_close(nats, torch.tensor([5.0, 20, 3]).log())
 
 
 def test_longer_texts_beside_it_case_and_blanks_do_not_change_a_sample():
@@ -265,7 +283,7 @@ def zeros(*shape):
 
 ONE = torch.tensor([0])
 NO_CLASS = r"on a class, not on texts: prompts must be .* in 0 ... 2 \(mountain, water, city\)"
-PREFIX = r"prefix_codes must be codes \[1, k, 4\] in 0 ... 19, k <= "
+PREFIX = r"prefix_codes must be codes \[1, k, 4\], k <= "
 REFUSALS = [
     ("class", ["water"], {}, NO_CLASS),
     ("class", torch.tensor([0.0]), {}, NO_CLASS),
@@ -279,7 +297,7 @@ REFUSALS = [
     ("class", ONE, {"prefix_codes": zeros(1, 4)}, PREFIX + r"3; .* \[1, 4\]"),
     ("class", ONE, {"prefix_codes": zeros(3, 1, 4)}, PREFIX + r"3; .* \[3, 1, 4\]"),
     ("class", ONE, {"prefix_codes": zeros(1, 2, 4), "scales": 1}, PREFIX + "1; "),
-    ("class", ONE, {"prefix_codes": zeros(1, 1, 4) + 20}, PREFIX),
+    ("class", ONE, {"prefix_codes": zeros(1, 1, 4) + 20}, "scale 1 must lie in 0 ... 19"),
     ("class", ONE, {"on_scale": print}, "give a tokenizer"),
 ]
 

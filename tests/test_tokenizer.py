@@ -346,3 +346,21 @@ def integers(*shape, dtype=torch.int64):
 def test_refusals(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call(tokenizer_of("sit4"))
+
+
+def test_scales_may_have_codebooks_of_different_sizes(tmp_path):
+    images = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    tokenizer = tokenizer_of("sit4", num_codebooks=4, num_codes=[32, 16, 8, 2])
+    assert [len(codebook.weight) for codebook in tokenizer.codebooks] == [32, 16, 8, 2]
+    assert tokenizer.config.bits() == 16 * (5 + 4 + 3 + 1) and tokenizer.config.bits(2) == 16 * 9
+    codes = tokenizer.encode(images)
+    assert all(int(codes[:, s].max()) < size for s, size in enumerate([32, 16, 8, 2]))
+    save_model(tmp_path / "model.safetensors", tokenizer)
+    again = load_model(tmp_path / "model.safetensors", SpectralTokenizer)
+    assert torch.equal(again.decode(codes), tokenizer.decode(codes))
+    codes[0, 3, 0] = 2
+    with pytest.raises(ValueError, match=r"codes of scale 4 must lie in 0 \.\.\. 1"):
+        tokenizer.decode(codes)
+    for wrong in ({"num_codes": [32, 16, 8]}, {"num_codebooks": 2}):
+        with pytest.raises(ValueError, match="one for every scale"):
+            replace(tokenizer.config, **wrong)

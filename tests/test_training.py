@@ -16,7 +16,8 @@ from sitlib.data import open_images
 from sitlib.train import checkpoint, loop, tokenizer
 from sitlib.train.checkpoint import StateError
 from sitlib.train.config import ONE_PROCESS
-from sitlib.train.loop import learning_rate_factor, make_optimizer, train_module
+from sitlib.train.loop import train_module
+from sitlib.train.optim import learning_rate_factor, make_optimizer
 from workbook.paths import resolve
 from workbook.profile import load_profile
 

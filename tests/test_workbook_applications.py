@@ -64,7 +64,9 @@ def test_prefixes_of_a_code_take_their_share_of_its_bits(photographs):
     codes, points = tokenizer.encode(photographs), list(prefixes(tokenizer, photographs))
     assert [scales for scales, _, _ in points] == [1, 2, 3, 4, 5]
     for k, bits, images in points:
-        assert bits == pytest.approx(k * 16 * np.log2(tokenizer.config.num_codes) / 64**2)
+        assert bits == pytest.approx(
+            16 * np.log2(tokenizer.config.codebook_sizes[:k]).sum() / 64**2
+        )
         torch.testing.assert_close(images, tokenizer.decode(codes, k))
     assert [scales for scales, *_ in prefixes(tokenizer_of("sit4"), photographs)] == [4]
 

@@ -47,6 +47,7 @@ def fresh_generator(kind="class", num_scales=3, tokens_per_scale=4, books=2, cod
     config = AutoregressiveConfig(**values | changes)
     condition = ([], TEXTS.to_json()) if kind == "text" else (CLASSES, None)
     torch.manual_seed(0)
+    codes = [codes] * num_scales if isinstance(codes, int) else codes
     sizes = (num_scales, tokens_per_scale, codes, books)
     return AutoregressiveModel(CodeModelConfig(config, *sizes, *condition)).eval()
 
@@ -73,7 +74,9 @@ def encoded(image, format="PNG", **options) -> bytes:
 def random_codes(model, batch=2):
     c = model.config
     rng = torch.Generator().manual_seed(1)
-    return torch.randint(c.num_codes, (batch, c.num_scales, c.tokens_per_scale), generator=rng)
+    return torch.randint(
+        min(c.codebook_sizes), (batch, c.num_scales, c.tokens_per_scale), generator=rng
+    )
 
 
 def condition_of(model, *numbers):
@@ -109,7 +112,7 @@ def tokenizer_of(variant="sit5_sc"):
 def model_of(kind="class", variant="sit5_sc"):
     """A generator over the codes of that tokenizer, with far from uniform predictions."""
     c = tokenizer_of(variant).config
-    sizes = (c.num_scales, c.tokens_per_scale, min(c.num_codebooks, c.num_scales), c.num_codes)
+    sizes = (c.num_scales, c.tokens_per_scale, min(c.num_codebooks, c.num_scales), c.codebook_sizes)
     model = fresh_generator(kind, *sizes, width=32)
     for head in model.heads:
         torch.nn.init.normal_(head.weight, std=0.5)

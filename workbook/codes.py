@@ -138,7 +138,8 @@ def extract_codes(profile: Profile, variant: str, folder: str | Path, workers: i
         "classes": [] if run.captions is not None else train.class_names,
     }
     folder, ranks = resolve(folder), (rank, world_size)
-    make_shards(folder, num_batches, per_shard, make_shard, manifest, config.num_codes, *ranks)
+    most = max(config.codebook_sizes)
+    make_shards(folder, num_batches, per_shard, make_shard, manifest, most, *ranks)
     return read_codes(folder)
 
 

@@ -89,7 +89,7 @@ def config_over(
 ) -> CodeModelConfig:
     """Configuration of a model over a tokenizer's codes; texts: `TextTokenizer.to_json`."""
     books = min(tokenizer.num_codebooks, tokenizer.num_scales)
-    sizes = (tokenizer.num_scales, tokenizer.tokens_per_scale, tokenizer.num_codes, books)
+    sizes = (tokenizer.num_scales, tokenizer.tokens_per_scale, tokenizer.codebook_sizes, books)
     return CodeModelConfig(shape, *sizes, classes, texts, sampling)
 
 

@@ -211,9 +211,10 @@ class Profile:
         config, training = self.tokenizer_variant(variant), self.tokenizer_training(variant)
         name, loss, size = f"tokenizer.{variant}", training.loss, config.size
         latents = self.tokenizer_data(variant).normalization_views * config.tokens_per_scale
-        sentence = f"{name} has {config.num_codes} codes but k-means starts from {latents} vectors"
+        most = max(config.codebook_sizes)
+        sentence = f"{name} has {most} codes but k-means starts from {latents} vectors"
         remedy = "raise data.normalization_views or lower num_codes"
-        require(config.num_codes <= latents, f"{sentence}: {remedy}")
+        require(most <= latents, f"{sentence}: {remedy}")
         sentence = f"a discriminator needs sizes that are multiples of 8 px, {name} has {size}"
         require(not training.adversarial.weight or size % 8 == 0, sentence)
         previews = config.levels > 0 and config.decoder_attention == "scale_causal"
@@ -239,8 +240,9 @@ class Profile:
         require(is_text == (config.text is not None), sentence)
         sentence = f"{name}: text_noise is of texts, but this model is told classes"
         require(is_text or not config.text_noise, sentence)
-        sentence = f"engine.strategy fsdp needs ema_decay: 0.0 of {name} (or set strategy: ddp)"
-        require(self.engine.strategy != "fsdp" or not optimizer.ema_decay, sentence)
+        plain = not optimizer.ema_decay and optimizer.algorithm != "muon"
+        sentence = f"engine.strategy fsdp needs ema_decay: 0.0 and no muon of {name} (or set ddp)"
+        require(self.engine.strategy != "fsdp" or plain, sentence)
         self._check_shares(name, optimizer)
 
     def _check_shares(self, name: str, optimizer: OptimizerConfig) -> None:

@@ -57,10 +57,10 @@ FUNCTIONS = {
     "real_text_features": Function(GENERATION, "write_features", keys={"section": "text"}),
     "evaluate_text": Function(GENERATION, "evaluate_generator", "text/{run}"),
     "evaluate_applications": Function("applications", "evaluate_applications", "applications"),
-    "core_ablation": Function("ablate", "judge_row", keys={"core": True}),
-    "row": Function("ablate", "judge_row"),
-    "rung": Function("ablate", "judge_rung", "ladder/{rung}"),
-    "text": Function("ablate", "judge_trial", "text_trials/{trial}"),
+    "row": Function("study", "judge_row"),
+    "trial": Function("study", "judge_recipe"),
+    "rung": Function("study", "judge_rung", "ladder/{rung}"),
+    "text": Function("study", "judge_text", "text_trials/{trial}"),
     "efficiency": Function("costs", "efficiency", "efficiency/cost"),
     "examples": Function("site.examples", "write_examples"),
     "report": Function("site.build", "write_report"),
@@ -134,7 +134,7 @@ def stage_entry(stage: str, keys: Mapping[str, Any]) -> dict[str, Any]:
         keys: those of the command line. The first is the key of `foreach`.
     """
     values = _plain_yaml("params.yaml")
-    for file in ("dvc.yaml", "ablations/dvc.yaml"):
+    for file in ("dvc.yaml", "study/dvc.yaml"):
         if (entry := _plain_yaml(file)["stages"].get(stage)) is None:
             continue
         values |= _plain_yaml(Path(file).with_name("params.yaml"))

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sitlib.data import held_out_views, open_images
+from sitlib.data import ImageSource, held_out_views, hold_back, open_images
 from sitlib.files import Row
 from sitlib.metrics.weights import fetch_weights
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import require_known
+from sitlib.train.config import DataConfig
 from sitlib.train.tokenizer import train_tokenizer
 from workbook.errors import command
 from workbook.paths import resolve
@@ -30,7 +31,7 @@ def trained_tokenizer(
     run = TokenizerRun.of(profile, variant, seed)
 
     def train_now(folder: Path) -> tuple[SpectralTokenizer, list[Row]]:
-        base, images = run.training.codes_from, open_images(resolve(run.data.source), "train")
+        base, images = run.training.codes_from, training_images(run.data)
         return train_tokenizer(
             run.model,
             run.training,
@@ -48,6 +49,12 @@ def trained_tokenizer(
         fetch_weights()  # before several processes want them
     model = SpectralTokenizer
     return train_or_load(run, "tokenizer", variant, model, train_now, pipeline, profile)
+
+
+def training_images(data: DataConfig) -> ImageSource:
+    """The training images, without those that are kept apart."""
+    images = open_images(resolve(data.source), "train")
+    return hold_back(images, data.validation_percent)[0] if data.validation_percent else images
 
 
 def tokenizer_of_codes(profile: Profile, variant: str) -> Trained[SpectralTokenizer]:
@@ -76,8 +83,11 @@ def held_out_set(
     require_known(name, settings.sets, "evaluation set")
     chosen, size = settings.sets[name], profile.data.size if size is None else size
     count = chosen.views - first if count is None else min(count, chosen.views - first)
-    source, options = open_images(resolve(chosen.source), "test"), {"kind": chosen.kind}
-    images, _, keys = held_out_views(source, count, size, settings.seed, first=first, **options)
+    percent, options = profile.data.validation_percent, {"first": first, "kind": chosen.kind}
+    source = open_images(resolve(chosen.source), "train" if percent else "test")
+    if percent:
+        _, source = hold_back(source, percent)
+    images, _, keys = held_out_views(source, count, size, settings.seed, **options)
     return images, keys
 
 

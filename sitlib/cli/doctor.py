@@ -76,8 +76,8 @@ def describe(options: argparse.Namespace) -> int:
         "name": metadata.get("name", path.resolve().parent.name),
         "parameters": f"{parameters / 1e6:.2f} million",
         "tokens": f"{config.num_scales} scales of {config.tokens_per_scale}, {tokens} in all",
-        "codes": f"{config.num_codes} in a codebook, {config.num_codebooks} codebooks",
-        "bits": f"{tokens * log2(config.num_codes):.0f} an image",
+        "codes": f"{config.codebook_sizes} by scale, {config.num_codebooks} codebooks",
+        "bits": f"{config.tokens_per_scale * sum(map(log2, config.codebook_sizes)):.0f} an image",
     }
     if isinstance(model, AutoregressiveModel):
         classes = model.config.classes

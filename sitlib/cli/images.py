@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sitlib.cli import ALL, TOKENIZER, files
 from sitlib.files import read_metadata, write_tensors
-from sitlib.metrics import bits_per_pixel, lpips_per_image
+from sitlib.metrics import lpips_per_image
 from sitlib.metrics.networks import cached_lpips
 from sitlib.model import tiling
 from sitlib.model.tokenizer import DECODER_MODULES, SpectralTokenizer
@@ -68,7 +68,7 @@ def load_tokenizer(name: str, device: str | None) -> tuple[SpectralTokenizer, di
 def encode(options: argparse.Namespace) -> int:
     jobs = files.Jobs(options)
     tokenizer, origin = load_tokenizer(options.tokenizer or TOKENIZER, options.device)
-    dtype = torch.int16 if tokenizer.config.num_codes <= 2**15 else torch.int32
+    dtype = torch.int16 if max(tokenizer.config.codebook_sizes) <= 2**15 else torch.int32
 
     def work(path: Path, target: Path) -> list[str]:
         jobs.reserve(target)
@@ -165,8 +165,9 @@ def _outputs(
 
 def _costs(tokenizer: SpectralTokenizer, codes: Tensor, image: Tensor) -> list:
     """Values of the columns COSTS."""
-    bits = bits_per_pixel(codes.numel(), tokenizer.config.num_codes, image[0, 0].numel())
-    return [files.size_of(image), len(codes), codes.numel(), f"{bits:.3f}"]
+    squares = codes[0].numel() / tokenizer.config.tokens_per_scale
+    per_pixel = squares * tokenizer.config.bits(len(codes)) / image[0, 0].numel()
+    return [files.size_of(image), len(codes), codes.numel(), f"{per_pixel:.3f}"]
 
 
 def _averaged(image: Tensor, factor: int, side: int) -> Iterator[Tensor]:

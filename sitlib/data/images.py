@@ -282,13 +282,21 @@ def _samples(folder: Path, root: Path) -> list[Sample]:
     return samples
 
 
-def divide(samples: list[Sample]) -> dict[str, list[Sample]]:
+def hold_back(source: ImageSource, percent: int) -> tuple[ImageSource, ImageSource]:
+    """Images to train on, and some that are kept apart from them to choose settings by."""
+    parts = divide(source.samples, percent, b"validation")
+    return replace(source, samples=parts["train"]), replace(source, samples=parts["test"])
+
+
+def divide(
+    samples: list[Sample], percent: int = TEST_PERCENT, key: bytes = b""
+) -> dict[str, list[Sample]]:
     """Split by a hash of every key, so that adding an image never moves another one.
 
     A set so small that one side would be empty gives it the image that is nearest to the border.
     """
-    hashes = [blake2b(os.fsencode(s.key), digest_size=8).digest() for s in samples]
-    above = [int.from_bytes(h) % 10_000 - 100 * TEST_PERCENT for h in hashes]  # the border
+    hashes = [blake2b(os.fsencode(s.key), digest_size=8, key=key).digest() for s in samples]
+    above = [int.from_bytes(h) % 10_000 - 100 * percent for h in hashes]  # the border
     is_test = [distance < 0 for distance in above]
     if len(samples) > 1 and len(set(is_test)) == 1:
         row = min(range(len(samples)), key=lambda r: (abs(above[r]), samples[r].key))

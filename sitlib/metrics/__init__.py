@@ -4,7 +4,7 @@ Images are RGB [B, 3, H, W] in [0, 1], codes int64 [B, S, N]. Results are plain 
 JSON; `protocol` says what was measured on what.
 """
 
-from sitlib.metrics.codebook import bits_per_pixel, code_counts, codebook_statistics
+from sitlib.metrics.codebook import code_counts, codebook_statistics, coded_bits
 from sitlib.metrics.generation import (
     GENERATION_METRICS,
     InceptionMetrics,

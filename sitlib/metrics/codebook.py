@@ -1,9 +1,9 @@
-"""Use and cost of codes [B, S, N]: usage, perplexity, bits per pixel."""
-
-import math
+"""Use and cost of codes [B, S, N]: usage, perplexity."""
 
 import torch
 from torch import Tensor
+
+from sitlib.model.config import TokenizerConfig
 
 
 def code_counts(codes: Tensor, num_codes: int) -> Tensor:
@@ -14,7 +14,7 @@ def code_counts(codes: Tensor, num_codes: int) -> Tensor:
     return counts.scatter_add_(1, codes, torch.ones_like(codes))
 
 
-def codebook_statistics(counts: Tensor, num_images: int, num_codebooks: int) -> dict:
+def codebook_statistics(counts: Tensor, num_images: int, config: TokenizerConfig) -> dict:
     """Usage and perplexity of each codebook and each scale, from `code_counts` [S, K] of images.
 
     Usage is the percentage of a codebook's codes that occur; it grows with the number of images.
@@ -22,20 +22,34 @@ def codebook_statistics(counts: Tensor, num_images: int, num_codebooks: int) -> 
     used evenly, would have this entropy; in [1, K].
     """
 
-    def statistics(counts_SK: Tensor) -> dict[str, float]:
-        counts_K = counts_SK.sum(dim=0)
+    sizes = config.codebook_sizes
+
+    def statistics(*scales: int) -> dict[str, float]:
+        counts_K = counts[list(scales), : sizes[scales[0]]].sum(dim=0)
         p = counts_K.double() / counts_K.sum()
         usage, entropy = 100 * (p > 0).double().mean(), torch.special.entr(p).sum()
         return {"usage": usage.item(), "perplexity": entropy.exp().item()}
 
-    names = codebook_names(num_codebooks)
-    book_of = [names[min(scale, num_codebooks - 1)] for scale in range(len(counts))]
-    codebooks = {name: statistics(counts[[book == name for book in book_of]]) for name in names}
-    scales = [
-        {"scale": s + 1, "codebook": book, **statistics(counts[s : s + 1])}
-        for s, book in enumerate(book_of)
-    ]
+    names = codebook_names(min(config.num_codebooks, config.num_scales))
+    book_of = [names[min(scale, len(names) - 1)] for scale in range(len(counts))]
+    codebooks = {
+        name: statistics(*(s for s, book in enumerate(book_of) if book == name)) for name in names
+    }
+    scales = [{"scale": s + 1, "codebook": book, **statistics(s)} for s, book in enumerate(book_of)]
     return {"codebooks": codebooks, "scales": scales, "usage_images": num_images}
+
+
+def coded_bits(codes: Tensor, counts: Tensor, config: TokenizerConfig) -> float:
+    """Bits of an image's codes after entropy coding, the mean of codes [B, S, N].
+
+    A code takes -log2 of its frequency in its scale, from the `code_counts` [S, K] of other images,
+    to which half an occurrence is added.
+    """
+    bits = 0.0
+    for of_scale, counts_K, K in zip(codes.unbind(1), counts, config.codebook_sizes, strict=True):
+        p = counts_K[:K].double() + 0.5
+        bits -= (p / p.sum()).log2()[of_scale.long()].sum().item()
+    return bits / len(codes)
 
 
 def codebook_names(num_codebooks: int) -> list[str]:
@@ -43,8 +57,3 @@ def codebook_names(num_codebooks: int) -> list[str]:
     if num_codebooks <= 2:
         return ["approximation", "details"][:num_codebooks]
     return ["approximation", *(f"details_{scale}" for scale in range(2, num_codebooks + 1))]
-
-
-def bits_per_pixel(num_tokens: int, num_codes: int, num_pixels: int) -> float:
-    """Bits per pixel of the codes of an image, without entropy coding."""
-    return num_tokens * math.log2(num_codes) / num_pixels

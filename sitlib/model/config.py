@@ -4,6 +4,7 @@ Defaults are SIT's (arXiv 2412.09607), or said beside them. Those of the generat
 from VIM, the generator of ViT-VQGAN (arXiv 2110.04627).
 """
 
+from math import log2
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
@@ -57,7 +58,8 @@ class TokenizerConfig:
     # 2: approximation, details (SIT); 1: shared; S: one for every scale.
     num_codebooks: PositiveInt = 2
     quantizer: str = "codebook"  # a name in sitlib.model.quantizer.QUANTIZERS
-    num_codes: PositiveInt = 8192  # in each codebook (SIT, ViT-VQGAN)
+    # In each codebook (SIT, ViT-VQGAN); or in that of every scale, the coarsest first (ours).
+    num_codes: PositiveInt | list[PositiveInt] = 8192
     code_dim: PositiveInt = 32  # of the l2-normalized lookup space (ViT-VQGAN)
     # Codes follow the codebook loss (ViT-VQGAN), or moving averages of the latents that chose them.
     codebook_update: Literal["gradient", "ema"] = "gradient"
@@ -80,6 +82,10 @@ class TokenizerConfig:
         sentence = "num_codebooks must be 1 (shared), 2 (approximation, details) or "
         sentence += f"{self.num_scales} (one for every scale), it is {self.num_codebooks}"
         require(self.num_codebooks in (1, 2, self.num_scales), sentence)
+        if isinstance(self.num_codes, list):
+            sentence = f"num_codes is one number, or num_codebooks = {self.num_codebooks} of them"
+            is_each = len(self.num_codes) == self.num_codebooks == self.num_scales
+            require(is_each, f"{sentence}, one for every scale: {self.num_codes}")
         if self.transform != "wavelet":
             require(self.levels > 0, f"{kind} needs levels, and there are none")
         if self.transform == "raster":
@@ -95,6 +101,16 @@ class TokenizerConfig:
     @property
     def tokens_per_scale(self) -> int:
         return self.grid_size**2
+
+    @property
+    def codebook_sizes(self) -> list[int]:
+        """Number of codes K_s that a token of each scale can have."""
+        K = self.num_codes
+        return [K] * self.num_scales if isinstance(K, int) else K
+
+    def bits(self, scales: int | None = None) -> float:
+        """Bits of the codes of an image, of its first scales or all, without entropy coding."""
+        return self.tokens_per_scale * sum(map(log2, self.codebook_sizes[:scales]))
 
 
 # -- models over codes and texts --------------------------------------------------------------

@@ -25,7 +25,7 @@ class CodeModelConfig:
     transformer: AutoregressiveConfig
     num_scales: int
     tokens_per_scale: int
-    num_codes: int
+    codebook_sizes: list[int]  # of each scale
     num_codebooks: int
     classes: list[str]  # names of the classes; empty in a text-conditional model
     text_tokenizer: str | None  # `TextTokenizer.to_json()`; None in a class-conditional model
@@ -56,8 +56,9 @@ class AutoregressiveModel(nn.Module):
         self.num_tokens = config.num_scales * n  # T
         self.no_class = len(config.classes)  # for classifier-free guidance (arXiv 2207.12598)
         # Codebook b is that of scale b, the last one that of all finer scales, too.
-        books = range(min(config.num_codebooks, config.num_scales))
-        self._book_edges = [book * n for book in books[1:]]  # positions where the next one begins
+        book_sizes = config.codebook_sizes[: config.num_codebooks]
+        # Positions where the next one begins.
+        self._book_edges = [book * n for book in range(1, len(book_sizes))]
 
         # -- embeddings: condition, codes, scales, places in the grid
         self.text_tokenizer = self.text_encoder = None
@@ -68,7 +69,7 @@ class AutoregressiveModel(nn.Module):
             if not config.classes:
                 raise ValueError("a class-conditional model needs at least one class name.")
             self.class_embedding = nn.Embedding(self.no_class + 1, c.width)
-        self.code_embedding = nn.ModuleList(nn.Embedding(config.num_codes, c.width) for _ in books)
+        self.code_embedding = nn.ModuleList(nn.Embedding(K, c.width) for K in book_sizes)
         self.scale_embedding = nn.Embedding(config.num_scales, c.width)
         self.position_embedding = nn.Embedding(n, c.width) if c.pos_emb == "learned" else None
         for module in self.modules():
@@ -83,7 +84,7 @@ class AutoregressiveModel(nn.Module):
         if self.text_tokenizer is not None and c.text is not None:
             vocab_size, text = self.text_tokenizer.vocab_size, c.text
             self.text_encoder = TextEncoder(vocab_size, text.max_tokens, text.layers, *size, blocks)
-        self.heads = nn.ModuleList(nn.Linear(c.width, config.num_codes, bias=c.bias) for _ in books)
+        self.heads = nn.ModuleList(nn.Linear(c.width, K, bias=c.bias) for K in book_sizes)
         for parameter in self.heads.parameters():
             nn.init.zeros_(parameter)  # the first predictions are uniform
 
@@ -95,7 +96,8 @@ class AutoregressiveModel(nn.Module):
         x_BTC = F.dropout(x_BTC, self.config.transformer.dropout, self.training)
         x_BTC = self.transformer(x_BTC, True, **reading)
         parts = zip(self.heads, x_BTC.tensor_split(self._book_edges, dim=1), strict=True)
-        return torch.cat([head(x) for head, x in parts], dim=1).unflatten(1, codes.shape[1:])
+        logits = [self._padded(head(x)) for head, x in parts]
+        return torch.cat(logits, dim=1).unflatten(1, codes.shape[1:])
 
     def nats_per_token(self, codes: Tensor, cond: Tensor) -> Tensor:
         """Negative log-likelihood [S] by scale, in nats, the mean over batch and places."""
@@ -136,7 +138,15 @@ class AutoregressiveModel(nn.Module):
     def _next_logits(self, state: DecodeState, x_BTC: Tensor) -> Tensor:
         x_BTC = self.transformer(x_BTC, True, state.cache, **state.reading)
         head = self.heads[self.codebook_of(state.cache.length - 1)]
-        return in_weight_dtype(head, x_BTC[:, -1])
+        return self._padded(in_weight_dtype(head, x_BTC[:, -1]))
+
+    def _padded(self, logits: Tensor) -> Tensor:
+        """Logits [..., K_s] of a codebook as those of the largest, whose other codes never occur.
+
+        Not by -inf: guidance subtracts logits.
+        """
+        missing = max(self.config.codebook_sizes) - logits.shape[-1]
+        return F.pad(logits, (0, missing), value=torch.finfo(logits.dtype).min)
 
     # -- inputs -------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 SIT, arXiv 2412.09607. With zero levels it is ViT-VQGAN (arXiv 2110.04627): pixel patches.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -71,9 +71,8 @@ class SpectralTokenizer(nn.Module):
         }
         self.geometry = geometry = self.geometries[c.size]
         patch_dims = [geometry.patch_dim(scale) for scale in geometry.scales]
-        books = range(
-            min(c.num_codebooks, c.num_scales)
-        )  # one for each scale, or the last for the rest
+        # One for each scale, or the last for the rest.
+        book_sizes = c.codebook_sizes[: c.num_codebooks]
         num_types = 2 if c.typed_parameters and c.levels > 0 else 1
 
         def transformer(width, layers, heads, attention, neighbors) -> ADTransformer:
@@ -81,9 +80,9 @@ class SpectralTokenizer(nn.Module):
             neighbors = neighbors if c.neighbor_mixing else None
             return ADTransformer(*shape, attention, num_types, c.scale_mixing, neighbors)
 
-        def codebook() -> Codebook:
+        def codebook(num_codes: int) -> Codebook:
             update = (c.codebook_update, c.codebook_decay, c.gradient_estimator)
-            return QUANTIZERS[c.quantizer](c.num_codes, c.code_dim, *update)
+            return QUANTIZERS[c.quantizer](num_codes, c.code_dim, *update)
 
         bands = (BandNorm(geometry.scale_channels(scale)) for scale in geometry.scales)
         self.norm = cast(list[BandNorm], nn.ModuleList(bands))
@@ -91,9 +90,9 @@ class SpectralTokenizer(nn.Module):
         self.encoder = transformer(
             c.encoder_width, c.encoder_layers, c.encoder_heads, c.encoder_attention, "before"
         )
-        self.pre_quant = nn.ModuleList(_head(c.encoder_width, c.code_dim) for _ in books)
-        self.codebooks = cast(list[Codebook], nn.ModuleList(codebook() for _ in books))
-        self.post_quant = nn.ModuleList(nn.Linear(c.code_dim, c.decoder_width) for _ in books)
+        self.pre_quant = nn.ModuleList(_head(c.encoder_width, c.code_dim) for _ in book_sizes)
+        self.codebooks = cast(list[Codebook], nn.ModuleList(map(codebook, book_sizes)))
+        self.post_quant = nn.ModuleList(nn.Linear(c.code_dim, c.decoder_width) for _ in book_sizes)
         self.decoder = transformer(
             c.decoder_width, c.decoder_layers, c.decoder_heads, c.decoder_attention, "after"
         )
@@ -213,7 +212,7 @@ class SpectralTokenizer(nn.Module):
         With `scales`, of so many of the k scales: the image has 1 / 2^(S - scales) of the full
         size. Fewer than S need a scale-causal decoder.
         """
-        S, N, K = self.geometry.num_scales, self.geometry.tokens_per_scale, self.config.num_codes
+        S, N = self.geometry.num_scales, self.geometry.tokens_per_scale
         k = codes.shape[1] if codes.ndim == 3 and codes.shape[2] == N else 0
         if not 1 <= k <= S or not are_integers(codes):
             given = f"{codes.dtype} {list(codes.shape)}"
@@ -226,9 +225,7 @@ class SpectralTokenizer(nn.Module):
         is_full = self.config.decoder_attention == "full"
         require(scales == S or not is_full, f"{alone}: {remedy}")
         codes = codes.long()  # uint16, as shards hold them, cannot be compared
-        low, high = codes.aminmax() if codes.numel() else (0, 0)
-        if not 0 <= low <= high < K:
-            raise ValueError(f"codes must lie in 0 ... {K - 1}, these span {low} ... {high}.")
+        check_codes(codes, self.config.codebook_sizes)
         with inference_autocast(self.device):
             vectors = self.embed_codes(codes[:, :scales].to(self.device))
             return self.to_images(self.decode_latents(vectors)).clamp(0, 1)
@@ -256,6 +253,15 @@ class SpectralTokenizer(nn.Module):
 def are_integers(codes: Tensor) -> bool:
     """Codes and ids are integers of any width; a mask, for instance, is none."""
     return not (codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool)
+
+
+def check_codes(codes: Tensor, codebook_sizes: Sequence[int]) -> None:
+    """Raise ValueError unless codes [B, k, ...] lie in 0 ... K_s - 1 in every scale."""
+    scales = zip(codes.unbind(1), codebook_sizes, strict=False) if codes.numel() else ()
+    for scale, (of_scale, K) in enumerate(scales, 1):
+        low, high = (int(x) for x in of_scale.aminmax())
+        sentence = f"codes of scale {scale} must lie in 0 ... {K - 1}, these span {low} ... {high}."
+        require(0 <= low <= high < K, sentence)
 
 
 def _head(dim: int, out: int) -> nn.Sequential:

@@ -106,8 +106,8 @@ def refine(
 def check_same_codes(model: AutoregressiveModel, tokenizer: SpectralTokenizer) -> None:
     """Refuse a model over other codes than the tokenizer's."""
     c, geometry = model.config, tokenizer.geometry
-    theirs = c.num_scales, c.tokens_per_scale, c.num_codes, c.num_codebooks
-    books = tokenizer.config.num_codes, len(tokenizer.codebooks)
+    theirs = c.num_scales, c.tokens_per_scale, c.codebook_sizes, c.num_codebooks
+    books = tokenizer.config.codebook_sizes, len(tokenizer.codebooks)
     ours = geometry.num_scales, geometry.tokens_per_scale, *books
     counts = f"its scales, tokens a scale, codes and codebooks are {theirs}, the tokenizer's {ours}"
     require(theirs == ours, f"the model is over the codes of another tokenizer: {counts}.")

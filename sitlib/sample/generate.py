@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel
-from sitlib.model.tokenizer import SpectralTokenizer, are_integers
+from sitlib.model.tokenizer import SpectralTokenizer, are_integers, check_codes
 from sitlib.model.transformer import inference_autocast
 from sitlib.sample.cuda_graphs import GraphedDecoder
 from sitlib.strict import require
@@ -64,10 +64,11 @@ def generate(
         prefix.ndim == 3
         and prefix.shape[::2] == (count, n)
         and prefix.shape[1] <= scales
-        and _are_ids(prefix, c.num_codes),
-        f"prefix_codes must be codes [{count}, k, {n}] in 0 ... {c.num_codes - 1}, k <= {scales}; "
-        f"these are {prefix.dtype} {list(prefix.shape)}.",
+        and are_integers(prefix),
+        f"prefix_codes must be codes [{count}, k, {n}], k <= {scales}; these are {prefix.dtype} "
+        f"{list(prefix.shape)}.",
     )
+    check_codes(prefix.long(), c.codebook_sizes)
     first_scale = prefix.shape[1]
     codes = torch.zeros(count, scales, n, dtype=torch.int64, device=device)
     codes[:, :first_scale] = prefix
@@ -174,7 +175,7 @@ def max_batch_size(model: AutoregressiveModel, scales: int, halves: int) -> int:
         dtype = torch.get_autocast_dtype(device.type)
     length = scales * config.tokens_per_scale + (c.text.max_tokens if c.text else 0)
     row_bytes = 2 * c.layers * c.width * length * dtype.itemsize
-    row_bytes += 8 * config.num_codes * parameter.element_size()
+    row_bytes += 8 * max(config.codebook_sizes) * parameter.element_size()
     if parameter.is_cuda:  # memory that PyTorch keeps of earlier batches is free, too
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free = torch.cuda.mem_get_info(device)[0] + kept

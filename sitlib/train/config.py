@@ -33,12 +33,17 @@ class DataConfig:
     flip: bool = True  # random horizontal flips (inferred)
     # Training views from which each scale's mean and deviation are measured (ours).
     normalization_views: PositiveInt = 4096
+    # Of the training images, kept apart: settings are chosen by these, never by held-out ones.
+    validation_percent: Annotated[int, Field(ge=0, le=50)] = 0
 
 
 @dataclass(frozen=True, config=STRICT)
 class OptimizerConfig:
-    """AdamW, warm-up, cosine decay, clipping by norm; defaults of the tokenizer of ViT-VQGAN."""
+    """Optimizer, warm-up, cosine decay, clipping by norm; defaults of ViT-VQGAN's tokenizer."""
 
+    # muon: Muon for the matrices of the transformer blocks, AdamW for all other weights (ours).
+    algorithm: Literal["adamw", "muon"] = "adamw"
+    muon_learning_rate: PositiveFloat = 3e-3  # peak, of these matrices; it falls with the other
     steps: PositiveInt = 500_000
     batch_size: PositiveInt = 256  # of one update, on all devices
     learning_rate: PositiveFloat = 1e-4  # peak

@@ -147,4 +147,5 @@ def adversarial_weight(step: int, config: AdversarialConfig) -> float:
 def discriminator_optimizer(config: OptimizerConfig, own: AdversarialConfig) -> OptimizerConfig:
     """Adam of the discriminator: momentum would chase a moving opponent (arXiv 1812.04948)."""
     zero = {"final_learning_rate": 0.0, "beta1": 0.0, "weight_decay": 0.0, "ema_decay": 0.0}
-    return replace(config, learning_rate=own.learning_rate, warmup_steps=0, beta2=0.99, **zero)
+    adam = {"algorithm": "adamw", "learning_rate": own.learning_rate, "beta2": 0.99}
+    return replace(config, warmup_steps=0, **adam, **zero)

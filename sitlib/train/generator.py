@@ -68,7 +68,7 @@ def train_generator(
         # Without a condition now and then: classifier-free guidance needs both.
         condition = torch.where(is_hidden, module.unconditional(condition), condition)
         targets = codes[rows]
-        return corrupt_codes(targets, config.num_codes, c.code_noise, rng), condition, targets
+        return corrupt_codes(targets, config.codebook_sizes, c.code_noise, rng), condition, targets
 
     def loss_fn(model: nn.Module, batch: tuple[Tensor, ...], _: int) -> tuple[Tensor, Logged]:
         read, condition, targets = batch
@@ -116,7 +116,7 @@ def code_map_draws(
 
 
 def corrupt_codes(
-    codes: Tensor, num_codes: int, max_share: float, rng: np.random.Generator
+    codes: Tensor, codebook_sizes: list[int], max_share: float, rng: np.random.Generator
 ) -> Tensor:
     """Codes [B, S, N] with some replaced by random ones.
 
@@ -127,7 +127,8 @@ def corrupt_codes(
         return codes
     share_B11 = max_share * torch.from_numpy(rng.random((len(codes), 1, 1)))
     is_replaced = torch.from_numpy(rng.random(codes.shape)) < share_B11
-    random_codes = torch.from_numpy(rng.integers(num_codes, size=codes.shape))
+    sizes_S1 = np.array(codebook_sizes)[:, None]
+    random_codes = torch.from_numpy(rng.integers(sizes_S1, size=codes.shape))
     return torch.where(is_replaced, random_codes, codes)
 
 

@@ -1,7 +1,6 @@
 """The training loop: models on devices, batches, curve, resumable states, trackers, pictures."""
 
 import copy
-import math
 import re
 import time
 import warnings
@@ -25,9 +24,11 @@ from sitlib.data import prefetch
 from sitlib.files import Row
 from sitlib.model.sequence import Block, ContextProjection, Transformer
 from sitlib.model.transformer import ADBlock, ADTransformer
+from sitlib.strict import require
 from sitlib.train.checkpoint import States, locked
 from sitlib.train.config import ONE_PROCESS, EngineConfig, OptimizerConfig
 from sitlib.train.distributed import broadcast_object, make_accelerator, rank, world_size
+from sitlib.train.optim import ema_update, learning_rate_factor, make_optimizer
 
 Logged = Mapping[str, float | Tensor]
 Module = TypeVar("Module", bound=nn.Module)
@@ -79,6 +80,8 @@ class TrainLoop(AbstractContextManager):
         self, module: nn.Module, config: OptimizerConfig
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
         """A module and its optimizer, moved, wrapped, sharded and compiled as configured."""
+        sentence = "strategy: fsdp shards matrices, which muon takes whole: set algorithm: adamw"
+        require(self.engine.strategy != "fsdp" or config.algorithm != "muon", sentence)
         has_gpu = torch.cuda.is_available()
         for part in module.train().modules():
             if isinstance(part, (ADTransformer, Transformer)):
@@ -93,12 +96,12 @@ class TrainLoop(AbstractContextManager):
             cast(Any, self.accelerator.state.fsdp_plugin).transformer_cls_names_to_wrap = units
             # Of the logits, which nobody changes in place.
             warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
-        adamw = make_optimizer(module, config)
-        schedule = LambdaLR(adamw, partial(learning_rate_factor, config=config))
+        optimizer = make_optimizer(module, config)
+        schedule = LambdaLR(optimizer, partial(learning_rate_factor, config=config))
         schedule = self.accelerator.prepare_scheduler(schedule)
         with warnings.catch_warnings():  # of torch, about a name that Accelerate still uses
             warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)
-            model, optimizer = self.accelerator.prepare(module, adamw)
+            model, optimizer = self.accelerator.prepare(module, optimizer)
         self.prepared[model] = optimizer, schedule, config.clip_norm
         if config.ema_decay:
             average = AveragedModel(module)
@@ -294,50 +297,3 @@ def mean_values(logged: Sequence[Logged]) -> dict[str, float | Tensor]:
     if len(logged) == 1:
         return dict(logged[0])
     return {name: sum(values[name] for values in logged) / len(logged) for name in logged[0]}
-
-
-# -- optimizer, rate, average of the weights ---------------------------------------------------
-
-
-def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW; matrices decay; vectors (norms, biases), embeddings and codebooks do not."""
-    decayed, exempt = [], []
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        is_table = any(part in name for part in ("position", "pos_emb", "codebooks", "embedding"))
-        (decayed if parameter.ndim >= 2 and not is_table else exempt).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": exempt, "weight_decay": 0.0},
-    ]
-    betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
-
-
-def learning_rate_factor(step: int, config: OptimizerConfig) -> float:
-    """Share of the peak learning rate at `step`: linear warm-up, cosine decay to the final rate."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
-    floor = config.final_learning_rate / config.learning_rate
-    cosine = (1 + torch.cos(torch.tensor(math.pi * min(progress, 1.0))).item()) / 2
-    return floor + (1 - floor) * cosine
-
-
-@torch.no_grad()
-def ema_update(average: AveragedModel, module: nn.Module, decay: float) -> None:
-    """Move the exponential moving average of the parameters of `module` by one step."""
-    means = [parameter.detach() for parameter in average.parameters()]
-    values = [parameter.detach() for parameter in module.parameters()]
-    # AveragedModel.update_parameters does the same, but waits for the GPU at every step.
-    torch._foreach_lerp_(means, values, 1.0 - decay if average.n_averaged else 1.0)
-    average.n_averaged += 1  # on the CPU
-
-
-@torch.no_grad()
-def forget_moments(optimizer: torch.optim.Optimizer, weight: Tensor, rows: Tensor) -> None:
-    """Set Adam's moments of the rows [K] bool of `weight` [K, D] to zero."""
-    for moment in ("exp_avg", "exp_avg_sq"):
-        if weight in optimizer.state:
-            optimizer.state[weight][moment].masked_fill_(rows[:, None], 0.0)

@@ -26,8 +26,9 @@ from sitlib.train.discriminator import (
     gradient_penalty,
 )
 from sitlib.train.distributed import all_reduce, rank, world_size
-from sitlib.train.loop import TrainLoop, forget_moments, mean_values
+from sitlib.train.loop import TrainLoop, mean_values
 from sitlib.train.losses import TokenizerLoss
+from sitlib.train.optim import forget_moments
 
 PICTURES = 4  # training views that are shown beside their reconstructions
 
@@ -97,7 +98,7 @@ def train_tokenizer(
             broadcast(tokenizer.state_dict())  # in place
 
         # Of the steps since the last row of the curve: how often each code was used.
-        sizes = config.num_scales, config.num_codes
+        sizes = config.num_scales, max(config.codebook_sizes)
         counts = torch.zeros(sizes, dtype=torch.int64, device=loop.device)
         for step, microbatches in loop.steps(share_at, pictures):
             # Early on the decoder reads a mixture of the encoder's outputs and their codes.
@@ -160,19 +161,19 @@ def train_tokenizer(
 
             # Log.
             values |= {"gradient_norm": grad_norm, **d_values}
-            counts += code_counts(codes, config.num_codes)
+            counts += code_counts(codes, max(config.codebook_sizes))
             if loop.is_log_step(step):
                 used = all_reduce(counts).cpu()
-                values |= codebook_use(used, len(tokenizer.codebooks))
+                values |= codebook_use(used, config)
                 counts.zero_()
             loop.log(values)
         loop.trained(tokenizer, model)
     return tokenizer, loop.rows
 
 
-def codebook_use(counts: Tensor, num_codebooks: int) -> Row:
+def codebook_use(counts: Tensor, config: TokenizerConfig) -> Row:
     """Usage (% of codes) and perplexity of every codebook and scale, from counts [S, K]."""
-    statistics = codebook_statistics(counts, 0, num_codebooks)
+    statistics = codebook_statistics(counts, 0, config)
     by_name = dict(statistics["codebooks"])
     by_name |= {f"scale_{scale['scale']}": scale for scale in statistics["scales"]}
     names = ("usage", "perplexity")

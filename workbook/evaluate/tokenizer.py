@@ -86,8 +86,7 @@ def evaluate_tokenizer(
                 "source": image_set.source,
                 "seed": settings.seed,
             }
-            num_tokens = values["codes"][0].numel()
-            scores["bits_per_pixel"] = metrics.bits_per_pixel(num_tokens, config.num_codes, size**2)
+            scores["bits_per_pixel"] = config.bits(values["codes"].shape[1]) / size**2
             if size not in tokenizer.sizes:
                 scores["protocol"]["size_change"] = (
                     f"enlarged to {config.size} px (bicubic, clamped), reconstructed, averaged down"
@@ -98,9 +97,8 @@ def evaluate_tokenizer(
                 by_photograph = ("photographs", "counts", "by_photograph")
                 first = {key: scores[key] for key in scores if key not in by_photograph}
                 first["error_by_scale"] = values["errors"].mean(dim=0).tolist()
-                books = min(config.num_codebooks, config.num_scales)
-                counts = metrics.code_counts(values["codes"], config.num_codes)
-                first |= metrics.codebook_statistics(counts, len(keys), books)
+                counts = metrics.code_counts(values["codes"], max(config.codebook_sizes))
+                first |= metrics.codebook_statistics(counts, len(keys), config)
                 first["usage"] = min(book["usage"] for book in first["codebooks"].values())
     parameters = sum(p.numel() for p in tokenizer.parameters())
     return {"run": run, **first, "parameters": parameters, "sets": sets}
@@ -250,7 +248,7 @@ def prefixes(tokenizer: SpectralTokenizer, images: Tensor) -> Iterator[tuple[int
     codes, reconstructions = evaluate.reconstruct(tokenizer, images)
     num_scales, config = codes.shape[1], tokenizer.config
     for k in range(num_scales if config.decoder_attention == "full" else 1, num_scales + 1):
-        bits = metrics.bits_per_pixel(codes[0, :k].numel(), config.num_codes, config.size**2)
+        bits = config.bits(k) / config.size**2
         yield k, bits, reconstructions if k == num_scales else evaluate.decode(tokenizer, codes, k)
 
 

@@ -51,10 +51,11 @@ def examples(
     causal = [name for name, model in tokenizers.items() if len(model.sizes) > 1]
     for photograph, view in zip(photographs, views, strict=True) if causal else ():
         model = tokenizers[causal[-1]]
-        codes, bits = model.encode(view[None]), math.log2(model.config.num_codes)  # [1, S, N]
+        codes = model.encode(view[None])  # [1, S, N]
         for scales in range(1, codes.shape[1] + 1):
             image, count = model.decode(codes, scales)[0], scales * codes.shape[2]
-            step = {"size": image.shape[-1], "codes": count, "bytes": math.ceil(count * bits / 8)}
+            size = math.ceil(model.config.bits(scales) / 8)
+            step = {"size": image.shape[-1], "codes": count, "bytes": size}
             photograph["scales"].append(step | {"png": png_uri(image)})
     known = {"original": "the original"} | {name: label(name) for name in tokenizers}
     return {"names": known, "scales_of": causal[-1] if causal else None, "photographs": photographs}
@@ -78,15 +79,15 @@ def pyramid_mosaic(scales: Sequence[Tensor]) -> Tensor:
 def overview(tokenizer: SpectralTokenizer, image: Tensor, name: str) -> Figure:
     """Photograph [3, H, W] in [0, 1], its pyramid with patches, its codes, its reconstruction."""
     config = tokenizer.config
-    codes, bits = tokenizer.encode(image[None])[0], math.log2(config.num_codes)  # [S, N]
+    codes = tokenizer.encode(image[None])[0]  # [S, N]
     scales = [x[0] for x in dwt2(image[None], config.wavelet, config.levels)]
     pictures = [image, pyramid_mosaic(scales), None, tokenizer.decode(codes[None])[0]]
     titles = ["photograph", "wavelet pyramid", "codes", "reconstruction"]
     notes = [
         f"{config.size} x {config.size} px",
         f"{len(codes)} scales, {codes.shape[1]} patches in each",
-        f"{codes.numel()} codes of {int(bits)} bits, coarse to fine",
-        f"{name}, {codes.numel() * bits / config.size**2:.2f} bits per pixel",
+        f"{codes.numel()} codes of {config.bits():.0f} bits, coarse to fine",
+        f"{name}, {config.bits() / config.size**2:.2f} bits per pixel",
     ]
     figure, axes = plt.subplots(1, 4, figsize=(11.5, 3.5))
     for axis, picture, title, note in zip(axes, pictures, titles, notes, strict=True):
@@ -113,7 +114,7 @@ def overview(tokenizer: SpectralTokenizer, image: Tensor, name: str) -> Figure:
         axis.text(column * step, row * step + 0.4, f"scale {s + 1}", fontsize=8, va="bottom")
         for k, code in enumerate(scale_codes):
             x, y = column * step + k % grid, row * step + 0.5 + k // grid
-            tone = code / max(config.num_codes - 1, 1)
+            tone = code / max(config.codebook_sizes[s] - 1, 1)
             axis.add_patch(plt.Rectangle((x, y), 0.94, 0.94, color=plt.get_cmap("viridis")(tone)))
             look = {"ha": "center", "va": "center", "color": "white" if tone < 0.7 else "black"}
             axis.text(x + 0.47, y + 0.5, str(code), fontsize=5, **look)

@@ -1,7 +1,7 @@
-"""The grid of experiments in `ablations/params.yaml`: ablations, a ladder of sizes, text models.
+"""The study in `study/params.yaml`: tokenizers at several seeds, trials of recipes, sizes, texts.
 
-Each entry is the profile with dotted changes, trained and judged; its result is one JSON file.
-`python -m workbook.ablate` writes the table of all results, `ablations/results.csv`.
+Each entry is the profile with changes, trained and judged; its result is one JSON file.
+`python -m workbook.study` writes the table of all results, `study/results.csv`.
 """
 
 import csv
@@ -19,8 +19,16 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from sitlib.data import training_views
 from sitlib.files import atomic_write, read_json, write_json
-from sitlib.metrics import code_counts, codebook_statistics, evaluate_reconstructions, fast_metrics
+from sitlib.metrics import (
+    METRICS,
+    code_counts,
+    codebook_statistics,
+    coded_bits,
+    evaluate_reconstructions,
+    frechet_distance,
+)
 from sitlib.metrics.weights import fetch_weights
 from sitlib.model.config import STRICT
 from sitlib.model.tokenizer import SpectralTokenizer
@@ -32,32 +40,44 @@ from workbook.describe import flops
 from workbook.diffusion import trained_diffusion, velocity_error
 from workbook.effects import finished_seeds, mean
 from workbook.errors import command
-from workbook.evaluate import decode, features_of, generation, held_out_nats, reconstruct
+from workbook.evaluate import decode, encode, features_of, generation, held_out_nats, reconstruct
 from workbook.evaluate.generation import load_models, sampled_labels
 from workbook.evaluate.text import KINDS
 from workbook.generators import trained_generator
 from workbook.paths import resolve
-from workbook.profile import Profile, changed, load_profile, read_yaml
+from workbook.profile import Profile, changed, load_profile, merge, read_yaml
 from workbook.runs import AutoregressiveRun, TokenizerRun
-from workbook.tokenizers import held_out_set, trained_tokenizer
+from workbook.tokenizers import held_out_set, trained_tokenizer, training_images
 
-GRID = "ablations/params.yaml"
-TABLE = "ablations/results.csv"
-RESULTS = ("metrics/ablations", "metrics/ladder", "metrics/efficiency", "metrics/text_trials")
+GRID = "study/params.yaml"
+TABLE = "study/results.csv"
+RESULTS = ("tokenizers", "trials", "ladder", "efficiency", "text_trials")  # folders of metrics
 SPIKE = 5.0  # a gradient norm of so many medians of the steps before it is called a spike
 WINDOW = 50  # steps of these medians
+CODED_VIEWS = 1600  # training views whose codes give the frequencies of entropy coding
 # A profile with one generator alone: the others' tokenizers need not be there.
 ALONE = {"autoregressive.samplers": {}, "text.variants": {}, "text.samplers": {}}
 
 
 @dataclass(frozen=True, config=STRICT)
 class Row:
-    """A tokenizer, compared with the others of its group."""
+    """A tokenizer that is compared with others."""
 
     group: str
-    tokenizer: dict[str, Any]  # keys in which it differs, as in a profile's `tokenizer.variants`
+    of: str  # variant of the profile
+    changes: dict[str, Any] = Field(default_factory=dict)  # of its keys
+    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)] = Field([0, 1, 2])
     # Also train a model over the codes of its first seed, and judge its samples.
     generate: bool = False
+
+
+@dataclass(frozen=True, config=STRICT)
+class Trials:
+    """Changes of the recipe, each tried with every model alike on photographs that it may see."""
+
+    models: list[str]  # tokenizer variants of the profile
+    common: dict[str, Any]  # dotted keys of the profile that all trials change
+    changes: dict[str, dict[str, Any]]  # trial -> further ones
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -89,11 +109,10 @@ class TextTrial:
 
 @dataclass(frozen=True, config=STRICT)
 class Grid:
-    """Content of ablations/params.yaml. An entry's model is `<row>`, `ar_<row>` or `ar_<rung>`."""
+    """Content of study/params.yaml. An entry's model is `<row>`, `ar_<row>` or `ar_<rung>`."""
 
     profile: str  # where everything comes from that is not said here
-    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
-    common: dict[str, Any]  # dotted keys of the profile that all rows change
+    trials: Trials
     rows: dict[str, Row]
     ladder: dict[str, Rung]
     text: dict[str, TextTrial]
@@ -103,14 +122,19 @@ class Grid:
 
         Raises `ConfigError` if there is no such row, or the profile refuses its changes.
         """
-        require_known(name, self.rows, "ablation")
-        row = self.rows[name]
-        variants = {
-            "tokenizer.variants": {name: row.tokenizer},
-            "autoregressive.variants": {f"ar_{name}": {"tokenizer": name}} if row.generate else {},
-            "text.dual_encoder.reconstructions": [],
-        }
-        return self._changed(name, self.common | ALONE | variants)
+        require_known(name, self.rows, "row of the study")
+        row, variants = self.rows[name], load_profile(self.profile).tokenizer.variants
+        require_known(row.of, variants, "tokenizer variant")
+        generator = {f"ar_{name}": {"tokenizer": name}} if row.generate else {}
+        return self._changed(name, _alone(name, merge(variants[row.of], row.changes), generator))
+
+    def trial_profile(self, name: str, model: str) -> Profile:
+        """The profile with a trial's changes and a model as its only tokenizer."""
+        require_known(name, self.trials.changes, "trial")
+        variants = load_profile(self.profile).tokenizer.variants
+        require_known(model, variants, "tokenizer variant")
+        changes = self.trials.common | self.trials.changes[name]
+        return self._changed(name, changes | _alone(model, variants[model]))
 
     def rung_profile(self, name: str) -> Profile:
         """The profile with a model of the rung's size as its only generator."""
@@ -132,22 +156,59 @@ class Grid:
         return from_dict(Profile, values, f"{GRID}: {name}")
 
 
+def _alone(name: str, keys: dict[str, Any], generators: dict[str, Any] | None = None) -> dict:
+    """Changes of a profile to one with a single tokenizer, and generators over its codes."""
+    variants = {"tokenizer.variants": {name: keys}, "autoregressive.variants": generators or {}}
+    return ALONE | variants | {"text.dual_encoder.reconstructions": []}
+
+
 def load_grid() -> Grid:
-    """Read and check `ablations/params.yaml`."""
+    """Read and check `study/params.yaml`."""
     return from_dict(Grid, read_yaml(resolve(GRID)), GRID)
 
 
-def run_row(grid: Grid, name: str, core: bool = False) -> dict[str, Any]:
-    """Train and judge a row with every seed; a training that does not end well is a result, too.
+def run_row(grid: Grid, name: str) -> dict[str, Any]:
+    """Train and judge a row with every seed; what it cost, and its samples if it generates."""
+    profile, row = grid.row_profile(name), grid.rows[name]
+    result = judged(profile, name, row.seeds)
+    config = profile.tokenizer_variant(name)
+    tokenizer = SpectralTokenizer(config).eval()
+    with torch.no_grad():
+        operations = flops(lambda: tokenizer(torch.rand(1, 3, config.size, config.size)))
+    tokens = config.num_scales * config.tokens_per_scale
+    result |= {
+        "group": row.group,
+        "of": row.of,
+        "changes": row.changes,
+        "tokens": tokens,
+        "bits": config.bits(),
+        "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
+        "flops_per_image": operations,
+    }
+    if row.generate:
+        result["generation"] = generation_scores(profile, f"ar_{name}")
+    return result
 
-    Args:
-        core: with seed 0 only, and without a model over the row's codes, whatever the row says.
+
+def run_trial(grid: Grid, name: str) -> dict[str, Any]:
+    """Train and judge every model of the trials with the changes of one."""
+    models = {
+        model: judged(grid.trial_profile(name, model), model, [0]) for model in grid.trials.models
+    }
+    return {"common": grid.trials.common, "changes": grid.trials.changes[name], "models": models}
+
+
+def judged(profile: Profile, name: str, seeds: Sequence[int]) -> dict[str, Any]:
+    """Scores of a tokenizer for every seed; a training that does not end well is a result, too.
+
+    `coded_bits` are those of an image's codes after entropy coding with the frequencies that
+    codes have in training views.
     """
     fetch_weights()
-    profile, row = grid.row_profile(name), grid.rows[name]
-    config, seeds = profile.tokenizer_variant(name), [0] if core else grid.seeds
+    config = profile.tokenizer_variant(name)
     views, keys = held_out_set(profile, size=config.size)
-    judged: dict[str, Any] = {"photographs": [], "protocol": {}}
+    originals = features_of([views])
+    about: dict[str, Any] = {"photographs": [], "protocol": {}}
     by_seed: dict[str, dict[str, Any]] = {}
     for seed in seeds:
         try:
@@ -156,32 +217,24 @@ def run_row(grid: Grid, name: str, core: bool = False) -> dict[str, Any]:
             by_seed[str(seed)] = {"failed": str(error)}
             continue
         codes, reconstructions = reconstruct(trained.model, views)
-        judged = evaluate_reconstructions(views, reconstructions, keys, metrics=fast_metrics())
-        counts = code_counts(codes, config.num_codes)
-        usage = codebook_statistics(counts, len(codes), len(trained.model.codebooks))
+        scores = evaluate_reconstructions(views, reconstructions, keys)
+        about = {key: scores[key] for key in about}
+        most = max(config.codebook_sizes)
+        usage = codebook_statistics(code_counts(codes, most), len(codes), config)
+        images = training_images(profile.tokenizer_data(name))
+        seen = training_views(images, 0, CODED_VIEWS, config.size, seed)[0]
+        frequencies = code_counts(encode(trained.model, seen), most)
         by_seed[str(seed)] = {
-            **{name: judged[name] for name in (*fast_metrics(), "by_photograph")},
+            **{metric: scores[metric] for metric in (*METRICS, "by_photograph")},
+            "fd_lite0": frechet_distance(features_of([reconstructions]), originals),
+            "coded_bits": coded_bits(codes, frequencies, config),
             "usage": min(book["usage"] for book in usage["codebooks"].values()),
             "gradient_norm": gradient_statistics(trained.curve["gradient_norm"]),
             "seconds": trained.curve["seconds"][-1],
         }
-    tokenizer = SpectralTokenizer(config).eval()
-    with torch.no_grad():
-        operations = flops(lambda: tokenizer(torch.rand(1, 3, config.size, config.size)))
-    result = {
-        "group": row.group,
-        "tokenizer": row.tokenizer,
-        "run": digest(*(TokenizerRun.of(profile, name, seed) for seed in seeds)),
-        "steps": profile.tokenizer_training(name).optimizer.steps,
-        "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
-        "flops_per_image": operations,
-        "photographs": judged["photographs"],
-        "protocol": judged["protocol"],
-        "seeds": by_seed,
-    }
-    if row.generate and not core:
-        result["generation"] = generation_scores(profile, f"ar_{name}")
-    return result
+    runs = [TokenizerRun.of(profile, name, seed) for seed in seeds]
+    steps = profile.tokenizer_training(name).optimizer.steps
+    return {"run": digest(*runs), "steps": steps, **about, "seeds": by_seed}
 
 
 def gradient_statistics(norms: Sequence[float]) -> dict[str, float]:
@@ -293,11 +346,18 @@ def run_text_trial(grid: Grid, name: str) -> dict[str, Any]:
     }
 
 
-def judge_row(_: Profile, row: str, core: bool = False) -> None:
-    """Write the result of a row of the grid; its models are not kept after that."""
-    folder = "core_ablations" if core else "ablations"
-    write_json(resolve(f"metrics/{folder}/{row}.json"), run_row(load_grid(), row, core))
+def judge_row(_: Profile, row: str) -> None:
+    """Write the result of a row of the study; its models are not kept after that."""
+    write_json(resolve(f"metrics/tokenizers/{row}.json"), run_row(load_grid(), row))
     forget(row)
+
+
+def judge_recipe(_: Profile, trial: str) -> None:
+    """Write the results of a trial of the recipe; its models are not kept after that."""
+    grid = load_grid()
+    write_json(resolve(f"metrics/trials/{trial}.json"), run_trial(grid, trial))
+    for model in grid.trials.models:
+        forget(model)
 
 
 def judge_rung(_: Profile, rung: str) -> dict[str, Any]:
@@ -305,7 +365,7 @@ def judge_rung(_: Profile, rung: str) -> dict[str, Any]:
     return run_rung(load_grid(), rung)
 
 
-def judge_trial(_: Profile, trial: str) -> dict[str, Any]:
+def judge_text(_: Profile, trial: str) -> dict[str, Any]:
     """Result of a text trial of the grid."""
     return run_text_trial(load_grid(), trial)
 
@@ -318,7 +378,9 @@ def write_table() -> None:
     with atomic_write(resolve(TABLE)) as path, path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["result", "psnr", "lpips_alex", "fd_lite0", "file"])
-        for result in sorted(path for folder in RESULTS for path in resolve(folder).glob("*.json")):
+        for result in sorted(
+            path for folder in RESULTS for path in resolve(f"metrics/{folder}").glob("*.json")
+        ):
             values, means = read_json(result), ["", ""]
             if "seeds" in values and finished_seeds(values):
                 means = [f"{mean(values, metric):.4f}" for metric in ("psnr", "lpips_alex")]

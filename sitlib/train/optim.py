@@ -1,0 +1,129 @@
+"""Optimizers, the learning rate and the average of the weights."""
+
+import math
+from collections import defaultdict
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
+from torch.optim.swa_utils import AveragedModel
+
+from sitlib.train.config import OptimizerConfig
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: brings singular values near 1
+NS_STEPS = 3
+
+
+def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW; with `muon`, Muon for the matrices of the transformer blocks.
+
+    Matrices decay; vectors (norms, biases), embeddings and codebooks do not.
+    """
+    hidden, decayed, exempt = [], [], []
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        is_table = any(part in name for part in ("position", "pos_emb", "codebooks", "embedding"))
+        if config.algorithm == "muon" and ".blocks." in name and parameter.ndim == 2:
+            hidden.append(parameter)
+        else:
+            (decayed if parameter.ndim >= 2 and not is_table else exempt).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": exempt, "weight_decay": 0.0},
+    ]
+    options = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "fused": True}
+    if config.algorithm == "adamw":
+        return torch.optim.AdamW(groups, **options)
+    matrices = {"params": hidden, "orthogonal": True, "lr": config.muon_learning_rate}
+    return Muon([*groups, matrices | {"weight_decay": config.weight_decay}], **options)
+
+
+class Muon(torch.optim.AdamW):
+    """AdamW whose groups with `orthogonal=True` hold matrices [R, C] that Muon updates instead.
+
+    Momentum, Nesterov's, made orthogonal (Jordan et al., 2024), all matrices of one shape in one
+    batched product. The update is scaled to the size of Adam's, 0.2 sqrt(max(R, C)) (arXiv
+    2502.16982), so that decay and schedule mean the same in all groups.
+    """
+
+    def __init__(self, groups: ParamsT, momentum: float = 0.95, **adamw):
+        super().__init__(groups, **adamw)
+        self.momentum = momentum
+        # So that torch's GradScaler skips whole steps, and leaves nothing of them to the kernels.
+        self._step_supports_amp_scaling = False
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        groups = self.param_groups
+        for group in groups:
+            if group.get("orthogonal"):
+                self._update_matrices(group)
+        self.param_groups = [group for group in groups if not group.get("orthogonal")]
+        try:
+            return super().step(closure)
+        finally:
+            self.param_groups = groups
+
+    def _update_matrices(self, group: dict) -> None:
+        by_shape = defaultdict(list)
+        for weight in group["params"]:
+            if weight.grad is not None:
+                by_shape[weight.shape].append(weight)
+        for shape, weights in by_shape.items():
+            grads = torch.stack([weight.grad for weight in weights])
+            for weight in weights:
+                if not self.state[weight]:  # the step is asked for by AdamW when it loads states
+                    zero = {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(weight)}
+                    self.state[weight] |= zero
+            means = [self.state[weight]["exp_avg"] for weight in weights]
+            torch._foreach_lerp_(means, list(grads), 1 - self.momentum)
+            update = orthogonalize(grads.lerp(torch.stack(means), self.momentum), NS_STEPS)
+            scale = 0.2 * max(shape) ** 0.5
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(weights, list(update), alpha=-group["lr"] * scale)
+
+
+def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
+    """The nearest matrices with singular values near 1 (0.7 to 1.2 after five steps), [N, R, C].
+
+    On a GPU products are bf16, as in torch.optim.Muon; a CPU without bf16 products takes twice
+    the time for them, so there they keep the dtype of the matrices.
+    """
+    a, b, c = NEWTON_SCHULZ
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    X = matrices.mT if is_tall else matrices  # the smaller side first: A below is small
+    X = X.bfloat16() if X.is_cuda else X
+    X = X / X.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        A = X @ X.mT
+        X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
+    return (X.mT if is_tall else X).to(matrices.dtype)
+
+
+def learning_rate_factor(step: int, config: OptimizerConfig) -> float:
+    """Share of the peak learning rate at `step`: linear warm-up, cosine decay to the final rate."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+    floor = config.final_learning_rate / config.learning_rate
+    cosine = (1 + torch.cos(torch.tensor(math.pi * min(progress, 1.0))).item()) / 2
+    return floor + (1 - floor) * cosine
+
+
+@torch.no_grad()
+def ema_update(average: AveragedModel, module: nn.Module, decay: float) -> None:
+    """Move the exponential moving average of the parameters of `module` by one step."""
+    means = [parameter.detach() for parameter in average.parameters()]
+    values = [parameter.detach() for parameter in module.parameters()]
+    # AveragedModel.update_parameters does the same, but waits for the GPU at every step.
+    torch._foreach_lerp_(means, values, 1.0 - decay if average.n_averaged else 1.0)
+    average.n_averaged += 1  # on the CPU
+
+
+@torch.no_grad()
+def forget_moments(optimizer: torch.optim.Optimizer, weight: Tensor, rows: Tensor) -> None:
+    """Set Adam's moments of the rows [K] bool of `weight` [K, D] to zero."""
+    for moment in ("exp_avg", "exp_avg_sq"):
+        if weight in optimizer.state:
+            optimizer.state[weight][moment].masked_fill_(rows[:, None], 0.0)
