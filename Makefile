@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help repro tokenizer test lab ablations paper-dry-run lint lock clean
+.PHONY: help repro tokenizer test lab study paper-dry-run lint lock clean
 
 # The interpreter that .venv is made with; the first suitable one of these unless given: make repro PYTHON=/path/to/python3.12
 PYTHON ?=
@@ -39,10 +39,10 @@ lab: .venv/installed ## open JupyterLab on the notebooks
 	python -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 # Results are of two processes of one thread each; what is finished stays so when it is interrupted.
-ablations: repro ## run the full grid of ablations, model sizes and costs that has no result yet (a few hours for all)
-	python -m workbook.run_stages ablations/dvc.yaml --jobs 2 --alone efficiency
-	python -m workbook.ablate # the table of results
-	python -m dvc repro ablations scaling report
+study: .venv/installed ## run what the study has no result of yet: seeds, steps, orders, ablations, sizes (many hours for all)
+	python -m workbook.run_stages study/dvc.yaml --jobs 2 --alone efficiency
+	python -m workbook.study # the table of results
+	python -m dvc repro tokenizer_recipe ablations scaling report
 
 # On a CPU LAYERS=1 takes an hour or two, the whole depth many hours and 42 GB of memory.
 paper-dry-run: .venv/installed ## run all stages with the paper's shapes on eight images (LAYERS=1: stacks of that depth)

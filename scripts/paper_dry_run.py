@@ -30,9 +30,9 @@ from PIL import Image
 
 from sitlib.data import ImageSource, open_captioned, open_images
 from sitlib.strict import from_dict, to_dict
-from workbook.ablate import RESULTS
 from workbook.paths import ROOT, resolve
 from workbook.profile import Profile, read_yaml
+from workbook.study import RESULTS
 
 FOLDER = ROOT / "scratch/paper-dry-run"
 # GB for the whole depth on a CPU: 41 were measured; models and two states, estimated.
@@ -130,15 +130,13 @@ def write_jpeg(source: ImageSource, position: int, path: Path) -> None:
 
 
 def copy_project(folder: Path) -> None:
-    """Copy the project's files that have changed; of results only those of the ablations."""
+    """Copy the project's files that have changed; of results only those of the study."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    made_by_grid = tuple(f"{results}/" for results in RESULTS)
     for name in listed.splitlines():
         source, copy = ROOT / name, folder / name
-        if name.startswith(("metrics/", "reports/", "dvc.lock")) and not name.startswith(
-            made_by_grid
-        ):
+        is_made = name.startswith(("metrics/", "reports/", "dvc.lock"))
+        if is_made and not name.startswith(RESULTS):
             continue
         if source.is_file() and not (copy.is_file() and filecmp.cmp(source, copy, False)):
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -157,9 +155,6 @@ def prepare(folder: Path, layers: int | None) -> None:
     for name, variants in VARIANTS.items():
         params[name] = {f"{v}-seed0": params[name][f"{v}-seed0"] for v in variants}
     write(folder / "params.yaml", params)
-    ablations = read(folder / "ablations/params.yaml")
-    ablations["common"] |= {"tokenizer.optimizer.steps": 12, "tokenizer.optimizer.warmup_steps": 2}
-    write(folder / "ablations/params.yaml", ablations)
     # Else every model is in DVC's cache a second time, where the file system knows no reflinks.
     (folder / ".dvc/config.local").write_text("[cache]\n    type = reflink,hardlink,copy\n")
     if not (folder / ".git").exists():  # DVC needs a repository of its own

@@ -12,9 +12,9 @@ from sitlib.data import open_images, training_views
 from sitlib.metrics import METRICS, Metric, evaluate_reconstructions
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import from_dict, to_dict
-from workbook.ablate import Grid
 from workbook.paths import ROOT
 from workbook.profile import Profile, load_profile
+from workbook.study import Grid
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 SNIPPETS = [
@@ -48,7 +48,7 @@ def test_a_wavelet_is_a_parameter(wavelet):
 
 def test_an_ablation_is_a_line():
     (name, row), *_ = SNIPPETS[1].items()
-    values = yaml.safe_load((ROOT / "ablations/params.yaml").read_text())
+    values = yaml.safe_load((ROOT / "study/params.yaml").read_text())
     values["rows"][name] = row
     found = from_dict(Grid, values).row_profile(name).tokenizer_variant(name)
     assert found.wavelet == "sym4" and not found.scale_mixing

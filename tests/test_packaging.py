@@ -121,7 +121,7 @@ def script(path: Path, body: str) -> Path:
 def test_make_alone_lists_its_targets():
     done = make(ROOT)
     assert done.returncode == 0
-    targets = "help repro tokenizer test lab ablations lint lock clean"
+    targets = "help repro tokenizer test lab study lint lock clean"
     assert re.findall(r"make (\w+) ", done.stdout) == targets.split()
 
 

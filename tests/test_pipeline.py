@@ -23,7 +23,7 @@ from workbook.stages import FUNCTIONS, NOTEBOOKS, stage_hashes
 
 STAGES = {
     name: (stage.get("do", stage), file)
-    for file in ("dvc.yaml", "ablations/dvc.yaml")
+    for file in ("dvc.yaml", "study/dvc.yaml")
     for name, stage in yaml.safe_load((ROOT / file).read_text())["stages"].items()
 }
 PACKAGES = ("sitlib", "workbook")
@@ -44,7 +44,7 @@ def test_a_stage_depends_on_what_it_runs_and_on_what_is_there(name):
     stage, _ = STAGES[name]
     assert f"build/code/{name}.json" in stage["deps"]
     for dependency in stage["deps"]:
-        if "$" not in dependency and dependency.startswith(("data", "profiles", "ablations")):
+        if "$" not in dependency and dependency.startswith(("data", "profiles", "study")):
             assert (ROOT / dependency).exists()
 
 
@@ -57,10 +57,10 @@ def test_inputs_are_those_of_dvc_yaml_filled_in():
     assert {"build/runs.yaml": ["tokenizers.sit5_sc_second-seed0"]} in entry["params"]
     entry = stages.stage_entry("rung", {"rung": "sit_s"})
     assert "codes/sit4-seed0" in entry["deps"]
-    assert {"ablations/params.yaml": ["profile", "ladder.sit_s"]} in entry["params"]
+    assert {"study/params.yaml": ["profile", "ladder.sit_s"]} in entry["params"]
     assert stages.stage_entry("train_tokenizer", {"run": "other-seed0"}) == {}
     names = stages.inputs("tokenizer_recipe", {})
-    assert {"profiles/trials/tokenizer.csv", "the code in workbook/paths.py"} <= set(names)
+    assert {"study/results.csv", "the code in workbook/paths.py"} <= set(names)
     assert "profile in params.yaml" in stages.inputs("wavelet_analysis", {})
 
 
@@ -203,14 +203,9 @@ def workspace(tmp_path_factory):
         "decoded_again": {
             "ar_sit5_sc_second-seed0": {"of": "ar_sit5_sc-seed0", "decoder": "sit5_sc_second-seed0"}
         },
-        "core_ablations": ["wavelet_typed_decoder_causal"],
         "throughput_rounds": 1,
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
-    ablations = yaml.safe_load((folder / "ablations/params.yaml").read_text())
-    steps = {"tokenizer.optimizer.steps": 12, "tokenizer.optimizer.warmup_steps": 2}
-    ablations |= {"profile": "smoke", "common": steps}
-    (folder / "ablations/params.yaml").write_text(yaml.safe_dump(ablations, sort_keys=False))
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
     for command in (["git", "init", "-q"], ["git", "add", "-A"], [*git, "commit", "-qm", "start"]):
         subprocess.run(command, cwd=folder, check=True)

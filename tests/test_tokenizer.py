@@ -193,7 +193,7 @@ def test_codes_start_where_the_data_is_and_the_data_is_spread_out(variant):
 # -- many sizes from one model ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", ["sit4", "sit5", "sit4_plain"])
+@pytest.mark.parametrize("variant", ["sit4", "sit5", "sit4_ours"])
 def test_codes_of_a_downsampled_photograph_are_the_first_scales_of_the_whole(variant):
     tokenizer, images = started(variant, encoder_attention="scale_causal")
     codes = tokenizer.encode(images)

@@ -259,7 +259,7 @@ def test_a_base_is_given_to_runs_that_ask_for_it_and_to_no_others(tmp_path, base
 
 @pytest.mark.parametrize(
     ("variant", "details"),
-    [("sit4_two", ["details"]), ("sit4", ["details_2", "details_3", "details_4"])],
+    [("sit4", ["details"]), ("sit4_ours", ["details_2", "details_3", "details_4"])],
 )
 def test_every_row_of_the_curve_tells_how_codebooks_are_used(tmp_path, variant, details):
     _, rows = train(variant, tmp_path)

@@ -181,9 +181,9 @@ def exponents(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
 def efficiency(_: Profile) -> dict[str, Any]:
     """Costs of both tokenizers at every size, and at some for batches; their exponents.
 
-    The profile is that of the ablations.
+    The profile is that of the study.
     """
-    profile = load_profile(read_yaml(resolve("ablations/params.yaml"))["profile"])
+    profile = load_profile(read_yaml(resolve("study/params.yaml"))["profile"])
     cases = [(variant, size, 1) for size in SIZES for variant in TOKENIZERS]
     cases += [(name, size, n) for size in SWEPT_SIZES for n in BATCHES for name in TOKENIZERS]
     rows = []

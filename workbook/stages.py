@@ -59,9 +59,9 @@ FUNCTIONS = {
     "evaluate_applications": Function("applications", "evaluate_applications", "applications"),
     "row": Function("study", "judge_row"),
     "trial": Function("study", "judge_recipe"),
-    "rung": Function("study", "judge_rung", "ladder/{rung}"),
-    "text": Function("study", "judge_text", "text_trials/{trial}"),
-    "efficiency": Function("costs", "efficiency", "efficiency/cost"),
+    "rung": Function("study", "judge_rung", "study/ladder/{rung}"),
+    "text": Function("study", "judge_text", "study/text/{trial}"),
+    "efficiency": Function("costs", "efficiency", "study/cost"),
     "examples": Function("site.examples", "write_examples"),
     "report": Function("site.build", "write_report"),
 }

@@ -41,7 +41,7 @@ from workbook.diffusion import trained_diffusion, velocity_error
 from workbook.effects import finished_seeds, mean
 from workbook.errors import command
 from workbook.evaluate import decode, encode, features_of, generation, held_out_nats, reconstruct
-from workbook.evaluate.generation import load_models, sampled_labels
+from workbook.evaluate.generation import sampled_labels
 from workbook.evaluate.text import KINDS
 from workbook.generators import trained_generator
 from workbook.paths import resolve
@@ -51,7 +51,7 @@ from workbook.tokenizers import held_out_set, trained_tokenizer, training_images
 
 GRID = "study/params.yaml"
 TABLE = "study/results.csv"
-RESULTS = ("tokenizers", "trials", "ladder", "efficiency", "text_trials")  # folders of metrics
+RESULTS = "metrics/study"  # a folder of each kind
 SPIKE = 5.0  # a gradient norm of so many medians of the steps before it is called a spike
 WINDOW = 50  # steps of these medians
 CODED_VIEWS = 1600  # training views whose codes give the frequencies of entropy coding
@@ -67,8 +67,6 @@ class Row:
     of: str  # variant of the profile
     changes: dict[str, Any] = Field(default_factory=dict)  # of its keys
     seeds: Annotated[list[NonNegativeInt], Field(min_length=1)] = Field([0, 1, 2])
-    # Also train a model over the codes of its first seed, and judge its samples.
-    generate: bool = False
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -123,18 +121,14 @@ class Grid:
         Raises `ConfigError` if there is no such row, or the profile refuses its changes.
         """
         require_known(name, self.rows, "row of the study")
-        row, variants = self.rows[name], load_profile(self.profile).tokenizer.variants
-        require_known(row.of, variants, "tokenizer variant")
-        generator = {f"ar_{name}": {"tokenizer": name}} if row.generate else {}
-        return self._changed(name, _alone(name, merge(variants[row.of], row.changes), generator))
+        row = self.rows[name]
+        return self._alone(name, row.of, row.changes, {})
 
     def trial_profile(self, name: str, model: str) -> Profile:
-        """The profile with a trial's changes and a model as its only tokenizer."""
+        """The profile with a trial's changes, and `<name>_<model>` as its only tokenizer."""
         require_known(name, self.trials.changes, "trial")
-        variants = load_profile(self.profile).tokenizer.variants
-        require_known(model, variants, "tokenizer variant")
         changes = self.trials.common | self.trials.changes[name]
-        return self._changed(name, changes | _alone(model, variants[model]))
+        return self._alone(f"{name}_{model}", model, {}, changes)
 
     def rung_profile(self, name: str) -> Profile:
         """The profile with a model of the rung's size as its only generator."""
@@ -151,15 +145,17 @@ class Grid:
         require_known(f"ar_{self.text[name].tokenizer}", profile.text.variants, "text variant")
         return profile
 
+    def _alone(self, name: str, of: str, keys: dict[str, Any], changes: dict[str, Any]) -> Profile:
+        """The changed profile whose only tokenizer is the variant `of` with other keys."""
+        variants = load_profile(self.profile).tokenizer.variants
+        require_known(of, variants, "tokenizer variant")
+        alone = {"tokenizer.variants": {name: merge(variants[of], keys)}}
+        alone |= {"autoregressive.variants": {}, "text.dual_encoder.reconstructions": []}
+        return self._changed(name, changes | ALONE | alone)
+
     def _changed(self, name: str, changes: dict[str, Any]) -> Profile:
         values = changed(to_dict(load_profile(self.profile)), changes)
         return from_dict(Profile, values, f"{GRID}: {name}")
-
-
-def _alone(name: str, keys: dict[str, Any], generators: dict[str, Any] | None = None) -> dict:
-    """Changes of a profile to one with a single tokenizer, and generators over its codes."""
-    variants = {"tokenizer.variants": {name: keys}, "autoregressive.variants": generators or {}}
-    return ALONE | variants | {"text.dual_encoder.reconstructions": []}
 
 
 def load_grid() -> Grid:
@@ -168,32 +164,27 @@ def load_grid() -> Grid:
 
 
 def run_row(grid: Grid, name: str) -> dict[str, Any]:
-    """Train and judge a row with every seed; what it cost, and its samples if it generates."""
+    """Train and judge a row with every seed, and count what it costs."""
     profile, row = grid.row_profile(name), grid.rows[name]
-    result = judged(profile, name, row.seeds)
     config = profile.tokenizer_variant(name)
     tokenizer = SpectralTokenizer(config).eval()
     with torch.no_grad():
         operations = flops(lambda: tokenizer(torch.rand(1, 3, config.size, config.size)))
-    tokens = config.num_scales * config.tokens_per_scale
-    result |= {
-        "group": row.group,
-        "of": row.of,
-        "changes": row.changes,
-        "tokens": tokens,
+    return {
+        **vars(row),
+        "tokens": config.num_scales * config.tokens_per_scale,
         "bits": config.bits(),
         "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
         "flops_per_image": operations,
+        **judged(profile, name, row.seeds),
     }
-    if row.generate:
-        result["generation"] = generation_scores(profile, f"ar_{name}")
-    return result
 
 
 def run_trial(grid: Grid, name: str) -> dict[str, Any]:
     """Train and judge every model of the trials with the changes of one."""
     models = {
-        model: judged(grid.trial_profile(name, model), model, [0]) for model in grid.trials.models
+        model: judged(grid.trial_profile(name, model), f"{name}_{model}", [0])
+        for model in grid.trials.models
     }
     return {"common": grid.trials.common, "changes": grid.trials.changes[name], "models": models}
 
@@ -249,29 +240,11 @@ def gradient_statistics(norms: Sequence[float]) -> dict[str, float]:
     }
 
 
-def generation_scores(profile: Profile, variant: str) -> dict[str, Any]:
-    """Distances of the samples of a model over a row's codes, and its held-out nats."""
-    codes, (model, tokenizer) = load_codes(profile, variant), load_models(profile, variant, 0)
-    nats = held_out_nats(model, codes.held_out, codes.held_out_labels)
-    tokens = codes.held_out[0].numel()
-    labels = sampled_labels(profile, profile.autoregressive.evaluation.samples)
-    images = decode(tokenizer, generate(model, labels, profile.autoregressive.sampling))
-    about = {**nats, "nats_per_image": nats["nats_per_token"] * tokens, "tokens": tokens}
-    return distances_to_held_out(images, profile, variant) | about
-
-
 def distances_to_held_out(images: Tensor, profile: Profile, variant: str) -> dict[str, Any]:
     """Distances of samples to the held-out views of a variant."""
     references = features_of(generation.held_out_images(profile, variant), "held_out")
     settings = profile.autoregressive.evaluation
     return generation.distances(features_of([images]), references, settings)
-
-
-def forget(name: str) -> None:
-    """Remove the models of a row, of which only the result is kept."""
-    for kind, stem in (("tokenizer", name), ("autoregressive", f"ar_{name}"), ("codes", name)):
-        for folder in resolve(f"scratch/{kind}").glob(f"{stem}-seed*"):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def run_rung(grid: Grid, name: str) -> dict[str, Any]:
@@ -348,16 +321,22 @@ def run_text_trial(grid: Grid, name: str) -> dict[str, Any]:
 
 def judge_row(_: Profile, row: str) -> None:
     """Write the result of a row of the study; its models are not kept after that."""
-    write_json(resolve(f"metrics/tokenizers/{row}.json"), run_row(load_grid(), row))
-    forget(row)
+    _write(f"rows/{row}", run_row(load_grid(), row), row)
 
 
 def judge_recipe(_: Profile, trial: str) -> None:
     """Write the results of a trial of the recipe; its models are not kept after that."""
     grid = load_grid()
-    write_json(resolve(f"metrics/trials/{trial}.json"), run_trial(grid, trial))
-    for model in grid.trials.models:
-        forget(model)
+    models = (f"{trial}_{model}" for model in grid.trials.models)
+    _write(f"trials/{trial}", run_trial(grid, trial), *models)
+
+
+def _write(name: str, result: dict[str, Any], *models: str) -> None:
+    """Write a result, then remove the tokenizers that it was measured on."""
+    write_json(resolve(f"metrics/study/{name}.json"), result)
+    for model in models:
+        for folder in resolve("scratch/tokenizer").glob(f"{model}-seed*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def judge_rung(_: Profile, rung: str) -> dict[str, Any]:
@@ -378,9 +357,7 @@ def write_table() -> None:
     with atomic_write(resolve(TABLE)) as path, path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["result", "psnr", "lpips_alex", "fd_lite0", "file"])
-        for result in sorted(
-            path for folder in RESULTS for path in resolve(f"metrics/{folder}").glob("*.json")
-        ):
+        for result in sorted(resolve(RESULTS).rglob("*.json")):
             values, means = read_json(result), ["", ""]
             if "seeds" in values and finished_seeds(values):
                 means = [f"{mean(values, metric):.4f}" for metric in ("psnr", "lpips_alex")]

@@ -1,5 +1,6 @@
 """The grid of experiments: every entry is sound, and what it trains and judges is what it says."""
 
+import itertools
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -7,33 +8,41 @@ from typing import cast
 
 import pytest
 import torch
-import yaml
 
-from sitlib.data import TokenShards
+from sitlib.data import TokenShards, open_images
+from sitlib.files import read_json
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import ConfigError, from_dict, to_dict
-from workbook import ablate, runs
-from workbook.ablate import Grid, Row, Rung, TextTrial, gradient_statistics, load_grid, run_row
+from workbook import runs, study
 from workbook.codes import Codes, captioned
 from workbook.diffusion import trained_diffusion, velocity_error
 from workbook.paths import ROOT
 from workbook.profile import load_profile
-from workbook.tokenizers import held_out_set
+from workbook.study import (
+    Grid,
+    Row,
+    Rung,
+    TextTrial,
+    Trials,
+    gradient_statistics,
+    load_grid,
+    run_row,
+)
+from workbook.tokenizers import held_out_set, trained_tokenizer, training_images
 
 GRID = load_grid()
 SMALL = {
-    "tokenizer.optimizer.steps": 3,
-    "tokenizer.optimizer.warmup_steps": 1,
-    "tokenizer.optimizer.batch_size": 2,
-    "tokenizer.loss.quant_warmup_steps": 0,
-    "tokenizer.common.num_codes": 16,
-    "data.normalization_views": 8,
+    "optimizer": {"steps": 3, "warmup_steps": 1, "batch_size": 2},
+    "loss": {"quant_warmup_steps": 0},
+    "num_codes": 16,
+    "data": {"normalization_views": 8},
 }
-ROW = Row("test", {"levels": 3, "grid_size": 4})
+TRIALS = Trials(["vit_vqgan", "sit4"], {"data.validation_percent": 30}, {"x": {}})
+ROW = Row("test", "sit4", SMALL, [0, 1])
 
 
-def grid(seeds=(0,), rows=None, ladder=None, text=None):
-    return Grid("smoke", list(seeds), SMALL, rows or {}, ladder or {}, text or {})
+def grid(rows=None, ladder=None, text=None, trials=TRIALS):
+    return Grid("smoke", trials, rows or {}, ladder or {}, text or {})
 
 
 @pytest.fixture
@@ -44,27 +53,19 @@ def own_folder(tmp_path, monkeypatch):
         is_written = str(path).startswith(("scratch", ".ckpt", "models", "metrics"))
         return (tmp_path if is_written else ROOT) / path
 
-    for module in (ablate, runs):
+    for module in (study, runs):
         monkeypatch.setattr(module, "resolve", resolve)
     return tmp_path
 
 
-def test_every_row_is_a_tokenizer():
+def test_every_row_is_a_tokenizer_and_every_trial_one_of_each_model():
     for name in GRID.rows:
         profile = GRID.row_profile(name)
         assert list(profile.tokenizer.variants) == [name] and profile.tokenizer_variant(name)
-    parameters = yaml.safe_load((ROOT / "params.yaml").read_text())
-    assert set(parameters["core_ablations"]) <= set(GRID.rows)
-
-
-def test_wide_rows_have_as_many_parameters_as_typed_ones():
-    for way in ("wavelet", "pyramid", "raster"):
-        shared, typed, wide = (
-            sum(p.numel() for p in SpectralTokenizer(profile.tokenizer_variant(name)).parameters())
-            for name in (f"{way}_{kind}_full" for kind in ("shared", "typed", "wide"))
-            for profile in [GRID.row_profile(name)]
-        )
-        assert wide == pytest.approx(typed, rel=0.01) and shared < 0.7 * typed
+    for name, model in itertools.product(GRID.trials.changes, GRID.trials.models):
+        profile = GRID.trial_profile(name, model)
+        assert list(profile.tokenizer.variants) == [f"{name}_{model}"]
+        assert profile.data.validation_percent > 0  # chosen by nothing that was held out
 
 
 def test_every_rung_is_a_model_and_families_have_the_same_sizes():
@@ -91,7 +92,7 @@ def test_every_text_trial_is_the_profile_but_for_its_training():
     ("call", "message"),
     [
         (lambda: GRID.row_profile("cdf79"), "did you mean 'cdf97'"),
-        (lambda: grid(rows={"x": Row("x", {"gird": 4})}).row_profile("x"), "x.*gird"),
+        (lambda: grid({"x": Row("x", "sit4", {"gird": 4})}).row_profile("x"), "x.*gird"),
         (lambda: from_dict(Grid, to_dict(GRID) | {"ladder": {"x": {}}}), "ladder.x.*kind"),
         (
             lambda: from_dict(TextTrial, {"tokenizer": "sit4", "changes": {"data.flip": False}}),
@@ -102,8 +103,10 @@ def test_every_text_trial_is_the_profile_but_for_its_training():
             "did you mean 'ar_captioned_sit4_sc'",
         ),
         (
-            lambda: replace(GRID, common={"tokenizer.optimizer.speed": 2}).row_profile("cdf97"),
-            "tokenizer.optimizer.speed, which the profile does not have",
+            lambda: grid(trials=Trials(["sit4"], {}, {"x": {"data.speed": 2}})).trial_profile(
+                "x", "sit4"
+            ),
+            "data.speed, which the profile does not have",
         ),
     ],
 )
@@ -113,26 +116,52 @@ def test_mistakes_are_refused(call, message):
 
 
 def test_a_row_is_trained_and_judged_with_every_seed(own_folder, monkeypatch, weights_folder):
-    monkeypatch.setattr(ablate, "held_out_set", partial(held_out_set, count=6))
-    small = grid([0, 1], {"row": ROW})
-    result = run_row(small, "row")
+    monkeypatch.setattr(study, "held_out_set", partial(held_out_set, count=6))
+    monkeypatch.setattr(study, "load_grid", lambda: grid({"row": ROW}))
+    study.judge_row(load_profile("smoke"), "row")
+    result = read_json(own_folder / "metrics/study/rows/row.json")
     assert set(result["seeds"]) == {"0", "1"} and result["steps"] == 3
     first, second = result["seeds"].values()
     assert first["psnr"] != second["psnr"] and 0 <= first["usage"] <= 100
-    assert len(first["by_photograph"]["psnr"]) == len(result["photographs"])
+    assert len(first["by_photograph"]["lpips_vgg"]) == len(result["photographs"])
+    assert 0 < first["coded_bits"] < result["bits"] + 64  # hardly trained codes are no more even
     assert result["parameters"] > 1000 and result["flops_per_image"] > 1e6
-    again = run_row(small, "row", core=True)  # loaded, not trained again
-    assert all(again["seeds"]["0"][key] == first[key] for key in ("psnr", "seconds"))
-    ablate.forget("row")
-    assert not list((own_folder / "scratch/tokenizer").glob("row-*"))
+    assert not list((own_folder / "scratch/tokenizer").glob("row-*"))  # models are not kept
+
+
+def test_a_trial_trains_on_other_photographs_than_it_is_judged_by(
+    own_folder, monkeypatch, weights_folder
+):
+    seen = []
+    monkeypatch.setattr(study, "trained_tokenizer", partial(trained_and_noted, seen))
+    trials = replace(TRIALS, common=TRIALS.common | SMALL_KEYS)
+    result = study.run_trial(grid(trials=trials), "x")
+    assert list(result["models"]) == ["vit_vqgan", "sit4"]
+    held_out = set(open_images(ROOT / "data/landscapes", "test").keys)
+    for scores, keys in zip(result["models"].values(), seen, strict=True):
+        judged_by = set(scores["photographs"])
+        assert not judged_by & keys and not judged_by & held_out
+
+
+SMALL_KEYS = {f"tokenizer.optimizer.{key}": x for key, x in SMALL["optimizer"].items()} | {
+    "tokenizer.common.num_codes": 16,
+    "data.normalization_views": 8,
+    "tokenizer.loss.quant_warmup_steps": 0,
+    "tokenizer.evaluation.sets.landscapes.views": 6,
+}
+
+
+def trained_and_noted(seen, profile, name, seed):
+    seen.append(set(training_images(profile.tokenizer_data(name)).keys))
+    return trained_tokenizer(profile, name, seed)
 
 
 def test_a_training_that_fails_is_a_result(monkeypatch):
     def fails(profile, name, seed):
         raise FloatingPointError("the loss is not finite at step 7")
 
-    monkeypatch.setattr(ablate, "trained_tokenizer", fails)
-    result = run_row(grid(rows={"row": ROW}), "row")
+    monkeypatch.setattr(study, "trained_tokenizer", fails)
+    result = run_row(grid({"row": replace(ROW, seeds=[0])}), "row")
     assert result["seeds"] == {"0": {"failed": "the loss is not finite at step 7"}}
 
 
@@ -162,13 +191,13 @@ def test_a_text_trial_says_how_often_names_were_drawn_and_is_judged_without_swee
         return {}
 
     trained = SimpleNamespace(model=torch.nn.Identity(), curve={"seconds": [1.0, 7.0]})
-    monkeypatch.setattr(ablate, "fetch_weights", lambda: None)
-    monkeypatch.setattr(ablate, "trained_generator", lambda *_: trained)
+    monkeypatch.setattr(study, "fetch_weights", lambda: None)
+    monkeypatch.setattr(study, "trained_generator", lambda *_: trained)
     others = {"draw_all": None, "real_features": None, "measure_generator": measured}
     for name, function in others.items():
-        monkeypatch.setattr(ablate.generation, name, function or (lambda *_: None))
+        monkeypatch.setattr(study.generation, name, function or (lambda *_: None))
     trial = TextTrial("captioned_sit4_sc", {"text.optimizer.steps": 5})
-    scores, profile = ablate.run_text_trial(grid(text={"x": trial}), "x"), load_profile("smoke")
+    scores, profile = study.run_text_trial(grid(text={"x": trial}), "x"), load_profile("smoke")
     batch_size = profile.generator_optimizer("ar_captioned_sit4_sc").batch_size
     num_names = len(set(captioned(profile, "train").names))
     assert scores["draws_per_name"] == 5 * batch_size / num_names and scores["seconds"] == 7.0
@@ -178,7 +207,7 @@ def test_the_table_has_a_line_for_every_result(tmp_path, monkeypatch):
     def scores(path):  # without the digests of the files
         return [line.rpartition(",")[0] for line in path.read_text().splitlines()]
 
-    committed = scores(ROOT / ablate.TABLE)
-    monkeypatch.setattr(ablate, "TABLE", tmp_path / "results.csv")
-    ablate.write_table()
+    committed = scores(ROOT / study.TABLE)
+    monkeypatch.setattr(study, "TABLE", tmp_path / "results.csv")
+    study.write_table()
     assert scores(tmp_path / "results.csv") == committed
