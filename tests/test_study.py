@@ -28,7 +28,7 @@ from workbook.study import (
     load_grid,
     run_row,
 )
-from workbook.tokenizers import held_out_set, trained_tokenizer, training_images
+from workbook.tokenizers import held_out_set, open_split, trained_tokenizer
 
 GRID = load_grid()
 SMALL = {
@@ -152,7 +152,7 @@ SMALL_KEYS = {f"tokenizer.optimizer.{key}": x for key, x in SMALL["optimizer"].i
 
 
 def trained_and_noted(seen, profile, name, seed):
-    seen.append(set(training_images(profile.tokenizer_data(name)).keys))
+    seen.append(set(open_split(profile.tokenizer_data(name), "train").keys))
     return trained_tokenizer(profile, name, seed)
 
 

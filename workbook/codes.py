@@ -19,7 +19,6 @@ from sitlib.data import (
     held_out_views,
     make_shards,
     open_captioned,
-    open_images,
     prefetch,
     read_manifest,
     training_views,
@@ -31,7 +30,7 @@ from sitlib.strict import digest
 from workbook.paths import resolve
 from workbook.profile import Profile
 from workbook.runs import CodesRun
-from workbook.tokenizers import tokenizer_of_codes
+from workbook.tokenizers import open_split, tokenizer_of_codes
 
 BATCH = 64  # views at a time
 SHARD_BYTES = 2**27  # of codes, at most (but at least one batch)
@@ -53,8 +52,7 @@ def images_of(profile: Profile, variant: str, split: str) -> ImageSource:
     """Images of an autoregressive variant: those with a class, or those with captions."""
     if variant in profile.text.variants:
         return captioned(profile, split).images
-    source = CodesRun.of(profile, variant).tokenizer.data.source
-    return open_images(resolve(source), split).labeled()
+    return open_split(CodesRun.of(profile, variant).tokenizer.data, split).labeled()
 
 
 def captioned(profile: Profile, split: str, phrasing: Phrasing = "training") -> CaptionedImages:

@@ -47,7 +47,7 @@ from workbook.generators import trained_generator
 from workbook.paths import resolve
 from workbook.profile import Profile, changed, load_profile, merge, read_yaml
 from workbook.runs import AutoregressiveRun, TokenizerRun
-from workbook.tokenizers import held_out_set, trained_tokenizer, training_images
+from workbook.tokenizers import held_out_set, open_split, trained_tokenizer
 
 GRID = "study/params.yaml"
 TABLE = "study/results.csv"
@@ -196,7 +196,8 @@ def judged(profile: Profile, name: str, seeds: Sequence[int]) -> dict[str, Any]:
     codes have in training views.
     """
     fetch_weights()
-    config = profile.tokenizer_variant(name)
+    config, data = profile.tokenizer_variant(name), profile.tokenizer_data(name)
+    profile = replace(profile, data=data)  # where it keeps images apart, these are the views
     views, keys = held_out_set(profile, size=config.size)
     originals = features_of([views])
     about: dict[str, Any] = {"photographs": [], "protocol": {}}
@@ -212,7 +213,7 @@ def judged(profile: Profile, name: str, seeds: Sequence[int]) -> dict[str, Any]:
         about = {key: scores[key] for key in about}
         most = max(config.codebook_sizes)
         usage = codebook_statistics(code_counts(codes, most), len(codes), config)
-        images = training_images(profile.tokenizer_data(name))
+        images = open_split(data, "train")
         seen = training_views(images, 0, CODED_VIEWS, config.size, seed)[0]
         frequencies = code_counts(encode(trained.model, seen), most)
         by_seed[str(seed)] = {

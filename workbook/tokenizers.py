@@ -2,6 +2,7 @@
 processes.
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def trained_tokenizer(
     run = TokenizerRun.of(profile, variant, seed)
 
     def train_now(folder: Path) -> tuple[SpectralTokenizer, list[Row]]:
-        base, images = run.training.codes_from, training_images(run.data)
+        base, images = run.training.codes_from, open_split(run.data, "train")
         return train_tokenizer(
             run.model,
             run.training,
@@ -51,10 +52,12 @@ def trained_tokenizer(
     return train_or_load(run, "tokenizer", variant, model, train_now, pipeline, profile)
 
 
-def training_images(data: DataConfig) -> ImageSource:
-    """The training images, without those that are kept apart."""
+def open_split(data: DataConfig, split: str) -> ImageSource:
+    """Images of "train" or "test"; where training images are kept apart, these are "test"."""
+    if not data.validation_percent:
+        return open_images(resolve(data.source), split)
     images = open_images(resolve(data.source), "train")
-    return hold_back(images, data.validation_percent)[0] if data.validation_percent else images
+    return hold_back(images, data.validation_percent)[split == "test"]
 
 
 def tokenizer_of_codes(profile: Profile, variant: str) -> Trained[SpectralTokenizer]:
@@ -83,10 +86,8 @@ def held_out_set(
     require_known(name, settings.sets, "evaluation set")
     chosen, size = settings.sets[name], profile.data.size if size is None else size
     count = chosen.views - first if count is None else min(count, chosen.views - first)
-    percent, options = profile.data.validation_percent, {"first": first, "kind": chosen.kind}
-    source = open_images(resolve(chosen.source), "train" if percent else "test")
-    if percent:
-        _, source = hold_back(source, percent)
+    source = open_split(replace(profile.data, source=chosen.source), "test")
+    options = {"first": first, "kind": chosen.kind}
     images, _, keys = held_out_views(source, count, size, settings.seed, **options)
     return images, keys
 
