@@ -91,7 +91,7 @@ def test_every_text_trial_is_the_profile_but_for_its_training():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: GRID.row_profile("cdf79"), "did you mean 'cdf97'"),
+        (lambda: GRID.row_profile("sit4_ourss"), "did you mean 'sit4_ours'"),
         (lambda: grid({"x": Row("x", "sit4", {"gird": 4})}).row_profile("x"), "x.*gird"),
         (lambda: from_dict(Grid, to_dict(GRID) | {"ladder": {"x": {}}}), "ladder.x.*kind"),
         (

@@ -52,6 +52,7 @@ from workbook.tokenizers import held_out_set, open_split, trained_tokenizer
 GRID = "study/params.yaml"
 TABLE = "study/results.csv"
 RESULTS = "metrics/study"  # a folder of each kind
+COLUMNS = ("psnr", "lpips_vgg", "fd_lite0")  # of the table
 SPIKE = 5.0  # a gradient norm of so many medians of the steps before it is called a spike
 WINDOW = 50  # steps of these medians
 CODED_VIEWS = 1600  # training views whose codes give the frequencies of entropy coding
@@ -357,14 +358,16 @@ def write_table() -> None:
     """
     with atomic_write(resolve(TABLE)) as path, path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["result", "psnr", "lpips_alex", "fd_lite0", "file"])
+        writer.writerow(["result", *COLUMNS, "file"])
         for result in sorted(resolve(RESULTS).rglob("*.json")):
-            values, means = read_json(result), ["", ""]
-            if "seeds" in values and finished_seeds(values):
-                means = [f"{mean(values, metric):.4f}" for metric in ("psnr", "lpips_alex")]
-            distance = values.get("fd_lite0", values.get("generation", {}).get("fd_lite0", ""))
+            values, name = read_json(result), result.relative_to(resolve(RESULTS)).with_suffix("")
+            if finished := finished_seeds(values) if "seeds" in values else []:
+                values = {
+                    column: mean(values, column) for column in COLUMNS if column in finished[0]
+                }
+            scores = [f"{values[column]:.4f}" if column in values else "" for column in COLUMNS]
             content = hashlib.sha256(result.read_bytes()).hexdigest()[:16]
-            writer.writerow([f"{result.parent.name}/{result.stem}", *means, distance, content])
+            writer.writerow([name.as_posix(), *scores, content])
 
 
 if __name__ == "__main__":
