@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from dataclasses import replace
+from itertools import pairwise
 
 import accelerate.checkpointing
 import pytest
@@ -81,6 +82,16 @@ def test_learning_rate_warms_up_then_falls_along_a_cosine():
     assert factors[4:] == sorted(factors[4:], reverse=True)
 
 
+def test_learning_rate_stays_until_it_decays_exponentially():
+    rates = {"learning_rate": 1.0, "final_learning_rate": 0.01, "schedule": "exponential"}
+    config = replace(OPTIMIZER, steps=104, warmup_steps=4, decay_start=54, **rates)
+    factors = [learning_rate_factor(step, config) for step in range(106)]
+    assert factors[:3] == [0.25, 0.5, 0.75] and set(factors[3:55]) == {1.0}
+    assert factors[79] == pytest.approx(0.1) and factors[104:] == pytest.approx([0.01] * 2)
+    ratios = {round(b / a, 12) for a, b in pairwise(factors[54:105])}
+    assert ratios == {round(0.01 ** (1 / 50), 12)}
+
+
 def test_weight_decay_spares_vectors_positions_and_codebooks():
     model = nn.ModuleDict({"codebooks": nn.Linear(3, 3), "mlp": nn.Linear(3, 3)})
     decayed, exempt = make_optimizer(model, replace(OPTIMIZER, weight_decay=0.1)).param_groups
@@ -110,9 +121,9 @@ def test_it_trains_to_the_bit_what_a_plain_loop_trains(tmp_path, ema_decay):
     assert all(map(torch.equal, model.parameters(), kept.parameters()))
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.8])
-def test_a_killed_run_ends_as_if_it_had_not_been_killed(tmp_path, ema_decay):
-    config = replace(OPTIMIZER, ema_decay=ema_decay)
+@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.8}, {"algorithm": "adafactor"}])
+def test_a_killed_run_ends_as_if_it_had_not_been_killed(tmp_path, changes):
+    config = replace(OPTIMIZER, **({"ema_decay": 0.0} | changes))
     whole = fit(tmp_path / "whole", optimizer=config)
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path / "killed", stopped_at(8), optimizer=config)

@@ -240,8 +240,8 @@ class Profile:
         require(is_text == (config.text is not None), sentence)
         sentence = f"{name}: text_noise is of texts, but this model is told classes"
         require(is_text or not config.text_noise, sentence)
-        plain = not optimizer.ema_decay and optimizer.algorithm != "muon"
-        sentence = f"engine.strategy fsdp needs ema_decay: 0.0 and no muon of {name} (or set ddp)"
+        plain = not optimizer.ema_decay and optimizer.algorithm == "adamw"
+        sentence = f"engine.strategy fsdp needs ema_decay: 0.0, algorithm: adamw of {name} (or ddp)"
         require(self.engine.strategy != "fsdp" or plain, sentence)
         self._check_shares(name, optimizer)
 

@@ -39,16 +39,19 @@ class DataConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class OptimizerConfig:
-    """Optimizer, warm-up, cosine decay, clipping by norm; defaults of ViT-VQGAN's tokenizer."""
+    """Optimizer, warm-up, decay, clipping by norm; defaults of ViT-VQGAN's tokenizer."""
 
     # muon: Muon for the matrices of the transformer blocks, AdamW for all other weights (ours).
-    algorithm: Literal["adamw", "muon"] = "adamw"
+    # adafactor: that of VIM and Parti (arXiv 2206.10789).
+    algorithm: Literal["adamw", "muon", "adafactor"] = "adamw"
     muon_learning_rate: PositiveFloat = 3e-3  # peak, of these matrices; it falls with the other
     steps: PositiveInt = 500_000
     batch_size: PositiveInt = 256  # of one update, on all devices
     learning_rate: PositiveFloat = 1e-4  # peak
     final_learning_rate: NonNegativeFloat = 5e-5  # at the last step
     warmup_steps: NonNegativeInt = 50_000
+    schedule: Literal["cosine", "exponential"] = "cosine"  # of the decay from peak to final rate
+    decay_start: NonNegativeInt = 0  # step at which it begins, if that is after the warm-up
     beta1: Probability = 0.9
     beta2: Probability = 0.99
     weight_decay: NonNegativeFloat = 1e-4
@@ -59,16 +62,22 @@ class OptimizerConfig:
     checkpoint_every: PositiveInt = 5000  # steps between resumable checkpoints
 
     def __post_init__(self):
-        for small, large in (("warmup_steps", "steps"), ("final_learning_rate", "learning_rate")):
+        pairs = {"warmup_steps": "steps", "decay_start": "steps"}
+        for small, large in (pairs | {"final_learning_rate": "learning_rate"}).items():
             a, b = getattr(self, small), getattr(self, large)
             require(a <= b, f"{small} {a} must lie in 0 ... {large} = {b}")
+        sentence = "schedule exponential never reaches 0: set final_learning_rate above it"
+        require(self.schedule != "exponential" or self.final_learning_rate > 0, sentence)
         a, b = self.checkpoint_every, self.log_every
         require(a % b == 0, f"checkpoint_every {a} must be a multiple of log_every {b}")
 
 
 @dataclass(frozen=True, config=STRICT)
 class TokenizerLossConfig:
-    """Weights of the tokenizer's loss on pixels in [-1, 1] (SIT, section 4)."""
+    """Weights of the tokenizer's loss (SIT, section 4), on pixels in [-1, 1] (inferred).
+
+    If SIT's are in [0, 1], where L2 is a quarter, `l2: 0.25` is its loss here.
+    """
 
     l2: NonNegativeFloat = 1.0
     lpips: NonNegativeFloat = 0.1

@@ -80,8 +80,11 @@ class TrainLoop(AbstractContextManager):
         self, module: nn.Module, config: OptimizerConfig
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
         """A module and its optimizer, moved, wrapped, sharded and compiled as configured."""
-        sentence = "strategy: fsdp shards matrices, which muon takes whole: set algorithm: adamw"
-        require(self.engine.strategy != "fsdp" or config.algorithm != "muon", sentence)
+        sentence = "strategy: fsdp shards matrices, which {} takes whole: set algorithm: adamw"
+        require(
+            self.engine.strategy != "fsdp" or config.algorithm == "adamw",
+            sentence.format(config.algorithm),
+        )
         has_gpu = torch.cuda.is_available()
         for part in module.train().modules():
             if isinstance(part, (ADTransformer, Transformer)):

@@ -11,8 +11,8 @@ from sitlib.train.config import TokenizerLossConfig
 class TokenizerLoss(nn.Module):
     """1.0 L2 + 0.1 LPIPS + 0.25 commitment (+ codebook), with the weights of `config`.
 
-    L2 is the mean squared error in [-1, 1], LPIPS that of arXiv 1801.03924. Of an output's preview,
-    the image of the first scales alone, both are added (ours, not the paper's).
+    L2 is the mean squared error in [-1, 1] (inferred), LPIPS that of arXiv 1801.03924. Of an
+    output's preview, the image of the first scales alone, both are added (ours, not the paper's).
     """
 
     def __init__(self, config: TokenizerLossConfig):

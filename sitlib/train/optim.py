@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ NS_STEPS = 3
 
 
 def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW; with `muon`, Muon for the matrices of the transformer blocks.
+    """AdamW, or Adafactor; with `muon`, Muon for the matrices of the transformer blocks.
 
     Matrices decay; vectors (norms, biases), embeddings and codebooks do not.
     """
@@ -32,7 +33,10 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": exempt, "weight_decay": 0.0},
     ]
-    options = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "fused": True}
+    betas = config.beta1, config.beta2
+    if config.algorithm == "adafactor":
+        return Adafactor(groups, {"lr": config.learning_rate, "betas": betas})
+    options = {"lr": config.learning_rate, "betas": betas, "fused": True}
     if config.algorithm == "adamw":
         return torch.optim.AdamW(groups, **options)
     matrices = {"params": hidden, "orthogonal": True, "lr": config.muon_learning_rate}
@@ -101,13 +105,45 @@ def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
     return (X.mT if is_tall else X).to(matrices.dtype)
 
 
+class Adafactor(torch.optim.Optimizer):
+    """Adafactor (arXiv 1804.04235) with momentum and absolute rates, as VIM and Parti have it.
+
+    Squares of gradients are averaged by row and by column of a matrix, the newest counting as in
+    Adam with its correction (section 7.1 there). An update has a root mean square of at most 1;
+    steps are averaged, without correction. (VIM and Parti keep this average in 8 bits.)
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            lr, (beta1, beta2) = group["lr"], group["betas"]
+            for weight in (p for p in group["params"] if p.grad is not None):
+                grad, state = torch.atleast_2d(weight.grad), self.state[weight]  # a vector: one row
+                squares = grad.square().add_(1e-30)
+                row, column = squares.mean(-1, keepdim=True), squares.mean(-2, keepdim=True)
+                if not state:
+                    state |= {"step": 0, "row_sq": row, "column_sq": column}
+                    state["exp_avg"] = torch.zeros_like(weight)
+                state["step"] += 1
+                newest = (1 - beta2) / (1 - beta2 ** state["step"])
+                row = state["row_sq"].lerp_(row, newest)
+                column = state["column_sq"].lerp_(column, newest)
+                update = grad * (row / row.mean(-2, keepdim=True)).rsqrt() * column.rsqrt()
+                update *= lr / update.square().mean().sqrt().clamp(min=1)
+                mean = state["exp_avg"].lerp_(update.view_as(weight), 1 - beta1)
+                weight.mul_(1 - lr * group["weight_decay"]).sub_(mean)
+
+
 def learning_rate_factor(step: int, config: OptimizerConfig) -> float:
-    """Share of the peak learning rate at `step`: linear warm-up, cosine decay to the final rate."""
+    """Share of the peak learning rate at `step`: linear warm-up, then decay to the final rate."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+    start = max(config.warmup_steps, config.decay_start)
+    progress = min(max(step - start, 0) / max(config.steps - start, 1), 1.0)
     floor = config.final_learning_rate / config.learning_rate
-    cosine = (1 + torch.cos(torch.tensor(math.pi * min(progress, 1.0))).item()) / 2
+    if config.schedule == "exponential":
+        return floor**progress
+    cosine = (1 + torch.cos(torch.tensor(math.pi * progress)).item()) / 2
     return floor + (1 - floor) * cosine
 
 
@@ -123,7 +159,7 @@ def ema_update(average: AveragedModel, module: nn.Module, decay: float) -> None:
 
 @torch.no_grad()
 def forget_moments(optimizer: torch.optim.Optimizer, weight: Tensor, rows: Tensor) -> None:
-    """Set Adam's moments of the rows [K] bool of `weight` [K, D] to zero."""
-    for moment in ("exp_avg", "exp_avg_sq"):
-        if weight in optimizer.state:
+    """Set the moments of the rows [K] bool of `weight` [K, D] to zero."""
+    for moment in ("exp_avg", "exp_avg_sq", "row_sq"):
+        if moment in optimizer.state.get(weight, {}):
             optimizer.state[weight][moment].masked_fill_(rows[:, None], 0.0)
