@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import CAPTIONS, PLAIN, class_and_text, model_of, photographs, tokenizer_of
+from tiny import CAPTIONS, PLAIN, class_and_text, copy_of, model_of, photographs, tokenizer_of
 
 from sitlib.sample.applications import edit, preview, refine, upsample
 from sitlib.sample.generate import generate
@@ -96,7 +96,7 @@ def cropped(side, count=1):
 REFUSALS = [
     (upsample, "class", (cropped(64), 1), "squares of 4 or 8 or 16 or 32 px, not 64 x 64"),
     (upsample, "class", (cropped(12), 1), "not 12 x 12"),
-    (upsample, "class", (cropped(8), 2), r"codes \[2, k, 16\] .* \[1, 2, 16\]"),
+    (upsample, "class", (cropped(8), 2), r"codes \[2, k, 16\], .* \[1, 2, 16\]"),
     (upsample, "text", (cropped(8), "a red cat"), "must be a list of texts"),
     (edit, "class", (cropped(32), 1, 1), "squares of 64 px"),
     (edit, "text", (cropped(64), 3, 1), r"codes \[3, k, 16\]"),
@@ -112,6 +112,18 @@ REFUSALS = [
 def test_refusals(function, kind, arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         function(model_of(kind), tokenizer_of(), *arguments)
+
+
+def test_models_that_do_not_write_from_coarse_to_fine_are_refused():
+    transformer = replace(model_of().config.transformer, order="fine_to_coarse")
+    model, tokenizer = copy_of(model_of(), transformer=transformer), tokenizer_of()
+    for function, arguments in (
+        (upsample, (cropped(8), 1)),
+        (edit, (cropped(64), 1, 2)),
+        (preview, (0, PLAIN, 2, 1)),
+    ):
+        with pytest.raises(ValueError, match="order fine_to_coarse has no first scales: take one"):
+            function(model, tokenizer, *arguments)
 
 
 def test_previews_models_and_tokenizers_that_do_not_belong_together_are_refused():

@@ -1,4 +1,4 @@
-"""The generator: what a code may depend on, cache against no cache, conditions, paper sizes."""
+"""The generator: what a code may depend on, orders, cache against no cache, conditions, sizes."""
 
 import itertools
 from dataclasses import replace
@@ -20,13 +20,37 @@ from tiny import (
 
 from sitlib.files import load_model, save_model
 from sitlib.model.config import SamplingConfig
-from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
+from sitlib.model.generator import AutoregressiveModel, CodeModelConfig, code_nats
 from sitlib.model.sequence import rope_freqs
 from sitlib.model.text import TextTokenizer
 from workbook.profile import load_profile
 
-CASES = list(itertools.product(["class", "text"], [1, 2, 3], ["learned", "rotary"]))
-every_case = pytest.mark.parametrize(("kind", "books", "positions"), CASES)
+ORDERS = {  # positions in codes [S = 3, N = 4], as they follow one another
+    "coarse_to_fine": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11],
+    "fine_to_coarse": [8, 9, 10, 11, 4, 5, 6, 7, 0, 1, 2, 3],
+    "by_place": [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11],
+    "random": [
+        9,
+        2,
+        7,
+        4,
+        5,
+        11,
+        0,
+        3,
+        6,
+        10,
+        8,
+        1,
+    ],  # checkpoints do not hold it: it must never change
+}
+CASES = [
+    *itertools.product(["class", "text"], [1, 2, 3], ["learned", "rotary"], ["coarse_to_fine"]),
+    *itertools.product(["class"], [2], ["learned"], [*ORDERS][1:]),
+    *itertools.product(["text"], [3], ["rotary"], [*ORDERS][1:]),
+]
+every_case = pytest.mark.parametrize(("kind", "books", "positions", "order"), CASES)
+every_order = pytest.mark.parametrize("order", ORDERS)
 
 
 # -- likelihood -------------------------------------------------------------------------------
@@ -35,10 +59,10 @@ every_case = pytest.mark.parametrize(("kind", "books", "positions"), CASES)
 @every_case
 @torch.no_grad()
 def test_logits_are_those_of_a_loop_over_positions_with_the_codebook_of_their_scale(
-    kind, books, positions
+    kind, books, positions, order
 ):
     """Inputs and heads from their definitions; the transformer itself is tested elsewhere."""
-    model = double(generator(kind, books=books, pos_emb=positions))
+    model = double(generator(kind, books=books, pos_emb=positions, order=order))
     codes, cond = random_codes(model), condition_of(model, 0, 2)
     book_of = {1: [0, 0, 0], 2: [0, 1, 1], 3: [0, 1, 2]}[books]
     context, inputs = None, []
@@ -48,7 +72,7 @@ def test_logits_are_those_of_a_loop_over_positions_with_the_codebook_of_their_sc
     else:
         inputs.append(model.class_embedding.weight[cond])
     places = [(0.0, 0.0)]  # the prefix; the grid begins at (1, 1)
-    for scale, place in itertools.product(range(3), range(4)):
+    for scale, place in (divmod(position, 4) for position in ORDERS[order]):
         x = model.code_embedding[book_of[scale]].weight[codes[:, scale, place]]
         x = x + model.scale_embedding.weight[scale]
         if positions == "learned":
@@ -60,32 +84,47 @@ def test_logits_are_those_of_a_loop_over_positions_with_the_codebook_of_their_sc
     x_BTC = model.transformer(x_BTC, causal=True, rope_2TF=rope, context=context)
     logits = model(codes, cond)
     assert logits.shape == (2, 3, 4, 20) and len(model.heads) == len(model.code_embedding) == books
-    for scale, place in itertools.product(range(3), range(4)):
-        expected = model.heads[book_of[scale]](x_BTC[:, 4 * scale + place])
+    for step, (scale, place) in enumerate(divmod(position, 4) for position in ORDERS[order]):
+        expected = model.heads[book_of[scale]](x_BTC[:, step])
         torch.testing.assert_close(logits[:, scale, place], expected)
     assert logits.std() > 0.1  # the comparison is not one of zeros
 
 
 @class_rotary
+@every_order
 @torch.no_grad()
-def test_a_code_depends_on_all_earlier_codes_and_the_condition_only(kind, positions):
-    model = generator(kind, pos_emb=positions)
+def test_a_code_depends_on_all_earlier_codes_and_the_condition_only(kind, positions, order):
+    model = generator(kind, pos_emb=positions, order=order)
     codes, cond = random_codes(model), condition_of(model, 0, 2)
     before = model(codes, cond).flatten(1, 2)
-    for position in range(12):
+    for step, position in enumerate(ORDERS[order], 1):
         changed = codes.flatten(1).clone()
         changed[:, position] = (changed[:, position] + 1) % 20
         after = model(changed.view_as(codes), cond).flatten(1, 2)
-        assert torch.equal(after[:, : position + 1], before[:, : position + 1])
-        if position < 11:
-            assert (after - before)[:, position + 1 :].abs().amax((0, 2)).min() > 1e-4
+        earlier, later = ORDERS[order][:step], ORDERS[order][step:]
+        assert torch.equal(after[:, earlier], before[:, earlier])
+        assert ((after - before)[:, later].abs().amax((0, 2)) > 1e-4).all()
     other = model(codes, condition_of(model, 1, 1)).flatten(1, 2)
     assert (other - before).abs().amax(2).min() > 1e-4
 
 
+@every_order
+@torch.no_grad()
+def test_probabilities_of_all_sequences_sum_to_one(order):
+    """So nats of a model are those of a distribution over the same codes, whatever the order."""
+    sizes = {"num_scales": 2, "tokens_per_scale": 4, "codes": [3, 2]}
+    model = double(new_generator(**sizes, pos_emb="rotary", order=order))
+    every = [*itertools.product(*[range(3)] * 4, *[range(2)] * 4)]
+    codes = torch.tensor(every).view(-1, 2, 4)
+    logits = model(codes, torch.zeros(len(codes), dtype=torch.int64))
+    log_p = -code_nats(logits, codes).sum((1, 2))
+    assert len(log_p) == 1296 and log_p.std() > 0.5
+    torch.testing.assert_close(log_p.exp().sum(), torch.tensor(1.0).double())
+
+
 @every_case
-def test_every_parameter_learns(kind, books, positions):
-    model = new_generator(kind, books=books, pos_emb=positions).train()
+def test_every_parameter_learns(kind, books, positions, order):
+    model = new_generator(kind, books=books, pos_emb=positions, order=order).train()
     cond = condition_of(model, *[0, 1, 2, 0, 1, 2, 0, 1])
     model.nats_per_token(random_codes(model, 8), cond).mean().backward()
     for name, parameter in model.named_parameters():
@@ -111,10 +150,11 @@ def test_nats_are_cross_entropy_and_those_of_a_fresh_model_uniform(kind):
 @every_case
 @pytest.mark.parametrize("options", [{}, LLAMA], ids=["default", "llama"])
 @torch.no_grad()
-def test_cached_logits_equal_uncached_ones(kind, books, positions, options):
-    model = double(generator(kind, books=books, pos_emb=positions, **options))
+def test_cached_logits_equal_uncached_ones(kind, books, positions, order, options):
+    model = double(generator(kind, books=books, pos_emb=positions, order=order, **options))
     codes, cond = random_codes(model), condition_of(model, 0, 2)
-    expected, codes_BT = model(codes, cond).flatten(1, 2), codes.flatten(1)
+    expected = model(codes, cond).flatten(1, 2)[:, ORDERS[order]]
+    codes_BT = codes.flatten(1)[:, ORDERS[order]]
     for given in (0, 1, 4, 11):
         state, logits = model.prefill(cond, codes_Bt=codes_BT[:, :given])
         logits = [logits]

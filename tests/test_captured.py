@@ -1,5 +1,6 @@
 """Static caches, whose steps are the same operations again and again, and their CUDA graphs."""
 
+from collections import Counter
 from functools import partial
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ CASES = [
     ("text", {"pos_emb": "rotary"}),
     ("class", {"pos_emb": "rotary", **LLAMA}),
     ("text", LLAMA),
+    ("class", {"pos_emb": "rotary", "order": "random"}),
 ]
 every_case = pytest.mark.parametrize(("kind", "options"), CASES)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -96,6 +98,13 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def kinds(model, given=0):
+    """Steps by (codebook read, codebook predicted, positions read, five at a time, of twelve)."""
+    book = [min(position // 4, 1) for position in model.order.tolist()]
+    steps = range(given, LENGTH - 1)  # prefix, code and all before it are read
+    return Counter((book[t], book[t + 1], min(-(-(t + 2) // 5) * 5, LENGTH)) for t in steps)
+
+
 @every_case
 @torch.no_grad()
 def test_steps_of_a_kind_are_the_same_operations_on_the_same_memory(kind, options):
@@ -112,9 +121,10 @@ def test_steps_of_a_kind_are_the_same_operations_on_the_same_memory(kind, option
         return step
 
     decoded(model, True, decoder=recording)
-    # (codebook read, codebook predicted, positions read): five at a time, of twelve.
     counts = {key: len(steps) for key, steps in by_kind.items()}
-    assert counts == {(0, 0, 5): 3, (0, 1, 5): 1, (1, 1, 10): 5, (1, 1, 12): 2}
+    assert counts == kinds(model)
+    if "order" not in options:
+        assert counts == {(0, 0, 5): 3, (0, 1, 5): 1, (1, 1, 10): 5, (1, 1, 12): 2}
     for steps in by_kind.values():
         assert all(step == steps[0] for step in steps)
         names = {name for name, _ in steps[0]}  # these would wait for a GPU:
@@ -149,14 +159,15 @@ def captures(monkeypatch):
 
 
 @every_case
-@pytest.mark.parametrize(("given", "graphs"), [(0, 3), (4, 2)])
+@pytest.mark.parametrize("given", [0, 4])
 @torch.inference_mode()
-def test_replayed_steps_give_the_same_logits(captures, kind, options, given, graphs):
+def test_replayed_steps_give_the_same_logits(captures, kind, options, given):
     model = generator(kind, **options)
     expected, _ = decoded(model, True, given)
     logits, _ = decoded(model, True, given, GraphedDecoder)
     torch.testing.assert_close(logits, expected)
-    assert captures.made == graphs  # one for each kind of which there is more than one step
+    # One for each kind of which there is more than one step.
+    assert captures.made == sum(count > 1 for count in kinds(model, given).values()) > 0
 
 
 @pytest.mark.parametrize("allowed", [0, 2])

@@ -80,21 +80,24 @@ def plain_filter(row, config):
 @torch.no_grad()
 def plain_sample(model, cond, index, config):
     """Codes [T] of one sample: the whole sequence through the model for every code, in float64."""
-    scales, n, codes = model.config.num_scales, model.config.tokens_per_scale, []
+    scales, n = model.config.num_scales, model.config.tokens_per_scale
+    codes = torch.zeros(scales * n, dtype=torch.int64)
     uniform = np.random.default_rng([config.seed, index]).random(scales * n, dtype=np.float32)
-    for position in range(scales * n):
-        padded = torch.tensor(codes + [0] * (scales * n - position)).view(1, scales, n)
+    for position in model.order.tolist():
         conditional, unconditional = (
-            model(padded, c).flatten(1, 2)[0, position] for c in (cond, model.unconditional(cond))
+            model(codes.view(1, scales, n), c).flatten(1, 2)[0, position]
+            for c in (cond, model.unconditional(cond))
         )
         weight = config.guidance
         if config.guidance_growth == "linear":
             weight = 1 + (weight - 1) * (position // n) / (scales - 1)
         p, _ = plain_filter(unconditional + weight * (conditional - unconditional), config)
-        codes.append(int((p.cumsum(0) <= float(uniform[position])).sum()))
-    return torch.tensor(codes)
+        codes[position] = (p.cumsum(0) <= float(uniform[position])).sum()
+    return codes
 
 
+OTHERS = ["fine_to_coarse", "by_place", "random"]
+every_order = pytest.mark.parametrize("order", ["coarse_to_fine", *OTHERS])
 SETTINGS = {
     "plain": {},
     "hot": {"temperature": 1.7, "seed": 3},
@@ -104,9 +107,13 @@ SETTINGS = {
 
 
 @class_rotary
-@pytest.mark.parametrize("changes", SETTINGS.values(), ids=SETTINGS.keys())
-def test_samples_are_those_of_a_plain_loop_without_cache(kind, positions, changes):
-    model, config = generator(kind, books=3, pos_emb=positions), replace(PLAIN, **changes)
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [*itertools.product(SETTINGS, ["coarse_to_fine"]), *itertools.product(["growing"], OTHERS)],
+)
+def test_samples_are_those_of_a_plain_loop_without_cache(kind, positions, name, order):
+    model = generator(kind, books=3, pos_emb=positions, order=order)
+    config = replace(PLAIN, **SETTINGS[name])
     reference, cond = double(model), condition_of(model, 0, 1, 2)
     expected = [plain_sample(reference, cond[i : i + 1], i, config) for i in range(3)]
     drawn = generate(model, prompts_of(kind, 3), config)
@@ -178,6 +185,23 @@ def test_first_scales_are_those_of_the_whole_and_may_be_given(kind, positions, c
         if scales:
             drawn = generate(model, prompts, config, scales=scales, prefix_codes=prefix)
             assert torch.equal(drawn, whole[:, :scales])
+
+
+@class_rotary
+@every_order
+@pytest.mark.parametrize("config", [PLAIN, replace(GROWING, batch_size=2)])
+def test_a_half_written_image_is_finished_in_the_order_of_the_model(kind, positions, order, config):
+    model, prompts = generator(kind, pos_emb=positions, order=order), prompts_of(kind)
+    whole = generate(model, prompts, config)
+    for written in (0, 1, 6, 11, 12):
+        first = model.order[:written]
+        for begun in (whole, (whole + 1) % 20):  # what it would have drawn, and something else
+            codes = torch.zeros(5, 12, dtype=torch.int64)
+            codes[:, first] = begun.flatten(1)[:, first]  # nothing is told about the others
+            options = {"prefix_codes": codes.view(5, 3, 4), "written": written}
+            drawn = generate(model, prompts, config, **options)
+            assert torch.equal(drawn.flatten(1)[:, first], codes[:, first])
+            assert torch.equal(drawn, whole) == (begun is whole or written == 0)
 
 
 # -- filters ----------------------------------------------------------------------------------
@@ -299,6 +323,9 @@ REFUSALS = [
     ("class", ONE, {"prefix_codes": zeros(1, 2, 4), "scales": 1}, PREFIX + "1; "),
     ("class", ONE, {"prefix_codes": zeros(1, 1, 4) + 20}, "scale 1 must lie in 0 ... 19"),
     ("class", ONE, {"on_scale": print}, "give a tokenizer"),
+    ("class", ONE, {"written": 1}, r"written must lie in 0 \.\.\. 0, the codes given, it is 1"),
+    ("class", ONE, {"prefix_codes": zeros(1, 2, 4), "written": 9}, r"in 0 \.\.\. 8, .* it is 9"),
+    ("class", ONE, {"prefix_codes": zeros(1, 2, 4), "written": -1}, r"in 0 \.\.\. 8, .* it is -1"),
 ]
 
 
@@ -306,6 +333,15 @@ REFUSALS = [
 def test_refusals(kind, prompts, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         generate(generator(kind), prompts, PLAIN, **options)
+
+
+@pytest.mark.parametrize("order", OTHERS)
+def test_models_of_another_order_have_no_first_scales(order):
+    model, given = generator(order=order, num_scales=4), {"prefix_codes": zeros(1, 2, 4)}
+    show = {"on_scale": print, "tokenizer": tokenizer_of()}
+    for options in ({"scales": 2}, given, given | {"written": 3}, show):
+        with pytest.raises(ValueError, match=f"order {order} has no first scales: take one of"):
+            generate(model, ONE, PLAIN, **options)
 
 
 # -- cost -------------------------------------------------------------------------------------

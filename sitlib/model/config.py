@@ -145,6 +145,9 @@ class AutoregressiveConfig:
     # Of places in the grid (inferred); those of scales are learned either way.
     pos_emb: Literal["learned", "rotary"] = "learned"
     dropout: Probability = 0.1
+    # Of the codes of an image in the sequence; those beside SIT's for comparison. by_place: all
+    # scales of one place, then of the next; random: one permutation, fixed for each shape [S, N].
+    order: Literal["coarse_to_fine", "fine_to_coarse", "by_place", "random"] = "coarse_to_fine"
     # Probability that a training sample's class or text is hidden, for classifier-free guidance
     # (inferred, as LlamaGen, arXiv 2406.06525).
     condition_dropout: Probability = 0.1

@@ -1,11 +1,14 @@
 """Autoregressive transformer over the codes of a tokenizer (SIT, arXiv 2412.09607, section 5).
 
-The sequence is one prefix token, then all codes: coarsest scale first, row-major inside a scale.
+The sequence is one prefix token, then all codes: coarsest scale first, row-major inside a scale, or
+in another `order`, which only the sequence has; all codes and logits that come and go are [B, S, N].
+A model knows which code comes next from the scale and place of the one that it reads.
 """
 
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,6 +53,8 @@ class AutoregressiveModel(nn.Module):
     probability goes to codes that cannot occur. With one scale this is ViT-VQGAN's second stage.
     """
 
+    order: Tensor  # [T]: where in codes [S N] each one of the sequence stands
+
     def __init__(self, config: CodeModelConfig):
         super().__init__()
         self.config, c, n = config, config.transformer, config.tokens_per_scale
@@ -59,6 +64,13 @@ class AutoregressiveModel(nn.Module):
         book_sizes = config.codebook_sizes[: config.num_codebooks]
         # Positions where the next one begins.
         self._book_edges = [book * n for book in range(1, len(book_sizes))]
+        natural = np.arange(self.num_tokens).reshape(-1, n)
+        orders = {"coarse_to_fine": natural, "fine_to_coarse": natural[::-1], "by_place": natural.T}
+        orders["random"] = np.random.default_rng(0).permutation(self.num_tokens)
+        order = orders[c.order].flatten()
+        self.register_buffer("order", torch.tensor(order), persistent=False)
+        # Index of the codebook of each code of the sequence.
+        self.codebook_of = np.minimum(order // n, len(book_sizes) - 1).tolist()
 
         # -- embeddings: condition, codes, scales, places in the grid
         self.text_tokenizer = self.text_encoder = None
@@ -92,9 +104,10 @@ class AutoregressiveModel(nn.Module):
 
     def forward(self, codes: Tensor, cond: Tensor) -> Tensor:
         """Logits [B, S, N, K] of codes [B, S, N], given the condition and all codes before each."""
-        x_BTC, reading = self._embed(cond, codes.flatten(1)[:, :-1])
+        x_BTC, reading = self._embed(cond, codes.flatten(1)[:, self.order[:-1]])
         x_BTC = F.dropout(x_BTC, self.config.transformer.dropout, self.training)
         x_BTC = self.transformer(x_BTC, True, **reading)
+        x_BTC = x_BTC.index_select(1, self.order.argsort())  # those that predict codes [S N]
         parts = zip(self.heads, x_BTC.tensor_split(self._book_edges, dim=1), strict=True)
         logits = [self._padded(head(x)) for head, x in parts]
         return torch.cat(logits, dim=1).unflatten(1, codes.shape[1:])
@@ -114,9 +127,9 @@ class AutoregressiveModel(nn.Module):
     ) -> tuple[DecodeState, Tensor]:
         """Pass the condition and the first codes at once -> state, logits [B, K] of the next code.
 
-        `codes_Bt` are the first t < max_tokens codes of every sequence, of which there may be up to
-        `max_tokens`, by default T. `static`: a cache for CUDA graphs (`KVCache`), by default on a
-        GPU.
+        `codes_Bt` are the first t < max_tokens codes of every sequence, in its order, of which
+        there may be up to `max_tokens`, by default T. `static`: a cache for CUDA graphs
+        (`KVCache`), by default on a GPU.
         """
         codes_Bt = cond.new_zeros(len(cond), 0) if codes_Bt is None else codes_Bt
         x_BTC, reading = self._embed(cond, codes_Bt)
@@ -128,16 +141,12 @@ class AutoregressiveModel(nn.Module):
     def decode_one_token(self, state: DecodeState, codes_B: Tensor) -> Tensor:
         """Append one code [B] to every sequence -> logits [B, K] of the code after it."""
         # The prefix is in the cache, too: the code is that of the position before.
-        x_B1C = self.code_embedding[self.codebook_of(state.cache.length - 1)](codes_B)[:, None]
+        x_B1C = self.code_embedding[self.codebook_of[state.cache.length - 1]](codes_B)[:, None]
         return self._next_logits(state, x_B1C + state.pos_emb_TC[state.cache.span(1)[0]])
-
-    def codebook_of(self, position: int) -> int:
-        """Index of the codebook of the code at a position 0 ... T - 1."""
-        return min(position // self.config.tokens_per_scale, len(self.heads) - 1)
 
     def _next_logits(self, state: DecodeState, x_BTC: Tensor) -> Tensor:
         x_BTC = self.transformer(x_BTC, True, state.cache, **state.reading)
-        head = self.heads[self.codebook_of(state.cache.length - 1)]
+        head = self.heads[self.codebook_of[state.cache.length - 1]]
         return self._padded(in_weight_dtype(head, x_BTC[:, -1]))
 
     def _padded(self, logits: Tensor) -> Tensor:
@@ -159,11 +168,13 @@ class AutoregressiveModel(nn.Module):
         return empty
 
     def _embed(self, cond: Tensor, codes_Bt: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """Condition and codes -> inputs [B, 1 + t, C]; a text, and rotary positions of all T."""
-        c, n, device = self.config.transformer, self.config.tokens_per_scale, cond.device
-        parts = zip(self.code_embedding, codes_Bt.tensor_split(self._book_edges, 1), strict=True)
-        codes_BtC = torch.cat([embedding(codes) for embedding, codes in parts], dim=1)
-        codes_BtC = codes_BtC + self._pos_emb()[: codes_Bt.shape[1]]
+        """Condition and first codes -> inputs [B, 1 + t, C]; a text, and rotary positions of all T."""
+        c, n = self.config.transformer, self.config.tokens_per_scale
+        order = self.order[: codes_Bt.shape[1]]
+        codes_BT = codes_Bt.new_zeros(len(cond), self.num_tokens).index_copy(1, order, codes_Bt)
+        parts = zip(self.code_embedding, codes_BT.tensor_split(self._book_edges, 1), strict=True)
+        codes_BTC = torch.cat([embedding(codes) for embedding, codes in parts], dim=1)
+        codes_BtC = codes_BTC.index_select(1, order) + self._pos_emb()[: len(order)]
         reading: dict[str, Any] = {}
         if self.text_encoder is None:
             prefix_B1C = self.class_embedding(cond)[:, None]
@@ -171,19 +182,19 @@ class AutoregressiveModel(nn.Module):
             prefix_B1C = self.start.expand(len(cond), 1, -1)
             reading["context"] = self.transformer.encode_context(*self.text_encoder(cond))
         if c.pos_emb == "rotary":  # the prefix at (0, 0), then the grid from (1, 1) on
-            index, side = torch.arange(self.num_tokens - 1, device=device) % n, round(n**0.5)
+            index, side = self.order[:-1] % n, round(n**0.5)
             places_TP = torch.stack([index // side, index % side], dim=1) + 1
             places_TP = F.pad(places_TP, (0, 0, 1, 0)).float()
             reading["rope_2TF"] = rope_freqs(places_TP, c.width // c.heads)
         return torch.cat([prefix_B1C, codes_BtC], dim=1), reading
 
     def _pos_emb(self) -> Tensor:
-        """Embedding [T, C] of the scale of every code and, if learned, of its place in the grid."""
+        """Embedding [T, C] of the scale of each code in the sequence and, if learned, its place."""
         n = self.config.tokens_per_scale
         pos_emb_SNC = self.scale_embedding.weight[:, None].expand(-1, n, -1)
         if self.position_embedding is not None:
             pos_emb_SNC = pos_emb_SNC + self.position_embedding.weight
-        return pos_emb_SNC.flatten(0, 1)
+        return pos_emb_SNC.flatten(0, 1)[self.order]
 
 
 def code_nats(logits: Tensor, codes: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ def kind_of_step(model: AutoregressiveModel, state: DecodeState) -> tuple[int, i
     the one that it predicts, and positions that attention reads.
     """
     length = state.cache.length  # the prefix is in the cache, too
-    return model.codebook_of(length - 1), model.codebook_of(length), state.cache.span(1)[1]
+    return model.codebook_of[length - 1], model.codebook_of[length], state.cache.span(1)[1]
 
 
 class GraphedDecoder:

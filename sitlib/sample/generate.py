@@ -27,6 +27,7 @@ def generate(
     *,
     scales: int | None = None,
     prefix_codes: Tensor | None = None,
+    written: int | None = None,
     first_sample: int = 0,
     tokenizer: SpectralTokenizer | None = None,
     on_scale: Callable[[int, int, Tensor], None] | None = None,
@@ -36,13 +37,16 @@ def generate(
 
     Sample i is a function of (seed, i), whatever the batch size: it has its own random number for
     each position. So a prefix of codes that would have been drawn changes nothing. Both hold up to
-    rounding; in the bf16 of GPUs it can choose another code (docs/scale.md).
+    rounding; in the bf16 of GPUs it can choose another code (docs/scale.md). Models of another
+    `order` than coarse_to_fine have no first scales to draw, to give or to show.
 
     Args:
         prompts: class ids [B] int64, or B texts; or the number B, for unconditional samples.
         sampling: by default that of the checkpoint.
         scales: stop after so many; fewer than all can be decoded by a scale-causal decoder.
         prefix_codes: codes [B, k, N] of the first k scales, which are kept.
+        written: keep only so many of them, the first in the model's order. Codes of all scales and
+            `written=S * N // 2` let a model of any order finish an image that is half written.
         first_sample: index i of the first sample; to draw sample 5 of eight alone, pass 5.
         on_scale, tokenizer: after each drawn scale of a batch, call `on_scale(first, scale,
             images)`: index of the batch's first sample, number of finished scales, and their images
@@ -70,13 +74,24 @@ def generate(
     )
     check_codes(prefix.long(), c.codebook_sizes)
     first_scale = prefix.shape[1]
+    written = first_scale * n if written is None else written
+    most = f"written must lie in 0 ... {first_scale * n}, the codes given, it is {written}."
+    require(0 <= written <= first_scale * n, most)
+    needs_scales = scales < c.num_scales or 0 < first_scale < scales or on_scale is not None
+    require(
+        not needs_scales or c.transformer.order == "coarse_to_fine",
+        f"a model of order {c.transformer.order} has no first scales: take one of coarse_to_fine, "
+        "or ask for all scales, give those of whole images with `written`, and no on_scale.",
+    )
+    order = model.order.tolist()[: scales * n]  # positions in codes [scales N]
+    to_draw = order[written:]
     codes = torch.zeros(count, scales, n, dtype=torch.int64, device=device)
     codes[:, :first_scale] = prefix
     guidance = [sampling.guidance] * scales  # in each scale
     if sampling.guidance_growth == "linear" and c.num_scales > 1:
         rise = sampling.guidance - 1.0
         guidance = [1.0 + rise * scale / (c.num_scales - 1) for scale in range(scales)]
-    is_guided = not isinstance(prompts, int) and any(w != 1.0 for w in guidance[first_scale:])
+    is_guided = not isinstance(prompts, int) and any(guidance[i // n] != 1.0 for i in to_draw)
     halves = 2 if is_guided else 1  # rows with the condition, then as many without
     filters = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
 
@@ -86,7 +101,7 @@ def generate(
         with inference_autocast(device):
             batch_size = sampling.batch_size or max_batch_size(model, scales, halves)
             cast_model = with_cast_layers(model)
-        starts = range(0, count if first_scale < scales else 0, batch_size)
+        starts = range(0, count if to_draw else 0, batch_size)
         for start in tqdm(starts, progress, mininterval=5.0, disable=progress is None):
             rows = slice(start, start + batch_size)
             codes_BT, cond_B = codes[rows].flatten(1), cond[rows].to(device)  # codes_BT is a view
@@ -99,12 +114,12 @@ def generate(
             with torch.inference_mode(), inference_autocast(device):
                 if is_guided:
                     cond_B = torch.cat([cond_B, model.unconditional(cond_B)])
-                given = codes_BT[:, : first_scale * n].repeat(halves, 1)
-                state, logits_BK = cast_model.prefill(cond_B, scales * n, given)
+                first_Bt = codes_BT[:, order[:written]].repeat(halves, 1)
+                state, logits_BK = cast_model.prefill(cond_B, len(order), first_Bt)
                 decode_one_token = partial(cast_model.decode_one_token, state)
                 if cond_B.is_cuda:
                     decode_one_token = GraphedDecoder(cast_model, state)
-            for position in range(first_scale * n, scales * n):
+            for done, position in enumerate(to_draw, written + 1):
                 with torch.inference_mode(), inference_autocast(device):
                     if is_guided:
                         cond_BK, uncond_BK = logits_BK.chunk(2)
@@ -112,9 +127,9 @@ def generate(
                     probs_BK = filtered_probabilities(logits_BK, *filters)
                     codes_B = sample_codes(probs_BK, uniform_TB[position])
                     codes_BT[:, position] = codes_B
-                    if position + 1 < scales * n:
+                    if done < len(order):
                         logits_BK = decode_one_token(codes_B.repeat(halves))
-                scale, place = divmod(position + 1, n)
+                scale, place = divmod(done, n)
                 # The caller's code runs outside of inference mode and autocast.
                 if place == 0 and on_scale is not None and tokenizer is not None:
                     on_scale(start, scale, tokenizer.decode(codes[rows, :scale]))
