@@ -58,6 +58,8 @@ def test_inputs_are_those_of_dvc_yaml_filled_in():
     entry = stages.stage_entry("rung", {"rung": "sit_s"})
     assert "codes/sit4-seed0" in entry["deps"]
     assert {"study/params.yaml": ["profile", "ladder.sit_s"]} in entry["params"]
+    entry = stages.stage_entry("trial", {"trial": "adamw"})
+    assert "trials.changes.adamw" in entry["params"][0]["study/params.yaml"]
     assert stages.stage_entry("train_tokenizer", {"run": "other-seed0"}) == {}
     names = stages.inputs("tokenizer_recipe", {})
     assert {"study/results.csv", "the code in workbook/paths.py"} <= set(names)

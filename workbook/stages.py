@@ -140,7 +140,7 @@ def stage_entry(stage: str, keys: Mapping[str, Any]) -> dict[str, Any]:
         values |= _plain_yaml(Path(file).with_name("params.yaml"))
         if "foreach" in entry:
             key = str(next(iter(keys.values()), ""))
-            items = values[entry["foreach"].strip("${}")]
+            items = _value_at(values, entry["foreach"].strip("${}"))
             if key not in items:
                 return {}
             values |= {"key": key, "item": items[key] if isinstance(items, dict) else key}
