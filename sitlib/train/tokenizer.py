@@ -157,7 +157,7 @@ def train_tokenizer(
                 restarted = update_codebooks(tokenizer, latents, codes, after)
                 for codebook, rows in zip(tokenizer.codebooks, restarted, strict=True):
                     forget_moments(optimizer, codebook.weight, rows)
-                values["restarted"] = torch.stack(restarted).sum()
+                values["restarted"] = torch.stack([rows.sum() for rows in restarted]).sum()
 
             # Log.
             values |= {"gradient_norm": grad_norm, **d_values}
