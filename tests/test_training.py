@@ -93,8 +93,9 @@ def test_learning_rate_stays_until_it_decays_exponentially():
 
 
 def test_weight_decay_spares_vectors_positions_and_codebooks():
+    plain = {"algorithm": "adamw", "weight_decay": 0.1}
     model = nn.ModuleDict({"codebooks": nn.Linear(3, 3), "mlp": nn.Linear(3, 3)})
-    decayed, exempt = make_optimizer(model, replace(OPTIMIZER, weight_decay=0.1)).param_groups
+    decayed, exempt = make_optimizer(model, replace(OPTIMIZER, **plain)).param_groups
     assert [id(p) for p in decayed["params"]] == [id(model["mlp"].weight)]
     assert len(exempt["params"]) == 3 and exempt["weight_decay"] == 0
 

@@ -60,7 +60,7 @@ FUNCTIONS = {
     "row": Function("study", "judge_row"),
     "trial": Function("study", "judge_recipe"),
     "rung": Function("study", "judge_rung", "study/ladder/{rung}"),
-    "text": Function("study", "judge_text", "study/text/{trial}"),
+    "generator": Function("study", "judge_generator", "study/generators/{generator}"),
     "efficiency": Function("costs", "efficiency", "study/cost"),
     "examples": Function("site.examples", "write_examples"),
     "report": Function("site.build", "write_report"),

@@ -28,21 +28,22 @@ from sitlib.metrics import (
     coded_bits,
     evaluate_reconstructions,
     frechet_distance,
+    reconstruction_values,
 )
 from sitlib.metrics.weights import fetch_weights
 from sitlib.model.config import STRICT
+from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import best_device
 from sitlib.sample.generate import generate
 from sitlib.strict import digest, from_dict, require, require_known, to_dict
-from workbook.codes import captioned, load_codes
+from workbook.codes import images_of, load_codes
 from workbook.describe import flops
 from workbook.diffusion import trained_diffusion, velocity_error
 from workbook.effects import finished_seeds, mean
 from workbook.errors import command
 from workbook.evaluate import decode, encode, features_of, generation, held_out_nats, reconstruct
 from workbook.evaluate.generation import sampled_labels
-from workbook.evaluate.text import KINDS
 from workbook.generators import trained_generator
 from workbook.paths import resolve
 from workbook.profile import Profile, changed, load_profile, merge, read_yaml
@@ -56,8 +57,11 @@ COLUMNS = ("psnr", "lpips_vgg", "fd_lite0")  # of the table
 SPIKE = 5.0  # a gradient norm of so many medians of the steps before it is called a spike
 WINDOW = 50  # steps of these medians
 CODED_VIEWS = 1600  # training views whose codes give the frequencies of entropy coding
-# A profile with one generator alone: the others' tokenizers need not be there.
+# A profile with one model alone: the others' tokenizers need not be there.
 ALONE = {"autoregressive.samplers": {}, "text.variants": {}, "text.samplers": {}}
+
+
+Seeds = Annotated[list[NonNegativeInt], Field(min_length=1)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -67,7 +71,7 @@ class Row:
     group: str
     of: str  # variant of the profile
     changes: dict[str, Any] = Field(default_factory=dict)  # of its keys
-    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)] = Field([0, 1, 2])
+    seeds: Seeds = Field([0, 1, 2])
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -95,15 +99,17 @@ class Rung:
 
 
 @dataclass(frozen=True, config=STRICT)
-class TextTrial:
-    """A text-conditional model, `ar_<tokenizer>` of the profile, that is trained otherwise."""
+class Generator:
+    """A model over codes of the pipeline, `of` the profile, that is trained otherwise."""
 
-    tokenizer: str
-    changes: dict[str, Any]  # dotted keys of the profile, in its section `text`
+    of: str
+    changes: dict[str, Any]  # dotted keys of the profile, in its sections of generators
+    seeds: Seeds = Field([0, 1, 2])
 
     def __post_init__(self):
-        wrong = ", ".join(key for key in self.changes if not key.startswith("text."))
-        require(not wrong, f"a trial of a text model changes keys of `text`, not {wrong}")
+        sections = ("autoregressive.", "text.")
+        wrong = ", ".join(key for key in self.changes if not key.startswith(sections))
+        require(not wrong, f"a generator's changes are of autoregressive or text, not {wrong}")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -114,7 +120,7 @@ class Grid:
     trials: Trials
     rows: dict[str, Row]
     ladder: dict[str, Rung]
-    text: dict[str, TextTrial]
+    generators: dict[str, Generator]
 
     def row_profile(self, name: str) -> Profile:
         """The profile with the row as its only tokenizer.
@@ -139,11 +145,11 @@ class Grid:
         model["optimizer"] = {key: values[key] for key in ("steps", "batch_size", "learning_rate")}
         return self._changed(name, ALONE | {"autoregressive.variants": {f"ar_{name}": model}})
 
-    def text_profile(self, name: str) -> Profile:
-        """The profile with the changes of a text trial."""
-        require_known(name, self.text, "trial of a text-conditional model")
-        profile = self._changed(name, self.text[name].changes)
-        require_known(f"ar_{self.text[name].tokenizer}", profile.text.variants, "text variant")
+    def generator_profile(self, name: str) -> Profile:
+        """The profile with the changes of a generator."""
+        require_known(name, self.generators, "generator of the study")
+        profile = self._changed(name, self.generators[name].changes)
+        profile.generator_section(self.generators[name].of)
         return profile
 
     def _alone(self, name: str, of: str, keys: dict[str, Any], changes: dict[str, Any]) -> Profile:
@@ -293,32 +299,52 @@ def run_rung(grid: Grid, name: str) -> dict[str, Any]:
     }
 
 
-def run_text_trial(grid: Grid, name: str) -> dict[str, Any]:
-    """Train a text trial; judge it by the prompts and the dual encoder of the usual profile.
+def run_generator(grid: Grid, name: str) -> dict[str, Any]:
+    """Train a generator with every seed; judge it by prompts and judges of the usual profile.
 
-    All of `measure_generator`, without sweeps, and `draws_per_name`: how often training has drawn
-    an image of each name, on average.
+    All of `measure_generator` without sweeps, and `half_written`.
     """
     fetch_weights()
-    profile, usual = grid.text_profile(name), load_profile(grid.profile)
-    without_sweeps = replace(usual.text.evaluation, top_p_sweep=[], guidance_sweep=[])
-    usual = replace(usual, text=replace(usual.text, evaluation=without_sweeps))
-    variant = f"ar_{grid.text[name].tokenizer}"
-    optimizer = profile.generator_optimizer(variant)
-    trained = trained_generator(profile, variant, 0)
-    model, real = trained.model.to(best_device()), generation.real_features(usual, variant)
-    samples = generation.draw_all(model, usual, variant)
-    num_names = len(set(captioned(profile, "train").names))
+    entry, profile, usual = grid.generators[name], grid.generator_profile(name), grid.profile
+    usual = load_profile(usual)
+    section = usual.generator_section(entry.of)
+    without = replace(section.evaluation, top_p_sweep=[], guidance_sweep=[])
+    usual = replace(usual, **{section.name: replace(section, evaluation=without)})
+    real = generation.real_features(usual, entry.of)
+    by_seed = {}
+    for seed in entry.seeds:
+        trained = trained_generator(profile, entry.of, seed)
+        model = trained.model.to(best_device())
+        samples = generation.draw_all(model, usual, entry.of)
+        by_seed[str(seed)] = {
+            **generation.measure_generator(model, usual, entry.of, samples, real),
+            "half_written": half_written(model, usual, entry.of),
+            "seconds": trained.curve["seconds"][-1],
+        }
+    optimizer, images = profile.generator_optimizer(entry.of), images_of(profile, entry.of, "train")
     return {
-        "changes": grid.text[name].changes,
-        "variant": variant,
+        **vars(entry),
+        "run": digest(*(AutoregressiveRun.of(profile, entry.of, seed) for seed in entry.seeds)),
         "steps": optimizer.steps,
-        "seed": 0,
-        "draws_per_name": optimizer.steps * optimizer.batch_size / num_names,
-        "prompts": KINDS,
-        "seconds": trained.curve["seconds"][-1],
-        **generation.measure_generator(model, usual, variant, samples, real),
+        "draws_per_image": optimizer.steps * optimizer.batch_size / len(images),
+        "seeds": by_seed,
     }
+
+
+def half_written(model: AutoregressiveModel, profile: Profile, variant: str) -> dict[str, float]:
+    """PSNR and LPIPS-Alex of held-out images of which a model was told the first half of the codes.
+
+    It draws the others, in its own order; the image is compared with that of the right codes.
+    """
+    codes, tokenizer = load_codes(profile, variant), generation.tokenizer_of(profile, variant)
+    prompts = generation.held_out_prompts(profile, variant)
+    half = codes.held_out[0].numel() // 2
+    given = {"prefix_codes": codes.held_out, "written": half}
+    finished = decode(tokenizer, generate(model, prompts, profile.sampler(variant), **given))
+    right, names = decode(tokenizer, codes.held_out), ["psnr", "lpips_alex"]
+    values = reconstruction_values(right, finished, metrics=names)
+    finite = {name: values[name][values[name].isfinite()] for name in names}  # some are the same
+    return {name: float(value.mean()) for name, value in finite.items()}
 
 
 def judge_row(_: Profile, row: str) -> None:
@@ -346,9 +372,9 @@ def judge_rung(_: Profile, rung: str) -> dict[str, Any]:
     return run_rung(load_grid(), rung)
 
 
-def judge_text(_: Profile, trial: str) -> dict[str, Any]:
-    """Result of a text trial of the grid."""
-    return run_text_trial(load_grid(), trial)
+def judge_generator(_: Profile, generator: str) -> dict[str, Any]:
+    """Result of a generator of the study."""
+    return run_generator(load_grid(), generator)
 
 
 def write_table() -> None:
