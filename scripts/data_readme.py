@@ -21,9 +21,10 @@ the package gives it), `changes`, `size` (width, height). `sitlib.data.open_imag
 "train")` reads them.
 
 The splits are fixed and do not depend on chance: by photograph (never by crop) for the landscapes, about
-85/15 in every class, two pictures of one scene on one side; by base name for the emoji, about 90/10 in every
-category, so that a skin tone never leaks, and names that share one picture (flags of territories) on one
-side. `extra` is only held out.
+85/15 in every class, two pictures of one scene on one side; by `group` for the emoji, about 89/11 in every
+category. A group is one thing in all genders and skin tones (COOK, MAN COOK, WOMAN COOK; all families; by
+code points, `scripts/emoji_groups.py`), and all names that share one picture (flags of territories): none of
+them leaks. `extra` is only held out.
 
 ## landscapes
 
@@ -48,8 +49,8 @@ Pictures: npm `@lobehub/fluent-emoji-3d` 1.1.0, which states the MIT licence and
 collection of familiar, friendly, and modern emoji from Microsoft"; copyright 2023 LobeHub. Names:
 `emoji.json` of npm `emoji-datasource-google` 16.0.0, MIT licence, copyright 2013 Cal Henderson. Changes:
 composited on white, resized from 256x256 to 128x128 (Lanczos), WebP quality 80. The records add `name` (with
-skin tones), `base_name`, `short_names`, `category` (also the class) and `subcategory`. The MIT licence is
-given below.
+skin tones), `base_name`, `group` (above), `short_names`, `category` (also the class) and `subcategory`. The
+MIT licence is given below.
 
 {emoji_classes}
 

@@ -123,12 +123,14 @@ def test_every_image_has_the_captions_of_its_record(tmp_path):
         writer.write({"__key__": "x", "png": b"no picture", "json": {"key": "x", "name": "x"}})
         for i, name in enumerate(names):
             record = {"key": f"{i}", "name": name, "base_name": name[:4]}
+            record |= {"group": "ANIMAL"} if i == 0 else {}
             writer.write({"__key__": f"{i}", "jpg": PICTURE, "json": record})
     for phrasing in TEMPLATES:
         with pytest.warns(UserWarning, match="skipped"):
             opened = open_captioned(tmp_path, "train", "names", phrasing=phrasing, seed=5, count=3)
         assert opened.images.keys == ["0", "1", "2"]
         assert opened.names == ["BEAR", "BEAR", "COW"]
+        assert opened.groups == ["ANIMAL", "BEAR", "COW"]
         records = [{"key": f"{i}", "name": name} for i, name in enumerate(names)]
         assert opened.captions == [emoji_captions(r, phrasing, 5, 3) for r in records]
 
@@ -163,7 +165,9 @@ class TestOpenCoco:
     def test_as_it_is_downloaded(self, coco, recwarn):
         root, captions = coco
         train = open_captioned(root, "train", captions)
-        assert train.images.keys == train.names == ["b.jpg", "a.jpg"]  # in the order of the file
+        assert (
+            train.images.keys == train.names == train.groups == ["b.jpg", "a.jpg"]
+        )  # in the order of the file
         assert train.captions == [["one b", "two b"], ["one a", "two a"]]
         assert train.images.labels.tolist() == [-1, -1] and train.images[1].class_name is None
         assert train.images[1].key == "a.jpg" and train.images[1].image.shape == (3, 16, 16)

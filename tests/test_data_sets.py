@@ -9,6 +9,7 @@ import pytest
 import webdataset
 import yaml
 from dvc.repo import Repo
+from emoji_groups import neutral
 
 from sitlib.data import open_images
 from sitlib.strict import ConfigError
@@ -63,13 +64,16 @@ def test_a_named_author_goes_before_a_wider_pattern(records):
     assert len(marked) > 50 and all(terms[key] == "CC-BY-SA-4.0" for key in marked)
 
 
-def test_neither_names_nor_pictures_of_emoji_leak(records):
-    emoji, splits = records["emoji"].values(), {}
+def test_neither_things_nor_pictures_of_emoji_leak(records):
+    emoji, split_of, group_of, names = records["emoji"].values(), {}, {}, {}
     for record in emoji:
-        splits.setdefault(record["base_name"], set()).add(record["split"])
+        assert split_of.setdefault(record["group"], record["split"]) == record["split"]
+        assert group_of.setdefault(neutral_code(record), record["group"]) == record["group"]
+        names.setdefault(record["base_name"], set()).add(record["group"])
         assert record["name"].startswith(record["base_name"])
         assert record["short_names"] and record["subcategory"]
-    assert all(len(found) == 1 for found in splits.values()) and len(splits) == 1851
+    assert all(len(found) == 1 for found in names.values()) and len(names) == 1851
+    assert len(split_of) == 1654 and list(split_of.values()).count("test") == 185
     share = sum(record["split"] == "test" for record in emoji) / len(emoji)
     assert len(emoji) == 3374 and 0.08 < share < 0.12
     train, test = (open_images(ROOT / "data/emoji", split) for split in ("train", "test"))
@@ -78,6 +82,33 @@ def test_neither_names_nor_pictures_of_emoji_leak(records):
     assert train.class_names == test.class_names and len(train.class_names) == 9
     assert {train.picture(i)[1].size for i in range(len(train))} == {(128, 128)}
     assert train[0].image[:, 0, 0].min() >= 250  # on white
+
+
+def neutral_code(record):
+    return neutral(record["key"].replace("-fe0f", ""))
+
+
+def test_names_of_one_thing_in_other_genders_are_one_group(records):
+    """The rule is by code points: here it is checked against the words of all names."""
+    groups = {record["base_name"]: record["group"] for record in records["emoji"].values()}
+    by_words = {}
+    for name, group in groups.items():
+        by_words.setdefault(re.sub(r"\b(WO)?(MAN|MEN)\b:? ?", "", name), set()).add(group)
+    assert all(len(found) == 1 for found in by_words.values()) and len(by_words) < len(groups) - 70
+    for first, *others in (
+        ["RUNNER", "MAN RUNNING", "WOMAN RUNNING"],  # whose words do not tell
+        ["SHRUG", "MAN SHRUGGING"],
+        ["FAMILY", "FAMILY: MAN, BOY", "FAMILY: WOMAN, GIRL"],
+        ["COUPLE WITH HEART", "COUPLE WITH HEART: WOMAN, MAN"],
+        ["PEOPLE HOLDING HANDS", "MAN AND WOMAN HOLDING HANDS", "TWO MEN HOLDING HANDS"],
+        ["CHILD", "BOY", "GIRL"],
+        ["MX CLAUS", "FATHER CHRISTMAS"],
+        ["DANCER", "MAN DANCING"],
+        ["MERPERSON", "MERMAID", "MERMAN"],
+    ):
+        assert {groups[name] for name in (first, *others)} == {first}
+    apart = ["MANS SHOE", "WOMANS HAT", "ASTRONAUT", "ROCKET", "ADULT", "BABY", "PERSON: BALD"]
+    assert len({groups[name] for name in apart}) == len(apart)
 
 
 def test_sets_are_small_enough_to_clone():

@@ -110,7 +110,8 @@ def data(tmp_path_factory):
             Image.fromarray(pixels.astype(np.uint8)).save(folder / "train" / name / f"{index}.png")
     images = open_images(folder, "train")
     names = [images.class_names[label] for label in images.labels]
-    return CaptionedImages(images, [[f"a {name} square", f"all {name}"] for name in names], names)
+    texts = [[f"a {name} square", f"all {name}"] for name in names]
+    return CaptionedImages(images, texts, names, names)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,6 +24,7 @@ from sitlib.metrics import (
     psnr_per_image,
     ssim_per_image,
 )
+from sitlib.metrics.generation import jackknife_error
 from sitlib.model.dual_encoder import DualEncoder, StoredDualEncoderConfig
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.text import TextTokenizer
@@ -190,6 +192,8 @@ def test_nats_are_those_of_one_sequence_at_a_time(monkeypatch):
     expected = -log_p.gather(-1, codes[..., None]).mean(dim=(0, 2, 3))
     assert scores["nats_by_scale"] == pytest.approx(expected.tolist(), rel=1e-5)
     assert scores["nats_per_token"] == pytest.approx(float(expected.mean()), rel=1e-5)
+    tokens = shape[1] * shape[2]
+    assert scores["nats_per_image"] == pytest.approx(tokens * float(expected.mean()), rel=1e-5)
 
 
 def test_samples_have_the_classes_of_the_reference_views():
@@ -277,11 +281,28 @@ def test_a_class_conditional_model(untrained, tmp_path, monkeypatch):
     same, other = scores["guidance_sweep"]
     assert same["guidance"] == sampling.guidance and same["fd_lite0"] == scores["fd_lite0"]
     assert other["guidance"] == 4 and other["fd_lite0"] != scores["fd_lite0"]
-    assert {"reconstruction", "nats_per_token", "parameters", "run"} <= scores.keys()
+    z = lite0_features(tokenizer_of().reconstruct(views))
+    added, of_model = scores["to_reconstructions"], scores["reconstruction"]
+    assert added["fd_lite0"] == pytest.approx(frechet_distance(x, z), rel=1e-3)
+    assert of_model["fd_lite0"] == pytest.approx(frechet_distance(z, y), rel=1e-3)
+    assert all(0 <= added[name] <= 1 for name in ("precision", "recall"))
+    positions = generation.reference_groups(profile, variant)
+    error = jackknife_error(partial(frechet_distance, x), z, positions)
+    assert added["jackknife"]["fd_lite0"] == pytest.approx(error, rel=1e-2)
+    assert scores["jackknife"]["kid"] > 0 < of_model["jackknife"]["kid"]
+    assert {"nats_per_token", "nats_per_image", "parameters", "run"} <= scores.keys()
     assert scores["protocol"]["guidance"] == sampling.guidance
     assert scores["protocol"]["reference_folder"] == "data/landscapes"
     assert scores["protocol"]["reference_size"] == 64
     json.dumps(scores, allow_nan=False)
+    # Pairs of `memorisation` are a sample and the training view that is nearest to it.
+    pairs = scores["memorisation"]["pairs"]
+    assert len(pairs) == 6 and all(i < 6 and row < 5 for i, row in pairs)
+    shown = generation.suspicious_pairs(profile, variant, 0, pairs)
+    train = tokenizer_of().decode(tiny_codes(profile, variant).train)
+    for (first, second), (i, row) in zip(shown, pairs, strict=True):
+        torch.testing.assert_close(first, tokenizer_of().decode(codes[[i]])[0])
+        torch.testing.assert_close(second, train[row])
     # The pipeline's results are read, not made again.
     monkeypatch.setattr(generation, "generate", None)
     monkeypatch.setattr(evaluate, "resolve", lambda path: tmp_path / path)
@@ -302,6 +323,31 @@ def test_a_class_conditional_model(untrained, tmp_path, monkeypatch):
         torch.testing.assert_close(features, real[name], atol=1e-4, rtol=1e-3)
 
 
+def test_copies_of_training_views_are_told_from_new_images(monkeypatch):
+    """Codes stand for features: eight copies, and samples as far away as held-out views are."""
+    monkeypatch.setattr(generation, "_features", lambda _, codes, title, size: codes)
+    rng = np.random.default_rng(0)
+    train, held_out, new = (torch.from_numpy(rng.normal(size=(n, 6))) for n in (90, 300, 300))
+    copied = [3, 14, 15, 9, 26, 5, 35, 8]
+    copies = train[copied] + 1e-3 * torch.arange(8)[:, None]
+    sampled = torch.cat([new, copies])
+    codes = Codes(train, train[:, 0], held_out, held_out[:, 0], [])
+    found = generation.memorisation(sampled, None, codes)
+    assert found["pairs"] == [[300 + i, row] for i, row in enumerate(copied)]
+
+    def nearest(points):
+        return np.array([np.linalg.norm(train.numpy() - p, axis=1).min() for p in points.numpy()])
+
+    distances, unseen = nearest(sampled), nearest(held_out)
+    assert found["nearest"] == pytest.approx(np.median(distances))
+    assert found["nearest_held_out"] == pytest.approx(np.median(unseen))
+    share = np.mean(distances < np.quantile(unseen, 0.05))
+    assert found["share_below_5th"] == pytest.approx(share) and share > 8 / 308
+    monkeypatch.setattr(generation, "SEEN", 15)
+    fewer = generation.memorisation(sampled, None, codes)
+    assert max(row for _, row in fewer["pairs"]) < 15 and "15 training views" in fewer["protocol"]
+
+
 def test_a_text_conditional_model(untrained):
     variant = next(iter(untrained.text.variants))
     scores = generation.evaluate_generator(untrained, variant, 0)
@@ -311,9 +357,12 @@ def test_a_text_conditional_model(untrained):
         right = of_kind["samples"]
         assert right["r_precision"] == scores[f"r_precision_{kind}"]
         assert right["chance"] == 25 and len(right["by_prompt"]) == 4
+        assert all(of["interval"][0] <= of["r_precision"] for of in of_kind.values())
     assert [row["guidance"] for row in scores["guidance_sweep"]] == [1.5, 4.0]
     assert all(0 <= row["r_precision"] <= 100 for row in scores["guidance_sweep"])
     assert scores["reconstruction"]["fd_lite0"] > 0 and "real" not in scores
+    assert scores["to_reconstructions"]["jackknife"]["fd_lite0"] > 0 < scores["nats_per_image"]
+    assert scores["memorisation"]["nearest"] > 0
     assert {"prompts", "r_precision", "references"} <= scores["protocol"].keys()
     json.dumps(scores, allow_nan=False)
 
@@ -328,9 +377,9 @@ def test_each_kind_of_prompts_is_what_its_title_says():
     for kind, told in asked.items():
         count = PROFILE.text.evaluation.prompts
         assert len(told.captions) == len(set(told.names)) == len(told.images) == count
-        assert (set(told.names) <= set(train.names)) == (kind != "held_out")
+        assert (set(told.names) <= set(train.groups)) == (kind != "held_out")
     held_out, seen, known = asked.values()
-    assert not set(held_out.names) & set(train.names) and held_out.captions == held_out.known
+    assert not set(held_out.names) & set(train.groups) and held_out.captions == held_out.known
     assert seen.names == known.names and torch.equal(seen.images, known.images)
     assert seen.known == known.captions and set(known.captions) <= captions
     assert not set(seen.captions) & captions

@@ -27,6 +27,7 @@ from sitlib.metrics import (
     precision,
     recall,
 )
+from sitlib.metrics.generation import jackknife_error, squared_mmd
 from sitlib.metrics.weights import WeightsError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torchmetrics")
@@ -83,12 +84,21 @@ class TestDistances:
         ours = [kernel_distance(x, y, subset_size=10, seed=seed) for seed in (3, 4)]
         assert ours[0] == pytest.approx(expected, rel=1e-9) != ours[1]
 
-        k = {pair: (a @ b.T / 8 + 1) ** 3 for pair, a, b in (("xx", x[:30], x[:30]), ("yy", y, y))}
-        within = sum((m.sum() - m.trace()) / (30 * 29) for m in k.values())
         value, deviation = kernel_distance(x[:30], y, subset_size=30)
-        between = ((x[:30] @ y.T / 8 + 1) ** 3).mean()
-        assert value == pytest.approx(float(within - 2 * between), rel=1e-9)
+        assert value == pytest.approx(squared_mmd(x[:30], y), rel=1e-9)
         assert deviation == pytest.approx(0, abs=1e-9)
+
+    def test_squared_mmd_equals_its_definition(self, monkeypatch):
+        x, y = normal_features(0, 40, 8), normal_features(1, 30, 8, shift=0.5)
+        k = [(a @ b.T / 8 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y))]
+        within = sum((m.sum() - m.trace()) / (len(m) * (len(m) - 1)) for m in k[:2])
+        assert squared_mmd(x, y) == pytest.approx(float(within - 2 * k[2].mean()), rel=1e-9)
+        expected = squared_mmd(x, x)  # of all pairs, but for those of an image and itself
+        assert expected == pytest.approx(
+            float(2 * (k[0].sum() - k[0].trace()) / (40 * 39) - 2 * k[0].mean())
+        )
+        monkeypatch.setattr(generation, "BLOCK", 70)  # in parts
+        assert squared_mmd(x, x) == pytest.approx(expected, rel=1e-9)
 
     def test_too_large_subsets_and_too_many_neighbors(self):
         pair = torch.rand(9, 4), torch.rand(20, 4)
@@ -105,6 +115,35 @@ class TestDistances:
         for other in (x * torch.nan, x[:, :3], x[:1], x[0]):
             with pytest.raises(ValueError):
                 distance(x, other)
+
+
+class TestJackknife:
+    @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=40))
+    def test_of_a_mean_it_is_the_textbook_standard_error(self, values):
+        x = torch.tensor(values, dtype=torch.float64)
+        expected = np.std(values, ddof=1) / math.sqrt(len(values))
+        error = jackknife_error(lambda x: float(x.mean()), x, range(len(x)))
+        assert error == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+    def test_of_distances_it_is_that_of_a_loop_over_photographs(self):
+        x, y = normal_features(0, 60, 24), normal_features(1, 40, 24, 1.5)
+        photographs = [f"photograph {i % 7}" for i in range(40)]
+        result = generation_metrics(x, y, kid_subset_size=20, groups=photographs)["jackknife"]
+        assert result.keys() == {"fd_lite0", "kid"}
+        for name, distance in (("fd_lite0", frechet_distance), ("kid", squared_mmd)):
+            left = [[i for i in range(40) if i % 7 != g] for g in range(7)]
+            values = [distance(x, y[rows]) for rows in left]
+            mean = sum(values) / 7
+            variance = 6 / 7 * sum((value - mean) ** 2 for value in values)
+            assert result[name] == pytest.approx(math.sqrt(variance), rel=1e-6)
+
+    def test_many_photographs_are_left_out_several_at_a_time(self, monkeypatch):
+        sizes, x = [], normal_features(0, 90, 1)
+        wide = jackknife_error(lambda x: sizes.append(len(x)) or float(x.mean()), x, range(90))
+        assert len(sizes) == 64 and set(sizes) == {88, 89}
+        monkeypatch.setattr(generation, "JACKKNIFE_GROUPS", 90)
+        narrow = jackknife_error(lambda x: float(x.mean()), x, range(90))
+        assert wide == pytest.approx(narrow, rel=0.3)
 
 
 def naive_precision(points, centres, neighbors):

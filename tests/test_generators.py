@@ -33,7 +33,8 @@ def codes_of(variant):
     labels, classes = torch.arange(IMAGES) % 3, ["a", "b", "c"]
     if "captioned" in variant:
         texts = [[f"picture number {i} of many"] for i in range(IMAGES)]
-        captions = CaptionedImages([], texts, [str(i) for i in range(IMAGES)])
+        names = [str(i) for i in range(IMAGES)]
+        captions = CaptionedImages([], texts, names, names)
         labels, classes = torch.arange(IMAGES), []
     return Codes(maps, labels, maps[:2], labels[:2], classes), captions
 

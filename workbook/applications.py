@@ -72,7 +72,7 @@ def text_task(profile: Profile) -> Task:
     variant, texts = profile.applications.text_generator, captioned(profile, "test")
     images, positions = held_out_wide(profile, variant, profile.applications.images)
     captions = [texts.captions[position][0] for position in positions]
-    return _task(profile, variant, images, captions, [texts.names[i] for i in positions])
+    return _task(profile, variant, images, captions, [texts.groups[i] for i in positions])
 
 
 def extra_task(profile: Profile) -> Task:

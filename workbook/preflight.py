@@ -56,11 +56,9 @@ def check_images(profile: Profile, lists: Mapping[str, Any]) -> None:
         print(f"{source}: {len(train.class_names):,} classes, {numbers}.")
     for split in ("train", "test"):
         texts, wanted = captioned(profile, split), profile.text.evaluation.prompts
-        if (count := len(set(texts.names))) < wanted:
-            raise DataError(
-                f"text.evaluation.prompts is {wanted}, but {texts.images.where} has only {count} "
-                "names."
-            )
+        if (count := len(set(texts.groups))) < wanted:
+            found = f"{texts.images.where} has only {count} names"
+            raise DataError(f"text.evaluation.prompts is {wanted}, but {found}.")
         number = sum(map(len, texts.captions))
         print(f"{texts.images.where}: {number:,} captions of {len(texts.names):,} images.")
 

@@ -267,8 +267,7 @@ def run_rung(grid: Grid, name: str) -> dict[str, Any]:
     labels = sampled_labels(profile, profile.autoregressive.evaluation.samples)
     if rung.kind == "autoregressive":
         trained, passes = trained_generator(profile, variant, 0), 1
-        nats = held_out_nats(trained.model, held_out, classes)
-        loss = nats["nats_per_token"] * held_out[0].numel()
+        loss = held_out_nats(trained.model, held_out, classes)["nats_per_image"]
         forward = partial(trained.model, held_out[:1], classes[:1])
         began = time.perf_counter()
         samples = generate(trained.model, labels, sampling)

@@ -62,6 +62,7 @@ class CaptionedImages:
     images: ImageSource
     captions: list[list[str]]  # at least one for every image
     names: list[str]  # of what each image shows; captions of one name are of the same thing
+    groups: list[str]  # the same in no particular gender (COOK of MAN COOK), or the names
 
 
 def open_captioned(
@@ -81,17 +82,20 @@ def open_captioned(
     if str(captions) not in ("names", "records"):
         samples, captions_of = coco_split(source, split, captions)
         images = source_of(samples, [], where=f"the split {split!r} of {source}")
-        return CaptionedImages(images, [captions_of[key] for key in images.keys], images.keys)
+        texts = [captions_of[key] for key in images.keys]
+        return CaptionedImages(images, texts, images.keys, images.keys)
     images = open_images(source, split)
     records: list[dict[str, Any]] = [{**s.record(), "key": s.key} for s in images.samples]
     if str(captions) == "names":
         texts = [emoji_captions(record, phrasing, seed, count) for record in records]
         names = [record.get("base_name", record["name"]) for record in records]
-        return CaptionedImages(images, texts, names)
+        groups = [record.get("group", name) for record, name in zip(records, names, strict=True)]
+        return CaptionedImages(images, texts, names, groups)
     if silent := [r["key"] for r in records if not _are_texts(r.get("captions"))]:
         lacks = f"The record of {silent[0]!r} in {images.where} has no list `captions` of texts"
         raise DataError(f"{lacks}: convert the images with them, or name a COCO captions file.")
-    return CaptionedImages(images, [record["captions"] for record in records], images.keys)
+    texts = [record["captions"] for record in records]
+    return CaptionedImages(images, texts, images.keys, images.keys)
 
 
 def _are_texts(captions: Any) -> bool:

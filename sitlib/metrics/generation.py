@@ -2,12 +2,13 @@
 
 None has a bootstrap interval: a resample repeats images, which lowers the rank of covariances,
 takes classes from the classifier's marginal and biases KID, so resampled values scatter around
-another value than the reported one.
+another value than the reported one. A jackknife repeats none.
 """
 
 import math
 import warnings
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from sitlib.strict import require
 
 BLOCK = 2**23  # distances in memory at a time, 64 MB
 KID_SUBSETS = 100
+JACKKNIFE_GROUPS = 64
 
 
 def lite0_features(
@@ -92,19 +94,36 @@ def kernel_distance(
     def subset(x: Tensor) -> Tensor:
         return x[torch.randperm(len(x), generator=generator)[:subset_size]]
 
-    def kernel(x: Tensor, y: Tensor) -> Tensor:
-        return (x @ y.T / x.shape[1] + 1) ** 3
+    pairs = ((subset(references), subset(features)) for _ in range(KID_SUBSETS))
+    kid = [squared_mmd(x, y) for y, x in pairs]
+    return float(np.mean(kid)), float(np.std(kid))
 
-    def mean_of_pairs(k: Tensor) -> Tensor:
-        return (k.sum() - k.trace()) / (len(k) * (len(k) - 1))
 
-    values = []
-    for _ in range(KID_SUBSETS):
-        y, x = subset(references), subset(features)
-        within = mean_of_pairs(kernel(x, x)) + mean_of_pairs(kernel(y, y))
-        values.append(within - 2 * kernel(x, y).mean())
-    kid = torch.stack(values)
-    return kid.mean().item(), kid.std(unbiased=False).item()
+def squared_mmd(x: Tensor, y: Tensor) -> float:
+    """KID of all images: that of features [M, D] and [N, D] without the noise of random subsets."""
+    x, y = _checked(x, y)
+
+    def total(a: Tensor, b: Tensor) -> float:  # of the kernel, over all pairs
+        parts = a.split(max(1, BLOCK // len(b)))
+        return sum(float(((part @ b.T / b.shape[1] + 1) ** 3).sum()) for part in parts)
+
+    def within(a: Tensor) -> float:  # the mean over pairs of different images
+        own = float(((a.square().mean(dim=1) + 1) ** 3).sum())
+        return (total(a, a) - own) / (len(a) * (len(a) - 1))
+
+    return within(x) + within(y) - 2 * total(x, y) / (len(x) * len(y))
+
+
+def jackknife_error(statistic: Callable[[Tensor], float], x: Tensor, groups: Sequence) -> float:
+    """Standard error of a statistic of x [N, ...], of which one of G groups [N] is left out a time.
+
+    sqrt((G - 1) / G sum (t_g - mean t)^2) (Efron and Tibshirani 1993, chapter 11). Groups are
+    photographs: of more than JACKKNIFE_GROUPS, several are left out together.
+    """
+    numbers = np.unique(np.asarray(groups), return_inverse=True)[1] % JACKKNIFE_GROUPS
+    masks = [torch.from_numpy(numbers != number) for number in np.unique(numbers)]
+    values = [statistic(x[mask]) for mask in masks]
+    return math.sqrt((len(values) - 1) * np.var(values))
 
 
 def precision(features: Tensor, references: Tensor, *, neighbors: int = 3) -> float:
@@ -181,11 +200,13 @@ def generation_metrics(
     kid_subset_size: int = 100,
     neighbors: int | None = None,
     seed: int = 0,
+    groups: Sequence[Hashable] | None = None,
 ) -> dict:
     """Distances between generated and real images, given as `lite0_features` [M, D] and [N, D].
 
     No number compares with an FID, which needs its own Inception network, nor with one of other
-    numbers of images. Precision and recall are left out where `neighbors` is None.
+    numbers of images. Precision and recall are left out where `neighbors` is None; with `groups`,
+    the references' photographs, `jackknife` has standard errors over them, the samples as they are.
     """
     options = {"kid_subsets": KID_SUBSETS, "kid_subset_size": kid_subset_size, "kid_seed": seed}
     options |= {} if neighbors is None else {"neighbors": neighbors}
@@ -196,6 +217,11 @@ def generation_metrics(
             if isinstance(value, tuple):
                 value, scores[f"{name}_standard_deviation"] = value
             scores[name] = value
+    if groups is not None:
+        scores["jackknife"] = {
+            "fd_lite0": jackknife_error(partial(frechet_distance, features), references, groups),
+            "kid": jackknife_error(partial(squared_mmd, features), references, groups),
+        }
     is_full = min(len(features), len(references)) > NUM_FEATURES
     deficient = "rank deficient (fewer images than features): biased upwards"
     network = f"EfficientNet-Lite0, {NUM_FEATURES} pooled features at {INPUT_SIZE} px; not an FID"

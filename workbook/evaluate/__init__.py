@@ -46,19 +46,20 @@ def reconstruct(tokenizer: SpectralTokenizer, images: Tensor) -> tuple[Tensor, T
     return codes, decode(tokenizer, codes)
 
 
-def features_of(parts: Iterable[Tensor], title: str = "") -> Tensor:
-    """Features of images that come in parts, on the CPU."""
-    return torch.cat([lite0_features(images, title=title) for images in parts])
+def features_of(parts: Iterable[Tensor], title: str = "", **options: Any) -> Tensor:
+    """Features of images that come in parts, on the CPU; options of `lite0_features`."""
+    return torch.cat([lite0_features(images, title=title, **options) for images in parts])
 
 
 def held_out_nats(model: AutoregressiveModel, codes: Tensor, conditions: Tensor) -> dict[str, Any]:
-    """Nats per token of held-out codes given their conditions: the mean, and that of each scale."""
+    """Nats of held-out codes given their conditions: of a token (also by scale), and an image."""
     device = next(model.parameters()).device
     batches = zip(codes.to(device).split(BATCH), conditions.to(device).split(BATCH), strict=True)
     with torch.no_grad():
         total = sum(model.nats_per_token(*batch) * len(batch[0]) for batch in batches)
     by_scale = cast(Tensor, total) / len(codes)
-    return {"nats_per_token": float(by_scale.mean()), "nats_by_scale": by_scale.tolist()}
+    nats = {"nats_per_token": float(by_scale.mean()), "nats_by_scale": by_scale.tolist()}
+    return nats | {"nats_per_image": nats["nats_per_token"] * codes[0].numel()}
 
 
 def stored_scores(path: str, run: str) -> dict[str, Any] | None:

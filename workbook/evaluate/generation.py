@@ -22,9 +22,9 @@ from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import best_device
 from sitlib.sample.generate import generate
-from sitlib.strict import digest
+from sitlib.strict import digest, require
 from workbook import evaluate
-from workbook.codes import captioned, held_out_wide, images_of, load_codes
+from workbook.codes import Codes, captioned, held_out_wide, images_of, load_codes
 from workbook.evaluate.text import KINDS, Judge, prompts
 from workbook.generators import trained_generator
 from workbook.params import split_run
@@ -38,6 +38,8 @@ Tensors = dict[str, Tensor]
 GREY = 0.85  # of places whose codes are not sampled yet
 REAL = "samples/real.safetensors"  # `real_features`, written by a stage
 REAL_TEXT = "samples/real_text.safetensors"  # those of text-conditional models
+# `memorisation`: training views, px of Lite0 (a quarter of the usual time), pairs to look at
+SEEN, SEEN_PX, SUSPECTS = 3072, 112, 8
 SAMPLER = ("temperature", "top_k", "top_p", "min_p", "guidance", "guidance_growth", "seed")
 
 
@@ -108,23 +110,15 @@ def _run(profile: Profile, variant: str, seed: int, decoder: str | None = None) 
 def measure_generator(
     model: AutoregressiveModel, profile: Profile, variant: str, samples: Tensors, real: Tensors
 ) -> dict[str, Any]:
-    """Distances of samples to real images, nats per token, sweeps; of text models R-precision.
-
-    How to read the distances: beside those of `reconstruction`, the same real images after the
-    tokenizer, which a model would have that knew the right codes (not a bound: without details an
-    image can be nearer), and of class-conditional models those of `real`, training photographs.
-
-    Args:
-        samples, real: from `draw_all` and `real_features`.
+    """`measure_codes`, `memorisation`, nats and sweeps of a model; of text models R-precision, of
+    others distances of `real` training views. `samples` are from `draw_all`.
     """
     settings, sampling = profile.generator_section(variant).evaluation, profile.sampler(variant)
     tokenizer, codes = tokenizer_of(profile, variant), load_codes(profile, variant)
     references = real["held_out"]
     sampled = next(iter(samples.values()))  # those of held-out names come first
     scores = measure_codes(sampled, tokenizer, references, profile, variant)
-    parts = (evaluate.reconstruct(tokenizer, x)[1] for x in held_out_images(profile, variant))
-    again = distances(evaluate.features_of(parts, "reconstructions"), references, settings)
-    scores["reconstruction"] = {key: again[key] for key in again if key != "protocol"}
+    scores["memorisation"] = memorisation(sampled, tokenizer, codes)
     if "train" in real:
         scores["real"] = _means(distances(real["train"], references, settings))
 
@@ -168,9 +162,19 @@ def measure_generator(
 def measure_codes(
     codes: Tensor, tokenizer: SpectralTokenizer, references: Tensor, profile: Profile, variant: str
 ) -> dict[str, Any]:
-    """Distances of sampled codes, FID and Inception scores where asked for, and `protocol`."""
+    """Distances of sampled codes, FID and Inception scores where asked for, and `protocol`.
+
+    Samples are compared with real images and, `to_reconstructions`, with these after the tokenizer:
+    what the generator adds. `reconstruction` has the distances of these to the real ones, which a
+    model would have that knew the right codes (not a bound: without details an image can be nearer).
+    """
     settings, sampling = profile.generator_section(variant).evaluation, profile.sampler(variant)
-    scores = distances(_features(tokenizer, codes, "samples"), references, settings)
+    features, groups = _features(tokenizer, codes, "samples"), reference_groups(profile, variant)
+    parts = (evaluate.reconstruct(tokenizer, x)[1] for x in held_out_images(profile, variant))
+    again = evaluate.features_of(parts, "reconstructions")
+    scores = distances(features, references, settings, groups)
+    scores["to_reconstructions"] = distances(features, again, settings, groups)
+    scores["reconstruction"] = distances(again, references, settings, groups)
     data = CodesRun.of(profile, variant).tokenizer.data
     views = "wide held-out views of labelled photographs"
     of_names = "the held-out images with these names"
@@ -190,16 +194,48 @@ def measure_codes(
     return scores
 
 
-def _features(tokenizer: SpectralTokenizer, codes: Tensor, title: str) -> Tensor:
-    """Features [M, 1280] of the images of codes [M, S, N]."""
+def memorisation(sampled: Tensor, tokenizer: SpectralTokenizer, codes: Codes) -> dict[str, Any]:
+    """How near samples lie to the nearest of SEEN reconstructed training views.
+
+    Beside that of held-out views: of a model that copies no more than chance, 5 % of the samples
+    are nearer than the nearest 5 % of these. `pairs`: [sample, training view] of the nearest ones.
+    """
+    views = {"samples": sampled, "held-out": codes.held_out, "training": codes.train[:SEEN]}
+    sampled_F, held_out_F, seen_F = (
+        _features(tokenizer, x, f"{name} views", size=SEEN_PX).double() for name, x in views.items()
+    )
+    distances, rows = torch.cdist(sampled_F, seen_F).min(dim=1)
+    unseen = torch.cdist(held_out_F, seen_F).min(dim=1).values
+    suspects = distances.argsort()[:SUSPECTS]
+    return {
+        "nearest": float(distances.quantile(0.5)),
+        "nearest_held_out": float(unseen.quantile(0.5)),
+        "share_below_5th": float((distances < unseen.quantile(0.05)).double().mean()),
+        "pairs": torch.stack([suspects, rows[suspects]], dim=1).tolist(),
+        "protocol": f"medians of L2 of Lite0 features at {SEEN_PX} px, {len(seen_F)} training views",
+    }
+
+
+def suspicious_pairs(profile: Profile, variant: str, seed: int, pairs: list[list[int]]) -> Tensor:
+    """Images [P, 2, 3, H, W] of `pairs` of `memorisation`: a sample, the nearest training view."""
+    sampled = next(iter(_samples(profile, variant, seed).values()))
+    train, (samples, rows) = load_codes(profile, variant).train, torch.tensor(pairs).T
+    both = torch.stack([sampled[samples], train[rows]], dim=1)
+    return evaluate.decode(tokenizer_of(profile, variant), both.flatten(0, 1)).unflatten(0, (-1, 2))
+
+
+def _features(tokenizer: SpectralTokenizer, codes: Tensor, title: str, **options: Any) -> Tensor:
+    """Features [M, 1280] of the images of codes [M, S, N]; options of `lite0_features`."""
     parts = (evaluate.decode(tokenizer, part) for part in codes.split(evaluate.PART))
-    return evaluate.features_of(parts, title)
+    return evaluate.features_of(parts, title, **options)
 
 
-def distances(features: Tensor, references: Tensor, settings: Settings) -> dict[str, Any]:
+def distances(
+    features: Tensor, references: Tensor, settings: Settings, groups: list | None = None
+) -> dict[str, Any]:
     """Every metric of `GENERATION_METRICS` of features [M, 1280], and their `protocol`."""
-    of_kid = {"kid_subset_size": settings.kid_subset_size, "seed": settings.seed}
-    return metrics.generation_metrics(features, references, neighbors=settings.neighbors, **of_kid)
+    options = {"kid_subset_size": settings.kid_subset_size, "seed": settings.seed, "groups": groups}
+    return metrics.generation_metrics(features, references, neighbors=settings.neighbors, **options)
 
 
 def _means(scores: dict[str, Any]) -> dict[str, float]:
@@ -237,15 +273,21 @@ def held_out_images(profile: Profile, variant: str) -> Iterator[Tensor]:
         yield held_out_wide(profile, variant, min(evaluate.PART, total - start), start)[0]
 
 
+def reference_groups(profile: Profile, variant: str) -> list:
+    """Names, or positions of the photographs, of `held_out_images`."""
+    if variant in profile.text.variants:
+        return prompts(profile, "held_out").names
+    images, seed = images_of(profile, variant, "test"), CodesRun.of(profile, variant).codes.seed
+    return held_out_positions(images, profile.autoregressive.evaluation.reference_views, seed)
+
+
 def _training_images(profile: Profile, variant: str) -> Iterator[Tensor]:
     settings = profile.autoregressive.evaluation
     views = settings.reference_views / len(images_of(profile, variant, "test"))
-    if settings.neighbors <= views:
-        raise ValueError(
-            f"autoregressive.evaluation.neighbors is {settings.neighbors}: raise it above the "
-            f"{views:.0f} views of each held-out photograph, or precision and recall measure "
-            "whether samples show the very same photograph."
-        )
+    sentence = f"autoregressive.evaluation.neighbors is {settings.neighbors}: raise it above the "
+    sentence += f"{views:.0f} views of each held-out photograph, or precision and recall measure "
+    sentence += "whether samples show the very same photograph."
+    require(settings.neighbors > views, sentence)
     photographs = images_of(profile, variant, "train")
     size = CodesRun.of(profile, variant).tokenizer.data.size
     for start in range(0, settings.reference_views, evaluate.PART):
@@ -260,9 +302,7 @@ def _training_images(profile: Profile, variant: str) -> Iterator[Tensor]:
 def sampled_labels(profile: Profile, count: int) -> Tensor:
     """Class ids [count] as frequent as in the reference views: their mix adds to no distance."""
     variant = next(iter(profile.autoregressive.variants))
-    images, seed = images_of(profile, variant, "test"), CodesRun.of(profile, variant).codes.seed
-    views = held_out_positions(images, profile.autoregressive.evaluation.reference_views, seed)
-    labels = images.labels[views]
+    labels = images_of(profile, variant, "test").labels[reference_groups(profile, variant)]
     return labels.repeat(-(-count // len(labels)))[:count]
 
 

@@ -29,6 +29,7 @@ from sitlib.files import Row
 from sitlib.model.dual_encoder import DualEncoder
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import best_device
+from sitlib.strict import require
 from sitlib.train.dual_encoder import train_dual_encoder
 from workbook import evaluate
 from workbook.codes import captioned
@@ -50,28 +51,27 @@ class Prompts:
 
     captions: list[str]
     known: list[str]  # captions in phrasings of training, by which samples are judged
-    names: list[str]  # subjects, each once
+    names: list[str]  # of what is shown, in no particular gender, each once
     images: Tensor  # [M, 3, H, W] in [0, 1]
 
 
 def prompts(profile: Profile, kind: str) -> Prompts:
     """Prompts of a kind, one for each of `text.evaluation.prompts` names, the same for every model.
 
-    "seen" and "known" are of the same images; what is lost from there to "seen" is lost to the
-    words. Raises `ValueError` if there are fewer names.
+    Names are `CaptionedImages.groups`: COOK and MAN COOK are one. "seen" and "known" are of the
+    same images; what is lost from there to "seen" is lost to the words. Raises `ValueError` if
+    there are fewer names.
     """
     settings, size = profile.text.evaluation, DualEncoderRun.of(profile).data.size
     split = "test" if kind == "held_out" else "train"
     texts = captioned(profile, split)
     # The first view of each name, in the random order of held-out views.
     order = held_out_positions(texts.images, len(texts.images), settings.seed)
-    first = {texts.names[position]: row for row, position in reversed([*enumerate(order)])}
+    first = {texts.groups[position]: row for row, position in reversed([*enumerate(order)])}
     rows = sorted(first.values())[: settings.prompts]
-    if len(rows) < settings.prompts:
-        raise ValueError(
-            f"text.evaluation.prompts is {settings.prompts}, but {texts.images.where} has only "
-            f"{len(rows)} names."
-        )
+    found = f"{texts.images.where} has only {len(rows)} names"
+    sentence = f"text.evaluation.prompts is {settings.prompts}, but {found}."
+    require(len(rows) == settings.prompts, sentence)
     views, _, keys = held_out_views(texts.images, rows[-1] + 1, size, settings.seed, kind="wide")
     positions = [texts.images.position_of[keys[row]] for row in rows]
 
@@ -82,7 +82,7 @@ def prompts(profile: Profile, kind: str) -> Prompts:
 
     known = one_each(texts.captions)
     asked = one_each(captioned(profile, split, "new").captions) if kind == "seen" else known
-    return Prompts(asked, known, [texts.names[i] for i in positions], views[rows])
+    return Prompts(asked, known, [texts.groups[i] for i in positions], views[rows])
 
 
 class Judge:

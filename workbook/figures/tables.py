@@ -41,6 +41,7 @@ COLUMNS = {
     "r_precision_seen": Column("R-precision, seen names, %", 1, "max"),
     "r_precision_held_out": Column("R-precision, new names, %", 1, "max"),
     "nats_per_token": Column("nats per token", 3),  # codes of two tokenizers do not compare
+    "nats_per_image": Column("nats per image", 1),
     "parameters": Column("parameters, M", 2, factor=1e-6),
 }
 BY_TITLE = {title: c for c in COLUMNS.values() for title in (c.title, c.arrow)}

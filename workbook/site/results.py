@@ -23,12 +23,8 @@ from workbook.profile import load_profile
 from workbook.site.compare import BASELINE, Runs, headline
 
 TOKENIZER_METRICS = (*METRICS, *GENERATION_METRICS, "lite0_score", "usage", "bits_per_pixel")
-GENERATOR_METRICS = (
-    "r_precision_seen",
-    "r_precision_held_out",
-    *GENERATION_METRICS,
-    "nats_per_token",
-)
+NATS = ("nats_per_token", "nats_per_image")
+GENERATOR_METRICS = ("r_precision_seen", "r_precision_held_out", *GENERATION_METRICS, *NATS)
 PACKAGES = ("torch", "torchvision", "numpy", "pywavelets", "lpips", "torchmetrics", "dvc")
 MARKS = ("<!-- results -->", "<!-- end of results -->")
 
