@@ -131,8 +131,7 @@ def measure_generator(
             "r_precision": f"right caption among {settings.candidates} of other names, by the dual "
             "encoder; intervals over names",
         }
-        asked, texts = told["held_out"].captions, captioned(profile, "test")
-        captions = [texts.captions[image][0] for image in codes.held_out_labels.tolist()]
+        asked, captions = told["held_out"].captions, held_out_prompts(profile, variant)
         assert model.text_tokenizer is not None
         conditions = model.text_tokenizer.encode(captions, truncate=True)
     else:
@@ -271,6 +270,15 @@ def held_out_images(profile: Profile, variant: str) -> Iterator[Tensor]:
     total = profile.autoregressive.evaluation.reference_views
     for start in range(0, total, evaluate.PART):
         yield held_out_wide(profile, variant, min(evaluate.PART, total - start), start)[0]
+
+
+def held_out_prompts(profile: Profile, variant: str) -> Any:
+    """Class ids [V], or a caption each, of the held-out codes of a model."""
+    labels = load_codes(profile, variant).held_out_labels
+    if variant not in profile.text.variants:
+        return labels
+    captions = captioned(profile, "test").captions
+    return [captions[image][0] for image in labels.tolist()]
 
 
 def reference_groups(profile: Profile, variant: str) -> list:
