@@ -124,8 +124,10 @@ def test_every_set_and_size_has_every_metric(scores_of):
                 assert ("size_change" in one["protocol"]) == (is_baseline and size < 64)
                 assert one["protocol"]["size"] == [size, size]
                 # The baseline has as many tokens for a small image as for a large one.
-                tokens = 64 if is_baseline else 16 * (sizes[::-1].index(size) + 1)
-                assert one["bits_per_pixel"] == tokens * 6 / size**2
+                books = PROFILE.tokenizer_variant(variant).codebook_sizes
+                books = books[: sizes[::-1].index(size) + 1]
+                bits = 64 * 6 if is_baseline else 16 * sum(np.log2(books))
+                assert one["bits_per_pixel"] == bits / size**2
         json.dumps(scores, allow_nan=False)
 
 
@@ -159,7 +161,9 @@ def test_top_level_is_the_first_set_at_full_size(few, scores_of):
     budget = error_by_scale(images, model.decode(codes))
     assert scores["error_by_scale"] == pytest.approx(budget, rel=1e-5)
     assert scores["parameters"] == sum(p.numel() for p in model.parameters())
-    usage = 100 * min(len(scale.unique()) for scale in codes.unbind(1)) / 64
+    books = model.config.codebook_sizes
+    used = [len(scale.unique()) for scale in codes.unbind(1)]
+    usage = 100 * min(count / size for count, size in zip(used, books, strict=True))
     assert scores["usage"] == pytest.approx(usage) and scores["usage_images"] == 4
     books = ["approximation", *(f"details_{scale}" for scale in (2, 3, 4, 5))]
     assert list(scores["codebooks"]) == books and scores["protocol"]["seed"] == 1
