@@ -1,10 +1,9 @@
-"""Intervals and contrasts against naive loops, all possible resamples and simulated experiments."""
+"""Intervals over photographs against naive loops, and the recognition of captions."""
 
 import numpy as np
 import pytest
 
 from sitlib.metrics import bootstrap_interval, group_means, paired_interval
-from workbook.effects import contrast, power_law, seed_deviation
 from workbook.site.compare import r_precision
 
 
@@ -63,62 +62,6 @@ class TestInterval:
             bootstrap_interval(values, groups)
         with pytest.raises(ValueError, match="positive mean"):
             paired_interval([1.0, 2.0], [-1.0, 2.0], ["a", "b"], kind="ratio")
-
-
-PHOTOGRAPHS = [f"p{i}" for i in range(42)]
-
-
-def row(values, *, photographs=PHOTOGRAPHS):
-    """A row of ablations from scores [seeds, photographs]."""
-    seeds = {
-        str(i): {"psnr": float(v.mean()), "by_photograph": {"psnr": v.tolist()}}
-        for i, v in enumerate(values)
-    }
-    return {"photographs": photographs, "seeds": seeds}
-
-
-def experiment(rng, effects, *, seed_sd=0.1, photo_sd=3.0, pair_sd=0.2):
-    """Rows whose true means are `effects`; photographs differ much, and all rows alike."""
-    difficulty = rng.normal(0, photo_sd, 42)
-
-    def scores(effect):
-        pair, seeds = rng.normal(0, pair_sd, 42), rng.normal(0, seed_sd, (3, 1))
-        return effect + difficulty + pair + seeds + np.zeros((3, 42))
-
-    return {name: row(scores(effect)) for name, effect in effects.items()}
-
-
-def difference(rows, name, baseline):
-    return contrast(rows, {name: 1.0, baseline: -1.0})
-
-
-class TestContrasts:
-    def test_intervals_cover_the_truth_as_often_as_they_say(self):
-        rng, estimates = np.random.default_rng(0), []
-        effects = {"a": 24.0, "b": 24.5, **{f"other{i}": 24.0 for i in range(6)}}
-        for _ in range(400):
-            estimates.append(difference(experiment(rng, effects), "b", "a"))
-        assert 0.91 < np.mean([e.low < 0.5 < e.high for e in estimates]) < 0.985
-        # Pairing takes the difficulty of photographs out: unpaired it would be 2.6 dB.
-        assert np.mean([e.high - e.low for e in estimates]) < 0.5
-
-    def test_the_deviation_of_seeds_is_pooled_without_failed_seeds(self):
-        effects = {f"r{i}": 24.0 for i in range(200)}
-        rows = experiment(np.random.default_rng(1), effects, seed_sd=0.3)
-        rows["r0"]["seeds"]["2"] = {"failed": "the loss is not finite"}
-        sigma, freedom = seed_deviation(rows, "psnr")
-        assert sigma == pytest.approx(0.3, rel=0.1) and freedom == 199 * 2 + 1
-        with pytest.raises(ValueError, match="two seeds"):
-            seed_deviation({"a": row(np.zeros((1, 42)))}, "psnr")
-
-    def test_signs_power_laws_and_different_photographs(self):
-        rows = experiment(np.random.default_rng(3), {"a": 24.0, "b": 26.0, "c": 24.01})
-        assert [difference(rows, *pair).sign for pair in ("ba", "ab", "ca")] == [1, -1, 0]
-        law = power_law([1, 10, 100], [3 * x**0.7 for x in (1, 10, 100)])
-        assert law == pytest.approx((3, 0.7))
-        rows["d"] = row(np.zeros((3, 42)), photographs=[f"q{i}" for i in range(42)])
-        with pytest.raises(ValueError, match="same photographs"):
-            difference(rows, "d", "a")
 
 
 def seeds_of(*by_prompt):

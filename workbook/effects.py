@@ -1,36 +1,44 @@
-"""Contrasts between rows of ablations, with intervals over seeds and photographs.
+"""Rows of the study, contrasts between them, and verdicts on claims.
 
-A contrast is a weighted sum of rows, such as row - baseline, or the main effect of a factor over
-all cells of a factorial. Two things make it uncertain: another seed, and other photographs. Rows
-have few seeds, so the deviation of a seed is pooled over rows; all rows are judged on the same
-photographs, so the contrast is taken photograph by photograph. Both variances add up.
+Other seeds and other photographs would change a score; both errors add up. Each is drawn from
+Student's t with its own degrees of freedom (parametric hierarchical bootstrap, Behrens-Fisher):
+resamples of three seeds never lie beyond them, and one t for the sum (Satterthwaite) misses the
+truth in up to 8 of 100 intervals, these in 2 to 5. Photographs count alike, with few or many views.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from numpy.typing import ArrayLike, NDArray
 
 from sitlib.files import read_json
 from sitlib.metrics.statistics import LEVEL
+from sitlib.strict import require
 from workbook.paths import resolve
 
+DRAWS = 100_000
 Row = Mapping[str, Any]
 Rows = Mapping[str, Row]
 
 
 class Estimate(NamedTuple):
-    """A contrast, and where it lies with 95 % confidence."""
+    """A value, its interval of 95 %, the two-sided p-value of 0, and the fewest seeds of a row."""
 
     value: float
-    low: float
-    high: float
+    low: float = -np.inf
+    high: float = np.inf
+    p: float = 1.0
+    seeds: int = 0
 
-    @property
-    def sign(self) -> int:
-        """1 or -1 where the interval excludes 0, else 0."""
-        return int(self.low > 0) - int(self.high < 0)
+
+class Claim(NamedTuple):
+    """A sentence that holds if the sum of rows by `weights` has this sign in this metric."""
+
+    sentence: str
+    weights: Mapping[str, float]
+    metric: str
+    sign: int = 1
 
 
 def read_results(folder: str) -> dict[str, dict[str, Any]]:
@@ -48,39 +56,71 @@ def mean(row: Row, metric: str) -> float:
     return float(np.mean([scores[metric] for scores in finished_seeds(row)]))
 
 
-def seed_deviation(rows: Rows, metric: str) -> tuple[float, int]:
-    """Standard deviation that another seed makes, pooled over rows, and its degrees of freedom.
-
-    Raises `ValueError` if no row has two seeds.
-    """
-    scores = [np.array([s[metric] for s in finished_seeds(row)]) for row in rows.values()]
-    freedom = sum(len(values) - 1 for values in scores)
-    if not freedom:
-        raise ValueError("No row was trained with two seeds: nothing is known of their deviation.")
-    squares = sum(((values - values.mean()) ** 2).sum() for values in scores)
-    return float((squares / freedom) ** 0.5), freedom
+def interval(row: Row, metric: str) -> Estimate:
+    """Mean over seeds and photographs; with one seed, its interval is over photographs alone."""
+    scores = _scores(row, metric)
+    return _estimate(len(scores), [scores.mean(1)], scores.mean(0))
 
 
 def contrast(rows: Rows, weights: Mapping[str, float], metric: str = "psnr") -> Estimate:
-    """The sum of rows by `weights`, row -> weight, as a mean over photographs.
+    """The sum of rows by `weights`, row -> weight, as a mean over seeds and photographs.
 
-    Raises `ValueError` if the rows were judged on different photographs.
+    Rows with the same seeds are paired by seed, others have a variance each (Welch). Where a row
+    has one seed, the interval is infinite; where one has no result, the value is NaN.
     """
-    if len({tuple(rows[name]["photographs"]) for name in weights}) != 1:
-        raise ValueError("Rows that are compared must have been judged on the same photographs.")
-    # Seeds are pooled over groups, because some trainings (adversarial ones) vary far more.
-    groups = {rows[name].get("group") for name in weights}
-    pooled = {name: row for name, row in rows.items() if row.get("group") in groups}
-    sigma, freedom = seed_deviation(pooled, metric)
-    by_photograph, seed_variance = 0.0, 0.0  # the first becomes [P]
-    for name, weight in weights.items():
-        seeds = [scores["by_photograph"][metric] for scores in finished_seeds(rows[name])]
-        by_photograph += weight * np.mean(seeds, axis=0)
-        seed_variance += weight**2 * sigma**2 / len(seeds)
-    photograph_variance = np.var(by_photograph, ddof=1) / np.size(by_photograph)
-    half = stats.t.ppf((1 + LEVEL) / 2, freedom) * (seed_variance + photograph_variance) ** 0.5
-    value = float(np.mean(by_photograph))
-    return Estimate(value, float(value - half), float(value + half))
+    if not all(name in rows and finished_seeds(rows[name]) for name in weights):
+        return Estimate(np.nan)
+    same = len({tuple(rows[name]["photographs"]) for name in weights}) == 1
+    require(same, "Rows that are compared must have been judged on the same photographs.")
+    terms = [weight * _scores(rows[name], metric) for name, weight in weights.items()]
+    seeds, by_seed = min(map(len, terms)), [term.mean(1) for term in terms]
+    named = [[k for k, s in rows[name]["seeds"].items() if "failed" not in s] for name in weights]
+    if all(names == named[0] for names in named):
+        by_seed = [np.sum(by_seed, axis=0)]
+    estimate = _estimate(seeds, by_seed, np.sum([term.mean(0) for term in terms], axis=0))
+    return estimate if seeds > 1 else Estimate(estimate.value, seeds=seeds)
+
+
+def _scores(row: Row, metric: str) -> NDArray:
+    """Scores [seeds, photographs]; [seeds, 1] of all photographs together, such as fd_lite0."""
+    seeds = finished_seeds(row)
+    return np.array([seed["by_photograph"].get(metric, [seed[metric]]) for seed in seeds])
+
+
+def _estimate(seeds: int, by_seed: list[NDArray], by_photograph: NDArray) -> Estimate:
+    """Mean of one array by photograph; those by seed add up to it, and vary independently."""
+    rng, value, errors = np.random.default_rng(0), float(by_photograph.mean()), np.zeros(DRAWS)
+    for samples in (by_seed, [by_photograph]):
+        counts = np.array([len(sample) for sample in samples])
+        if counts.min() > 1:
+            variances = np.array([sample.var(ddof=1) for sample in samples]) / counts + 1e-30
+            freedom = variances.sum() ** 2 / (variances**2 / (counts - 1)).sum()
+            errors += variances.sum() ** 0.5 * rng.standard_t(freedom, DRAWS)
+    if not errors.any():
+        return Estimate(value, seeds=seeds)
+    half = float(np.quantile(abs(errors), LEVEL))
+    p = (1 + np.sum(abs(errors) >= abs(value))) / (1 + DRAWS)
+    return Estimate(value, value - half, value + half, float(p), seeds)
+
+
+def holm(p_values: ArrayLike) -> NDArray:
+    """P-values adjusted for their number, by Holm's step-down method."""
+    p = np.asarray(p_values, np.float64)
+    order, adjusted = np.argsort(p), np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
+    return adjusted
+
+
+def verdicts(rows: Rows, claims: Mapping[str, Claim]) -> dict[str, dict[str, Any]]:
+    """Each claim, its estimate, `holm`, its p-value adjusted for all claims, and `verdict`."""
+    found = [contrast(rows, claim.weights, claim.metric) for claim in claims.values()]
+    table = {}
+    for name, estimate, p in zip(claims, found, holm([e.p for e in found]).tolist(), strict=True):
+        side = claims[name].sign * estimate.value if p < 1 - LEVEL else 0
+        verdict = "holds" if side > 0 else "the other way round" if side < 0 else "not told apart"
+        judged = {"holm": p, "verdict": verdict if estimate.seeds else "not run"}
+        table[name] = claims[name]._asdict() | estimate._asdict() | judged
+    return table
 
 
 def power_law(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:

@@ -1,0 +1,158 @@
+"""Intervals, contrasts and verdicts against scipy, definitions and simulated studies."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from workbook import effects
+from workbook.effects import Claim, contrast, holm, interval, power_law, verdicts
+
+
+def row(values, *, names="012", failed=(), photographs="p"):
+    """A row of the study from scores [seeds, photographs]."""
+    seeds = {
+        name: {"psnr": v.mean(), "fd_lite0": v[0], "by_photograph": {"psnr": v.tolist()}}
+        for name, v in zip(names, values, strict=False)
+    }
+    seeds |= {name: {"failed": "the loss is not finite"} for name in failed}
+    return {"photographs": [f"{photographs}{i}" for i in range(values.shape[1])], "seeds": seeds}
+
+
+def scores(rng, mean, *, seed_sd, photo_sd, pair_sd=0.0, count=3, photographs=23):
+    """Scores of a row: what seeds add, what photographs add, what a seed does to each of them."""
+    seeds, photos = rng.normal(0, seed_sd, (count, 1)), rng.normal(0, photo_sd, photographs)
+    return mean + seeds + photos + rng.normal(0, pair_sd, (count, photographs))
+
+
+def level(*values, photographs=23):
+    """Scores of seeds that are the same on all photographs."""
+    return np.repeat(np.array(values)[:, None], photographs, axis=1)
+
+
+def minus(first, second):
+    return {first: 1.0, second: -1.0}
+
+
+@pytest.fixture
+def few_draws(monkeypatch):
+    """Simulations have many intervals, each of which may be a little rough."""
+    monkeypatch.setattr(effects, "DRAWS", 5000)
+
+
+class TestIntervals:
+    @pytest.mark.parametrize("seed_sd, photo_sd", [(0.1, 2.0), (1.0, 3.0), (1.0, 1.0), (1.0, 0.1)])
+    def test_three_seeds_cover_the_truth_as_often_as_they_say(self, few_draws, seed_sd, photo_sd):
+        rng = np.random.default_rng(0)
+        sds = {"seed_sd": seed_sd, "photo_sd": photo_sd, "pair_sd": 0.2}
+        found = [interval(row(scores(rng, 24, **sds)), "psnr") for _ in range(300)]
+        assert 0.93 <= np.mean([e.low < 24 < e.high for e in found]) <= 0.99
+
+    def test_one_seed_has_the_interval_of_a_bootstrap_over_photographs(self):
+        values = scores(np.random.default_rng(1), 24, seed_sd=0, photo_sd=2, photographs=42)[:1]
+        found = interval(row(values), "psnr")
+        bounds = stats.bootstrap(values, np.mean, method="BCa", random_state=0).confidence_interval
+        assert found.seeds == 1 and found.value == pytest.approx(values.mean())
+        assert found[1:3] == pytest.approx(bounds, abs=0.08 * (bounds.high - bounds.low))
+
+    def test_a_score_of_all_photographs_has_an_interval_of_seeds(self):
+        values = np.array([3.0, 4.0, 6.0])
+        found = interval(row(level(*values)), "fd_lite0")
+        bounds = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
+        assert found[1:3] == pytest.approx(bounds, rel=0.05)
+        assert interval(row(level(3.0)), "fd_lite0")[1:] == (-np.inf, np.inf, 1, 1)
+
+
+class TestContrasts:
+    a, b = np.array([24.1, 24.3, 24.15]), np.array([24.4, 24.55, 24.5, 24.2])
+
+    def agrees(self, found, test):
+        low, high = test.confidence_interval(0.95)
+        assert found.p == pytest.approx(test.pvalue, rel=0.03)
+        assert found[1:3] == pytest.approx((low, high), abs=0.01 * (high - low))
+
+    def test_the_same_seeds_are_paired(self):
+        rows = {"a": row(level(*self.a)), "b": row(level(*self.b[:3]))}
+        self.agrees(contrast(rows, minus("b", "a")), stats.ttest_rel(self.b[:3], self.a))
+
+    def test_other_seeds_have_variances_of_their_own(self):
+        rows = {"a": row(level(*self.a)), "b": row(level(*self.b), names="0345", failed="12")}
+        welch = stats.ttest_ind(self.b, self.a, equal_var=False)
+        self.agrees(contrast(rows, minus("b", "a")), welch)
+
+    def test_photographs_are_paired(self):
+        rng = np.random.default_rng(2)
+        a, difference = rng.normal(24, 3, 23), rng.normal(0.1, 0.2, 23)
+        rows = {"a": row(np.tile(a, (3, 1))), "b": row(np.tile(a + difference, (3, 1)))}
+        found = contrast(rows, minus("b", "a"))
+        self.agrees(found, stats.ttest_1samp(difference, 0))
+        rows["b"]["photographs"][0] = "another"
+        with pytest.raises(ValueError, match="same photographs"):
+            contrast(rows, minus("b", "a"))
+
+    def test_seeds_and_photographs_add_up_in_an_effect_of_a_factorial(self, few_draws):
+        rng, found = np.random.default_rng(3), []
+        weights = {"a": 0.5, "b": 0.5, "c": -0.5, "d": -0.5}
+        for _ in range(300):
+            hard = rng.normal(0, 3, 23)
+            rows = {
+                name: row(scores(rng, 24, seed_sd=0.3, photo_sd=0.6) + hard, names=seeds)
+                for name, seeds in zip("abcd", ["012"] * 3 + ["345"], strict=True)
+            }
+            found.append(contrast(rows, weights))
+        assert 0.93 <= np.mean([e.low < 0 < e.high for e in found]) <= 0.99
+        assert np.mean([e.high - e.low for e in found]) < 1.3  # of photographs unpaired 2.5
+
+    def test_one_seed_or_none_tells_nothing(self):
+        rows = {"a": row(level(24.0)), "b": row(level(25.0)), "c": row(level(), failed="012")}
+        assert contrast(rows, minus("b", "a")) == (1.0, -np.inf, np.inf, 1.0, 1)
+        for name in "cd":
+            value, *rest = contrast(rows, minus("a", name))
+            assert np.isnan(value) and rest == [-np.inf, np.inf, 1.0, 0]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_is_the_closed_test_of_all_intersections(p_values):
+    sets = [s for n in range(len(p_values)) for s in combinations(range(len(p_values)), n + 1)]
+    bonferroni = {s: min(1, len(s) * min(p_values[i] for i in s)) for s in sets}
+    expected = [max(bonferroni[s] for s in sets if i in s) for i in range(len(p_values))]
+    assert holm(p_values) == pytest.approx(expected)
+
+
+class TestVerdicts:
+    def test_say_which_way_a_claim_goes(self):
+        rng = np.random.default_rng(4)
+        means = {"base": 24, "better": 25, "worse": 23, "equal": 24}
+        rows = {n: row(scores(rng, m, seed_sd=0.05, photo_sd=0.2)) for n, m in means.items()}
+        claims = {
+            n: Claim(f"{n} beats base", minus(n, "base"), "psnr") for n in [*means, "new"][1:]
+        }
+        claims["costs"] = claims["worse"]._replace(sentence="worse costs", sign=-1)
+        table = verdicts(rows, claims)
+        assert [judged["verdict"] for judged in table.values()] == [
+            "holds",
+            "the other way round",
+            "not told apart",
+            "not run",
+            "holds",
+        ]
+        adjusted = holm([judged["p"] for judged in table.values()])
+        assert [judged["holm"] for judged in table.values()] == pytest.approx(adjusted)
+        assert table["better"]["p"] < table["better"]["holm"] < 0.05
+        assert table["costs"]["sentence"] == "worse costs" and table["costs"]["value"] < 0
+
+    def test_few_studies_of_equal_rows_tell_any_apart(self, few_draws):
+        rng, names = np.random.default_rng(5), [f"row{i}" for i in range(10)]
+        claims = {name: Claim("", minus(name, "base"), "psnr") for name in names}
+        told = 0
+        for _ in range(80):
+            rows = {n: row(scores(rng, 24, seed_sd=0.2, photo_sd=0.3)) for n in [*names, "base"]}
+            told += any(j["verdict"] != "not told apart" for j in verdicts(rows, claims).values())
+        assert told <= 6
+
+
+def test_power_laws_are_recovered():
+    assert power_law([1, 10, 100], [3 * x**0.7 for x in (1, 10, 100)]) == pytest.approx((3, 0.7))
