@@ -43,7 +43,7 @@ SIDE = 576  # px of the images' shorter side: more than the largest of the profi
 COUNTS: dict[str, dict[str, Any]] = yaml.safe_load("""
 data: {normalization_views: 32} # codebooks of 8,192 start from as many vectors: 256 of each view
 tokenizer.optimizer: &few
-  {steps: 2, batch_size: 2, warmup_steps: 1, log_every: 1, checkpoint_every: 1}
+  {steps: 2, batch_size: 2, warmup_steps: 1, decay_start: 0, log_every: 1, checkpoint_every: 1}
 tokenizer.adversarial: {warmup: 1, ramp: 1}
 tokenizer.evaluation.sets.imagenet: {views: 8}
 tokenizer.evaluation.sets.coco: {views: 8}
@@ -65,13 +65,14 @@ applications:
 # One process without GPU; activation checkpointing stays as it is.
 engine: {strategy: single, processes: 1, micro_batch_size: 1, data_workers: 0, images_every: 0}
 """)
-# Of params/paper.yaml these run: what params.yaml lists, the paper's larger model, 512 px.
+# Of params/paper.yaml these run: what params.yaml lists, the paper's larger model, 512 px, and a second
+# decoder of a text-conditional model.
 VARIANTS: dict[str, list[str]] = yaml.safe_load("""
 tokenizers: [vit_vqgan, sit4, sit5, sit5_sc, sit6, vit_vqgan_512, captioned_vit_vqgan,
-             captioned_sit4_sc, sit4_second]
+             captioned_sit4_sc, sit4_second, captioned_vit_vqgan_second]
 codes: [vit_vqgan, sit4, sit5_sc, captioned_vit_vqgan, captioned_sit4_sc]
 text_generators: [ar_captioned_vit_vqgan, ar_captioned_sit4_sc]
-decoded_again: [ar_sit4_second]
+decoded_again: [ar_sit4_second, ar_captioned_vit_vqgan_second]
 """)
 
 
@@ -104,7 +105,7 @@ def shallow(settings: Any, layers: int) -> Any:
 
 def write_images(folder: Path) -> None:
     """Images of each split in the forms of ImageNet, `imagenet/train/class/name.jpg`, and MS-COCO,
-    `coco/train2017/name.jpg` with captions; they are the project's, enlarged.
+    `coco/train2014/name.jpg` with captions; they are the project's, enlarged.
     """
     for split, name in (("train", "train"), ("test", "val")):
         photographs = open_images(resolve("data/landscapes"), split)
@@ -113,11 +114,11 @@ def write_images(folder: Path) -> None:
         for i in range(IMAGES):
             write_jpeg(photographs, i, folder / f"imagenet/{name}/class{i % 2}/{i}.jpg")
             position = i * (len(captioned.names) // IMAGES)
-            write_jpeg(captioned.images, position, folder / f"coco/{name}2017/{i}.jpg")
+            write_jpeg(captioned.images, position, folder / f"coco/{name}2014/{i}.jpg")
             listed["images"].append({"id": i, "file_name": f"{i}.jpg"})
             texts = captioned.captions[position]
             listed["annotations"] += [{"image_id": i, "caption": text} for text in texts]
-        file = folder / f"coco/annotations/captions_{name}2017.json"
+        file = folder / f"coco/annotations/captions_{name}2014.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(listed))
 

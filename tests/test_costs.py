@@ -6,7 +6,7 @@ import torch
 from workbook import costs
 from workbook.profile import load_profile
 
-QUICK, SMOKE = load_profile("quick"), load_profile("smoke")
+PAPER, QUICK, SMOKE = map(load_profile, ("paper", "quick", "smoke"))
 
 
 def test_sit_grows_by_a_scale_with_every_doubling_and_the_baseline_fourfold():
@@ -33,9 +33,19 @@ def test_both_models_have_as_many_tokens_and_the_same_transformer(geometry, toke
     assert shapes[0] == shapes[1]
 
 
+def test_the_papers_table_is_of_its_text_conditional_model():
+    configs, shape = costs.geometries(PAPER)["paper"]
+    assert (shape.layers, shape.width, shape.text.layers) == (12, 1024, 12)
+    assert {config.size for config in configs.values()} == {256}
+
+
+@pytest.mark.parametrize("told", ["profile", "paper"])  # a class, a text
 @pytest.mark.parametrize("name", costs.GENERATORS)
-def test_images_have_the_size_that_is_asked_for(name):
-    draw = costs.sampler(SMOKE, name, "profile")
+def test_images_have_the_size_that_is_asked_for(name, told, monkeypatch):
+    of_each = costs.geometries(SMOKE)
+    small = of_each["profile"][0], of_each[told][1]
+    monkeypatch.setattr(costs, "geometries", lambda _: {told: small})
+    draw = costs.sampler(SMOKE, name, told)
     batch_size = SMOKE.autoregressive.evaluation.throughput_batch_size
     for share in costs.SHARES:
         assert draw(share).shape == (batch_size, 3, 64 // share, 64 // share)

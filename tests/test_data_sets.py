@@ -138,7 +138,7 @@ def test_profiles_name_the_folders_of_params(tmp_path, monkeypatch, name):
     sources = {chosen.source for chosen in loaded.tokenizer.evaluation.sets.values()}
     assert sources <= set(OWN.values()) and OWN["data_folder"] in sources
     if name == "paper":
-        assert loaded.text.captions.source == "data/my coco/annotations/captions_{split}2017.json"
+        assert loaded.text.captions.source == "data/my coco/annotations/captions_{split}2014.json"
 
 
 def test_a_plain_path_stays_and_an_unknown_name_is_refused():

@@ -119,6 +119,9 @@ def test_processes_share_a_batch_and_ddp_needs_its_buckets():
     assert four.cost.peak_bytes < one.cost.peak_bytes
     assert four.image_flops == pytest.approx(one.image_flops)
     assert one.state_bytes == 2 * 4 * one.cost.learning and one.cache_bytes == 2 * 32 * 64 * 2
+    frugal = replace(SMOKE.autoregressive.optimizer, algorithm="adafactor")
+    frugal = replace(SMOKE, autoregressive=replace(SMOKE.autoregressive, optimizer=frugal))
+    assert descriptions(frugal, ["ar_sit4"])[0].state_bytes == one.state_bytes // 2
     assert sharded.state_bytes == four.state_bytes // 4 and sharded.gpu_bytes < four.gpu_bytes
 
 

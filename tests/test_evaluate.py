@@ -48,6 +48,18 @@ def with_evaluation(profile, section, **changes):
     return replace(profile, **{section: changed})
 
 
+class Inception(Counter):
+    """Stand-in for `InceptionMetrics` that counts the images of each size."""
+
+    def add(self, images, real, title):
+        self[f"{images.shape[-1]} px" + ", real" * real] += len(images)
+
+    def compute(self, seed):
+        counts = dict(self)
+        self.clear()
+        return {"fid": counts}
+
+
 # -- tokenizers ------------------------------------------------------------------------------------
 
 
@@ -56,7 +68,7 @@ def few():
     """The smoke profile with few views: 10 of 8 extra photographs."""
     sets = PROFILE.tokenizer.evaluation.sets
     few = {name: replace(sets[name], views=n) for name, n in (("landscapes", 4), ("extra", 10))}
-    return with_evaluation(PROFILE, "tokenizer", sets=few, seed=1)
+    return with_evaluation(PROFILE, "tokenizer", sets=few, seed=1, inception=True)
 
 
 def tiny_tokenizer(profile, variant, seed):
@@ -70,6 +82,7 @@ def scores_of(few, weights_folder):
         patch.setattr(evaluate, "PART", 3)
         patch.setattr(tokenizer, "SMALLEST_SIZE", 16)
         patch.setattr(tokenizer, "trained_tokenizer", tiny_tokenizer)
+        patch.setattr(tokenizer.metrics, "InceptionMetrics", Inception)
         names = ("sit5_sc", "vit_vqgan")
         return {name: tokenizer.evaluate_tokenizer(few, name, 0) for name in names}
 
@@ -118,6 +131,8 @@ def test_every_set_and_size_has_every_metric(scores_of):
             for size, one in zip(sizes, by_size.values(), strict=True):
                 assert all(np.isfinite(one[name]) for name in names)
                 assert ("lpips_vgg" in one) == (size == 64)
+                views = sum(one["counts"])
+                assert one["fid"] == {f"{size} px": views, f"{size} px, real": views}
                 assert (one["ssim"] is None) == (size < 11)
                 assert one["intervals"]["psnr"][0] < one["psnr"] < one["intervals"]["psnr"][1]
                 is_baseline = variant == "vit_vqgan"
@@ -211,16 +226,6 @@ def test_samples_have_the_classes_of_the_reference_views():
 def test_a_decoder_of_other_codes_is_refused():
     with pytest.raises(ValueError, match="vit_vqgan does not decode the codes"):
         generation.evaluate_generator(PROFILE, "ar_sit5_sc", 7, "vit_vqgan")
-
-
-class Inception(Counter):
-    """Stand-in for `InceptionMetrics` that counts the images."""
-
-    def add(self, images, real, title):
-        self[title, real] += len(images)
-
-    def compute(self, seed):
-        return {"fid": dict(self)}
 
 
 def tiny_codes(profile, variant):
@@ -320,7 +325,7 @@ def test_a_class_conditional_model(untrained, tmp_path, monkeypatch):
     asking = with_evaluation(profile, "tokenizer", inception=True)
     again = generation.evaluate_generator(asking, variant, 0, "sit5_sc_second")
     assert again["fd_lite0"] != scores["fd_lite0"] and again["protocol"] == scores["protocol"]
-    assert again["fid"] == {("samples", False): 6, ("originals", True): 5}
+    assert again["fid"] == {"64 px": 6, "64 px, real": 5} and "sizes" not in again
     # In parts, features are the same.
     monkeypatch.setattr(evaluate, "PART", 4)
     for name, features in generation.real_features(profile, variant).items():
@@ -369,6 +374,34 @@ def test_a_text_conditional_model(untrained):
     assert scores["memorisation"]["nearest"] > 0
     assert {"prompts", "r_precision", "references"} <= scores["protocol"].keys()
     json.dumps(scores, allow_nan=False)
+
+
+def test_text_conditional_samples_at_smaller_sizes_from_small_images_and_by_another_decoder(
+    untrained, monkeypatch
+):
+    monkeypatch.setattr(generation.metrics, "InceptionMetrics", Inception)
+    profile = with_evaluation(untrained, "tokenizer", inception=True)
+    second = {"captioned_sit4_sc_second": {"codes_from": "captioned_sit4_sc"}}
+    variants = profile.tokenizer.variants | second
+    profile = replace(profile, tokenizer=replace(profile.tokenizer, variants=variants))
+    for variant in ("ar_captioned_vit_vqgan", "ar_captioned_sit4_sc"):
+        model, tokenizer = generation.load_models(profile, variant, 0)
+        samples = generation.draw_all(model, profile, variant)
+        real = generation.real_features(profile, variant)["held_out"]
+        scores = generation.measure_codes(samples, tokenizer, real, profile, variant)
+        expected = {n: {"fid": {f"{n} px": 4, f"{n} px, real": 4}} for n in ("64", "16", "8")}
+        assert scores["fid"] == expected["64"]["fid"]
+        assert scores["sizes"] == {"16": expected["16"], "8": expected["8"]}
+        assert ("upsampled" in scores) == ("upsampled" in samples) == ("sit4" in variant)
+    assert scores["upsampled"] == expected["64"]
+    small = interpolate(text.prompts(profile, "held_out").images, 8, mode="area")
+    assert torch.equal(samples["upsampled"][:, :1], tokenizer.encode(small))
+    assert not torch.equal(samples["upsampled"][:, 1:], samples["held_out"][:, 1:])
+    first = lambda p, v, seed: tiny_tokenizer(p, v.removesuffix("_second"), seed)  # noqa: E731
+    monkeypatch.setattr(generation, "trained_tokenizer", first)
+    again = generation.evaluate_generator(profile, variant, 0, "captioned_sit4_sc_second")
+    assert again["fd_lite0"] == pytest.approx(scores["fd_lite0"], rel=1e-4)
+    assert again["sizes"] == scores["sizes"] and "kinds" not in again
 
 
 # -- prompts ---------------------------------------------------------------------------------------

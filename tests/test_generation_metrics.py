@@ -250,6 +250,7 @@ class TestInception:
         result = metrics.compute()
         assert torch.equal(torch.get_rng_state(), state)
         x, y = (network((255 * x.clamp(0, 1)).round().byte()) for x in (images, references))
+        assert network.use_antialias is False and "299 px" in result["inception_input"]
         assert result["fid"] == pytest.approx(frechet_distance(x, y), rel=1e-6)
         assert result["inception_score"] == pytest.approx(classifier_score(x))
         assert result["inception_score_originals"] == pytest.approx(classifier_score(y))

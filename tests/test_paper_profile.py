@@ -7,11 +7,13 @@ import sys
 import pytest
 import yaml
 
+from sitlib.train.optim import learning_rate_factor
 from workbook.params import split_run
 from workbook.paths import ROOT
 from workbook.profile import load_profile
 
 PAPER = load_profile("paper")
+CAPTIONED = "ar_captioned_sit4_scd"
 
 
 TOKENS = {  # variant: px, codes
@@ -20,6 +22,7 @@ TOKENS = {  # variant: px, codes
     "sit5": (256, 1280),
     "sit6": (512, 1536),
     "vit_vqgan_512": (512, 1024),
+    "vit_vqgan_512_p8": (512, 4096),
 }
 CAUSAL = {"sc": (True, True), "sce": (True, False), "scd": (False, True)}  # encoder, decoder
 
@@ -33,6 +36,23 @@ def test_tokenizers_have_the_papers_numbers_of_codes_and_attention_as_their_name
             config = PAPER.tokenizer_variant(variant)
             sides = config.encoder_attention, config.decoder_attention
             assert tuple(side == "scale_causal" for side in sides) == CAUSAL[name], variant
+
+
+def test_models_over_codes_are_trained_as_published_and_tokenizers_as_vit_vqgan():
+    def rates(optimizer):
+        steps = optimizer.warmup_steps, optimizer.decay_start, optimizer.steps
+        return [optimizer.learning_rate * learning_rate_factor(step, optimizer) for step in steps]
+
+    vim, parti, improved = map(
+        PAPER.generator_optimizer, ("ar_sit4", CAPTIONED, "ar_sit4_improved")
+    )
+    assert rates(vim) == pytest.approx([4.5e-4, 4.5e-4, 1e-5])
+    assert rates(parti) == pytest.approx([4.5e-5, 4.5e-5, 0.025 * 4.5e-5])
+    assert (vim.decay_start, parti.decay_start) == (80_000, 85_000)
+    assert all((o.algorithm, o.beta1, o.beta2) == ("adafactor", 0.9, 0.96) for o in (vim, parti))
+    assert improved.algorithm == "adamw" and rates(improved) == [1e-4] * 3
+    tokenizer = PAPER.tokenizer_training("sit4").optimizer
+    assert tokenizer.algorithm == "adamw" and rates(tokenizer)[2] == pytest.approx(5e-5)
 
 
 # -- in the pipeline -------------------------------------------------------------------------------
@@ -69,7 +89,8 @@ def test_listed_runs_are_variants_of_the_profile_and_need_runs_that_are_listed(f
             assert params["codes"][codes] == section and codes in params["tokenizers"]
             assert profile.generator_section(variant).tokenizer_seed == split_run(codes)[1]
     for source in params["decoded_again"].values():
-        assert source["of"] in params["generators"] and source["decoder"] in params["tokenizers"]
+        generators = params["generators"] | params["text_generators"]
+        assert source["of"] in generators and source["decoder"] in params["tokenizers"]
 
 
 def test_every_variant_of_the_paper_but_our_own_is_trained():

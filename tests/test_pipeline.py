@@ -165,7 +165,7 @@ def test_the_dry_run_has_the_papers_shapes_and_few_of_everything_else(tmp_path):
     params = yaml.safe_load((tmp_path / "params.yaml").read_text())
     assert {"sit4-seed0", "sit6-seed0"} <= set(params["tokenizers"])
     assert "ar_sit4_improved-seed0" in params["generators"]
-    for pattern in ("imagenet/*/*/*.jpg", "coco/*2017/*.jpg"):
+    for pattern in ("imagenet/*/*/*.jpg", "coco/*2014/*.jpg"):
         assert len(list(tmp_path.glob(f"data/{pattern}"))) == 2 * paper_dry_run.IMAGES
 
 

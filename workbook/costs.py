@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sitlib.model.config import AutoregressiveConfig, SamplingConfig, TokenizerConfig
 from sitlib.model.generator import AutoregressiveModel
+from sitlib.model.text import TextTokenizer
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import best_device
 from sitlib.sample.generate import generate
@@ -46,6 +47,7 @@ GENERATORS = {OURS: "sit4_scd", BASELINE: "vit_vqgan"}  # and their tokenizers
 # Parti-350M over ViT-VQGAN.
 REPORTED = {1: 6.5 / 7.8, 4: 24.5 / 7.6, 8: 74.7 / 7.7}
 ROUND_SECONDS = 3.0  # of one case in one round
+CAPTION = "a man and a dog walk along the beach in the evening"  # as long as most of MS-COCO
 
 
 # -- measuring ---------------------------------------------------------------------------------
@@ -96,8 +98,9 @@ def hardware() -> dict[str, Any]:
 def random_generator(
     shape: AutoregressiveConfig, tokenizer: TokenizerConfig
 ) -> AutoregressiveModel:
-    """A model of one class over codes of a tokenizer."""
-    config = config_over(tokenizer, replace(shape, dropout=0.0), ["class"])
+    """A model of one class, or of texts, over codes of a tokenizer."""
+    texts = TextTokenizer.train([CAPTION], 300, 16).to_json() if shape.text else None
+    config = config_over(tokenizer, replace(shape, dropout=0.0), ["class"], texts)
     return AutoregressiveModel(config).eval()
 
 
@@ -199,16 +202,18 @@ def efficiency(_: Profile) -> dict[str, Any]:
 def geometries(
     profile: Profile,
 ) -> dict[str, tuple[dict[str, TokenizerConfig], AutoregressiveConfig]]:
-    """Tokenizer of each generator, and the transformer over its codes: those of the profile; and
-    with the paper's 256 px and 1,024 tokens, the transformer half as wide."""
+    """Tokenizer of each generator, and the transformer over its codes: those of the profile; and,
+    as the paper's, of 256 px and 1,024 tokens, told a text: half as wide in smaller profiles."""
     shape = profile.autoregressive_variant("ar_vit_vqgan")
-    small = replace(shape, width=shape.width // 2, heads=max(1, shape.heads // 2))
+    text = profile.autoregressive_variant(next(iter(profile.text.variants)))
+    if profile.data.size < 256:
+        text = replace(text, width=text.width // 2, heads=max(1, text.heads // 2))
     configs = {name: profile.tokenizer_variant(of) for name, of in GENERATORS.items()}
     paper = {
         name: replace(config, size=256, grid_size=16 if config.levels else 32)
         for name, config in configs.items()
     }
-    return {"profile": (configs, shape), "paper": (paper, small)}
+    return {"profile": (configs, shape), "paper": (paper, text)}
 
 
 def sampler(profile: Profile, name: str, geometry: str) -> Callable[[int], Tensor]:
@@ -223,14 +228,13 @@ def sampler(profile: Profile, name: str, geometry: str) -> Callable[[int], Tenso
     tokenizer = SpectralTokenizer(config).eval().to(device)
     model = random_generator(shape, config).to(device)
     batch_size = profile.autoregressive.evaluation.throughput_batch_size
-    sampling, labels = guided(profile, batch_size), torch.zeros(batch_size, dtype=torch.int64)
+    prompts = [CAPTION] * batch_size if shape.text else torch.zeros(batch_size).long()
 
     @torch.inference_mode()
     def draw(share: int) -> Tensor:
-        if config.levels:
-            scales = config.num_scales - share.bit_length() + 1
-            return tokenizer.decode(generate(model, labels, sampling, scales=scales))
-        return F.avg_pool2d(tokenizer.decode(generate(model, labels, sampling)), share)
+        k = config.num_scales - share.bit_length() + 1 if config.levels else 1
+        images = tokenizer.decode(generate(model, prompts, guided(profile, batch_size), scales=k))
+        return F.avg_pool2d(images, share * images.shape[-1] // config.size)
 
     return draw
 

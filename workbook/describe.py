@@ -239,7 +239,8 @@ class Description:
     batch: int  # images of a process at a time
     optimizer: OptimizerConfig
     cost: Cost
-    state_bytes: int  # two moments and, if there is one, the average of the weights; FSDP's share
+    copies: int  # in a state: weights, moments (the second of Adafactor is small), an average
+    state_bytes: int  # all but the weights; FSDP's share
     extra_gradient_bytes: int  # in DDP's buckets, and whole ones of earlier micro-batches
     gpu_bytes: int  # all that a step needs, less the weights that other processes hold
     cache_bytes: int  # KV cache of one sample; 0 for tokenizers
@@ -284,14 +285,15 @@ def descriptions(profile: Profile, variants: Sequence[str] | None = None) -> lis
             subject = partial(subject_of, profile, name, batch)
             costs[key] = cost(subject, engine.precision, engine.gradient_checkpointing)
         found, shards = costs[key], 1 if is_tokenizer or not is_sharded else engine.world_size
-        state = (2 + (optimizer.ema_decay > 0)) * FLOAT32 * found.learning // shards
+        copies = 2 + (optimizer.algorithm != "adafactor") + (optimizer.ema_decay > 0)
+        state = (copies - 1) * FLOAT32 * found.learning // shards
         has_buckets = is_ddp or (is_sharded and is_tokenizer)
         gradients = (has_buckets + (parts > 1)) * FLOAT32 * found.learning
         # Gradients are in the peak as they are made, and only then sent away.
         elsewhere = found.weight_bytes - found.weight_bytes // shards
         gpu = found.peak_bytes + state + gradients - elsewhere
         tokens = codes.num_scales * codes.tokens_per_scale
-        demands = found, state, gradients, gpu, cache
+        demands = found, copies, state, gradients, gpu, cache
         described.append(Description(name, tokens, batch, optimizer, *demands))
     return described
 
@@ -364,11 +366,10 @@ def describe(
                 "days": seconds / 86400,
             }
         )
-        copies = 3 + (d.optimizer.ema_decay > 0)  # weights, two moments, moving average
         disk.append(
             {
                 "": d.name,
-                "state to resume from": copies * FLOAT32 * d.cost.learning / 1e9,
+                "state to resume from": d.copies * FLOAT32 * d.cost.learning / 1e9,
                 "model": FLOAT32 * d.parameters / 1e9,
                 "codes of a million views": 0.0 if d.cache_bytes else 2e-3 * d.tokens,
             }

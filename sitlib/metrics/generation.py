@@ -268,6 +268,8 @@ class InceptionMetrics:
                 self.fid = FrechetInceptionDistance(feature=2048).to(best_device())
                 # Scores of the judged images, False, and of originals, True.
                 self.scores = {real: InceptionScore().to(best_device()) for real in (False, True)}
+            for metric in (self.fid, *self.scores.values()):
+                vars(metric.inception)["use_antialias"] = False  # published FIDs are without
         except (ModuleNotFoundError, OSError) as error:
             raise WeightsError(
                 'FID and Inception score need torch-fidelity (pip install -e ".[inception]") and, '
@@ -282,7 +284,7 @@ class InceptionMetrics:
             self.fid.update(pixels, real=real)
             self.scores[real].update(pixels)
 
-    def compute(self, *, seed: int = 0) -> dict[str, float]:
+    def compute(self, *, seed: int = 0) -> dict[str, float | str]:
         """FID (biased upwards below 2048 images), scores of ten splits; images are forgotten."""
         values = {"fid": self.fid.compute().item()}
         for real, score in self.scores.items():
@@ -292,4 +294,4 @@ class InceptionMetrics:
                 values[name] = score.compute()[0].item()
             score.reset()
         self.fid.reset()
-        return values
+        return values | {"inception_input": "any size, resized to 299 px as TensorFlow 1 does"}

@@ -41,8 +41,7 @@ class DataConfig:
 class OptimizerConfig:
     """Optimizer, warm-up, decay, clipping by norm; defaults of ViT-VQGAN's tokenizer."""
 
-    # muon: Muon for the matrices of the transformer blocks, AdamW for all other weights (ours).
-    # adafactor: that of VIM and Parti (arXiv 2206.10789).
+    # muon: for the matrices of transformer blocks, AdamW for all others (ours); adafactor: VIM's.
     algorithm: Literal["adamw", "muon", "adafactor"] = "adamw"
     muon_learning_rate: PositiveFloat = 3e-3  # peak, of these matrices; it falls with the other
     steps: PositiveInt = 500_000
@@ -74,12 +73,9 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class TokenizerLossConfig:
-    """Weights of the tokenizer's loss (SIT, section 4), on pixels in [-1, 1] (inferred).
+    """Weights of the tokenizer's loss on pixels in [-1, 1] (SIT, section 4; the range inferred)."""
 
-    If SIT's are in [0, 1], where L2 is a quarter, `l2: 0.25` is its loss here.
-    """
-
-    l2: NonNegativeFloat = 1.0
+    l2: NonNegativeFloat = 1.0  # the same as 4.0 in [0, 1]: if SIT means that range, set 0.25
     lpips: NonNegativeFloat = 0.1
     lpips_net: Literal["alex", "vgg"] = "vgg"  # ViT-VQGAN's; SIT says "perceptual"
     commitment: NonNegativeFloat = 0.25  # beta: pulls the encoder's outputs to their codes

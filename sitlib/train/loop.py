@@ -80,11 +80,8 @@ class TrainLoop(AbstractContextManager):
         self, module: nn.Module, config: OptimizerConfig
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
         """A module and its optimizer, moved, wrapped, sharded and compiled as configured."""
-        sentence = "strategy: fsdp shards matrices, which {} takes whole: set algorithm: adamw"
-        require(
-            self.engine.strategy != "fsdp" or config.algorithm == "adamw",
-            sentence.format(config.algorithm),
-        )
+        sentence = f"fsdp shards what {config.algorithm} takes whole: set algorithm: adamw"
+        require(self.engine.strategy != "fsdp" or config.algorithm == "adamw", sentence)
         has_gpu = torch.cuda.is_available()
         for part in module.train().modules():
             if isinstance(part, (ADTransformer, Transformer)):

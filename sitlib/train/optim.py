@@ -2,7 +2,6 @@
 
 import math
 from collections import defaultdict
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,15 +58,10 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure=None):
-        groups = self.param_groups
-        for group in groups:
+        for group in self.param_groups:
             if group.get("orthogonal"):
                 self._update_matrices(group)
-        self.param_groups = [group for group in groups if not group.get("orthogonal")]
-        try:
-            return super().step(closure)
-        finally:
-            self.param_groups = groups
+        return super().step(closure)
 
     def _update_matrices(self, group: dict) -> None:
         by_shape = defaultdict(list)
@@ -77,6 +71,7 @@ class Muon(torch.optim.AdamW):
         for shape, weights in by_shape.items():
             grads = torch.stack([weight.grad for weight in weights])
             for weight in weights:
+                weight.grad = None  # or AdamW would move it, too
                 if not self.state[weight]:  # the step is asked for by AdamW when it loads states
                     zero = {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(weight)}
                     self.state[weight] |= zero
@@ -108,26 +103,23 @@ def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
 class Adafactor(torch.optim.Optimizer):
     """Adafactor (arXiv 1804.04235) with momentum and absolute rates, as VIM and Parti have it.
 
-    Squares of gradients are averaged by row and by column of a matrix, the newest counting as in
-    Adam with its correction (section 7.1 there). An update has a root mean square of at most 1;
-    steps are averaged, without correction. (VIM and Parti keep this average in 8 bits.)
+    Squares of gradients are averaged by row and column, corrected as Adam's (section 7.1 there);
+    updates, of a root mean square of at most 1, are averaged (VIM, Parti: in 8 bits) uncorrected.
     """
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
+    def step(self, closure=None):  # pyrefly: ignore[bad-override]
         for group in self.param_groups:
             lr, (beta1, beta2) = group["lr"], group["betas"]
             for weight in (p for p in group["params"] if p.grad is not None):
                 grad, state = torch.atleast_2d(weight.grad), self.state[weight]  # a vector: one row
                 squares = grad.square().add_(1e-30)
-                row, column = squares.mean(-1, keepdim=True), squares.mean(-2, keepdim=True)
+                means = {"row_sq": squares.mean(-1, True), "column_sq": squares.mean(-2, True)}
                 if not state:
-                    state |= {"step": 0, "row_sq": row, "column_sq": column}
-                    state["exp_avg"] = torch.zeros_like(weight)
+                    state |= {"step": 0, "exp_avg": torch.zeros_like(weight), **means}
                 state["step"] += 1
                 newest = (1 - beta2) / (1 - beta2 ** state["step"])
-                row = state["row_sq"].lerp_(row, newest)
-                column = state["column_sq"].lerp_(column, newest)
+                row, column = (state[name].lerp_(x, newest) for name, x in means.items())
                 update = grad * (row / row.mean(-2, keepdim=True)).rsqrt() * column.rsqrt()
                 update *= lr / update.square().mean().sqrt().clamp(min=1)
                 mean = state["exp_avg"].lerp_(update.view_as(weight), 1 - beta1)

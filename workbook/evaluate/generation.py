@@ -35,6 +35,7 @@ from workbook.tokenizers import trained_tokenizer
 
 Settings = GenerationEvaluationConfig | TextEvaluationConfig
 Tensors = dict[str, Tensor]
+SMALL = 8  # times smaller than the full size: the smallest samples, and what is upsampled
 GREY = 0.85  # of places whose codes are not sampled yet
 REAL = "samples/real.safetensors"  # `real_features`, written by a stage
 REAL_TEXT = "samples/real_text.safetensors"  # those of text-conditional models
@@ -65,7 +66,7 @@ def evaluate_generator(
 
     Args:
         decoder: a tokenizer that has taken over the codes of the model's tokenizer, to decode the
-            samples of a class-conditional model once more, for `measure_codes` alone.
+            samples (of held-out prompts) once more, for `measure_codes` alone.
         pipeline: read real features from the stage's file, and keep the samples. Default: the
             pipeline's scores do if they are of this very run.
 
@@ -76,7 +77,7 @@ def evaluate_generator(
         raise ValueError(f"{decoder} does not decode the codes that {variant} models.")
     run, is_text = _run(profile, variant, seed, decoder), variant in profile.text.variants
     path = f"{variant}{'_second' if decoder else ''}-seed{seed}.json"
-    path = f"metrics/{'text' if is_text else 'generation'}/{path}"
+    path = f"metrics/{'text' if is_text and not decoder else 'generation'}/{path}"
     if not pipeline and (stored := evaluate.stored_scores(path, run)):
         return stored
     metrics.fetch_weights()
@@ -84,7 +85,7 @@ def evaluate_generator(
     real = load_file(resolve(file)) if pipeline else real_features(profile, variant)
     if decoder:
         tokenizer = tokenizer_of(profile, variant, decoder)
-        scores = measure_codes(samples["codes"], tokenizer, real["held_out"], profile, variant)
+        scores = measure_codes(samples, tokenizer, real["held_out"], profile, variant)
     else:
         model, _ = load_models(profile, variant, seed)
         scores = measure_generator(model, profile, variant, samples, real)
@@ -115,9 +116,8 @@ def measure_generator(
     """
     settings, sampling = profile.generator_section(variant).evaluation, profile.sampler(variant)
     tokenizer, codes = tokenizer_of(profile, variant), load_codes(profile, variant)
-    references = real["held_out"]
-    sampled = next(iter(samples.values()))  # those of held-out names come first
-    scores = measure_codes(sampled, tokenizer, references, profile, variant)
+    references, sampled = real["held_out"], next(iter(samples.values()))
+    scores = measure_codes(samples, tokenizer, references, profile, variant)
     scores["memorisation"] = memorisation(sampled, tokenizer, codes)
     if "train" in real:
         scores["real"] = _means(distances(real["train"], references, settings))
@@ -159,7 +159,7 @@ def measure_generator(
 
 
 def measure_codes(
-    codes: Tensor, tokenizer: SpectralTokenizer, references: Tensor, profile: Profile, variant: str
+    samples: Tensors, tokenizer: SpectralTokenizer, real: Tensor, profile: Profile, variant: str
 ) -> dict[str, Any]:
     """Distances of sampled codes, FID and Inception scores where asked for, and `protocol`.
 
@@ -168,12 +168,13 @@ def measure_codes(
     model would have that knew the right codes (not a bound: without details an image can be nearer).
     """
     settings, sampling = profile.generator_section(variant).evaluation, profile.sampler(variant)
+    codes = next(iter(samples.values()))  # those of held-out names come first
     features, groups = _features(tokenizer, codes, "samples"), reference_groups(profile, variant)
     parts = (evaluate.reconstruct(tokenizer, x)[1] for x in held_out_images(profile, variant))
     again = evaluate.features_of(parts, "reconstructions")
-    scores = distances(features, references, settings, groups)
+    scores = distances(features, real, settings, groups)
     scores["to_reconstructions"] = distances(features, again, settings, groups)
-    scores["reconstruction"] = distances(again, references, settings, groups)
+    scores["reconstruction"] = distances(again, real, settings, groups)
     data = CodesRun.of(profile, variant).tokenizer.data
     views = "wide held-out views of labelled photographs"
     of_names = "the held-out images with these names"
@@ -184,12 +185,24 @@ def measure_codes(
         **{name: getattr(sampling, name) for name in SAMPLER},
     }
     if profile.tokenizer.evaluation.inception:
-        inception = metrics.InceptionMetrics()
-        for part in codes.split(evaluate.PART):
-            inception.add(evaluate.decode(tokenizer, part), real=False, title="samples")
-        for images in held_out_images(profile, variant):
-            inception.add(images, real=True, title="originals")
-        scores |= inception.compute(seed=settings.seed)
+        inception, c = metrics.InceptionMetrics(), tokenizer.config
+        is_causal = c.levels > 0 and c.decoder_attention == "scale_causal"
+
+        def scores_of(codes: Tensor, share: int = 1) -> dict[str, Any]:  # at 1 / share of the size
+            scales = c.num_scales - share.bit_length() + 1 if is_causal else c.num_scales
+            for part in codes.split(evaluate.PART):
+                images = evaluate.decode(tokenizer, part, scales)
+                images = F.avg_pool2d(images, images.shape[-1] * share // c.size)
+                inception.add(images, real=False, title="samples")
+            for images in held_out_images(profile, variant):
+                inception.add(F.avg_pool2d(images, share), real=True, title="originals")
+            return inception.compute(seed=settings.seed)
+
+        scores |= scores_of(codes)
+        if variant in profile.text.variants:
+            scores["sizes"] = {str(c.size // n): scores_of(codes, n) for n in (4, SMALL)}
+        if "upsampled" in samples:
+            scores["upsampled"] = scores_of(samples["upsampled"])
     return scores
 
 
@@ -321,10 +334,18 @@ def draw_all(model: AutoregressiveModel, profile: Profile, variant: str) -> Tens
     else:
         asked = {"codes": sampled_labels(profile, profile.autoregressive.evaluation.samples)}
     sampling = profile.sampler(variant)
-    return {
+    samples = {
         name: generate(model, x, sampling, progress=f"samples, {name}").cpu()
         for name, x in asked.items()
     }
+    tokenizer, judged = tokenizer_of(profile, variant), profile.tokenizer.evaluation.inception
+    if judged and "held_out" in asked and tokenizer.config.size // SMALL in tokenizer.sizes:
+        # Their first scales are the codes of the prompts' images, made small (SIT, section 5).
+        small = (F.avg_pool2d(images, SMALL) for images in held_out_images(profile, variant))
+        given = torch.cat([evaluate.encode(tokenizer, images) for images in small])
+        drawn = generate(model, asked["held_out"], sampling, prefix_codes=given)
+        samples["upsampled"] = drawn.cpu()
+    return samples
 
 
 def _samples(profile: Profile, variant: str, seed: int, save: bool = False) -> Tensors:

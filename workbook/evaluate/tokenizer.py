@@ -52,14 +52,13 @@ def evaluate_tokenizer(
     if not pipeline and (stored := evaluate.stored_scores(path, run)):
         return stored
     metrics.fetch_weights()
-    # Fails here, before anything is measured, where it cannot be had.
-    inception = metrics.InceptionMetrics() if settings.inception else None
     tokenizer = trained_tokenizer(profile, variant, seed).model.to(best_device())
     config, sizes, (first_set, *_) = tokenizer.config, evaluated_sizes(tokenizer), settings.sets
     if source != profile.data.source:
         sizes = sizes[:1]
         own = (name for name, image_set in settings.sets.items() if image_set.source == source)
         first_set = next(own, first_set)
+    inception = {size: metrics.InceptionMetrics() for size in sizes if settings.inception}
     first: dict[str, Any] = {}
     sets: dict[str, dict[str, Any]] = {}
     for name, image_set in settings.sets.items():
@@ -74,9 +73,9 @@ def evaluate_tokenizer(
                 title = f"{name}, {size} px, from view {start + 1}"
                 values = _values(images, reconstructions, size == sizes[0], title)
                 parts[size].append(values | {"codes": codes})
-                if inception is not None and size == sizes[0]:
-                    inception.add(reconstructions, real=False, title=title)
-                    inception.add(images, real=True, title=title)
+                if inception:
+                    inception[size].add(reconstructions, real=False, title=title)
+                    inception[size].add(images, real=True, title=title)
         sets[name] = {}
         for size, of_size in parts.items():
             values = {key: torch.cat([part[key] for part in of_size]) for key in of_size[0]}
@@ -91,8 +90,8 @@ def evaluate_tokenizer(
                 scores["protocol"]["size_change"] = (
                     f"enlarged to {config.size} px (bicubic, clamped), reconstructed, averaged down"
                 )
-            if inception is not None and size == sizes[0]:
-                scores |= inception.compute(seed=settings.seed)
+            if inception:
+                scores |= inception[size].compute(seed=settings.seed)
             if name == first_set and size == sizes[0]:
                 by_photograph = ("photographs", "counts", "by_photograph")
                 first = {key: scores[key] for key in scores if key not in by_photograph}
