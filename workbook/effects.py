@@ -11,10 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic.dataclasses import dataclass
 
 from sitlib.files import read_json
+from sitlib.metrics import METRICS
 from sitlib.metrics.statistics import LEVEL
-from sitlib.strict import require
+from sitlib.model.config import STRICT
+from sitlib.strict import from_dict, require
+from workbook.params import read_yaml
 from workbook.paths import resolve
 
 DRAWS = 100_000
@@ -32,13 +36,19 @@ class Estimate(NamedTuple):
     seeds: int = 0
 
 
-class Claim(NamedTuple):
-    """A sentence that holds if the sum of rows by `weights` has this sign in this metric."""
+@dataclass(frozen=True, config=STRICT)
+class Claim:
+    """It holds if the sum of rows by these weights is on the better side of 0 in its measure."""
 
-    sentence: str
-    weights: Mapping[str, float]
-    metric: str
-    sign: int = 1
+    rows: dict[str, float]
+    measure: str = "lpips_vgg"  # of METRICS
+    paper: bool = False  # the paper claims it
+
+
+def load_claims() -> dict[str, Claim]:
+    """Claims of `study/claims.yaml` by their sentences."""
+    values = read_yaml(resolve("study/claims.yaml"))
+    return {name: from_dict(Claim, entry, f"claim {name!r}") for name, entry in values.items()}
 
 
 def read_results(folder: str) -> dict[str, dict[str, Any]]:
@@ -65,8 +75,8 @@ def interval(row: Row, metric: str) -> Estimate:
 def contrast(rows: Rows, weights: Mapping[str, float], metric: str = "psnr") -> Estimate:
     """The sum of rows by `weights`, row -> weight, as a mean over seeds and photographs.
 
-    Rows with the same seeds are paired by seed, others have a variance each (Welch). Where a row
-    has one seed, the interval is infinite; where one has no result, the value is NaN.
+    Each row has a variance over seeds of its own (Welch). Where a row has one seed, the interval is
+    infinite; where one has no result, the value is NaN.
     """
     if not all(name in rows and finished_seeds(rows[name]) for name in weights):
         return Estimate(np.nan)
@@ -74,9 +84,6 @@ def contrast(rows: Rows, weights: Mapping[str, float], metric: str = "psnr") -> 
     require(same, "Rows that are compared must have been judged on the same photographs.")
     terms = [weight * _scores(rows[name], metric) for name, weight in weights.items()]
     seeds, by_seed = min(map(len, terms)), [term.mean(1) for term in terms]
-    named = [[k for k, s in rows[name]["seeds"].items() if "failed" not in s] for name in weights]
-    if all(names == named[0] for names in named):
-        by_seed = [np.sum(by_seed, axis=0)]
     estimate = _estimate(seeds, by_seed, np.sum([term.mean(0) for term in terms], axis=0))
     return estimate if seeds > 1 else Estimate(estimate.value, seeds=seeds)
 
@@ -113,13 +120,13 @@ def holm(p_values: ArrayLike) -> NDArray:
 
 def verdicts(rows: Rows, claims: Mapping[str, Claim]) -> dict[str, dict[str, Any]]:
     """Each claim, its estimate, `holm`, its p-value adjusted for all claims, and `verdict`."""
-    found = [contrast(rows, claim.weights, claim.metric) for claim in claims.values()]
-    table = {}
-    for name, estimate, p in zip(claims, found, holm([e.p for e in found]).tolist(), strict=True):
-        side = claims[name].sign * estimate.value if p < 1 - LEVEL else 0
-        verdict = "holds" if side > 0 else "the other way round" if side < 0 else "not told apart"
-        judged = {"holm": p, "verdict": verdict if estimate.seeds else "not run"}
-        table[name] = claims[name]._asdict() | estimate._asdict() | judged
+    found = [contrast(rows, claim.rows, claim.measure) for claim in claims.values()]
+    table, adjusted = {}, holm([estimate.p for estimate in found]).tolist()
+    for (name, claim), estimate, p in zip(claims.items(), found, adjusted, strict=True):
+        is_better = (estimate.value > 0) == METRICS[claim.measure].higher_is_better
+        verdict = "holds" if is_better else "the other way round"
+        verdict = verdict if p < 1 - LEVEL else "not told apart" if estimate.seeds else "not run"
+        table[name] = {**vars(claim), **estimate._asdict(), "holm": p, "verdict": verdict}
     return table
 
 
