@@ -100,7 +100,7 @@ REFUSED = [  # (key, value, sentence)
     ("tokenizer.common.num_codes", 100_000, "raise data.normalization_views or lower num_codes"),
     ("tokenizer.variants.sit4.num_codebooks", 3, "2 (approximation, details) or 4 (one for every"),
     ("tokenizer.variants.vit_vqgan.transform", "pyramid", "transform pyramid needs levels"),
-    ("tokenizer.variants.sit5.transform", "raster", "it needs levels 3, not 4"),
+    ("tokenizer.variants.sit5.transform", "raster", "it needs levels 3, num_codebooks 1"),
     (CAUSAL, {"transform": "local_wavelet", "wavelet": "db2"}, "transform local_wavelet has"),
     ("tokenizer.loss.quant_warmup_steps", 99_999, "must be less than steps"),
     ("tokenizer.loss.multiscale", 0.1, "needs levels and decoder_attention: scale_causal"),

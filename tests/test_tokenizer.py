@@ -1,5 +1,6 @@
 """Geometry, codebooks, what may depend on what; images of any size in tiles."""
 
+import math
 from dataclasses import replace
 from functools import cache
 
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 
 from sitlib.data import held_out_views, open_images
 from sitlib.files import load_model, save_model
+from sitlib.metrics import code_counts, codebook_statistics
 from sitlib.model.patchify import SpectralGeometry
 from sitlib.model.quantizer import QUANTIZERS, Codebook, Quantized
 from sitlib.model.tiling import ImageCodes, decode_codes, encode_image, pad
@@ -190,12 +192,92 @@ def test_codes_start_where_the_data_is_and_the_data_is_spread_out(variant):
         assert error < 0.9 * codebook(z).commitment_loss.mean()
 
 
+def test_raster_blocks_are_vit_vqgan_with_its_codes_in_four_rows():
+    vit, images = started("vit_vqgan")
+    raster, _ = started("sit4", transform="raster", num_codebooks=1)
+    assert len(raster.embed) == len(raster.norm) == len(raster.unembed) == 1
+    codes = raster.encode(images)
+    assert torch.equal(codes.flatten(1), vit.encode(images).flatten(1)) and codes.shape[1:] == (
+        4,
+        16,
+    )
+    assert torch.equal(raster.decode(codes), vit.decode(vit.encode(images)))
+
+
+def test_equal_grids_counted_in_shorter_runs_are_the_usual_model():
+    usual, images = started("sit4")
+    runs, _ = started("sit4", grid_size=2, grid_sizes=[4, 4, 4, 4])
+    codes = runs.encode(images)
+    assert codes.shape == (12, 16, 4)
+    assert torch.equal(codes.flatten(1), usual.encode(images).flatten(1))
+    assert torch.equal(runs.decode(codes), usual.reconstruct(images))
+
+
+@pytest.mark.parametrize(
+    ("grids", "first"), [([2, 4, 4, 8], [1, 5, 9]), ([8, 4, 4, 2], [16, 20, 24])]
+)
+def test_scales_may_have_different_numbers_of_tokens(grids, first):
+    sizes = [40, 30, 20, 10]
+    changes = {"grid_size": 2, "grid_sizes": grids, "num_codebooks": 4, "num_codes": sizes}
+    tokenizer, images = started("sit4", **changes)
+    config, codes = tokenizer.config, tokenizer.encode(images)
+    assert codes.shape == (12, 25, 4) and config.num_scales == 25
+    assert config.bits() == pytest.approx(
+        sum(side**2 * math.log2(size) for side, size in zip(grids, sizes, strict=True))
+    )
+    parts = codes.tensor_split(first, dim=1)
+    assert all(int(part.max()) < size for part, size in zip(parts, sizes, strict=True))
+    usage = codebook_statistics(code_counts(codes, 40), 12, config)["codebooks"].values()
+    for part, size, of_book in zip(parts, sizes, usage, strict=True):
+        assert of_book["usage"] == pytest.approx(100 * len(part.unique()) / size)
+    output = tokenizer(images)
+    (output.reconstruction.sum() + output.codebook_loss).backward()
+    assert all(p.grad is not None for p in tokenizer.parameters())
+    assert_near(tokenizer.to_images(tokenizer.normalized_patches(images)), images, 1e-5)
+
+
+@pytest.mark.parametrize("changes", [{}, {"levels": 0}, {"transform": "pyramid"}])
+def test_without_standardization_coefficients_are_those_of_pixels_around_zero(changes):
+    tokenizer, images = started("sit4", standardize=False, **changes)
+    geometry = tokenizer.geometry
+    expected = geometry.patchify(geometry.forward(2 * images - 1))
+    assert_near(tokenizer.normalized_patches(images), expected, 1e-5)
+    assert_near(tokenizer.to_images(expected), images, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"grid_sizes": [4, 4, 4]}, r"4 multiples of grid_size 4 that divide \[8, 8, 16, 32\]"),
+        ({"grid_sizes": [4, 4, 4, 6]}, "grid_sizes must be 4 multiples"),
+        ({"grid_sizes": [16, 4, 4, 4]}, "grid_sizes must be 4 multiples"),
+        ({"grid_sizes": [4, 4, 4, 8], "scale_mixing": True}, "full attention and no mixing"),
+        ({"grid_sizes": [4, 4, 4, 8], **CAUSAL}, "full attention and no mixing"),
+        ({"transform": "raster"}, "it needs levels 3, num_codebooks 1"),
+        ({"transform": "lifted_wavelet", "wavelet": "db2"}, "lifted_wavelet has haar, not db2"),
+        ({"typed_parameters": "separate", **CAUSAL}, "separate needs details, and full attention"),
+        ({"typed_parameters": "separate", "levels": 0}, "separate needs details"),
+    ],
+)
+def test_what_cannot_be_combined(changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        tokenizer_of("sit4", **changes)
+
+
 # -- many sizes from one model ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", ["sit4", "sit5", "sit4_ours"])
-def test_codes_of_a_downsampled_photograph_are_the_first_scales_of_the_whole(variant):
-    tokenizer, images = started(variant, encoder_attention="scale_causal")
+@pytest.mark.parametrize(
+    ("variant", "transform"),
+    [
+        ("sit4", "wavelet"),
+        ("sit5", "wavelet"),
+        ("sit4_ours", "wavelet"),
+        ("sit4", "lifted_wavelet"),
+    ],
+)
+def test_codes_of_a_downsampled_photograph_are_the_first_scales_of_the_whole(variant, transform):
+    tokenizer, images = started(variant, encoder_attention="scale_causal", transform=transform)
     codes = tokenizer.encode(images)
     levels = tokenizer.config.levels
     assert tokenizer.sizes == [64 >> n for n in range(levels, -1, -1)] and len(codes.unique()) > 30

@@ -122,9 +122,10 @@ def typed(modules, types, x):
     return torch.stack([module(x[:, i]) for i, module in enumerate(one_each)], dim=1)
 
 
-def naive_block(block, options, x, mask, types=None, angles=None, context=None):
+def naive_block(block, options, x, mask, types=None, angles=None, context=None, seen=CONTEXT_MASK):
     """A block token by token, each with the parameters of its type; context [B, L, C]."""
-    qkv = typed(block.qkv, types, typed(block.attention_norm, types, x))
+    of_qkv = types and [min(kind, len(block.qkv) - 1) for kind in types]
+    qkv = typed(block.qkv, of_qkv, typed(block.attention_norm, of_qkv, x))
     q, k, v = (heads_of(part, block.num_heads) for part in qkv.chunk(3, dim=-1))
     if options.qk_norm:
         q, k = block.qk_norm[0](q), block.qk_norm[1](k)
@@ -135,7 +136,7 @@ def naive_block(block, options, x, mask, types=None, angles=None, context=None):
         cross = block.cross
         parts = cross.query(cross.norm(x)), *cross.key_value(context).chunk(2, -1)
         q, k, v = (heads_of(part, block.num_heads) for part in parts)
-        read = naive_attention(q, k, v, CONTEXT_MASK[:, None, None])
+        read = naive_attention(q, k, v, seen[:, None, None])
         x = x + cross.attention_out(torch.cat(read.unbind(1), dim=-1))
     hidden = typed(block.mlp_in, types, typed(block.mlp_norm, types, x))
     if options.mlp == "swiglu":
@@ -167,10 +168,12 @@ def test_a_transformer_and_its_gradients_are_those_of_the_definitions(options, r
 
 
 @pytest.mark.parametrize("attention", ["full", "scale_causal"])
-@pytest.mark.parametrize("num_types", [1, 2])
-def test_an_adtransformer_is_mixing_positions_typed_blocks_and_norms(attention, num_types):
+@pytest.mark.parametrize(("num_types", "own"), [(1, True), (2, True), (2, "mlp")])
+def test_an_adtransformer_is_mixing_positions_typed_blocks_and_norms(attention, num_types, own):
     torch.manual_seed(0)
-    model = loud(ADTransformer(3, 2, 16, 2, 2, 2.0, attention, num_types, scale_mixing=True))
+    options = (attention, num_types, True, None, own)
+    model = loud(ADTransformer(3, 2, 16, 2, 2, 2.0, *options))
+    assert len(model.blocks[0].qkv) == (1 if own == "mlp" else num_types)
     x, types = randn(2, 12, 16, requires_grad=True), [0] * 4 + [num_types - 1] * 8
     mask, weight = mask_of(SequenceLayout(3, 4, attention)), model.scale_mixing.weight
     if attention == "scale_causal":
@@ -180,6 +183,26 @@ def test_an_adtransformer_is_mixing_positions_typed_blocks_and_norms(attention, 
     for block in model.blocks:
         reference = naive_block(block, BlockOptions(), reference, mask, types)
     reference = typed(model.norm, types, reference)
+    assert_same_with_gradients(model(x), reference, [x, *model.parameters()])
+
+
+def test_separate_transformers_read_each_other_as_they_come_into_a_block():
+    torch.manual_seed(0)
+    # 16 tokens of approximation, 4 of details
+    model = loud(ADTransformer(5, 2, 16, 2, 2, 2.0, "full", 2, typed="separate", grids=[4, 2]))
+    x = randn(2, 20, 16, requires_grad=True)
+    parts = (x + model.pos_emb).split([16, 4], dim=1)
+    for blocks in model.blocks:
+        outputs = []
+        for block, own, other in zip(blocks, parts, parts[::-1], strict=True):
+            centred = other - other.mean(-1, keepdim=True)
+            context = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+            everything = torch.ones(16, 16, dtype=torch.bool)
+            (_, T, _), (_, L, _) = own.shape, other.shape
+            seen = {"mask": everything[:T, :T], "context": context, "seen": everything[:2, :L]}
+            outputs.append(naive_block(block, OPTIONS["cross"], own, **seen))
+        parts = outputs
+    reference = torch.cat([norm(x) for norm, x in zip(model.norm, parts, strict=True)], dim=1)
     assert_same_with_gradients(model(x), reference, [x, *model.parameters()])
 
 
@@ -202,6 +225,7 @@ def test_cross_attention_is_the_multi_head_attention_of_torch():
     ("make", "branches"),
     [
         (lambda: ADTransformer(2, 2, 128, 6, 4, 2.0), 2),
+        (lambda: ADTransformer(2, 2, 128, 6, 4, 2.0, typed="separate"), 3),
         (lambda: Transformer(6, 128, 4, 2.0, options=OPTIONS["all"]), 3),
     ],
 )

@@ -21,9 +21,11 @@ INVERTIBLE = [name for name in pywt.wavelist(kind="discrete") if name != "dmey"]
 TRANSFORMED = [
     ("wavelet", "haar"),
     ("wavelet", "bior4.4"),
+    ("lifted_wavelet", "haar"),
     ("local_wavelet", "bior2.2"),
     ("local_wavelet", "bior4.4"),
     ("pyramid", "haar"),
+    ("pyramid_nearest", "haar"),
     ("raster", "haar"),
 ]
 
@@ -193,8 +195,8 @@ def test_refusals(call, sentence):
 # -- what wavelets are compared with ---------------------------------------------------------------
 
 
-def geometry_of(transform, wavelet="haar", size=64, levels=3, grid_size=4):
-    return TRANSFORMS[transform](size, levels, grid_size, wavelet)
+def geometry_of(transform, wavelet="haar", size=64, levels=3, grid_size=4, grids=None):
+    return TRANSFORMS[transform](size, levels, grid_size, wavelet, grids)
 
 
 @settings(max_examples=50, deadline=None)
@@ -205,20 +207,58 @@ def test_images_come_back_from_maps_and_maps_from_patches(case, seed, batch):
     maps = geometry.forward(images)
     assert_near(geometry.inverse(maps), images, 1e-9)
     patches = geometry.patchify(maps)
-    assert [x.shape for x in patches] == [(batch, 16, geometry.patch_dim(s)) for s in (1, 2, 3, 4)]
+    scales, tokens = ((1,), 64) if case[0] == "raster" else ((1, 2, 3, 4), 16)
+    assert [x.shape for x in patches] == [(batch, tokens, geometry.patch_dim(s)) for s in scales]
     for back, there in zip(geometry.unpatchify(patches), maps, strict=True):
         assert torch.equal(back, there)
 
 
 def test_first_scales_of_the_pyramid_are_averaged_images_and_raster_blocks_are_stripes():
     images = torch.rand(2, 3, 64, 64)
-    pyramid, raster = geometry_of("pyramid"), geometry_of("raster")
-    for k in range(1, 5):
-        averaged = F.avg_pool2d(images, 2 ** (4 - k))
-        assert_near(pyramid.inverse(pyramid.forward(images)[:k]), averaged, 1e-6)
-    assert torch.equal(raster.inverse(raster.forward(images)[:3]), images[:, :, :48])
-    patches = torch.cat(raster.patchify(raster.forward(images)), dim=1)  # 64 patches of 8 px
+    for name in ("pyramid", "pyramid_nearest", "lifted_wavelet"):
+        geometry = geometry_of(name)
+        maps = geometry.forward(images)
+        for k in range(1, 5):
+            averaged = F.avg_pool2d(images, 2 ** (4 - k))
+            assert_near(geometry.inverse(maps[:k]), averaged, 1e-6)
+            smaller = geometry_of(name, size=64 >> 4 - k, levels=k - 1)
+            assert_near(smaller.forward(averaged), maps[:k], 1e-6)
+    raster = geometry_of("raster")
+    (patches,) = raster.patchify(raster.forward(images))  # 64 patches of 8 px
     assert torch.equal(patches[1, 9], images[1, :, 8:16, 8:16].flatten())
+    upper = raster.inverse(raster.unpatchify([patches[:, :48]]))
+    assert torch.equal(upper, images[:, :, :48])
+
+
+def enlarged(x, axis):
+    """Twice as many samples along an axis: three quarters of the nearest, a quarter of the next."""
+    x = np.moveaxis(x, axis, 0)
+    before, after = np.concatenate([x[:1], x[:-1]]), np.concatenate([x[1:], x[-1:]])
+    pairs = np.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], axis=1)
+    return np.moveaxis(pairs.reshape(-1, *x.shape[1:]), 0, axis)
+
+
+def test_lifted_details_are_those_of_pywavelets_less_those_of_the_enlarged_approximation():
+    images = random_images(2, 3, 32, 32, dtype=torch.float64)
+    ours = geometry_of("lifted_wavelet", size=32, levels=2).forward(images)
+    assert sum(x.numel() for x in ours) == images.numel()
+    LL = images.numpy()
+    for scale in (2, 1):
+        LL, details = pywt.dwt2(LL, "haar", axes=(-2, -1))
+        LL, details = LL / 2, np.concatenate(details, axis=1) / 2  # of unit DC gain
+        _, predicted = pywt.dwt2(enlarged(enlarged(LL, 2), 3), "haar", axes=(-2, -1))
+        expected = details - np.concatenate(predicted, axis=1) / 2
+        assert_near(ours[scale], torch.from_numpy(expected), 1e-12)
+    assert_near(ours[0], torch.from_numpy(LL), 1e-12)
+
+
+def test_each_scale_may_have_a_grid_of_its_own():
+    images, grids = random_images(2, 3, 64, 64, dtype=torch.float64), [8, 4, 4, 2]
+    geometry = geometry_of("wavelet", grid_size=2, grids=grids)
+    patches = geometry.patchify(geometry.forward(images))
+    assert [x.shape[1:] for x in patches] == [(64, 3), (16, 36), (16, 144), (4, 2304)]
+    assert geometry.num_scales * geometry.tokens_per_scale == 100
+    assert_near(geometry.inverse(geometry.unpatchify(patches)), images, 1e-12)
 
 
 @pytest.mark.parametrize("wavelet", LIFTING)
@@ -259,7 +299,10 @@ def test_lifting_is_the_wavelet_of_pywavelets_away_from_borders(wavelet):
     "changes",
     [
         {"transform": "pyramid"},
-        {"transform": "raster"},
+        {"transform": "pyramid_nearest"},
+        {"transform": "lifted_wavelet"},
+        {"transform": "raster", "num_codebooks": 1},
+        {"typed_parameters": "mlp", "standardize": False},
         {"wavelet": "bior4.4", "transform": "local_wavelet"},
         {"wavelet": "bior4.4", "neighbor_mixing": True},
     ],

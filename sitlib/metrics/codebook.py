@@ -31,7 +31,7 @@ def codebook_statistics(counts: Tensor, num_images: int, config: TokenizerConfig
         return {"usage": usage.item(), "perplexity": entropy.exp().item()}
 
     names = codebook_names(min(config.num_codebooks, config.num_scales))
-    book_of = [names[min(scale, len(names) - 1)] for scale in range(len(counts))]
+    book_of = [names[book] for book in config.codebook_of[: len(counts)]]
     codebooks = {
         name: statistics(*(s for s, book in enumerate(book_of) if book == name)) for name in names
     }

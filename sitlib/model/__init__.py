@@ -1,3 +1,3 @@
 """The model: wavelets, patches, transformer, quantizer, tokenizer, generator."""
 
-import sitlib.model.transforms  # noqa: F401, adds what SIT is compared with to TRANSFORMS
+from sitlib.model import separate, transforms  # noqa: F401, they add what SIT is compared with

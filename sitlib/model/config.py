@@ -51,8 +51,9 @@ class TokenizerConfig:
     decoder_heads: PositiveInt = 8
     decoder_attention: Attention = "full"  # scale_causal: SCD
     mlp_ratio: PositiveFloat = 4.0  # width of a block's MLP / width of the block
-    # ADTransformer: own q, k, v, norms and MLP for approximation and for detail tokens.
-    typed_parameters: bool = True
+    # ADTransformer: own q, k, v, norms and MLP for approximation and for detail tokens. For
+    # comparison, mlp: own MLP and its norm alone; separate: two transformers with cross-attention.
+    typed_parameters: bool | Literal["mlp", "separate"] = True
     # Ours: a linear map across the scales at each place of the grid, before each transformer.
     scale_mixing: bool = False
     # 2: approximation, details (SIT); 1: shared; S: one for every scale.
@@ -66,10 +67,15 @@ class TokenizerConfig:
     codebook_decay: Annotated[float, Field(gt=0, lt=1)] = 0.99  # of these moving averages
     # How gradients pass the lookup backwards; rotation: arXiv 2410.06424.
     gradient_estimator: Literal["straight_through", "rotation"] = "straight_through"
-    # For comparison: the DWT of each token's part of the image by itself; an average-pooling
-    # pyramid; blocks of patches of pixels in raster order.
-    transform: Literal["wavelet", "local_wavelet", "pyramid", "raster"] = "wavelet"
+    # Others are for comparison, and described in sitlib.model.transforms.
+    transform: Literal[
+        "wavelet", "lifted_wavelet", "local_wavelet", "pyramid", "pyramid_nearest", "raster"
+    ] = "wavelet"
     neighbor_mixing: bool = False  # 3x3 convolutions over tokens, before encoder, after decoder
+    # For comparison: tokens per side of every scale, multiples of grid_size. S of codes [B, S, N]
+    # then counts runs of N = grid_size^2 tokens, of which a scale has one or more.
+    grid_sizes: list[PositiveInt] | None = None
+    standardize: bool = True  # ours: of each band; if not, coefficients are of pixels in [-1, 1]
 
     def __post_init__(self):
         unit, kind = self.grid_size * 2**self.levels, f"transform {self.transform}"
@@ -80,33 +86,55 @@ class TokenizerConfig:
         require(self.quantizer in QUANTIZERS, sentence)
         filters_of(self.wavelet)  # raises ValueError where PyWavelets does not know it
         sentence = "num_codebooks must be 1 (shared), 2 (approximation, details) or "
-        sentence += f"{self.num_scales} (one for every scale), it is {self.num_codebooks}"
-        require(self.num_codebooks in (1, 2, self.num_scales), sentence)
+        sentence += f"{self.levels + 1} (one for every scale), it is {self.num_codebooks}"
+        require(self.num_codebooks in (1, 2, self.levels + 1), sentence)
         if isinstance(self.num_codes, list):
             sentence = f"num_codes is one number, or num_codebooks = {self.num_codebooks} of them"
-            is_each = len(self.num_codes) == self.num_codebooks == self.num_scales
+            is_each = len(self.num_codes) == self.num_codebooks == self.levels + 1
             require(is_each, f"{sentence}, one for every scale: {self.num_codes}")
         if self.transform != "wavelet":
             require(self.levels > 0, f"{kind} needs levels, and there are none")
         if self.transform == "raster":
-            require(self.levels == 3, f"{kind} has 4 stripes: it needs levels 3, not {self.levels}")
-        if self.transform == "local_wavelet":
-            sentence = f"{kind} has {', '.join(LIFTING_WAVELETS)}, not {self.wavelet}"
-            require(self.wavelet in LIFTING_WAVELETS, sentence)
+            sentence = f"{kind} has 4 stripes and one codebook: it needs levels 3, num_codebooks 1"
+            require(self.levels == 3 and self.num_codebooks == 1, sentence)
+        wavelets = {"local_wavelet": LIFTING_WAVELETS, "lifted_wavelet": ("haar",)}
+        known = wavelets.get(self.transform, (self.wavelet,))
+        require(self.wavelet in known, f"{kind} has {', '.join(known)}, not {self.wavelet}")
+        is_full = self.encoder_attention == self.decoder_attention == "full"
+        if self.typed_parameters == "separate":
+            sentence = "typed_parameters separate needs details, and full attention on both sides"
+            require(is_full and self.levels > 0 and self.transform != "raster", sentence)
+        if (grids := self.grid_sizes) is not None:
+            sides = [self.size >> self.levels - max(s - 1, 0) for s in range(self.levels + 1)]
+            pairs = zip(sides, grids, strict=False)
+            fits = all(side % grid == grid % self.grid_size == 0 for side, grid in pairs)
+            sentence = f"grid_sizes must be {len(sides)} multiples of grid_size {self.grid_size}"
+            sentence += f" that divide {sides}, the sides of the scales: {grids}"
+            require(len(grids) == len(sides) and fits, sentence)
+            is_plain = is_full and not self.scale_mixing and not self.neighbor_mixing
+            sentence = f"grid_sizes needs full attention and no mixing, and cannot be of {kind}"
+            require(is_plain and self.transform not in ("local_wavelet", "raster"), sentence)
 
     @property
     def num_scales(self) -> int:
-        return self.levels + 1
+        return len(self.codebook_of)
 
     @property
     def tokens_per_scale(self) -> int:
         return self.grid_size**2
 
     @property
+    def codebook_of(self) -> list[int]:
+        """Number of the codebook of each scale; with `grid_sizes`, of each run of tokens."""
+        sides = self.grid_sizes or [self.grid_size] * (self.levels + 1)
+        runs = enumerate((side // self.grid_size) ** 2 for side in sides)
+        return [min(scale, self.num_codebooks - 1) for scale, n in runs for _ in range(n)]
+
+    @property
     def codebook_sizes(self) -> list[int]:
         """Number of codes K_s that a token of each scale can have."""
         K = self.num_codes
-        return [K] * self.num_scales if isinstance(K, int) else K
+        return [K if isinstance(K, int) else K[book] for book in self.codebook_of]
 
     def bits(self, scales: int | None = None) -> float:
         """Bits of the codes of an image, of its first scales or all, without entropy coding."""

@@ -1,5 +1,7 @@
 """Images into patches of wavelet coefficients and back (SIT, arXiv 2412.09607, section 4)."""
 
+from itertools import accumulate
+
 from torch import Tensor
 
 from sitlib.model.wavelets import dwt2, idwt2
@@ -12,10 +14,10 @@ def patchify(x: Tensor, patch: int) -> Tensor:
     return x.reshape(B, (h // patch) * (w // patch), C * patch**2)
 
 
-def unpatchify(x: Tensor, patch: int, rows: int) -> Tensor:
-    """Patches [B, N, C * patch^2] in `rows` rows -> [B, C, h, w]: the inverse of `patchify`."""
+def unpatchify(x: Tensor, patch: int, columns: int) -> Tensor:
+    """Patches [B, N, C * patch^2], `columns` in a row -> [B, C, h, w]: inverts `patchify`."""
     B, N, P = x.shape
-    C, columns = P // patch**2, N // rows
+    C, rows = P // patch**2, N // columns
     x = x.reshape(B, rows, columns, C, patch, patch).permute(0, 3, 1, 4, 2, 5)
     return x.reshape(B, C, rows * patch, columns * patch)
 
@@ -27,16 +29,18 @@ class SpectralGeometry:
     All scales have the same grid of N = grid_size^2 tokens, so that a token covers one part of the
     image at every scale. Zero levels give ViT-VQGAN's pixel patches. The side of the image, `size`
     px, is a multiple of grid_size * 2^levels. Another transform is a subclass in `TRANSFORMS`.
+    `grids`, if given, are tokens per side of each scale; `num_scales` then counts runs of N tokens.
     """
 
     channels = 3  # of the image
 
-    def __init__(self, size: int, levels: int, grid_size: int, wavelet: str = "haar"):
+    def __init__(self, size: int, levels: int, grid_size: int, wavelet: str = "haar", grids=None):
         self.size, self.levels, self.grid_size, self.wavelet = size, levels, grid_size, wavelet
-        self.num_scales, self.tokens_per_scale = levels + 1, grid_size**2
-        self.num_tokens = self.num_scales * self.tokens_per_scale
-        self.scales = range(1, self.num_scales + 1)
-        self.rows = grid_size  # of patches in a coefficient map
+        self.scales = range(1, levels + 2)
+        self.grids: list[int] = grids or [grid_size] * (levels + 1)
+        self.ends = [*accumulate(grid**2 for grid in self.grids)]  # of scales in the sequence
+        self.tokens_per_scale, self.num_tokens = grid_size**2, self.ends[-1]
+        self.num_scales = self.num_tokens // self.tokens_per_scale
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images [B, 3, H, H] -> a map [B, C_s, h_s, w_s] of every scale, coarsest first."""
@@ -56,7 +60,7 @@ class SpectralGeometry:
 
     def patch_size(self, scale: int) -> int:
         """Side in px of a token's patch in the map of `scale`."""
-        return self.scale_size(scale) // self.grid_size
+        return self.scale_size(scale) // self.grids[scale - 1]
 
     def patch_dim(self, scale: int) -> int:
         """Values P_s in a patch: 12, 36, 144, 576 for SIT-4 at 256 px with a grid of 16."""
@@ -68,7 +72,8 @@ class SpectralGeometry:
 
     def unpatchify(self, patches: list[Tensor]) -> list[Tensor]:
         """The inverse of `patchify`, also of the first scales alone."""
-        return [unpatchify(x, self.patch_size(s), self.rows) for s, x in enumerate(patches, 1)]
+        triples = zip(patches, self.scales, self.grids, strict=False)
+        return [unpatchify(x, self.patch_size(s), columns) for x, s, columns in triples]
 
 
 # TokenizerConfig.transform -> class; `sitlib.model.transforms` adds what SIT is compared with.

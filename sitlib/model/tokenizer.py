@@ -65,20 +65,22 @@ class SpectralTokenizer(nn.Module):
         self.config = c = config
         # A scale-causal encoder also takes smaller images, which have fewer scales.
         one_size = c.encoder_attention == "full" or c.transform == "raster"
+        shape = (c.grid_size, c.wavelet, c.grid_sizes)
         self.geometries = {
-            c.size >> n: TRANSFORMS[c.transform](c.size >> n, c.levels - n, c.grid_size, c.wavelet)
+            c.size >> n: TRANSFORMS[c.transform](c.size >> n, c.levels - n, *shape)
             for n in range(0 if one_size else c.levels, -1, -1)
         }
         self.geometry = geometry = self.geometries[c.size]
         patch_dims = [geometry.patch_dim(scale) for scale in geometry.scales]
         # One for each scale, or the last for the rest.
-        book_sizes = c.codebook_sizes[: c.num_codebooks]
-        num_types = 2 if c.typed_parameters and c.levels > 0 else 1
+        book_sizes = [*dict(zip(c.codebook_of, c.codebook_sizes, strict=True)).values()]
+        num_types = 2 if c.typed_parameters and len(patch_dims) > 1 else 1
 
         def transformer(width, layers, heads, attention, neighbors) -> ADTransformer:
             shape = (c.num_scales, c.grid_size, width, layers, heads, c.mlp_ratio)
             neighbors = neighbors if c.neighbor_mixing else None
-            return ADTransformer(*shape, attention, num_types, c.scale_mixing, neighbors)
+            options = (attention, num_types, c.scale_mixing, neighbors, c.typed_parameters)
+            return ADTransformer(*shape, *options, geometry.grids)
 
         def codebook(num_codes: int) -> Codebook:
             update = (c.codebook_update, c.codebook_decay, c.gradient_estimator)
@@ -151,7 +153,7 @@ class SpectralTokenizer(nn.Module):
         tokens = [in_weight_dtype(embed, x) for embed, x in zip(self.embed, patches, strict=False)]
         x = self.encoder(torch.cat(tokens, dim=1))  # [B, k N, C]
         heads = [partial(in_weight_dtype, head) for head in self.pre_quant]
-        return self._per_codebook(heads, x.unflatten(1, (len(patches), -1)))
+        return self._per_codebook(heads, x.unflatten(1, (-1, self.config.tokens_per_scale)))
 
     def quantize(self, latents: Tensor) -> Quantized:
         """Look latents [B, k, N, D] up in the codebook of each scale, in float32 at least."""
@@ -169,8 +171,9 @@ class SpectralTokenizer(nn.Module):
         """Quantized latents [B, k, N, D] -> standardized patches [B, N, P_s] of each scale."""
         layers = [partial(in_weight_dtype, linear) for linear in self.post_quant]
         x = self._per_codebook(layers, vectors)  # [B, k, N, C]
-        x = self.decoder(x.flatten(1, 2)).unflatten(1, vectors.shape[1:3])
-        heads = zip(self.unembed, x.unbind(1), strict=False)
+        x = self.decoder(x.flatten(1, 2))  # [B, k N, C]
+        borders = [end for end in self.geometry.ends if end < x.shape[1]]
+        heads = zip(self.unembed, x.tensor_split(borders, dim=1), strict=False)
         return [in_weight_dtype(head, x_BNC) for head, x_BNC in heads]
 
     def to_images(self, patches: list[Tensor]) -> Tensor:
@@ -181,7 +184,8 @@ class SpectralTokenizer(nn.Module):
 
     def by_codebook(self, x: Tensor) -> tuple[Tensor, ...]:
         """[B, k, ...] -> slices of the scales of each codebook: all; 1 and k - 1; or 1 each."""
-        return x.tensor_split([*range(1, len(self.codebooks))], dim=1)
+        first = map(self.config.codebook_of.index, range(1, len(self.codebooks)))
+        return x.tensor_split([*first], dim=1)
 
     def _per_codebook(self, functions: Iterable[Callable], x: Tensor) -> Tensor:
         """Apply each codebook's function to its scales of [B, k, N, ...]."""
@@ -248,6 +252,9 @@ class SpectralTokenizer(nn.Module):
         """Set mean and deviation of every band from training images [B, 3, H, H] in [0, 1]."""
         for norm, x in zip(self.norm, self.geometry.forward(images), strict=True):
             norm.fit(x)
+            if not self.config.standardize:  # only take pixels to [-1, 1]: details have no shift
+                norm.mean.fill_(0.5 if norm is self.norm[0] else 0.0)
+                norm.std.fill_(0.5)
 
 
 def are_integers(codes: Tensor) -> bool:

@@ -5,8 +5,10 @@ AD is approximation and detail: norms, q, k, v and MLP exist twice, for tokens o
 """
 
 import math
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -75,12 +77,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: SequenceLayout) -> Tensor:
 class ADBlock(nn.Module):
     """Pre-norm attention and MLP; each type of token has its own, but for `attention_out`."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, num_types: int = 2):
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, num_types: int = 2, qkv_types=2):
         super().__init__()
         hidden, types = int(dim * mlp_ratio), range(num_types)
         self.num_heads = num_heads
-        self.attention_norm = nn.ModuleList(nn.LayerNorm(dim) for _ in types)
-        self.qkv = nn.ModuleList(nn.Linear(dim, 3 * dim) for _ in types)
+        self.attention_norm = nn.ModuleList(nn.LayerNorm(dim) for _ in types[:qkv_types])
+        self.qkv = nn.ModuleList(nn.Linear(dim, 3 * dim) for _ in types[:qkv_types])
         self.attention_out = nn.Linear(dim, dim)
         self.mlp_norm = nn.ModuleList(nn.LayerNorm(dim) for _ in types)
         self.mlp_in = nn.ModuleList(nn.Linear(dim, hidden) for _ in types)
@@ -88,7 +90,7 @@ class ADBlock(nn.Module):
 
     def forward(self, x_by_type: list[Tensor], layout: SequenceLayout) -> list[Tensor]:
         """Tokens [B, T_t, C] of each type present -> the same shapes."""
-        modules = zip(x_by_type, self.attention_norm, self.qkv, strict=False)
+        modules = zip(x_by_type, [*self.attention_norm] * 2, [*self.qkv] * 2, strict=False)
         qkv = torch.cat([linear(norm(x)) for x, norm, linear in modules], dim=1)  # [B, T, 3C]
         q, k, v = (
             x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, H, T, D]
@@ -100,6 +102,10 @@ class ADBlock(nn.Module):
 
         modules = zip(x_by_type, self.mlp_norm, self.mlp_in, self.mlp_out, strict=False)
         return [x + mlp_out(F.gelu(mlp_in(norm(x)))) for x, norm, mlp_in, mlp_out in modules]
+
+
+# TokenizerConfig.typed_parameters -> blocks; `sitlib.model.separate` adds some.
+BLOCKS: dict[bool | str, Callable[..., nn.Module]] = {"mlp": partial(ADBlock, qkv_types=1)}
 
 
 def init_blocks(blocks: nn.ModuleList, branches: int = 2) -> None:
@@ -167,8 +173,8 @@ class ADTransformer(nn.Module):
 
     A sequence is up to S runs of N = grid_size^2 tokens, row-major. With scale-causal attention the
     first k scales do not depend on finer ones, and may be passed alone. With `num_types` 2
-    approximation and details have their own parameters, with 1 they share them; `neighbors` says where
-    `NeighborMixing` stands.
+    approximation and details have their own parameters, with 1 they share them; `neighbors` says
+    where `NeighborMixing` stands, and `grids` the tokens per side of each scale, if not alike.
     """
 
     def __init__(
@@ -183,23 +189,27 @@ class ADTransformer(nn.Module):
         num_types: int = 2,
         scale_mixing: bool = False,
         neighbors: Literal["before", "after"] | None = None,
+        typed: bool | str = True,
+        grids: Sequence[int] | None = None,
     ):
         super().__init__()
         self.tokens_per_scale, self.attention, self.neighbors = grid_size**2, attention, neighbors
         self.gradient_checkpointing = False  # recompute blocks in backward (arXiv 1604.06174)
-        self.pos_emb = nn.Parameter(_initial_pos_emb(num_scales, grid_size, dim))  # [S N, C]
+        grids = grids or [grid_size] * num_scales
+        self.approximation_tokens = grids[0] ** 2
+        self.pos_emb = nn.Parameter(_initial_pos_emb(grids, dim))  # [S N, C]
         self.scale_mixing = None
         if scale_mixing and num_scales > 1:
             self.scale_mixing = ScaleMixing(num_scales, dim, causal=attention == "scale_causal")
-        blocks = (ADBlock(dim, num_heads, mlp_ratio, num_types) for _ in range(num_layers))
-        self.blocks = nn.ModuleList(blocks)
+        block, shape = BLOCKS.get(typed, ADBlock), (dim, num_heads, mlp_ratio, num_types)
+        self.blocks = nn.ModuleList(block(*shape) for _ in range(num_layers))
         self.norm = nn.ModuleList(nn.LayerNorm(dim) for _ in range(num_types))
-        init_blocks(self.blocks)
+        init_blocks(self.blocks, branches=3 if typed == "separate" else 2)
         self.neighbor_mixing = NeighborMixing(num_scales, grid_size, dim) if neighbors else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens [B, k N, C] of the first k scales, coarsest first -> [B, k N, C]."""
-        T, N = x.shape[1], self.tokens_per_scale
+        T, N, A = x.shape[1], self.tokens_per_scale, self.approximation_tokens
         layout = SequenceLayout(T // N, N, self.attention)
         if self.neighbor_mixing is not None and self.neighbors == "before":
             x = self.neighbor_mixing(x)
@@ -208,7 +218,7 @@ class ADTransformer(nn.Module):
         x = x + self.pos_emb[:T]
 
         # Approximation tokens come first, so types are two slices of the sequence.
-        lengths = [N, T - N] if len(self.norm) == 2 and T > N else [T]
+        lengths = [A, T - A] if len(self.norm) == 2 and T > A else [T]
         x_by_type = list(x.split(lengths, dim=1))
         for block in self.blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -222,12 +232,14 @@ class ADTransformer(nn.Module):
         return x
 
 
-def _initial_pos_emb(num_scales: int, grid_size: int, dim: int) -> Tensor:
-    """Positions [S N, C] at first: sines and cosines of the place, a random vector of the scale."""
-    frequency = torch.pi / grid_size * 2 ** torch.linspace(0, math.log2(grid_size), -(-dim // 4))
-    y, x = torch.meshgrid(torch.arange(grid_size), torch.arange(grid_size), indexing="ij")
-    angles = [coordinate.flatten()[:, None] * frequency for coordinate in (y, x)]  # [N, C / 4]
-    waves = [wave(angle) for angle in angles for wave in (torch.sin, torch.cos)]
-    location_NC = torch.cat(waves, dim=1)[:, :dim]
-    scale_SC = torch.randn(num_scales, dim)
-    return 0.5 * (scale_SC[:, None] + location_NC).flatten(0, 1)
+def _initial_pos_emb(grids: Sequence[int], dim: int) -> Tensor:
+    """Positions [T, C] at first: sines and cosines of the place, a random vector of the scale."""
+    finest, positions = max(grids), []
+    frequency = torch.pi / finest * 2 ** torch.linspace(0, math.log2(finest), -(-dim // 4))
+    for side, scale_C in zip(grids, torch.randn(len(grids), dim), strict=True):
+        places = (torch.arange(side) + 0.5) * (finest / side) - 0.5  # in tokens of the finest grid
+        y, x = torch.meshgrid(places, places, indexing="ij")
+        angles = [coordinate.flatten()[:, None] * frequency for coordinate in (y, x)]  # [N, C / 4]
+        waves = [wave(angle) for angle in angles for wave in (torch.sin, torch.cos)]
+        positions.append(0.5 * (scale_C + torch.cat(waves, dim=1)[:, :dim]))
+    return torch.cat(positions)

@@ -1,15 +1,14 @@
-"""Transforms that SIT is compared with: an average-pooling pyramid, raster blocks, local wavelets.
+"""Transforms that SIT is compared with: pyramids, lifted and local wavelets, raster blocks.
 
 Each replaces the DWT of `SpectralGeometry` and is exactly invertible.
 """
-
-import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sitlib.model.patchify import TRANSFORMS, SpectralGeometry, patchify, unpatchify
+from sitlib.model.wavelets import haar, inverse_haar
 
 
 class PyramidGeometry(SpectralGeometry):
@@ -25,45 +24,55 @@ class PyramidGeometry(SpectralGeometry):
     def scale_size(self, scale: int) -> int:
         return self.size >> (self.levels - scale + 1)
 
+    def enlarge(self, images: Tensor) -> Tensor:
+        return F.interpolate(images, scale_factor=2, mode="bilinear", align_corners=False)
+
     def forward(self, images: Tensor) -> list[Tensor]:
         averaged = [images]
         for _ in range(self.levels):
             averaged.insert(0, F.avg_pool2d(averaged[0], 2))
         pairs = zip(averaged[:-1], averaged[1:], strict=True)
-        return [averaged[0], *(large - _enlarge(small) for small, large in pairs)]
+        return [averaged[0], *(large - self.enlarge(small) for small, large in pairs)]
 
     def inverse(self, maps: list[Tensor]) -> Tensor:
         image = maps[0]
         for detail in maps[1:]:
-            image = _enlarge(image) + detail
+            image = self.enlarge(image) + detail
         return image
 
 
-def _enlarge(images: Tensor) -> Tensor:
-    return F.interpolate(images, scale_factor=2, mode="bilinear", align_corners=False)
+class NearestPyramidGeometry(PyramidGeometry):
+    """The pyramid with pixels repeated: as redundant, and enlarged as in Haar's synthesis."""
+
+    def enlarge(self, images: Tensor) -> Tensor:
+        return F.interpolate(images, scale_factor=2, mode="nearest")
+
+
+class LiftedWaveletGeometry(PyramidGeometry):
+    """Haar with a lifting step (Sweldens, 1996): the pyramid without its redundancy.
+
+    Details are less those of the enlarged approximation, which predicts them. There are as many
+    values as pixels, and the first scales give averaged images, as with Haar itself.
+    """
+
+    scale_channels, scale_size = SpectralGeometry.scale_channels, SpectralGeometry.scale_size
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        LL, *differences = super().forward(images)
+        return [LL, *(haar(x)[1] for x in differences)]
+
+    def inverse(self, maps: list[Tensor]) -> Tensor:
+        image = maps[0]
+        for detail in maps[1:]:
+            image = inverse_haar(image, detail + haar(self.enlarge(image))[1])
+        return image
 
 
 class RasterGeometry(SpectralGeometry):
-    """No scales: pixel patches in raster order, in S stripes of as many tokens as a scale."""
+    """Pixel patches in raster order: four stripes are runs of one scale and share its modules."""
 
-    def __init__(self, size: int, levels: int, grid_size: int, wavelet: str = "haar"):
-        super().__init__(size, levels, grid_size, wavelet)
-        self.columns = math.isqrt(self.num_tokens)  # whole, as the configuration asks for 3 levels
-        self.rows = self.tokens_per_scale // self.columns  # of patches in a stripe
-
-    def scale_channels(self, scale: int) -> int:
-        return self.channels
-
-    def patch_size(self, scale: int) -> int:
-        return self.size // self.columns
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Images [B, 3, H, H] -> S stripes [B, 3, H / S, H], the top one first."""
-        return list(images.chunk(self.num_scales, dim=2))
-
-    def inverse(self, maps: list[Tensor]) -> Tensor:
-        """The first k stripes give the upper k / S of the image."""
-        return torch.cat(maps, dim=2)
+    def __init__(self, size: int, levels: int, grid_size: int, wavelet: str = "haar", grids=None):
+        super().__init__(size, 0, grid_size, wavelet, [2 * grid_size])
 
 
 # A wavelet's filters reach over the border of a patch, so that a token also depends on its
@@ -136,7 +145,9 @@ def _lift(
 
 
 TRANSFORMS |= {
+    "lifted_wavelet": LiftedWaveletGeometry,
     "local_wavelet": LocalWaveletGeometry,
     "pyramid": PyramidGeometry,
+    "pyramid_nearest": NearestPyramidGeometry,
     "raster": RasterGeometry,
 }
