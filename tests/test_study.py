@@ -24,7 +24,6 @@ from workbook.study import (
     Rung,
     TextTrial,
     Trials,
-    gradient_statistics,
     load_grid,
     run_row,
 )
@@ -163,11 +162,6 @@ def test_a_training_that_fails_is_a_result(monkeypatch):
     monkeypatch.setattr(study, "trained_tokenizer", fails)
     result = run_row(grid({"row": replace(ROW, seeds=[0])}), "row")
     assert result["seeds"] == {"0": {"failed": "the loss is not finite at step 7"}}
-
-
-def test_gradient_statistics_count_the_spike():
-    norms = [1.0] * 60 + [7.0] + [1.0] * 40 + [4.0]
-    assert gradient_statistics(norms) == {"median": 1.0, "largest": 7.0, "spikes": 1}
 
 
 def test_a_diffusion_model_is_trained_once_and_loaded_again(own_folder):

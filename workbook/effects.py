@@ -7,6 +7,7 @@ truth in up to 8 of 100 intervals, these in 2 to 5. Photographs count alike, wit
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,7 +52,7 @@ def load_claims() -> dict[str, Claim]:
     return {name: from_dict(Claim, entry, f"claim {name!r}") for name, entry in values.items()}
 
 
-def read_results(folder: str) -> dict[str, dict[str, Any]]:
+def read_results(folder: str | Path) -> dict[str, dict[str, Any]]:
     """Results of a folder, by name."""
     return {path.stem: read_json(path) for path in sorted(resolve(folder).glob("*.json"))}
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from statistics import median
 from typing import Annotated, Any, Literal
 
 import torch
@@ -54,8 +53,6 @@ GRID = "study/params.yaml"
 TABLE = "study/results.csv"
 RESULTS = "metrics/study"  # a folder of each kind
 COLUMNS = ("psnr", "lpips_vgg", "fd_lite0")  # of the table
-SPIKE = 5.0  # a gradient norm of so many medians of the steps before it is called a spike
-WINDOW = 50  # steps of these medians
 CODED_VIEWS = 1600  # training views whose codes give the frequencies of entropy coding
 # A profile with one model alone: the others' tokenizers need not be there.
 ALONE = {"autoregressive.samplers": {}, "text.variants": {}, "text.samplers": {}}
@@ -70,6 +67,7 @@ class Row:
 
     group: str
     of: str  # variant of the profile
+    title: str = ""  # of a row of the headline
     changes: dict[str, Any] = Field(default_factory=dict)  # of its keys
     seeds: Seeds = Field([0, 1, 2])
 
@@ -228,24 +226,11 @@ def judged(profile: Profile, name: str, seeds: Sequence[int]) -> dict[str, Any]:
             "fd_lite0": frechet_distance(features_of([reconstructions]), originals),
             "coded_bits": coded_bits(codes, frequencies, config),
             "usage": min(book["usage"] for book in usage["codebooks"].values()),
-            "gradient_norm": gradient_statistics(trained.curve["gradient_norm"]),
             "seconds": trained.curve["seconds"][-1],
         }
     runs = [TokenizerRun.of(profile, name, seed) for seed in seeds]
     steps = profile.tokenizer_training(name).optimizer.steps
     return {"run": digest(*runs), "steps": steps, **about, "seeds": by_seed}
-
-
-def gradient_statistics(norms: Sequence[float]) -> dict[str, float]:
-    """Median of gradient norms before clipping; of their ratios to the median of the WINDOW before
-    each, the largest, and how many are above SPIKE.
-    """
-    ratios = [norms[i] / median(norms[i - WINDOW : i]) for i in range(WINDOW, len(norms))]
-    return {
-        "median": median(norms),
-        "largest": max(ratios, default=float("nan")),
-        "spikes": sum(ratio > SPIKE for ratio in ratios),
-    }
 
 
 def distances_to_held_out(images: Tensor, profile: Profile, variant: str) -> dict[str, Any]:

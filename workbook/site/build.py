@@ -20,7 +20,7 @@ from workbook.params import split_run
 from workbook.paths import ROOT, resolve
 from workbook.profile import Profile
 from workbook.site.render import TEMPLATES, Markdown, Page, notebook_page, stored
-from workbook.site.results import GENERATOR_METRICS, read_json, write_results
+from workbook.site.results import GENERATOR_METRICS, read_json, said_of_claims, write_results
 
 # key of results.json -> caption, and columns
 RECONSTRUCTION = (*METRICS, "fd_lite0", "usage")
@@ -96,12 +96,14 @@ def front_page(
         for key, about in TABLES.items()
         if results.get(key)
     ]
-    headline = html_table(
-        results["headline"],
-        "Against ViT-VQGAN, or the model over its codes: differences in dB, else ratios (x)",
-    )
+    captions = {
+        "reconstruction": "Tokenizers of the study, mean over seeds and held-out photographs",
+        "headline": "Ratios to the model over ViT-VQGAN's codes",
+    }
+    headline = {key: html_table(results[key], captions[key]) for key in captions if results[key]}
     body = TEMPLATES.get_template("front.html.j2").render(
-        headline=headline if results["headline"] else "",
+        headline=headline,
+        claims=said_of_claims(results["claims"]),
         overview=stored(overview.read_bytes(), figures) if overview.exists() else None,
         examples=read_json(examples) if examples.exists() else None,
         reports=reports,

@@ -86,27 +86,13 @@ def r_precision(seeds: Sequence[Scores], kind: str, baseline: Sequence[Scores] =
     return float((ours - theirs).mean()), *paired_interval(ours, theirs, range(len(ours)))
 
 
-def headline(
-    tokenizers: Runs, generators: Runs, throughput: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
+def headline(generators: Runs, throughput: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The paper's changes against ViT-VQGAN beside ours: model, measure, paper, ours."""
     rows = []
 
     def add(variant: str, measure: str, paper: str | None, ours: str) -> None:
         rows.append({"model": label(variant), "measure": measure, "paper": paper, "ours": ours})
 
-    base, baseline = RECONSTRUCTION[0], tokenizers.get(BASELINE, [])
-    for row in RECONSTRUCTION[1:]:
-        if row.size != PAPER_SIZE or not baseline or row.variant not in tokenizers:
-            continue
-        images, sizes = next(iter(baseline[0]["sets"].items()))
-        pair, where = (tokenizers[row.variant], baseline), (images, max(map(int, sizes)))
-        psnr = change(*pair, "psnr", "difference", *where)
-        lpips = change(*pair, "lpips_alex", "ratio", *where)
-        reported = f"{row.psnr - base.psnr:+.1f}" if row.psnr and base.psnr else None
-        add(row.variant, "PSNR, dB ↑", reported, with_interval(*psnr, sign="+"))
-        ratio = f"x {row.lpips / base.lpips:.2f}"
-        add(row.variant, "LPIPS ↓", ratio, f"x {with_interval(*lpips)}")
     for variant, (other, fid, base_fid) in FID.items():
         if {variant, other} <= generators.keys():
             ours, theirs = (

@@ -15,12 +15,14 @@ from typing import Any
 
 import yaml
 
+from sitlib.files import write_json
 from sitlib.metrics import GENERATION_METRICS, METRICS
+from workbook.effects import finished_seeds, interval, load_claims, mean, read_results, verdicts
 from workbook.figures.tables import format_value, spread
 from workbook.machine import lock_hash, machine
 from workbook.params import seeds_by_variant
 from workbook.profile import load_profile
-from workbook.site.compare import BASELINE, Runs, headline
+from workbook.site.compare import BASELINE, RECONSTRUCTION, Runs, headline, with_interval
 
 TOKENIZER_METRICS = (*METRICS, *GENERATION_METRICS, "lite0_score", "usage", "bits_per_pixel")
 NATS = ("nats_per_token", "nats_per_image")
@@ -134,8 +136,8 @@ def gather(root: Path) -> dict[str, Any]:
             | {name: version(name) for name in PACKAGES},
             "seconds": {record["stage"]: record["seconds"] for record in records},
         },
+        **study(root),
         "headline": headline(
-            groups["tokenizers"],
             generators | text_generators,
             read_json(throughput)["rows"] if throughput.exists() else [],
         ),
@@ -147,21 +149,67 @@ def gather(root: Path) -> dict[str, Any]:
     }
 
 
+def study(root: Path) -> dict[str, Any]:
+    """`reconstruction`, the headline's rows of the study as cells, and `claims`, its verdicts."""
+    rows = read_results(root / "metrics/study/rows")
+    rows = {name: row for name, row in rows.items() if finished_seeds(row)}
+    paper, table = {row.variant: row.lpips for row in RECONSTRUCTION[:4]}, []
+    for name, row in rows.items():
+        if row["group"] != "headline" or BASELINE not in rows:
+            continue
+        vgg, psnr = interval(row, "lpips_vgg"), interval(row, "psnr")
+        ratio = vgg.value / interval(rows[BASELINE], "lpips_vgg").value
+        table.append(
+            {
+                "model": row["title"],
+                "seeds": vgg.seeds,
+                "tokens": row["tokens"],
+                "bits": round(row["bits"]),
+                "entropy-coded": round(mean(row, "coded_bits")),
+                "parameters, M": f"{row['parameters'] / 1e6:.1f}",
+                "MFLOP": round(row["flops_per_image"] / 1e6),
+                "LPIPS-VGG ↓": with_interval(*vgg[:3], 3),
+                "LPIPS-Alex ↓": f"{interval(row, 'lpips_alex').value:.3f}",
+                "PSNR, dB ↑": with_interval(*psnr[:3]),
+                "SSIM ↑": f"{interval(row, 'ssim').value:.3f}",
+                "FD-Lite0 ↓": f"{mean(row, 'fd_lite0'):.0f}",
+                "LPIPS, x ViT-VQGAN's": f"{ratio:.2f}",
+                "in the paper": f"{paper[name] / paper[BASELINE]:.2f}" if name in paper else "",
+            }
+        )
+    return {"reconstruction": table, "claims": verdicts(rows, load_claims())}
+
+
+def said_of_claims(claims: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence for each verdict: the claims of the paper that have it."""
+    verdicts = {
+        "holds": "Of the paper's claims these hold here",
+        "the other way round": "These are the other way round",
+        "not told apart": "These cannot be told from chance",
+        "not run": "These have not been tested yet",
+    }
+    names = {
+        verdict: [n for n, c in claims.items() if c["paper"] and c["verdict"] == verdict]
+        for verdict in verdicts
+    }
+    return [f"{verdicts[v]}: {'; '.join(found)}." for v, found in names.items() if found]
+
+
 def with_results(text: str, results: Mapping[str, Any]) -> str:
-    """README's text with the headline between the two marks."""
+    """README's text with the results between the two marks."""
     before, rest = text.split(MARKS[0])
     _, after = rest.split(MARKS[1])
-    lines = ["| model | measure | the paper | here |", "|---|---|---|---|"]
-    for row in results["headline"]:
-        cells = row["model"], row["measure"], format_value(row["paper"]), row["ours"]
-        lines.append(f"| {' | '.join(cells)} |")
+    lines = [" ".join(said_of_claims(results["claims"]))]
+    for rows in (results["reconstruction"], results["headline"]):
+        if rows:
+            lines += ["", f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|"]
+            lines += [f"| {' | '.join(map(format_value, row.values()))} |" for row in rows]
     return "\n".join([before + MARKS[0], *lines, MARKS[1] + after])
 
 
 def write_results(root: Path) -> None:
     """Write metrics/results.json, and its headline into README.md."""
     results = gather(root)
-    text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    (root / "metrics/results.json").write_text(text, encoding="utf-8")
+    write_json(root / "metrics/results.json", results)
     readme = root / "README.md"
     readme.write_text(with_results(readme.read_text("utf-8"), results), encoding="utf-8")
