@@ -223,6 +223,9 @@ def test_first_scales_of_the_pyramid_are_averaged_images_and_raster_blocks_are_s
             assert_near(geometry.inverse(maps[:k]), averaged, 1e-6)
             smaller = geometry_of(name, size=64 >> 4 - k, levels=k - 1)
             assert_near(smaller.forward(averaged), maps[:k], 1e-6)
+    repeated = F.avg_pool2d(images, 2).repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    nearest = geometry_of("pyramid_nearest").forward(images)
+    assert_near(nearest[-1], images - repeated, 1e-6)
     raster = geometry_of("raster")
     (patches,) = raster.patchify(raster.forward(images))  # 64 patches of 8 px
     assert torch.equal(patches[1, 9], images[1, :, 8:16, 8:16].flatten())
