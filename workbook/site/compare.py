@@ -37,12 +37,9 @@ RECONSTRUCTION = (
     Reported("sit5_sc", 16, 0.013),
     Reported("vit_vqgan", 16, 0.127),
 )
-# Generator -> its baseline, the paper's two FIDs: ImageNet 256 with 650M parameters; MS-COCO 256
-# with 350M and the scale-causal decoder.
-FID = {
-    "ar_sit4": ("ar_vit_vqgan", 6.95, 8.37),
-    "ar_captioned_sit4_sc": ("ar_captioned_vit_vqgan", 12.6, 12.4),
-}
+# Class-conditional generator -> its baseline, the paper's FIDs of both: ImageNet 256, 650M parameters.
+FID = {"ar_sit4": ("ar_vit_vqgan", 6.95, 8.37)}
+TEXT = "ar_captioned_sit4_sc", "ar_captioned_vit_vqgan"
 
 
 def with_interval(value: float, low: float, high: float, digits: int = 2, sign: str = "") -> str:
@@ -93,13 +90,25 @@ def headline(generators: Runs, throughput: Sequence[Mapping[str, Any]]) -> list[
     def add(variant: str, measure: str, paper: str | None, ours: str) -> None:
         rows.append({"model": label(variant), "measure": measure, "paper": paper, "ours": ours})
 
-    for variant, (other, fid, base_fid) in FID.items():
-        if {variant, other} <= generators.keys():
+    for variant in (name for name in generators if name.startswith("ar_sit")):
+        other, *fids = FID.get(variant, ("ar_vit_vqgan",))
+        if other not in generators:
+            continue
+        for title, key in (("real images", None), ("their reconstructions", "to_reconstructions")):
             ours, theirs = (
-                fmean(seed["fd_lite0"] for seed in generators[name]) for name in (variant, other)
+                fmean((seed[key] if key else seed)["fd_lite0"] for seed in generators[name])
+                for name in (variant, other)
             )
-            ratios = f"x {fid / base_fid:.2f}", f"x {ours / theirs:.2f}"
-            add(variant, "distance to real images ↓", *ratios)
+            paper = f"x {fids[0] / fids[1]:.2f}" if fids and not key else None
+            add(variant, f"distance to {title} ↓", paper, f"x {ours / theirs:.2f}")
+    if set(TEXT) <= generators.keys():
+        ceilings = generators[TEXT[0]][0]["kinds"]["held_out"]
+        above = (
+            f"{kind} {ceilings[kind]['r_precision']:.1f}" for kind in ("reconstruction", "real")
+        )
+        for name in TEXT:
+            ours = with_interval(*r_precision(generators[name], "held_out"), 1)
+            add(name, "captions recognised, new names, % ↑", None, f"{ours} ({', '.join(above)})")
     for row in throughput:
         if row["geometry"] == "paper" and row["paper_ratio"]:
             variant = next(iter(row["images_per_second"]))
