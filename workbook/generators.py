@@ -15,6 +15,7 @@ from sitlib.model.config import AutoregressiveConfig, SamplingConfig, TokenizerC
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
 from sitlib.model.text import TextTokenizer
 from sitlib.sample.generate import generate
+from sitlib.strict import require
 from sitlib.train.generator import train_generator
 from workbook.codes import Codes, captioned, load_codes
 from workbook.errors import command
@@ -88,6 +89,7 @@ def config_over(
     sampling: SamplingConfig | None = None,
 ) -> CodeModelConfig:
     """Configuration of a model over a tokenizer's codes; texts: `TextTokenizer.to_json`."""
+    require(tokenizer.grid_sizes is None, "no model writes codes of a tokenizer with grid_sizes")
     books = min(tokenizer.num_codebooks, tokenizer.num_scales)
     sizes = (tokenizer.num_scales, tokenizer.tokens_per_scale, tokenizer.codebook_sizes, books)
     return CodeModelConfig(shape, *sizes, classes, texts, sampling)

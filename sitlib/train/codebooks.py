@@ -48,8 +48,9 @@ def initialize_codebooks(tokenizer: SpectralTokenizer, images: Tensor) -> None:
 
 def take_over_codes(tokenizer: SpectralTokenizer, base: SpectralTokenizer) -> None:
     """Copy and freeze the encoder and codebooks of another tokenizer: only the decoder learns."""
-    settings = dict(asdict(tokenizer.config).items() ^ asdict(base.config).items())
-    different = [key for key in settings if not key.startswith("decoder_")]
+    theirs = asdict(base.config)
+    differs = (key for key, value in asdict(tokenizer.config).items() if value != theirs[key])
+    different = [key for key in differs if not key.startswith("decoder_")]
     require(not different, f"{different} of the two tokenizers differ; only decoder_* may.")
     state = base.state_dict().items()
     frozen = {key: x for key, x in state if key.split(".")[0] not in DECODER_MODULES}
