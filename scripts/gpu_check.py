@@ -139,7 +139,7 @@ def train_profile(name: str, options: argparse.Namespace, began: float) -> None:
     batch = min(training.optimizer.batch_size, 32)
     engine = replace(profile.engine, strategy="single", processes=1, machines=1, trackers=[])
     engine = replace(engine, images_every=0)
-    training = replace(training, loss=replace(training.loss, lpips=0.0, quant_warmup_steps=0))
+    training = replace(training, loss=replace(training.loss, lpips=0.0))
     training = replace(training, adversarial=replace(training.adversarial, start=0, warmup=5))
 
     def run(count: int):

@@ -31,14 +31,13 @@ GAN = {"weight": 0.1, "start": 1, "warmup": 2, "ramp": 2, "r1": 1.0, "r1_every":
 
 
 def profile_of(images: Path) -> Profile:
-    """Small models with everything that has a state: averages, restarts, an opponent, dropout."""
+    """Small models with everything that has a state: restarts, an opponent, dropout."""
     smoke = load_profile("smoke")
     variant = {
         "size": 32,
         "levels": 2,
         "grid_size": 4,
         "num_codes": 32,
-        "codebook_update": "ema",
         "loss": {"lpips": 0.0, "reset_dead_codes_after": 2},
         "adversarial": GAN,
         "optimizer": {"steps": 40, **SHORT},

@@ -30,13 +30,12 @@ PROFILE = load_profile("smoke")
 
 
 def tokenizer(folder: Path, engine: EngineConfig, **changes) -> tuple[nn.Module, list]:
-    """Moving-average codes that die quickly, smaller sizes and scale-causal attention: everything
+    """Codes that die quickly, smaller sizes and scale-causal attention: everything
     that processes must agree on."""
     section = PROFILE.tokenizer
     variant = {
         "levels": 3,
         "grid_size": 4,
-        "codebook_update": "ema",
         "num_codes": 128,
         "decoder_attention": "scale_causal",
         "loss": {"lpips": 0.0, "reset_dead_codes_after": 3, "multiscale": 0.3},

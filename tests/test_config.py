@@ -102,7 +102,6 @@ REFUSED = [  # (key, value, sentence)
     ("tokenizer.variants.vit_vqgan.transform", "pyramid", "transform pyramid needs levels"),
     ("tokenizer.variants.sit5.transform", "raster", "it needs levels 3, num_codebooks 1"),
     (CAUSAL, {"transform": "local_wavelet", "wavelet": "db2"}, "transform local_wavelet has"),
-    ("tokenizer.loss.quant_warmup_steps", 99_999, "must be less than steps"),
     ("tokenizer.loss.multiscale", 0.1, "needs levels and decoder_attention: scale_causal"),
     ("tokenizer.variants.sit4.loss", {"lipps": 0.1}, "did you mean 'lpips'"),
     ("tokenizer.variants.sit4.optimizer", None, "keys in which the variant differs, it is None"),

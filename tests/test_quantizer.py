@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sitlib.model.quantizer import Codebook
-from sitlib.train.codebooks import reset_dead_codes, start_codes, update_ema_codes
+from sitlib.train.codebooks import reset_dead_codes, start_codes
 
 
 @settings(max_examples=25, deadline=None)
@@ -34,24 +34,6 @@ def test_gradients_pass_straight_through_and_each_loss_moves_its_side_only():
     assert of_z is None and of_book.any()
 
 
-def test_rotation_turns_the_gradient_by_the_angle_between_latent_and_code():
-    torch.manual_seed(0)
-    book = Codebook(8, 3, gradient="rotation").double()
-    z = F.normalize(torch.randn(5, 3, dtype=torch.float64), dim=-1).requires_grad_()
-    out = book(z)
-    q = book.lookup(out.codes).detach()
-    torch.testing.assert_close(out.vectors, q)
-    for i in range(5):  # Rodrigues' rotation that takes z to its code, an independent formula
-        start = z[i].detach()
-        x, y, w = torch.linalg.cross(start, q[i])
-        skew = torch.tensor([[0, -w, y], [w, 0, -x], [-y, x, 0]], dtype=torch.float64)
-        rotation = torch.eye(3) + skew + skew @ skew / (1 + start @ q[i])
-        direction = torch.randn(3, dtype=torch.float64)
-        grad = torch.autograd.grad(out.vectors[i] @ direction, z, retain_graph=True)[0][i]
-        tangent = rotation.T @ direction  # only its part along the sphere passes normalization
-        torch.testing.assert_close(grad, tangent - (tangent @ start) * start)
-
-
 # -- in training -----------------------------------------------------------------------------------
 
 
@@ -70,10 +52,9 @@ def test_kmeans_finds_clusters_and_lowers_the_error_of_a_random_codebook():
         start_codes(Codebook(16, 4), torch.randn(10, 4))
 
 
-@pytest.mark.parametrize("update", ["gradient", "ema"])
-def test_dead_codes_restart_on_latents_without_a_history_and_live_ones_stay(update):
+def test_dead_codes_restart_on_latents_without_a_history_and_live_ones_stay():
     torch.manual_seed(0)
-    book, z = Codebook(32, 4, update), torch.randn(5, 4)
+    book, z = Codebook(32, 4), torch.randn(5, 4)
     codes, before = book(z).codes, book.weight.detach().clone()
     used = codes.unique()
     assert not any(reset_dead_codes(book, z, codes, after=3).any() for _ in range(2))
@@ -82,27 +63,7 @@ def test_dead_codes_restart_on_latents_without_a_history_and_live_ones_stay(upda
     assert torch.equal(book.weight[used], before[used])
     closest = (F.normalize(z, dim=-1) @ book.weight[moved].T).amax(0)
     torch.testing.assert_close(closest, torch.ones(len(moved)))
-    if update == "ema":
-        torch.testing.assert_close(book.ema_sum[moved], book.weight[moved])
     book.steps_unused.fill_(9)
     assert not reset_dead_codes(book, z, codes, after=0).any()
     book.codes_are_fixed = True
     assert not reset_dead_codes(book, z, codes, after=3).any()
-
-
-def test_moving_averages_follow_the_latents_that_chose_a_code():
-    torch.manual_seed(0)
-    book = Codebook(6, 4, update="ema", decay=0.9)
-    assert not book.weight.requires_grad
-    start, z = book.weight.detach().clone(), torch.randn(40, 4)
-    codes, sums = book(z).codes, start.clone()
-    update_ema_codes(book, z, codes)
-    for code in codes.unique():
-        sums[code] = 0.9 * sums[code] + 0.1 * F.normalize(z, dim=-1)[codes == code].sum(0)
-    torch.testing.assert_close(book.weight, F.normalize(sums, dim=-1))
-    unused = sorted(set(range(6)) - set(codes.tolist()))
-    assert torch.equal(book.weight[unused], start[unused])
-    before = book(z).commitment_loss.mean()
-    for _ in range(30):
-        update_ema_codes(book, z, book(z).codes)
-    assert book(z).commitment_loss.mean() < before and torch.isfinite(book.weight).all()

@@ -32,7 +32,6 @@ from workbook.tokenizers import held_out_set, open_split, trained_tokenizer
 GRID = load_grid()
 SMALL = {
     "optimizer": {"steps": 3, "warmup_steps": 1, "batch_size": 2},
-    "loss": {"quant_warmup_steps": 0},
     "num_codes": 16,
     "data": {"normalization_views": 8},
 }
@@ -145,7 +144,6 @@ def test_a_trial_trains_on_other_photographs_than_it_is_judged_by(
 SMALL_KEYS = {f"tokenizer.optimizer.{key}": x for key, x in SMALL["optimizer"].items()} | {
     "tokenizer.common.num_codes": 16,
     "data.normalization_views": 8,
-    "tokenizer.loss.quant_warmup_steps": 0,
     "tokenizer.evaluation.sets.landscapes.views": 6,
 }
 

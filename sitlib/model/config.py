@@ -62,16 +62,10 @@ class TokenizerConfig:
     # In each codebook (SIT, ViT-VQGAN); or in that of every scale, the coarsest first (ours).
     num_codes: PositiveInt | list[PositiveInt] = 8192
     code_dim: PositiveInt = 32  # of the l2-normalized lookup space (ViT-VQGAN)
-    # Codes follow the codebook loss (ViT-VQGAN), or moving averages of the latents that chose them.
-    codebook_update: Literal["gradient", "ema"] = "gradient"
-    codebook_decay: Annotated[float, Field(gt=0, lt=1)] = 0.99  # of these moving averages
-    # How gradients pass the lookup backwards; rotation: arXiv 2410.06424.
-    gradient_estimator: Literal["straight_through", "rotation"] = "straight_through"
     # Others are for comparison, and described in sitlib.model.transforms.
     transform: Literal[
         "wavelet", "lifted_wavelet", "local_wavelet", "pyramid", "pyramid_nearest", "raster"
     ] = "wavelet"
-    neighbor_mixing: bool = False  # 3x3 convolutions over tokens, before encoder, after decoder
     # For comparison: tokens per side of every scale, multiples of grid_size. S of codes [B, S, N]
     # then counts runs of N = grid_size^2 tokens, of which a scale has one or more.
     grid_sizes: list[PositiveInt] | None = None
@@ -111,8 +105,8 @@ class TokenizerConfig:
             sentence = f"grid_sizes must be {len(sides)} multiples of grid_size {self.grid_size}"
             sentence += f" that divide {sides}, the sides of the scales: {grids}"
             require(len(grids) == len(sides) and fits, sentence)
-            is_plain = is_full and not self.scale_mixing and not self.neighbor_mixing
             sentence = f"grid_sizes needs full attention and no mixing, and cannot be of {kind}"
+            is_plain = is_full and not self.scale_mixing
             require(is_plain and self.transform not in ("local_wavelet", "raster"), sentence)
 
     @property

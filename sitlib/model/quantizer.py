@@ -1,7 +1,6 @@
 """Quantizers: latents -> codes. A new one is a class here and a line in `QUANTIZERS`."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,28 +22,17 @@ class Codebook(nn.Module):
 
     Latents and codes lie on the unit sphere of D dimensions; few, 8 to 32, keep most codes in use.
     Another quantizer is a subclass that overrides `forward`, `lookup` and, if its codes do not lie
-    on the sphere, `project`. Its `weight` [K, D] holds the vectors of all codes. For `update`,
-    `decay` and `gradient` see `TokenizerConfig`.
+    on the sphere, `project`. Its `weight` [K, D] holds the vectors of all codes.
     """
 
     codes_are_fixed = False  # True in a subclass: training leaves its codes where they are
 
-    def __init__(
-        self,
-        num_codes: int,
-        dim: int,
-        update: Literal["gradient", "ema"] = "gradient",
-        decay: float = 0.99,
-        gradient: Literal["straight_through", "rotation"] = "straight_through",
-    ):
+    def __init__(self, num_codes: int, dim: int):
         super().__init__()
-        self.num_codes, self.update, self.decay, self.gradient = num_codes, update, decay, gradient
+        self.num_codes = num_codes
         weight = F.normalize(torch.randn(num_codes, dim), dim=-1)
-        learns = update == "gradient" and not self.codes_are_fixed
-        self.weight = nn.Parameter(weight, requires_grad=learns)  # [K, D]
+        self.weight = nn.Parameter(weight, requires_grad=not self.codes_are_fixed)  # [K, D]
         self.register_buffer("steps_unused", torch.zeros(num_codes, dtype=torch.int64))
-        if update == "ema":  # as if a latent equal to each code had chosen it once
-            self.register_buffer("ema_sum", weight.clone())
 
     def forward(self, z: Tensor) -> Quantized:
         """Nearest codes of latents [..., D], which need not be normalized."""
@@ -52,8 +40,6 @@ class Codebook(nn.Module):
         codes = self.nearest(z)  # [...]
         q = self.lookup(codes)  # [..., D]
         vectors = z + (q - z).detach()  # value of q, gradient of z
-        if self.gradient == "rotation":
-            vectors = _rotate(z, q.detach())
         commitment_loss = (z - q.detach()).square().mean(-1)
         codebook_loss = (z.detach() - q).square().mean(-1)
         return Quantized(vectors, codes, commitment_loss, codebook_loss)
@@ -74,13 +60,5 @@ class Codebook(nn.Module):
         return F.normalize(F.embedding(codes, self.weight), dim=-1)
 
 
-# TokenizerConfig.quantizer -> class, called with the arguments of `Codebook`
+# TokenizerConfig.quantizer -> class, called with num_codes and code_dim
 QUANTIZERS: dict[str, type[Codebook]] = {"codebook": Codebook}
-
-
-def _rotate(z: Tensor, q: Tensor) -> Tensor:
-    """q as a fixed rotation of z, both unit vectors [..., D]: it turns the gradient."""
-    z0 = z.detach()
-    middle = F.normalize(z0 + q, dim=-1)
-    reflected = z - 2 * (z * middle).sum(-1, keepdim=True) * middle  # two reflections: a rotation
-    return reflected + 2 * (z * z0).sum(-1, keepdim=True) * q

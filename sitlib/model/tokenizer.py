@@ -76,27 +76,23 @@ class SpectralTokenizer(nn.Module):
         book_sizes = [*dict(zip(c.codebook_of, c.codebook_sizes, strict=True)).values()]
         num_types = 2 if c.typed_parameters and len(patch_dims) > 1 else 1
 
-        def transformer(width, layers, heads, attention, neighbors) -> ADTransformer:
+        def transformer(width, layers, heads, attention) -> ADTransformer:
             shape = (c.num_scales, c.grid_size, width, layers, heads, c.mlp_ratio)
-            neighbors = neighbors if c.neighbor_mixing else None
-            options = (attention, num_types, c.scale_mixing, neighbors, c.typed_parameters)
+            options = (attention, num_types, c.scale_mixing, c.typed_parameters)
             return ADTransformer(*shape, *options, geometry.grids)
-
-        def codebook(num_codes: int) -> Codebook:
-            update = (c.codebook_update, c.codebook_decay, c.gradient_estimator)
-            return QUANTIZERS[c.quantizer](num_codes, c.code_dim, *update)
 
         bands = (BandNorm(geometry.scale_channels(scale)) for scale in geometry.scales)
         self.norm = cast(list[BandNorm], nn.ModuleList(bands))
         self.embed = nn.ModuleList(nn.Linear(P, c.encoder_width) for P in patch_dims)
         self.encoder = transformer(
-            c.encoder_width, c.encoder_layers, c.encoder_heads, c.encoder_attention, "before"
+            c.encoder_width, c.encoder_layers, c.encoder_heads, c.encoder_attention
         )
         self.pre_quant = nn.ModuleList(_head(c.encoder_width, c.code_dim) for _ in book_sizes)
-        self.codebooks = cast(list[Codebook], nn.ModuleList(map(codebook, book_sizes)))
+        books = (QUANTIZERS[c.quantizer](num_codes, c.code_dim) for num_codes in book_sizes)
+        self.codebooks = cast(list[Codebook], nn.ModuleList(books))
         self.post_quant = nn.ModuleList(nn.Linear(c.code_dim, c.decoder_width) for _ in book_sizes)
         self.decoder = transformer(
-            c.decoder_width, c.decoder_layers, c.decoder_heads, c.decoder_attention, "after"
+            c.decoder_width, c.decoder_layers, c.decoder_heads, c.decoder_attention
         )
         self.unembed = nn.ModuleList(_head(c.decoder_width, P) for P in patch_dims)
 
@@ -108,22 +104,14 @@ class SpectralTokenizer(nn.Module):
 
     # -- image -> latents -> codes -> patches -> image ---------------------------------------------
 
-    def forward(
-        self, images: Tensor, quant_ratio: float = 1.0, preview_scales: int = 0
-    ) -> TokenizerOutput:
+    def forward(self, images: Tensor, preview_scales: int = 0) -> TokenizerOutput:
         """One differentiable pass over square images [B, 3, H, H] in [0, 1].
 
-        `quant_ratio` 1 decodes codes, 0 latents, between them a mixture: early in training the
-        decoder learns more from what codes still leave out. `preview_scales`: also return the image
-        of so many scales, if the decoder is scale-causal.
+        `preview_scales`: also return the image of so many scales, if the decoder is scale-causal.
         """
         latents = self.latents(images)  # [B, S, N, D]
         quantized = self.quantize(latents)
-        vectors = quantized.vectors  # [B, S, N, D]
-        if quant_ratio < 1.0:
-            project = [codebook.project for codebook in self.codebooks]
-            vectors = self._per_codebook(project, latents.float()).lerp(vectors, quant_ratio)
-        patches = self.decode_latents(vectors)  # [B, N, P_s] of each scale
+        patches = self.decode_latents(quantized.vectors)  # [B, N, P_s] of each scale
         preview = None
         if preview_scales:
             targets = self.normalized_patches(images)[:preview_scales]

@@ -148,33 +148,13 @@ class ScaleMixing(nn.Module):
         return x + mixed.transpose(1, 2).flatten(1, 2)
 
 
-class NeighborMixing(nn.Module):
-    """A 3x3 convolution over the token grid of each scale, added to its input; zero at first.
-
-    Not in the paper. Longer wavelets than Haar spread an edge over the tokens beside it.
-    """
-
-    def __init__(self, num_scales: int, grid_size: int, dim: int):
-        super().__init__()
-        self.grid_size = grid_size
-        self.convs = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in range(num_scales))
-        for parameter in self.convs.parameters():
-            nn.init.zeros_(parameter)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, k N, C] -> [B, k N, C] of the first k scales."""
-        maps = x.transpose(1, 2).unflatten(2, (-1, self.grid_size, self.grid_size)).unbind(2)
-        mixed = [conv(x_BCHW).flatten(2) for conv, x_BCHW in zip(self.convs, maps, strict=False)]
-        return x + torch.cat(mixed, dim=2).transpose(1, 2)
-
-
 class ADTransformer(nn.Module):
     """Mixing across scales, learned positions, ADTransformer blocks, final norm.
 
     A sequence is up to S runs of N = grid_size^2 tokens, row-major. With scale-causal attention the
     first k scales do not depend on finer ones, and may be passed alone. With `num_types` 2
-    approximation and details have their own parameters, with 1 they share them; `neighbors` says
-    where `NeighborMixing` stands, and `grids` the tokens per side of each scale, if not alike.
+    approximation and details have their own parameters, with 1 they share them; `grids` are the
+    tokens per side of each scale, if not alike.
     """
 
     def __init__(
@@ -188,12 +168,11 @@ class ADTransformer(nn.Module):
         attention: Literal["full", "scale_causal"] = "full",
         num_types: int = 2,
         scale_mixing: bool = False,
-        neighbors: Literal["before", "after"] | None = None,
         typed: bool | str = True,
         grids: Sequence[int] | None = None,
     ):
         super().__init__()
-        self.tokens_per_scale, self.attention, self.neighbors = grid_size**2, attention, neighbors
+        self.tokens_per_scale, self.attention = grid_size**2, attention
         self.gradient_checkpointing = False  # recompute blocks in backward (arXiv 1604.06174)
         grids = grids or [grid_size] * num_scales
         self.approximation_tokens = grids[0] ** 2
@@ -205,14 +184,11 @@ class ADTransformer(nn.Module):
         self.blocks = nn.ModuleList(block(*shape) for _ in range(num_layers))
         self.norm = nn.ModuleList(nn.LayerNorm(dim) for _ in range(num_types))
         init_blocks(self.blocks, branches=3 if typed == "separate" else 2)
-        self.neighbor_mixing = NeighborMixing(num_scales, grid_size, dim) if neighbors else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens [B, k N, C] of the first k scales, coarsest first -> [B, k N, C]."""
         T, N, A = x.shape[1], self.tokens_per_scale, self.approximation_tokens
         layout = SequenceLayout(T // N, N, self.attention)
-        if self.neighbor_mixing is not None and self.neighbors == "before":
-            x = self.neighbor_mixing(x)
         if self.scale_mixing is not None:
             x = self.scale_mixing(x, T // N)
         x = x + self.pos_emb[:T]
@@ -225,11 +201,7 @@ class ADTransformer(nn.Module):
                 x_by_type = checkpoint(block, x_by_type, layout, use_reentrant=False)
             else:
                 x_by_type = block(x_by_type, layout)
-        x = torch.cat([norm(x) for x, norm in zip(x_by_type, self.norm, strict=False)], dim=1)
-
-        if self.neighbor_mixing is not None and self.neighbors == "after":
-            x = self.neighbor_mixing(x)
-        return x
+        return torch.cat([norm(x) for x, norm in zip(x_by_type, self.norm, strict=False)], dim=1)
 
 
 def _initial_pos_emb(grids: Sequence[int], dim: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Codes in training: their start by k-means, moving averages, restarts, codes of another tokenizer.
+"""Codes in training: their start by k-means, restarts, codes of another tokenizer.
 
 Every process gives its own latents and codes; all of them move their codes alike.
 """
@@ -59,22 +59,6 @@ def take_over_codes(tokenizer: SpectralTokenizer, base: SpectralTokenizer) -> No
         parameter.requires_grad_(name not in frozen)
 
 
-def update_codebooks(
-    tokenizer: SpectralTokenizer, latents: Tensor, codes: Tensor, reset_dead_codes_after: int
-) -> list[Tensor]:
-    """Move codes by moving averages (if so configured), and dead ones onto current latents.
-
-    Takes latents [B, S, N, D] and their codes [B, S, N]; gives restarted codes, bool [K] of each.
-    """
-    moved = []
-    parts = map(tokenizer.by_codebook, (latents, codes))
-    for codebook, z, codes_of_z in zip(tokenizer.codebooks, *parts, strict=True):
-        if codebook.update == "ema" and not codebook.codes_are_fixed:
-            update_ema_codes(codebook, z, codes_of_z)
-        moved.append(reset_dead_codes(codebook, z, codes_of_z, reset_dead_codes_after))
-    return moved
-
-
 @torch.no_grad()
 def start_codes(codebook: Codebook, z: Tensor, iterations: int = 20) -> None:
     """Place codes at the centroids of spherical k-means of latents [M, D]."""
@@ -89,19 +73,8 @@ def start_codes(codebook: Codebook, z: Tensor, iterations: int = 20) -> None:
         empty = torch.bincount(nearest, minlength=num_codes) == 0
         sums[empty] = z[torch.randint(len(z), (int(empty.sum()),), device=z.device)]
         centroids = F.normalize(sums, dim=-1)
-    _place(codebook, torch.ones(num_codes, dtype=torch.bool, device=z.device), centroids)
-
-
-@torch.no_grad()
-def update_ema_codes(codebook: Codebook, z: Tensor, codes: Tensor) -> None:
-    """Move each code towards the mean of the latents [..., D] that chose it, by `codes` [...]."""
-    z, codes = codebook.project(z.reshape(-1, z.shape[-1])), codes.reshape(-1)  # [M, D], [M]
-    ema_sum = codebook.ema_sum
-    sums = all_reduce(torch.zeros_like(ema_sum).index_add_(0, codes, z))
-    used = _count(codebook, codes)[:, None] > 0  # unused codes stay: their sum would decay to 0
-    ema_sum.copy_(torch.where(used, ema_sum.lerp(sums, 1 - codebook.decay), ema_sum))
-    weight = codebook.weight
-    weight.copy_(torch.where(used, F.normalize(ema_sum, dim=-1), weight))
+    codebook.weight.copy_(centroids)
+    codebook.steps_unused.zero_()
 
 
 @torch.no_grad()
@@ -111,8 +84,11 @@ def reset_dead_codes(codebook: Codebook, z: Tensor, codes: Tensor, after: int) -
     Takes latents [..., D] of a step, as many as other processes have, and their codes [...]; a code
     is dead if no process used it. Returns bool [K].
     """
-    used = _count(codebook, codes.reshape(-1)) > 0
-    steps_unused = codebook.steps_unused.add_(1).masked_fill_(used, 0)
+    steps_unused, codes = codebook.steps_unused, codes.flatten()
+    uses = torch.zeros_like(steps_unused)  # int64 [K]
+    uses.index_add_(0, codes, torch.ones_like(codes))  # unlike bincount, does not wait for a GPU
+    used = all_reduce(uses) > 0
+    steps_unused.add_(1).masked_fill_(used, 0)
     if not after or codebook.codes_are_fixed:
         return torch.zeros_like(used)
     dead = steps_unused >= after
@@ -128,21 +104,7 @@ def reset_dead_codes(codebook: Codebook, z: Tensor, codes: Tensor, after: int) -
         dist.broadcast(source, src=0)
     source = source - rank() * len(z)  # row of z, where the latent is of this process
     is_mine = (source >= 0) & (source < len(z))
-    vectors = torch.where(is_mine[:, None], z[source.clamp(0, len(z) - 1)], 0.0)
-    _place(codebook, dead, all_reduce(vectors))
+    vectors = all_reduce(torch.where(is_mine[:, None], z[source.clamp(0, len(z) - 1)], 0.0))
+    codebook.weight.copy_(torch.where(dead[:, None], vectors, codebook.weight))
+    steps_unused.masked_fill_(dead, 0)
     return dead
-
-
-def _count(codebook: Codebook, codes: Tensor) -> Tensor:
-    """Count the uses of each code by all processes: int64 [K]."""
-    counts = torch.zeros_like(codebook.steps_unused)
-    counts.index_add_(0, codes, torch.ones_like(codes))  # unlike bincount, does not wait for a GPU
-    return all_reduce(counts)
-
-
-def _place(codebook: Codebook, moved: Tensor, vectors: Tensor) -> None:
-    """Place the codes `moved`, bool [K], at unit vectors [K, D], without a history."""
-    codebook.steps_unused.masked_fill_(moved, 0)
-    tables = [codebook.weight, codebook.ema_sum] if codebook.update == "ema" else [codebook.weight]
-    for table in tables:
-        table.copy_(torch.where(moved[:, None], vectors, table))

@@ -80,10 +80,8 @@ class TokenizerLossConfig:
     lpips_net: Literal["alex", "vgg"] = "vgg"  # ViT-VQGAN's; SIT says "perceptual"
     commitment: NonNegativeFloat = 0.25  # beta: pulls the encoder's outputs to their codes
     codebook: NonNegativeFloat = 1.0  # pulls codes to the outputs that chose them (ViT-VQGAN)
-    # Ours, all off: steps without use after which a code moves onto an output of the encoder;
+    # Ours, both off: steps without use after which a code moves onto an output of the encoder;
     reset_dead_codes_after: NonNegativeInt = 0
-    # steps over which the decoder's input turns from the encoder's outputs into codes;
-    quant_warmup_steps: NonNegativeInt = 0
     # L2 and LPIPS of the image that the first k scales alone give, another k at each step.
     multiscale: NonNegativeFloat = 0.0
 
@@ -119,9 +117,8 @@ class TokenizerTraining:
     codes_from: str | None = None  # tokenizer variant
 
     def __post_init__(self):
-        ramp, steps = self.loss.quant_warmup_steps, self.optimizer.steps
-        require(ramp < steps, f"quant_warmup_steps {ramp} must be less than steps = {steps}")
-        alone, weight = self.adversarial.start + self.adversarial.warmup, self.adversarial.weight
+        steps, weight = self.optimizer.steps, self.adversarial.weight
+        alone = self.adversarial.start + self.adversarial.warmup
         never = f"the adversarial term would never act: start + warmup = {alone} of {steps} steps"
         require(not weight or alone < steps, never)
 

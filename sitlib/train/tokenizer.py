@@ -15,7 +15,7 @@ from sitlib.model.config import TokenizerConfig
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import to_dict
 from sitlib.train.checkpoint import locked
-from sitlib.train.codebooks import initialize_codebooks, take_over_codes, update_codebooks
+from sitlib.train.codebooks import initialize_codebooks, reset_dead_codes, take_over_codes
 from sitlib.train.config import ONE_PROCESS, DataConfig, EngineConfig, TokenizerTraining
 from sitlib.train.discriminator import (
     Discriminator,
@@ -101,9 +101,6 @@ def train_tokenizer(
         sizes = config.num_scales, max(config.codebook_sizes)
         counts = torch.zeros(sizes, dtype=torch.int64, device=loop.device)
         for step, microbatches in loop.steps(share_at, pictures):
-            # Early on the decoder reads a mixture of the encoder's outputs and their codes.
-            warmup = losses.quant_warmup_steps if base is None else 0
-            quant_ratio = min(1.0, step / warmup) if warmup else 1.0
             preview_scales = 1 + step % config.levels if losses.multiscale else 0
             adv_weight = adversarial_weight(step, adversarial) if adversarial.weight else 0.0
 
@@ -111,7 +108,7 @@ def train_tokenizer(
             outputs, logged = [], []
             for views in loop.accumulate(model, microbatches):  # [b, 3, H, W]
                 with loop.accelerator.autocast():
-                    output = model(views, quant_ratio, preview_scales)
+                    output = model(views, preview_scales)
                     loss, terms = loss_fn(output, views)
                     if discriminator is not None and adv_weight > 0:
                         discriminator.requires_grad_(False)
@@ -151,13 +148,14 @@ def train_tokenizer(
                 loop.update(opponent)
                 d_values = mean_values(logged)
 
-            # Codebook upkeep: codes that learn by moving averages, and restarts of dead ones.
+            # Dead codes move onto latents of this step.
             if base is None:
-                after = losses.reset_dead_codes_after
-                restarted = update_codebooks(tokenizer, latents, codes, after)
-                for codebook, rows in zip(tokenizer.codebooks, restarted, strict=True):
+                parts, restarted = map(tokenizer.by_codebook, (latents, codes)), []
+                for codebook, *part in zip(tokenizer.codebooks, *parts, strict=True):
+                    rows = reset_dead_codes(codebook, *part, losses.reset_dead_codes_after)
                     forget_moments(optimizer, codebook.weight, rows)
-                values["restarted"] = torch.stack([rows.sum() for rows in restarted]).sum()
+                    restarted.append(rows.sum())
+                values["restarted"] = torch.stack(restarted).sum()
 
             # Log.
             values |= {"gradient_norm": grad_norm, **d_values}
