@@ -31,7 +31,6 @@ from workbook.profile import load_profile
 
 PLAIN = SamplingConfig(batch_size=8)
 GUIDED = replace(PLAIN, guidance=3.0)
-GROWING = replace(GUIDED, guidance_growth="linear")
 
 
 def prompts_of(kind, count=5):
@@ -88,10 +87,8 @@ def plain_sample(model, cond, index, config):
             model(codes.view(1, scales, n), c).flatten(1, 2)[0, position]
             for c in (cond, model.unconditional(cond))
         )
-        weight = config.guidance
-        if config.guidance_growth == "linear":
-            weight = 1 + (weight - 1) * (position // n) / (scales - 1)
-        p, _ = plain_filter(unconditional + weight * (conditional - unconditional), config)
+        guided = unconditional + config.guidance * (conditional - unconditional)
+        p, _ = plain_filter(guided, config)
         codes[position] = (p.cumsum(0) <= float(uniform[position])).sum()
     return codes
 
@@ -101,7 +98,7 @@ every_order = pytest.mark.parametrize("order", ["coarse_to_fine", *OTHERS])
 SETTINGS = {
     "plain": {},
     "hot": {"temperature": 1.7, "seed": 3},
-    "growing": {"guidance": 5.0, "guidance_growth": "linear"},
+    "guided": {"guidance": 5.0},
     "filtered": {"guidance": 1.5, "temperature": 1.3, "top_k": 9, "min_p": 0.05, "top_p": 0.9},
 }
 
@@ -109,7 +106,7 @@ SETTINGS = {
 @class_rotary
 @pytest.mark.parametrize(
     ("name", "order"),
-    [*itertools.product(SETTINGS, ["coarse_to_fine"]), *itertools.product(["growing"], OTHERS)],
+    [*itertools.product(SETTINGS, ["coarse_to_fine"]), *itertools.product(["guided"], OTHERS)],
 )
 def test_samples_are_those_of_a_plain_loop_without_cache(kind, positions, name, order):
     model = generator(kind, books=3, pos_emb=positions, order=order)
@@ -176,7 +173,7 @@ def test_samples_of_a_model_that_is_being_trained_depend_on_the_seed_only(capsys
 
 
 @class_rotary
-@pytest.mark.parametrize("config", [PLAIN, replace(GROWING, batch_size=2)])
+@pytest.mark.parametrize("config", [PLAIN, replace(GUIDED, batch_size=2)])
 def test_first_scales_are_those_of_the_whole_and_may_be_given(kind, positions, config):
     model, prompts = generator(kind, pos_emb=positions), prompts_of(kind)
     whole = generate(model, prompts, config)
@@ -189,7 +186,7 @@ def test_first_scales_are_those_of_the_whole_and_may_be_given(kind, positions, c
 
 @class_rotary
 @every_order
-@pytest.mark.parametrize("config", [PLAIN, replace(GROWING, batch_size=2)])
+@pytest.mark.parametrize("config", [PLAIN, replace(GUIDED, batch_size=2)])
 def test_a_half_written_image_is_finished_in_the_order_of_the_model(kind, positions, order, config):
     model, prompts = generator(kind, pos_emb=positions, order=order), prompts_of(kind)
     whole = generate(model, prompts, config)

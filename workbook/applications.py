@@ -293,7 +293,7 @@ def evaluate_applications(profile: Profile, pipeline: bool = False) -> dict[str,
     photographs, emoji, extra = class_task(profile), text_task(profile), extra_task(profile)
     tasks = {task.variant: task for task in (photographs, emoji)}
     tokenizer = profile.autoregressive_variant(settings.class_generator).tokenizer
-    sampler = ("top_k", "top_p", "guidance", "guidance_growth")
+    sampler = ("top_k", "top_p", "guidance")
     return {
         "run": run,
         "rate_distortion": rate_distortion(profile, [settings.baseline, tokenizer], seed),

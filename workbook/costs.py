@@ -106,8 +106,7 @@ def random_generator(
 
 def guided(profile: Profile, batch_size: int) -> SamplingConfig:
     """The profile's sampler with conditional and unconditional halves in every step."""
-    guidance = {"guidance": 1.5, "guidance_growth": "constant"}
-    return replace(profile.autoregressive.sampling, batch_size=batch_size, **guidance)
+    return replace(profile.autoregressive.sampling, batch_size=batch_size, guidance=1.5)
 
 
 # -- growing sizes -----------------------------------------------------------------------------

@@ -199,7 +199,5 @@ class SamplingConfig:
     # Leave out codes less likely than this share of the likeliest (arXiv 2407.01082); 0 = off.
     min_p: Probability = 0.0
     guidance: Annotated[float, Field(gt=-1e6, lt=1e6)] = 1.0  # of the condition; 1 = off
-    # linear: from 1 in the first scale to `guidance` in the last (VAR, arXiv 2404.02905).
-    guidance_growth: Literal["constant", "linear"] = "constant"
     batch_size: NonNegativeInt = 0  # 0 = as many as fit half of the free memory
     seed: NonNegativeInt = 0

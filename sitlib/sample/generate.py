@@ -87,11 +87,7 @@ def generate(
     to_draw = order[written:]
     codes = torch.zeros(count, scales, n, dtype=torch.int64, device=device)
     codes[:, :first_scale] = prefix
-    guidance = [sampling.guidance] * scales  # in each scale
-    if sampling.guidance_growth == "linear" and c.num_scales > 1:
-        rise = sampling.guidance - 1.0
-        guidance = [1.0 + rise * scale / (c.num_scales - 1) for scale in range(scales)]
-    is_guided = not isinstance(prompts, int) and any(guidance[i // n] != 1.0 for i in to_draw)
+    is_guided = not isinstance(prompts, int) and sampling.guidance != 1.0
     halves = 2 if is_guided else 1  # rows with the condition, then as many without
     filters = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
 
@@ -123,7 +119,7 @@ def generate(
                 with torch.inference_mode(), inference_autocast(device):
                     if is_guided:
                         cond_BK, uncond_BK = logits_BK.chunk(2)
-                        logits_BK = torch.lerp(uncond_BK, cond_BK, guidance[position // n])
+                        logits_BK = torch.lerp(uncond_BK, cond_BK, sampling.guidance)
                     probs_BK = filtered_probabilities(logits_BK, *filters)
                     codes_B = sample_codes(probs_BK, uniform_TB[position])
                     codes_BT[:, position] = codes_B

@@ -151,8 +151,8 @@ def train_tokenizer(
             # Dead codes move onto latents of this step.
             if base is None:
                 parts, restarted = map(tokenizer.by_codebook, (latents, codes)), []
-                for codebook, *part in zip(tokenizer.codebooks, *parts, strict=True):
-                    rows = reset_dead_codes(codebook, *part, losses.reset_dead_codes_after)
+                for codebook, z, of_z in zip(tokenizer.codebooks, *parts, strict=True):
+                    rows = reset_dead_codes(codebook, z, of_z, losses.reset_dead_codes_after)
                     forget_moments(optimizer, codebook.weight, rows)
                     restarted.append(rows.sum())
                 values["restarted"] = torch.stack(restarted).sum()

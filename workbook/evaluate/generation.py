@@ -41,7 +41,7 @@ REAL = "samples/real.safetensors"  # `real_features`, written by a stage
 REAL_TEXT = "samples/real_text.safetensors"  # those of text-conditional models
 # `memorisation`: training views, px of Lite0 (a quarter of the usual time), pairs to look at
 SEEN, SEEN_PX, SUSPECTS = 3072, 112, 8
-SAMPLER = ("temperature", "top_k", "top_p", "min_p", "guidance", "guidance_growth", "seed")
+SAMPLER = ("temperature", "top_k", "top_p", "min_p", "guidance", "seed")
 
 
 def load_models(
