@@ -8,10 +8,12 @@ from typing import cast
 
 import pytest
 import torch
+from tiny import model_of, random_codes, tokenizer_of
 
 from sitlib.data import TokenShards, open_images
 from sitlib.files import read_json
 from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.sample.generate import generate
 from sitlib.strict import ConfigError, from_dict, to_dict
 from workbook import runs, study
 from workbook.codes import Codes, captioned
@@ -19,10 +21,10 @@ from workbook.diffusion import trained_diffusion, velocity_error
 from workbook.paths import ROOT
 from workbook.profile import load_profile
 from workbook.study import (
+    Generator,
     Grid,
     Row,
     Rung,
-    TextTrial,
     Trials,
     load_grid,
     run_row,
@@ -36,11 +38,11 @@ SMALL = {
     "data": {"normalization_views": 8},
 }
 TRIALS = Trials(["vit_vqgan", "sit4"], {"data.validation_percent": 30}, {"x": {}})
-ROW = Row("test", "sit4", SMALL, [0, 1])
+ROW = Row("test", "sit4", changes=SMALL, seeds=[0, 1])
 
 
-def grid(rows=None, ladder=None, text=None, trials=TRIALS):
-    return Grid("smoke", trials, rows or {}, ladder or {}, text or {})
+def grid(rows=None, ladder=None, generators=None, trials=TRIALS):
+    return Grid("smoke", trials, rows or {}, ladder or {}, generators or {})
 
 
 @pytest.fixture
@@ -77,28 +79,34 @@ def test_every_rung_is_a_model_and_families_have_the_same_sizes():
     assert len(shapes) >= 4 and all(len(sizes) == 1 for sizes in shapes.values())
 
 
-def test_every_text_trial_is_the_profile_but_for_its_training():
+def test_every_generator_is_the_profile_but_for_itself():
     usual = load_profile(GRID.profile)
-    for name, trial in GRID.text.items():
-        profile = GRID.text_profile(name)
+    for name, entry in GRID.generators.items():
+        profile = GRID.generator_profile(name)
         assert profile.tokenizer == usual.tokenizer
-        assert profile.text.evaluation == usual.text.evaluation
-        assert (profile == usual) == (not trial.changes)
+        section = profile.generator_section(entry.of)
+        assert section.evaluation == usual.generator_section(entry.of).evaluation
+    orders = {
+        profile.autoregressive_variant(entry.of).order
+        for name, entry in GRID.generators.items()
+        for profile in [GRID.generator_profile(name)]
+    }
+    assert len(orders) == 4
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: GRID.row_profile("sit4_ourss"), "did you mean 'sit4_ours'"),
-        (lambda: grid({"x": Row("x", "sit4", {"gird": 4})}).row_profile("x"), "x.*gird"),
+        (lambda: grid({"x": Row("x", "sit4", changes={"gird": 4})}).row_profile("x"), "x.*gird"),
         (lambda: from_dict(Grid, to_dict(GRID) | {"ladder": {"x": {}}}), "ladder.x.*kind"),
         (
-            lambda: from_dict(TextTrial, {"tokenizer": "sit4", "changes": {"data.flip": False}}),
-            r"changes keys of `text`, not data\.flip",
+            lambda: from_dict(Generator, {"of": "ar_sit4", "changes": {"data.flip": False}}),
+            r"are of autoregressive or text, not data\.flip",
         ),
         (
-            lambda: grid(text={"x": TextTrial("captioned_sit4", {})}).text_profile("x"),
-            "did you mean 'ar_captioned_sit4_sc'",
+            lambda: grid(generators={"x": Generator("ar_sit44", {})}).generator_profile("x"),
+            "did you mean 'ar_sit4'",
         ),
         (
             lambda: grid(trials=Trials(["sit4"], {}, {"x": {"data.speed": 2}})).trial_profile(
@@ -177,22 +185,51 @@ def test_a_diffusion_model_is_trained_once_and_loaded_again(own_folder):
     assert error == pytest.approx(2.0, abs=0.35)
 
 
-def test_a_text_trial_says_how_often_names_were_drawn_and_is_judged_without_sweeps(monkeypatch):
+def test_a_generator_is_judged_with_every_seed_and_without_sweeps(monkeypatch):
     def measured(model, profile, *_):
         assert profile.text.evaluation.top_p_sweep == profile.text.evaluation.guidance_sweep == []
-        return {}
+        return {"nats_per_image": float(model.seed)}
 
-    trained = SimpleNamespace(model=torch.nn.Identity(), curve={"seconds": [1.0, 7.0]})
+    def trained(profile, variant, seed):
+        model = torch.nn.Identity()
+        model.seed = seed
+        return SimpleNamespace(model=model, curve={"seconds": [1.0, 7.0]})
+
     monkeypatch.setattr(study, "fetch_weights", lambda: None)
-    monkeypatch.setattr(study, "trained_generator", lambda *_: trained)
+    monkeypatch.setattr(study, "trained_generator", trained)
+    monkeypatch.setattr(study, "half_written", lambda *_: {"psnr": 1.0})
     others = {"draw_all": None, "real_features": None, "measure_generator": measured}
     for name, function in others.items():
         monkeypatch.setattr(study.generation, name, function or (lambda *_: None))
-    trial = TextTrial("captioned_sit4_sc", {"text.optimizer.steps": 5})
-    scores, profile = study.run_text_trial(grid(text={"x": trial}), "x"), load_profile("smoke")
-    batch_size = profile.generator_optimizer("ar_captioned_sit4_sc").batch_size
-    num_names = len(set(captioned(profile, "train").names))
-    assert scores["draws_per_name"] == 5 * batch_size / num_names and scores["seconds"] == 7.0
+    entry = Generator("ar_captioned_sit4_sc", {"text.optimizer.steps": 5}, [0, 3])
+    scores, profile = study.run_generator(grid(generators={"x": entry}), "x"), load_profile("smoke")
+    batch_size = profile.generator_optimizer(entry.of).batch_size
+    assert scores["draws_per_image"] == 5 * batch_size / len(captioned(profile, "train").images)
+    assert [seed["nats_per_image"] for seed in scores["seeds"].values()] == [0.0, 3.0]
+    assert (
+        scores["seeds"]["3"] | {"seconds": 7.0, "half_written": {"psnr": 1.0}}
+        == scores["seeds"]["3"]
+    )
+
+
+def test_half_written_images_keep_the_first_half_of_their_codes(monkeypatch, weights_folder):
+    model, tokenizer, profile = model_of("class"), tokenizer_of(), load_profile("smoke")
+    codes, drawn = random_codes(model, 6), []
+    held_out = Codes(cast(TokenShards, codes), torch.zeros(6), codes, torch.zeros(6), ["a"])
+    monkeypatch.setattr(study, "load_codes", lambda *_: held_out)
+    monkeypatch.setattr(study.generation, "tokenizer_of", lambda *_: tokenizer)
+    monkeypatch.setattr(study.generation, "held_out_prompts", lambda *_: torch.zeros(6).long())
+
+    def noted(*arguments, **given):
+        drawn.append(generate(*arguments, **given))
+        return drawn[-1]
+
+    monkeypatch.setattr(study, "generate", noted)
+    scores = study.half_written(model, profile, "ar_sit5_sc")
+    same = (drawn[0] == codes).flatten(1).float().mean(0)
+    assert same[:40].min() == 1 and same[40:].mean() < 0.5
+    errors = (tokenizer.decode(drawn[0]) - tokenizer.decode(codes)).square().mean(dim=(1, 2, 3))
+    assert scores["psnr"] == pytest.approx(float((-10 * errors.log10()).mean()), rel=1e-4)
 
 
 def test_the_table_has_a_line_for_every_result(tmp_path, monkeypatch):
