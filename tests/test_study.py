@@ -202,7 +202,9 @@ def test_a_generator_is_judged_with_every_seed_and_without_sweeps(monkeypatch):
     for name, function in others.items():
         monkeypatch.setattr(study.generation, name, function or (lambda *_: None))
     entry = Generator("ar_captioned_sit4_sc", {"text.optimizer.steps": 5}, [0, 3])
-    scores, profile = study.run_generator(grid(generators={"x": entry}), "x"), load_profile("smoke")
+    monkeypatch.setattr(study, "load_grid", lambda: grid(generators={"x": entry}))
+    profile = load_profile("smoke")
+    scores = study.run_generator(profile, "x")
     batch_size = profile.generator_optimizer(entry.of).batch_size
     assert scores["draws_per_image"] == 5 * batch_size / len(captioned(profile, "train").images)
     assert [seed["nats_per_image"] for seed in scores["seeds"].values()] == [0.0, 3.0]

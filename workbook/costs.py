@@ -11,10 +11,11 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,13 @@ from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import best_device
 from sitlib.sample.generate import generate
 from workbook.describe import flops
-from workbook.effects import power_law
 from workbook.generators import config_over
 from workbook.paths import resolve
 from workbook.profile import Profile, load_profile, read_yaml
 
 SIZES = (64, 128, 256, 512, 1024)  # px
-BATCHES = (4, 16, 64)  # besides 1
-SWEPT_SIZES = (64, 256)  # px, at which the batch size varies
 LONGEST_SAMPLED = 4096  # tokens; drawing a longer sequence takes hours
 TOKENIZERS = ("sit4", "vit_vqgan")
-FITTED = ("tokens", "parameters", "flops", "encode", "decode", "train", "sample", "memory_mb")
 SHARES = (1, 2, 4, 8)  # full size, 1/2, 1/4, 1/8
 OURS, BASELINE = "ar_sit4_scd", "ar_vit_vqgan"
 GENERATORS = {OURS: "sit4_scd", BASELINE: "vit_vqgan"}  # and their tokenizers
@@ -124,20 +121,20 @@ def scaled_config(profile: Profile, variant: str, size: int) -> TokenizerConfig:
     return replace(config, size=size, levels=config.levels + doublings, num_codebooks=books)
 
 
-def size_costs(profile: Profile, variant: str, size: int, batch_size: int = 1) -> dict[str, Any]:
+def size_costs(profile: Profile, variant: str, size: int) -> dict[str, Any]:
     """Costs of a tokenizer at one size, on the CPU, in this process.
 
     Returns:
         `tokens`, `parameters`; `flops` of encoding and decoding an image; `encode`, `decode`,
         `train`: seconds an image (`train`: forward, L2 loss and backward, without LPIPS, which
         costs every model the same); `sample`: seconds to draw an image's codes with a cache and
-        guidance, None beyond LONGEST_SAMPLED tokens and for batches; `memory_mb`: what the
+        guidance, None beyond LONGEST_SAMPLED tokens; `memory_mb`: what the
         training step adds to the peak of this process.
     """
     torch.manual_seed(0)
     config = scaled_config(profile, variant, size)
     tokenizer = SpectralTokenizer(config).eval()
-    images = torch.rand(batch_size, 3, size, size)
+    images = torch.rand(1, 3, size, size)
     tokens = config.num_scales * config.tokens_per_scale
 
     def train() -> None:
@@ -147,52 +144,34 @@ def size_costs(profile: Profile, variant: str, size: int, batch_size: int = 1) -
     train()  # before anything else, so that nothing else has made the peak
     memory = peak_mb() - before
     with torch.no_grad():
-        operations = flops(lambda: tokenizer(images[:1]))
+        operations = flops(lambda: tokenizer(images))
     codes, sample = tokenizer.encode(images), None
-    if tokens <= LONGEST_SAMPLED and batch_size == 1:
+    if tokens <= LONGEST_SAMPLED:
         generator = random_generator(profile.autoregressive_variant("ar_sit4"), config)
         sampling, label = guided(profile, 1), torch.zeros(1).long()
         sample = warm_seconds(lambda: generate(generator, label, sampling))
     return {
         "variant": variant,
         "size": size,
-        "batch_size": batch_size,
         "tokens": tokens,
         "parameters": sum(p.numel() for p in tokenizer.parameters()),
         "flops": operations,
-        "encode": warm_seconds(lambda: tokenizer.encode(images)) / batch_size,
-        "decode": warm_seconds(lambda: tokenizer.decode(codes)) / batch_size,
-        "train": warm_seconds(train) / batch_size,
+        "encode": warm_seconds(lambda: tokenizer.encode(images)),
+        "decode": warm_seconds(lambda: tokenizer.decode(codes)),
+        "train": warm_seconds(train),
         "sample": sample,
         "memory_mb": memory,
     }
 
 
-def exponents(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Exponents of costs in pixels by variant and kind, over the rows of one image that have it."""
-    fitted: dict[str, dict[str, float]] = {row["variant"]: {} for row in rows}
-    for variant, of_variant in fitted.items():
-        of_one = [row for row in rows if row["variant"] == variant and row["batch_size"] == 1]
-        for key in FITTED:
-            points = [(row["size"] ** 2, row[key]) for row in of_one if row[key]]
-            if len(points) > 1:
-                of_variant[key] = power_law(*zip(*points, strict=True))[1]
-    return fitted
-
-
 def efficiency(_: Profile) -> dict[str, Any]:
-    """Costs of both tokenizers at every size, and at some for batches; their exponents.
-
-    The profile is that of the study.
-    """
+    """Costs of both tokenizers at every size, in the profile of the study."""
     profile = load_profile(read_yaml(resolve("study/params.yaml"))["profile"])
-    cases = [(variant, size, 1) for size in SIZES for variant in TOKENIZERS]
-    cases += [(name, size, n) for size in SWEPT_SIZES for n in BATCHES for name in TOKENIZERS]
     rows = []
-    for case in cases:
-        rows.append(in_own_process(size_costs, profile, *case))
+    for size, variant in product(SIZES, TOKENIZERS):
+        rows.append(in_own_process(size_costs, profile, variant, size))
         print({key: value for key, value in rows[-1].items() if value is not None}, flush=True)
-    return {"rows": rows, "exponents": exponents(rows), "hardware": hardware()}
+    return {"rows": rows, "hardware": hardware()}
 
 
 # -- images a second ---------------------------------------------------------------------------

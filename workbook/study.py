@@ -240,17 +240,18 @@ def distances_to_held_out(images: Tensor, profile: Profile, variant: str) -> dic
     return generation.distances(features_of([images]), references, settings)
 
 
-def run_rung(grid: Grid, name: str) -> dict[str, Any]:
+def run_rung(_: Profile, rung: str) -> dict[str, Any]:
     """Train and judge a rung. Its loss is nats per image, or the mean squared error of velocities;
     the operations of sampling are those of an image without guidance.
     """
-    profile, variant = grid.rung_profile(name), f"ar_{name}"
-    rung, sampling = grid.ladder[name], profile.autoregressive.sampling
+    grid, variant = load_grid(), f"ar_{rung}"
+    profile, shape = grid.rung_profile(rung), grid.ladder[rung]
+    sampling = profile.autoregressive.sampling
     codes, tokenizer_seed = load_codes(profile, variant), profile.autoregressive.tokenizer_seed
-    tokenizer = trained_tokenizer(profile, rung.tokenizer, tokenizer_seed).model
+    tokenizer = trained_tokenizer(profile, shape.tokenizer, tokenizer_seed).model
     held_out, classes = codes.held_out, codes.held_out_labels
     labels = sampled_labels(profile, profile.autoregressive.evaluation.samples)
-    if rung.kind == "autoregressive":
+    if shape.kind == "autoregressive":
         trained, passes = trained_generator(profile, variant, 0), 1
         loss = held_out_nats(trained.model, held_out, classes)["nats_per_image"]
         forward = partial(trained.model, held_out[:1], classes[:1])
@@ -258,23 +259,23 @@ def run_rung(grid: Grid, name: str) -> dict[str, Any]:
         samples = generate(trained.model, labels, sampling)
     else:
         trained = trained_diffusion(profile, variant, 0, codes, tokenizer)
-        passes = 2 * rung.sampling_steps - 1  # Heun's method, but for its last step
+        passes = 2 * shape.sampling_steps - 1  # Heun's method, but for its last step
         vectors = tokenizer.embed_codes(held_out).detach()
         loss = velocity_error(trained.model, vectors, classes)
         forward = partial(trained.model, vectors[:1], torch.zeros(1), classes[:1])
         began, guidance = time.perf_counter(), (sampling.guidance, sampling.seed)
-        drawn = trained.model.sample(labels, rung.sampling_steps, *guidance)
+        drawn = trained.model.sample(labels, shape.sampling_steps, *guidance)
         samples = tokenizer.quantize(drawn).codes
     images, sampling_seconds = decode(tokenizer, samples), time.perf_counter() - began
     with torch.no_grad():
         operations = flops(forward)
     return {
-        **vars(rung),
+        **vars(shape),
         "run": digest(AutoregressiveRun.of(profile, variant, 0)),
         "parameters": sum(p.numel() for p in trained.model.parameters()),
         # Without embeddings and heads.
         "block_parameters": sum(p.numel() for p in trained.model.transformer.parameters()),
-        "training_flops": 3 * operations * rung.steps * rung.batch_size,
+        "training_flops": 3 * operations * shape.steps * shape.batch_size,
         "sampling_flops": passes * operations,
         "held_out_loss": loss,
         "seconds": trained.curve["seconds"][-1],
@@ -283,14 +284,15 @@ def run_rung(grid: Grid, name: str) -> dict[str, Any]:
     }
 
 
-def run_generator(grid: Grid, name: str) -> dict[str, Any]:
+def run_generator(_: Profile, generator: str) -> dict[str, Any]:
     """Train a generator with every seed; judge it by prompts and judges of the usual profile.
 
     All of `measure_generator` without sweeps, and `half_written`.
     """
     fetch_weights()
-    entry, profile, usual = grid.generators[name], grid.generator_profile(name), grid.profile
-    usual = load_profile(usual)
+    grid = load_grid()
+    entry, profile = grid.generators[generator], grid.generator_profile(generator)
+    usual = load_profile(grid.profile)
     section = usual.generator_section(entry.of)
     without = replace(section.evaluation, top_p_sweep=[], guidance_sweep=[])
     usual = replace(usual, **{section.name: replace(section, evaluation=without)})
@@ -349,16 +351,6 @@ def _write(name: str, result: dict[str, Any], *models: str) -> None:
     for model in models:
         for folder in resolve("scratch/tokenizer").glob(f"{model}-seed*"):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def judge_rung(_: Profile, rung: str) -> dict[str, Any]:
-    """Result of a rung of the grid."""
-    return run_rung(load_grid(), rung)
-
-
-def judge_generator(_: Profile, generator: str) -> dict[str, Any]:
-    """Result of a generator of the study."""
-    return run_generator(load_grid(), generator)
 
 
 def write_table() -> None:
