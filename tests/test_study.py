@@ -37,7 +37,7 @@ SMALL = {
     "num_codes": 16,
     "data": {"normalization_views": 8},
 }
-TRIALS = Trials(["vit_vqgan", "sit4"], {"data.validation_percent": 30}, {"x": {}})
+TRIALS = Trials({"vit_vqgan": {}, "sit4": {}}, {"data.validation_percent": 30}, {"x": {}})
 ROW = Row("test", "sit4", changes=SMALL, seeds=[0, 1])
 
 
@@ -109,7 +109,7 @@ def test_every_generator_is_the_profile_but_for_itself():
             "did you mean 'ar_sit4'",
         ),
         (
-            lambda: grid(trials=Trials(["sit4"], {}, {"x": {"data.speed": 2}})).trial_profile(
+            lambda: grid(trials=Trials({"sit4": {}}, {}, {"x": {"data.speed": 2}})).trial_profile(
                 "x", "sit4"
             ),
             "data.speed, which the profile does not have",

@@ -76,7 +76,7 @@ class Row:
 class Trials:
     """Changes of the recipe, each tried with every model alike on photographs that it may see."""
 
-    models: list[str]  # tokenizer variants of the profile
+    models: dict[str, dict[str, Any]]  # variants of the profile, and changes of their keys
     common: dict[str, Any]  # dotted keys of the profile that all trials change
     changes: dict[str, dict[str, Any]]  # trial -> further ones
 
@@ -133,7 +133,8 @@ class Grid:
         """The profile with a trial's changes, and `<name>_<model>` as its only tokenizer."""
         require_known(name, self.trials.changes, "trial")
         changes = self.trials.common | self.trials.changes[name]
-        return self._alone(f"{name}_{model}", model, {}, changes)
+        require_known(model, self.trials.models, "model of the trials")
+        return self._alone(f"{name}_{model}", model, self.trials.models[model], changes)
 
     def rung_profile(self, name: str) -> Profile:
         """The profile with a model of the rung's size as its only generator."""
