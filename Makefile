@@ -41,7 +41,7 @@ lab: .venv/installed ## open JupyterLab on the notebooks
 # Results are of two processes of one thread each; what is finished stays so when it is interrupted.
 study: .venv/installed ## run what the study has no result of yet: seeds, steps, orders, ablations, sizes (many hours for all)
 	python -m workbook.run_stages study/dvc.yaml --jobs 2 --alone efficiency
-	python -m workbook.study # the table of results
+	python -m workbook.study # the list of results
 	python -m dvc repro tokenizer_recipe ablations scaling report
 
 # On a CPU LAYERS=1 takes an hour or two, the whole depth many hours and 42 GB of memory.

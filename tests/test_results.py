@@ -90,8 +90,8 @@ def test_readme_tells_the_numbers_of_the_results(project):
     for _ in range(2):
         results.write_results(project)
         text = (project / "README.md").read_text()
-        assert "| ViT-VQGAN | 2 | 64 | 576 |" in text and text.endswith("\nAfter.")
-        assert text.count("| model | seeds |") == 1 and "have not been tested yet: SIT-4" in text
+        assert "| ViT-VQGAN | 576 | 1.0 | 0.400 [" in text and text.endswith("\nAfter.")
+        assert text.count("| model | bits |") == 1 and "have not been tested yet: SIT-4" in text
     committed = results.read_json(ROOT / "metrics/results.json")
     readme = (ROOT / "README.md").read_text()
     assert results.with_results(readme, committed) == readme

@@ -1,10 +1,9 @@
 """The study in `study/params.yaml`: tokenizers at several seeds, trials of recipes, sizes, texts.
 
 Each entry is the profile with changes, trained and judged; its result is one JSON file.
-`python -m workbook.study` writes the table of all results, `study/results.csv`.
+`python -m workbook.study` writes the list of all results, `study/results.csv`.
 """
 
-import csv
 import hashlib
 import shutil
 import time
@@ -19,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from sitlib.data import training_views
-from sitlib.files import atomic_write, read_json, write_json
+from sitlib.files import atomic_write, write_json
 from sitlib.metrics import (
     METRICS,
     code_counts,
@@ -39,7 +38,6 @@ from sitlib.strict import digest, from_dict, require, require_known, to_dict
 from workbook.codes import images_of, load_codes
 from workbook.describe import flops
 from workbook.diffusion import trained_diffusion, velocity_error
-from workbook.effects import finished_seeds, mean
 from workbook.errors import command
 from workbook.evaluate import decode, encode, features_of, generation, held_out_nats, reconstruct
 from workbook.evaluate.generation import sampled_labels
@@ -50,9 +48,8 @@ from workbook.runs import AutoregressiveRun, TokenizerRun
 from workbook.tokenizers import held_out_set, open_split, trained_tokenizer
 
 GRID = "study/params.yaml"
-TABLE = "study/results.csv"
+LIST = "study/results.csv"
 RESULTS = "metrics/study"  # a folder of each kind
-COLUMNS = ("psnr", "lpips_vgg", "fd_lite0")  # of the table
 CODED_VIEWS = 1600  # training views whose codes give the frequencies of entropy coding
 # A profile with one model alone: the others' tokenizers need not be there.
 ALONE = {"autoregressive.samplers": {}, "text.variants": {}, "text.samplers": {}}
@@ -354,24 +351,18 @@ def _write(name: str, result: dict[str, Any], *models: str) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_table() -> None:
-    """Write one line for each result: its scores, and a digest of its file.
+def write_list() -> None:
+    """Write the names of all results and digests of their files.
 
-    Notebooks depend on this table in DVC, not on the results, whose stages would run otherwise.
+    Notebooks depend on this list in DVC, not on the results, whose stages would run otherwise.
     """
-    with atomic_write(resolve(TABLE)) as path, path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["result", *COLUMNS, "file"])
-        for result in sorted(resolve(RESULTS).rglob("*.json")):
-            values, name = read_json(result), result.relative_to(resolve(RESULTS)).with_suffix("")
-            if finished := finished_seeds(values) if "seeds" in values else []:
-                values = {
-                    column: mean(values, column) for column in COLUMNS if column in finished[0]
-                }
-            scores = [f"{values[column]:.4f}" if column in values else "" for column in COLUMNS]
-            content = hashlib.sha256(result.read_bytes()).hexdigest()[:16]
-            writer.writerow([name.as_posix(), *scores, content])
+    lines = ["result,file"]
+    for file in sorted(resolve(RESULTS).rglob("*.json")):
+        name = file.relative_to(resolve(RESULTS)).with_suffix("").as_posix()
+        lines.append(f"{name},{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}")
+    with atomic_write(resolve(LIST)) as path:
+        path.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
-    command(write_table)
+    command(write_list)

@@ -20,7 +20,8 @@ from sitlib.metrics import GENERATION_METRICS, METRICS
 from workbook.effects import finished_seeds, interval, load_claims, mean, read_results, verdicts
 from workbook.figures.tables import format_value, spread
 from workbook.machine import lock_hash, machine
-from workbook.params import seeds_by_variant
+from workbook.params import read_yaml, seeds_by_variant
+from workbook.paths import resolve
 from workbook.profile import load_profile
 from workbook.site.compare import BASELINE, RECONSTRUCTION, Runs, headline, with_interval
 
@@ -29,6 +30,10 @@ NATS = ("nats_per_token", "nats_per_image")
 GENERATOR_METRICS = ("r_precision_seen", "r_precision_held_out", *GENERATION_METRICS, *NATS)
 PACKAGES = ("torch", "torchvision", "numpy", "pywavelets", "lpips", "torchmetrics", "dvc")
 MARKS = ("<!-- results -->", "<!-- end of results -->")
+GRID = "study/params.yaml"
+# Columns of the headline that README has.
+NARROW = ("model", "bits", "parameters, M", "LPIPS-VGG ↓", "PSNR, dB ↑")
+NARROW += ("LPIPS, x ViT-VQGAN's", "in the paper")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -151,8 +156,8 @@ def gather(root: Path) -> dict[str, Any]:
 
 def study(root: Path) -> dict[str, Any]:
     """`reconstruction`, the headline's rows of the study as cells, and `claims`, its verdicts."""
-    rows = read_results(root / "metrics/study/rows")
-    rows = {name: row for name, row in rows.items() if finished_seeds(row)}
+    found, listed = read_results(root / "metrics/study/rows"), read_yaml(resolve(GRID))["rows"]
+    rows = {name: found[name] for name in listed if name in found and finished_seeds(found[name])}
     paper, table = {row.variant: row.lpips for row in RECONSTRUCTION[:4]}, []
     for name, row in rows.items():
         if row["group"] != "headline" or BASELINE not in rows:
@@ -200,7 +205,8 @@ def with_results(text: str, results: Mapping[str, Any]) -> str:
     before, rest = text.split(MARKS[0])
     _, after = rest.split(MARKS[1])
     lines = [" ".join(said_of_claims(results["claims"]))]
-    for rows in (results["reconstruction"], results["headline"]):
+    narrow = [{key: row[key] for key in NARROW} for row in results["reconstruction"]]
+    for rows in (narrow, results["headline"]):
         if rows:
             lines += ["", f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|"]
             lines += [f"| {' | '.join(map(format_value, row.values()))} |" for row in rows]
