@@ -6,7 +6,7 @@ from typing import Any
 WORDS = {"vit-vqgan": "ViT-VQGAN", "sit": "SIT", "ar": "AR"}
 NOTES = {
     "captioned_": "captioned",
-    "_two(?=_|$)": "two codebooks",
+    "_ours(?=_|$)": "ours",
     "_second(?=_|$)": "second decoder",
 }
 SIT = re.compile(r"sit(\d+)(?:_(sce|scd|sc))?(?=_|$)")

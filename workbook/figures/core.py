@@ -34,8 +34,7 @@ BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 COLOURS = {
     "vit_vqgan": ORANGE,
     "sit4": BLUE,
-    "sit4_two": "#5E9BCB",
-    "sit4_plain": SKY,
+    "sit4_ours": SKY,
     "sit4_scd": "#117733",
     "sit5": GREEN,
     "sit5_sc": PURPLE,
