@@ -50,7 +50,7 @@ def test_an_ablation_is_a_line():
     (name, row), *_ = SNIPPETS[1].items()
     values = yaml.safe_load((ROOT / "study/params.yaml").read_text())
     values["rows"][name] = row
-    found = from_dict(Grid, values).row_profile(name).tokenizer_variant(name)
+    found = from_dict(Grid, values).row_profile(name).tokenizer_variant(f"row_{name}")
     assert found.wavelet == "sym4" and not found.scale_mixing
 
 

@@ -53,8 +53,6 @@ RESULTS = "metrics/study"  # a folder of each kind
 CODED_VIEWS = 1600  # training views whose codes give the frequencies of entropy coding
 # A profile with one model alone: the others' tokenizers need not be there.
 ALONE = {"autoregressive.samplers": {}, "text.variants": {}, "text.samplers": {}}
-
-
 Seeds = Annotated[list[NonNegativeInt], Field(min_length=1)]
 
 
@@ -109,7 +107,7 @@ class Generator:
 
 @dataclass(frozen=True, config=STRICT)
 class Grid:
-    """Content of study/params.yaml. An entry's model is `<row>`, `ar_<row>` or `ar_<rung>`."""
+    """Content of study/params.yaml. Models are `row_<row>`, `<trial>_<variant>`, `ar_<rung>`."""
 
     profile: str  # where everything comes from that is not said here
     trials: Trials
@@ -118,13 +116,9 @@ class Grid:
     generators: dict[str, Generator]
 
     def row_profile(self, name: str) -> Profile:
-        """The profile with the row as its only tokenizer.
-
-        Raises `ConfigError` if there is no such row, or the profile refuses its changes.
-        """
+        """The profile with the row as its only tokenizer."""
         require_known(name, self.rows, "row of the study")
-        row = self.rows[name]
-        return self._alone(name, row.of, row.changes, {})
+        return self._alone(f"row_{name}", self.rows[name].of, self.rows[name].changes, {})
 
     def trial_profile(self, name: str, model: str) -> Profile:
         """The profile with a trial's changes, and `<name>_<model>` as its only tokenizer."""
@@ -144,9 +138,7 @@ class Grid:
     def generator_profile(self, name: str) -> Profile:
         """The profile with the changes of a generator."""
         require_known(name, self.generators, "generator of the study")
-        profile = self._changed(name, self.generators[name].changes)
-        profile.generator_section(self.generators[name].of)
-        return profile
+        return self._changed(name, self.generators[name].changes)
 
     def _alone(self, name: str, of: str, keys: dict[str, Any], changes: dict[str, Any]) -> Profile:
         """The changed profile whose only tokenizer is the variant `of` with other keys."""
@@ -168,8 +160,8 @@ def load_grid() -> Grid:
 
 def run_row(grid: Grid, name: str) -> dict[str, Any]:
     """Train and judge a row with every seed, and count what it costs."""
-    profile, row = grid.row_profile(name), grid.rows[name]
-    config = profile.tokenizer_variant(name)
+    profile, row, variant = grid.row_profile(name), grid.rows[name], f"row_{name}"
+    config = profile.tokenizer_variant(variant)
     tokenizer = SpectralTokenizer(config).eval()
     with torch.no_grad():
         operations = flops(lambda: tokenizer(torch.rand(1, 3, config.size, config.size)))
@@ -179,7 +171,7 @@ def run_row(grid: Grid, name: str) -> dict[str, Any]:
         "bits": config.bits(),
         "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
         "flops_per_image": operations,
-        **judged(profile, name, row.seeds),
+        **judged(profile, variant, row.seeds),
     }
 
 
@@ -333,7 +325,7 @@ def half_written(model: AutoregressiveModel, profile: Profile, variant: str) -> 
 
 def judge_row(_: Profile, row: str) -> None:
     """Write the result of a row of the study; its models are not kept after that."""
-    _write(f"rows/{row}", run_row(load_grid(), row), row)
+    _write(f"rows/{row}", run_row(load_grid(), row), f"row_{row}")
 
 
 def judge_recipe(_: Profile, trial: str) -> None:
