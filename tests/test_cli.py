@@ -103,7 +103,8 @@ def test_the_table_of_reconstructions_and_the_images_side_by_side(photos, capsys
     assert header.split() == ["size", "scales", "codes", "bits/px", "PSNR,", "dB", "file"]
     size, scales, codes, bits, psnr, file = large.split()
     assert (size, scales, codes, file) == ("150x70", "5", "480", "reconstructed/a-scales5.png")
-    assert float(bits) == pytest.approx(480 * 6 / (70 * 150), abs=1e-3)  # 64 codes: 6 bits
+    # Six squares of 16 tokens in scales of 64, 32, 64, 16 and 4 codes.
+    assert float(bits) == pytest.approx(6 * 16 * (6 + 5 + 6 + 4 + 2) / (70 * 150), abs=1e-3)
     error = (pixels(file) / 255.0 - pixels("photos/a.png") / 255.0) ** 2
     assert float(psnr) == pytest.approx(-10 * np.log10(error.mean()), abs=0.05)
     size, _, _, _, psnr, file = small.split()

@@ -171,7 +171,7 @@ def test_a_transformer_and_its_gradients_are_those_of_the_definitions(options, r
 @pytest.mark.parametrize(("num_types", "own"), [(1, True), (2, True), (2, "mlp")])
 def test_an_adtransformer_is_mixing_positions_typed_blocks_and_norms(attention, num_types, own):
     torch.manual_seed(0)
-    options = (attention, num_types, True, None, own)
+    options = (attention, num_types, True, own)
     model = loud(ADTransformer(3, 2, 16, 2, 2, 2.0, *options))
     assert len(model.blocks[0].qkv) == (1 if own == "mlp" else num_types)
     x, types = randn(2, 12, 16, requires_grad=True), [0] * 4 + [num_types - 1] * 8
