@@ -154,7 +154,6 @@ class Grid:
 
 
 def load_grid() -> Grid:
-    """Read and check `study/params.yaml`."""
     return from_dict(Grid, read_yaml(resolve(GRID)), GRID)
 
 

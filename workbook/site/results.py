@@ -30,8 +30,6 @@ NATS = ("nats_per_token", "nats_per_image")
 GENERATOR_METRICS = ("r_precision_seen", "r_precision_held_out", *GENERATION_METRICS, *NATS)
 PACKAGES = ("torch", "torchvision", "numpy", "pywavelets", "lpips", "torchmetrics", "dvc")
 MARKS = ("<!-- results -->", "<!-- end of results -->")
-GRID = "study/params.yaml"
-# Columns of the headline that README has.
 NARROW = ("model", "bits", "parameters, M", "LPIPS-VGG ↓", "PSNR, dB ↑")
 NARROW += ("LPIPS, x ViT-VQGAN's", "in the paper")
 
@@ -156,7 +154,8 @@ def gather(root: Path) -> dict[str, Any]:
 
 def study(root: Path) -> dict[str, Any]:
     """`reconstruction`, the headline's rows of the study as cells, and `claims`, its verdicts."""
-    found, listed = read_results(root / "metrics/study/rows"), read_yaml(resolve(GRID))["rows"]
+    listed = read_yaml(resolve("study/params.yaml"))["rows"]
+    found = read_results(root / "metrics/study/rows")
     rows = {name: found[name] for name in listed if name in found and finished_seeds(found[name])}
     paper, table = {row.variant: row.lpips for row in RECONSTRUCTION[:4]}, []
     for name, row in rows.items():
