@@ -304,7 +304,7 @@ def opening_a_notebook_or_changing_a_comment_trains_nothing(finished):
 def a_change_retrains_what_it_reaches_and_no_more(finished):
     profile = finished / "profiles/smoke.yaml"
     text = profile.read_text()
-    changed = text.replace("  variants:\n", "  variants:\n    sit5_sc: {code_dim: 8}\n", 1)
+    changed = text.replace("    sit5_sc: {", "    sit5_sc: {code_dim: 8, ", 1)
     assert changed != text
     profile.write_text(changed)
     waiting = status(finished)
