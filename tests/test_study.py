@@ -18,6 +18,7 @@ from sitlib.strict import ConfigError, from_dict, to_dict
 from workbook import runs, study
 from workbook.codes import Codes, captioned
 from workbook.diffusion import trained_diffusion, velocity_error
+from workbook.effects import load_claims
 from workbook.paths import ROOT
 from workbook.profile import load_profile
 from workbook.study import (
@@ -27,7 +28,6 @@ from workbook.study import (
     Rung,
     Trials,
     load_grid,
-    run_row,
 )
 from workbook.tokenizers import held_out_set, open_split, trained_tokenizer
 
@@ -66,6 +66,12 @@ def test_every_row_is_a_tokenizer_and_every_trial_one_of_each_model():
         profile = GRID.trial_profile(name, model)
         assert list(profile.tokenizer.variants) == [f"{name}_{model}"]
         assert profile.data.validation_percent > 0  # chosen by nothing that was held out
+
+
+def test_every_claim_is_about_rows_with_several_seeds():
+    for claim in load_claims().values():
+        assert all(len(GRID.rows[name].seeds) > 1 for name in claim.rows)
+        assert sum(claim.rows.values()) == pytest.approx(0)
 
 
 def test_every_rung_is_a_model_and_families_have_the_same_sizes():
@@ -141,7 +147,9 @@ def test_a_trial_trains_on_other_photographs_than_it_is_judged_by(
     seen = []
     monkeypatch.setattr(study, "trained_tokenizer", partial(trained_and_noted, seen))
     trials = replace(TRIALS, common=TRIALS.common | SMALL_KEYS)
-    result = study.run_trial(grid(trials=trials), "x")
+    monkeypatch.setattr(study, "load_grid", lambda: grid(trials=trials))
+    study.judge_recipe(load_profile("smoke"), "x")
+    result = read_json(own_folder / "metrics/study/trials/x.json")
     assert list(result["models"]) == ["vit_vqgan", "sit4"]
     held_out = set(open_images(ROOT / "data/landscapes", "test").keys)
     for scores, keys in zip(result["models"].values(), seen, strict=True):
@@ -161,12 +169,14 @@ def trained_and_noted(seen, profile, name, seed):
     return trained_tokenizer(profile, name, seed)
 
 
-def test_a_training_that_fails_is_a_result(monkeypatch):
+def test_a_training_that_fails_is_a_result(own_folder, monkeypatch):
     def fails(profile, name, seed):
         raise FloatingPointError("the loss is not finite at step 7")
 
     monkeypatch.setattr(study, "trained_tokenizer", fails)
-    result = run_row(grid({"row": replace(ROW, seeds=[0])}), "row")
+    monkeypatch.setattr(study, "load_grid", lambda: grid({"row": replace(ROW, seeds=[0])}))
+    study.judge_row(load_profile("smoke"), "row")
+    result = read_json(own_folder / "metrics/study/rows/row.json")
     assert result["seeds"] == {"0": {"failed": "the loss is not finite at step 7"}}
 
 

@@ -8,7 +8,7 @@ truth in up to 8 of 100 intervals, these in 2 to 5. Photographs count alike, wit
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -42,7 +42,7 @@ class Claim:
     """It holds if the sum of rows by these weights is on the better side of 0 in its measure."""
 
     rows: dict[str, float]
-    measure: str = "lpips_vgg"  # of METRICS
+    measure: Literal["psnr", "ssim", "lpips_vgg", "lpips_alex"] = "lpips_vgg"
     paper: bool = False  # the paper claims it
 
 

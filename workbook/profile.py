@@ -238,6 +238,8 @@ class Profile:
         which = "a model of the section text needs" if is_text else "only those of text have"
         sentence = f"{name}: `text` describes a text encoder, which {which}"
         require(is_text == (config.text is not None), sentence)
+        sentence = f"{name}: captions keep no images apart: set data.validation_percent: 0"
+        require(not is_text or not self.tokenizer_data(tokenizer).validation_percent, sentence)
         sentence = f"{name}: text_noise is of texts, but this model is told classes"
         require(is_text or not config.text_noise, sentence)
         plain = not optimizer.ema_decay and optimizer.algorithm == "adamw"

@@ -157,32 +157,6 @@ def load_grid() -> Grid:
     return from_dict(Grid, read_yaml(resolve(GRID)), GRID)
 
 
-def run_row(grid: Grid, name: str) -> dict[str, Any]:
-    """Train and judge a row with every seed, and count what it costs."""
-    profile, row, variant = grid.row_profile(name), grid.rows[name], f"row_{name}"
-    config = profile.tokenizer_variant(variant)
-    tokenizer = SpectralTokenizer(config).eval()
-    with torch.no_grad():
-        operations = flops(lambda: tokenizer(torch.rand(1, 3, config.size, config.size)))
-    return {
-        **vars(row),
-        "tokens": config.num_scales * config.tokens_per_scale,
-        "bits": config.bits(),
-        "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
-        "flops_per_image": operations,
-        **judged(profile, variant, row.seeds),
-    }
-
-
-def run_trial(grid: Grid, name: str) -> dict[str, Any]:
-    """Train and judge every model of the trials with the changes of one."""
-    models = {
-        model: judged(grid.trial_profile(name, model), f"{name}_{model}", [0])
-        for model in grid.trials.models
-    }
-    return {"common": grid.trials.common, "changes": grid.trials.changes[name], "models": models}
-
-
 def judged(profile: Profile, name: str, seeds: Sequence[int]) -> dict[str, Any]:
     """Scores of a tokenizer for every seed; a training that does not end well is a result, too.
 
@@ -323,15 +297,31 @@ def half_written(model: AutoregressiveModel, profile: Profile, variant: str) -> 
 
 
 def judge_row(_: Profile, row: str) -> None:
-    """Write the result of a row of the study; its models are not kept after that."""
-    _write(f"rows/{row}", run_row(load_grid(), row), f"row_{row}")
+    """Train and judge a row with every seed, count what it costs; its models are not kept."""
+    grid, variant = load_grid(), f"row_{row}"
+    profile, entry = grid.row_profile(row), grid.rows[row]
+    config = profile.tokenizer_variant(variant)
+    tokenizer = SpectralTokenizer(config).eval()
+    with torch.no_grad():
+        operations = flops(lambda: tokenizer(torch.rand(1, 3, config.size, config.size)))
+    result = {
+        **vars(entry),
+        "tokens": config.num_scales * config.tokens_per_scale,
+        "bits": config.bits(),
+        "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
+        "flops_per_image": operations,
+        **judged(profile, variant, entry.seeds),
+    }
+    _write(f"rows/{row}", result, variant)
 
 
 def judge_recipe(_: Profile, trial: str) -> None:
-    """Write the results of a trial of the recipe; its models are not kept after that."""
+    """Train and judge every model with the changes of a trial; they are not kept."""
     grid = load_grid()
-    models = (f"{trial}_{model}" for model in grid.trials.models)
-    _write(f"trials/{trial}", run_trial(grid, trial), *models)
+    names = {model: f"{trial}_{model}" for model in grid.trials.models}
+    models = {m: judged(grid.trial_profile(trial, m), name, [0]) for m, name in names.items()}
+    about = {"common": grid.trials.common, "changes": grid.trials.changes[trial]}
+    _write(f"trials/{trial}", about | {"models": models}, *names.values())
 
 
 def _write(name: str, result: dict[str, Any], *models: str) -> None:

@@ -207,7 +207,7 @@ def measure_codes(
 
 
 def memorisation(sampled: Tensor, tokenizer: SpectralTokenizer, codes: Codes) -> dict[str, Any]:
-    """How near samples lie to the nearest of SEEN reconstructed training views.
+    """Distances of samples to the nearest of SEEN reconstructed training views.
 
     Beside that of held-out views: of a model that copies no more than chance, 5 % of the samples
     are nearer than the nearest 5 % of these. `pairs`: [sample, training view] of the nearest ones.

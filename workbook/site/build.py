@@ -20,7 +20,7 @@ from workbook.params import split_run
 from workbook.paths import ROOT, resolve
 from workbook.profile import Profile
 from workbook.site.render import TEMPLATES, Markdown, Page, notebook_page, stored
-from workbook.site.results import GENERATOR_METRICS, read_json, said_of_claims, write_results
+from workbook.site.results import GENERATOR_METRICS, read_json, said_of_study, write_results
 
 # key of results.json -> caption, and columns
 RECONSTRUCTION = (*METRICS, "fd_lite0", "usage")
@@ -103,7 +103,7 @@ def front_page(
     headline = {key: html_table(results[key], captions[key]) for key in captions if results[key]}
     body = TEMPLATES.get_template("front.html.j2").render(
         headline=headline,
-        claims=said_of_claims(results["claims"]),
+        claims=said_of_study(results),
         overview=stored(overview.read_bytes(), figures) if overview.exists() else None,
         examples=read_json(examples) if examples.exists() else None,
         reports=reports,

@@ -20,6 +20,7 @@ from sitlib.metrics import GENERATION_METRICS, METRICS
 from workbook.effects import finished_seeds, interval, load_claims, mean, read_results, verdicts
 from workbook.figures.tables import format_value, spread
 from workbook.machine import lock_hash, machine
+from workbook.names import label
 from workbook.params import read_yaml, seeds_by_variant
 from workbook.paths import resolve
 from workbook.profile import load_profile
@@ -153,9 +154,12 @@ def gather(root: Path) -> dict[str, Any]:
 
 
 def study(root: Path) -> dict[str, Any]:
-    """`reconstruction`, the headline's rows of the study as cells, and `claims`, its verdicts."""
+    """`reconstruction`, the headline's rows as cells; `claims`, their verdicts; `trials`, trainings
+    by which settings of a model were chosen.
+    """
     listed = read_yaml(resolve("study/params.yaml"))["rows"]
-    found = read_results(root / "metrics/study/rows")
+    folder = root / "metrics/study"
+    found = read_results(folder / "rows")
     rows = {name: found[name] for name in listed if name in found and finished_seeds(found[name])}
     paper, table = {row.variant: row.lpips for row in RECONSTRUCTION[:4]}, []
     for name, row in rows.items():
@@ -181,11 +185,18 @@ def study(root: Path) -> dict[str, Any]:
                 "in the paper": f"{paper[name] / paper[BASELINE]:.2f}" if name in paper else "",
             }
         )
-    return {"reconstruction": table, "claims": verdicts(rows, load_claims())}
+    trials = Counter(
+        m for trial in read_results(folder / "trials").values() for m in trial["models"]
+    )
+    for row in rows.values():
+        if row["group"] in ("choice", "recipe"):
+            trials[row["of"]] += len(row["seeds"])
+    named = {label(variant): count for variant, count in trials.items()}
+    return {"reconstruction": table, "claims": verdicts(rows, load_claims()), "trials": named}
 
 
-def said_of_claims(claims: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A sentence for each verdict: the claims of the paper that have it."""
+def said_of_study(results: Mapping[str, Any]) -> list[str]:
+    """A sentence for each verdict, the claims of the paper that have it; and the trials."""
     verdicts = {
         "holds": "Of the paper's claims these hold here",
         "the other way round": "These are the other way round",
@@ -193,17 +204,19 @@ def said_of_claims(claims: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "not run": "These have not been tested yet",
     }
     names = {
-        verdict: [n for n, c in claims.items() if c["paper"] and c["verdict"] == verdict]
-        for verdict in verdicts
+        v: [n for n, c in results["claims"].items() if c["paper"] and c["verdict"] == v]
+        for v in verdicts
     }
-    return [f"{verdicts[v]}: {'; '.join(found)}." for v, found in names.items() if found]
+    said = [f"{verdicts[v]}: {'; '.join(found)}." for v, found in names.items() if found]
+    trials = ", ".join(f"{name} {count}" for name, count in results["trials"].items())
+    return [*said, f"Trainings by which settings were chosen, on other photographs: {trials}."]
 
 
 def with_results(text: str, results: Mapping[str, Any]) -> str:
     """README's text with the results between the two marks."""
     before, rest = text.split(MARKS[0])
     _, after = rest.split(MARKS[1])
-    lines = [" ".join(said_of_claims(results["claims"]))]
+    lines = [" ".join(said_of_study(results))]
     narrow = [{key: row[key] for key in NARROW} for row in results["reconstruction"]]
     for rows in (narrow, results["headline"]):
         if rows:
