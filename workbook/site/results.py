@@ -208,8 +208,8 @@ def said_of_study(results: Mapping[str, Any]) -> list[str]:
         for v in verdicts
     }
     said = [f"{verdicts[v]}: {'; '.join(found)}." for v, found in names.items() if found]
-    trials = ", ".join(f"{name} {count}" for name, count in results["trials"].items())
-    return [*said, f"Trainings by which settings were chosen, on other photographs: {trials}."]
+    trials = "; ".join(f"{name}: {count}" for name, count in results["trials"].items())
+    return [*said, f"Trainings by which settings were chosen, on other photographs. {trials}."]
 
 
 def with_results(text: str, results: Mapping[str, Any]) -> str:
