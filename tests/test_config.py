@@ -101,7 +101,11 @@ REFUSED = [  # (key, value, sentence)
     ("tokenizer.variants.sit4.num_codebooks", 3, "2 (approximation, details) or 4 (one for every"),
     ("tokenizer.variants.vit_vqgan.transform", "pyramid", "transform pyramid needs levels"),
     ("tokenizer.variants.sit5.transform", "raster", "it needs levels 3, num_codebooks 1"),
-    (CAUSAL, {"transform": "local_wavelet", "wavelet": "db2"}, "transform local_wavelet has"),
+    (
+        CAUSAL,
+        {"transform": "lifted_wavelet", "wavelet": "db2"},
+        "lifted_wavelet is of haar, not db2",
+    ),
     ("tokenizer.loss.multiscale", 0.1, "needs levels and decoder_attention: scale_causal"),
     ("tokenizer.variants.sit4.loss", {"lipps": 0.1}, "did you mean 'lpips'"),
     ("tokenizer.variants.sit4.optimizer", None, "keys in which the variant differs, it is None"),

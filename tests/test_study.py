@@ -16,7 +16,7 @@ from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample.generate import generate
 from sitlib.strict import ConfigError, from_dict, to_dict
 from workbook import runs, study
-from workbook.codes import Codes, captioned
+from workbook.codes import Codes
 from workbook.diffusion import trained_diffusion, velocity_error
 from workbook.effects import load_claims
 from workbook.paths import ROOT
@@ -37,12 +37,15 @@ SMALL = {
     "num_codes": 16,
     "data": {"normalization_views": 8},
 }
+GENERATOR_TRIALS = Trials(
+    {"ar_sit4": {}}, {"data.validation_percent": 30, "autoregressive.optimizer.steps": 2}, {"x": {}}
+)
 TRIALS = Trials({"vit_vqgan": {}, "sit4": {}}, {"data.validation_percent": 30}, {"x": {}})
 ROW = Row("test", "sit4", changes=SMALL, seeds=[0, 1])
 
 
 def grid(rows=None, ladder=None, generators=None, trials=TRIALS):
-    return Grid("smoke", trials, rows or {}, ladder or {}, generators or {})
+    return Grid("smoke", trials, GENERATOR_TRIALS, rows or {}, ladder or {}, generators or {})
 
 
 @pytest.fixture
@@ -66,6 +69,10 @@ def test_every_row_is_a_tokenizer_and_every_trial_one_of_each_model():
         profile = GRID.trial_profile(name, model)
         assert list(profile.tokenizer.variants) == [f"{name}_{model}"]
         assert profile.data.validation_percent > 0  # chosen by nothing that was held out
+    for name in GRID.generator_trials.changes:
+        profile = GRID.generator_trial_profile(name)
+        assert profile.data.validation_percent > 0
+        assert set(GRID.generator_trials.models) <= set(profile.autoregressive.variants)
 
 
 def test_every_claim_is_about_rows_with_several_seeds():
@@ -169,6 +176,23 @@ def trained_and_noted(seen, profile, name, seed):
     return trained_tokenizer(profile, name, seed)
 
 
+def test_a_trial_of_generators_is_of_codes_that_nobody_has_trained_on(monkeypatch):
+    asked, codes = [], torch.zeros(5, 4, 16).long()
+    found = Codes(cast(TokenShards, codes), codes[:, 0, 0], codes, codes[:, 0, 0], ["a"])
+
+    def noted(profile, variant, seed=0):
+        asked.append((variant, profile.data.validation_percent, seed))
+        return SimpleNamespace(model=torch.nn.Identity(), curve={"seconds": [7.0]})
+
+    monkeypatch.setattr(study, "load_grid", grid)
+    monkeypatch.setattr(study, "trained_generator", noted)
+    monkeypatch.setattr(study, "load_codes", lambda *of: (noted(*of), found)[1])
+    monkeypatch.setattr(study, "held_out_nats", lambda *_: {"nats_per_image": 3.0})
+    result = study.judge_generator_recipe(load_profile("smoke"), "x")
+    assert result["models"] == {"ar_sit4": {"nats_per_image": 3.0, "views": 5, "seconds": 7.0}}
+    assert asked == [("ar_sit4", 30, 0)] * 2
+
+
 def test_a_training_that_fails_is_a_result(own_folder, monkeypatch):
     def fails(profile, name, seed):
         raise FloatingPointError("the loss is not finite at step 7")
@@ -213,10 +237,8 @@ def test_a_generator_is_judged_with_every_seed_and_without_sweeps(monkeypatch):
         monkeypatch.setattr(study.generation, name, function or (lambda *_: None))
     entry = Generator("ar_captioned_sit4_sc", {"text.optimizer.steps": 5}, [0, 3])
     monkeypatch.setattr(study, "load_grid", lambda: grid(generators={"x": entry}))
-    profile = load_profile("smoke")
-    scores = study.run_generator(profile, "x")
-    batch_size = profile.generator_optimizer(entry.of).batch_size
-    assert scores["draws_per_image"] == 5 * batch_size / len(captioned(profile, "train").images)
+    scores = study.run_generator(load_profile("smoke"), "x")
+    assert scores["steps"] == 5
     assert [seed["nats_per_image"] for seed in scores["seeds"].values()] == [0.0, 3.0]
     assert (
         scores["seeds"]["3"] | {"seconds": 7.0, "half_written": {"psnr": 1.0}}

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from sitlib.model.patchify import TRANSFORMS
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.model.transforms import LIFTING
 from sitlib.model.wavelets import dwt2, idwt2, orthonormal_gains
 from workbook.profile import load_profile
 
@@ -22,8 +21,6 @@ TRANSFORMED = [
     ("wavelet", "haar"),
     ("wavelet", "bior4.4"),
     ("lifted_wavelet", "haar"),
-    ("local_wavelet", "bior2.2"),
-    ("local_wavelet", "bior4.4"),
     ("pyramid", "haar"),
     ("pyramid_nearest", "haar"),
     ("raster", "haar"),
@@ -264,40 +261,6 @@ def test_each_scale_may_have_a_grid_of_its_own():
     assert_near(geometry.inverse(geometry.unpatchify(patches)), images, 1e-12)
 
 
-@pytest.mark.parametrize("wavelet", LIFTING)
-def test_only_with_local_wavelets_a_pixel_changes_no_other_token(wavelet):
-    images = torch.rand(1, 3, 64, 64)
-    changed = images.clone()
-    changed[:, :, 17, 30] += 1  # in row 1, column 1 of the grid, beside the border of column 2
-    touched = {}
-    for name in ("wavelet", "local_wavelet"):
-        geometry = geometry_of(name, wavelet)
-        before, after = (geometry.patchify(geometry.forward(x)) for x in (images, changed))
-        pairs = zip(before, after, strict=True)
-        touched[name] = {int(n) for a, b in pairs for n in (a != b).any(-1).nonzero()[:, 1]}
-    assert touched["local_wavelet"] == {5} and len(touched["wavelet"]) > 1
-    constant = torch.full((1, 3, 64, 64), 0.7, dtype=torch.float64)
-    low, *details = geometry_of("local_wavelet", wavelet).forward(constant)
-    assert_near(low, torch.full_like(low, 0.7), 1e-9)
-    assert max(detail.abs().max() for detail in details) < 1e-12
-
-
-@pytest.mark.parametrize("wavelet", LIFTING)
-def test_lifting_is_the_wavelet_of_pywavelets_away_from_borders(wavelet):
-    image = torch.rand(1, 3, 64, 64, dtype=torch.float64)
-    low, details = geometry_of("local_wavelet", wavelet, levels=1, grid_size=1).forward(image)
-    LL, (H, *_) = pywt.dwt2(image[0, 0].numpy(), wavelet, mode="symmetric")
-    for ours, theirs in ((low[0, 0], LL), (details[0, 0], H)):
-        theirs, inner = torch.from_numpy(theirs), ours[8:24, 8:24].flatten()
-        # PyWavelets keeps more samples, begins elsewhere, and has other signs and factors.
-        shifted = [
-            torch.corrcoef(torch.stack([inner, theirs[8 + i : 24 + i, 8 + j : 24 + j].flatten()]))
-            for i in range(-4, 5)
-            for j in range(-4, 5)
-        ]
-        assert max(matrix[0, 1].abs() for matrix in shifted) > 1 - 1e-9
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -306,7 +269,6 @@ def test_lifting_is_the_wavelet_of_pywavelets_away_from_borders(wavelet):
         {"transform": "lifted_wavelet"},
         {"transform": "raster", "num_codebooks": 1},
         {"typed_parameters": "mlp", "standardize": False},
-        {"wavelet": "bior4.4", "transform": "local_wavelet"},
     ],
 )
 def test_tokenizers_of_every_kind_run_and_a_scale_causal_one_keeps_to_its_scales(changes):

@@ -59,6 +59,9 @@ FUNCTIONS = {
     "evaluate_applications": Function("applications", "evaluate_applications", "applications"),
     "row": Function("study", "judge_row"),
     "trial": Function("study", "judge_recipe"),
+    "generator_trial": Function(
+        "study", "judge_generator_recipe", "study/generator_trials/{trial}"
+    ),
     "rung": Function("study", "run_rung", "study/ladder/{rung}"),
     "generator": Function("study", "run_generator", "study/generators/{generator}"),
     "efficiency": Function("costs", "efficiency", "study/cost"),
@@ -83,7 +86,9 @@ WITHOUT = {
     "train_autoregressive": FETCHING + SHOWING + TOKENIZING,
     "train_text": FETCHING + SHOWING + TOKENIZING,
     # The study has no more from there than the means in its table of results.
-    **dict.fromkeys(("row", "trial", "rung", "generator"), (*FETCHING, "workbook/effects.py")),
+    **dict.fromkeys(
+        ("row", "trial", "generator_trial", "rung", "generator"), (*FETCHING, "workbook/effects.py")
+    ),
 }
 SMALL = 2**24  # bytes of a file that is hashed; of a larger one size and time are looked at
 EXPRESSION = re.compile(r"\$\{([\w.]+)\}")

@@ -35,7 +35,7 @@ from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import best_device
 from sitlib.sample.generate import generate
 from sitlib.strict import digest, from_dict, require, require_known, to_dict
-from workbook.codes import images_of, load_codes
+from workbook.codes import load_codes
 from workbook.describe import flops
 from workbook.diffusion import trained_diffusion, velocity_error
 from workbook.errors import command
@@ -111,6 +111,7 @@ class Grid:
 
     profile: str  # where everything comes from that is not said here
     trials: Trials
+    generator_trials: Trials  # of the class-conditional models
     rows: dict[str, Row]
     ladder: dict[str, Rung]
     generators: dict[str, Generator]
@@ -126,6 +127,12 @@ class Grid:
         changes = self.trials.common | self.trials.changes[name]
         require_known(model, self.trials.models, "model of the trials")
         return self._alone(f"{name}_{model}", model, self.trials.models[model], changes)
+
+    def generator_trial_profile(self, name: str) -> Profile:
+        """The profile with a trial's changes of generators."""
+        trials = self.generator_trials
+        require_known(name, trials.changes, "trial of generators")
+        return self._changed(name, ALONE | trials.common | trials.changes[name])
 
     def rung_profile(self, name: str) -> Profile:
         """The profile with a model of the rung's size as its only generator."""
@@ -270,12 +277,10 @@ def run_generator(_: Profile, generator: str) -> dict[str, Any]:
             "half_written": half_written(model, usual, entry.of),
             "seconds": trained.curve["seconds"][-1],
         }
-    optimizer, images = profile.generator_optimizer(entry.of), images_of(profile, entry.of, "train")
     return {
         **vars(entry),
         "run": digest(*(AutoregressiveRun.of(profile, entry.of, seed) for seed in entry.seeds)),
-        "steps": optimizer.steps,
-        "draws_per_image": optimizer.steps * optimizer.batch_size / len(images),
+        "steps": profile.generator_optimizer(entry.of).steps,
         "seeds": by_seed,
     }
 
@@ -322,6 +327,20 @@ def judge_recipe(_: Profile, trial: str) -> None:
     models = {m: judged(grid.trial_profile(trial, m), name, [0]) for m, name in names.items()}
     about = {"common": grid.trials.common, "changes": grid.trials.changes[trial]}
     _write(f"trials/{trial}", about | {"models": models}, *names.values())
+
+
+def judge_generator_recipe(_: Profile, trial: str) -> dict[str, Any]:
+    """Train every generator with the changes of a trial; nats of views that training did not see.
+
+    Codes are of tokenizers that did not see them either.
+    """
+    grid, models = load_grid(), {}
+    profile = grid.generator_trial_profile(trial)
+    for model in grid.generator_trials.models:
+        trained, codes = trained_generator(profile, model, 0), load_codes(profile, model)
+        models[model] = held_out_nats(trained.model, codes.held_out, codes.held_out_labels)
+        models[model] |= {"views": len(codes.held_out), "seconds": trained.curve["seconds"][-1]}
+    return {"changes": grid.generator_trials.changes[trial], "models": models}
 
 
 def _write(name: str, result: dict[str, Any], *models: str) -> None:

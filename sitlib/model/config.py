@@ -15,7 +15,6 @@ from sitlib.model.wavelets import filters_of
 from sitlib.strict import require
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # no silent conversions
-LIFTING_WAVELETS = ("bior2.2", "bior4.4")  # those of sitlib.model.transforms
 Attention = Literal["full", "scale_causal"]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 VocabularySize = Annotated[int, Field(ge=300)]  # 256 bytes and some merges
@@ -63,9 +62,9 @@ class TokenizerConfig:
     num_codes: PositiveInt | list[PositiveInt] = 8192
     code_dim: PositiveInt = 32  # of the l2-normalized lookup space (ViT-VQGAN)
     # Others are for comparison, and described in sitlib.model.transforms.
-    transform: Literal[
-        "wavelet", "lifted_wavelet", "local_wavelet", "pyramid", "pyramid_nearest", "raster"
-    ] = "wavelet"
+    transform: Literal["wavelet", "lifted_wavelet", "pyramid", "pyramid_nearest", "raster"] = (
+        "wavelet"
+    )
     # For comparison: tokens per side of every scale, multiples of grid_size. S of codes [B, S, N]
     # then counts runs of N = grid_size^2 tokens, of which a scale has one or more.
     grid_sizes: list[PositiveInt] | None = None
@@ -91,9 +90,8 @@ class TokenizerConfig:
         if self.transform == "raster":
             sentence = f"{kind} has 4 stripes and one codebook: it needs levels 3, num_codebooks 1"
             require(self.levels == 3 and self.num_codebooks == 1, sentence)
-        wavelets = {"local_wavelet": LIFTING_WAVELETS, "lifted_wavelet": ("haar",)}
-        known = wavelets.get(self.transform, (self.wavelet,))
-        require(self.wavelet in known, f"{kind} has {', '.join(known)}, not {self.wavelet}")
+        sentence = f"{kind} is of haar, not {self.wavelet}"
+        require(self.transform != "lifted_wavelet" or self.wavelet == "haar", sentence)
         is_full = self.encoder_attention == self.decoder_attention == "full"
         if self.typed_parameters == "separate":
             sentence = "typed_parameters separate needs details, and full attention on both sides"
@@ -107,7 +105,7 @@ class TokenizerConfig:
             require(len(grids) == len(sides) and fits, sentence)
             sentence = f"grid_sizes needs full attention and no mixing, and cannot be of {kind}"
             is_plain = is_full and not self.scale_mixing
-            require(is_plain and self.transform not in ("local_wavelet", "raster"), sentence)
+            require(is_plain and self.transform != "raster", sentence)
 
     @property
     def num_scales(self) -> int:

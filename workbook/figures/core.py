@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
-from IPython.display import display
+from IPython.display import Markdown, display
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
@@ -106,6 +106,11 @@ def show(figure: Figure, alt: str, caption: str = "", name: str = "") -> None:
     if caption:  # below the figure in JupyterLab; the site has it in the figure's frame
         data = {"text/markdown": f"*{about['caption']}*", "text/plain": ""}
         display(data, raw=True, metadata={"text/markdown": {"caption": True}})
+
+
+def say(*paragraphs: str) -> None:
+    """Show paragraphs of Markdown, whose numbers come from results."""
+    display(Markdown("\n\n".join(paragraphs)))
 
 
 def as_pixels(images: Any) -> np.ndarray:
