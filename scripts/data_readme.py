@@ -24,7 +24,7 @@ The splits are fixed and do not depend on chance: by photograph (never by crop) 
 85/15 in every class, two pictures of one scene on one side; by `group` for the emoji, about 89/11 in every
 category. A group is one thing in all genders and skin tones (COOK, MAN COOK, WOMAN COOK; all families; by
 code points, `scripts/emoji_groups.py`), and all names that share one picture (flags of territories): none of
-them leaks. `extra` is only held out.
+them leaks; by origin for `things`. `extra` is only held out.
 
 ## landscapes
 
@@ -63,6 +63,16 @@ followed. CC BY 2.0: https://creativecommons.org/licenses/by/2.0/
 
 {extra_table}
 
+## things
+
+Photographs of animals, buildings, tools and people from the Debian package `gcompris-qt-data` 3.1-2, the licence and
+author of each from the README files inside, and from `lomiri-wallpapers-16.04` 20.04.0-2, from its copyright file;
+paintings, drawings and pictures under the GPL are not taken. Held out are the animals of two activities of gcompris
+and all of lomiri: origins of which nothing is in the training split. Those longer than 1,024 px are resized
+(Lanczos) and re-encoded as WebP, quality 85; the CC-BY-SA ones stay under their licence and version.
+
+{things_table}
+
 ## Attribution of every landscape
 
 {land_table}
@@ -80,6 +90,10 @@ WHAT = {  # of every set: what it is, and its licence
     ),
     "emoji": ("renderings on white, 128x128, with names", "MIT"),
     "extra": ("held-out photographs", "CC0, public domain or CC BY 2.0, per image"),
+    "things": (
+        "photographs up to 1024 px, without classes",
+        "public domain, CC0, CC BY or CC BY-SA, per image",
+    ),
 }
 
 
@@ -124,6 +138,19 @@ def write_readme(out: Path, words_of_class: dict[str, tuple[str, ...]], mit: str
         + [r[name] for name in ("licence", "author", "contact", "changes")]
         for r in records["extra"]
     ]
+    things_header = [
+        "image",
+        "split",
+        "licence",
+        "author",
+        "page",
+        "note in the package",
+        "changes",
+    ]
+    things = [
+        [r[name] for name in ("key", "split", "licence", "author", "contact", "note", "changes")]
+        for r in records["things"]
+    ]
     text = README.format(
         summary="\n".join(summary),
         words=", ".join(f"{name} ({', '.join(words)})" for name, words in words_of_class.items()),
@@ -131,6 +158,7 @@ def write_readme(out: Path, words_of_class: dict[str, tuple[str, ...]], mit: str
         emoji_classes=class_table(records["emoji"]),
         extra_table=table(extra_header, extra),
         land_table=table(land_header, land),
+        things_table=table(things_header, things),
         mit=mit,
     )
     (out / "README.md").write_text(text, encoding="utf-8")
