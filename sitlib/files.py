@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -142,13 +142,32 @@ def load_model(path: str | Path, cls: type[Model]) -> Model:
         consume_prefix_in_state_dict_if_present(weights, wrapper)
     try:
         model = cls(from_dict(config_type, metadata["config"], path.name))
-        model.load_state_dict(weights)
-    except (ConfigError, KeyError, RuntimeError) as error:
+    except (ConfigError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{path.name} is of another version of sitlib: {reason}") from None
+    if wrong := misfits(weights, model.state_dict()):
+        raise ValueError(f"{path.name} is of another version of sitlib: {wrong}.")
+    model.load_state_dict(weights)
     if not all(weight.isfinite().all() for weight in weights.values()):
         raise ValueError(f"{path.name} has weights that are not finite: its training failed.")
     return model.eval()
+
+
+def misfits(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Which weights are missing, unexpected or of another shape, some by name; "" if all fit."""
+    shapes = {name: f"{name} {list(weights[name].shape)}" for name in expected if name in weights}
+    found = {
+        "missing": [name for name in expected if name not in weights],
+        "unexpected": [name for name in weights if name not in expected],
+        "wrongly shaped": [
+            f"{text} instead of {list(expected[name].shape)}"
+            for name, text in shapes.items()
+            if weights[name].shape != expected[name].shape
+        ],
+    }
+    more = {what: f" and {len(names) - 3} more" * (len(names) > 3) for what, names in found.items()}
+    named = (f"{what} {', '.join(names[:3])}{more[what]}" for what, names in found.items() if names)
+    return "; ".join(named)
 
 
 def write_json(path: str | Path, values: Any, digits: int = 6) -> None:

@@ -204,6 +204,18 @@ def test_what_is_no_checkpoint_of_ours_is_told(tmp_path, content, sentence):
         load_model(tmp_path, Weights)
 
 
+def test_weights_that_do_not_fit_are_named(tmp_path):
+    path, weights = tmp_path / "model.safetensors", {f"old.{i}": torch.ones(1) for i in range(5)}
+    about = {"about": json.dumps({"class": "Weights", "config": {"count": 4}})}
+    save_file(weights, path, about)
+    sentence = r"missing weights; unexpected old\.0, old\.1, old\.2 and 2 more"
+    with pytest.raises(ValueError, match=sentence):
+        load_model(path, Weights)
+    save_file({"weights": torch.ones(3)}, path, about)
+    with pytest.raises(ValueError, match=r"wrongly shaped weights \[3\] instead of \[4\]"):
+        load_model(path, Weights)
+
+
 @pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "model."])
 def test_weights_of_wrapped_models_load(tmp_path, wrapper):
     about = {"about": json.dumps({"class": "Weights", "config": {"count": 4}})}

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sitlib.model.config import AutoregressiveConfig, SamplingConfig
+from sitlib.model.pretrained import Pretrained
 from sitlib.model.sequence import BlockOptions, KVCache, Transformer, rope_freqs
 from sitlib.model.text import TextEncoder, TextTokenizer
 from sitlib.model.transformer import in_weight_dtype
@@ -44,7 +45,7 @@ class DecodeState:
     pos_emb_TC: Tensor  # added to the input at each position: 0 for the prefix
 
 
-class AutoregressiveModel(nn.Module):
+class AutoregressiveModel(Pretrained):
     """Transformer over codes [B, S, N], conditioned on class ids [B] or token ids of texts [B, L].
 
     A class is the prefix token (VIM, arXiv 2110.04627; LlamaGen, arXiv 2406.06525), `no_class`

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sitlib.model.config import TokenizerConfig
 from sitlib.model.patchify import TRANSFORMS
+from sitlib.model.pretrained import Pretrained
 from sitlib.model.quantizer import QUANTIZERS, Codebook, Quantized
 from sitlib.model.transformer import ADTransformer, in_weight_dtype, inference_autocast
 from sitlib.model.wavelets import check_images
@@ -53,7 +54,7 @@ class BandNorm(nn.Module):
         self.std.copy_(std.clamp_min(torch.finfo(x.dtype).eps))
 
 
-class SpectralTokenizer(nn.Module):
+class SpectralTokenizer(Pretrained):
     """Encoder, codebooks and decoder of one `TokenizerConfig`.
 
     Shapes: B images of H x H px; S scales, of which smaller images have only the first k;

@@ -1,0 +1,79 @@
+"""Trained models by name, of a folder, and of the Hub."""
+
+import json
+import shutil
+
+import huggingface_hub.hub_mixin as hub
+import pytest
+import torch
+from tiny import fresh_generator, random_codes, tokenizer_of
+
+from sitlib.model import pretrained
+from sitlib.model.generator import AutoregressiveModel
+from sitlib.model.tokenizer import SpectralTokenizer
+
+
+def same_weights(first, second):
+    torch.testing.assert_close(first.state_dict(), second.state_dict(), atol=0, rtol=0)
+    assert first.config == second.config and not second.training
+
+
+@pytest.mark.parametrize("kind", ["class", "text"])
+def test_a_model_comes_back_from_its_folder_from_the_package_and_from_the_hub(
+    tmp_path, monkeypatch, kind
+):
+    tokenizer, generator = tokenizer_of(), fresh_generator(kind)
+    for model in (tokenizer, generator):
+        name = type(model).__name__.lower()
+        model.save_pretrained(tmp_path / name)
+        assert "2412.09607" in (tmp_path / name / "README.md").read_text()
+        assert json.loads((tmp_path / name / "config.json").read_text())
+        same_weights(model, type(model).from_pretrained(tmp_path / name))
+        monkeypatch.setattr(pretrained, "PACKAGED", tmp_path)
+        same_weights(model, type(model).from_pretrained(name))
+
+        asked = {}
+
+        def download(repo, file, _name=name, _asked=asked, **options):
+            _asked.update(options, repo=repo)
+            return str(tmp_path / _name / file)
+
+        monkeypatch.setattr(pretrained, "hf_hub_download", download)
+        same_weights(model, type(model).from_pretrained("user/model", revision="v2"))
+        assert asked == {"repo": "user/model", "revision": "v2"}
+    with pytest.raises(ValueError, match="names SpectralTokenizer in its metadata"):
+        AutoregressiveModel.from_pretrained("spectraltokenizer")
+
+
+def test_what_is_sent_to_the_hub_comes_back(tmp_path, monkeypatch):
+    class Api:
+        def __init__(self, token=None):
+            pass
+
+        def create_repo(self, repo_id, **_):
+            return type("Url", (), {"repo_id": repo_id})
+
+        def upload_folder(self, *, folder_path, **_):
+            shutil.copytree(folder_path, tmp_path / "sent")
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+    model = fresh_generator()
+    model.push_to_hub("user/model")
+    again = AutoregressiveModel.from_pretrained(tmp_path / "sent")
+    codes = random_codes(model, 2)
+    assert torch.equal(again(codes, torch.tensor([0, 1])), model(codes, torch.tensor([0, 1])))
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("photos-265", "'photos-265' is no model of this package .photos-256., no folder.*mean"),
+        ("photos-256", "is not a whole safetensors file"),
+    ],
+)
+def test_other_names_are_refused(tmp_path, monkeypatch, name, sentence):
+    monkeypatch.setattr(pretrained, "PACKAGED", tmp_path)
+    (tmp_path / "photos-256").mkdir()
+    (tmp_path / "photos-256/model.safetensors").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=sentence):
+        SpectralTokenizer.from_pretrained(name)
