@@ -18,6 +18,7 @@ from PIL import Image, ImageCms
 from tiny import encoded
 
 from sitlib.data import DataError, ImageError, decode_image, images, open_images, training_views
+from sitlib.data.loader import recolored
 
 
 def gradient(width=40, height=24) -> np.ndarray:
@@ -437,3 +438,27 @@ def test_refusals_say_what_was_looked_for_and_found(tmp_path, name, split, messa
         (tmp_path / each / file).write_text("[]")
     with pytest.raises(DataError, match=message):
         open_images(tmp_path / name if name else "", split)
+
+
+def test_a_share_of_views_gets_other_colors_and_the_others_stay():
+    source = open_images("data/landscapes", "train")
+    plain, some, every = (
+        training_views(source, 3, 40, 16, seed=1, recolor=share)[0] for share in (0.0, 0.4, 0.99)
+    )
+    changed = (some != plain).flatten(1).any(1)
+    assert 8 <= changed.sum() <= 24 and (every != plain).flatten(1).any(1).all()
+    assert torch.equal(some[changed], every[changed])  # how a color changes hangs on the view alone
+    assert every.min() >= 0 and every.max() <= 1
+
+
+@given(st.lists(st.floats(0, 0.999), min_size=4, max_size=4))
+def test_other_colors_are_turned_hues(draws):
+    grey = np.linspace(60, 190, 27, dtype=np.float32).reshape(3, 3, 3).mean(2, keepdims=True)
+    again = recolored(np.repeat(grey, 3, axis=2), np.array(draws))
+    np.testing.assert_allclose(again, again.mean(2, keepdims=True) * np.ones(3), atol=0.2)
+    # Half a turn of the hue makes a color its complement, of the same luma.
+    red = np.array([[[150.0, 110.0, 110.0]]])
+    other = recolored(red, np.array([0.5, 0.5, 0.5, 0.5]))[0, 0]
+    luma = np.array([0.299, 0.587, 0.114])
+    assert other @ luma == pytest.approx(red[0, 0] @ luma, abs=0.01)
+    assert other[0] < other[1] and other[1] == pytest.approx(other[2], abs=1.0)

@@ -44,19 +44,21 @@ def training_views(
     kind: str = "crops",
     min_crop: float = 0.25,
     flip: bool = True,
+    recolor: float = 0.0,
 ) -> Views:
     """Views of one training step; images come in epochs without repetition (`EpochOrder`).
 
     `size` is the side of a view in px; smaller images are enlarged, with a warning. "crops" are
     squares anywhere in the image, their sides log-uniform between max(size, min_crop * short side)
     and the short side; "wide" ones have 0.9 to 1.0 of the short side, which nearly always shows
-    what the class label is about. `flip` mirrors every second view on average.
+    what the class label is about. `flip` mirrors every second view on average, `recolor` gives a
+    share of them other colors.
     """
     items = range(step * batch_size, (step + 1) * batch_size)
     # (epoch, place in its permutation) of every item
     places = [divmod(item, len(source)) for item in items]
     positions = [int(source.order.permutation(seed, _ORDER, e)[place]) for e, place in places]
-    return _views(source, positions, items, (seed, _VIEW), size, kind, min_crop, flip)
+    return _views(source, positions, items, (seed, _VIEW), size, kind, min_crop, flip, recolor)
 
 
 def held_out_views(
@@ -89,6 +91,7 @@ def _views(
     kind: str,
     min_crop: float,
     flip: bool,
+    recolor: float = 0.0,
 ) -> Views:
     """Views of the images at some positions; item i takes its random numbers from (*stream, i)."""
     smallest_side = {"crops": min_crop, "wide": 0.9}.get(kind, 0)  # of the short side
@@ -98,8 +101,9 @@ def _views(
     views, labels, keys = [], [], []
     for item, asked in zip(items, positions, strict=True):
         position, image = source.picture(asked)  # another one if it cannot be read
-        # Four draws for every image and kind, so that no setting shifts the others' randomness.
-        u_side, u_left, u_top, u_flip = random_generator(*stream, item).random(4)
+        # As many draws for every image and kind: no setting shifts the others' randomness.
+        draws = random_generator(*stream, item).random(9)
+        u_side, u_left, u_top, u_flip, u_recolor = draws[:5]
         short = min(image.size)
         smallest = min(max(size, smallest_side * short), short)
         log_side = math.log(smallest) + u_side * (math.log(short) - math.log(smallest))
@@ -113,13 +117,36 @@ def _views(
         # Antialiased; large squares are first averaged by a whole factor, which halves the time.
         view = image.resize((size, size), Image.Resampling.BICUBIC, box, reducing_gap=1.5)
         view = np.asarray(view)  # uint8 [size, size, 3]
-        views.append(view[:, ::-1] if flip and u_flip < 0.5 else view)
+        view = view[:, ::-1] if flip and u_flip < 0.5 else view
+        views.append(recolored(view, draws[5:]) if u_recolor < recolor else view)
         labels.append(int(source.labels[position]))
         keys.append(source.samples[position].key)
     # In NumPy, because torch would wake its thread pool from the thread that prefetches.
     batch = np.stack(views).transpose(0, 3, 1, 2).astype(np.float32)
     batch = np.ascontiguousarray(batch) / np.float32(255)
     return torch.from_numpy(batch), torch.tensor(labels, dtype=torch.int64), keys
+
+
+YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+
+
+def recolored(pixels: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Pixels [H, W, 3] of 0 to 255 with another hue, saturation, contrast and brightness.
+
+    The four draws from [0, 1): hue all around the circle, half to twice the saturation, 0.7 to 1.4
+    of the contrast, up to a tenth lighter or darker. Grey stays grey.
+    """
+    angle, saturation, contrast = (
+        2 * math.pi * draws[0],
+        4 ** (draws[1] - 0.5),
+        2 ** (draws[2] - 0.5),
+    )
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    change = np.eye(3)
+    change[1:, 1:] = saturation * turn
+    matrix = contrast * np.linalg.solve(YIQ, change @ YIQ)
+    recolored = (pixels - 127.5) @ matrix.T + 127.5 + 51 * (draws[3] - 0.5)
+    return recolored.clip(0, 255)
 
 
 def prefetch(

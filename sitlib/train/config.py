@@ -31,6 +31,7 @@ class DataConfig:
     # Smallest side of a random crop / short side of the photograph (inferred).
     min_crop: Annotated[float, Field(gt=0, le=1)] = 0.8
     flip: bool = True  # random horizontal flips (inferred)
+    recolor: Probability = 0.0  # share of training views with other colors, drawn at random (ours)
     # Training views from which each scale's mean and deviation are measured (ours).
     normalization_views: PositiveInt = 4096
     # Of the training images, kept apart: settings are chosen by these, never by held-out ones.

@@ -70,7 +70,7 @@ def train_tokenizer(
 
     def views_at(step: int, count: int) -> Tensor:
         """Views [count, 3, H, W] of a step with that many: a pure function of the step."""
-        cut = {"min_crop": data.min_crop, "flip": data.flip}
+        cut = {"min_crop": data.min_crop, "flip": data.flip, "recolor": data.recolor}
         return training_views(images, step, count, data.size, seed, kind="crops", **cut)[0]
 
     def share_at(step: int) -> Tensor:
