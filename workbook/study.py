@@ -139,7 +139,9 @@ class Grid:
         require_known(name, self.ladder, "rung")
         values = vars(self.ladder[name])
         model = {key: values[key] for key in ("tokenizer", "layers", "width", "heads")}
-        model["optimizer"] = {key: values[key] for key in ("steps", "batch_size", "learning_rate")}
+        optimizer = {key: values[key] for key in ("steps", "batch_size", "learning_rate")}
+        optimizer["muon_learning_rate"] = 1.5 * values["learning_rate"]
+        model["optimizer"] = optimizer
         return self._changed(name, ALONE | {"autoregressive.variants": {f"ar_{name}": model}})
 
     def generator_profile(self, name: str) -> Profile:
