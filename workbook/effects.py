@@ -4,6 +4,8 @@ Other seeds and other photographs would change a score; both errors add up. Each
 Student's t with its own degrees of freedom (parametric hierarchical bootstrap, Behrens-Fisher):
 resamples of three seeds never lie beyond them, and one t for the sum (Satterthwaite) misses the
 truth in up to 8 of 100 intervals, these in 2 to 5. Photographs count alike, with few or many views.
+A row's variance over seeds is its own, moderated by those of all rows; of the rows of a contrast,
+the fewest degrees of freedom count.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +15,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic.dataclasses import dataclass
+from scipy.optimize import brentq
+from scipy.special import digamma, polygamma
 
 from sitlib.files import read_json
 from sitlib.metrics import METRICS
@@ -23,6 +27,7 @@ from workbook.params import read_yaml
 from workbook.paths import resolve
 
 DRAWS = 100_000
+MOST = 1000  # degrees of freedom of a prior: rows that vary alike
 Row = Mapping[str, Any]
 Rows = Mapping[str, Row]
 
@@ -69,24 +74,41 @@ def mean(row: Row, metric: str) -> float:
 
 def interval(row: Row, metric: str) -> Estimate:
     """Mean over seeds and photographs; with one seed, its interval is over photographs alone."""
-    scores = _scores(row, metric)
-    return _estimate(len(scores), [scores.mean(1)], scores.mean(0))
+    return _estimate([(1.0, _scores(row, metric))])
 
 
 def contrast(rows: Rows, weights: Mapping[str, float], metric: str = "psnr") -> Estimate:
     """The sum of rows by `weights`, row -> weight, as a mean over seeds and photographs.
 
-    Each row has a variance over seeds of its own (Welch). Where a row has one seed, the interval is
+    A variance over seeds is moderated by `seed_prior`. Where a row has one seed, the interval is
     infinite; where one has no result, the value is NaN.
     """
     if not all(name in rows and finished_seeds(rows[name]) for name in weights):
         return Estimate(np.nan)
     same = len({tuple(rows[name]["photographs"]) for name in weights}) == 1
     require(same, "Rows that are compared must have been judged on the same photographs.")
-    terms = [weight * _scores(rows[name], metric) for name, weight in weights.items()]
-    seeds, by_seed = min(map(len, terms)), [term.mean(1) for term in terms]
-    estimate = _estimate(seeds, by_seed, np.sum([term.mean(0) for term in terms], axis=0))
-    return estimate if seeds > 1 else Estimate(estimate.value, seeds=seeds)
+    terms = [(weight, _scores(rows[name], metric)) for name, weight in weights.items()]
+    estimate = _estimate(terms, seed_prior(rows, metric))
+    return estimate if estimate.seeds > 1 else Estimate(estimate.value, seeds=estimate.seeds)
+
+
+def seed_prior(rows: Rows, metric: str) -> tuple[float, float]:
+    """What rows say together of the variance over seeds: degrees of freedom, and its size.
+
+    Variances of rows are taken for draws from a scaled inverse chi-squared distribution (Smyth
+    2004, doi 10.2202/1544-6115.1027, section 6.2): the more alike they are, the more degrees of
+    freedom. Half of these count, as they are an estimate; of fewer than three rows there are none.
+    """
+    means = [_scores(row, metric).mean(1) for row in rows.values() if finished_seeds(row)]
+    means = [scores for scores in means if len(scores) > 1 and np.ptp(scores) > 0]
+    if len(means) < 3:
+        return 0.0, 0.0
+    half = np.array([len(scores) - 1 for scores in means]) / 2
+    logs = np.log([scores.var(ddof=1) for scores in means]) - digamma(half) + np.log(half)
+    spread = logs.var(ddof=1) - polygamma(1, half).mean()  # beyond what so few seeds explain
+    spread = np.clip(spread, polygamma(1, MOST / 2), polygamma(1, 0.01))
+    freedom = 2 * brentq(lambda x: polygamma(1, x) - spread, 0.005, MOST)
+    return freedom / 2, float(np.exp(logs.mean() + digamma(freedom / 2) - np.log(freedom / 2)))
 
 
 def _scores(row: Row, metric: str) -> NDArray:
@@ -95,20 +117,27 @@ def _scores(row: Row, metric: str) -> NDArray:
     return np.array([seed["by_photograph"].get(metric, [seed[metric]]) for seed in seeds])
 
 
-def _estimate(seeds: int, by_seed: list[NDArray], by_photograph: NDArray) -> Estimate:
-    """Mean of one array by photograph; those by seed add up to it, and vary independently."""
-    rng, value, errors = np.random.default_rng(0), float(by_photograph.mean()), np.zeros(DRAWS)
-    for samples in (by_seed, [by_photograph]):
-        counts = np.array([len(sample) for sample in samples])
-        if counts.min() > 1:
-            variances = np.array([sample.var(ddof=1) for sample in samples]) / counts + 1e-30
-            freedom = variances.sum() ** 2 / (variances**2 / (counts - 1)).sum()
-            errors += variances.sum() ** 0.5 * rng.standard_t(freedom, DRAWS)
-    if not errors.any():
-        return Estimate(value, seeds=seeds)
+def _estimate(terms: list[tuple[float, NDArray]], prior: tuple[float, float] = (0, 0)) -> Estimate:
+    """The weighted sum of the means of rows, which vary independently: (weight, scores) of each."""
+    by_photograph = np.sum([weight * scores.mean(0) for weight, scores in terms], axis=0)
+    value, counts = float(by_photograph.mean()), np.array([len(scores) for _, scores in terms])
+    parts, photographs = [], len(by_photograph)
+    if counts.min() > 1:
+        own = np.array([scores.mean(1).var(ddof=1) for _, scores in terms])
+        freedom, size = prior
+        variances = (freedom * size + (counts - 1) * own) / (freedom + counts - 1)
+        weights = np.array([weight for weight, _ in terms])
+        parts.append(((weights**2 * variances / counts).sum(), freedom + counts.min() - 1))
+    if photographs > 1:
+        parts.append((by_photograph.var(ddof=1) / photographs, photographs - 1))
+    rng, errors = np.random.default_rng(0), np.zeros(DRAWS)
+    for variance, freedom in parts:
+        errors += (variance + 1e-30) ** 0.5 * rng.standard_t(freedom, DRAWS)
+    if not parts:
+        return Estimate(value, seeds=int(counts.min()))
     half = float(np.quantile(abs(errors), LEVEL))
     p = (1 + np.sum(abs(errors) >= abs(value))) / (1 + DRAWS)
-    return Estimate(value, value - half, value + half, float(p), seeds)
+    return Estimate(value, value - half, value + half, float(p), int(counts.min()))
 
 
 def holm(p_values: ArrayLike) -> NDArray:
