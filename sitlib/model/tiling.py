@@ -1,7 +1,7 @@
 """Images of any size: padded, cut into tiles that the tokenizer takes, and put together again.
 
 A row of tiles is encoded or decoded at a time, so that memory hardly grows with the image. Codes of
-all tiles are kept as one grid, which is decoded in overlapping windows.
+all tiles are kept as one grid.
 """
 
 import math
@@ -58,11 +58,7 @@ def decode_codes(
 def decode_strips(
     tokenizer: SpectralTokenizer, image: ImageCodes, scales: int | None = None
 ) -> Iterator[Tensor]:
-    """The image of `decode_codes` from top to bottom, in strips [1, 3, s, w].
-
-    So that no border of a tile shows, windows of a tile's size are decoded at every half tile, over
-    tokens of neighboring tiles, and blended by weights that fall linearly towards their borders.
-    """
+    """The image of `decode_codes` from top to bottom, in strips [1, 3, s, w] of a row of tiles."""
     config, side = tokenizer.config, tile_side(tokenizer, image.size)
     grid = tuple(-(-pixels // side) * config.grid_size for pixels in image.size)
     num_scales = config.num_scales - (config.size // side).bit_length() + 1
@@ -72,28 +68,12 @@ def decode_strips(
         raise ValueError(f"scales, codes and grid of {size} px are {needed}, not {given}.")
     scales = num_scales if scales is None else scales
     height, width = (-(-pixels // 2 ** (num_scales - scales)) for pixels in image.size)
-    g, (rows, columns), codes = config.grid_size, grid, image.codes.unflatten(1, grid)
-    step = g // 2 if g % 2 == 0 else g  # of the windows, in tokens
-    side = side >> (num_scales - scales)
-    pixels = side * step // g  # of a step
-    ramp = 0.5 + torch.arange(side, device=tokenizer.device)
-    ramp = torch.minimum(ramp, side - ramp)
-    window = ramp[:, None] * ramp
-    total = torch.zeros(4, side, columns * side // g, device=tokenizer.device)  # RGB and weight
-    for top in range(0, rows - g + 1, step):
-        tiles = codes[:, top : top + g].unfold(2, g, step)  # [k, g, n, g]
-        tiles = tiles.permute(2, 0, 1, 3).flatten(2)  # [n, k, g^2]
-        for number, batch in enumerate(tiles.split(BATCH)):
-            for place, tile in enumerate(tokenizer.decode(batch, scales), number * BATCH):
-                part = total[:, :, place * pixels :][:, :, :side]
-                part[:3] += window * tile
-                part[3] += window
-        done = side if top + g == rows else pixels
-        strip = (total[:3, :done] / total[3, :done])[None, :, :height, :width]
-        total = torch.cat([total[:, done:], torch.zeros_like(total[:, :done])], dim=1)
+    for codes in image.codes.unflatten(1, grid).split(config.grid_size, dim=1):  # [k, g, K g]
+        tiles = torch.stack(codes.split(config.grid_size, dim=2)).flatten(2)  # [K, k, g^2]
+        tiles = torch.cat([tokenizer.decode(batch, scales) for batch in tiles.split(BATCH)])
+        strip = torch.cat([*tiles], dim=2)[None, :, :height, :width]  # [1, 3, s, w]
         height -= strip.shape[2]
-        if strip.shape[2]:
-            yield strip
+        yield strip
 
 
 def tile_side(tokenizer: SpectralTokenizer, size: Sequence[int]) -> int:
