@@ -52,5 +52,10 @@ def test_captions_and_variants_that_are_not_there_are_found(tmp_path):
     asked = replace(text.evaluation, prompts=10_000)
     with pytest.raises(DataError, match=r"text\.evaluation\.prompts is 10000, but .* has only"):
         check_images(replace(SMOKE, text=replace(text, evaluation=asked)), FEW)
+    few = replace(SMOKE.applications, images=100, repeated=10)
+    asked = replace(text.evaluation, prompts=100, candidates=100)
+    with pytest.raises(DataError, match=r"raise applications.images: .*, too few for .* = 100"):
+        many = replace(text, evaluation=asked)
+        check_images(replace(SMOKE, text=many, applications=few), FEW)
     with pytest.raises(ConfigError, match="sit44"):
         check_images(SMOKE, {**FEW, "tokenizers": ["sit44-seed0"]})

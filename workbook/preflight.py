@@ -6,11 +6,12 @@ Missing classes or captions should not be noticed after days, by the first stage
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from sitlib.data import DataError, ImageSource, open_images
+from sitlib.data import DataError, ImageSource, held_out_positions, open_images
 from sitlib.metrics import InceptionMetrics
 from sitlib.metrics.weights import fetch_weights
 from workbook.codes import captioned
@@ -59,6 +60,14 @@ def check_images(profile: Profile, lists: Mapping[str, Any]) -> None:
         if (count := len(set(texts.groups))) < wanted:
             found = f"{texts.images.where} has only {count} names"
             raise DataError(f"text.evaluation.prompts is {wanted}, but {found}.")
+        edited, order = profile.applications.images, profile.text.codes.seed
+        if split == "test":
+            shown = held_out_positions(texts.images, edited, order)
+            ((_, most),) = Counter(texts.groups[image] for image in shown).most_common(1)
+            if edited - most < profile.text.evaluation.candidates - 1:
+                found = f"{edited - most} captions of the first {edited} images have other names"
+                wanted = f"text.evaluation.candidates = {profile.text.evaluation.candidates}"
+                raise DataError(f"raise applications.images: {found}, too few for {wanted}.")
         number = sum(map(len, texts.captions))
         print(f"{texts.images.where}: {number:,} captions of {len(texts.names):,} images.")
 
