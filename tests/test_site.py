@@ -66,6 +66,13 @@ def test_the_site_is_small_and_has_a_page_for_every_report():
 
 
 @pytest.mark.parametrize("file", [INDEX, *PAGES], **BY_STEM)
+def test_outputs_are_shown_and_not_named(file):
+    html = (REPORTS / file).read_text()
+    assert "IPython.core.display" not in html and " object at 0x" not in html
+    assert "()</td>" not in html and " nan" not in html
+
+
+@pytest.mark.parametrize("file", [INDEX, *PAGES], **BY_STEM)
 def test_every_link_leads_somewhere(file):
     """Files exist, and what a link names on its page or on another has that name."""
     html = (REPORTS / file).read_text()

@@ -20,7 +20,7 @@ from workbook.params import split_run
 from workbook.paths import ROOT, resolve
 from workbook.profile import Profile
 from workbook.site.render import TEMPLATES, Markdown, Page, notebook_page, stored
-from workbook.site.results import GENERATOR_METRICS, read_json, said_of_study, write_results
+from workbook.site.results import GENERATOR_METRICS, narrow, read_json, said_of_study, write_results
 
 # key of results.json -> caption, and columns
 RECONSTRUCTION = (*METRICS, "fd_lite0", "usage")
@@ -100,7 +100,8 @@ def front_page(
         "reconstruction": "Tokenizers of the study, mean over seeds and held-out photographs",
         "headline": "Ratios to the model over ViT-VQGAN's codes",
     }
-    headline = {key: html_table(results[key], captions[key]) for key in captions if results[key]}
+    headline = {"reconstruction": narrow(results), "headline": results["headline"]}
+    headline = {key: html_table(x, captions[key]) for key, x in headline.items() if x}
     body = TEMPLATES.get_template("front.html.j2").render(
         headline=headline,
         claims=said_of_study(results),

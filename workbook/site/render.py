@@ -148,8 +148,10 @@ def stored(content: bytes, folder: Path) -> Picture:
     return {"src": f"{folder.name}/{name}", "width": width, "height": height}
 
 
-def outputs_of(cell: nbformat.NotebookNode, folder: Path) -> list[dict[str, Any]]:
-    """Outputs of a cell, one of `picture`, `table` and `text` each."""
+def outputs_of(
+    cell: nbformat.NotebookNode, folder: Path, markdown: Markdown
+) -> list[dict[str, Any]]:
+    """Outputs of a cell, one of `picture`, `table`, `html` and `text` each."""
     shown = []
     for output in cell.outputs:
         data = output.get("data", {"text/plain": output.get("text", "")})
@@ -160,8 +162,10 @@ def outputs_of(cell: nbformat.NotebookNode, folder: Path) -> list[dict[str, Any]
             shown.append({"picture": {"caption": about.get("alt", "")} | about | picture})
         elif "text/html" in data:
             shown.append({"table": aligned(data["text/html"])})
-        elif "caption" not in output.get("metadata", {}).get("text/markdown", {}):
+        elif "text/markdown" not in data:
             shown.append({"text": ansi2html(data["text/plain"])})
+        elif "caption" not in output.metadata.get("text/markdown", {}):
+            shown.append({"html": markdown.html(data["text/markdown"])})
     return shown  # a caption stands in the frame of its figure
 
 
@@ -180,7 +184,7 @@ def notebook_page(
             cells.append({"html": markdown.html(cell.source)})
         elif cell.source:
             is_given = "injected-parameters" in cell.metadata.get("tags", [])
-            outputs = outputs_of(cell, figures)
+            outputs = outputs_of(cell, figures, markdown)
             cells.append({"source": cell.source, "is_given": is_given, "outputs": outputs})
             named |= {x["picture"].get("name"): x["picture"] for x in outputs if "picture" in x}
     body = TEMPLATES.get_template("notebook.html.j2").render(cells=cells, facts=facts)

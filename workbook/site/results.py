@@ -199,7 +199,7 @@ def said_of_study(results: Mapping[str, Any]) -> list[str]:
     """A sentence for each verdict, the claims of the paper that have it; and the trials."""
     verdicts = {
         "holds": "Of the paper's claims these hold here",
-        "the other way round": "These are the other way round",
+        "the other way round": "These came out the other way round here",
         "not told apart": "These cannot be told from chance",
         "not run": "These have not been tested yet",
     }
@@ -212,13 +212,17 @@ def said_of_study(results: Mapping[str, Any]) -> list[str]:
     return [*said, f"Trainings by which settings were chosen, on other photographs. {trials}."]
 
 
+def narrow(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the headline with as few columns as README and front page have room for."""
+    return [{key: row[key] for key in NARROW} for row in results["reconstruction"]]
+
+
 def with_results(text: str, results: Mapping[str, Any]) -> str:
     """README's text with the results between the two marks."""
     before, rest = text.split(MARKS[0])
     _, after = rest.split(MARKS[1])
     lines = [" ".join(said_of_study(results))]
-    narrow = [{key: row[key] for key in NARROW} for row in results["reconstruction"]]
-    for rows in (narrow, results["headline"]):
+    for rows in (narrow(results), results["headline"]):
         if rows:
             lines += ["", f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|"]
             lines += [f"| {' | '.join(map(format_value, row.values()))} |" for row in rows]
