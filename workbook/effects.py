@@ -10,7 +10,7 @@ the fewest degrees of freedom count.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -107,7 +107,7 @@ def seed_prior(rows: Rows, metric: str) -> tuple[float, float]:
     logs = np.log([scores.var(ddof=1) for scores in means]) - digamma(half) + np.log(half)
     spread = logs.var(ddof=1) - polygamma(1, half).mean()  # beyond what so few seeds explain
     spread = np.clip(spread, polygamma(1, MOST / 2), polygamma(1, 0.01))
-    freedom = 2 * brentq(lambda x: polygamma(1, x) - spread, 0.005, MOST)
+    freedom = 2 * cast(float, brentq(lambda x: polygamma(1, x) - spread, 0.005, MOST))
     return freedom / 2, float(np.exp(logs.mean() + digamma(freedom / 2) - np.log(freedom / 2)))
 
 
