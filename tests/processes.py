@@ -66,6 +66,7 @@ def generator(
     """A small model over random codes, `changes` of its optimizer; it may stop amid a step."""
     shape = replace(PROFILE.autoregressive_variant(variant), dropout=0.0, layers=2)
     settings = {"steps": 6, "batch_size": 8, "log_every": 1, "checkpoint_every": 3, **changes}
+    settings = {"algorithm": "adamw"} | settings  # which FSDP shards, too
     optimizer = replace(PROFILE.autoregressive.optimizer, **settings)
     set_seed(0)
     condition, texts, captions = (["a", "b"], None), None, ["a red cat", "two dogs", "a hat"]

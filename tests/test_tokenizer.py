@@ -241,7 +241,7 @@ def test_without_standardization_coefficients_are_those_of_pixels_around_zero(ch
         ({"grid_sizes": [4, 4, 4, 8], "scale_mixing": True}, "full attention and no mixing"),
         ({"grid_sizes": [4, 4, 4, 8], **CAUSAL}, "full attention and no mixing"),
         ({"transform": "raster"}, "it needs levels 3, num_codebooks 1"),
-        ({"transform": "lifted_wavelet", "wavelet": "db2"}, "lifted_wavelet has haar, not db2"),
+        ({"transform": "lifted_wavelet", "wavelet": "db2"}, "lifted_wavelet is of haar, not db2"),
         ({"typed_parameters": "separate", **CAUSAL}, "separate needs details, and full attention"),
         ({"typed_parameters": "separate", "levels": 0}, "separate needs details"),
     ],
