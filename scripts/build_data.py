@@ -179,6 +179,14 @@ def package(cache: Path, name: str) -> Path:
     return path
 
 
+def files_of_deb(path: Path) -> dict[str, bytes]:
+    """Content of the regular files of a Debian package, by path."""
+    command = ["dpkg-deb", "--fsys-tarfile", path]
+    content = subprocess.run(command, capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}
+
+
 def check(name: str, content: bytes, sha256: str) -> bytes:
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
@@ -267,17 +275,13 @@ def licence_of(file: str, paragraphs: list[dict]) -> dict:
 
 
 def landscapes(cache: Path) -> list[tuple[dict, str, bytes]]:
-    deb = package(cache, "endless-sky-high-dpi_0.9.8-1_all.deb")
-    content = subprocess.run(
-        ["dpkg-deb", "--fsys-tarfile", deb], capture_output=True, check=True
-    ).stdout
-    photos, paragraphs = {}, None
-    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
-        for member in tar:
-            if match := re.search(r"/(images/land/([^/]+)@2x\.jpg)$", member.name):
-                photos[match[2]] = (match[1], tar.extractfile(member).read())
-            elif member.name.endswith("/doc/endless-sky-high-dpi/copyright"):
-                paragraphs = land_licences(tar.extractfile(member).read().decode())
+    files = files_of_deb(package(cache, "endless-sky-high-dpi_0.9.8-1_all.deb"))
+    paragraphs = land_licences(files["./usr/share/doc/endless-sky-high-dpi/copyright"].decode())
+    photos = {
+        match[2]: (match[1], content)
+        for name, content in files.items()
+        if (match := re.search(r"/(images/land/([^/]+)@2x\.jpg)$", name))
+    }
     scene_of = {key: scene[0] for scene in SAME_SCENE for key in scene}
     groups = defaultdict(list)
     for key in sorted(photos):
@@ -383,14 +387,6 @@ def extra(cache: Path) -> list[tuple[dict, str, bytes]]:
                 record |= {"contact": page, "changes": changes}
                 samples.append((record | {"size": list(image.size)}, extension, content))
     return samples
-
-
-def files_of_deb(path: Path) -> dict[str, bytes]:
-    """Content of the regular files of a Debian package, by path."""
-    command = ["dpkg-deb", "--fsys-tarfile", path]
-    content = subprocess.run(command, capture_output=True, check=True).stdout
-    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
-        return {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}
 
 
 def files_of_rcc(content: bytes) -> Iterator[tuple[str, bytes]]:

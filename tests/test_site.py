@@ -65,6 +65,12 @@ def test_the_site_is_small_and_has_a_page_for_every_report():
     assert {path.stem for path in PAGES} == {path.stem for path in sources}
 
 
+def test_the_api_names_no_folder_of_a_machine():
+    files = [path for path in (REPORTS / "api").rglob("*") if path.is_file()]
+    named = [path for path in files if re.search(r"Path\((&#\w+;|')/", path.read_text())]
+    assert files and not named
+
+
 @pytest.mark.parametrize("file", [INDEX, *PAGES], **BY_STEM)
 def test_outputs_are_shown_and_not_named(file):
     html = (REPORTS / file).read_text()

@@ -122,6 +122,12 @@ def test_every_generator_is_the_profile_but_for_itself():
             "did you mean 'photographs_by_place'",
         ),
         (
+            lambda: replace(
+                grid(), generator_trials=Trials({"ar_sit4": {"layers": 2}}, {}, {"x": {}})
+            ).generator_trial_profile("x"),
+            "models are taken as the profile has them",
+        ),
+        (
             lambda: grid(trials=Trials({"sit4": {}}, {}, {"x": {"data.speed": 2}})).trial_profile(
                 "x", "sit4"
             ),

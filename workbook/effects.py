@@ -1,9 +1,9 @@
 """Rows of the study, contrasts between them, and verdicts on claims.
 
 Other seeds and other photographs would change a score; both errors add up. Each is drawn from
-Student's t with its own degrees of freedom (parametric hierarchical bootstrap, Behrens-Fisher):
-resamples of three seeds never lie beyond them, and one t for the sum (Satterthwaite) misses the
-truth in up to 8 of 100 intervals, these in 2 to 5. Photographs count alike, with few or many views.
+Student's t with its own degrees of freedom (parametric hierarchical bootstrap, Behrens-Fisher), as
+resamples of three seeds never lie beyond them; tests simulate how often intervals hold the truth.
+Photographs count alike, with few or many views.
 A row's variance over seeds is its own, moderated by those of all rows; of the rows of a contrast,
 the fewest degrees of freedom count.
 """

@@ -132,6 +132,8 @@ class Grid:
         """The profile with a trial's changes of generators."""
         trials = self.generator_trials
         require_known(name, trials.changes, "trial of generators")
+        sentence = "generator_trials.models are taken as the profile has them: write {} after each"
+        require(not any(trials.models.values()), sentence)
         return self._changed(name, ALONE | trials.common | trials.changes[name])
 
     def rung_profile(self, name: str) -> Profile:

@@ -14,11 +14,11 @@ from tqdm import tqdm
 from sitlib.cli import sentence
 from sitlib.files import DiskError, Model, atomic_write, load_model
 from sitlib.model.generator import AutoregressiveModel
+from sitlib.model.pretrained import CHECKPOINT
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import best_device
 from sitlib.strict import nearest, require
 
-CHECKPOINT = "model.safetensors"
 KINDS = {SpectralTokenizer: "tokenizer", AutoregressiveModel: "autoregressive"}  # below models/
 CODES = ".safetensors"  # suffix of files of codes
 FORMATS = {k: name for k, name in Image.registered_extensions().items() if name in Image.SAVE}

@@ -124,6 +124,10 @@ def write_report(_: Profile) -> None:
     shutil.rmtree(resolve("reports/api"), ignore_errors=True)
     pages = ["-m", "pdoc", "-d", "google", "--no-show-source", "-o", "reports/api", "sitlib"]
     subprocess.run([sys.executable, *pages], check=True, cwd=ROOT)
+    for file in (file for file in resolve("reports/api").rglob("*") if file.is_file()):
+        text = file.read_text("utf-8")  # default values are paths of this machine
+        text = text.replace(f"{ROOT}/", "").replace(str(Path.home()), "~")
+        file.write_text(text, "utf-8")
     build(ROOT)
 
 
