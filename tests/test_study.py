@@ -40,6 +40,7 @@ SMALL = {
 GENERATOR_TRIALS = Trials(
     {"ar_sit4": {}}, {"data.validation_percent": 30, "autoregressive.optimizer.steps": 2}, {"x": {}}
 )
+WRONG = {"ar_sit4": {"layers": 2}}
 TRIALS = Trials({"vit_vqgan": {}, "sit4": {}}, {"data.validation_percent": 30}, {"x": {}})
 ROW = Row("test", "sit4", changes=SMALL, seeds=[0, 1])
 
@@ -122,9 +123,10 @@ def test_every_generator_is_the_profile_but_for_itself():
             "did you mean 'photographs_by_place'",
         ),
         (
-            lambda: replace(
-                grid(), generator_trials=Trials({"ar_sit4": {"layers": 2}}, {}, {"x": {}})
-            ).generator_trial_profile("x"),
+            lambda: from_dict(
+                Grid,
+                to_dict(GRID) | {"generator_trials": to_dict(GENERATOR_TRIALS) | {"models": WRONG}},
+            ),
             "models are taken as the profile has them",
         ),
         (

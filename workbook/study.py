@@ -116,6 +116,10 @@ class Grid:
     ladder: dict[str, Rung]
     generators: dict[str, Generator]
 
+    def __post_init__(self):
+        sentence = "generator_trials.models are taken as the profile has them: write {} after each"
+        require(not any(self.generator_trials.models.values()), sentence)
+
     def row_profile(self, name: str) -> Profile:
         """The profile with the row as its only tokenizer."""
         require_known(name, self.rows, "row of the study")
@@ -132,8 +136,6 @@ class Grid:
         """The profile with a trial's changes of generators."""
         trials = self.generator_trials
         require_known(name, trials.changes, "trial of generators")
-        sentence = "generator_trials.models are taken as the profile has them: write {} after each"
-        require(not any(trials.models.values()), sentence)
         return self._changed(name, ALONE | trials.common | trials.changes[name])
 
     def rung_profile(self, name: str) -> Profile:
