@@ -5,6 +5,7 @@ import os
 import struct
 import tarfile
 import warnings
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +18,15 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from tiny import encoded
 
-from sitlib.data import DataError, ImageError, decode_image, images, open_images, training_views
+from sitlib.data import (
+    DataError,
+    ImageError,
+    decode_image,
+    images,
+    mixed,
+    open_images,
+    training_views,
+)
 from sitlib.data.loader import recolored
 
 
@@ -438,6 +447,15 @@ def test_refusals_say_what_was_looked_for_and_found(tmp_path, name, split, messa
         (tmp_path / each / file).write_text("[]")
     with pytest.raises(DataError, match=message):
         open_images(tmp_path / name if name else "", split)
+
+
+def test_several_sources_are_mixed_as_often_as_asked():
+    landscapes, emoji = (open_images(f"data/{name}", "train") for name in ("landscapes", "emoji"))
+    both = mixed([landscapes, emoji], [3, 1])
+    assert len(both) == 3 * len(landscapes) + len(emoji)
+    assert set(both.class_names) == {*landscapes.class_names, *emoji.class_names}
+    keys = training_views(both, 0, len(both), 16, seed=0)[2]  # an epoch
+    assert Counter(keys) == Counter(3 * landscapes.keys + emoji.keys)
 
 
 def test_a_share_of_views_gets_other_colors_and_the_others_stay():

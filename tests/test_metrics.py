@@ -15,6 +15,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from sitlib.metrics import (
     METRICS,
     bootstrap_interval,
+    border_differences,
     code_counts,
     codebook_statistics,
     evaluate_reconstructions,
@@ -158,6 +159,30 @@ class TestCodebooks:
             assert of_scale["usage"] == pytest.approx(100 * used / num_codes)
             assert of_scale["scale"] == scale + 1
         json.dumps(result, allow_nan=False)
+
+
+def test_borders_of_squares_are_seen_where_they_are(views):
+    """Photographs have none; squares of one color have nothing else; a naive loop agrees."""
+    across, inside = border_differences(views, 8).T
+    assert (across / inside).mean() == pytest.approx(1, abs=0.1)
+    squares = F.interpolate(F.avg_pool2d(views, 8), scale_factor=8)
+    across, inside = border_differences(squares, 8).T
+    assert (across > 0.01).all() and (inside == 0).all()
+    image = views[:1, :, :40, :24].double().numpy()
+    pairs = {True: [], False: []}
+    for steps in (np.diff(image, axis=2), np.diff(image, axis=3).swapaxes(2, 3)):
+        kinds = [(row + 1) % 8 == 0 for row in range(steps.shape[2])]
+        for kind, found in pairs.items():
+            rows = [
+                np.abs(steps[:, :, row]).mean()
+                for row, is_border in enumerate(kinds)
+                if is_border == kind
+            ]
+            found.append(np.mean(rows))
+    naive = [np.mean(pairs[True]), np.mean(pairs[False])]
+    np.testing.assert_allclose(border_differences(views[:1, :, :40, :24], 8)[0], naive, rtol=1e-4)
+    with pytest.raises(ValueError, match="borders only"):
+        border_differences(views, 1)
 
 
 class TestRPrecision:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from sitlib.data import held_out_views, open_images
 from sitlib.files import load_model, save_model
 from sitlib.metrics import code_counts, codebook_statistics
-from sitlib.model.patchify import SpectralGeometry
+from sitlib.model.patchify import SpectralGeometry, add_overlaps, patchify
 from sitlib.model.quantizer import QUANTIZERS, Codebook, Quantized
 from sitlib.model.tiling import ImageCodes, decode_codes, encode_image, pad
 from sitlib.model.tokenizer import SpectralTokenizer
@@ -60,6 +60,37 @@ def decoded(tokenizer, vectors):
 
 
 # -- geometry: the table of the paper --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("patch", [1, 2, 3, 8])
+def test_overlapping_patches_add_up(patch):
+    rows, columns, m = 2, 3, (patch + 1) // 2
+    written = torch.randn(2, rows * columns, 5 * (patch + 2 * m) ** 2)
+    sums = torch.zeros(2, 5, rows * patch + 2 * m, columns * patch + 2 * m)
+    for token, values in enumerate(written.unbind(1)):
+        top, left = (patch * place for place in divmod(token, columns))
+        block = values.unflatten(1, (5, patch + 2 * m, patch + 2 * m))
+        sums[:, :, top : top + patch + 2 * m, left : left + patch + 2 * m] += block
+    inside = sums[:, :, m:-m, m:-m]
+    assert_near(add_overlaps(written, patch, columns), patchify(inside, patch), 1e-5)
+
+
+@every_variant
+def test_with_overlap_neighbors_are_written_too(variant):
+    """A change of one token reaches half a patch of the pixels around it, and no farther."""
+    tokenizer = tokenizer_of(variant, overlap=True)
+    widths = [x.shape[-1] for x in tokenizer.reconstruct(blobs()).unbind()]
+    assert widths == [64] * 4
+    geometry = tokenizer.geometry
+    patches = [
+        torch.zeros(1, geometry.grids[s - 1] ** 2, geometry.written_dim(s)) for s in geometry.scales
+    ]
+    patches[-1][0, 0] = 1.0  # the first token of the finest scale
+    (finest,) = geometry.unpatchify(geometry.add_overlaps(patches))[-1]
+    reach = geometry.patch_size(geometry.scales[-1]) * 3 // 2
+    assert (finest[:, :reach, :reach] == 1).all() and finest.sum() == finest[
+        :, :reach, :reach
+    ].sum()
 
 
 @pytest.mark.parametrize(

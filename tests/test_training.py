@@ -269,6 +269,28 @@ def test_a_base_is_given_to_runs_that_ask_for_it_and_to_no_others(tmp_path, base
             train(variant, tmp_path, given)
 
 
+def test_a_training_starts_from_a_smaller_one(tmp_path, base):
+    """At four times the pixels it is as good as the base from the first step on; alone it is not."""
+    changes = {"size": 128, "grid_size": 8}
+    config = replace(base.config, **changes)
+    usual = replace(SMOKE.tokenizer_training("sit5_sc"), starts_from="sit5_sc")
+    usual = replace(usual, loss=replace(usual.loss, lpips=0.0))
+    optimizer = replace(usual.optimizer, steps=1, warmup_steps=1, log_every=1, checkpoint_every=1)
+    usual = replace(usual, optimizer=replace(optimizer, batch_size=4))
+    data = replace(SMOKE.data, size=128)
+    images = open_images(resolve(data.source), "train")
+    options = {"seed": 0, "folder": tmp_path}
+    _, (row,) = tokenizer.train_tokenizer(config, usual, data, images, base=base, **options)
+    alone = replace(usual, starts_from=None)
+    options["folder"] = tmp_path / "alone"
+    _, (other,) = tokenizer.train_tokenizer(config, alone, data, images, **options)
+    assert row["l2"] < 0.7 * other["l2"]
+    with pytest.raises(ValueError, match="code_dim.* differ"):
+        tokenizer.train_tokenizer(
+            replace(config, code_dim=8), usual, data, images, base=base, **options
+        )
+
+
 @pytest.mark.parametrize(
     ("variant", "details"),
     [("sit4", ["details"]), ("sit4_ours", ["details_2", "details_3", "details_4"])],

@@ -61,7 +61,7 @@ def captioned(profile: Profile, split: str, phrasing: Phrasing = "training") -> 
     captions = settings.source
     captions = captions if captions in ("names", "records") else resolve(captions)
     options = {"phrasing": phrasing, "seed": settings.seed, "count": settings.per_image}
-    return _opened(resolve(run.tokenizer.data.source), split, captions, **options)
+    return _opened(resolve(run.tokenizer.data.folder), split, captions, **options)
 
 
 _opened = lru_cache(maxsize=4)(open_captioned)  # thousands of images take seconds

@@ -46,12 +46,12 @@ def check_images(profile: Profile, lists: Mapping[str, Any]) -> None:
         return open_images(resolve(source), split)
 
     tokenizers = seeds_by_variant(lists["tokenizers"])
-    for source in sorted({profile.tokenizer_data(name).source for name in tokenizers}):
+    for source in sorted({s for name in tokenizers for s in profile.tokenizer_data(name).sources}):
         print(f"{source}: {len(opened(source, 'train')):,} images to train tokenizers on.")
     for name, judged in profile.tokenizer.evaluation.sets.items():
         print(f"{judged.source}: {len(opened(judged.source, 'test')):,} held-out images, {name}.")
     runs = [CodesRun.of(profile, name) for name in seeds_by_variant(lists["generators"])]
-    for source in sorted({run.tokenizer.data.source for run in runs}):
+    for source in sorted({run.tokenizer.data.folder for run in runs}):
         train, test = (opened(source, split).labeled() for split in ("train", "test"))
         numbers = f"of {len(train):,} images for training and {len(test):,} held out"
         print(f"{source}: {len(train.class_names):,} classes, {numbers}.")

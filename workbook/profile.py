@@ -223,6 +223,8 @@ class Profile:
         least = LPIPS_MIN_SIZE[loss.lpips_net]
         sentence = f"LPIPS-{loss.lpips_net} needs at least {least} px but {name} has {size}"
         require(not loss.lpips or size >= least, sentence)
+        sentence = f"{name} starts_from itself: name another variant, or trained weights"
+        require(training.starts_from != variant, sentence)
         self._check_shares(name, training.optimizer)
 
     def _check_generator(self, variant: str) -> None:
@@ -276,7 +278,7 @@ class Profile:
         """
         variants, where = self.tokenizer.variants, f"tokenizer.variants.{variant}"
         require_known(variant, variants, "tokenizer variant")
-        training = ("loss", "adversarial", "optimizer", "codes_from", "data")
+        training = ("loss", "adversarial", "optimizer", "codes_from", "starts_from", "data")
         changes = {key: x for key, x in variants[variant].items() if key not in training}
         base, first = variants[variant].get("codes_from"), variant.removesuffix("_second")
         sentence = f"{where}.codes_from must be {first}, on which the stage of this name depends"
@@ -297,7 +299,7 @@ class Profile:
         section, where = self.tokenizer, f"tokenizer.variants.{variant}"
         require_known(variant, section.variants, "tokenizer variant")
         changes = section.variants[variant]
-        values: dict[str, Any] = {"codes_from": changes.get("codes_from")}
+        values: dict[str, Any] = {key: changes.get(key) for key in ("codes_from", "starts_from")}
         for key in ("loss", "adversarial", "optimizer"):
             part = _changed(getattr(section, key), changes.get(key, {}), f"{where}.{key}")
             values[key] = to_dict(part)

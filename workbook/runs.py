@@ -56,14 +56,15 @@ class TokenizerRun:
     data: DataConfig  # with the size of the model
     model: TokenizerConfig
     training: TokenizerTraining
-    codes: "TokenizerRun | None"  # the run whose encoder and codebooks it takes over, if it does
+    base: "TokenizerRun | None"  # whose encoder and codebooks, or all weights, it takes over
     seed: int
 
     @classmethod
     def of(cls, profile: Profile, variant: str, seed: int) -> "TokenizerRun":
         model, training = profile.tokenizer_variant(variant), profile.tokenizer_training(variant)
-        codes = cls.of(profile, training.codes_from, seed) if training.codes_from else None
-        return cls(profile.tokenizer_data(variant), model, training, codes, seed)
+        name = training.codes_from or training.starts_from
+        base = cls.of(profile, name, seed) if name in profile.tokenizer.variants else None
+        return cls(profile.tokenizer_data(variant), model, training, base, seed)
 
 
 @dataclass(frozen=True)

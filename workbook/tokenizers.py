@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sitlib.data import ImageSource, held_out_views, hold_back, open_images
+from sitlib.data import ImageSource, held_out_views, hold_back, mixed, open_images
 from sitlib.files import Row
 from sitlib.metrics.weights import fetch_weights
 from sitlib.model.tokenizer import SpectralTokenizer
@@ -26,22 +26,26 @@ def trained_tokenizer(
 ) -> Trained[SpectralTokenizer]:
     """The tokenizer `variant` of a profile, trained with `seed` now or earlier.
 
-    A variant with `codes_from` needs that variant's tokenizer of the same seed, which is found or
-    trained in the same way. `pipeline`: as for `train_or_load`.
+    A variant with `codes_from` or `starts_from` needs the tokenizer named there, of the same seed,
+    which is found or trained in the same way. `pipeline`: as for `train_or_load`.
     """
     run = TokenizerRun.of(profile, variant, seed)
 
     def train_now(folder: Path) -> tuple[SpectralTokenizer, list[Row]]:
-        base, images = run.training.codes_from, open_split(run.data, "train")
+        name = run.training.codes_from or run.training.starts_from
+        if name in profile.tokenizer.variants:
+            base = trained_tokenizer(profile, name, seed).model
+        else:
+            base = SpectralTokenizer.from_pretrained(name) if name else None
         return train_tokenizer(
             run.model,
             run.training,
             run.data,
-            images,
+            open_split(run.data, "train"),
             seed=seed,
             folder=folder,
             engine=profile.engine,
-            base=trained_tokenizer(profile, base, seed).model if base else None,
+            base=base,
             title=f"{variant}, seed {seed}",
             log_folder=resolve("scratch"),
         )
@@ -54,10 +58,15 @@ def trained_tokenizer(
 
 def open_split(data: DataConfig, split: str) -> ImageSource:
     """Images of "train" or "test"; where training images are kept apart, these are "test"."""
-    if not data.validation_percent:
-        return open_images(resolve(data.source), split)
-    images = open_images(resolve(data.source), "train")
-    return hold_back(images, data.validation_percent)[split == "test"]
+
+    def opened(folder: str) -> ImageSource:
+        if not data.validation_percent:
+            return open_images(resolve(folder), split)
+        images = open_images(resolve(folder), "train")
+        return hold_back(images, data.validation_percent)[split == "test"]
+
+    sources = [opened(folder) for folder in data.sources]
+    return sources[0] if len(sources) == 1 else mixed(sources, [*data.sources.values()])
 
 
 def tokenizer_of_codes(profile: Profile, variant: str) -> Trained[SpectralTokenizer]:

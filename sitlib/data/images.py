@@ -135,6 +135,16 @@ class ImageSource:
         raise DataError(f"{none}: name folders by class, or add 'class' to the records of shards.")
 
 
+def mixed(sources: Sequence[ImageSource], times: Sequence[int]) -> ImageSource:
+    """Several sources as one, in which the images of each come so many times in an epoch."""
+    pairs = list(zip(sources, times, strict=True))
+    samples = [sample for source, count in pairs for sample in source.samples * count]
+    names = sorted({name for source in sources for name in source.class_names})
+    cache = {sample: image for source in sources for sample, image in source.cache.items()}
+    unusable = {sample: reason for source in sources for sample, reason in source.unusable.items()}
+    return ImageSource(samples, names, " and ".join(s.where for s in sources), cache, unusable)
+
+
 class EpochOrder:
     """Permutations of items that lie in shards one after the other.
 

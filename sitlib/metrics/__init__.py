@@ -22,6 +22,7 @@ from sitlib.metrics.networks import load_lpips
 from sitlib.metrics.reconstruction import (
     METRICS,
     Metric,
+    border_differences,
     evaluate_reconstructions,
     fast_metrics,
     in_batches,

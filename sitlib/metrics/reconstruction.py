@@ -83,6 +83,22 @@ def lpips_per_image(images: Tensor, references: Tensor, net: str = "alex") -> Te
     return network(*pair).cpu()
 
 
+def border_differences(images: Tensor, side: int) -> Tensor:
+    """Mean |difference| of neighboring pixels of [B, 3, H, W]: across borders, inside -> [B, 2].
+
+    Borders are those of squares of `side` px, as tokens cover. The quotient of the two means over
+    many photographs is about 1; where tokens can be seen, it is larger.
+    """
+    check_images(images, smallest=side + 1)
+    require(side > 1, "squares of 1 px have borders only: there is nothing to compare them with.")
+    sums = []
+    for dim in (2, 3):
+        steps = images.diff(dim=dim).abs().mean(dim=(1, 5 - dim))  # [B, H - 1]
+        is_border = torch.arange(1, images.shape[dim], device=images.device) % side == 0
+        sums.append(torch.stack([steps[:, is_border].mean(1), steps[:, ~is_border].mean(1)], dim=1))
+    return (sums[0] + sums[1]) / 2
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric of images: the function, and all that evaluations, tables and figures know of it."""

@@ -69,6 +69,8 @@ class TokenizerConfig:
     # then counts runs of N = grid_size^2 tokens, of which a scale has one or more.
     grid_sizes: list[PositiveInt] | None = None
     standardize: bool = True  # ours: of each band; if not, coefficients are of pixels in [-1, 1]
+    # Ours: a token also writes half a patch around its own, which is added to its neighbors'.
+    overlap: bool = False
 
     def __post_init__(self):
         unit, kind = self.grid_size * 2**self.levels, f"transform {self.transform}"

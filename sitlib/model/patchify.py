@@ -2,6 +2,7 @@
 
 from itertools import accumulate
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from sitlib.model.wavelets import dwt2, idwt2
@@ -20,6 +21,21 @@ def unpatchify(x: Tensor, patch: int, columns: int) -> Tensor:
     C, rows = P // patch**2, N // columns
     x = x.reshape(B, rows, columns, C, patch, patch).permute(0, 3, 1, 4, 2, 5)
     return x.reshape(B, C, rows * patch, columns * patch)
+
+
+def add_overlaps(x: Tensor, patch: int, columns: int) -> Tensor:
+    """Patches [B, N, C (patch + 2 m)^2] that reach m px into their neighbors, m = `margin(patch)`.
+
+    They are added up, and cut into patches [B, N, C patch^2] again.
+    """
+    size, m = ((x.shape[1] // columns) * patch, columns * patch), margin(patch)
+    sums = F.fold(x.transpose(1, 2), size, patch + 2 * m, stride=patch, padding=m)  # [B, C, h, w]
+    return patchify(sums, patch)
+
+
+def margin(patch: int) -> int:
+    """Half a patch, rounded up."""
+    return -(-patch // 2)
 
 
 class SpectralGeometry:
@@ -66,9 +82,19 @@ class SpectralGeometry:
         """Values P_s in a patch: 12, 36, 144, 576 for SIT-4 at 256 px with a grid of 16."""
         return self.scale_channels(scale) * self.patch_size(scale) ** 2
 
+    def written_dim(self, scale: int) -> int:
+        """Values that a token of `scale` writes where patches overlap: see `add_overlaps`."""
+        patch = self.patch_size(scale)
+        return self.scale_channels(scale) * (patch + 2 * margin(patch)) ** 2
+
     def patchify(self, maps: list[Tensor]) -> list[Tensor]:
         """Maps [B, C_s, h_s, w_s], coarsest first -> patches [B, N, P_s] of every scale."""
         return [patchify(x, self.patch_size(s)) for s, x in enumerate(maps, 1)]
+
+    def add_overlaps(self, patches: list[Tensor]) -> list[Tensor]:
+        """Patches [B, N, written_dim] of the first k scales -> [B, N, P_s], see `add_overlaps`."""
+        triples = zip(patches, self.scales, self.grids, strict=False)
+        return [add_overlaps(x, self.patch_size(s), columns) for x, s, columns in triples]
 
     def unpatchify(self, patches: list[Tensor]) -> list[Tensor]:
         """The inverse of `patchify`, also of the first scales alone."""

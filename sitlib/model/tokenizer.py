@@ -95,7 +95,9 @@ class SpectralTokenizer(Pretrained):
         self.decoder = transformer(
             c.decoder_width, c.decoder_layers, c.decoder_heads, c.decoder_attention
         )
-        self.unembed = nn.ModuleList(_head(c.decoder_width, P) for P in patch_dims)
+        written = geometry.written_dim if c.overlap else geometry.patch_dim
+        heads = (_head(c.decoder_width, written(scale)) for scale in geometry.scales)
+        self.unembed = nn.ModuleList(heads)
 
         # Standardized patches and unit vectors both become features of deviation 1.
         for linear, P in zip(self.embed, patch_dims, strict=True):
@@ -163,7 +165,8 @@ class SpectralTokenizer(Pretrained):
         x = self.decoder(x.flatten(1, 2))  # [B, k N, C]
         borders = [end for end in self.geometry.ends if end < x.shape[1]]
         heads = zip(self.unembed, x.tensor_split(borders, dim=1), strict=False)
-        return [in_weight_dtype(head, x_BNC) for head, x_BNC in heads]
+        patches = [in_weight_dtype(head, x_BNC) for head, x_BNC in heads]
+        return self.geometry.add_overlaps(patches) if self.config.overlap else patches
 
     def to_images(self, patches: list[Tensor]) -> Tensor:
         """Inverse of `normalized_patches`; k scales give 1 / 2^(S - k) of the full size."""

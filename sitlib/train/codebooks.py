@@ -1,4 +1,4 @@
-"""Codes in training: their start by k-means, restarts, codes of another tokenizer.
+"""Codes in training: their start by k-means, restarts, codes or all weights of another tokenizer.
 
 Every process gives its own latents and codes; all of them move their codes alike.
 """
@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sitlib.files import misfits
 from sitlib.model.quantizer import Codebook
 from sitlib.model.tokenizer import DECODER_MODULES, SpectralTokenizer
 from sitlib.strict import require
@@ -57,6 +58,23 @@ def take_over_codes(tokenizer: SpectralTokenizer, base: SpectralTokenizer) -> No
     tokenizer.load_state_dict(tokenizer.state_dict() | frozen)
     for name, parameter in tokenizer.named_parameters():
         parameter.requires_grad_(name not in frozen)
+
+
+def take_over_weights(tokenizer: SpectralTokenizer, base: SpectralTokenizer) -> None:
+    """Copy all weights of another tokenizer; positions are interpolated where its grid differs."""
+    theirs = asdict(base.config)
+    differs = {key for key, value in asdict(tokenizer.config).items() if value != theirs[key]}
+    different = sorted(differs - {"size", "grid_size"})
+    require(not different, f"{different} of the two tokenizers differ; only size, grid_size may.")
+    state = base.state_dict()
+    for name in ("encoder.pos_emb", "decoder.pos_emb"):  # [S g^2, C]
+        here, there = tokenizer.config, base.config
+        x = state[name].unflatten(0, (-1, there.grid_size, there.grid_size)).permute(0, 3, 1, 2)
+        x = F.interpolate(x, (here.grid_size,) * 2, mode="bilinear")  # [S, C, g, g]
+        state[name] = x.permute(0, 2, 3, 1).flatten(0, 2)
+    if wrong := misfits(state, tokenizer.state_dict()):
+        raise ValueError(f"weights to start from do not fit: {wrong}.")
+    tokenizer.load_state_dict(state)
 
 
 @torch.no_grad()

@@ -25,8 +25,8 @@ class DataConfig:
     """Images, and the training views that are cut from them."""
 
     # Folder of WebDataset shards (<split>-*.tar) or of images (split/class/name.jpg, or
-    # class/name.jpg).
-    source: str
+    # class/name.jpg); or several, each with how often its images come in an epoch.
+    source: str | Annotated[dict[str, PositiveInt], Field(min_length=1)]
     size: PositiveInt = 256  # side of a view, px
     # Smallest side of a random crop / short side of the photograph (inferred).
     min_crop: Annotated[float, Field(gt=0, le=1)] = 0.8
@@ -36,6 +36,16 @@ class DataConfig:
     normalization_views: PositiveInt = 4096
     # Of the training images, kept apart: settings are chosen by these, never by held-out ones.
     validation_percent: Annotated[int, Field(ge=0, le=50)] = 0
+
+    @property
+    def sources(self) -> dict[str, int]:
+        """How often the images of each folder come in an epoch."""
+        return {self.source: 1} if isinstance(self.source, str) else self.source
+
+    @property
+    def folder(self) -> str:
+        """The first folder: generators are trained on, and held-out views are of, its images."""
+        return next(iter(self.sources))
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -116,8 +126,13 @@ class TokenizerTraining:
     adversarial: AdversarialConfig = AdversarialConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     codes_from: str | None = None  # tokenizer variant
+    # Tokenizer whose weights training starts with: a variant, or a name for `from_pretrained`. Only
+    # `size` and `grid_size` may differ; positions are interpolated.
+    starts_from: str | None = None
 
     def __post_init__(self):
+        sentence = "codes_from and starts_from exclude each other"
+        require(self.codes_from is None or self.starts_from is None, sentence)
         steps, weight = self.optimizer.steps, self.adversarial.weight
         alone = self.adversarial.start + self.adversarial.warmup
         never = f"the adversarial term would never act: start + warmup = {alone} of {steps} steps"

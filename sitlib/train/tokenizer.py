@@ -15,7 +15,12 @@ from sitlib.model.config import TokenizerConfig
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import to_dict
 from sitlib.train.checkpoint import locked
-from sitlib.train.codebooks import initialize_codebooks, reset_dead_codes, take_over_codes
+from sitlib.train.codebooks import (
+    initialize_codebooks,
+    reset_dead_codes,
+    take_over_codes,
+    take_over_weights,
+)
 from sitlib.train.config import ONE_PROCESS, DataConfig, EngineConfig, TokenizerTraining
 from sitlib.train.discriminator import (
     Discriminator,
@@ -50,11 +55,13 @@ def train_tokenizer(
     Args:
         data: how views are cut.
         engine: devices and processes. A tokenizer is never sharded: its codebooks change in place.
-        base: the tokenizer that `training.codes_from` names: only the decoder is trained.
+        base: the tokenizer that `training.codes_from` (then only the decoder is trained) or
+            `training.starts_from` names.
         folder, options: as for `TrainLoop`.
     """
-    if (training.codes_from is None) != (base is None):
-        raise ValueError("a run with `codes_from`, and no other, needs the tokenizer `base`.")
+    keeps_codes = training.codes_from is not None
+    if (keeps_codes or training.starts_from is not None) != (base is not None):
+        raise ValueError("a run with `codes_from` or `starts_from` needs the tokenizer `base`.")
     options["engine"] = replace(engine, strategy="ddp") if engine.strategy == "fsdp" else engine
     losses, adversarial, optimizer_config = training.loss, training.adversarial, training.optimizer
     run = {"model": to_dict(config), "training": to_dict(training)}
@@ -62,7 +69,8 @@ def train_tokenizer(
     set_seed(seed)
     tokenizer = SpectralTokenizer(config)
     if base is not None:
-        take_over_codes(tokenizer, base)
+        take_over = take_over_codes if keeps_codes else take_over_weights
+        take_over(tokenizer, base)
     discriminator = None
     if adversarial.weight:
         channels, spectral_norm = adversarial.channels, adversarial.spectral_norm
@@ -149,7 +157,7 @@ def train_tokenizer(
                 d_values = mean_values(logged)
 
             # Dead codes move onto latents of this step.
-            if base is None:
+            if not keeps_codes:
                 parts, restarted = map(tokenizer.by_codebook, (latents, codes)), []
                 for codebook, z, of_z in zip(tokenizer.codebooks, *parts, strict=True):
                     rows = reset_dead_codes(codebook, z, of_z, losses.reset_dead_codes_after)

@@ -73,7 +73,7 @@ def evaluate_generator(
     Raises `ValueError` if the decoder decodes other codes.
     """
     codes = CodesRun.of(profile, variant).tokenizer
-    if decoder and TokenizerRun.of(profile, decoder, codes.seed).codes != codes:
+    if decoder and TokenizerRun.of(profile, decoder, codes.seed).base != codes:
         raise ValueError(f"{decoder} does not decode the codes that {variant} models.")
     run, is_text = _run(profile, variant, seed, decoder), variant in profile.text.variants
     path = f"{variant}{'_second' if decoder else ''}-seed{seed}.json"
@@ -180,7 +180,7 @@ def measure_codes(
     of_names = "the held-out images with these names"
     scores["protocol"] |= {
         "references": of_names if variant in profile.text.variants else views,
-        "reference_folder": data.source,
+        "reference_folder": data.folder,
         "reference_size": data.size,
         **{name: getattr(sampling, name) for name in SAMPLER},
     }

@@ -45,7 +45,7 @@ def evaluate_tokenizer(
     The scores of this set at full size stand at the top level, too, with `usage` of the codebook
     that uses the smallest share (%).
     """
-    settings, source = profile.tokenizer.evaluation, profile.tokenizer_data(variant).source
+    settings, source = profile.tokenizer.evaluation, profile.tokenizer_data(variant).folder
     # A digest knows no order, and the first set has a role of its own.
     run = digest(TokenizerRun.of(profile, variant, seed), settings, list(settings.sets))
     path = f"metrics/tokenizer/{variant}-seed{seed}.json"
@@ -54,7 +54,7 @@ def evaluate_tokenizer(
     metrics.fetch_weights()
     tokenizer = trained_tokenizer(profile, variant, seed).model.to(best_device())
     config, sizes, (first_set, *_) = tokenizer.config, evaluated_sizes(tokenizer), settings.sets
-    if source != profile.data.source:
+    if source != profile.data.folder:
         sizes = sizes[:1]
         own = (name for name, image_set in settings.sets.items() if image_set.source == source)
         first_set = next(own, first_set)
@@ -71,7 +71,8 @@ def evaluate_tokenizer(
                 images = F.avg_pool2d(views, config.size // size)
                 codes, reconstructions = evaluate.reconstruct(tokenizer, images)
                 title = f"{name}, {size} px, from view {start + 1}"
-                values = _values(images, reconstructions, size == sizes[0], title)
+                side, is_full = config.size // config.grid_size, size == sizes[0]
+                values = _values(images, reconstructions, side, is_full, title)
                 parts[size].append(values | {"codes": codes})
                 if inception:
                     inception[size].add(reconstructions, real=False, title=title)
@@ -117,13 +118,19 @@ def evaluated_sizes(tokenizer: SpectralTokenizer) -> list[int]:
 
 
 def _values(
-    images: Tensor, reconstructions: Tensor, full_size: bool, title: str
+    images: Tensor, reconstructions: Tensor, token_side: int, full_size: bool, title: str
 ) -> dict[str, Tensor]:
-    """Values [V, ...] of every image: metrics, features, and those of originals, error by scale."""
+    """Values [V, ...] of every image: metrics, features, and those of originals, error by scale.
+
+    At the full size also differences across the borders of tokens of `token_side` px.
+    """
     names = list(metrics.METRICS) if full_size else metrics.fast_metrics()
     values = metrics.reconstruction_values(images, reconstructions, metrics=names, title=title)
     values["features"] = metrics.lite0_features(reconstructions, title=title)
     values["originals"] = metrics.lite0_features(images, title=f"{title}, originals")
+    if full_size:
+        for name, x in {"border": reconstructions, "border_originals": images}.items():
+            values[name] = metrics.border_differences(x, token_side)
     if images.shape[-1] % 2**ERROR_LEVELS == 0:
         pairs = zip(images.split(1), reconstructions.split(1), strict=True)
         values["errors"] = torch.tensor([error_by_scale(*pair) for pair in pairs]).double()
@@ -149,9 +156,11 @@ def _summary(values: dict[str, Tensor], keys: list[str], size: int, seed: int) -
     distances = metrics.generation_metrics(features, originals, kid_subset_size=subset, seed=seed)
     protocol = scores["protocol"] | distances["protocol"]
     del protocol["samples"], protocol["reference_images"]  # both are `images`
+    borders = {name: values[name].mean(0) for name in values if name.startswith("border")}
     return {
         **scores,
         **distances,
+        **{name: float(across / inside) for name, (across, inside) in borders.items()},
         "lite0_score": metrics.lite0_score(features),
         "lite0_score_originals": metrics.lite0_score(originals),
         "protocol": protocol,

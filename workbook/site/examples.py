@@ -143,7 +143,7 @@ def write_examples(profile: Profile) -> None:
         raise ValueError(
             "No tokenizer in params.yaml is trained on data.source of the profile: add sit4."
         )
-    source = open_images(resolve(profile.data.source), "test").labeled()
+    source = open_images(resolve(profile.data.folder), "test").labeled()
     seed, size = profile.autoregressive.codes.seed, profile.data.size
     views, labels, _ = held_out_views(source, len(source), size, seed, kind="wide")
     first = {number: i for i, number in reversed(list(enumerate(labels.tolist())))}
