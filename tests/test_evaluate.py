@@ -14,7 +14,9 @@ from test_applications import model_of, tokenizer_of
 from tiny import CAPTIONS, TEXTS
 from torch.nn.functional import interpolate
 
+from sitlib import evaluate
 from sitlib.data import held_out_views, open_images
+from sitlib.evaluate import error_by_scale
 from sitlib.files import write_json, write_tensors
 from sitlib.metrics import (
     frechet_distance,
@@ -29,10 +31,9 @@ from sitlib.model.dual_encoder import DualEncoder, StoredDualEncoderConfig
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.text import TextTokenizer
 from sitlib.model.tokenizer import SpectralTokenizer
-from workbook import evaluate
 from workbook.codes import Codes, captioned, held_out_wide, images_of
 from workbook.evaluate import generation, text, tokenizer
-from workbook.evaluate.tokenizer import error_by_scale, evaluated_sizes
+from workbook.evaluate.tokenizer import evaluated_sizes
 from workbook.generators import config_over
 from workbook.profile import load_profile
 from workbook.runs import AutoregressiveRun, DualEncoderRun
@@ -173,7 +174,7 @@ def test_top_level_is_the_first_set_at_full_size(few, scores_of):
     assert all(scores[name] == first[name] for name in set(first) - by_photograph)
     images = held_out_set(few)[0]
     codes = model.encode(images)
-    budget = error_by_scale(images, model.decode(codes))
+    budget = error_by_scale(images, model.decode(codes)).mean(0).tolist()
     assert scores["error_by_scale"] == pytest.approx(budget, rel=1e-5)
     assert scores["parameters"] == sum(p.numel() for p in model.parameters())
     books = model.config.codebook_sizes
@@ -189,8 +190,9 @@ def test_error_by_scale_adds_up_to_the_error_and_finds_its_scale():
     images = torch.rand(3, 3, 64, 64, generator=generator)
     noisy = images + 0.1 * torch.randn(3, 3, 64, 64, generator=generator)
     total = 4 * float((images - noisy).square().mean())
-    assert sum(error_by_scale(images, noisy)) == pytest.approx(total, rel=1e-5)
-    darker = error_by_scale(images, images - 0.1)  # a constant error is of the approximation
+    assert float(error_by_scale(images, noisy).mean(0).sum()) == pytest.approx(total, rel=1e-5)
+    # A constant error is of the approximation.
+    darker = error_by_scale(images, images - 0.1).mean(0)
     assert darker[0] == pytest.approx(4 * 0.01, rel=1e-4) and sum(darker[1:]) < 1e-8
 
 
@@ -314,7 +316,7 @@ def test_a_class_conditional_model(untrained, tmp_path, monkeypatch):
         torch.testing.assert_close(second, train[row])
     # The pipeline's results are read, not made again.
     monkeypatch.setattr(generation, "generate", None)
-    monkeypatch.setattr(evaluate, "resolve", lambda path: tmp_path / path)
+    monkeypatch.setattr("workbook.evaluate.resolve", lambda path: tmp_path / path)
     write_json(tmp_path / f"metrics/generation/{variant}-seed0.json", scores)
     stored = generation.evaluate_generator(profile, variant, 0)
     assert stored["run"] == scores["run"] and stored.keys() == scores.keys()

@@ -145,7 +145,9 @@ class TestViews:
         "wrong", [{"kind": "narrow"}, {"min_crop": 0}, {"batch_size": 0}, {"size": 0}]
     )
     def test_refusals(self, photos, wrong):
-        with pytest.raises(ValueError, match=r"kind is 'crops' or 'wide', min_crop in \(0, 1\]"):
+        with pytest.raises(
+            ValueError, match=r"kind is 'crops', 'wide', 'center'; min_crop in \(0, 1\]"
+        ):
             training_views(photos, 0, **{"batch_size": 2, "size": 16, "seed": 0} | wrong)
 
 

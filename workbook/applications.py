@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sitlib import metrics
 from sitlib.data import held_out_views, open_images
+from sitlib.evaluate import decode, encode, features_of, reconstruct
 from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tokenizer import SpectralTokenizer
@@ -27,7 +28,7 @@ from sitlib.sample.generate import Prompts, generate
 from sitlib.strict import digest
 from workbook.codes import captioned, held_out_wide, images_of
 from workbook.costs import seconds
-from workbook.evaluate import decode, encode, features_of, reconstruct, stored_scores
+from workbook.evaluate import stored_scores
 from workbook.evaluate.generation import load_models
 from workbook.evaluate.text import Judge
 from workbook.evaluate.text import prompts as evaluation_prompts

@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from sitlib.data import training_views
+from sitlib.evaluate import decode, encode, features_of, held_out_nats, reconstruct
 from sitlib.files import atomic_write, write_json
 from sitlib.metrics import (
     METRICS,
@@ -39,7 +40,7 @@ from workbook.codes import load_codes
 from workbook.describe import flops
 from workbook.diffusion import trained_diffusion, velocity_error
 from workbook.errors import command
-from workbook.evaluate import decode, encode, features_of, generation, held_out_nats, reconstruct
+from workbook.evaluate import generation
 from workbook.evaluate.generation import sampled_labels
 from workbook.generators import trained_generator
 from workbook.paths import resolve

@@ -80,6 +80,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--grid": dict(action="store_true", help="also write all images as one"),
     "--size": dict(type=positive, metavar="PX", help="first make the center of an image a "
                    "square of this side (default: the image must have a fitting size)"),
+    "data": dict(type=path, metavar="DATA", help="folder of images or of WebDataset shards"),
+    "results": dict(type=path, nargs="+", metavar="FILE", help="files of sit evaluate"),
+    "--split": dict(default="test", help="of the data (default: %(default)s)"),
+    "--views": dict(type=positive, metavar="N", help="default: one of every image"),
+    "--kind": dict(choices=("center", "wide", "crops"), default="center", help="views: the largest "
+                   "square in the middle, a random one nearly as large, or of any size (default: "
+                   "%(default)s); all are resized to the model's size, bicubic, antialiased"),
+    "evaluate --size": dict(type=positive, metavar="PX", help="of tokenizers: views averaged down "
+                            "to this side (default: the full size)"),
+    "--inception": dict(action="store_true", help="FID and Inception score, too (extra inception)"),
     "--keep": dict(type=int, default=2, metavar="K", help="scales that stay as "
                    "they are, coarsest first (default: %(default)s)"),
 }
@@ -130,6 +140,22 @@ Of an image of another size its center is taken, as a square of the tokenizer's 
 
   sit edit photo.png --keep 2 --class snow
   sit edit apple.png --keep 1 --text "a green apple" --count 4"""),
+    "evaluate": ("evaluate", "evaluated", "checkpoint data --output --overwrite --split --views "
+                 "--kind --size --seed --guidance --temperature --top-p --tokenizer --inception "
+                 "--device", """\
+judge a tokenizer or a generator on images that it has never seen
+
+Writes scores, and a manifest of what they depend on: weights, images by hash, views, sampler,
+precision, versions. Samples are drawn for the classes of the images, or for their names.
+
+  sit evaluate sit5_sc data/landscapes
+  sit evaluate ar_sit5_sc data/landscapes --views 400"""),
+    "compare": ("evaluate", None, "results", """\
+show files of sit evaluate side by side, if they compare
+
+Task, images, views and protocol must be equal; weights and samplers may differ.
+
+  sit compare evaluated/sit5_sc-landscapes.json evaluated/vit_vqgan-landscapes.json"""),
     "describe": ("doctor", None, "checkpoint", """\
 say what a checkpoint holds: class, parameters, scales, tokens, bits, sizes
 

@@ -38,7 +38,8 @@ class Jobs:
         suffix = self.folder.suffix.lower()
         is_folder = options.output.endswith("/") or self.folder.is_dir()
         is_folder = is_folder or suffix[1:].isdecimal() or not suffix  # v1.5 is a folder
-        ending, written = (CODES, {CODES}) if options.command == "encode" else (".png", FORMATS)
+        ending = {"encode": CODES, "evaluate": ".json"}.get(options.command, ".png")
+        written = FORMATS if ending == ".png" else {ending}
         if options.output == "-" or not is_folder and suffix not in written:
             kinds = f"a file such as name{ending}, or {options.output}/ for a folder of that name"
             raise argparse.ArgumentError(None, f"-o {options.output}: give {kinds}")

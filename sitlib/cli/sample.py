@@ -27,13 +27,11 @@ GAP = 2  # px between the images of a grid
 Prompts = Tensor | list[str] | None  # class ids [count], texts, or None without a prompt
 
 
-def load_generator(
-    options: argparse.Namespace,
-) -> tuple[AutoregressiveModel, SpectralTokenizer, SamplingConfig, Prompts]:
-    """Load a generator and its tokenizer -> both, how to sample, and the prompt --count times."""
-    name = options.model or GENERATORS["class" if options.text is None else "text"]
+def load_sampler(
+    name: str, options: argparse.Namespace
+) -> tuple[AutoregressiveModel, SpectralTokenizer, SamplingConfig]:
+    """Load a generator and its tokenizer -> both, and how to sample."""
     model, path = files.load_checkpoint(name, AutoregressiveModel, options.device)
-    prompts = _prompts(model.config.classes, options)
     sampling = to_dict(model.config.sampling or SamplingConfig())
     for key in ("seed", "guidance", "temperature", "top_p"):
         if (value := getattr(options, key)) is not None:
@@ -48,7 +46,16 @@ def load_generator(
     name = options.tokenizer or (str(beside) if beside.is_dir() else variant)
     tokenizer, _ = files.load_checkpoint(name, SpectralTokenizer, options.device)
     applications.check_same_codes(model, tokenizer)
-    return model, tokenizer, sampling, prompts
+    return model, tokenizer, sampling
+
+
+def load_generator(
+    options: argparse.Namespace,
+) -> tuple[AutoregressiveModel, SpectralTokenizer, SamplingConfig, Prompts]:
+    """`load_sampler` of the options, and the prompt --count times."""
+    name = options.model or GENERATORS["class" if options.text is None else "text"]
+    model, tokenizer, sampling = load_sampler(name, options)
+    return model, tokenizer, sampling, _prompts(model.config.classes, options)
 
 
 def _prompts(classes: list[str], options: argparse.Namespace) -> Prompts:

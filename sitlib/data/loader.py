@@ -51,7 +51,7 @@ def training_views(
     `size` is the side of a view in px; smaller images are enlarged, with a warning. "crops" are
     squares anywhere in the image, their sides log-uniform between max(size, min_crop * short side)
     and the short side; "wide" ones have 0.9 to 1.0 of the short side, which nearly always shows
-    what the class label is about. `flip` mirrors every second view on average, `recolor` gives a
+    what the class label is about; "center" is the largest in the middle. `flip` mirrors every second view on average, `recolor` gives a
     share of them other colors.
     """
     items = range(step * batch_size, (step + 1) * batch_size)
@@ -94,16 +94,19 @@ def _views(
     recolor: float = 0.0,
 ) -> Views:
     """Views of the images at some positions; item i takes its random numbers from (*stream, i)."""
-    smallest_side = {"crops": min_crop, "wide": 0.9}.get(kind, 0)  # of the short side
+    # Of the short side.
+    smallest_side = {"crops": min_crop, "wide": 0.9, "center": 1.0}.get(kind, 0)
     if not (0 < smallest_side <= 1 and size >= 1 and items):
         wanted = f"{len(items)} views of {size} px, kind {kind!r}, min_crop {min_crop}"
-        raise ValueError(f"{wanted}: kind is 'crops' or 'wide', min_crop in (0, 1].")
+        raise ValueError(f"{wanted}: kind is 'crops', 'wide', 'center'; min_crop in (0, 1].")
     views, labels, keys = [], [], []
     for item, asked in zip(items, positions, strict=True):
         position, image = source.picture(asked)  # another one if it cannot be read
         # As many draws for every image and kind: no setting shifts the others' randomness.
         draws = random_generator(*stream, item).random(9)
         u_side, u_left, u_top, u_flip, u_recolor = draws[:5]
+        if kind == "center":
+            u_left = u_top = 0.5
         short = min(image.size)
         smallest = min(max(size, smallest_side * short), short)
         log_side = math.log(smallest) + u_side * (math.log(short) - math.log(smallest))

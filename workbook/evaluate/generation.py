@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sitlib import metrics
+from sitlib import evaluate, metrics
 from sitlib.data import held_out_positions, training_views
 from sitlib.files import read_metadata, write_tensors
 from sitlib.metrics import GENERATION_METRICS
@@ -23,8 +23,8 @@ from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import best_device
 from sitlib.sample.generate import generate
 from sitlib.strict import digest, require
-from workbook import evaluate
 from workbook.codes import Codes, captioned, held_out_wide, images_of, load_codes
+from workbook.evaluate import stored_scores
 from workbook.evaluate.text import KINDS, Judge, prompts
 from workbook.generators import trained_generator
 from workbook.params import split_run
@@ -78,7 +78,7 @@ def evaluate_generator(
     run, is_text = _run(profile, variant, seed, decoder), variant in profile.text.variants
     path = f"{variant}{'_second' if decoder else ''}-seed{seed}.json"
     path = f"metrics/{'text' if is_text and not decoder else 'generation'}/{path}"
-    if not pipeline and (stored := evaluate.stored_scores(path, run)):
+    if not pipeline and (stored := stored_scores(path, run)):
         return stored
     metrics.fetch_weights()
     samples, file = _samples(profile, variant, seed, save=pipeline), REAL_TEXT if is_text else REAL
@@ -163,18 +163,14 @@ def measure_codes(
 ) -> dict[str, Any]:
     """Distances of sampled codes, FID and Inception scores where asked for, and `protocol`.
 
-    Samples are compared with real images and, `to_reconstructions`, with these after the tokenizer:
-    what the generator adds. `reconstruction` has the distances of these to the real ones, which a
-    model would have that knew the right codes (not a bound: without details an image can be nearer).
+    Samples are compared as in `sample_scores`.
     """
     settings, sampling = profile.generator_section(variant).evaluation, profile.sampler(variant)
     codes = next(iter(samples.values()))  # those of held-out names come first
     features, groups = _features(tokenizer, codes, "samples"), reference_groups(profile, variant)
     parts = (evaluate.reconstruct(tokenizer, x)[1] for x in held_out_images(profile, variant))
     again = evaluate.features_of(parts, "reconstructions")
-    scores = distances(features, real, settings, groups)
-    scores["to_reconstructions"] = distances(features, again, settings, groups)
-    scores["reconstruction"] = distances(again, real, settings, groups)
+    scores = evaluate.sample_scores(features, real, again, **_options(settings, groups))
     data = CodesRun.of(profile, variant).tokenizer.data
     views = "wide held-out views of labelled photographs"
     of_names = "the held-out images with these names"
@@ -246,8 +242,13 @@ def distances(
     features: Tensor, references: Tensor, settings: Settings, groups: list | None = None
 ) -> dict[str, Any]:
     """Every metric of `GENERATION_METRICS` of features [M, 1280], and their `protocol`."""
-    options = {"kid_subset_size": settings.kid_subset_size, "seed": settings.seed, "groups": groups}
-    return metrics.generation_metrics(features, references, neighbors=settings.neighbors, **options)
+    return metrics.generation_metrics(features, references, **_options(settings, groups))
+
+
+def _options(settings: Settings, groups: list | None = None) -> dict[str, Any]:
+    """Those of `generation_metrics`."""
+    names = ("kid_subset_size", "neighbors", "seed")
+    return {name: getattr(settings, name) for name in names} | {"groups": groups}
 
 
 def _means(scores: dict[str, Any]) -> dict[str, float]:

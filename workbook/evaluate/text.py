@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sitlib import metrics
+from sitlib import evaluate, metrics
 from sitlib.data import (
     ImageSource,
     held_out_positions,
@@ -31,7 +31,6 @@ from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import best_device
 from sitlib.strict import require
 from sitlib.train.dual_encoder import train_dual_encoder
-from workbook import evaluate
 from workbook.codes import captioned
 from workbook.profile import Profile
 from workbook.runs import DualEncoderRun, Trained, train_or_load

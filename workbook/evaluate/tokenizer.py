@@ -17,17 +17,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from sitlib import metrics
+from sitlib import evaluate, metrics
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import best_device
-from sitlib.model.wavelets import dwt2, orthonormal_gains
 from sitlib.strict import digest
-from workbook import evaluate
+from workbook.evaluate import stored_scores
 from workbook.profile import Profile
 from workbook.runs import TokenizerRun
 from workbook.tokenizers import held_out_set, trained_tokenizer
 
-ERROR_LEVELS = 3  # scales of the error budget: those of SIT-4, for every model
 SMALLEST_SIZE = 4  # px; for the tokenizer without scales: the coarsest scale of SIT-5
 VIEWS = {
     "crops": "random crops of {} held-out photographs",
@@ -49,7 +47,7 @@ def evaluate_tokenizer(
     # A digest knows no order, and the first set has a role of its own.
     run = digest(TokenizerRun.of(profile, variant, seed), settings, list(settings.sets))
     path = f"metrics/tokenizer/{variant}-seed{seed}.json"
-    if not pipeline and (stored := evaluate.stored_scores(path, run)):
+    if not pipeline and (stored := stored_scores(path, run)):
         return stored
     metrics.fetch_weights()
     tokenizer = trained_tokenizer(profile, variant, seed).model.to(best_device())
@@ -58,47 +56,32 @@ def evaluate_tokenizer(
         sizes = sizes[:1]
         own = (name for name, image_set in settings.sets.items() if image_set.source == source)
         first_set = next(own, first_set)
-    inception = {size: metrics.InceptionMetrics() for size in sizes if settings.inception}
+    inception = metrics.InceptionMetrics() if settings.inception else None
     first: dict[str, Any] = {}
     sets: dict[str, dict[str, Any]] = {}
     for name, image_set in settings.sets.items():
-        keys: list[str] = []
-        parts: dict[int, list[dict[str, Tensor]]] = {size: [] for size in sizes}
-        for start in range(0, image_set.views, evaluate.PART):
-            views, keys_of_part = held_out_set(profile, name, config.size, evaluate.PART, start)
-            keys += keys_of_part
-            for size in sizes:
-                images = F.avg_pool2d(views, config.size // size)
-                codes, reconstructions = evaluate.reconstruct(tokenizer, images)
-                title = f"{name}, {size} px, from view {start + 1}"
-                side, is_full = config.size // config.grid_size, size == sizes[0]
-                values = _values(images, reconstructions, side, is_full, title)
-                parts[size].append(values | {"codes": codes})
-                if inception:
-                    inception[size].add(reconstructions, real=False, title=title)
-                    inception[size].add(images, real=True, title=title)
         sets[name] = {}
-        for size, of_size in parts.items():
-            values = {key: torch.cat([part[key] for part in of_size]) for key in of_size[0]}
-            scores = sets[name][str(size)] = _summary(values, keys, size, settings.seed)
+        for size in sizes:
+            parts = (
+                held_out_set(profile, name, config.size, evaluate.PART, start)
+                for start in range(0, image_set.views, evaluate.PART)
+            )
+            options = {"inception": inception, "title": f"{name}, {size} px"}
+            scores, values = evaluate.reconstruction_scores(
+                tokenizer, parts, size, seed=settings.seed, **options
+            )
+            sets[name][str(size)] = scores
             scores["protocol"] |= {
                 "views": VIEWS[image_set.kind].format(len(scores["photographs"])),
                 "source": image_set.source,
                 "seed": settings.seed,
             }
-            scores["bits_per_pixel"] = config.bits(values["codes"].shape[1]) / size**2
-            if size not in tokenizer.sizes:
-                scores["protocol"]["size_change"] = (
-                    f"enlarged to {config.size} px (bicubic, clamped), reconstructed, averaged down"
-                )
-            if inception:
-                scores |= inception[size].compute(seed=settings.seed)
             if name == first_set and size == sizes[0]:
                 by_photograph = ("photographs", "counts", "by_photograph")
                 first = {key: scores[key] for key in scores if key not in by_photograph}
                 first["error_by_scale"] = values["errors"].mean(dim=0).tolist()
                 counts = metrics.code_counts(values["codes"], max(config.codebook_sizes))
-                first |= metrics.codebook_statistics(counts, len(keys), config)
+                first |= metrics.codebook_statistics(counts, len(values["codes"]), config)
                 first["usage"] = min(book["usage"] for book in first["codebooks"].values())
     parameters = sum(p.numel() for p in tokenizer.parameters())
     return {"run": run, **first, "parameters": parameters, "sets": sets}
@@ -115,56 +98,6 @@ def evaluated_sizes(tokenizer: SpectralTokenizer) -> list[int]:
         halves = (full >> k for k in range(full.bit_length()))
         return [size for size in halves if size >= SMALLEST_SIZE and full % size == 0]
     return tokenizer.sizes[::-1] if config.decoder_attention == "scale_causal" else [full]
-
-
-def _values(
-    images: Tensor, reconstructions: Tensor, token_side: int, full_size: bool, title: str
-) -> dict[str, Tensor]:
-    """Values [V, ...] of every image: metrics, features, and those of originals, error by scale.
-
-    At the full size also differences across the borders of tokens of `token_side` px.
-    """
-    names = list(metrics.METRICS) if full_size else metrics.fast_metrics()
-    values = metrics.reconstruction_values(images, reconstructions, metrics=names, title=title)
-    values["features"] = metrics.lite0_features(reconstructions, title=title)
-    values["originals"] = metrics.lite0_features(images, title=f"{title}, originals")
-    if full_size:
-        for name, x in {"border": reconstructions, "border_originals": images}.items():
-            values[name] = metrics.border_differences(x, token_side)
-    if images.shape[-1] % 2**ERROR_LEVELS == 0:
-        pairs = zip(images.split(1), reconstructions.split(1), strict=True)
-        values["errors"] = torch.tensor([error_by_scale(*pair) for pair in pairs]).double()
-    return values
-
-
-def error_by_scale(images: Tensor, reconstructions: Tensor) -> list[float]:
-    """Mean squared error in [-1, 1] of each scale of an orthonormal Haar transform, coarsest first.
-
-    So their sum is the whole error.
-    """
-    scales = dwt2(2 * (images - reconstructions), "haar", ERROR_LEVELS)  # of [0, 1] to [-1, 1]
-    scales = [x * gain for x, gain in zip(scales, orthonormal_gains(ERROR_LEVELS), strict=True)]
-    return [float(x.square().sum() / images.numel()) for x in scales]
-
-
-def _summary(values: dict[str, Tensor], keys: list[str], size: int, seed: int) -> dict[str, Any]:
-    """Metrics, distances to the originals, and Inception scores by Lite0, from `_values`."""
-    features, originals = values["features"], values["originals"]
-    by_metric = {metric: values[metric] for metric in metrics.METRICS if metric in values}
-    scores = metrics.summarize_reconstructions(by_metric, keys, (size, size))
-    subset = min(100, max(2, len(keys) // 2))  # of KID; larger subsets would be nearly the same
-    distances = metrics.generation_metrics(features, originals, kid_subset_size=subset, seed=seed)
-    protocol = scores["protocol"] | distances["protocol"]
-    del protocol["samples"], protocol["reference_images"]  # both are `images`
-    borders = {name: values[name].mean(0) for name in values if name.startswith("border")}
-    return {
-        **scores,
-        **distances,
-        **{name: float(across / inside) for name, (across, inside) in borders.items()},
-        "lite0_score": metrics.lite0_score(features),
-        "lite0_score_originals": metrics.lite0_score(originals),
-        "protocol": protocol,
-    }
 
 
 # -- bits beside quality -----------------------------------------------------------------------

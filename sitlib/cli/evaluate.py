@@ -1,0 +1,160 @@
+"""`sit evaluate` and `sit compare`: a model's scores on a folder of images, and how they were got.
+
+The file that is written has a `manifest` beside the `scores`; scores compare only where manifests
+agree in what was judged and how.
+"""
+
+import argparse
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sitlib import evaluate as judge
+from sitlib.cli import files
+from sitlib.cli.sample import load_sampler
+from sitlib.data import ImageSource, held_out_positions, open_captioned, open_images
+from sitlib.files import read_json, read_metadata, sha256_of, write_json
+from sitlib.metrics import GENERATION_METRICS, METRICS, InceptionMetrics
+from sitlib.model.generator import AutoregressiveModel
+from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.sample.generate import generate
+from sitlib.strict import require, to_dict
+
+SEED = 0  # of views, of subsets of KID
+ROWS = {name: (m.title, m.digits, m.factor) for name, m in (METRICS | GENERATION_METRICS).items()}
+ROWS |= {
+    "border": ("border of tokens", 3, 1),
+    "border_originals": ("border, originals", 3, 1),
+    "bits_per_pixel": ("bits per pixel", 3, 1),
+    "fid": ("FID", 2, 1),
+    "inception_score": ("Inception score", 2, 1),
+}
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Judge reconstructions of a tokenizer, or samples of a generator."""
+    jobs = files.Jobs(options)
+    path = files.find_checkpoint(options.checkpoint, *files.KINDS.values())
+    folder = Path(options.data).resolve()
+    target = jobs.file or jobs.folder / f"{path.resolve().parent.name}-{folder.name}.json"
+    jobs.reserve(target)
+    source, digest = open_images(folder, options.split), hashlib.sha256()
+    count = options.views or len(source)
+    require(count > 1, f"{source.where} has one image: give --views 2 or more.")
+    is_generator = read_metadata(path).get("class") == AutoregressiveModel.__name__
+    judged = _samples if is_generator else _reconstructions
+    size, protocol, scores = judged(options, path, source, count, digest)
+    photographs = len(set(held_out_positions(source, count, SEED)))
+    manifest = {
+        "task": "samples" if is_generator else "reconstructions",
+        "weights": {"name": path.resolve().parent.name, "sha256": sha256_of(path)},
+        "reference": {
+            **{"folder": folder.name, "split": options.split, "kind": options.kind, "size": size},
+            **{"views": count, "photographs": photographs, "seed": SEED},
+            "sha256": digest.hexdigest(),
+        },
+        "protocol": scores.pop("protocol") | protocol,
+        "versions": judge.versions(),
+    }
+    for key in ("photographs", "counts", "by_photograph"):
+        scores.pop(key, None)
+    write_json(target, {"manifest": manifest, "scores": scores})
+    _print(target)
+    print(target)
+    return 0
+
+
+def _reconstructions(
+    options: argparse.Namespace, path: Path, source: ImageSource, count: int, digest: Any
+) -> tuple[int, dict[str, Any], dict[str, Any]]:
+    """Size, protocol and scores of views after the tokenizer."""
+    tokenizer, _ = files.load_checkpoint(str(path), SpectralTokenizer, options.device)
+    full = tokenizer.sizes[-1]
+    views = judge.hashed(judge.view_parts(source, count, full, SEED, options.kind), digest)
+    inception = InceptionMetrics() if options.inception else None
+    options_of = {"seed": SEED, "inception": inception, "title": "reconstructions"}
+    scores, _ = judge.reconstruction_scores(tokenizer, views, options.size, **options_of)
+    return options.size or full, {"precision": _precision(tokenizer.device)}, scores
+
+
+def _samples(
+    options: argparse.Namespace, path: Path, source: ImageSource, count: int, digest: Any
+) -> tuple[int, dict[str, Any], dict[str, Any]]:
+    """Size, protocol and scores of samples for the classes, or the names, of the views."""
+    require(options.size is None, "--size is of tokenizers: samples have the size of their model.")
+    model, tokenizer, sampling = load_sampler(str(path), options)
+    positions = held_out_positions(source, count, SEED)
+    if model.config.classes:
+        names = [source.samples[position].class_name for position in positions]
+        other = sorted({str(name) for name in names} - {*model.config.classes})
+        sentence = f"{source.where} has classes that the model does not know: {', '.join(other)}"
+        require(not other, f"{sentence}. It knows {', '.join(model.config.classes)}.")
+        asked = torch.tensor([model.config.classes.index(str(name)) for name in names])
+        told = "classes of the views"
+    else:
+        named = open_captioned(options.data, options.split, "names", phrasing="new", count=1)
+        asked = [named.captions[position][0] for position in positions]
+        told = "names of the views, in new phrasings"
+    size = tokenizer.config.size
+    parts = [*judge.hashed(judge.view_parts(source, count, size, SEED, options.kind), digest)]
+    images = judge.decode(tokenizer, generate(model, asked, sampling, progress="samples").cpu())
+    again = [judge.reconstruct(tokenizer, views)[1] for views, _ in parts]
+    features = map(judge.features_of, ([images], [views for views, _ in parts], again))
+    scores = judge.sample_scores(
+        *features,
+        kid_subset_size=min(100, max(2, count // 2)),
+        # More than the views of a photograph, or precision asks for the very same one.
+        neighbors=min(count - 1, 3 * -(-count // len(source))),
+        seed=SEED,
+        groups=positions,
+    )
+    if options.inception:
+        inception = InceptionMetrics()
+        inception.add(images, real=False, title="samples")
+        for views, _ in parts:
+            inception.add(views, real=True, title="views")
+        scores |= inception.compute(seed=SEED)
+    protocol = {"precision": _precision(tokenizer.device), "prompts": told}
+    return size, protocol | {"sampler": to_dict(sampling)}, scores
+
+
+def _precision(device: torch.device) -> str:
+    """Of the model's products: see `inference_autocast`."""
+    return "float32" if device.type == "cpu" else f"{device.type}, mixed"
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Scores of several files of `sit evaluate` side by side."""
+    results = [Path(name) for name in options.results]
+    _print(*results)
+    return 0
+
+
+def _print(*results: Path) -> None:
+    """Print scores of files side by side; ValueError unless their manifests agree."""
+    contents = [_read(path) for path in results]
+    for content, path in zip(contents[1:], results[1:], strict=True):
+        try:
+            judge.check_comparable(contents[0]["manifest"], content["manifest"])
+        except ValueError as error:
+            raise ValueError(f"{results[0]} and {path} do not compare: {error}") from None
+    names = [content["manifest"]["weights"]["name"] for content in contents]
+    width = max(16, *(len(name) for name in names))
+    print(f"{'':20}", *(f"{name:>{width}}" for name in names))
+    for key, (title, digits, factor) in ROWS.items():
+        values = [content["scores"].get(key) for content in contents]
+        if any(value is not None for value in values):
+            cells = ["-" if value is None else f"{factor * value:.{digits}f}" for value in values]
+            print(f"{title:20}", *(f"{cell:>{width}}" for cell in cells))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = read_json(path)
+    except ValueError:
+        content = None
+    is_result = isinstance(content, dict) and {"manifest", "scores"} <= content.keys()
+    require(is_result, f"{path} is not a file of sit evaluate.")
+    return content

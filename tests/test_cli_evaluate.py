@@ -1,0 +1,123 @@
+"""`sit evaluate` and `sit compare`: numbers of plain code, manifests that say what they are of."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import CLASSES, tokenizer_of
+
+from sitlib.cli import main
+from sitlib.data import held_out_positions, open_images
+from sitlib.metrics import psnr_per_image
+from sitlib.sample.generate import generate
+from workbook.paths import ROOT
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, trained, weights_folder):
+    """A folder with models, LPIPS weights, and eight photographs of three classes."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "models").symlink_to(trained)
+    (home / "weights").symlink_to(weights_folder)
+    source = open_images(ROOT / "data/landscapes", "test")
+    for number in range(8):
+        folder = home / "photos/test" / CLASSES[number % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = source[number].image.permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return home
+
+
+@pytest.fixture
+def run(home, monkeypatch):
+    """Runs `sit` there; the content of the file that it writes."""
+    monkeypatch.chdir(home)
+
+    def run(*arguments):
+        assert main(["evaluate", *arguments, "--overwrite"]) == 0
+        model, data, *_ = arguments
+        return json.loads(Path(f"evaluated/{model}-seed0-{data}.json").read_text())
+
+    return run
+
+
+def centers(size):
+    """The middle squares of the photographs, by Pillow alone; uint8 [8, size, size, 3]."""
+    images = [Image.open(path) for path in sorted(Path("photos/test").rglob("*.png"))]
+    how = {"box": (128, 0, 384, 256), "reducing_gap": 1.5}
+    squares = [image.resize((size, size), Image.Resampling.BICUBIC, **how) for image in images]
+    return np.stack([np.asarray(image) for image in squares])
+
+
+def test_a_tokenizer_is_judged_on_the_middle_of_every_image(run, capsys):
+    result = run("sit5_sc", "photos")
+    images = torch.from_numpy(centers(64)).permute(0, 3, 1, 2) / 255
+    expected = psnr_per_image(tokenizer_of().reconstruct(images), images).mean()
+    scores, manifest = result["scores"], result["manifest"]
+    assert scores["psnr"] == pytest.approx(float(expected), abs=1e-4)
+    assert {"lpips_alex", "lpips_vgg", "ssim", "fd_lite0", "kid", "border"} <= scores.keys()
+    assert manifest["task"] == "reconstructions" and manifest["protocol"]["images"] == 8
+    assert manifest["reference"] | {"sha256": ""} == {
+        **{"folder": "photos", "split": "test", "kind": "center", "size": 64, "views": 8},
+        **{"photographs": 8, "seed": 0, "sha256": ""},
+    }
+    table = capsys.readouterr().out
+    assert f"{scores['psnr']:.2f}" in table and "evaluated/sit5_sc-seed0-photos.json" in table
+    small = run("sit5_sc", "photos", "--size", "32")
+    assert small["manifest"]["reference"]["size"] == 32 and "lpips_vgg" not in small["scores"]
+
+
+def test_the_hash_is_of_the_pixels_that_were_judged(run):
+    first = run("sit5_sc", "photos")["manifest"]["reference"]["sha256"]
+    positions = held_out_positions(open_images("photos", "test"), 8, 0)
+    pixels = torch.from_numpy(centers(64))[positions].permute(0, 3, 1, 2).contiguous()
+    assert first == hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
+    assert first != run("sit5_sc", "photos", "--kind", "wide")["manifest"]["reference"]["sha256"]
+
+
+def test_only_what_compares_is_compared(run, capsys):
+    run("sit4", "photos")
+    run("sit5_sc", "photos")
+    files = [f"evaluated/{name}-seed0-photos.json" for name in ("sit4", "sit5_sc")]
+    capsys.readouterr()
+    assert main(["compare", *files]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == ["sit4-seed0", "sit5_sc-seed0"]
+    assert [row.split()[0] for row in rows[:2]] == ["PSNR,", "SSIM"]
+    run("sit5_sc", "photos", "--views", "6")
+    assert main(["compare", *files]) == 1
+    assert "reference: photographs is 8 of one and 6 of the other" in capsys.readouterr().err
+    Path("other.json").write_text("[1]")
+    assert main(["compare", files[0], "other.json"]) == 1
+    assert "other.json is not a file of sit evaluate" in capsys.readouterr().err
+
+
+def test_what_was_judged_before_is_kept(run, capsys):
+    run("sit4", "photos")
+    assert main(["evaluate", "sit4", "photos"]) == 1
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_a_generator_is_judged_by_samples_of_the_classes_of_the_views(run, monkeypatch):
+    drawn = []
+
+    def spy(model, asked, *rest, **options):
+        drawn.append((asked, generate(model, asked, *rest, **options)))
+        return drawn[-1][1]
+
+    monkeypatch.setattr("sitlib.cli.evaluate.generate", spy)
+    result = run("ar_sit5_sc", "photos", "--seed", "3")
+    (asked, codes), scores = drawn[0], result["scores"]
+    assert sorted(asked.tolist()) == sorted(number % 3 for number in range(8))
+    assert len(codes) == 8 and result["manifest"]["protocol"]["sampler"]["seed"] == 3
+    assert {"fd_lite0", "kid", "precision", "recall", "to_reconstructions"} <= scores.keys()
+    assert scores["to_reconstructions"]["fd_lite0"] != scores["fd_lite0"]
+
+
+def test_other_classes_are_refused(run, capsys):
+    assert main(["evaluate", "ar_sit5_sc", str(ROOT / "data/landscapes")]) == 1
+    assert "It knows mountain, water, city." in capsys.readouterr().err
