@@ -155,6 +155,6 @@ def _read(path: Path) -> dict[str, Any]:
         content = read_json(path)
     except ValueError:
         content = None
-    is_result = isinstance(content, dict) and {"manifest", "scores"} <= content.keys()
-    require(is_result, f"{path} is not a file of sit evaluate.")
-    return content
+    if isinstance(content, dict) and {"manifest", "scores"} <= content.keys():
+        return content
+    raise ValueError(f"{path} is not a file of sit evaluate.")

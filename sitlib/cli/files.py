@@ -14,7 +14,7 @@ from tqdm import tqdm
 from sitlib.cli import sentence
 from sitlib.files import DiskError, Model, atomic_write, load_model
 from sitlib.model.generator import AutoregressiveModel
-from sitlib.model.pretrained import CHECKPOINT
+from sitlib.model.pretrained import CHECKPOINT, PACKAGED
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import best_device
 from sitlib.strict import nearest, require
@@ -151,19 +151,19 @@ def size_of(image: Tensor) -> str:
 def find_checkpoint(name: str, *kinds: str) -> Path:
     """Find a checkpoint by its path, that of its folder, or the name of its run.
 
-    A run, with or without its seed, is in models/KIND of the current folder or of one above it.
+    A run, with or without its seed, is in models/KIND of the current folder or of one above it, or
+    is a model of this package.
     """
     path, here = Path(name), Path.cwd()
     folders = [above / "models" / kind for above in (here, *here.parents) for kind in kinds]
     runs = [folder / run for folder in folders for run in (name, f"{name}-seed0")]
-    for file in (path, *(run / CHECKPOINT for run in (path, *runs))):
+    for file in (path, *(run / CHECKPOINT for run in (path, *runs, PACKAGED / name))):
         if file.is_file():
             return file
-    files = [file for folder in folders for file in sorted(folder.glob(f"*/{CHECKPOINT}"))]
-    trained = list(dict.fromkeys(file.parent.name.removesuffix("-seed0") for file in files))
-    advice = "make tokenizer trains one in minutes, make repro trains all models"
-    if trained:
-        advice = f"trained are {', '.join(trained)}{nearest(name, trained)}"
+    places = (*folders, PACKAGED)
+    files = [file for folder in places for file in sorted(folder.glob(f"*/{CHECKPOINT}"))]
+    known = list(dict.fromkeys(file.parent.name.removesuffix("-seed0") for file in files))
+    advice = f"there is {', '.join(known)}{nearest(name, known)}"
     raise ValueError(f"There is no checkpoint {name}; {advice}. The path of one does as well.")
 
 
