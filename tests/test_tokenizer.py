@@ -363,6 +363,35 @@ def test_images_of_any_size_are_encoded_tile_by_tile(height, width, side):
     assert small.shape[2:] == (-(-height // 2), -(-width // 2))
 
 
+@pytest.mark.parametrize(("height", "width"), [(128, 240), (250, 130), (300, 128), (40, 129)])
+def test_tiles_of_larger_grids_share_a_token_and_fade_over_it(height, width):
+    """A naive loop adds up all tiles, each with weights that fall off over 16 px, where it has a
+    neighbor."""
+    tokenizer = tokenizer_of("sit4", size=128, grid_size=8)
+    images = F.interpolate(photographs(), size=128, mode="bicubic").clamp(0, 1)
+    tokenizer.fit_normalization(images)
+    initialize_codebooks(tokenizer, images)
+    image = F.interpolate(images[:1], (height, width), mode="bicubic").clamp(0, 1)
+    encoded = encode_image(tokenizer, image)
+    rows, columns = (1 + math.ceil(max(0, side - 128) / 112) for side in (height, width))
+    assert encoded.token_grid == (8 * rows, 8 * columns)
+    padded = F.pad(image, (0, 112 * columns + 16 - width, 0, 112 * rows + 16 - height), "replicate")
+    sums = torch.zeros_like(padded)
+    for row in range(rows):
+        for column in range(columns):
+            box = (slice(112 * row, 112 * row + 128), slice(112 * column, 112 * column + 128))
+            weights = []
+            for place, count in ((row, rows), (column, columns)):
+                ramp = (torch.arange(16) + 0.5) / 16
+                before = ramp if place else torch.ones(16)
+                after = ramp.flip(0) if place + 1 < count else torch.ones(16)
+                weights.append(torch.cat([before, torch.ones(96), after]))
+            tile = tokenizer.reconstruct(padded[:, :, *box])
+            sums[:, :, *box] += tile * weights[0][:, None] * weights[1]
+    whole = decode_codes(tokenizer, encoded)
+    assert_near(whole, sums[:, :, :height, :width], 1e-5)
+
+
 def test_empty_batches_and_other_dtypes_and_layouts():
     tokenizer, images = started("sit5", **CAUSAL)
     assert tokenizer.encode(images[:0]).shape == (0, 5, 16)

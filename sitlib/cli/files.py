@@ -163,8 +163,9 @@ def find_checkpoint(name: str, *kinds: str) -> Path:
     places = (*folders, PACKAGED)
     files = [file for folder in places for file in sorted(folder.glob(f"*/{CHECKPOINT}"))]
     known = list(dict.fromkeys(file.parent.name.removesuffix("-seed0") for file in files))
-    advice = f"there is {', '.join(known)}{nearest(name, known)}"
-    raise ValueError(f"There is no checkpoint {name}; {advice}. The path of one does as well.")
+    there = f"there is {', '.join(known) or 'none yet'}{nearest(name, known)}"
+    advice = "make repro trains the workbook's; the path of one does as well"
+    raise ValueError(f"There is no checkpoint {name}, {there}; {advice}.")
 
 
 def load_checkpoint(name: str, cls: type[Model], device: str | None) -> tuple[Model, Path]:

@@ -125,7 +125,7 @@ def reconstruct(options: argparse.Namespace) -> int:
         for scales, file in outputs:
             result = files.to_bytes(tiling.decode_strips(tokenizer, encoded, scales))
             factor = 2 ** (len(encoded.codes) - scales)
-            how = factor, tiling.tile_side(tokenizer, encoded.size)
+            how = factor, tiling.Tiles.of(tokenizer, encoded.size).side
             cells = _costs(tokenizer, encoded.codes[:scales], result)
             cells.append(f"{_psnr(result, _averaged(image, *how)):.2f}")
             if has_lpips and result[0, 0].numel() <= LARGEST_LPIPS:

@@ -1,10 +1,10 @@
 """Images of any size: padded, cut into tiles that the tokenizer takes, and put together again.
 
-A row of tiles is encoded or decoded at a time, so that memory hardly grows with the image. Codes of
-all tiles are kept as one grid.
+Neighboring tiles share a token, over whose pixels one fades into the other, so that no seam shows;
+of grids below 8 tokens a side they share none, as that would be many. A row of tiles is encoded or
+decoded at a time, so that memory hardly grows with the image.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,15 +16,40 @@ from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import require
 
 BATCH = 64  # tiles at a time
+SMALLEST_GRID = 8  # tokens per side of tiles that share one
 
 
 @dataclass
 class ImageCodes:
     """Codes of an image of any size."""
 
-    codes: Tensor  # [k, N] int64, coarsest scale first, row-major over the tokens of the image
+    codes: Tensor  # [k, N] int64, coarsest scale first, row-major over the tokens of all tiles
     size: tuple[int, int]  # height and width of the image, px
-    token_grid: tuple[int, int]  # rows and columns of tokens, those of the padding included
+    token_grid: tuple[int, int]  # rows and columns of tokens: those of tiles side by side
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Squares that cover an image."""
+
+    side: int  # px
+    shared: int  # px that neighbors share
+    rows: int
+    columns: int
+
+    @classmethod
+    def of(cls, tokenizer: SpectralTokenizer, size: Sequence[int]) -> "Tiles":
+        """Of an image of (H, W) px: one of the smallest side that holds it, or several."""
+        sides = [side for side in tokenizer.sizes if side >= max(size)]
+        side, grid = sides[0] if sides else tokenizer.sizes[-1], tokenizer.config.grid_size
+        shared = side // grid if grid >= SMALLEST_GRID else 0
+        rows, columns = (1 + max(0, -(-(px - side) // (side - shared))) for px in size)
+        return cls(side, shared, rows, columns)
+
+    @property
+    def step(self) -> int:
+        """Px from one tile to the next."""
+        return self.side - self.shared
 
 
 def encode_image(tokenizer: SpectralTokenizer, image: Tensor) -> ImageCodes:
@@ -32,12 +57,14 @@ def encode_image(tokenizer: SpectralTokenizer, image: Tensor) -> ImageCodes:
     is_pixels = image.dtype == torch.uint8 or image.is_floating_point()
     is_one = image.ndim == 4 and len(image) == 1 and image.numel() > 0 and is_pixels
     require(is_one, f"give one image [1, 3, H, W], not {image.dtype} {list(image.shape)}.")
-    (H, W), g = image.shape[2:], tokenizer.config.grid_size
-    side, strips = tile_side(tokenizer, (H, W)), []
-    for strip in image.split(side, dim=2):
-        padded = pad(as_float(strip), side)[0]  # [3, s, K s]
-        tiles = torch.stack(padded.split(side, dim=2))  # [K, 3, s, s]
-        codes = torch.cat([tokenizer.encode(batch) for batch in tiles.split(BATCH)])  # [K, k, g^2]
+    (H, W), g, strips = image.shape[2:], tokenizer.config.grid_size, []
+    tiles = Tiles.of(tokenizer, (H, W))
+    for top in range(0, tiles.rows * tiles.step, tiles.step):
+        strip = as_float(image[:, :, top : top + tiles.side])
+        right = (tiles.columns - 1) * tiles.step + tiles.side - W
+        strip = F.pad(strip, (0, right, 0, tiles.side - strip.shape[2]), mode="replicate")
+        squares = strip[0].unfold(2, tiles.side, tiles.step).movedim(2, 0)  # [K, 3, s, s]
+        codes = torch.cat([tokenizer.encode(batch) for batch in squares.split(BATCH)])  # [K, k, N]
         strips.append(torch.cat([*codes.unflatten(2, (g, g))], dim=2))  # [k, g, K g]
     codes = torch.cat(strips, dim=1)  # [k, R g, K g]
     return ImageCodes(codes.flatten(1), (H, W), (codes.shape[1], codes.shape[2]))
@@ -59,27 +86,44 @@ def decode_strips(
     tokenizer: SpectralTokenizer, image: ImageCodes, scales: int | None = None
 ) -> Iterator[Tensor]:
     """The image of `decode_codes` from top to bottom, in strips [1, 3, s, w] of a row of tiles."""
-    config, side = tokenizer.config, tile_side(tokenizer, image.size)
-    grid = tuple(-(-pixels // side) * config.grid_size for pixels in image.size)
-    num_scales = config.num_scales - (config.size // side).bit_length() + 1
-    needed = (num_scales, math.prod(grid), *grid)
+    config, tiles = tokenizer.config, Tiles.of(tokenizer, image.size)
+    g, num_scales = (
+        config.grid_size,
+        config.num_scales - (config.size // tiles.side).bit_length() + 1,
+    )
+    grid = tiles.rows * g, tiles.columns * g
+    needed = (num_scales, grid[0] * grid[1], *grid)
     if (given := (*image.codes.shape, *image.token_grid)) != needed:
         size = "x".join(map(str, image.size[::-1]))
         raise ValueError(f"scales, codes and grid of {size} px are {needed}, not {given}.")
     scales = num_scales if scales is None else scales
-    height, width = (-(-pixels // 2 ** (num_scales - scales)) for pixels in image.size)
-    for codes in image.codes.unflatten(1, grid).split(config.grid_size, dim=1):  # [k, g, K g]
-        tiles = torch.stack(codes.split(config.grid_size, dim=2)).flatten(2)  # [K, k, g^2]
-        tiles = torch.cat([tokenizer.decode(batch, scales) for batch in tiles.split(BATCH)])
-        strip = torch.cat([*tiles], dim=2)[None, :, :height, :width]  # [1, 3, s, w]
+    factor = 2 ** (num_scales - scales)
+    height, width = (-(-pixels // factor) for pixels in image.size)
+    shared, above = tiles.shared // factor, None
+    for row, codes in enumerate(image.codes.unflatten(1, grid).split(g, dim=1), 1):  # [k, g, K g]
+        squares = torch.stack(codes.split(g, dim=2)).flatten(2)  # [K, k, N]
+        squares = torch.cat([tokenizer.decode(batch, scales) for batch in squares.split(BATCH)])
+        strip = squares[:1]
+        for square in squares[1:]:
+            strip = faded(strip, square[None], shared, dim=3)
+        strip = strip if above is None else faded(above, strip, shared, dim=2)
+        if shared and row < tiles.rows:  # the last rows are shared with the next strip
+            strip, above = strip[:, :, :-shared], strip[:, :, -shared:]
+        strip = strip[:, :, :height, :width]
         height -= strip.shape[2]
         yield strip
 
 
-def tile_side(tokenizer: SpectralTokenizer, size: Sequence[int]) -> int:
-    """Side in px of the tiles of an image of (H, W) px: the smallest that holds it, or the last."""
-    sides = [side for side in tokenizer.sizes if side >= max(size)]
-    return sides[0] if sides else tokenizer.sizes[-1]
+def faded(first: Tensor, second: Tensor, shared: int, dim: int) -> Tensor:
+    """Two images [1, 3, h, w] side by side, of whose pixels so many are of one place."""
+    if not shared:
+        return torch.cat([first, second], dim)
+    share = (torch.arange(shared, device=first.device) + 0.5) / shared
+    share = share if dim == 3 else share[:, None]
+    ends = first.narrow(dim, first.shape[dim] - shared, shared), second.narrow(dim, 0, shared)
+    rest = second.narrow(dim, shared, second.shape[dim] - shared)
+    before = first.narrow(dim, 0, first.shape[dim] - shared)
+    return torch.cat([before, torch.lerp(*ends, share.to(first)), rest], dim)
 
 
 def pad(images: Tensor, multiple: int) -> Tensor:
