@@ -118,6 +118,18 @@ its weights are there.
 
   sit reconstruct photo.jpg --compare
   sit reconstruct photos/ --scales all"""),
+    "compress": ("codec", "compressed", f"{FILES} --tokenizer --device", """\
+make images small files, every prefix of which is the image at a smaller size
+
+A .sit file holds the codes of a tokenizer, coded by their frequencies, coarsest scale first.
+
+  sit compress photo.jpg
+  sit compress photos/ -o compressed/"""),
+    "decompress": ("codec", "decompressed", f"{FILES} --scales --tokenizer --device", """\
+make images of .sit files again, also of files that were cut off
+
+  sit decompress compressed/photo.sit
+  head -c 800 compressed/photo.sit > small.sit; sit decompress small.sit"""),
     "sample": (
         "sample", "samples", f"--output --overwrite {MODELS} {SAMPLING} --scales --grid", """\
 draw new images of a class or a text

@@ -20,7 +20,7 @@ from sitlib.model.transformer import best_device
 from sitlib.strict import nearest, require
 
 KINDS = {SpectralTokenizer: "tokenizer", AutoregressiveModel: "autoregressive"}  # below models/
-CODES = ".safetensors"  # suffix of files of codes
+CODES, SUFFIX = ".safetensors", ".sit"  # of files of codes, of compressed images
 FORMATS = {k: name for k, name in Image.registered_extensions().items() if name in Image.SAVE}
 
 
@@ -38,7 +38,8 @@ class Jobs:
         suffix = self.folder.suffix.lower()
         is_folder = options.output.endswith("/") or self.folder.is_dir()
         is_folder = is_folder or suffix[1:].isdecimal() or not suffix  # v1.5 is a folder
-        ending = {"encode": CODES, "evaluate": ".json"}.get(options.command, ".png")
+        endings = {"encode": CODES, "compress": SUFFIX, "evaluate": ".json"}
+        ending = endings.get(options.command, ".png")
         written = FORMATS if ending == ".png" else {ending}
         if options.output == "-" or not is_folder and suffix not in written:
             kinds = f"a file such as name{ending}, or {options.output}/ for a folder of that name"
@@ -67,7 +68,8 @@ class Jobs:
         """Files below a folder, but for hidden ones and the outputs of an earlier run inside it."""
         from sitlib.data.decode import IMAGE_SUFFIXES, list_files  # sit sample needs none of it
 
-        endings = {CODES[1:]} if self.options.command == "decode" else IMAGE_SUFFIXES
+        of_codes = {"decode": {CODES[1:]}, "decompress": {SUFFIX[1:]}}
+        endings = of_codes.get(self.options.command, IMAGE_SUFFIXES)
         output, files = self.folder.resolve(), list_files(folder, endings)
         if folder.resolve() in output.parents:
             files = [file for file in files if output not in file.resolve().parents]

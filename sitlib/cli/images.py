@@ -5,7 +5,6 @@ tokens, and name and digest of the tokenizer, which alone can decode them.
 """
 
 import argparse
-import hashlib
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,22 +21,13 @@ from sitlib.files import read_metadata, write_tensors
 from sitlib.metrics import lpips_per_image
 from sitlib.metrics.networks import cached_lpips
 from sitlib.model import tiling
-from sitlib.model.tokenizer import DECODER_MODULES, SpectralTokenizer
+from sitlib.model.tokenizer import SpectralTokenizer, codes_digest
 from sitlib.strict import require
 
 GAP = 8  # px between images side by side
 LARGEST_LPIPS = 4_000_000  # px; a larger image would take gigabytes of memory
 SMALLEST_SHOWN = 256  # px high; smaller originals are enlarged where images stand side by side
 COSTS = ("size", "scales", "codes", "bits/px")  # columns of the tables
-
-
-def codes_digest(tokenizer: SpectralTokenizer) -> str:
-    """16 hexadecimal digits of all weights but the decoder's: those on which codes depend."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tokenizer.state_dict().items()):
-        if name.split(".")[0] not in DECODER_MODULES:
-            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def read_codes(path: Path) -> tuple[tiling.ImageCodes, dict]:
@@ -97,7 +87,7 @@ def decode(options: argparse.Namespace) -> int:
         remedy = "encode the image again, or give the checkpoint that made them with --tokenizer"
         require(known["codes"] == origin["codes"], f"{other}: {remedy}")
         lines = []
-        for scales, file in _outputs(jobs, target, tokenizer, len(encoded.codes)):
+        for scales, file in outputs_of(jobs, target, tokenizer, len(encoded.codes)):
             image = files.to_bytes(tiling.decode_strips(tokenizer, encoded, scales))
             files.write_image(file, image[0])
             lines.append(files.row(files.size_of(image), scales, file))
@@ -119,7 +109,7 @@ def reconstruct(options: argparse.Namespace) -> int:
     def work(path: Path, target: Path) -> list[str]:
         image = files.read_image(path)
         encoded = tiling.encode_image(tokenizer, image)
-        outputs = _outputs(jobs, target, tokenizer, len(encoded.codes))
+        outputs = outputs_of(jobs, target, tokenizer, len(encoded.codes))
         beside = jobs.reserve(target, "compare") if options.compare else []
         lines, shown = [], [_shown(image, encoded.size)] if beside else []
         for scales, file in outputs:
@@ -149,7 +139,7 @@ def reconstruct(options: argparse.Namespace) -> int:
     return jobs.run(work, *COSTS, "PSNR, dB", *(["LPIPS"] if has_lpips else []), "file")
 
 
-def _outputs(
+def outputs_of(
     jobs: files.Jobs, target: Path, tokenizer: SpectralTokenizer, available: int
 ) -> list[tuple[int, Path]]:
     """Numbers of scales to decode, each with its reserved file: photo.png, or photo-scales3.png."""

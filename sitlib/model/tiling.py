@@ -36,6 +36,7 @@ class Tiles:
     shared: int  # px that neighbors share
     rows: int
     columns: int
+    num_scales: int  # of each tile
 
     @classmethod
     def of(cls, tokenizer: SpectralTokenizer, size: Sequence[int]) -> "Tiles":
@@ -44,7 +45,8 @@ class Tiles:
         side, grid = sides[0] if sides else tokenizer.sizes[-1], tokenizer.config.grid_size
         shared = side // grid if grid >= SMALLEST_GRID else 0
         rows, columns = (1 + max(0, -(-(px - side) // (side - shared))) for px in size)
-        return cls(side, shared, rows, columns)
+        num_scales = tokenizer.config.num_scales - (tokenizer.config.size // side).bit_length() + 1
+        return cls(side, shared, rows, columns, num_scales)
 
     @property
     def step(self) -> int:
@@ -78,7 +80,10 @@ def as_float(image: Tensor) -> Tensor:
 def decode_codes(
     tokenizer: SpectralTokenizer, image: ImageCodes, scales: int | None = None
 ) -> Tensor:
-    """The image [1, 3, h, w] in [0, 1]; of `scales` of k, 1 / 2^(k - scales) of its sides."""
+    """The image [1, 3, h, w] in [0, 1]; of `scales` of S, 1 / 2^(S - scales) of its sides.
+
+    Codes may be of the first scales alone; `scales` are by default those that there are.
+    """
     return torch.cat([*decode_strips(tokenizer, image, scales)], dim=2)
 
 
@@ -86,18 +91,20 @@ def decode_strips(
     tokenizer: SpectralTokenizer, image: ImageCodes, scales: int | None = None
 ) -> Iterator[Tensor]:
     """The image of `decode_codes` from top to bottom, in strips [1, 3, s, w] of a row of tiles."""
-    config, tiles = tokenizer.config, Tiles.of(tokenizer, image.size)
-    g, num_scales = (
-        config.grid_size,
-        config.num_scales - (config.size // tiles.side).bit_length() + 1,
+    g, tiles, available = (
+        tokenizer.config.grid_size,
+        Tiles.of(tokenizer, image.size),
+        len(image.codes),
     )
     grid = tiles.rows * g, tiles.columns * g
-    needed = (num_scales, grid[0] * grid[1], *grid)
-    if (given := (*image.codes.shape, *image.token_grid)) != needed:
-        size = "x".join(map(str, image.size[::-1]))
-        raise ValueError(f"scales, codes and grid of {size} px are {needed}, not {given}.")
-    scales = num_scales if scales is None else scales
-    factor = 2 ** (num_scales - scales)
+    needed = (grid[0] * grid[1], *grid)
+    given = (image.codes.shape[1], *image.token_grid)
+    if given != needed or not 1 <= available <= tiles.num_scales:
+        size, about = "x".join(map(str, image.size[::-1])), (available, *given)
+        needed = f"1 ... {tiles.num_scales}, {needed}"
+        raise ValueError(f"scales, codes and grid of {size} px are {needed}, not {about}.")
+    scales = available if scales is None else scales
+    factor = 2 ** (tiles.num_scales - scales)
     height, width = (-(-pixels // factor) for pixels in image.size)
     shared, above = tiles.shared // factor, None
     for row, codes in enumerate(image.codes.unflatten(1, grid).split(g, dim=1), 1):  # [k, g, K g]

@@ -3,6 +3,7 @@
 SIT, arXiv 2412.09607. With zero levels it is ViT-VQGAN (arXiv 2110.04627): pixel patches.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -98,6 +99,10 @@ class SpectralTokenizer(Pretrained):
         written = geometry.written_dim if c.overlap else geometry.patch_dim
         heads = (_head(c.decoder_width, written(scale)) for scale in geometry.scales)
         self.unembed = nn.ModuleList(heads)
+
+        # How often training views have each code [S, K]: see `count_codes`.
+        counts = torch.zeros(c.num_scales, max(c.codebook_sizes), dtype=torch.int32)
+        self.register_buffer("code_counts", counts)
 
         # Standardized patches and unit vectors both become features of deviation 1.
         for linear, P in zip(self.embed, patch_dims, strict=True):
@@ -239,6 +244,14 @@ class SpectralTokenizer(Pretrained):
     def device(self) -> torch.device:
         return self.encoder.pos_emb.device
 
+    def count_codes(self, images: Tensor) -> None:
+        """Count how often training images [B, 3, H, H] have each code: in the files of
+        `sitlib.codec` frequent ones take fewer bits."""
+        self.code_counts.zero_()
+        for batch in images.split(64):
+            for counts, codes in zip(self.code_counts, self.encode(batch).unbind(1), strict=True):
+                counts += torch.bincount(codes.flatten(), minlength=len(counts)).to(counts)
+
     @torch.no_grad()
     def fit_normalization(self, images: Tensor) -> None:
         """Set mean and deviation of every band from training images [B, 3, H, H] in [0, 1]."""
@@ -247,6 +260,15 @@ class SpectralTokenizer(Pretrained):
             if not self.config.standardize:  # only take pixels to [-1, 1]: details have no shift
                 norm.mean.fill_(0.5 if norm is self.norm[0] else 0.0)
                 norm.std.fill_(0.5)
+
+
+def codes_digest(tokenizer: SpectralTokenizer) -> str:
+    """16 hexadecimal digits of all weights but the decoder's: those on which codes depend."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tokenizer.state_dict().items()):
+        if name.split(".")[0] not in DECODER_MODULES:
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def are_integers(codes: Tensor) -> bool:

@@ -174,6 +174,8 @@ def train_tokenizer(
                 counts.zero_()
             loop.log(values)
         loop.trained(tokenizer, model)
+        if not keeps_codes:
+            tokenizer.count_codes(views_at(0, data.normalization_views).to(loop.device))
     return tokenizer, loop.rows
 
 

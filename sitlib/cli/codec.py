@@ -1,0 +1,56 @@
+"""`sit compress` and `sit decompress`: images as .sit files, and back."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from sitlib import codec
+from sitlib.cli import TOKENIZER, files
+from sitlib.cli.images import outputs_of
+from sitlib.model import tiling
+from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.strict import require
+
+
+def compress(options: argparse.Namespace) -> int:
+    jobs, name = files.Jobs(options), options.tokenizer or TOKENIZER
+    tokenizer, _ = files.load_checkpoint(name, SpectralTokenizer, options.device)
+
+    def work(path: Path, target: Path) -> list[str]:
+        jobs.reserve(target)
+        image = files.read_image(path)
+        encoded = tiling.encode_image(tokenizer, image)
+        data = codec.compress(tokenizer, encoded)
+        with files.atomic_write(target) as partial:
+            partial.write_bytes(data)
+        squares = encoded.codes[0].numel() / tokenizer.config.tokens_per_scale
+        plain = squares * tokenizer.config.bits(len(encoded.codes)) / 8  # bytes
+        pixels = image[0, 0].numel()
+        cells = f"{8 * len(data) / pixels:.3f}", f"{100 * (1 - len(data) / plain):.1f} %"
+        return [files.row(files.size_of(image), len(data), *cells, target)]
+
+    return jobs.run(work, "size", "bytes", "bits/px", "saved", "file")
+
+
+def decompress(options: argparse.Namespace) -> int:
+    jobs, name = files.Jobs(options), options.tokenizer or TOKENIZER
+    tokenizer, _ = files.load_checkpoint(name, SpectralTokenizer, options.device)
+
+    def work(path: Path, target: Path) -> list[str]:
+        require(path.is_file(), "there is no such file")
+        encoded, is_whole = codec.decompress(tokenizer, path.read_bytes())
+        if not is_whole:
+            left = f"its first {len(encoded.codes)} scales are whole"
+            tqdm.write(
+                f"sit: {path} was cut off: {left}, which give a smaller image", file=sys.stderr
+            )
+        lines = []
+        for scales, file in outputs_of(jobs, target, tokenizer, len(encoded.codes)):
+            image = files.to_bytes(tiling.decode_strips(tokenizer, encoded, scales))
+            files.write_image(file, image[0])
+            lines.append(files.row(files.size_of(image), scales, file))
+        return lines
+
+    return jobs.run(work, "size", "scales", "file")
