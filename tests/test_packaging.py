@@ -60,7 +60,18 @@ def test_scripts_tests_and_benchmarks_import_what_their_extras_list():
 
 
 # Rooms of the library: each imports itself and those before it.
-ROOMS = ("strict", "files", "model", "data", "metrics", "train", "sample", "cli")
+ROOMS = (
+    "strict",
+    "files",
+    "model",
+    "codec",
+    "data",
+    "metrics",
+    "train",
+    "sample",
+    "evaluate",
+    "cli",
+)
 
 
 def test_imports_run_one_way():
