@@ -4,7 +4,7 @@
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -52,7 +52,8 @@ def images_of(profile: Profile, variant: str, split: str) -> ImageSource:
     """Images of an autoregressive variant: those with a class, or those with captions."""
     if variant in profile.text.variants:
         return captioned(profile, split).images
-    return open_split(CodesRun.of(profile, variant).tokenizer.data, split).labeled()
+    data = CodesRun.of(profile, variant).tokenizer.data
+    return open_split(replace(data, source=data.folder), split).labeled()
 
 
 def captioned(profile: Profile, split: str, phrasing: Phrasing = "training") -> CaptionedImages:
