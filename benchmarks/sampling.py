@@ -21,7 +21,8 @@ from torch import Tensor
 
 from sitlib.model.config import AutoregressiveConfig, SamplingConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
-from sitlib.sample.generate import filtered_probabilities, generate, sample_codes
+from sitlib.sample.draw import filtered_probabilities, sample_codes
+from sitlib.sample.generate import generate
 
 DEFAULTS = {"layers": 6, "width": 256, "heads": 8, "codes": 1024, "tokens": 512, "batch": 16}
 DEFAULTS |= {"rounds": 3}

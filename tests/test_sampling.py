@@ -26,7 +26,8 @@ from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample import generate as sampling
-from sitlib.sample.generate import filtered_probabilities, generate, max_batch_size, sample_codes
+from sitlib.sample.draw import filtered_probabilities, sample_codes
+from sitlib.sample.generate import generate, max_batch_size
 from workbook.profile import load_profile
 
 PLAIN = SamplingConfig(batch_size=8)

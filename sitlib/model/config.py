@@ -180,10 +180,15 @@ class AutoregressiveConfig:
     # Ours: at most so many random tokens before a training text, half as many after it, so that new
     # words around a name mean nothing.
     text_noise: NonNegativeInt = 0
+    # Ours: writes a scale at a time, in `SamplingConfig.steps_per_scale` passes. It learns to predict
+    # hidden codes of a scale from its others (MaskGIT, arXiv 2202.04200) and all coarser scales.
+    masked: bool = False
     text: TextEncoderConfig | None = None  # None: told a class
 
     def __post_init__(self):
         check_width(self.width, self.heads, self.mlp_ratio)
+        sentence = f"masked models write coarse_to_fine, order is {self.order}"
+        require(not self.masked or self.order == "coarse_to_fine", sentence)
         size = self.width // self.heads
         sentence = f"rotary pos_emb needs heads of a multiple of 4 dimensions, not {size}"
         require(self.pos_emb != "rotary" or size % 4 == 0, sentence)
@@ -199,5 +204,9 @@ class SamplingConfig:
     # Leave out codes less likely than this share of the likeliest (arXiv 2407.01082); 0 = off.
     min_p: Probability = 0.0
     guidance: Annotated[float, Field(gt=-1e6, lt=1e6)] = 1.0  # of the condition; 1 = off
+    # Of masked models: passes for each scale; 1: all of its codes at once (VAR, arXiv 2404.02905).
+    steps_per_scale: PositiveInt = 8
+    # Of masked models: noise on the choice of the codes that are kept first, MaskGIT's; 0 = none.
+    choice_temperature: Annotated[float, Field(ge=0, lt=1e6)] = 4.5
     batch_size: NonNegativeInt = 0  # 0 = as many as fit half of the free memory
     seed: NonNegativeInt = 0

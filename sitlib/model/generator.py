@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sitlib.model.config import AutoregressiveConfig, SamplingConfig
 from sitlib.model.pretrained import Pretrained
-from sitlib.model.sequence import BlockOptions, KVCache, Transformer, rope_freqs
+from sitlib.model.sequence import BlockOptions, KVCache, Sight, Transformer, rope_freqs
 from sitlib.model.text import TextEncoder, TextTokenizer
 from sitlib.model.transformer import in_weight_dtype
 
@@ -52,6 +52,8 @@ class AutoregressiveModel(Pretrained):
     means none. A text is read by cross-attention (Parti, arXiv 2206.10789), and the prefix is a
     learned start token. Each codebook is a vocabulary with its own embedding and head, so that no
     probability goes to codes that cannot occur. With one scale this is ViT-VQGAN's second stage.
+
+    A `masked` one does not write code after code but scale after scale: see the methods for it.
     """
 
     order: Tensor  # [T]: where in codes [S N] each one of the sequence stands
@@ -88,6 +90,9 @@ class AutoregressiveModel(Pretrained):
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=EMBEDDING_STD)
+        self.hidden = None  # stands for a code that is not known yet
+        if c.masked:
+            self.hidden = nn.Parameter(torch.randn(c.width) * EMBEDDING_STD)
 
         # -- transformer, text encoder of the same blocks, one output head for each codebook
         size = (c.width, c.heads, c.mlp_ratio, c.dropout)
@@ -103,12 +108,28 @@ class AutoregressiveModel(Pretrained):
 
     # -- likelihood ---------------------------------------------------------------------------
 
-    def forward(self, codes: Tensor, cond: Tensor) -> Tensor:
-        """Logits [B, S, N, K] of codes [B, S, N], given the condition and all codes before each."""
-        x_BTC, reading = self._embed(cond, codes.flatten(1)[:, self.order[:-1]])
+    def forward(self, codes: Tensor, cond: Tensor, is_hidden: Tensor | None = None) -> Tensor:
+        """Logits [B, S, N, K] of codes [B, S, N], given the condition and all codes before each.
+
+        Of a masked model: given all coarser scales, and the codes of its own that are not hidden,
+        bool [B, S, N] (by default all are: the likelihood of a scale in one pass).
+        """
+        prefix_B1C, reading = self._embed_condition(cond)
+        if self.hidden is None:
+            order = self.order
+            x_BTC = self._embed_codes(codes.flatten(1))[:, order] + self._pos_emb()
+            x_BTC = x_BTC[:, :-1]
+            places = self.order[:-1]
+        else:
+            order = torch.arange(self.num_tokens, device=codes.device)
+            if is_hidden is None:
+                is_hidden = torch.ones_like(codes, dtype=torch.bool)
+            x_BTC, reading["sight"] = self._two_streams(codes, is_hidden)
+            places = torch.cat([order[: -self.config.tokens_per_scale], order])
+        x_BTC = torch.cat([prefix_B1C, x_BTC], dim=1)
         x_BTC = F.dropout(x_BTC, self.config.transformer.dropout, self.training)
-        x_BTC = self.transformer(x_BTC, True, **reading)
-        x_BTC = x_BTC.index_select(1, self.order.argsort())  # those that predict codes [S N]
+        x_BTC = self.transformer(x_BTC, self.hidden is None, **reading, **self._rotary(places))
+        x_BTC = x_BTC[:, -self.num_tokens :].index_select(1, order.argsort())  # of codes [S N]
         parts = zip(self.heads, x_BTC.tensor_split(self._book_edges, dim=1), strict=True)
         logits = [self._padded(head(x)) for head, x in parts]
         return torch.cat(logits, dim=1).unflatten(1, codes.shape[1:])
@@ -145,6 +166,57 @@ class AutoregressiveModel(Pretrained):
         x_B1C = self.code_embedding[self.codebook_of[state.cache.length - 1]](codes_B)[:, None]
         return self._next_logits(state, x_B1C + state.pos_emb_TC[state.cache.span(1)[0]])
 
+    # -- writing a scale at a time -------------------------------------------------------------
+
+    def _two_streams(self, codes: Tensor, is_hidden: Tensor) -> tuple[Tensor, Sight]:
+        """Inputs of a masked model behind the prefix, and who sees whom.
+
+        First all scales but the finest as they are, each of which sees itself and coarser ones;
+        then every scale with hidden codes, which sees itself and coarser ones of the first kind. So
+        all scales are learned in one pass, and what is read of a finished scale can be cached.
+        """
+        assert self.hidden is not None
+        n, pos_TC = self.config.tokens_per_scale, self._pos_emb()
+        codes_BTC = self._embed_codes(codes.flatten(1))
+        clean_BtC = (codes_BTC + pos_TC)[:, :-n]
+        hidden_BTC = torch.where(is_hidden.flatten(1)[:, :, None], self.hidden, codes_BTC) + pos_TC
+        sight: Sight = [(slice(0, 1), [slice(0, 1)])]
+        ends = range(1, 1 + self.num_tokens, n)  # of what is coarser than each scale
+        sight += [(slice(end, end + n), [slice(0, end + n)]) for end in ends[:-1]]
+        first = 1 + clean_BtC.shape[1]
+        for scale, end in enumerate(ends):
+            own = slice(first + scale * n, first + scale * n + n)
+            sight.append((own, [slice(0, end), own]))
+        return torch.cat([clean_BtC, hidden_BTC], dim=1), sight
+
+    def start_scales(self, cond: Tensor) -> DecodeState:
+        """Pass the condition -> the state from which `read_scale` goes on."""
+        prefix_B1C, reading = self._embed_condition(cond)
+        reading |= self._rotary(torch.arange(self.num_tokens, device=cond.device))
+        state = DecodeState(KVCache(1 + self.num_tokens), reading, self._pos_emb())
+        self.transformer(prefix_B1C, False, state.cache, **reading)
+        return state
+
+    def read_scale(
+        self, state: DecodeState, codes: Tensor, is_hidden: Tensor | None = None
+    ) -> Tensor:
+        """Logits [B, N, K] of codes [B, N] of the next scale, of which some are hidden, bool [B, N].
+
+        Without hidden ones the scale is finished: the state then stands at the one after it.
+        """
+        n, cache = self.config.tokens_per_scale, state.cache
+        scale = (cache.length - 1) // n
+        book = min(scale, len(self.heads) - 1)
+        x_BNC = self.code_embedding[book](codes)
+        if is_hidden is not None:
+            assert self.hidden is not None
+            x_BNC = torch.where(is_hidden[:, :, None], self.hidden, x_BNC)
+        x_BNC = x_BNC + state.pos_emb_TC[scale * n : scale * n + n]
+        x_BNC = self.transformer(x_BNC, False, cache, **state.reading)
+        if is_hidden is not None:
+            cache.length -= n  # the next pass writes over what this one stored
+        return self._padded(in_weight_dtype(self.heads[book], x_BNC))
+
     def _next_logits(self, state: DecodeState, x_BTC: Tensor) -> Tensor:
         x_BTC = self.transformer(x_BTC, True, state.cache, **state.reading)
         head = self.heads[self.codebook_of[state.cache.length - 1]]
@@ -170,24 +242,36 @@ class AutoregressiveModel(Pretrained):
 
     def _embed(self, cond: Tensor, codes_Bt: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """Condition and first codes -> inputs [B, 1 + t, C]; a text, and rotary positions of all T."""
-        c, n = self.config.transformer, self.config.tokens_per_scale
         order = self.order[: codes_Bt.shape[1]]
         codes_BT = codes_Bt.new_zeros(len(cond), self.num_tokens).index_copy(1, order, codes_Bt)
-        parts = zip(self.code_embedding, codes_BT.tensor_split(self._book_edges, 1), strict=True)
-        codes_BTC = torch.cat([embedding(codes) for embedding, codes in parts], dim=1)
-        codes_BtC = codes_BTC.index_select(1, order) + self._pos_emb()[: len(order)]
-        reading: dict[str, Any] = {}
+        codes_BtC = self._embed_codes(codes_BT)[:, order] + self._pos_emb()[: len(order)]
+        prefix_B1C, reading = self._embed_condition(cond)
+        return torch.cat([prefix_B1C, codes_BtC], dim=1), reading | self._rotary(self.order[:-1])
+
+    def _embed_codes(self, codes_BT: Tensor) -> Tensor:
+        """Embeddings [B, T, C] of codes of the first scales."""
+        edges = [edge for edge in self._book_edges if edge < codes_BT.shape[1]]
+        parts = zip(self.code_embedding, codes_BT.tensor_split(edges, 1), strict=False)
+        return torch.cat([embedding(codes) for embedding, codes in parts], dim=1)
+
+    def _embed_condition(self, cond: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """The prefix [B, 1, C], and a text as the transformer reads it."""
         if self.text_encoder is None:
-            prefix_B1C = self.class_embedding(cond)[:, None]
-        else:
-            prefix_B1C = self.start.expand(len(cond), 1, -1)
-            reading["context"] = self.transformer.encode_context(*self.text_encoder(cond))
-        if c.pos_emb == "rotary":  # the prefix at (0, 0), then the grid from (1, 1) on
-            index, side = self.order[:-1] % n, round(n**0.5)
-            places_TP = torch.stack([index // side, index % side], dim=1) + 1
-            places_TP = F.pad(places_TP, (0, 0, 1, 0)).float()
-            reading["rope_2TF"] = rope_freqs(places_TP, c.width // c.heads)
-        return torch.cat([prefix_B1C, codes_BtC], dim=1), reading
+            return self.class_embedding(cond)[:, None], {}
+        context = self.transformer.encode_context(*self.text_encoder(cond))
+        return self.start.expand(len(cond), 1, -1), {"context": context}
+
+    def _rotary(self, places: Tensor) -> dict[str, Tensor]:
+        """Rotary positions, if the model has them, of the prefix and of codes at places in [S N]."""
+        c, n = self.config.transformer, self.config.tokens_per_scale
+        if c.pos_emb != "rotary":
+            return {}
+        index, side = (
+            places % n,
+            round(n**0.5),
+        )  # the prefix at (0, 0), then the grid from (1, 1) on
+        places_TP = F.pad(torch.stack([index // side, index % side], dim=1) + 1, (0, 0, 1, 0))
+        return {"rope_2TF": rope_freqs(places_TP.float(), c.width // c.heads)}
 
     def _pos_emb(self) -> Tensor:
         """Embedding [T, C] of the scale of each code in the sequence and, if learned, its place."""

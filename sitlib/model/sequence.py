@@ -4,6 +4,7 @@ Beyond the tokenizer's: RMSNorm, SwiGLU, rotary positions, cross-attention and a
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -33,6 +34,23 @@ VIT = BlockOptions()
 # Another sequence, for cross-attention: keys and values [B, H, L, D] of every layer, and a mask
 # [B, L], False for padding; None: there is none.
 Context = list[tuple[Tensor, Tensor, Tensor | None]]
+
+
+# What tokens see where that is neither all nor the earlier ones: runs of queries, in order, each with
+# the runs of keys that it sees.
+Sight = list[tuple[slice, list[slice]]]
+
+
+def attend_by_runs(q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> Tensor:
+    """Attention of [B, H, T, D], a call for each run of queries: no mask, and the fast kernels."""
+    outputs = []
+    for rows, runs in sight:
+        keys, values = (
+            x[:, :, runs[0]] if len(runs) == 1 else torch.cat([x[:, :, run] for run in runs], dim=2)
+            for x in (k, v)
+        )
+        outputs.append(sdpa(q[:, :, rows], keys, values))
+    return torch.cat(outputs, dim=2)
 
 
 class KVCache:
@@ -65,7 +83,8 @@ class KVCache:
     def update(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values [B, H, T, D]; return views of all that attention reads."""
         B, H, count, D = k_BHTD.shape
-        assert self.length + count <= self.capacity and (count == 1 or self.length == 0)
+        assert self.length + count <= self.capacity
+        assert self.position is None or count == 1 or self.length == 0
         if layer == len(self.layers):
             self.layers.append(v_BHTD.new_zeros(2, B, H, self.capacity, D))
         (k, v), (rows, reach) = self.layers[layer], self.span(count)
@@ -155,6 +174,7 @@ class Block(nn.Module):
         *,
         rope_2TF: Tensor | None = None,
         mask_BT: Tensor | None = None,
+        sight: Sight | None = None,
         context: tuple[Tensor, Tensor, Tensor | None] | None = None,
     ) -> Tensor:
         """[B, T, C] -> [B, T, C]; arguments as for `Transformer.forward`, context of this layer."""
@@ -171,7 +191,9 @@ class Block(nn.Module):
         # A plain bool: with varying lengths a compiler would make a symbol of the condition.
         is_causal = True if causal and q.shape[2] > 1 else False  # noqa: SIM210
         mask = None if mask_BT is None else mask_BT[:, None, None]
-        y = sdpa(q, k, v, attn_mask=mask, is_causal=is_causal)
+        attend = partial(sdpa, attn_mask=mask, is_causal=is_causal)
+        attend = attend if sight is None else partial(attend_by_runs, sight=sight)
+        y = attend(q, k, v)
         y = self.attention_out(y.transpose(1, 2).flatten(2))
         x = x + F.dropout(y, self.dropout, self.training)
 
@@ -216,12 +238,14 @@ class Transformer(nn.Module):
         *,
         rope_2TF: Tensor | None = None,
         mask_BT: Tensor | None = None,
+        sight: Sight | None = None,
         context: Context | None = None,
     ) -> Tensor:
         """[B, T, C] -> [B, T, C]; with a cache, of new positions only, which it stores.
 
         `rope_2TF` is `rope_freqs` of these positions, with a cache of all; `mask_BT` bool [B, T] is
-        False for padding, which no token sees (not with `causal`).
+        False for padding, which no token sees (not with `causal`); `sight`, without a cache, says
+        who sees whom.
         """
         count = x.shape[1]
         if cache is not None:
@@ -229,7 +253,7 @@ class Transformer(nn.Module):
             rope_2TF = None if rope_2TF is None else rope_2TF[:, rows]
             if isinstance(rows, Tensor):  # positions that are read, but not yet filled, are hidden
                 mask_BT = torch.arange(reach, device=x.device)[None] <= rows
-        options: dict[str, Any] = {"rope_2TF": rope_2TF, "mask_BT": mask_BT}
+        options: dict[str, Any] = {"rope_2TF": rope_2TF, "mask_BT": mask_BT, "sight": sight}
         for layer, block in enumerate(self.blocks):
             if context is not None:  # its layer's part: a compiled block must not see an index
                 options["context"] = context[layer]

@@ -15,6 +15,8 @@ from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tokenizer import SpectralTokenizer, are_integers, check_codes
 from sitlib.model.transformer import inference_autocast
 from sitlib.sample.cuda_graphs import GraphedDecoder
+from sitlib.sample.draw import draw
+from sitlib.sample.masked import write_scales
 from sitlib.strict import require
 
 Prompts = Tensor | Sequence[str] | int
@@ -83,13 +85,12 @@ def generate(
         f"a model of order {c.transformer.order} has no first scales: take one of coarse_to_fine, "
         "or ask for all scales, give those of whole images with `written`, and no on_scale.",
     )
-    order = model.order.tolist()[: scales * n]  # positions in codes [scales N]
-    to_draw = order[written:]
+    of_scales = "a masked model writes whole scales: `written` is of the others."
+    require(not c.transformer.masked or written == first_scale * n, of_scales)
     codes = torch.zeros(count, scales, n, dtype=torch.int64, device=device)
     codes[:, :first_scale] = prefix
     is_guided = not isinstance(prompts, int) and sampling.guidance != 1.0
     halves = 2 if is_guided else 1  # rows with the condition, then as many without
-    filters = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
 
     was_training = model.training
     model.eval()  # dropout would make a sample depend on more than its seed
@@ -97,82 +98,75 @@ def generate(
         with inference_autocast(device):
             batch_size = sampling.batch_size or max_batch_size(model, scales, halves)
             cast_model = with_cast_layers(model)
-        starts = range(0, count if to_draw else 0, batch_size)
+        starts = range(0, count if written < scales * n else 0, batch_size)
         for start in tqdm(starts, progress, mininterval=5.0, disable=progress is None):
             rows = slice(start, start + batch_size)
-            codes_BT, cond_B = codes[rows].flatten(1), cond[rows].to(device)  # codes_BT is a view
-            # Every sample has its own random numbers, one for each position, whatever the batch.
-            seeds = [[sampling.seed, first_sample + start + row] for row in range(len(cond_B))]
-            rngs = [np.random.default_rng(seed) for seed in seeds]
-            uniform = [rng.random(model.num_tokens, dtype=np.float32) for rng in rngs]
-            uniform_TB = torch.from_numpy(np.stack(uniform, axis=1)).to(device)
-
-            with torch.inference_mode(), inference_autocast(device):
-                if is_guided:
-                    cond_B = torch.cat([cond_B, model.unconditional(cond_B)])
-                first_Bt = codes_BT[:, order[:written]].repeat(halves, 1)
-                state, logits_BK = cast_model.prefill(cond_B, len(order), first_Bt)
-                decode_one_token = partial(cast_model.decode_one_token, state)
-                if cond_B.is_cuda:
-                    decode_one_token = GraphedDecoder(cast_model, state)
-            for done, position in enumerate(to_draw, written + 1):
+            cond_B, shown = cond[rows].to(device), None
+            if is_guided:
                 with torch.inference_mode(), inference_autocast(device):
-                    if is_guided:
-                        cond_BK, uncond_BK = logits_BK.chunk(2)
-                        logits_BK = torch.lerp(uncond_BK, cond_BK, sampling.guidance)
-                    probs_BK = filtered_probabilities(logits_BK, *filters)
-                    codes_B = sample_codes(probs_BK, uniform_TB[position])
-                    codes_BT[:, position] = codes_B
-                    if done < len(order):
-                        logits_BK = decode_one_token(codes_B.repeat(halves))
-                scale, place = divmod(done, n)
-                # The caller's code runs outside of inference mode and autocast.
-                if place == 0 and on_scale is not None and tokenizer is not None:
-                    on_scale(start, scale, tokenizer.decode(codes[rows, :scale]))
+                    cond_B = torch.cat([cond_B, model.unconditional(cond_B)])
+            if on_scale is not None and tokenizer is not None:
+                shown = partial(_show, on_scale, tokenizer, codes[rows], start)
+            # Every sample has its own random numbers, whatever the batch.
+            last = min(start + batch_size, count)
+            seeds = [[sampling.seed, first_sample + row] for row in range(start, last)]
+            how = sampling, seeds, shown
+            if c.transformer.masked:
+                write_scales(cast_model, codes[rows], cond_B, first_scale, *how)
+            else:
+                write_codes(cast_model, codes[rows], cond_B, written, *how)
     finally:
         model.train(was_training)
     return codes
 
 
-def filtered_probabilities(
-    logits_BK: Tensor,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-) -> Tensor:
-    """Probabilities [B, K] after temperature, top-k, min-p (arXiv 2407.01082), then top-p.
+def _show(
+    on_scale: Callable[[int, int, Tensor], None],
+    tokenizer: SpectralTokenizer,
+    codes: Tensor,
+    first: int,
+    scales: int,
+) -> None:
+    on_scale(first, scales, tokenizer.decode(codes[:, :scales]))
 
-    Those as likely as the k-th stay, too; `min_p` is a share of the largest probability; `top_p`
-    keeps the smallest set of codes of this total probability (arXiv 1904.09751).
+
+def write_codes(
+    model: AutoregressiveModel,
+    codes: Tensor,
+    cond: Tensor,
+    written: int,
+    sampling: SamplingConfig,
+    seeds: list[list[int]],
+    on_scale: Callable[[int], None] | None,
+) -> None:
+    """Fill codes [B, S, N] one after the other, in place; in the model's order, `written` are given.
+
+    Args:
+        cond: of each row, once more for guidance without it.
+        seeds: of the random numbers of each row: one for each position.
+        on_scale: called after each scale, with the number of finished ones.
     """
-    logits_BK = logits_BK.float()
-    if temperature != 1.0:
-        logits_BK = logits_BK / temperature
-    if 0 < top_k < logits_BK.shape[-1]:
-        kth = logits_BK.topk(top_k, dim=-1).values[:, -1:]
-        logits_BK = logits_BK.masked_fill(logits_BK < kth, float("-inf"))
-    probs_BK = logits_BK.softmax(-1)
-    if min_p > 0.0:
-        least = min_p * probs_BK.amax(-1, keepdim=True)
-        probs_BK = probs_BK.masked_fill(probs_BK < least, 0.0)
-        probs_BK = probs_BK / probs_BK.sum(-1, keepdim=True)
-    if top_p < 1.0:
-        descending, order = probs_BK.sort(dim=-1, descending=True)
-        before = descending.cumsum(-1) - descending  # 0 for the likeliest, which always stays
-        descending = descending.masked_fill(before >= top_p, 0.0)
-        probs_BK = torch.zeros_like(probs_BK).scatter(-1, order, descending)
-        probs_BK = probs_BK / probs_BK.sum(-1, keepdim=True)
-    return probs_BK
-
-
-def sample_codes(probs_BK: Tensor, uniform_B: Tensor) -> Tensor:
-    """One code [B] for each row: the inverse of the cumulative distribution at u in [0, 1)."""
-    cumulative = probs_BK.cumsum(-1)
-    total = cumulative[:, -1:].contiguous()
-    codes = torch.searchsorted(cumulative, uniform_B[:, None] * total, right=True)
-    # Rounding must not lead beyond the last code whose probability is not 0.
-    return torch.minimum(codes, torch.searchsorted(cumulative, total)).squeeze(-1)
+    codes_BT, n, device = codes.flatten(1), codes.shape[2], codes.device  # codes_BT is a view
+    order, halves = model.order.tolist()[: codes_BT.shape[1]], len(cond) // len(codes)
+    uniform = [
+        np.random.default_rng(seed).random(model.num_tokens, dtype=np.float32) for seed in seeds
+    ]
+    uniform_TB = torch.from_numpy(np.stack(uniform, axis=1)).to(device)
+    with torch.inference_mode(), inference_autocast(device):
+        first_Bt = codes_BT[:, order[:written]].repeat(halves, 1)
+        state, logits_BK = model.prefill(cond, len(order), first_Bt)
+        decode_one_token = partial(model.decode_one_token, state)
+        if cond.is_cuda:
+            decode_one_token = GraphedDecoder(model, state)
+    for done, position in enumerate(order[written:], written + 1):
+        with torch.inference_mode(), inference_autocast(device):
+            codes_B, _ = draw(logits_BK, uniform_TB[position], sampling, halves == 2)
+            codes_BT[:, position] = codes_B
+            if done < len(order):
+                logits_BK = decode_one_token(codes_B.repeat(halves))
+        # The caller's code runs outside of inference mode and autocast.
+        if done % n == 0 and on_scale is not None:
+            on_scale(done // n)
 
 
 # -- cost ---------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def train_generator(
     pictures: Callable[[AutoregressiveModel], Tensor] | None = None,
     **options: Any,
 ) -> tuple[AutoregressiveModel, list[Row]]:
-    """Train a model to predict the next code -> the model and its training curve.
+    """Train a model to predict the next code, a masked one hidden codes -> the model and its training curve.
 
     Args:
         codes: code maps [M, S, N] int64.
@@ -52,8 +52,8 @@ def train_generator(
     tokens = [texts.encode(list(x), truncate=True) for x in captions or []] if texts else []
     draw = code_map_draws(codes, labels, names, optimizer_config.batch_size, seed)
 
-    def batch_at(step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes [B, S, N] and a condition to read, partly corrupted; codes to predict."""
+    def batch_at(step: int) -> tuple[Tensor, ...]:
+        """Codes [B, S, N] and a condition to read, partly corrupted; codes to predict, and where."""
         rng = np.random.default_rng([seed, step])
         rows = torch.from_numpy(draw(step, rng))  # [B]
         is_hidden = torch.from_numpy(rng.random(len(rows)) < c.condition_dropout)
@@ -68,13 +68,20 @@ def train_generator(
         # Without a condition now and then: classifier-free guidance needs both.
         condition = torch.where(is_hidden, module.unconditional(condition), condition)
         targets = codes[rows]
-        return corrupt_codes(targets, config.codebook_sizes, c.code_noise, rng), condition, targets
+        is_predicted = (
+            hidden_codes(targets.shape, rng) if c.masked else torch.ones_like(targets) > 0
+        )
+        read = corrupt_codes(targets, config.codebook_sizes, c.code_noise, rng)
+        return read, condition, targets, is_predicted
 
     def loss_fn(model: nn.Module, batch: tuple[Tensor, ...], _: int) -> tuple[Tensor, Logged]:
-        read, condition, targets = batch
-        nats_BSN = code_nats(model(read, condition), targets)
-        nats_S = nats_BSN.detach().mean(dim=(0, 2))
-        return nats_BSN.mean(), {f"nats_scale_{scale}": x for scale, x in enumerate(nats_S, 1)}
+        read, condition, targets, is_predicted = batch
+        logits = model(read, condition, is_predicted) if c.masked else model(read, condition)
+        nats_BSN = code_nats(logits, targets) * is_predicted
+        of_scale = is_predicted.sum(dim=(0, 2))
+        nats_S = nats_BSN.detach().sum(dim=(0, 2)) / of_scale
+        logged = {f"nats_scale_{scale}": x for scale, x in enumerate(nats_S, 1)}
+        return nats_BSN.sum() / is_predicted.sum(), logged
 
     options["pictures"] = (lambda: pictures(module)) if pictures is not None else None
     return train_module(module, loss_fn, batch_at, optimizer_config, folder, run, **options)
@@ -110,6 +117,14 @@ def code_map_draws(
         return np.array([codes.order.permutation(seed, epoch)[item] for epoch, item in pairs])
 
     return in_epochs if count > WINDOW and sizes.min() == sizes.max() else drawn
+
+
+def hidden_codes(shape: Sequence[int], rng: np.random.Generator) -> Tensor:
+    """Which codes [B, S, N] a masked model has to predict: of each scale a share of its own, drawn
+    as cos(pi u / 2) (MaskGIT, arXiv 2202.04200), and one code at least."""
+    B, S, N = shape
+    count = np.ceil(N * np.cos(np.pi / 2 * rng.random((B, S, 1)))).clip(1)
+    return torch.from_numpy(rng.random((B, S, N)).argsort(axis=2).argsort(axis=2) < count)
 
 
 # -- corruption of what training reads, never of what it predicts ----------------------------------

@@ -1,0 +1,80 @@
+"""Writing a scale at a time: codes of a scale are drawn together, in a few passes.
+
+MaskGIT's decoding (arXiv 2202.04200) within each scale. One pass a scale is VAR's (arXiv
+2404.02905), as many as there are codes nearly one code after the other.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sitlib.model.config import SamplingConfig
+from sitlib.model.generator import AutoregressiveModel, DecodeState
+from sitlib.model.transformer import inference_autocast
+from sitlib.sample.draw import draw
+
+
+def hidden_after(step: int, steps: int, count: int) -> int:
+    """Codes of a scale that stay hidden after a pass, by the cosine schedule; 0 after the last."""
+    return math.floor(count * math.cos(math.pi / 2 * step / steps)) if step < steps else 0
+
+
+def write_scales(
+    model: AutoregressiveModel,
+    codes: Tensor,
+    cond: Tensor,
+    first: int,
+    sampling: SamplingConfig,
+    seeds: list[list[int]],
+    on_scale: Callable[[int], None] | None,
+) -> None:
+    """Fill codes [B, S, N] from scale `first` on, in place; earlier ones are given.
+
+    Args:
+        cond: of each row, once more for guidance without it.
+        seeds: of the random numbers of each row, which neither batch nor other scales change.
+        on_scale: called after each drawn scale, with the number of finished ones.
+    """
+    scales, n, device, halves = *codes.shape[1:], codes.device, len(cond) // len(codes)
+    steps = min(sampling.steps_per_scale, n)
+    with torch.inference_mode(), inference_autocast(device):
+        state = model.start_scales(cond)
+    for scale in range(scales):
+        with torch.inference_mode(), inference_autocast(device):
+            if scale >= first:
+                rngs = [np.random.default_rng([*seed, scale]) for seed in seeds]
+                numbers = [rng.random((2 * steps, n), dtype=np.float32) for rng in rngs]
+                uniform = torch.from_numpy(np.stack(numbers, axis=1)).to(device)  # [2 steps, B, N]
+                codes[:, scale] = _drawn(model, state, codes[:, scale], halves, sampling, uniform)
+            if scale + 1 < scales:
+                model.read_scale(state, codes[:, scale].repeat(halves, 1))
+        # The caller's code runs outside of inference mode and autocast.
+        if scale >= first and on_scale is not None:
+            on_scale(scale + 1)
+
+
+def _drawn(
+    model: AutoregressiveModel,
+    state: DecodeState,
+    codes: Tensor,
+    halves: int,
+    sampling: SamplingConfig,
+    uniform: Tensor,
+) -> Tensor:
+    """Codes [B, N] of the next scale, in half as many passes as there are numbers [2 k, B, N]."""
+    steps, is_hidden = len(uniform) // 2, torch.ones_like(codes, dtype=torch.bool)
+    for step in range(1, steps + 1):
+        read = codes.repeat(halves, 1), is_hidden.repeat(halves, 1)
+        logits = model.read_scale(state, *read)  # [halves B, N, K]
+        drawn, p = draw(logits, uniform[2 * step - 2], sampling, halves == 2)
+        codes = torch.where(is_hidden, drawn, codes)
+        # The surest stay, with noise that falls to 0; codes that stayed before are sure.
+        gumbel = -(-uniform[2 * step - 1].clamp(1e-9, 1 - 1e-6).log()).log()
+        noise = sampling.choice_temperature * (1 - step / steps) * gumbel
+        sureness = (p.log() + noise).masked_fill(~is_hidden, math.inf)
+        rank = sureness.argsort(dim=1).argsort(dim=1)  # 0: the least sure
+        is_hidden = rank < hidden_after(step, steps, codes.shape[1])
+    return codes
