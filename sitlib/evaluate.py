@@ -57,6 +57,13 @@ def features_of(parts: Iterable[Tensor], title: str = "", **options: Any) -> Ten
     return torch.cat([lite0_features(images, title=title, **options) for images in parts])
 
 
+def features_of_codes(
+    tokenizer: SpectralTokenizer, codes: Tensor, title: str = "", **options: Any
+) -> Tensor:
+    """Features [M, 1280] of the images of codes [M, S, N]; options of `lite0_features`."""
+    return features_of((decode(tokenizer, part) for part in codes.split(PART)), title, **options)
+
+
 # -- tokenizers --------------------------------------------------------------------------------
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from sitlib.strict import ConfigError, digest, from_dict, to_dict
+from workbook.params import merge, read_yaml
 from workbook.paths import resolve
-from workbook.profile import Profile, load_profile, merge, read_yaml
+from workbook.profile import Profile, load_profile
 
 PROFILES = sorted(path.stem for path in resolve("profiles").glob("*.yaml"))
 QUICK = load_profile("quick")

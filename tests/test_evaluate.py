@@ -32,7 +32,7 @@ from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.text import TextTokenizer
 from sitlib.model.tokenizer import SpectralTokenizer
 from workbook.codes import Codes, captioned, held_out_wide, images_of
-from workbook.evaluate import generation, text, tokenizer
+from workbook.evaluate import generation, memorisation, text, tokenizer
 from workbook.evaluate.tokenizer import evaluated_sizes
 from workbook.generators import config_over
 from workbook.profile import load_profile
@@ -336,14 +336,14 @@ def test_a_class_conditional_model(untrained, tmp_path, monkeypatch):
 
 def test_copies_of_training_views_are_told_from_new_images(monkeypatch):
     """Codes stand for features: eight copies, and samples as far away as held-out views are."""
-    monkeypatch.setattr(generation, "_features", lambda _, codes, title, size: codes)
+    monkeypatch.setattr(memorisation, "features_of_codes", lambda _, codes, title, size: codes)
     rng = np.random.default_rng(0)
     train, held_out, new = (torch.from_numpy(rng.normal(size=(n, 6))) for n in (90, 300, 300))
     copied = [3, 14, 15, 9, 26, 5, 35, 8]
     copies = train[copied] + 1e-3 * torch.arange(8)[:, None]
     sampled = torch.cat([new, copies])
     codes = Codes(train, train[:, 0], held_out, held_out[:, 0], [])
-    found = generation.memorisation(sampled, None, codes)
+    found = memorisation.memorisation(sampled, None, codes)
     assert found["pairs"] == [[300 + i, row] for i, row in enumerate(copied)]
 
     def nearest(points):
@@ -354,8 +354,8 @@ def test_copies_of_training_views_are_told_from_new_images(monkeypatch):
     assert found["nearest_held_out"] == pytest.approx(np.median(unseen))
     share = np.mean(distances < np.quantile(unseen, 0.05))
     assert found["share_below_5th"] == pytest.approx(share) and share > 8 / 308
-    monkeypatch.setattr(generation, "SEEN", 15)
-    fewer = generation.memorisation(sampled, None, codes)
+    monkeypatch.setattr(memorisation, "SEEN", 15)
+    fewer = memorisation.memorisation(sampled, None, codes)
     assert max(row for _, row in fewer["pairs"]) < 15 and "15 training views" in fewer["protocol"]
 
 

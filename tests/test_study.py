@@ -8,9 +8,10 @@ from typing import cast
 
 import pytest
 import torch
-from tiny import model_of, random_codes, tokenizer_of
+from tiny import fresh_generator, model_of, photographs, random_codes, tokenizer_of
 
 from sitlib.data import TokenShards, open_images
+from sitlib.evaluate import features_of
 from sitlib.files import read_json
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample.generate import generate
@@ -19,6 +20,7 @@ from workbook import runs, study
 from workbook.codes import Codes
 from workbook.diffusion import trained_diffusion, velocity_error
 from workbook.effects import load_claims
+from workbook.evaluate import writing
 from workbook.paths import ROOT
 from workbook.profile import load_profile
 from workbook.study import (
@@ -233,14 +235,16 @@ def test_a_generator_is_judged_with_every_seed_and_without_sweeps(monkeypatch):
         return {"nats_per_image": float(model.seed)}
 
     def trained(profile, variant, seed):
-        model = torch.nn.Identity()
+        model = fresh_generator("text")
         model.seed = seed
         return SimpleNamespace(model=model, curve={"seconds": [1.0, 7.0]})
 
     monkeypatch.setattr(study, "fetch_weights", lambda: None)
     monkeypatch.setattr(study, "trained_generator", trained)
     monkeypatch.setattr(study, "half_written", lambda *_: {"psnr": 1.0})
-    others = {"draw_all": None, "real_features": None, "measure_generator": measured}
+    monkeypatch.setattr(study, "by_passes", lambda *_: [{"passes": None}])
+    others = {"draw_all": None, "measure_generator": measured}
+    monkeypatch.setattr(study.generation, "real_features", lambda *_: {"held_out": None})
     for name, function in others.items():
         monkeypatch.setattr(study.generation, name, function or (lambda *_: None))
     entry = Generator("ar_captioned_sit4_sc", {"text.optimizer.steps": 5}, [0, 3])
@@ -258,7 +262,7 @@ def test_half_written_images_keep_the_first_half_of_their_codes(monkeypatch, wei
     model, tokenizer, profile = model_of("class"), tokenizer_of(), load_profile("smoke")
     codes, drawn = random_codes(model, 6), []
     held_out = Codes(cast(TokenShards, codes), torch.zeros(6), codes, torch.zeros(6), ["a"])
-    monkeypatch.setattr(study, "load_codes", lambda *_: held_out)
+    monkeypatch.setattr(writing, "load_codes", lambda *_: held_out)
     monkeypatch.setattr(study.generation, "tokenizer_of", lambda *_: tokenizer)
     monkeypatch.setattr(study.generation, "held_out_prompts", lambda *_: torch.zeros(6).long())
 
@@ -266,12 +270,30 @@ def test_half_written_images_keep_the_first_half_of_their_codes(monkeypatch, wei
         drawn.append(generate(*arguments, **given))
         return drawn[-1]
 
-    monkeypatch.setattr(study, "generate", noted)
-    scores = study.half_written(model, profile, "ar_sit5_sc")
+    monkeypatch.setattr(writing, "generate", noted)
+    scores = writing.half_written(model, profile, "ar_sit5_sc")
     same = (drawn[0] == codes).flatten(1).float().mean(0)
     assert same[:40].min() == 1 and same[40:].mean() < 0.5
     errors = (tokenizer.decode(drawn[0]) - tokenizer.decode(codes)).square().mean(dim=(1, 2, 3))
     assert scores["psnr"] == pytest.approx(float((-10 * errors.log10()).mean()), rel=1e-4)
+
+
+def test_a_masked_model_is_measured_at_several_passes_and_another_once(monkeypatch, weights_folder):
+    profile, tokenizer = load_profile("smoke"), tokenizer_of()
+    c, views = tokenizer.config, photographs(12)
+    sizes = (c.num_scales, c.tokens_per_scale, c.num_codebooks, c.codebook_sizes)
+    monkeypatch.setattr(writing.generation, "tokenizer_of", lambda *_: tokenizer)
+    monkeypatch.setattr(writing.generation, "held_out_images", lambda *_: [views])
+    asked = torch.arange(12) % 3
+    monkeypatch.setattr(writing.generation, "asked_in_sweeps", lambda *_: asked)
+    real = features_of([views])
+    for is_masked, passes in ((True, [1, 2, 4, 8, 16]), (False, [None])):
+        model = fresh_generator("class", *sizes, width=32, masked=is_masked)
+        rows = writing.by_passes(model, profile, "ar_sit5_sc", real)
+        assert [row["passes"] for row in rows] == passes
+        for row in rows:
+            assert row["images_per_second"] > 0
+            assert row["fd_lite0"] != row["to_reconstructions"]["fd_lite0"]
 
 
 def test_the_list_has_every_result_as_it_is(tmp_path, monkeypatch):

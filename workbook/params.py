@@ -1,5 +1,6 @@
 """`params.yaml`: what the pipeline runs, and where the images are; YAML that is read strictly."""
 
+import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -87,4 +88,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path.name} is not valid YAML: {reason}.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path.name} must be a mapping of keys to values.")
+    return values
+
+
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, mapping by mapping; lists are replaced."""
+    merged = dict(base)
+    for key, value in changes.items():
+        is_section = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = merge(base[key], value) if is_section else value
+    return merged
+
+
+def changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Values of a whole profile (`to_dict`) with those at dotted keys, which it has, replaced."""
+    values = copy.deepcopy(values)
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        section = values
+        for name in sections:
+            section = section.get(name, {}) if isinstance(section, dict) else {}
+        if last not in section:
+            raise ConfigError(f"a change of {key}, which the profile does not have.")
+        section[last] = value
     return values

@@ -5,7 +5,6 @@ dataclasses; those of evaluation and applications are the profile quick's. It is
 what is wrong is a `ConfigError` that says what to do.
 """
 
-import copy
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -26,7 +25,7 @@ from sitlib.train.config import (
     TokenizerLossConfig,
     TokenizerTraining,
 )
-from workbook.params import fill_in, read_yaml
+from workbook.params import fill_in, merge, read_yaml
 from workbook.paths import resolve
 
 LPIPS_MIN_SIZE = {"alex": 31, "vgg": 16}  # px
@@ -379,26 +378,3 @@ def _read_profile(name: str | Path, *above: Path) -> dict[str, Any]:
     if not isinstance(base, str) or _path(base) in (path, *above):
         raise ConfigError(f"{path.name}: base names another profile, it is {base!r}.")
     return merge(_read_profile(base, path, *above), values)
-
-
-def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it, mapping by mapping; lists are replaced."""
-    merged = dict(base)
-    for key, value in changes.items():
-        is_section = isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = merge(base[key], value) if is_section else value
-    return merged
-
-
-def changed(values: dict[str, Any], changes: Changes) -> dict[str, Any]:
-    """Values of a whole profile (`to_dict`) with those at dotted keys, which it has, replaced."""
-    values = copy.deepcopy(values)
-    for key, value in changes.items():
-        *sections, last = key.split(".")
-        section = values
-        for name in sections:
-            section = section.get(name, {}) if isinstance(section, dict) else {}
-        if last not in section:
-            raise ConfigError(f"a change of {key}, which the profile does not have.")
-        section[last] = value
-    return values

@@ -27,11 +27,9 @@ from sitlib.metrics import (
     coded_bits,
     evaluate_reconstructions,
     frechet_distance,
-    reconstruction_values,
 )
 from sitlib.metrics.weights import fetch_weights
 from sitlib.model.config import STRICT
-from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import best_device
 from sitlib.sample.generate import generate
@@ -42,9 +40,11 @@ from workbook.diffusion import trained_diffusion, velocity_error
 from workbook.errors import command
 from workbook.evaluate import generation
 from workbook.evaluate.generation import sampled_labels
+from workbook.evaluate.writing import by_passes, half_written
 from workbook.generators import trained_generator
+from workbook.params import changed, merge, read_yaml
 from workbook.paths import resolve
-from workbook.profile import Profile, changed, load_profile, merge, read_yaml
+from workbook.profile import Profile, load_profile
 from workbook.runs import AutoregressiveRun, TokenizerRun
 from workbook.tokenizers import held_out_set, open_split, trained_tokenizer
 
@@ -264,7 +264,8 @@ def run_rung(_: Profile, rung: str) -> dict[str, Any]:
 def run_generator(_: Profile, generator: str) -> dict[str, Any]:
     """Train a generator with every seed; judge it by prompts and judges of the usual profile.
 
-    All of `measure_generator` without sweeps, and `half_written`.
+    All of `measure_generator` without sweeps, `half_written` of models that write code by code, and
+    `by_passes`.
     """
     fetch_weights()
     grid = load_grid()
@@ -279,9 +280,11 @@ def run_generator(_: Profile, generator: str) -> dict[str, Any]:
         trained = trained_generator(profile, entry.of, seed)
         model = trained.model.to(best_device())
         samples = generation.draw_all(model, usual, entry.of)
+        is_masked = model.config.transformer.masked
         by_seed[str(seed)] = {
             **generation.measure_generator(model, usual, entry.of, samples, real),
-            "half_written": half_written(model, usual, entry.of),
+            **({} if is_masked else {"half_written": half_written(model, usual, entry.of)}),
+            "by_passes": by_passes(model, usual, entry.of, real["held_out"]),
             "seconds": trained.curve["seconds"][-1],
         }
     return {
@@ -290,22 +293,6 @@ def run_generator(_: Profile, generator: str) -> dict[str, Any]:
         "steps": profile.generator_optimizer(entry.of).steps,
         "seeds": by_seed,
     }
-
-
-def half_written(model: AutoregressiveModel, profile: Profile, variant: str) -> dict[str, float]:
-    """PSNR and LPIPS-Alex of held-out images of which a model was told the first half of the codes.
-
-    It draws the others, in its own order; the image is compared with that of the right codes.
-    """
-    codes, tokenizer = load_codes(profile, variant), generation.tokenizer_of(profile, variant)
-    prompts = generation.held_out_prompts(profile, variant)
-    half = codes.held_out[0].numel() // 2
-    given = {"prefix_codes": codes.held_out, "written": half}
-    finished = decode(tokenizer, generate(model, prompts, profile.sampler(variant), **given))
-    right, names = decode(tokenizer, codes.held_out), ["psnr", "lpips_alex"]
-    values = reconstruction_values(right, finished, metrics=names)
-    finite = {name: values[name][values[name].isfinite()] for name in names}  # some are the same
-    return {name: float(value.mean()) for name, value in finite.items()}
 
 
 def judge_row(_: Profile, row: str) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sitlib import evaluate, metrics
 from sitlib.data import held_out_positions, training_views
+from sitlib.evaluate import features_of_codes
 from sitlib.files import read_metadata, write_tensors
 from sitlib.metrics import GENERATION_METRICS
 from sitlib.model.generator import AutoregressiveModel
@@ -23,8 +24,9 @@ from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import best_device
 from sitlib.sample.generate import generate
 from sitlib.strict import digest, require
-from workbook.codes import Codes, captioned, held_out_wide, images_of, load_codes
+from workbook.codes import captioned, held_out_wide, images_of, load_codes
 from workbook.evaluate import stored_scores
+from workbook.evaluate.memorisation import memorisation
 from workbook.evaluate.text import KINDS, Judge, prompts
 from workbook.generators import trained_generator
 from workbook.params import split_run
@@ -39,9 +41,7 @@ SMALL = 8  # times smaller than the full size: the smallest samples, and what is
 GREY = 0.85  # of places whose codes are not sampled yet
 REAL = "samples/real.safetensors"  # `real_features`, written by a stage
 REAL_TEXT = "samples/real_text.safetensors"  # those of text-conditional models
-# `memorisation`: training views, px of Lite0 (a quarter of the usual time), pairs to look at
-SEEN, SEEN_PX, SUSPECTS = 3072, 112, 8
-SAMPLER = ("temperature", "top_k", "top_p", "min_p", "guidance", "seed")
+SAMPLER = ("temperature", "top_k", "top_p", "min_p", "guidance", "steps_per_scale", "seed")
 
 
 def load_models(
@@ -120,7 +120,7 @@ def measure_generator(
     scores = measure_codes(samples, tokenizer, references, profile, variant)
     scores["memorisation"] = memorisation(sampled, tokenizer, codes)
     if "train" in real:
-        scores["real"] = _means(distances(real["train"], references, settings))
+        scores["real"] = means(distances(real["train"], references, settings))
 
     judge, told = None, {}
     if isinstance(settings, TextEvaluationConfig):
@@ -131,23 +131,24 @@ def measure_generator(
             "r_precision": f"right caption among {settings.candidates} of other names, by the dual "
             "encoder; intervals over names",
         }
-        asked, captions = told["held_out"].captions, held_out_prompts(profile, variant)
         assert model.text_tokenizer is not None
+        captions = held_out_prompts(profile, variant)
         conditions = model.text_tokenizer.encode(captions, truncate=True)
     else:
-        asked, conditions = sampled_labels(profile, settings.sweep_samples), codes.held_out_labels
+        conditions = codes.held_out_labels
+    asked = asked_in_sweeps(profile, variant)
 
     def swept(name: str, value: float) -> dict[str, Any]:
         changed = replace(sampling, **cast(Any, {name: value}))
         new, right = scores, scores.get("r_precision_held_out")
         if changed != sampling or len(asked) != len(sampled):  # other samples than those
             drawn = generate(model, asked, changed, progress="samples of a sweep").cpu()
-            features = _features(tokenizer, drawn, "samples of a sweep")
+            features = features_of_codes(tokenizer, drawn, "samples of a sweep")
             new = distances(features, references, settings)
             if judge is not None:
                 images = evaluate.decode(tokenizer, drawn)
                 right = judge.retrieved(images, told["held_out"], "samples")["r_precision"]
-        return {name: value} | ({"r_precision": right} if judge else {}) | _means(new)
+        return {name: value} | ({"r_precision": right} if judge else {}) | means(new)
 
     return {
         **scores,
@@ -167,7 +168,10 @@ def measure_codes(
     """
     settings, sampling = profile.generator_section(variant).evaluation, profile.sampler(variant)
     codes = next(iter(samples.values()))  # those of held-out names come first
-    features, groups = _features(tokenizer, codes, "samples"), reference_groups(profile, variant)
+    features, groups = (
+        features_of_codes(tokenizer, codes, "samples"),
+        reference_groups(profile, variant),
+    )
     parts = (evaluate.reconstruct(tokenizer, x)[1] for x in held_out_images(profile, variant))
     again = evaluate.features_of(parts, "reconstructions")
     scores = evaluate.sample_scores(features, real, again, **_options(settings, groups))
@@ -202,40 +206,12 @@ def measure_codes(
     return scores
 
 
-def memorisation(sampled: Tensor, tokenizer: SpectralTokenizer, codes: Codes) -> dict[str, Any]:
-    """Distances of samples to the nearest of SEEN reconstructed training views.
-
-    Beside that of held-out views: of a model that copies no more than chance, 5 % of the samples
-    are nearer than the nearest 5 % of these. `pairs`: [sample, training view] of the nearest ones.
-    """
-    views = {"samples": sampled, "held-out": codes.held_out, "training": codes.train[:SEEN]}
-    sampled_F, held_out_F, seen_F = (
-        _features(tokenizer, x, f"{name} views", size=SEEN_PX).double() for name, x in views.items()
-    )
-    distances, rows = torch.cdist(sampled_F, seen_F).min(dim=1)
-    unseen = torch.cdist(held_out_F, seen_F).min(dim=1).values
-    suspects = distances.argsort()[:SUSPECTS]
-    return {
-        "nearest": float(distances.quantile(0.5)),
-        "nearest_held_out": float(unseen.quantile(0.5)),
-        "share_below_5th": float((distances < unseen.quantile(0.05)).double().mean()),
-        "pairs": torch.stack([suspects, rows[suspects]], dim=1).tolist(),
-        "protocol": f"medians of L2 of Lite0 features at {SEEN_PX} px, {len(seen_F)} training views",
-    }
-
-
 def suspicious_pairs(profile: Profile, variant: str, seed: int, pairs: list[list[int]]) -> Tensor:
     """Images [P, 2, 3, H, W] of `pairs` of `memorisation`: a sample, the nearest training view."""
     sampled = next(iter(_samples(profile, variant, seed).values()))
     train, (samples, rows) = load_codes(profile, variant).train, torch.tensor(pairs).T
     both = torch.stack([sampled[samples], train[rows]], dim=1)
     return evaluate.decode(tokenizer_of(profile, variant), both.flatten(0, 1)).unflatten(0, (-1, 2))
-
-
-def _features(tokenizer: SpectralTokenizer, codes: Tensor, title: str, **options: Any) -> Tensor:
-    """Features [M, 1280] of the images of codes [M, S, N]; options of `lite0_features`."""
-    parts = (evaluate.decode(tokenizer, part) for part in codes.split(evaluate.PART))
-    return evaluate.features_of(parts, title, **options)
 
 
 def distances(
@@ -251,7 +227,7 @@ def _options(settings: Settings, groups: list | None = None) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in names} | {"groups": groups}
 
 
-def _means(scores: dict[str, Any]) -> dict[str, float]:
+def means(scores: dict[str, Any]) -> dict[str, float]:
     """The distances among scores, without deviations and protocol."""
     return {name: scores[name] for name in GENERATION_METRICS}
 
@@ -326,6 +302,13 @@ def sampled_labels(profile: Profile, count: int) -> Tensor:
     variant = next(iter(profile.autoregressive.variants))
     labels = images_of(profile, variant, "test").labels[reference_groups(profile, variant)]
     return labels.repeat(-(-count // len(labels)))[:count]
+
+
+def asked_in_sweeps(profile: Profile, variant: str) -> Any:
+    """Class ids, or captions of held-out names, for which sweeps draw samples."""
+    if variant in profile.text.variants:
+        return prompts(profile, "held_out").captions
+    return sampled_labels(profile, profile.autoregressive.evaluation.sweep_samples)
 
 
 def draw_all(model: AutoregressiveModel, profile: Profile, variant: str) -> Tensors:
