@@ -17,7 +17,7 @@ from sitlib.model.tiling import ImageCodes, decode_codes, encode_image, pad
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.wavelets import dwt2
 from sitlib.train.codebooks import initialize_codebooks, reset_dead_codes, take_over_codes
-from sitlib.train.losses import TokenizerLoss
+from sitlib.train.losses import TokenizerLoss, border_error
 from workbook.profile import load_profile
 
 SMOKE = load_profile("smoke")
@@ -91,6 +91,28 @@ def test_with_overlap_neighbors_are_written_too(variant):
     assert (finest[:, :reach, :reach] == 1).all() and finest.sum() == finest[
         :, :reach, :reach
     ].sum()
+
+
+def test_refinement_is_of_whole_images_and_starts_as_nothing():
+    tokenizer, images = started("sit5", **CAUSAL, refine=8)
+    plain, _ = started("sit5", **CAUSAL)
+    plain.load_state_dict(tokenizer.state_dict(), strict=False)
+    codes = tokenizer.encode(images)
+    assert torch.equal(tokenizer.decode(codes), plain.decode(codes))
+    torch.nn.init.normal_(tokenizer.refine.write.weight, std=0.01)
+    assert not torch.equal(tokenizer.decode(codes), plain.decode(codes))
+    assert torch.equal(tokenizer.decode(codes, 4), plain.decode(codes, 4))
+    assert torch.equal(tokenizer.encode(images), codes)
+
+
+@pytest.mark.parametrize("side", [2, 8])
+def test_the_border_term_is_of_borders_alone(side):
+    error = torch.rand(2, 3, 16, 16)
+    expected = 0.0
+    for image in (error, error.transpose(2, 3)):
+        steps = [image[:, :, row] - image[:, :, row - 1] for row in range(side, 16, side)]
+        expected += torch.stack(steps).abs().mean()
+    assert_near(border_error(error, side), expected, 1e-6)
 
 
 @pytest.mark.parametrize(

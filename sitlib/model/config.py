@@ -71,6 +71,9 @@ class TokenizerConfig:
     standardize: bool = True  # ours: of each band; if not, coefficients are of pixels in [-1, 1]
     # Ours: a token also writes half a patch around its own, which is added to its neighbors'.
     overlap: bool = False
+    # Ours: channels of two convolutions behind the inverse transform, which smooth what blocks of
+    # coefficients leave; 0 = none. Images of the first scales alone are as they come.
+    refine: NonNegativeInt = 0
 
     def __post_init__(self):
         unit, kind = self.grid_size * 2**self.levels, f"transform {self.transform}"

@@ -10,6 +10,7 @@ from functools import partial
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sitlib.model.config import TokenizerConfig
@@ -20,7 +21,8 @@ from sitlib.model.transformer import ADTransformer, in_weight_dtype, inference_a
 from sitlib.model.wavelets import check_images
 from sitlib.strict import require
 
-DECODER_MODULES = ("post_quant", "decoder", "unembed")  # codes do not depend on these
+# Codes do not depend on these.
+DECODER_MODULES = ("post_quant", "decoder", "unembed", "refine")
 
 
 @dataclass
@@ -53,6 +55,23 @@ class BandNorm(nn.Module):
         self.mean.copy_(x.mean(dim=(0, 2, 3), keepdim=True)[0])
         std = x.std(dim=(0, 2, 3), keepdim=True)[0]
         self.std.copy_(std.clamp_min(torch.finfo(x.dtype).eps))
+
+
+class Refinement(nn.Module):
+    """What two convolutions over blocks of 2 x 2 pixels add to an image; at first nothing."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.read, self.write = (
+            nn.Conv2d(12, width, 3, padding=1),
+            nn.Conv2d(width, 12, 3, padding=1),
+        )
+        for parameter in self.write.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, images: Tensor) -> Tensor:  # [B, 3, H, H], about [0, 1]
+        hidden = F.gelu(self.read(F.pixel_unshuffle(4 * images - 2, 2)))
+        return images + F.pixel_shuffle(self.write(hidden), 2)
 
 
 class SpectralTokenizer(Pretrained):
@@ -99,6 +118,7 @@ class SpectralTokenizer(Pretrained):
         written = geometry.written_dim if c.overlap else geometry.patch_dim
         heads = (_head(c.decoder_width, written(scale)) for scale in geometry.scales)
         self.unembed = nn.ModuleList(heads)
+        self.refine = Refinement(c.refine) if c.refine else None
 
         # How often training views have each code [S, K]: see `count_codes`.
         counts = torch.zeros(c.num_scales, max(c.codebook_sizes), dtype=torch.int32)
@@ -125,7 +145,7 @@ class SpectralTokenizer(Pretrained):
             targets = self.normalized_patches(images)[:preview_scales]
             preview = self.to_images(patches[:preview_scales]), self.to_images(targets)
         return TokenizerOutput(
-            reconstruction=self.to_images(patches),
+            reconstruction=self.shown(patches),
             codes=quantized.codes,
             commitment_loss=quantized.commitment_loss.mean(),
             codebook_loss=quantized.codebook_loss.mean(),
@@ -179,6 +199,13 @@ class SpectralTokenizer(Pretrained):
         coefficients = [norm.inverse(x) for norm, x in zip(self.norm, maps, strict=False)]
         return self.geometry.inverse(coefficients)  # idwt2
 
+    def shown(self, patches: list[Tensor]) -> Tensor:
+        """`to_images` of a decoder's patches, refined where these are of all scales."""
+        images = self.to_images(patches)
+        if self.refine is None or images.shape[-1] < self.config.size:
+            return images
+        return in_weight_dtype(self.refine, images)
+
     def by_codebook(self, x: Tensor) -> tuple[Tensor, ...]:
         """[B, k, ...] -> slices of the scales of each codebook: all; 1 and k - 1; or 1 each."""
         first = map(self.config.codebook_of.index, range(1, len(self.codebooks)))
@@ -229,7 +256,7 @@ class SpectralTokenizer(Pretrained):
         check_codes(codes, self.config.codebook_sizes)
         with inference_autocast(self.device):
             vectors = self.embed_codes(codes[:, :scales].to(self.device))
-            return self.to_images(self.decode_latents(vectors)).clamp(0, 1)
+            return self.shown(self.decode_latents(vectors)).clamp(0, 1)
 
     def reconstruct(self, images: Tensor, scales: int | None = None) -> Tensor:
         """Encode and decode square images [B, 3, H, H]."""

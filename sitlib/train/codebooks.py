@@ -64,9 +64,11 @@ def take_over_weights(tokenizer: SpectralTokenizer, base: SpectralTokenizer) -> 
     """Copy all weights of another tokenizer; positions are interpolated where its grid differs."""
     theirs = asdict(base.config)
     differs = {key for key, value in asdict(tokenizer.config).items() if value != theirs[key]}
-    different = sorted(differs - {"size", "grid_size"})
-    require(not different, f"{different} of the two tokenizers differ; only size, grid_size may.")
-    state = base.state_dict()
+    different = sorted(differs - {"size", "grid_size", "refine"})
+    allowed = "only size, grid_size, refine may"
+    require(not different, f"{different} of the two tokenizers differ; {allowed}.")
+    new = {name: x for name, x in tokenizer.state_dict().items() if name.startswith("refine.")}
+    state = new | base.state_dict()
     for name in ("encoder.pos_emb", "decoder.pos_emb"):  # [S g^2, C]
         here, there = tokenizer.config, base.config
         x = state[name].unflatten(0, (-1, there.grid_size, there.grid_size)).permute(0, 3, 1, 2)

@@ -91,10 +91,12 @@ class TokenizerLossConfig:
     lpips_net: Literal["alex", "vgg"] = "vgg"  # ViT-VQGAN's; SIT says "perceptual"
     commitment: NonNegativeFloat = 0.25  # beta: pulls the encoder's outputs to their codes
     codebook: NonNegativeFloat = 1.0  # pulls codes to the outputs that chose them (ViT-VQGAN)
-    # Ours, both off: steps without use after which a code moves onto an output of the encoder;
+    # Ours, all off: steps without use after which a code moves onto an output of the encoder;
     reset_dead_codes_after: NonNegativeInt = 0
-    # L2 and LPIPS of the image that the first k scales alone give, another k at each step.
+    # L2 and LPIPS of the image that the first k scales alone give, another k at each step;
     multiscale: NonNegativeFloat = 0.0
+    # how wrong the differences of pixels are across borders of tokens, so that no grid shows.
+    border: NonNegativeFloat = 0.0
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -127,7 +129,7 @@ class TokenizerTraining:
     optimizer: OptimizerConfig = OptimizerConfig()
     codes_from: str | None = None  # tokenizer variant
     # Tokenizer whose weights training starts with: a variant, or a name for `from_pretrained`. Only
-    # `size` and `grid_size` may differ; positions are interpolated.
+    # `size`, `grid_size`, `refine` may differ; positions are interpolated.
     starts_from: str | None = None
 
     def __post_init__(self):

@@ -8,6 +8,13 @@ from sitlib.model.tokenizer import TokenizerOutput
 from sitlib.train.config import TokenizerLossConfig
 
 
+def border_error(error: Tensor, side: int) -> Tensor:
+    """Mean |difference| of an error [B, 3, H, H] across the borders of squares of `side` px."""
+    down = error[:, :, side::side] - error[:, :, side - 1 : -1 : side]
+    across = error[:, :, :, side::side] - error[:, :, :, side - 1 : -1 : side]
+    return down.abs().mean() + across.abs().mean()
+
+
 class TokenizerLoss(nn.Module):
     """1.0 L2 + 0.1 LPIPS + 0.25 commitment (+ codebook), with the weights of `config`.
 
@@ -29,6 +36,9 @@ class TokenizerLoss(nn.Module):
             "commitment": output.commitment_loss,
             "codebook": output.codebook_loss,
         }
+        if config.border:
+            side = images.shape[-1] // round(output.codes.shape[2] ** 0.5)  # of a token, px
+            terms["border"] = border_error(output.reconstruction - images, side)
         if self.perceptual is not None:
             terms["lpips"] = self.perceptual(output.reconstruction, images).mean()
         loss = images.new_zeros(())
