@@ -41,6 +41,7 @@ def home(trained, tmp_path, monkeypatch):
     (tmp_path / "home").mkdir()
     monkeypatch.chdir(tmp_path / "home")
     monkeypatch.setattr(images, "cached_lpips", lambda net: Path("no weights").read_bytes())
+    monkeypatch.setattr(images, "TOKENIZER", "sit5_sc")
     return tmp_path / "home"
 
 
@@ -320,6 +321,7 @@ def test_a_line_of_pixels_is_not_enlarged_without_end_and_a_model_may_lie_anywhe
 def test_large_images_pass_in_strips(home):
     """In floating point 1.5 megapixels, a preview and the comparison take 190 MB."""
     code = "import resource; from sitlib.cli import images, main; images.LARGEST_LPIPS = 1_000_000"
+    code += "; images.TOKENIZER = 'sit5_sc'"
     for side in (64, 1225):
         Image.fromarray(np.full((side, side, 3), 200, np.uint8)).save(f"{side}.png")
         code += f"\nassert main(['reconstruct', '{side}.png', '--scales', '4,5', '--compare']) == 0"

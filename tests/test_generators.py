@@ -59,6 +59,25 @@ def train(variant, folder, engine=ONE_PROCESS, optimizer=None, model=None, pictu
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_a_masked_model_learns_to_fill_in_scales(tmp_path, variant):
+    """Codes of an image repeat two digits: what is visible of a scale says the rest of it."""
+    longer = {"steps": 150, "learning_rate": 3.0e-3, "log_every": 10, "checkpoint_every": 150}
+    changes = {"masked": True, "code_noise": 0.0, "text_noise": 0}
+    model, rows = train(variant, tmp_path / "states", optimizer=longer, model=changes)
+    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+    (codes, _), c = codes_of(variant), model.config
+    codes = codes.held_out
+    cond = torch.zeros(2).long()
+    if model.text_tokenizer is not None:
+        cond = model.text_tokenizer.encode(["picture number 0 of many", "picture number 1 of many"])
+    is_hidden = torch.arange(c.tokens_per_scale).expand(codes.shape) >= 8
+    model = model.eval()
+    with torch.no_grad():
+        right = model(codes, cond, is_hidden).argmax(-1) == codes
+    assert right[is_hidden].float().mean() > 0.8
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_a_share_of_the_conditions_is_hidden_and_nothing_else_is(tmp_path, monkeypatch, variant):
     codes, captions = codes_of(variant)
     seen = SimpleNamespace(batches=[])
@@ -71,7 +90,8 @@ def test_a_share_of_the_conditions_is_hidden_and_nothing_else_is(tmp_path, monke
     clean = {"condition_dropout": DROPOUT, "code_noise": 0.0, "text_noise": 0}
     model, _ = train(variant, tmp_path / "states", model=clean)
     is_hidden = []
-    for read, condition, targets in seen.batches:
+    for read, condition, targets, is_predicted in seen.batches:
+        assert is_predicted.all()  # of a model that is not masked
         assert torch.equal(read, targets)  # without noise
         images = targets[:, 0, 0] * 16 + targets[:, 0, 1]
         assert torch.equal(targets, codes.train[images])

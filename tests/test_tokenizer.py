@@ -490,7 +490,7 @@ def integers(*shape, dtype=torch.int64):
         ),
         (
             lambda t: decode_codes(t, ImageCodes(integers(4, 32), (64, 128), (4, 4))),
-            r"grid of 128x64 px are \(4, 32, 4, 8\), not \(4, 32, 4, 4\)",
+            r"grid of 128x64 px are 1 \.\.\. 4, \(32, 4, 8\), not \(4, 32, 4, 4\)",
         ),
     ],
 )

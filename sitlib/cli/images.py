@@ -86,6 +86,8 @@ def decode(options: argparse.Namespace) -> int:
         other = f"its codes are of {origin['name']}, and {known['name']} has other weights"
         remedy = "encode the image again, or give the checkpoint that made them with --tokenizer"
         require(known["codes"] == origin["codes"], f"{other}: {remedy}")
+        needed, given = tiling.Tiles.of(tokenizer, encoded.size).num_scales, len(encoded.codes)
+        require(given == needed, f"it has {given} scales instead of {needed}: encode it again")
         lines = []
         for scales, file in outputs_of(jobs, target, tokenizer, len(encoded.codes)):
             image = files.to_bytes(tiling.decode_strips(tokenizer, encoded, scales))

@@ -83,7 +83,7 @@ class KVCache:
     def update(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values [B, H, T, D]; return views of all that attention reads."""
         B, H, count, D = k_BHTD.shape
-        assert self.length + count <= self.capacity
+        assert 0 < count <= self.capacity - self.length
         assert self.position is None or count == 1 or self.length == 0
         if layer == len(self.layers):
             self.layers.append(v_BHTD.new_zeros(2, B, H, self.capacity, D))
