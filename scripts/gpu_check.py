@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from sitlib.data import open_images
 from sitlib.files import save_model, write_csv, write_json
+from sitlib.metrics.weights import weights_folder
 from sitlib.model.sequence import Transformer
 from sitlib.train.config import ONE_PROCESS, EngineConfig
 from sitlib.train.distributed import join_processes
@@ -19,8 +19,8 @@ from sitlib.train.loop import train_module
 from sitlib.train.optim import make_optimizer
 from sitlib.train.tokenizer import train_tokenizer
 from workbook.describe import descriptions, subject_of
-from workbook.paths import resolve
 from workbook.profile import Profile, load_profile
+from workbook.tokenizers import open_split
 
 HAS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
@@ -117,51 +117,36 @@ def one_step(profile: Profile, name: str, batch: int) -> dict[str, float]:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train the largest profile's tokenizer that fits for so many seconds, on the photographs."""
-    began = time.perf_counter()
-    names = ["smoke"] if options.scale == "tiny" else ["paper", "gpu", "quick"]
-    for name in names:
-        try:
-            return train_profile(name, options, began)
-        except torch.cuda.OutOfMemoryError:
-            print(f"{name} does not fit", flush=True)
-            gc.collect()
-            torch.cuda.empty_cache()
-    raise SystemExit("no profile fits")
-
-
-def train_profile(name: str, options: argparse.Namespace, began: float) -> None:
-    """Train `sit4` of a profile: a few steps to measure them, then as many as there is time for."""
-    profile = load_profile(name)
-    config, training = profile.tokenizer_variant("sit4"), profile.tokenizer_training("sit4")
-    data = replace(profile.tokenizer_data("sit4"), normalization_views=512)
-    images = open_images(resolve(load_profile("quick").data.source), "train")
-    batch = min(training.optimizer.batch_size, 32)
-    engine = replace(profile.engine, strategy="single", processes=1, machines=1, trackers=[])
-    engine = replace(engine, images_every=0)
-    training = replace(training, loss=replace(training.loss, lpips=0.0))
-    training = replace(training, adversarial=replace(training.adversarial, start=0, warmup=5))
+    """Train `overnight`'s tokenizer of 256 px for so many seconds: a few steps to measure them, then
+    as many as there is time for; its weights come back."""
+    began, tiny = time.perf_counter(), options.scale == "tiny"
+    profile = load_profile("smoke" if tiny else "overnight")
+    variant, out = "sit5_sc" if tiny else "sit5_sc_256", Path(options.out)
+    config, training = profile.tokenizer_variant(variant), profile.tokenizer_training(variant)
+    data, batch = profile.tokenizer_data(variant), 8 if tiny else 64
+    has_lpips = (weights_folder() / "alexnet_lpips.safetensors").is_file()  # carried along
+    loss = training.loss if has_lpips else replace(training.loss, lpips=0.0)
+    training = replace(training, loss=loss, starts_from=None)
+    engine = EngineConfig(data_workers=0 if tiny else 12, compile=HAS_GPU)
 
     def run(count: int):
-        schedule = {"steps": count, "warmup_steps": count // 10, "batch_size": batch}
+        schedule = {"steps": count, "warmup_steps": count // 20, "batch_size": batch}
         every = max(1, count // 50)
         schedule |= {"log_every": every, "checkpoint_every": every * 100}
         settings = replace(training, optimizer=replace(training.optimizer, **schedule))
         with tempfile.TemporaryDirectory() as folder:
-            arguments = {"seed": 0, "folder": Path(folder), "engine": engine, "title": name}
-            return train_tokenizer(config, settings, data, images, **arguments)
+            arguments = {"seed": 0, "folder": Path(folder), "engine": engine, "title": variant}
+            return train_tokenizer(config, settings, data, open_split(data, "train"), **arguments)
 
     measured = run(20)[1]
     per_step = (measured[-1]["seconds"] - measured[9]["seconds"]) / 10 or 0.01
     left = options.seconds - 2 * (time.perf_counter() - began)
     tokenizer, rows = run(max(20, int(left / per_step)))
     first, last = rows[0], rows[-1]
-    print(f"{name}: {last['step']} steps of {batch}, l2 {first['l2']:.3f} -> {last['l2']:.3f}")
-    out = Path(options.out)
-    write_csv(out / f"{name}.csv", rows)
-    save_model(out / "model.safetensors", tokenizer.bfloat16(), name=f"gpu_check/{name}")
-    if (out / "model.safetensors").stat().st_size > 50 * 2**20:
-        (out / "model.safetensors").unlink()  # the folder is to stay below 60 MB
+    lpips = f", LPIPS {last['lpips']:.3f}" if "lpips" in last else ""
+    print(f"{last['step']} steps of {batch}, l2 {first['l2']:.3f} -> {last['l2']:.3f}{lpips}")
+    write_csv(out / f"{variant}.csv", rows)
+    save_model(out / "model.safetensors", tokenizer.cpu().half(), name=variant)
 
 
 def main() -> None:
