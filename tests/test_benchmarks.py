@@ -77,4 +77,4 @@ def test_every_part_of_the_gpu_check_runs_and_writes_what_it_found(tmp_path):
     rows = json.loads((tmp_path / "steps.json").read_text())
     assert [row["model"] for row in rows] == ["sit4", "ar_sit4"]
     assert all(row["seconds"] > 0 and row["described_gib"] > 0 for row in rows)
-    assert (tmp_path / "smoke.csv").exists()
+    assert (tmp_path / "sit5_sc.csv").exists() and (tmp_path / "model.safetensors").exists()
