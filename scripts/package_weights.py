@@ -1,6 +1,6 @@
 """Put a trained model into the package, in half precision, with its card and its scores.
 
-    python scripts/package_weights.py models/tokenizer/sit5_sc-seed0 photos-128 --data data/landscapes data/things
+    python scripts/package_weights.py models/tokenizer/sit5_sc-seed0 photos-256 --data data/landscapes data/things
 
 The scores are of the very file that is written, by `sit evaluate` on the held-out images of every
 folder of --data. The card says what the weights were made of: the training curve beside the model

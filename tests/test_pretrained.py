@@ -67,13 +67,13 @@ def test_what_is_sent_to_the_hub_comes_back(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("photos-265", "'photos-265' is no model of this package .photos-128., no folder.*mean"),
-        ("photos-128", "is not a whole safetensors file"),
+        ("photos-265", "'photos-265' is no model of this package .photos-256., no folder.*mean"),
+        ("photos-256", "is not a whole safetensors file"),
     ],
 )
 def test_other_names_are_refused(tmp_path, monkeypatch, name, sentence):
     monkeypatch.setattr(pretrained, "PACKAGED", tmp_path)
-    (tmp_path / "photos-128").mkdir()
-    (tmp_path / "photos-128/model.safetensors").write_bytes(b"PK")
+    (tmp_path / "photos-256").mkdir()
+    (tmp_path / "photos-256/model.safetensors").write_bytes(b"PK")
     with pytest.raises(ValueError, match=sentence):
         SpectralTokenizer.from_pretrained(name)

@@ -14,13 +14,14 @@ from typing import Any
 from sitlib import __version__
 
 ALL = "all"  # a value of --scales
-TOKENIZER = "sit5_sc"  # default models, by the names under which the workbook trains them
+TOKENIZER = "photos-256"  # of this package
+# By the names under which the workbook trains them.
 GENERATORS = {"class": "ar_sit5_sc", "text": "ar_captioned_sit4_sc"}
 
 DESCRIPTION = """\
 Spectral Image Tokenizer: photographs as codes from coarse to fine, and new images drawn code by
-code. Trained models are looked for in models/ of this folder and of those above it, where
-`make tokenizer` and `make repro` put them.
+code. Models are those of this package by name, or those in models/ of this folder and of those
+above it, where `make repro` puts them.
 
 exit codes: 0 all done; 1 something was not, which a sentence names; 2 wrong usage; 130 Ctrl-C"""
 
@@ -160,18 +161,18 @@ judge a tokenizer or a generator on images that it has never seen
 Writes scores, and a manifest of what they depend on: weights, images by hash, views, sampler,
 precision, versions. Samples are drawn for the classes of the images, or for their names.
 
-  sit evaluate sit5_sc data/landscapes
+  sit evaluate photos-256 data/landscapes
   sit evaluate ar_sit5_sc data/landscapes --views 400"""),
     "compare": ("evaluate", None, "results", """\
 show files of sit evaluate side by side, if they compare
 
 Task, images, views and protocol must be equal; weights and samplers may differ.
 
-  sit compare evaluated/sit5_sc-landscapes.json evaluated/vit_vqgan-landscapes.json"""),
+  sit compare evaluated/sit5_sc-seed0-landscapes.json evaluated/sit4-seed0-landscapes.json"""),
     "describe": ("doctor", None, "checkpoint", """\
 say what a checkpoint holds: class, parameters, scales, tokens, bits, sizes
 
-  sit describe sit5_sc
+  sit describe photos-256
   sit describe models/autoregressive/ar_sit5_sc-seed0/model.safetensors"""),
     "doctor": ("doctor", None, "", """\
 say what is missing on this machine, and how to mend it
