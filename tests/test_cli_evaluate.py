@@ -91,9 +91,10 @@ def test_only_what_compares_is_compared(run, capsys):
     run("sit5_sc", "photos", "--views", "6")
     assert main(["compare", *files]) == 1
     assert "reference: photographs is 8 of one and 6 of the other" in capsys.readouterr().err
-    Path("other.json").write_text("[1]")
-    assert main(["compare", files[0], "other.json"]) == 1
-    assert "other.json is not a file of sit evaluate" in capsys.readouterr().err
+    for content in ("[1]", "{", '{"manifest": {}, "scores": {}}'):
+        Path("other.json").write_text(content)
+        assert main(["compare", files[0], "other.json"]) == 1
+        assert "other.json is not a file of sit evaluate" in capsys.readouterr().err
 
 
 def test_what_was_judged_before_is_kept(run, capsys):

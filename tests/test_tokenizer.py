@@ -79,8 +79,6 @@ def test_overlapping_patches_add_up(patch):
 def test_with_overlap_neighbors_are_written_too(variant):
     """A change of one token reaches half a patch of the pixels around it, and no farther."""
     tokenizer = tokenizer_of(variant, overlap=True)
-    widths = [x.shape[-1] for x in tokenizer.reconstruct(blobs()).unbind()]
-    assert widths == [64] * 4
     geometry = tokenizer.geometry
     patches = [
         torch.zeros(1, geometry.grids[s - 1] ** 2, geometry.written_dim(s)) for s in geometry.scales

@@ -222,8 +222,12 @@ class Profile:
         least = LPIPS_MIN_SIZE[loss.lpips_net]
         sentence = f"LPIPS-{loss.lpips_net} needs at least {least} px but {name} has {size}"
         require(not loss.lpips or size >= least, sentence)
-        sentence = f"{name} starts_from itself: name another variant, or trained weights"
-        require(training.starts_from != variant, sentence)
+        start, seen = training.starts_from, [variant]
+        while start in self.tokenizer.variants and start not in seen:
+            seen.append(start)
+            start = self.tokenizer.variants[start].get("starts_from")
+        sentence = f"{name} starts_from itself, by way of {', '.join(seen)}: name trained weights"
+        require(start not in seen, sentence)
         self._check_shares(name, training.optimizer)
 
     def _check_generator(self, variant: str) -> None:

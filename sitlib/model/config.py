@@ -82,6 +82,7 @@ class TokenizerConfig:
         check_width(self.decoder_width, self.decoder_heads, self.mlp_ratio, "decoder_")
         sentence = f"quantizer {self.quantizer!r} is not known: take {', '.join(QUANTIZERS)}"
         require(self.quantizer in QUANTIZERS, sentence)
+        require(not self.refine or self.size % 2 == 0, "refine needs a size that is even")
         filters_of(self.wavelet)  # raises ValueError where PyWavelets does not know it
         sentence = "num_codebooks must be 1 (shared), 2 (approximation, details) or "
         sentence += f"{self.levels + 1} (one for every scale), it is {self.num_codebooks}"
