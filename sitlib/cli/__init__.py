@@ -130,7 +130,7 @@ A .sit file holds the codes of a tokenizer, coded by their frequencies, coarsest
 make images of .sit files again, also of files that were cut off
 
   sit decompress compressed/photo.sit
-  head -c 800 compressed/photo.sit > small.sit; sit decompress small.sit"""),
+  sit decompress compressed/ -o previews/ --scales 3"""),
     "sample": (
         "sample", "samples", f"--output --overwrite {MODELS} {SAMPLING} --scales --grid", """\
 draw new images of a class or a text

@@ -155,8 +155,8 @@ def _read(path: Path) -> dict[str, Any]:
         content = read_json(path)
     except ValueError:
         content = None
-    manifest = content.get("manifest") if isinstance(content, dict) else None
-    needed = {"task", "weights", "reference", "protocol"}
-    if isinstance(manifest, dict) and needed <= manifest.keys() and "scores" in content:
-        return content
+    if isinstance(content, dict) and isinstance(content.get("manifest"), dict):
+        needed = {"task", "weights", "reference", "protocol"}
+        if needed <= content["manifest"].keys() and "scores" in content:
+            return content
     raise ValueError(f"{path} is not a file of sit evaluate.")
