@@ -101,7 +101,6 @@ REFUSED = [  # (key, value, sentence)
     ("tokenizer.common.num_codes", 100_000, "raise data.normalization_views or lower num_codes"),
     ("tokenizer.variants.sit4.num_codebooks", 3, "2 (approximation, details) or 4 (one for every"),
     ("tokenizer.variants.vit_vqgan.transform", "pyramid", "transform pyramid needs levels"),
-    ("tokenizer.variants.sit5.transform", "raster", "it needs levels 3, num_codebooks 1"),
     (
         CAUSAL,
         {"transform": "lifted_wavelet", "wavelet": "db2"},

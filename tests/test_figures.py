@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from skimage.color import rgb2lab
+from tiny import encoded
 
+from sitlib.data import held_out_views, open_images
 from workbook.figures import core, tables
 from workbook.names import label, of_each
+from workbook.paths import ROOT
 
 # How colours look without one kind of cones, on linear RGB (Machado, Oliveira & Fernandes 2009).
 DEFICIENCIES = {
@@ -140,3 +143,29 @@ def test_cells_have_titles_factors_digits_and_directions_of_the_metrics():
     assert "KID x 1000" in text and "100.00*" in text and "22.00*" in text and " 1.50" in text
     both = tables.cells([{"kid": 0.1}, {"kid": 0.3}], ["kid"])["KID x 1000"]
     assert both["mean"] == 200 and both["seeds"] == 2 and 141 < both["std"] < 142
+
+
+def test_small_pictures_keep_photographs_and_drawings_close():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    assert np.array_equal(pixels(core.small_picture(encoded(noise))), noise)
+    fig, axis = plt.subplots(dpi=100)
+    for phase in range(8):
+        axis.plot(
+            np.sin(np.arange(200) / 20 + phase), color=core.colour(f"series {phase}"), alpha=0.7
+        )
+    drawing = core.png(fig)
+    plt.close(fig)
+    smaller = core.small_picture(drawing)
+    assert len(smaller) < 0.7 * len(drawing)
+    assert np.abs(pixels(smaller).astype(int) - pixels(drawing)).mean() < 0.5
+    clear = np.zeros((8, 8, 4), dtype=np.uint8)
+    assert core.small_picture(encoded(clear)) == encoded(clear)
+    source = open_images(ROOT / "data/extra", "test")
+    photograph = core.as_pixels(held_out_views(source, 1, 256, seed=0)[0])[0]
+    smaller = core.small_picture(encoded(photograph))
+    assert smaller.startswith(b"\xff\xd8")  # a JPEG
+    assert np.abs(pixels(smaller).astype(int) - photograph).mean() < 2.5
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))

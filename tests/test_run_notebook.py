@@ -1,6 +1,5 @@
 """Notebooks run from top to bottom: what is printed, kept and cleaned, and how failures end."""
 
-import io
 import os
 import signal
 import subprocess
@@ -8,16 +7,11 @@ import sys
 import time
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import nbformat
-import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from PIL import Image
-from tiny import encoded
 
 from workbook import run_notebook as runner
-from workbook.figures import core
 from workbook.paths import ROOT
 
 PROGRAM = """
@@ -182,27 +176,6 @@ def test_progress_lines_go_and_results_stay():
     bars = "epoch 1\r 10%|#  | 1/10 [00:01<00:09, 1.0it/s]\n37it [00:01, 30it/s]\nstep 5/9 ETA 0:12\r\n"
     assert runner.without_progress(f"loss 0.5\n{bars}done\r\n") == "loss 0.5\ndone\n"
     assert runner.without_progress("50 %|x\nBETA 3\n\n") == "50 %|x\nBETA 3\n\n"
-
-
-def test_small_png_keeps_photographs_exact_and_drawings_close(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    assert np.array_equal(pixels(runner.small_png(encoded(noise))), noise)
-    fig, axis = plt.subplots(dpi=100)
-    for phase in range(8):
-        axis.plot(
-            np.sin(np.arange(200) / 20 + phase), color=core.colour(f"series {phase}"), alpha=0.7
-        )
-    drawing = core.png(fig)
-    plt.close(fig)
-    smaller = runner.small_png(drawing)
-    assert len(smaller) < 0.7 * len(drawing)
-    assert np.abs(pixels(smaller).astype(int) - pixels(drawing)).mean() < 0.5
-    clear = np.zeros((8, 8, 4), dtype=np.uint8)
-    assert runner.small_png(encoded(clear)) == encoded(clear)
-
-
-def pixels(data: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def test_widget_outputs_are_dropped():

@@ -230,18 +230,6 @@ def test_codes_start_where_the_data_is_and_the_data_is_spread_out(variant):
         assert error < 0.95 * codebook(z).commitment_loss.mean()  # 4 codes gain least
 
 
-def test_raster_blocks_are_vit_vqgan_with_its_codes_in_four_rows():
-    vit, images = started("vit_vqgan")
-    raster, _ = started("sit4", transform="raster", num_codebooks=1)
-    assert len(raster.embed) == len(raster.norm) == len(raster.unembed) == 1
-    codes = raster.encode(images)
-    assert torch.equal(codes.flatten(1), vit.encode(images).flatten(1)) and codes.shape[1:] == (
-        4,
-        16,
-    )
-    assert torch.equal(raster.decode(codes), vit.decode(vit.encode(images)))
-
-
 def test_equal_grids_counted_in_shorter_runs_are_the_usual_model():
     usual, images = started("sit4")
     runs, _ = started("sit4", grid_size=2, grid_sizes=[4, 4, 4, 4])
@@ -291,7 +279,6 @@ def test_without_standardization_coefficients_are_those_of_pixels_around_zero(ch
         ({"grid_sizes": [16, 4, 4, 4]}, "grid_sizes must be 4 multiples"),
         ({"grid_sizes": [4, 4, 4, 8], "scale_mixing": True}, "full attention and no mixing"),
         ({"grid_sizes": [4, 4, 4, 8], **CAUSAL}, "full attention and no mixing"),
-        ({"transform": "raster"}, "it needs levels 3, num_codebooks 1"),
         ({"transform": "lifted_wavelet", "wavelet": "db2"}, "lifted_wavelet is of haar, not db2"),
         ({"typed_parameters": "separate", **CAUSAL}, "separate needs details, and full attention"),
         ({"typed_parameters": "separate", "levels": 0}, "separate needs details"),

@@ -23,7 +23,6 @@ TRANSFORMED = [
     ("lifted_wavelet", "haar"),
     ("pyramid", "haar"),
     ("pyramid_nearest", "haar"),
-    ("raster", "haar"),
 ]
 
 
@@ -204,13 +203,12 @@ def test_images_come_back_from_maps_and_maps_from_patches(case, seed, batch):
     maps = geometry.forward(images)
     assert_near(geometry.inverse(maps), images, 1e-9)
     patches = geometry.patchify(maps)
-    scales, tokens = ((1,), 64) if case[0] == "raster" else ((1, 2, 3, 4), 16)
-    assert [x.shape for x in patches] == [(batch, tokens, geometry.patch_dim(s)) for s in scales]
+    assert [x.shape for x in patches] == [(batch, 16, geometry.patch_dim(s)) for s in (1, 2, 3, 4)]
     for back, there in zip(geometry.unpatchify(patches), maps, strict=True):
         assert torch.equal(back, there)
 
 
-def test_first_scales_of_the_pyramid_are_averaged_images_and_raster_blocks_are_stripes():
+def test_first_scales_of_the_pyramid_are_averaged_images():
     images = torch.rand(2, 3, 64, 64)
     for name in ("pyramid", "pyramid_nearest", "lifted_wavelet"):
         geometry = geometry_of(name)
@@ -223,11 +221,6 @@ def test_first_scales_of_the_pyramid_are_averaged_images_and_raster_blocks_are_s
     repeated = F.avg_pool2d(images, 2).repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     nearest = geometry_of("pyramid_nearest").forward(images)
     assert_near(nearest[-1], images - repeated, 1e-6)
-    raster = geometry_of("raster")
-    (patches,) = raster.patchify(raster.forward(images))  # 64 patches of 8 px
-    assert torch.equal(patches[1, 9], images[1, :, 8:16, 8:16].flatten())
-    upper = raster.inverse(raster.unpatchify([patches[:, :48]]))
-    assert torch.equal(upper, images[:, :, :48])
 
 
 def enlarged(x, axis):
@@ -267,7 +260,6 @@ def test_each_scale_may_have_a_grid_of_its_own():
         {"transform": "pyramid"},
         {"transform": "pyramid_nearest"},
         {"transform": "lifted_wavelet"},
-        {"transform": "raster", "num_codebooks": 1},
         {"typed_parameters": "mlp", "standardize": False},
     ],
 )

@@ -6,8 +6,6 @@ failure, the notebook as far as it got is in `failed/` beside the output.
 """
 
 import ast
-import base64
-import io
 import logging
 import os
 import re
@@ -17,10 +15,9 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import nbformat
-import numpy as np
 import papermill
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
@@ -28,7 +25,6 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
-from PIL import Image
 from traitlets import default
 from traitlets.config import Config
 
@@ -148,7 +144,7 @@ def _kernel_connection() -> Iterator[Config]:
         yield Config(KernelManager={"transport": "ipc", "ip": str(Path(folder, "socket"))})
 
 
-# -- the result: the same bytes for the same results, no progress bars, small figures -------------
+# -- the result: the same bytes for the same results, no progress bars ------------------------------
 
 
 def clean(notebook: NotebookNode) -> None:
@@ -174,8 +170,6 @@ def _clean_output(output: NotebookNode) -> bool:
     for kind, value in output.data.items():
         if kind.startswith("text/") and isinstance(value, str):
             output.data[kind] = stable_text(value)
-        elif kind == "image/png":
-            output.data[kind] = base64.b64encode(small_png(base64.b64decode(value))).decode("ascii")
     return WIDGET not in output.data  # a progress bar, which cannot be drawn without a kernel
 
 
@@ -193,23 +187,3 @@ def stable_text(text: str) -> str:
         if folder != Path(folder.anchor):
             text = re.sub(re.escape(str(folder)) + r"(?![\w.-])", name, text)
     return text
-
-
-def small_png(data: bytes) -> bytes:
-    """The smallest of `data`, its best lossless encoding, and 256 colors where nobody would see it.
-
-    Lines and text survive a palette, photographs do not: it is taken only if it changes the color
-    values, 0 to 255, by less than 0.5 on average and by at most 16 in all but one of a thousand.
-    """
-    with Image.open(io.BytesIO(data)) as source:
-        image = source.convert("RGBA")
-    if cast(tuple[tuple[int, int], ...], image.getextrema())[3] != (255, 255):
-        return data  # transparent: left as it is
-    image = image.convert("RGB")
-    palette = image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    before, after = (np.asarray(each, dtype=np.int16) for each in (image, palette.convert("RGB")))
-    difference = np.abs(after - before)
-    is_close = difference.mean() < 0.5 and np.quantile(difference, 0.999) <= 16
-    encoded = io.BytesIO()
-    (palette if is_close else image).save(encoded, "PNG", optimize=True)
-    return min(data, encoded.getvalue(), key=len)

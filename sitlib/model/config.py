@@ -62,9 +62,7 @@ class TokenizerConfig:
     num_codes: PositiveInt | list[PositiveInt] = 8192
     code_dim: PositiveInt = 32  # of the l2-normalized lookup space (ViT-VQGAN)
     # Others are for comparison, and described in sitlib.model.transforms.
-    transform: Literal["wavelet", "lifted_wavelet", "pyramid", "pyramid_nearest", "raster"] = (
-        "wavelet"
-    )
+    transform: Literal["wavelet", "lifted_wavelet", "pyramid", "pyramid_nearest"] = "wavelet"
     # For comparison: tokens per side of every scale, multiples of grid_size. S of codes [B, S, N]
     # then counts runs of N = grid_size^2 tokens, of which a scale has one or more.
     grid_sizes: list[PositiveInt] | None = None
@@ -93,15 +91,12 @@ class TokenizerConfig:
             require(is_each, f"{sentence}, one for every scale: {self.num_codes}")
         if self.transform != "wavelet":
             require(self.levels > 0, f"{kind} needs levels, and there are none")
-        if self.transform == "raster":
-            sentence = f"{kind} has 4 stripes and one codebook: it needs levels 3, num_codebooks 1"
-            require(self.levels == 3 and self.num_codebooks == 1, sentence)
         sentence = f"{kind} is of haar, not {self.wavelet}"
         require(self.transform != "lifted_wavelet" or self.wavelet == "haar", sentence)
         is_full = self.encoder_attention == self.decoder_attention == "full"
         if self.typed_parameters == "separate":
             sentence = "typed_parameters separate needs details, and full attention on both sides"
-            require(is_full and self.levels > 0 and self.transform != "raster", sentence)
+            require(is_full and self.levels > 0, sentence)
         if (grids := self.grid_sizes) is not None:
             sides = [self.size >> self.levels - max(s - 1, 0) for s in range(self.levels + 1)]
             pairs = zip(sides, grids, strict=False)
@@ -109,9 +104,8 @@ class TokenizerConfig:
             sentence = f"grid_sizes must be {len(sides)} multiples of grid_size {self.grid_size}"
             sentence += f" that divide {sides}, the sides of the scales: {grids}"
             require(len(grids) == len(sides) and fits, sentence)
-            sentence = f"grid_sizes needs full attention and no mixing, and cannot be of {kind}"
-            is_plain = is_full and not self.scale_mixing
-            require(is_plain and self.transform != "raster", sentence)
+            sentence = "grid_sizes needs full attention and no mixing"
+            require(is_full and not self.scale_mixing, sentence)
 
     @property
     def num_scales(self) -> int:

@@ -85,7 +85,7 @@ class SpectralTokenizer(Pretrained):
         super().__init__()
         self.config = c = config
         # A scale-causal encoder also takes smaller images, which have fewer scales.
-        one_size = c.encoder_attention == "full" or c.transform == "raster"
+        one_size = c.encoder_attention == "full"
         shape = (c.grid_size, c.wavelet, c.grid_sizes)
         self.geometries = {
             c.size >> n: TRANSFORMS[c.transform](c.size >> n, c.levels - n, *shape)

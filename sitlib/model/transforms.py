@@ -1,4 +1,4 @@
-"""Transforms that SIT is compared with: pyramids, lifted wavelets, raster blocks.
+"""Transforms that SIT is compared with: pyramids, and wavelets with a lifting step.
 
 Each replaces the DWT of `SpectralGeometry` and is exactly invertible.
 """
@@ -67,16 +67,8 @@ class LiftedWaveletGeometry(PyramidGeometry):
         return image
 
 
-class RasterGeometry(SpectralGeometry):
-    """Pixel patches in raster order: four stripes are runs of one scale and share its modules."""
-
-    def __init__(self, size: int, levels: int, grid_size: int, wavelet: str = "haar", grids=None):
-        super().__init__(size, 0, grid_size, wavelet, [2 * grid_size])
-
-
 TRANSFORMS |= {
     "lifted_wavelet": LiftedWaveletGeometry,
     "pyramid": PyramidGeometry,
     "pyramid_nearest": NearestPyramidGeometry,
-    "raster": RasterGeometry,
 }

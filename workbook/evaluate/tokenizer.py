@@ -163,7 +163,10 @@ def rate_distortion(profile: Profile, tokenizers: list[str], seed: int) -> dict[
     matched: dict[str, Any] = {}
     for name in tokenizers:
         tokenizer = trained_tokenizer(profile, name, seed).model.to(best_device())
-        curves[name] = [point(f"{k} scales", bits, x) for k, bits, x in prefixes(tokenizer, images)]
+        curves[name] = [
+            point(f"{k} scale{'s' * (k > 1)}", bits, x)
+            for k, bits, x in prefixes(tokenizer, images)
+        ]
         budget = curves[name][-1]["bits_per_pixel"] * images[0, 0].numel()
         matched[name] = {
             kind: files("as many bits", partial(largest_within, budget, encode, settings))

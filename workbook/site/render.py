@@ -1,8 +1,8 @@
 """Notebooks and Markdown as pages that load nothing from outside, in light and in dark."""
 
 import base64
+import io
 import re
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -16,6 +16,7 @@ from latex2mathml.converter import convert as mathml
 from nbconvert.filters.ansi import ansi2html
 from nbconvert.filters.highlight import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from PIL import Image
 from pygments.formatters import HtmlFormatter
 
 from workbook.figures.core import DPI
@@ -136,9 +137,10 @@ class Markdown(IPythonRenderer):
 
 
 def stored(content: bytes, folder: Path) -> Picture:
-    """Keep a PNG or SVG once in `folder`, however many pages show it; its address and size."""
-    if content.startswith(b"\x89PNG"):
-        kind, (width, height) = "png", struct.unpack(">II", content[16:24])
+    """Keep a picture once in `folder`, however many pages show it; its address and size."""
+    if not content.startswith(b"<"):
+        with Image.open(io.BytesIO(content)) as image:
+            kind, (width, height) = str(image.format).lower(), image.size
     else:
         points = re.findall(rb'(?:width|height)="([\d.]+)pt"', content[:2000])
         kind, (width, height) = "svg", (round(float(x) / 72 * DPI) for x in points[:2])
@@ -155,10 +157,12 @@ def outputs_of(
     shown = []
     for output in cell.outputs:
         data = output.get("data", {"text/plain": output.get("text", "")})
-        vectors, pixels = data.get("image/svg+xml"), data.get("image/png")
-        if vectors or pixels:  # vectors are sharper
-            about = output.metadata.get("image/svg+xml" if vectors else "image/png", {})
-            picture = stored(vectors.encode() if vectors else base64.b64decode(pixels), folder)
+        kinds = ("image/svg+xml", "image/png", "image/jpeg")  # vectors are sharper
+        if kind := next((kind for kind in kinds if kind in data), ""):
+            about = output.metadata.get(kind, {})
+            is_text = kind == "image/svg+xml"
+            content = data[kind].encode() if is_text else base64.b64decode(data[kind])
+            picture = stored(content, folder)
             shown.append({"picture": {"caption": about.get("alt", "")} | about | picture})
         elif "text/html" in data:
             shown.append({"table": aligned(data["text/html"])})

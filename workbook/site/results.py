@@ -221,7 +221,7 @@ def with_results(text: str, results: Mapping[str, Any]) -> str:
     """README's text with the results between the two marks."""
     before, rest = text.split(MARKS[0])
     _, after = rest.split(MARKS[1])
-    lines = [" ".join(said_of_study(results))]
+    lines = ["", *(f"- {sentence}" for sentence in said_of_study(results))]
     for rows in (narrow(results), results["headline"]):
         if rows:
             lines += ["", f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|"]
