@@ -266,10 +266,8 @@ class AutoregressiveModel(Pretrained):
         c, n = self.config.transformer, self.config.tokens_per_scale
         if c.pos_emb != "rotary":
             return {}
-        index, side = (
-            places % n,
-            round(n**0.5),
-        )  # the prefix at (0, 0), then the grid from (1, 1) on
+        index, side = places % n, round(n**0.5)
+        # The prefix is at (0, 0), the grid begins at (1, 1).
         places_TP = F.pad(torch.stack([index // side, index % side], dim=1) + 1, (0, 0, 1, 0))
         return {"rope_2TF": rope_freqs(places_TP.float(), c.width // c.heads)}
 
