@@ -213,6 +213,8 @@ REFUSED = {
     "upsample photos/a.png --size 12": (2, "is none of [4, 8, 16, 32]"),
     "reconstruct photos/a.png --scales 1,0": (2, "'0' is not a whole number above 0"),
     "reconstruct photos/a.png --device abacus": (2, "invalid choice"),
+    "reconstruct photos/a.png -o x.hdf": (2, "-o x.hdf: HDF5 save handler not installed"),
+    "reconstruct photos/a.png -o x.xbm": (2, "-o x.xbm: cannot write mode RGB as XBM"),
     "encode photos/a.png -o x.png": (2, "give a file such as name.safetensors, or x.png/"),
     "decode codes.safetensors -o -": (2, "give a file such as name.png"),
     "encode photos -o ''": (2, "argument -o/--output: is empty"),

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny import photographs, tokenizer_of
+from tiny import model_of, photographs, random_codes, tokenizer_of
 
 from sitlib import codec
 from sitlib.cli import main
 from sitlib.files import save_model
+from sitlib.model.generator import code_nats
 from sitlib.model.tiling import ImageCodes, Tiles, decode_codes, encode_image
 from sitlib.model.tokenizer import SpectralTokenizer
 
@@ -112,7 +113,7 @@ def test_other_tokenizers_versions_and_files_are_told():
     other = SpectralTokenizer(replace(tokenizer_of().config, code_dim=8)).eval()
     with pytest.raises(ValueError, match="another tokenizer"):
         codec.decompress(other, file_of())
-    with pytest.raises(ValueError, match="version 9 of the format, this reads 1"):
+    with pytest.raises(ValueError, match="version 9 of the format, this reads 1 and 2"):
         codec.decompress(counted(), file_of()[:3] + b"\x09" + file_of()[4:])
     with pytest.raises(ValueError, match=r"no \.sit file"):
         codec.decompress(counted(), b"\xff\xd8\xff")
@@ -128,6 +129,75 @@ def test_threads_do_not_change_a_file():
         files.append(codec.compress(counted(), encode_image(counted(), photographs(1))))
     torch.set_num_threads(threads)
     assert files[0] == files[1]
+
+
+@cache
+def prior_of(kind="class"):
+    return codec.Prior(model_of(kind, masked=True))
+
+
+@pytest.mark.parametrize("kind", ["class", "text"])
+@pytest.mark.parametrize("size", [(64, 64), (20, 30), (150, 90)])
+def test_a_prior_codes_what_it_expects(kind, size):
+    """Codes come back, from one tile, of fewer scales, and of six tiles; a cut shows whole scales.
+
+    The size is the cross-entropy under the model's own likelihood, of which a sixty-fifth goes to
+    all codes alike, to 1 % and the last words.
+    """
+    prior, given = prior_of(kind), encoded(*size)
+    data = codec.compress(counted(), given, prior)
+    assert data[3] == codec.WITH_PRIOR
+    back, is_whole = codec.decompress(counted(), data, prior)
+    assert is_whole and torch.equal(back.codes, given.codes)
+    assert (back.size, back.token_grid) == (given.size, given.token_grid)
+    part, is_whole = codec.decompress(counted(), data[:-20], prior)
+    assert not is_whole and torch.equal(part.codes, given.codes[: len(part.codes)])
+
+    g, (rows, columns), model = 4, given.token_grid, prior.model
+    tiles = given.codes.reshape(-1, rows // g, g, columns // g, g).permute(1, 3, 0, 2, 4)
+    tiles = tiles.reshape(-1, len(given.codes), g * g)  # [M, k, N]
+    whole = F.pad(tiles, (0, 0, 0, model.config.num_scales - tiles.shape[1]))
+    empty = torch.zeros(len(tiles), 1, dtype=torch.int64)
+    with torch.no_grad():
+        logits = model(whole, model.unconditional(empty if kind == "text" else empty[:, 0]))
+    sizes = torch.tensor(model.config.codebook_sizes)[: tiles.shape[1], None]
+    p = (-code_nats(logits, whole)).exp()[:, : tiles.shape[1]]
+    bits = -float(((64 * p + 1 / sizes) / 65).log2().sum())
+    payload = len(data) - 13 - 2 * len(given.codes)
+    assert 0.99 * bits - 8 < 8 * payload < 1.01 * bits + 40
+
+
+def test_a_file_with_a_prior_needs_that_prior(monkeypatch):
+    data = codec.compress(counted(), encoded(), prior_of())
+    with pytest.raises(ValueError, match="written with a prior"):
+        codec.decompress(counted(), data)
+    with pytest.raises(ValueError, match="another tokenizer or prior"):
+        codec.decompress(counted(), data, prior_of("text"))
+    with pytest.raises(ValueError, match="a prior is a masked model"):
+        codec.Prior(model_of())
+    rng = random.Random(0)
+    for place in rng.sample(range(8 * len(data)), 60):
+        broken = bytearray(data)
+        broken[place // 8] ^= 1 << place % 8
+        with pytest.raises(ValueError, match=r"\.sit|version|another tokenizer"):
+            codec.decompress(counted(), bytes(broken), prior_of())
+    # Where rounding could go either way, frequencies are taken, which no machine reads otherwise.
+    monkeypatch.setattr(codec, "MARGIN", 0.5)
+    assert codec.compress(counted(), encoded(), prior_of()) == file_of()
+    assert codec.decompress(counted(), file_of(), prior_of())[1]
+
+
+def test_a_prior_says_the_same_with_any_threads_order_of_sums_and_number_of_tiles(monkeypatch):
+    prior, threads = prior_of(), torch.get_num_threads()
+    coarser = random_codes(prior.model, 5)[:, :3].movedim(1, 0).numpy()  # [k, M, N]
+    laws = []
+    for count, tiles in ((1, 16), (2, 16), (2, 1), (1, 3)):
+        monkeypatch.setattr(codec, "TILES", tiles)
+        torch.set_num_threads(count)
+        laws.append(np.concatenate([*prior.laws(coarser)]))
+    torch.set_num_threads(threads)
+    assert all(np.array_equal(law, laws[0]) for law in laws[1:])
+    assert np.abs(laws[0].sum(1) - 1).max() < 1e-5 and laws[0].max() < 63 / 64 + 1e-6
 
 
 def test_the_command_compresses_and_decompresses(tmp_path, monkeypatch, capsys):

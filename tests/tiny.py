@@ -109,11 +109,11 @@ def tokenizer_of(variant="sit5_sc"):
 
 
 @cache
-def model_of(kind="class", variant="sit5_sc"):
+def model_of(kind="class", variant="sit5_sc", **changes):
     """A generator over the codes of that tokenizer, with far from uniform predictions."""
     c = tokenizer_of(variant).config
     sizes = (c.num_scales, c.tokens_per_scale, min(c.num_codebooks, c.num_scales), c.codebook_sizes)
-    model = fresh_generator(kind, *sizes, width=32)
+    model = fresh_generator(kind, *sizes, width=32, **changes)
     for head in model.heads:
         torch.nn.init.normal_(head.weight, std=0.5)
     return model

@@ -60,6 +60,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
                         help="replace files that are there (default: keep them and say so)"),
     "--tokenizer": dict(type=path, metavar="NAME|PATH", help="a trained one by name, or a "
                         f"checkpoint's path (default: that of the codes or model, or {TOKENIZER})"),
+    "--prior": dict(type=path, metavar="NAME|PATH", help="a masked generator over the tokenizer's "
+                    "codes, which makes files smaller; to read them takes it again"),
     "--device": dict(choices=("cpu", "cuda"), help="default: cuda where there is one"),
     "--scales": dict(type=scales, metavar="K", help="use the first K scales only, for an image of "
                      "half the side for every scale left out; several as 1,2,3, or all"),
@@ -119,14 +121,15 @@ its weights are there.
 
   sit reconstruct photo.jpg --compare
   sit reconstruct photos/ --scales all"""),
-    "compress": ("codec", "compressed", f"{FILES} --tokenizer --device", """\
+    "compress": ("codec", "compressed", f"{FILES} --tokenizer --prior --device", """\
 make images small files, every prefix of which is the image at a smaller size
 
-A .sit file holds the codes of a tokenizer, coded by their frequencies, coarsest scale first.
+A .sit file holds the codes of a tokenizer, coarsest scale first, coded by their frequencies or by
+what a generator expects of them.
 
   sit compress photo.jpg
   sit compress photos/ -o compressed/"""),
-    "decompress": ("codec", "decompressed", f"{FILES} --scales --tokenizer --device", """\
+    "decompress": ("codec", "decompressed", f"{FILES} --scales --tokenizer --prior --device", """\
 make images of .sit files again, also of files that were cut off
 
   sit decompress compressed/photo.sit

@@ -10,19 +10,29 @@ from sitlib import codec
 from sitlib.cli import TOKENIZER, files
 from sitlib.cli.images import outputs_of
 from sitlib.model import tiling
+from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import require
 
 
-def compress(options: argparse.Namespace) -> int:
-    jobs, name = files.Jobs(options), options.tokenizer or TOKENIZER
+def load_models(options: argparse.Namespace) -> tuple[SpectralTokenizer, codec.Prior | None]:
+    """The tokenizer of the options, and the prior, if they name one."""
+    name = options.tokenizer or TOKENIZER
     tokenizer, _ = files.load_checkpoint(name, SpectralTokenizer, options.device)
+    if options.prior is None:
+        return tokenizer, None
+    model, _ = files.load_checkpoint(options.prior, AutoregressiveModel, options.device)
+    return tokenizer, codec.Prior(model)
+
+
+def compress(options: argparse.Namespace) -> int:
+    jobs, (tokenizer, prior) = files.Jobs(options), load_models(options)
 
     def work(path: Path, target: Path) -> list[str]:
         jobs.reserve(target)
         image = files.read_image(path)
         encoded = tiling.encode_image(tokenizer, image)
-        data = codec.compress(tokenizer, encoded)
+        data = codec.compress(tokenizer, encoded, prior)
         with files.atomic_write(target) as partial:
             partial.write_bytes(data)
         squares = encoded.codes[0].numel() / tokenizer.config.tokens_per_scale
@@ -35,12 +45,11 @@ def compress(options: argparse.Namespace) -> int:
 
 
 def decompress(options: argparse.Namespace) -> int:
-    jobs, name = files.Jobs(options), options.tokenizer or TOKENIZER
-    tokenizer, _ = files.load_checkpoint(name, SpectralTokenizer, options.device)
+    jobs, (tokenizer, prior) = files.Jobs(options), load_models(options)
 
     def work(path: Path, target: Path) -> list[str]:
         require(path.is_file(), "there is no such file")
-        encoded, is_whole = codec.decompress(tokenizer, path.read_bytes())
+        encoded, is_whole = codec.decompress(tokenizer, path.read_bytes(), prior)
         if not is_whole:
             left = f"its first {len(encoded.codes)} scales are whole"
             tqdm.write(

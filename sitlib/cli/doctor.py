@@ -51,9 +51,22 @@ def gpu() -> str:
     return f"GPU: {', '.join(names) or 'none, and none is needed'}"
 
 
+def models() -> str:
+    """The models that come along."""
+    from sitlib.files import read_metadata
+    from sitlib.model.pretrained import CHECKPOINT, PACKAGED
+
+    found = sorted(PACKAGED.glob(f"*/{CHECKPOINT}"))
+    if not found:
+        raise ValueError(f"{PACKAGED} has none")
+    kinds = {path.parent.name: read_metadata(path)["class"] for path in found}
+    return f"models: {', '.join(f'{name} ({kind})' for name, kind in kinds.items())}"
+
+
 CHECKS = {
     packages: 'pip install --upgrade "sitlib", in a clone pip install -e .',
     torch_pair: "pip install --force-reinstall torch torchvision, both from one index",
+    models: "install the package again, in a clone check out sitlib/weights",
     gpu: "install a torch that is built for the CUDA version which nvidia-smi shows",
 }
 

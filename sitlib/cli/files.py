@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterable
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -44,6 +45,11 @@ class Jobs:
         if options.output == "-" or not is_folder and suffix not in written:
             kinds = f"a file such as name{ending}, or {options.output}/ for a folder of that name"
             raise argparse.ArgumentError(None, f"-o {options.output}: give {kinds}")
+        if not is_folder and written is FORMATS:
+            try:  # some formats of Pillow take no colors, or cannot be written on this machine
+                Image.new("RGB", (8, 8)).save(BytesIO(), FORMATS[suffix])
+            except (OSError, ValueError) as error:
+                raise argparse.ArgumentError(None, f"-o {options.output}: {error}") from None
         self.file = None if is_folder else self.folder
 
         places: dict[Path, Path] = {}  # input file -> its place below the output folder
