@@ -84,7 +84,7 @@ def revision(root: Path) -> str:
 
     Files that the pipeline writes (metrics, reports, locks) do not count.
     """
-    outputs = ("metrics", "reports", "dvc.lock", "study/dvc.lock")
+    outputs = ("metrics", "reports", "README.md", "dvc.lock", "study/dvc.lock")
     excluded = [f":(exclude){name}" for name in outputs]
 
     def git(*arguments: str) -> str:
