@@ -19,6 +19,7 @@ import copy
 import hashlib
 import struct
 import zlib
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Any, cast
@@ -172,6 +173,21 @@ def decompress(
         codes = codes[:, _by_tile(tokenizer, tiles).argsort()]
     grid = tiles.rows * g, tiles.columns * g
     return ImageCodes(torch.from_numpy(codes).long(), (H, W), grid), is_whole
+
+
+def ends_of_scales(
+    tokenizer: SpectralTokenizer, data: bytes, prior: Prior | None = None
+) -> list[int]:
+    """With how many bytes of a whole file its first 1, 2, ... scales are whole."""
+
+    def whole(end: int) -> int:
+        try:
+            return len(decompress(tokenizer, data[:end], prior)[0].codes)
+        except ValueError:
+            return 0
+
+    places, count = range(len(data) + 1), whole(len(data))
+    return [bisect_left(places, scales, key=whole) for scales in range(1, count + 1)]
 
 
 def probabilities(tokenizer: SpectralTokenizer) -> list[np.ndarray]:

@@ -20,7 +20,7 @@ from PIL import Image
 from tiny import encoded, model_of, photographs, tokenizer_of
 
 from workbook.explorer import WAVELETS, Pictures, codes_panel, edit_panel, wavelet_panel
-from workbook.figures.core import png_uri
+from workbook.figures.core import picture_uri
 from workbook.paths import ROOT
 
 SCREENSHOTS = os.environ.get("SIT_SCREENSHOTS")  # a folder, for the pictures of the README
@@ -116,7 +116,7 @@ def test_an_image_of_the_user_joins_every_menu_and_is_shown():
         upload("mine.png", encoded(Image.new("RGB", (90, 70), color)))
         assert all(name in menu.options for menu in ours.menus)
         assert bands.controls["name"].value == scales.controls["first"].value == name
-        assert shown(live)[0] == png_uri(ours.images[name], 3)
+        assert shown(live)[0] == picture_uri(ours.images[name], 3)
     assert scales.controls["second"].value == "photograph 1"
     drawn = scales.draw(**scales.values())["what the codes give"]
     torch.testing.assert_close(drawn, tokenizer_of().reconstruct(ours.images[name][None])[0])

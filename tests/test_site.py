@@ -11,7 +11,7 @@ from PIL import Image
 from tiny import photographs, tokenizer_of
 
 from workbook.paths import ROOT
-from workbook.site.examples import examples
+from workbook.site.examples import examples, growing
 
 REPORTS = ROOT / "reports"
 INDEX = Path("index.html")
@@ -95,7 +95,6 @@ def test_examples_are_what_the_tokenizer_makes_of_the_photographs():
     tokenizer, views = tokenizer_of(), photographs(2)
     made = examples({"sit5_sc": tokenizer}, views, ["one", "two"])
     assert made["names"] == {"original": "the original", "sit5_sc": "SIT-SC-5"}
-    assert made["scales_of"] == "sit5_sc"
 
     def check(uri, image):
         content = base64.b64decode(uri.partition(",")[2])
@@ -108,13 +107,15 @@ def test_examples_are_what_the_tokenizer_makes_of_the_photographs():
         check(photo["images"]["sit5_sc"]["png"], again)
         psnr = -10 * ((again - view) ** 2).mean().log10().item()
         assert photo["images"]["sit5_sc"]["psnr"] == pytest.approx(psnr, abs=1e-3)
-        assert [step["codes"] for step in photo["scales"]] == [16, 32, 48, 64, 80]
-        codes, bits = tokenizer.encode(view[None]), np.log2(tokenizer.config.codebook_sizes)
-        for k, step in enumerate(photo["scales"], 1):
+        file, codes = growing(tokenizer, view), tokenizer.encode(view[None])
+        check(file["original"], view)
+        for k, step in enumerate(file["steps"], 1):
             partial = tokenizer.decode(codes, k)[0].clamp(0, 1)
-            assert step["size"] == partial.shape[-1]
-            assert step["bytes"] == np.ceil(16 * bits[:k].sum() / 8)
+            assert (step["scales"], step["size"]) == (k, partial.shape[-1])
             check(step["png"], partial)
+        assert file["steps"][-1]["psnr"] == pytest.approx(psnr, abs=1e-3)
+        ends = [step["bytes"] for step in file["steps"]]
+        assert ends == sorted(set(ends)) and ends[-1] <= file["bytes"]
 
 
 # -- in a browser ------------------------------------------------------------------------------
@@ -185,22 +186,23 @@ def test_the_line_between_two_reconstructions_moves_by_mouse_and_keyboard(open_p
     assert said.text_content() != first and "dB" in said.text_content()
 
 
-def test_the_slider_of_scales_decodes_more_by_keyboard_and_mouse(open_page):
+def test_more_bytes_of_a_file_show_more_by_keyboard_and_mouse(open_page):
     page = open_page(INDEX)
-    slider, image = page.locator("#scale-count"), page.locator("#scales [data-partial]")
+    slider, image = page.locator("#file-end"), page.locator("#file [data-partial]")
     slider.focus()
     slider.press("Home")
     sides, sources = [], set()
-    for _ in range(int(slider.get_attribute("max"))):
-        page.wait_for_function("document.querySelector('#scales [data-partial]').complete")
+    for _ in range(12):  # a tenth of the file each
+        page.wait_for_function("document.querySelector('#file [data-partial]').complete")
         sides.append(image.evaluate("image => image.naturalWidth"))
         sources.add(image.get_attribute("src"))
         assert f"{sides[-1]} x {sides[-1]} px" in slider.get_attribute("aria-valuetext")
-        slider.press("ArrowRight")
-    assert sides == sorted(set(sides)) and sides[-1] == 64 and len(sources) == len(sides)
+        slider.press("PageUp")
+    assert sides == sorted(sides) and (sides[0], sides[-1]) == (16, 256)
+    assert len(sources) == len(set(sides)) >= 4
     place = slider.bounding_box()
     page.mouse.click(place["x"] + 4, place["y"] + place["height"] / 2)
-    assert slider.input_value() == "1"
+    assert int(slider.input_value()) < int(slider.get_attribute("max")) / 5
 
 
 def test_the_reader_chooses_the_colours_and_shows_the_code(open_page):

@@ -24,7 +24,7 @@ from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.wavelets import dwt2, idwt2, max_levels
 from sitlib.sample.applications import edit, preview, refine
-from workbook.figures.core import image_grid, png_uri, show
+from workbook.figures.core import image_grid, picture_uri, show
 from workbook.site.examples import pyramid_mosaic
 
 # fmt: off
@@ -147,7 +147,7 @@ def _html(draw: Callable[[], Drawing], side: int) -> str:
         return escape(str(error))
     images = "".join(
         f'<div style="margin-right: 8px">{escape(title)}<br><img width="{side}" '
-        f'alt="{escape(title)}" src="{png_uri(image, max(1, 192 // image.shape[-1]))}"></div>'
+        f'alt="{escape(title)}" src="{picture_uri(image, max(1, 192 // image.shape[-1]))}"></div>'
         for title, image in drawn.items()
     )
     note = f"drawn in {1000 * (time.perf_counter() - start):.0f} ms"

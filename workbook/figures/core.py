@@ -153,12 +153,14 @@ def as_pixels(images: Any) -> np.ndarray:
     return (np.clip(np.nan_to_num(x), 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def png_uri(image: Any, scale: int = 1) -> str:
+def picture_uri(image: Any, scale: int = 1) -> str:
     """Address of an image [3, H, W] in [0, 1] that is its own content, enlarged `scale` times."""
     pixels = as_pixels(image[None])[0].repeat(scale, 0).repeat(scale, 1)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    picture = small_picture(buffer.getvalue())
+    kind = "png" if picture.startswith(PNG) else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
 def image_grid(

@@ -3,21 +3,23 @@
 The pages are made from these files, so that making pages anew needs no model.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from sitlib import codec
 from sitlib.data import held_out_views, open_images
 from sitlib.files import write_json
 from sitlib.metrics import lpips_per_image, psnr_per_image
+from sitlib.model.tiling import decode_codes, encode_image
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.wavelets import dwt2
-from workbook.figures.core import ORANGE, png, png_uri, style
+from workbook.figures.core import ORANGE, picture_uri, png, style
 from workbook.names import label
 from workbook.params import pipeline_params, seeds_by_variant
 from workbook.paths import resolve
@@ -34,31 +36,39 @@ def examples(
     """Content of the front page's sliders for views [B, 3, H, H] in [0, 1].
 
     Returns:
-        `names`: version -> name for a reader; `scales_of`: the tokenizer that decodes scale by
-        scale, None if no one is scale-causal; `photographs`: name, versions ("original" and each
-        tokenizer's, with PSNR in dB and LPIPS-Alex) and scales of every view: px, codes, bytes.
+        `names`: version -> name for a reader; `photographs`: name and versions of every view
+        ("original" and each tokenizer's, with PSNR in dB and LPIPS-Alex).
     """
     photographs: list[dict[str, Any]] = [
-        {"name": name, "images": {"original": {"png": png_uri(view)}}, "scales": []}
+        {"name": name, "images": {"original": {"png": picture_uri(view)}}}
         for name, view in zip(names, views, strict=True)
     ]
     for name, model in tokenizers.items():
         made = model.reconstruct(views)
         scores = psnr_per_image(made, views).tolist(), lpips_per_image(made, views).tolist()
         for photograph, image, psnr, lpips in zip(photographs, made, *scores, strict=True):
-            version = {"png": png_uri(image), "psnr": psnr, "lpips_alex": lpips}
+            version = {"png": picture_uri(image), "psnr": psnr, "lpips_alex": lpips}
             photograph["images"][name] = version
-    causal = [name for name, model in tokenizers.items() if len(model.sizes) > 1]
-    for photograph, view in zip(photographs, views, strict=True) if causal else ():
-        model = tokenizers[causal[-1]]
-        codes = model.encode(view[None])  # [1, S, N]
-        for scales in range(1, codes.shape[1] + 1):
-            image, count = model.decode(codes, scales)[0], scales * codes.shape[2]
-            size = math.ceil(model.config.bits(scales) / 8)
-            step = {"size": image.shape[-1], "codes": count, "bytes": size}
-            photograph["scales"].append(step | {"png": png_uri(image)})
     known = {"original": "the original"} | {name: label(name) for name in tokenizers}
-    return {"names": known, "scales_of": causal[-1] if causal else None, "photographs": photographs}
+    return {"names": known, "photographs": photographs}
+
+
+def growing(tokenizer: SpectralTokenizer, view: Tensor) -> dict[str, Any]:
+    """A view [3, H, H] as a .sit file that arrives byte after byte.
+
+    Returns:
+        `original`, the view; `bytes` of the file; `steps`: with so many bytes, how many scales are
+        whole, their image, and its PSNR (dB) and LPIPS-Alex to the view when enlarged to its size.
+    """
+    file, steps = codec.compress(tokenizer, encode_image(tokenizer, view[None])), []
+    for scales, end in enumerate(codec.ends_of_scales(tokenizer, file), 1):
+        image = decode_codes(tokenizer, codec.decompress(tokenizer, file[:end])[0])
+        large = F.interpolate(image, view.shape[1:], mode="bicubic").clamp(0, 1)
+        scores = psnr_per_image(large, view[None]), lpips_per_image(large, view[None])
+        step = {"bytes": end, "scales": scales, "size": image.shape[-1]}
+        step |= {name: float(x) for name, x in zip(("psnr", "lpips_alex"), scores, strict=True)}
+        steps.append(step | {"png": picture_uri(image[0])})
+    return {"original": picture_uri(view), "bytes": len(file), "steps": steps}
 
 
 def pyramid_mosaic(scales: Sequence[Tensor]) -> Tensor:
@@ -146,11 +156,16 @@ def write_examples(profile: Profile) -> None:
     source = open_images(resolve(profile.data.folder), "test").labeled()
     seed, size = profile.autoregressive.codes.seed, profile.data.size
     views, labels, _ = held_out_views(source, len(source), size, seed, kind="wide")
+    packaged = SpectralTokenizer.from_pretrained("photos-256")
+    large, _, _ = held_out_views(source, len(source), packaged.sizes[-1], seed, kind="wide")
     first = {number: i for i, number in reversed(list(enumerate(labels.tolist())))}
     shown = sorted(first.values())[:COUNT]
     classes = [source.class_names[int(labels[i])] for i in shown]
     titles = [f"Photograph {i}: {name}" for i, name in enumerate(classes, 1)]
-    write_json(resolve("reports/examples.json"), examples(tokenizers, views[shown], titles))
+    content = examples(tokenizers, views[shown], titles)
+    for photograph, view in zip(content["photographs"], large[shown], strict=True):
+        photograph["file"] = growing(packaged, view)
+    write_json(resolve("reports/examples.json"), content)
     name = "sit4" if "sit4" in tokenizers else list(tokenizers)[-1]
     picture = png(overview(tokenizers[name], views[shown[0]], label(name)))
     resolve("reports/overview.png").write_bytes(picture)

@@ -91,16 +91,18 @@
     draw();
   });
 
-  // One photograph after its first 1, 2, ... scales.
-  all("[data-scales]").forEach((exhibit) => {
+  // A photograph's file that arrives byte after byte.
+  all("[data-file]").forEach((exhibit) => {
     const slider = exhibit.querySelector("input[type=range]");
     let chosen = 0;
     const draw = () => {
       const photo = examples.photographs[chosen];
-      const step = photo.scales[slider.value - 1];
-      const text = `${slider.value} of ${photo.scales.length} scales: ${step.size} x ${step.size} px, ${step.codes} codes, ${step.bytes} bytes`;
+      const { steps, bytes, original } = photo.file;
+      Object.assign(slider, { min: steps[0].bytes, max: bytes });
+      const step = steps.findLast((each) => each.bytes <= slider.value);
+      const text = `${slider.value} of ${bytes} bytes: ${step.scales} of ${steps.length} scales, ${step.size} x ${step.size} px; PSNR ${step.psnr.toFixed(1)} dB, LPIPS-Alex ${step.lpips_alex.toFixed(3)}`;
       Object.assign(one(exhibit, "partial"), { src: step.png, alt: `${photo.name} from ${text}` });
-      Object.assign(one(exhibit, "original"), { src: photo.images.original.png, alt: `${photo.name}, original` });
+      Object.assign(one(exhibit, "original"), { src: original, alt: `${photo.name}, original` });
       slider.setAttribute("aria-valuetext", text);
       one(exhibit, "said").textContent = text;
     };
