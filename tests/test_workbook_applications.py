@@ -1,6 +1,5 @@
-"""Bits of codes and files, ways of enlarging, choices by previews, images in the making."""
+"""Ways of enlarging, choices by previews, images in the making."""
 
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,61 +13,11 @@ from test_applications import photographs as extra_photographs
 from workbook.applications import choice_scores, enlarge
 from workbook.evaluate import generation
 from workbook.evaluate.generation import GREY, generation_frames
-from workbook.evaluate.tokenizer import (
-    encode_jpeg,
-    encode_jpeg2000,
-    largest_within,
-    prefixes,
-    through_files,
-)
 
 
 @pytest.fixture(scope="module")
 def photographs():
     return extra_photographs(6)
-
-
-def test_files_with_more_coded_data_are_closer_to_the_image(photographs):
-    for encode, settings in ((encode_jpeg, (10, 50, 90)), (encode_jpeg2000, (40, 10, 4))):
-        points = [through_files(photographs, partial(encode, setting)) for setting in settings]
-        rates = [coded for coded, _, _ in points]
-        errors = [float((decoded - photographs).square().mean()) for _, decoded, _ in points]
-        assert rates == sorted(rates) and errors == sorted(errors, reverse=True)
-        assert all(0 < coded < whole for coded, _, whole in points)
-
-
-def test_coded_data_of_a_jpeg_are_what_stands_after_its_headers():
-    """Read the format independently: every segment before the scan has a marker and a length."""
-    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    data, coded = encode_jpeg(80, Image.fromarray(pixels))
-    position, marker = 2, 0
-    while marker != 0xDA:
-        assert data[position] == 0xFF
-        marker = data[position + 1]
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    assert coded == len(data) - position - 2 and data[-2:] == b"\xff\xd9"
-
-
-@pytest.mark.parametrize("bits", [700, 2000, 6000])
-def test_the_largest_file_within_a_budget(photographs, bits):
-    image = Image.fromarray((photographs[0] * 255).byte().permute(1, 2, 0).numpy())
-    sizes = [8 * encode_jpeg(quality, image)[1] for quality in range(1, 96)]
-    expected = max((size for size in sizes if size <= bits), default=sizes[0])
-    size = 8 * largest_within(bits, encode_jpeg, range(1, 96), image)[1]
-    # Sizes may dip between neighboring qualities.
-    assert 0.97 * expected <= size <= max(bits, sizes[0])
-
-
-def test_prefixes_of_a_code_take_their_share_of_its_bits(photographs):
-    tokenizer = tokenizer_of()
-    codes, points = tokenizer.encode(photographs), list(prefixes(tokenizer, photographs))
-    assert [scales for scales, _, _ in points] == [1, 2, 3, 4, 5]
-    for k, bits, images in points:
-        assert bits == pytest.approx(
-            16 * np.log2(tokenizer.config.codebook_sizes[:k]).sum() / 64**2
-        )
-        torch.testing.assert_close(images, tokenizer.decode(codes, k))
-    assert [scales for scales, *_ in prefixes(tokenizer_of("sit4"), photographs)] == [4]
 
 
 def test_enlarging_is_what_pillow_does(photographs):

@@ -32,10 +32,9 @@ from workbook.evaluate import stored_scores
 from workbook.evaluate.generation import load_models
 from workbook.evaluate.text import Judge
 from workbook.evaluate.text import prompts as evaluation_prompts
-from workbook.evaluate.tokenizer import rate_distortion
 from workbook.paths import resolve
 from workbook.profile import Profile
-from workbook.runs import AutoregressiveRun, DualEncoderRun, TokenizerRun
+from workbook.runs import AutoregressiveRun, DualEncoderRun
 
 FILE = "metrics/applications.json"
 FACTORS = (8, 4, 2)  # of upsampling
@@ -276,28 +275,24 @@ def choice_scores(previews: np.ndarray, finished: np.ndarray) -> dict[str, Any]:
 
 
 def evaluate_applications(profile: Profile, pipeline: bool = False) -> dict[str, Any]:
-    """Rates, upsampling, editing and previews, with their `protocol` and `run`.
+    """Upsampling, editing and previews, with their `protocol` and `run`.
 
     But for the `pipeline` itself, its scores of these very models do.
     """
     settings, evaluation = profile.applications, profile.tokenizer.evaluation
     variants, seed = (settings.class_generator, settings.text_generator), settings.model_seed
     generators = [AutoregressiveRun.of(profile, name, seed) for name in variants]
-    seed = profile.autoregressive.tokenizer_seed
-    baseline = TokenizerRun.of(profile, settings.baseline, seed)
     samplers = [profile.sampler(name) for name in variants]
     judged = [DualEncoderRun.of(profile), profile.text.evaluation, evaluation]
-    run = digest(settings, *generators, baseline, *samplers, *judged, list(evaluation.sets))
+    run = digest(settings, *generators, *samplers, *judged, list(evaluation.sets))
     if not pipeline and (stored := stored_scores(FILE, run)):
         return stored
     metrics.fetch_weights()
     photographs, emoji, extra = class_task(profile), text_task(profile), extra_task(profile)
     tasks = {task.variant: task for task in (photographs, emoji)}
-    tokenizer = profile.autoregressive_variant(settings.class_generator).tokenizer
     sampler = ("top_k", "top_p", "guidance")
     return {
         "run": run,
-        "rate_distortion": rate_distortion(profile, [settings.baseline, tokenizer], seed),
         "upsampling": {
             name: {str(factor): measure_factor(profile, task, factor) for factor in FACTORS}
             | {"several": several_samples(profile, task)}
