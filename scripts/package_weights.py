@@ -3,7 +3,8 @@
     python scripts/package_weights.py models/tokenizer/sit5_sc-seed0 photos-256 --data data/landscapes data/things
 
 The scores are of the very file that is written, by `sit evaluate` on the held-out images of every
-folder of --data. The card says what the weights were made of: the training curve beside the model
+folder of --data; of a model of texts also how often a dual encoder of the profile recognises what
+was asked for. The card says what the weights were made of: the training curve beside the model
 tells steps, hours and machine.
 """
 
@@ -14,11 +15,15 @@ from typing import Any
 
 from sitlib.cli import main as sit
 from sitlib.files import load_model, read_csv, read_json, read_metadata, save_model, write_json
+from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.pretrained import CHECKPOINT, PACKAGED
 from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.sample.generate import generate
 from sitlib.strict import to_dict
+from workbook.evaluate.text import KINDS, Judge, prompts
 from workbook.machine import machine
+from workbook.profile import load_profile
 
 CARD = """---
 library_name: sitlib
@@ -45,11 +50,18 @@ Held-out images of each set, never seen in training; brackets are 95 % bootstrap
 
 {table}
 
-`border` is the mean difference of pixels across the borders of tokens over that inside them, beside
-the originals' own. `scores-*.json` beside this card say how each number was measured.
+{notes} `scores-*.json` beside this card say how each number was measured.
 
 **Limits.** {limits}
 """
+
+BORDER = """`border` is the mean difference of pixels across the borders of tokens over that inside them, beside
+the originals' own."""
+DISTANCES = """FD-Lite0 and KID compare as many samples with real images, and with what the tokenizer leaves of
+these."""
+RECOGNISED = """A caption is recognised if a dual encoder, trained on real images and on what the tokenizer leaves of
+them, finds it the most similar one among as many as chance says. The names have two ceilings: the
+real images themselves, and their reconstructions."""
 
 
 def package(run: Path, name: str, options: argparse.Namespace) -> None:
@@ -60,7 +72,10 @@ def package(run: Path, name: str, options: argparse.Namespace) -> None:
     model = load_model(path, cls)
     if is_generator:  # its tokenizer is found by name
         transformer = replace(model.config.transformer, tokenizer=options.tokenizer)
-        model.config = replace(model.config, transformer=transformer)
+        chosen = {key: getattr(options, key) for key in ("top_p", "guidance")}
+        chosen = {key: value for key, value in chosen.items() if value is not None}
+        sampling = replace(model.config.sampling or SamplingConfig(), **chosen)
+        model.config = replace(model.config, transformer=transformer, sampling=sampling)
     save_model(folder / CHECKPOINT, model.half(), name=name)
     write_json(folder / "config.json", to_dict(model.config))
     rows = []
@@ -69,6 +84,13 @@ def package(run: Path, name: str, options: argparse.Namespace) -> None:
         if sit(["evaluate", str(folder), str(data), "-o", str(scores), "--overwrite"]):
             raise SystemExit(f"{name} could not be judged on {data}")
         rows.append((data.name, read_json(scores)))
+    notes = BORDER
+    if is_generator:
+        notes = DISTANCES
+        if model.text_tokenizer is not None:
+            scores = recognised(name, options)
+            write_json(folder / "scores-names.json", scores)
+            notes = f"{names_table(scores)}\n\n{RECOGNISED} {DISTANCES}"
     curve = read_csv(Path("metrics/curves") / run.parent.name / f"{run.name}.csv")
     config, about = model.config, machine()
     per_scale, sizes = config.tokens_per_scale, config.codebook_sizes
@@ -90,10 +112,39 @@ def package(run: Path, name: str, options: argparse.Namespace) -> None:
         start=f", started from {options.start}" if options.start else "",
         images=options.images,
         table=table(rows),
+        notes=notes,
         limits=options.limits,
     )
     (folder / "README.md").write_text(text)
     print(f"{folder}: {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:.1f} MB")
+
+
+def recognised(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """R-precision of samples of the packaged models, by the dual encoder of the profile."""
+    profile = load_profile(options.profile)
+    model = AutoregressiveModel.from_pretrained(name)
+    tokenizer = SpectralTokenizer.from_pretrained(options.tokenizer)
+    asked = {kind: prompts(profile, kind) for kind in KINDS}
+    samples = {kind: generate(model, of.captions, progress=kind) for kind, of in asked.items()}
+    scores = Judge(profile).prompt_scores(tokenizer, asked, samples)
+    return scores | {
+        "sampling": to_dict(model.config.sampling),
+        "prompts": len(asked["seen"].names),
+    }
+
+
+def names_table(scores: dict[str, Any]) -> str:
+    lines = [
+        "| recognised, % | samples | reconstructions | real images | chance |",
+        "|---" * 5 + "|",
+    ]
+    for kind, of in scores["kinds"].items():
+        cells = [f"{of[x]['r_precision']:.1f}" for x in ("samples", "reconstruction", "real")]
+        low, high = of["samples"]["interval"]
+        cells[0] += f" [{low:.1f}, {high:.1f}]"
+        chance = f"{of['samples']['chance']:.0f}"
+        lines.append(f"| {' | '.join([KINDS[kind], *cells, chance])} |")
+    return "\n".join(lines)
 
 
 def table(rows: list[tuple[str, dict[str, Any]]]) -> str:
@@ -131,6 +182,8 @@ if __name__ == "__main__":
     parser.add_argument("--data", nargs="+", default=["data/landscapes"])
     parser.add_argument("--profile", default="overnight")
     parser.add_argument("--tokenizer", help="packaged tokenizer of a generator")
+    parser.add_argument("--top-p", type=float, help="of a generator's sampler")
+    parser.add_argument("--guidance", type=float)
     parser.add_argument("--start", help="what training started from")
     parser.add_argument("--cores", default=1, type=int)
     for text in ("about", "images", "limits"):
