@@ -1,4 +1,5 @@
-"""Speed of drawing codes against Hugging Face `generate`, no cache, and the machine's limit.
+"""Speed of drawing codes against Hugging Face `generate`, no cache, and the machine's limit; and of
+drawing them a scale at a time.
 
     python benchmarks/sampling.py [--layers 6] [--width 256] [--heads 8] [--codes 1024]
         [--tokens 512] [--batch 16] [--rounds 3]
@@ -15,6 +16,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,11 +29,12 @@ from sitlib.sample.generate import generate
 DEFAULTS = {"layers": 6, "width": 256, "heads": 8, "codes": 1024, "tokens": 512, "batch": 16}
 DEFAULTS |= {"rounds": 3}
 OURS, UNCACHED = "sitlib", "sitlib, no cache"
+PASSES = (1, 2, 4, 8)  # of a masked model in each of four scales
 
 
-def our_model(options: argparse.Namespace) -> AutoregressiveModel:
+def our_model(options: argparse.Namespace, masked: bool = False) -> AutoregressiveModel:
     sizes = {"layers": options.layers, "width": options.width, "heads": options.heads}
-    shape = AutoregressiveConfig(tokenizer="none", dropout=0.0, **sizes)
+    shape = AutoregressiveConfig(tokenizer="none", dropout=0.0, masked=masked, **sizes)
     config = CodeModelConfig(shape, 4, options.tokens // 4, [options.codes] * 4, 1, ["class"], None)
     return AutoregressiveModel(config).eval()
 
@@ -119,9 +122,16 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
     model, labels = our_model(options), torch.zeros(options.batch, dtype=torch.int64)
-    step = products_of_step(options)
+    step, masked = products_of_step(options), our_model(options, masked=True)
+    by_scale = {
+        f"a scale in {k} passes": partial(
+            generate, masked, labels, SamplingConfig(steps_per_scale=k)
+        )
+        for k in PASSES
+    }
     calls = {
         OURS: lambda: generate(model, labels, SamplingConfig()),
+        **by_scale,
         "GPT-2 generate, static": hugging_face(options, cache_implementation="static"),
         "GPT-2 generate, default": hugging_face(options),
         UNCACHED: lambda: without_cache(model, labels),

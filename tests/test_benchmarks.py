@@ -55,7 +55,8 @@ def test_ratios_to_peers_and_to_the_limit_are_printed(sampling, capsys, monkeypa
     pytest.importorskip("transformers")
     sampling.main([f"--{name}={value}" for name, value in SIZES.items()])
     printed = capsys.readouterr().out
-    for name in ("sitlib", "GPT-2 generate, static", "GPT-2 generate, default", "sitlib, no cache"):
+    peers = ("GPT-2 generate, static", "GPT-2 generate, default")
+    for name in ("sitlib", "a scale in 8 passes", *peers, "sitlib, no cache"):
         assert re.search(rf"{name} .* [\d.]+ x sitlib's time, [\d.]+ x the limit's", printed)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(SystemExit, match=r"pip install -e '\.\[peers\]'"):
