@@ -11,26 +11,26 @@ what a `Prior` expects of them. All numbers are big-endian:
     2 a scale   checksum of its codes; the first one's also of all fields above
     payload     one range-coded stream of all codes (constriction), scale after scale
 
-Probabilities are quotients of integers, so all machines agree on them. A file that was cut off has
-its whole scales left: those whose checksums hold when what is missing reads as zeros.
+Probabilities are quotients of integers (`sitlib.prior` says how those of a prior are got), so all
+machines agree on them. A file that was cut off has its whole scales left: those whose codes are the
+same whether what is missing reads as zeros or as ones, and whose checksums hold.
 """
 
-import copy
 import hashlib
 import struct
 import zlib
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from decimal import Decimal
+from contextlib import suppress
 from typing import Any, cast
 
 import constriction
 import numpy as np
 import torch
 
-from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tiling import ImageCodes, Tiles
-from sitlib.model.tokenizer import SpectralTokenizer, codes_digest
+from sitlib.model.tokenizer import SpectralTokenizer, check_codes, codes_digest
+from sitlib.prior import MARGIN, Prior, TooClose, least_bits
 from sitlib.sample.applications import check_same_codes
 from sitlib.strict import require
 
@@ -38,81 +38,40 @@ coder = cast(Any, constriction).stream
 MAGIC, STATIC, WITH_PRIOR = b"SIT", 1, 2
 FIELDS = struct.Struct(">3sB4sHH")
 LARGEST = 2**16 - 1  # px of a side
-STEPS, MARGIN, TILES = 32, 1e-9, 16  # of a `Prior`: a nat, of a step, tiles at a time
-# Weights of logits so many steps below the largest. `Decimal` rounds alike on every machine.
-WEIGHTS = torch.tensor([int(2**24 * (Decimal(-n) / STEPS).exp()) for n in range(533)])
-
-
-class TooClose(Exception):
-    """A logit that another machine might round otherwise."""
-
-
-class Prior:
-    """A masked generator that says what to expect of each scale, given all coarser ones.
-
-    Its logits, in float64, are rounded to 1 / STEPS nats, from which all else follows in integers.
-    Machines and threads differ by far less than MARGIN of a step; with a logit that lies closer to
-    where rounding changes, an image is coded by frequencies.
-    """
-
-    def __init__(self, model: AutoregressiveModel):
-        require(model.config.transformer.masked, "a prior is a masked model, this one is not.")
-        self.model, digest = copy.deepcopy(model).double().eval(), hashlib.sha256()
-        for name, tensor in sorted(model.state_dict().items()):
-            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-        self.digest = digest.digest()
-
-    @torch.inference_mode()
-    def laws(self, coarser: np.ndarray) -> Iterator[np.ndarray]:
-        """Probabilities float32 [t N, K] of the next scale's codes, some tiles after the others.
-
-        `coarser` are the codes [k, M, N] of the scales before. A sixty-fourth goes to all codes
-        alike, so that none is free.
-        """
-        model, c = self.model, self.model.config
-        K, given = c.codebook_sizes[len(coarser)], torch.from_numpy(coarser).to(self.device)
-        for scales in given.long().split(TILES, dim=1):
-            empty = torch.zeros(scales.shape[1], 1, dtype=torch.int64, device=self.device)
-            cond = model.unconditional(empty if model.text_tokenizer else empty[:, 0])
-            state = model.start_scales(cond)
-            for codes in scales:
-                model.read_scale(state, codes)
-            hidden = empty.expand(-1, c.tokens_per_scale)
-            logits = model.read_scale(state, hidden, torch.ones_like(hidden, dtype=torch.bool))
-            steps = logits[..., :K].flatten(0, 1).cpu() * STEPS
-            if ((steps - steps.floor() - 0.5).abs() < MARGIN).any():
-                raise TooClose
-            steps = steps.round().long()
-            below = (steps.amax(1, keepdim=True) - steps).clamp(max=len(WEIGHTS) - 1)
-            weights = WEIGHTS[below]
-            weights += 1 + weights.sum(1, keepdim=True) // (64 * K)
-            yield (weights / weights.sum(1, keepdim=True)).float().numpy()
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+Law = tuple[Any, ...]  # what the coder takes: one distribution, or a family and its parameters
 
 
 def compress(tokenizer: SpectralTokenizer, image: ImageCodes, prior: Prior | None = None) -> bytes:
-    """The file of an image's codes, of all scales; ValueError for codes of another tokenizer."""
-    if prior is not None:
-        check_same_codes(prior.model, tokenizer)
+    """The file of an image's codes, of all scales; ValueError for codes of another tokenizer.
+
+    With a prior, if that makes it shorter and all machines can read it; else by frequencies.
+    """
     H, W = image.size
     require(max(H, W) <= LARGEST, f"a side of {max(H, W)} px is more than {LARGEST}.")
     tiles = Tiles.of(tokenizer, image.size)
     shape = tiles.num_scales, tiles.rows * tiles.columns * tokenizer.config.tokens_per_scale
     require(tuple(image.codes.shape) == shape, f"codes of {W}x{H} px are {list(shape)}.")
+    check_codes(image.codes[None], tokenizer.config.codebook_sizes)
     codes = image.codes.cpu().int().numpy()
-    try:
-        ordered = codes if prior is None else codes[:, _by_tile(tokenizer, tiles)]
-        payload = _payload(tokenizer, ordered, prior)
-    except TooClose:
-        prior, ordered = None, codes
-        payload = _payload(tokenizer, ordered, None)
-    version = STATIC if prior is None else WITH_PRIOR
-    fields = FIELDS.pack(MAGIC, version, _name(tokenizer, prior), H, W) + _leb128(len(payload))
-    sums = [_checksum(scale, b"" if i else fields) for i, scale in enumerate(ordered)]
+    payload, version = _payload(tokenizer, codes, None), STATIC
+    if prior is not None:
+        check_same_codes(prior.model, tokenizer)
+        by_tile = codes[:, _by_tile(tokenizer, tiles)]
+        try:
+            shorter = _payload(tokenizer, by_tile, prior)
+        except TooClose:
+            shorter = payload
+        if len(shorter) < len(payload):
+            payload, version, codes = shorter, WITH_PRIOR, by_tile
+    name = _name(tokenizer, prior if version == WITH_PRIOR else None)
+    fields = FIELDS.pack(MAGIC, version, name, H, W) + _leb128(len(payload))
+    sums = [_checksum(scale, b"" if i else fields) for i, scale in enumerate(codes)]
     return fields + struct.pack(f">{len(sums)}H", *sums) + payload
+
+
+def has_prior(data: bytes) -> bool:
+    """True for a file that only its prior can read."""
+    return data[3:4] == bytes([WITH_PRIOR])
 
 
 def decompress(
@@ -126,49 +85,48 @@ def decompress(
     require(data[:3] == MAGIC, "this is no .sit file.")
     require(len(data) > FIELDS.size, "this .sit file ends in its header.")
     _, version, name, H, W = FIELDS.unpack_from(data)
-    known = f"this reads {STATIC} and {WITH_PRIOR}."
-    require(version in (STATIC, WITH_PRIOR), f"it is of version {version} of the format, {known}")
+    is_known = version in (STATIC, WITH_PRIOR)
+    sentence = f"this .sit file is of version {version} of the format, and this reads "
+    require(is_known, f"{sentence}{STATIC} and {WITH_PRIOR}.")
     if version == STATIC:
         prior = None
     else:
         require(prior is not None, "this .sit file was written with a prior: give the same one.")
         check_same_codes(cast(Prior, prior).model, tokenizer)
-    other = f"it was written with another tokenizer{' or prior' if prior else ''}: give that one"
-    require(name == _name(tokenizer, prior), f"{other} (its codes are {name.hex()}...).")
+    other = f"this .sit file was written with another tokenizer{' or prior' if prior else ''}"
+    require(name == _name(tokenizer, prior), f"{other}: give that one ({name.hex()}...).")
     damaged = "this .sit file is damaged"
     require(min(H, W) > 0, f"{damaged}: {W}x{H} px.")
     length, end = _read_leb128(data, FIELDS.size)
     fields, tiles = data[:end], Tiles.of(tokenizer, (H, W))
     start = end + 2 * tiles.num_scales
-    require(len(data) > start, "this .sit file ends in its header.")
+    require(len(data) >= start, "this .sit file ends in its header.")
     sums, payload = struct.unpack_from(f">{tiles.num_scales}H", data, end), data[start:]
     require(len(payload) <= length, f"{damaged}: it has {len(payload) - length} bytes too many.")
     is_cut = len(payload) < length
 
-    # No code takes less than the likeliest, so an enormous size needs an enormous file.
+    # No code takes less than the likeliest, so enormous sizes need enormous files, and scales that
+    # the bytes cannot pay for are not tried.
     count = tiles.rows * tiles.columns * tokenizer.config.tokens_per_scale
-    p = [scale.max() for scale in probabilities(tokenizer)[: tiles.num_scales]]
-    least = count * sum(-np.log2(p if prior is None else [63 / 64] * len(p))) / 8
-    require(least <= length + 8, f"{damaged}: {length} bytes are too few for {W}x{H} px.")
-    padded = payload + bytes(-len(payload) % 4 + 16)
-    decoder = coder.queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
-    scales: list[np.ndarray] = []
+    bits = [least_bits(K) for K in tokenizer.config.codebook_sizes]
+    if prior is None:
+        bits = [-np.log2(p.max()) for p in probabilities(tokenizer)]
+    least = count * np.cumsum(bits[: tiles.num_scales]) / 8 - 8  # bytes
+    require(least[-1] <= length, f"{damaged}: {length} bytes are too few for {W}x{H} px.")
+    decoders = [_decoder(payload, missing) for missing in (b"\0", b"\xff")[: 1 + is_cut]]
+    encoder, scales = coder.queue.RangeEncoder(), list[np.ndarray]()
     for scale, checksum in enumerate(sums):
-        try:
-            laws = _laws(tokenizer, prior, scales, count)
-            codes = np.concatenate([decoder.decode(*law) for law in laws])
-        except (AssertionError, TooClose):  # what no encoder writes
-            break
-        if _checksum(codes, b"" if scale else fields) != checksum:
+        codes = None
+        if least[scale] <= len(payload):
+            codes = _read_scale(tokenizer, prior, scales, count, decoders, encoder)
+        if codes is None or _checksum(codes, b"" if scale else fields) != checksum:
             break
         scales.append(codes)
     is_whole = len(scales) == tiles.num_scales
     require(is_whole or is_cut, f"{damaged}: the checksum of scale {len(scales) + 1} is wrong.")
-    is_as_written = is_cut or _payload(tokenizer, scales, prior) == payload
-    require(is_as_written, f"{damaged} in its last bytes.")  # which mean nothing
     require(bool(scales), "this .sit file is cut off in its first scale, and nothing can be shown.")
-    g = tokenizer.config.grid_size
-    codes = np.stack(scales)
+    require(is_cut or _bytes_of(encoder) == payload, f"{damaged} in its last bytes.")
+    codes, g = np.stack(scales), tokenizer.config.grid_size
     if prior is not None:
         codes = codes[:, _by_tile(tokenizer, tiles).argsort()]
     grid = tiles.rows * g, tiles.columns * g
@@ -178,7 +136,7 @@ def decompress(
 def ends_of_scales(
     tokenizer: SpectralTokenizer, data: bytes, prior: Prior | None = None
 ) -> list[int]:
-    """With how many bytes of a whole file its first 1, 2, ... scales are whole."""
+    """With how many bytes of a file its first 1, 2, ... scales are whole; raises as `decompress`."""
 
     def whole(end: int) -> int:
         try:
@@ -186,7 +144,7 @@ def ends_of_scales(
         except ValueError:
             return 0
 
-    places, count = range(len(data) + 1), whole(len(data))
+    places, count = range(len(data) + 1), len(decompress(tokenizer, data, prior)[0].codes)
     return [bisect_left(places, scales, key=whole) for scales in range(1, count + 1)]
 
 
@@ -202,33 +160,65 @@ def _laws(
     prior: Prior | None,
     coarser: Sequence[np.ndarray] | np.ndarray,
     count: int,
-) -> Iterator[tuple[Any, Any]]:
-    """How `count` codes of the next scale are coded: what the decoder takes, part after part."""
+    margin: float = 0.0,
+) -> Iterator[tuple[int, Law]]:
+    """How `count` codes of the next scale are coded, part after part: so many codes, by this law."""
     if prior is None:
         p = probabilities(tokenizer)[len(coarser)]
-        yield coder.model.Categorical(p, perfect=False), count
-    else:
-        n = tokenizer.config.tokens_per_scale
-        given = np.array(coarser, np.int64).reshape(len(coarser), count // n, n)
-        for p in prior.laws(given):
-            yield coder.model.Categorical(perfect=False), p
+        yield count, (coder.model.Categorical(p, perfect=False),)
+        return
+    n = tokenizer.config.tokens_per_scale
+    given = np.array(coarser, np.int64).reshape(len(coarser), count // n, n)
+    for p in prior.laws(given, margin):
+        yield n, (coder.model.Categorical(perfect=False), p)
 
 
-def _payload(
-    tokenizer: SpectralTokenizer,
-    codes_by_scale: Sequence[np.ndarray] | np.ndarray,
-    prior: Prior | None,
-) -> bytes:
+def _payload(tokenizer: SpectralTokenizer, codes: np.ndarray, prior: Prior | None) -> bytes:
+    """The coded bytes of codes [k, M N]; `TooClose` where a prior is not sure of every reader."""
     encoder = coder.queue.RangeEncoder()
-    for scale, codes in enumerate(codes_by_scale):
+    for scale, of_scale in enumerate(codes):
         start = 0
-        for model, p in _laws(tokenizer, prior, codes_by_scale[:scale], len(codes)):
-            if prior is None:
-                encoder.encode(codes, model)
-            else:
-                encoder.encode(codes[start : start + len(p)], model, p)
-                start += len(p)
-    return encoder.get_compressed().astype(">u4").tobytes().rstrip(b"\0")
+        for count, law in _laws(tokenizer, prior, codes[:scale], len(of_scale), MARGIN):
+            encoder.encode(of_scale[start : start + count], *law)
+            start += count
+    return _bytes_of(encoder)
+
+
+def _read_scale(
+    tokenizer: SpectralTokenizer,
+    prior: Prior | None,
+    coarser: list[np.ndarray],
+    count: int,
+    decoders: list[Any],
+    encoder: Any,
+) -> np.ndarray | None:
+    """`count` codes of the next scale, encoded again beside it; None if the decoders differ."""
+    parts = []
+    with suppress(TooClose):  # of a prior that has written no file
+        for number, law in _laws(tokenizer, prior, coarser, count):
+            amount = () if len(law) > 1 else (number,)
+            try:
+                codes, *others = (decoder.decode(*law, *amount) for decoder in decoders)
+            except AssertionError:  # bytes that no encoder writes
+                return None
+            if any(not np.array_equal(codes, other) for other in others):
+                return None
+            encoder.encode(codes, *law)
+            parts.append(codes)
+        return np.concatenate(parts)
+    return None
+
+
+def _decoder(payload: bytes, missing: bytes) -> Any:
+    """A decoder of bytes that go on as zeros, or as `missing` ones where the file was cut off."""
+    padded = payload + missing * (-len(payload) % 4 + 16)
+    return coder.queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
+
+
+def _bytes_of(encoder: Any) -> bytes:
+    """The words of an encoder as bytes, without zeros in which the last word ends."""
+    words = encoder.get_compressed().astype(">u4").tobytes()
+    return words[: max(len(words.rstrip(b"\0")), len(words) - 3)]
 
 
 def _by_tile(tokenizer: SpectralTokenizer, tiles: Tiles) -> np.ndarray:

@@ -13,14 +13,18 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny import model_of, photographs, random_codes, tokenizer_of
+from tiny import copy_of, model_of, photographs, random_codes, tokenizer_of
 
+import sitlib.prior as prior_module
 from sitlib import codec
 from sitlib.cli import main
 from sitlib.files import save_model
+from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import code_nats
 from sitlib.model.tiling import ImageCodes, Tiles, decode_codes, encode_image
 from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.prior import Prior
+from sitlib.sample.generate import generate
 
 
 @cache
@@ -113,7 +117,7 @@ def test_other_tokenizers_versions_and_files_are_told():
     other = SpectralTokenizer(replace(tokenizer_of().config, code_dim=8)).eval()
     with pytest.raises(ValueError, match="another tokenizer"):
         codec.decompress(other, file_of())
-    with pytest.raises(ValueError, match="version 9 of the format, this reads 1 and 2"):
+    with pytest.raises(ValueError, match="version 9 of the format, and this reads 1 and 2"):
         codec.decompress(counted(), file_of()[:3] + b"\x09" + file_of()[4:])
     with pytest.raises(ValueError, match=r"no \.sit file"):
         codec.decompress(counted(), b"\xff\xd8\xff")
@@ -133,7 +137,25 @@ def test_threads_do_not_change_a_file():
 
 @cache
 def prior_of(kind="class"):
-    return codec.Prior(model_of(kind, masked=True))
+    return Prior(model_of(kind, masked=True))
+
+
+def sure_prior(code=1, logit=60.0):
+    """A prior for which one code of every scale is all but certain."""
+    model = copy_of(model_of("class", masked=True))
+    with torch.no_grad():
+        for head in model.heads:
+            head.weight.zero_()
+            head.bias.zero_()
+            head.bias[code] = logit
+    return Prior(model)
+
+
+def codes_of(height, width, code):
+    """Codes of an image of that size, all of them the same."""
+    tiles = Tiles.of(counted(), (height, width))
+    codes = torch.full((tiles.num_scales, 16 * tiles.rows * tiles.columns), code)
+    return ImageCodes(codes, (height, width), (4 * tiles.rows, 4 * tiles.columns))
 
 
 @pytest.mark.parametrize("kind", ["class", "text"])
@@ -142,62 +164,133 @@ def test_a_prior_codes_what_it_expects(kind, size):
     """Codes come back, from one tile, of fewer scales, and of six tiles; a cut shows whole scales.
 
     The size is the cross-entropy under the model's own likelihood, of which a sixty-fifth goes to
-    all codes alike, to 1 % and the last words.
+    all codes alike, to 1 % and the last words. Codes are drawn from the model: it expects them.
     """
-    prior, given = prior_of(kind), encoded(*size)
+    prior, tiles = prior_of(kind), Tiles.of(counted(), size)
+    model, count = prior.model, tiles.rows * tiles.columns
+    drawn = generate(model.float(), count, SamplingConfig(steps_per_scale=1))[:, : tiles.num_scales]
+    model.double()
+    rows = drawn.unflatten(0, (tiles.rows, tiles.columns)).unflatten(3, (4, 4))
+    codes = rows.permute(2, 0, 3, 1, 4).reshape(tiles.num_scales, -1)
+    given = ImageCodes(codes, size, (4 * tiles.rows, 4 * tiles.columns))
     data = codec.compress(counted(), given, prior)
-    assert data[3] == codec.WITH_PRIOR
+    assert codec.has_prior(data) and not codec.has_prior(file_of())
     back, is_whole = codec.decompress(counted(), data, prior)
-    assert is_whole and torch.equal(back.codes, given.codes)
+    assert is_whole and torch.equal(back.codes, codes)
     assert (back.size, back.token_grid) == (given.size, given.token_grid)
-    part, is_whole = codec.decompress(counted(), data[:-20], prior)
-    assert not is_whole and torch.equal(part.codes, given.codes[: len(part.codes)])
+    part, is_whole = codec.decompress(counted(), data[:-9], prior)
+    assert not is_whole and torch.equal(part.codes, codes[: len(part.codes)])
 
-    g, (rows, columns), model = 4, given.token_grid, prior.model
-    tiles = given.codes.reshape(-1, rows // g, g, columns // g, g).permute(1, 3, 0, 2, 4)
-    tiles = tiles.reshape(-1, len(given.codes), g * g)  # [M, k, N]
-    whole = F.pad(tiles, (0, 0, 0, model.config.num_scales - tiles.shape[1]))
-    empty = torch.zeros(len(tiles), 1, dtype=torch.int64)
+    whole = F.pad(drawn, (0, 0, 0, model.config.num_scales - tiles.num_scales))
+    empty = torch.zeros(count, 1, dtype=torch.int64)
     with torch.no_grad():
         logits = model(whole, model.unconditional(empty if kind == "text" else empty[:, 0]))
-    sizes = torch.tensor(model.config.codebook_sizes)[: tiles.shape[1], None]
-    p = (-code_nats(logits, whole)).exp()[:, : tiles.shape[1]]
+    sizes = torch.tensor(model.config.codebook_sizes)[: tiles.num_scales, None]
+    p = (-code_nats(logits, whole)).exp()[:, : tiles.num_scales]
     bits = -float(((64 * p + 1 / sizes) / 65).log2().sum())
-    payload = len(data) - 13 - 2 * len(given.codes)
-    assert 0.99 * bits - 8 < 8 * payload < 1.01 * bits + 40
+    payload = len(data) - 13 - 2 * tiles.num_scales
+    assert 0.99 * bits - 16 < 8 * payload < 1.01 * bits + 40
 
 
-def test_a_file_with_a_prior_needs_that_prior(monkeypatch):
-    data = codec.compress(counted(), encoded(), prior_of())
+def test_a_prior_says_the_same_on_machines_whose_sums_end_otherwise(monkeypatch):
+    """Noise a hundred times as large as kernels were seen to differ by changes no probability."""
+    prior, rng = prior_of(), torch.Generator().manual_seed(0)
+    coarser = random_codes(prior.model, 5)[:, :3].movedim(1, 0).numpy()  # [k, M, N]
+    first = [*prior.laws(coarser, prior_module.MARGIN)]
+    assert len(first) == 5 and all(law.shape[0] == 16 for law in first)
+    read, seen = type(prior.model).read_scale, set()
+
+    def noisy(*arguments):
+        logits = read(*arguments)
+        seen.add(logits.dtype)
+        return logits + 1e-13 * torch.randn(logits.shape, dtype=logits.dtype, generator=rng)
+
+    monkeypatch.setattr(type(prior.model), "read_scale", noisy)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            again = [*prior.laws(coarser)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(np.array_equal(*pair) for pair in zip(first, again, strict=True))
+    assert seen == {torch.float64} and prior_module.WEIGHTS.sum() == 545302907
+
+
+@pytest.mark.parametrize("logit", [math.nan, math.inf, 1e17])
+def test_logits_that_cannot_be_trusted_are_not_used(logit, monkeypatch):
+    given = codes_of(64, 64, 1)
+    assert codec.compress(counted(), given, sure_prior(logit=logit)) == codec.compress(
+        counted(), given
+    )
+    monkeypatch.setattr(codec, "MARGIN", 0.6)  # as if every one were too close
+    assert codec.compress(counted(), given, sure_prior()) == codec.compress(counted(), given)
+
+
+def test_a_file_with_a_prior_needs_that_prior():
+    data = codec.compress(counted(), codes_of(150, 90, 1), sure_prior())
     with pytest.raises(ValueError, match="written with a prior"):
         codec.decompress(counted(), data)
     with pytest.raises(ValueError, match="another tokenizer or prior"):
-        codec.decompress(counted(), data, prior_of("text"))
+        codec.decompress(counted(), data, prior_of())
     with pytest.raises(ValueError, match="a prior is a masked model"):
-        codec.Prior(model_of())
+        Prior(model_of())
+    with pytest.raises(ValueError, match="learned positions"):
+        Prior(model_of("class", masked=True, pos_emb="rotary"))
+    with pytest.raises(ValueError, match="codes of another tokenizer"):
+        codec.decompress(tokenizer_of("sit4"), data, sure_prior())
     rng = random.Random(0)
     for place in rng.sample(range(8 * len(data)), 60):
         broken = bytearray(data)
         broken[place // 8] ^= 1 << place % 8
         with pytest.raises(ValueError, match=r"\.sit|version|another tokenizer"):
-            codec.decompress(counted(), bytes(broken), prior_of())
-    # Where rounding could go either way, frequencies are taken, which no machine reads otherwise.
-    monkeypatch.setattr(codec, "MARGIN", 0.5)
-    assert codec.compress(counted(), encoded(), prior_of()) == file_of()
-    assert codec.decompress(counted(), file_of(), prior_of())[1]
+            codec.decompress(counted(), bytes(broken), sure_prior())
+    assert codec.decompress(counted(), file_of(), prior_of())[1]  # what was written without
+    assert codec.compress(counted(), encoded(), sure_prior()) == file_of()  # it would be longer
 
 
-def test_a_prior_says_the_same_with_any_threads_order_of_sums_and_number_of_tiles(monkeypatch):
-    prior, threads = prior_of(), torch.get_num_threads()
-    coarser = random_codes(prior.model, 5)[:, :3].movedim(1, 0).numpy()  # [k, M, N]
-    laws = []
-    for count, tiles in ((1, 16), (2, 16), (2, 1), (1, 3)):
-        monkeypatch.setattr(codec, "TILES", tiles)
-        torch.set_num_threads(count)
-        laws.append(np.concatenate([*prior.laws(coarser)]))
-    torch.set_num_threads(threads)
-    assert all(np.array_equal(law, laws[0]) for law in laws[1:])
-    assert np.abs(laws[0].sum(1) - 1).max() < 1e-5 and laws[0].max() < 63 / 64 + 1e-6
+@pytest.mark.parametrize("code", [0, 1])
+def test_what_a_prior_is_sure_of_takes_little_and_comes_back(code):
+    """Also codes that leave no byte of payload, and sizes that a file can only just pay for."""
+    for size in ((64, 64), (1, 300), (600, 500)):
+        given = codes_of(*size, code)
+        for prior in (None, sure_prior(code)):
+            data = codec.compress(counted(), given, prior)
+            back, is_whole = codec.decompress(counted(), data, prior)
+            assert is_whole and torch.equal(back.codes, given.codes)
+    assert len(data) < given.codes.numel() / 100
+
+
+def test_a_size_that_the_bytes_cannot_pay_for_is_not_computed(monkeypatch):
+    """Whatever length the file claims: the prior is never asked."""
+    data = codec.compress(counted(), codes_of(600, 500, 1), sure_prior())
+    bomb = data[:8] + b"\xff" * 4 + codec._leb128(2**34) + data[13:40]
+    monkeypatch.setattr(Prior, "laws", lambda *_: pytest.fail("a tile was computed"))
+    with pytest.raises(ValueError, match="cut off in its first scale"):
+        codec.decompress(counted(), bomb, sure_prior())
+
+
+def test_no_cut_of_many_files_shows_a_wrong_code():
+    """Of so many cuts some pass a checksum of 16 bits by chance."""
+    rng, K = np.random.default_rng(0), counted().config.codebook_sizes
+    for _ in range(60):
+        codes = torch.tensor(np.stack([rng.integers(k, size=16) for k in K]))
+        data = codec.compress(counted(), ImageCodes(codes, (64, 64), (4, 4)))
+        ends = codec.ends_of_scales(counted(), data)
+        assert ends == sorted(ends) and len(ends) == 5 and ends[-1] <= len(data)
+        for scales, end in enumerate(ends, 1):
+            part, _ = codec.decompress(counted(), data[:end])
+            assert torch.equal(part.codes, codes[:scales])
+    with pytest.raises(ValueError, match=r"no \.sit file"):
+        codec.ends_of_scales(counted(), b"garbage")
+
+
+def test_damage_of_a_whole_file_is_not_told_as_a_cut():
+    data = bytearray(file_of())
+    data[-10] ^= 255
+    with pytest.raises(ValueError, match="damaged: the checksum of scale"):
+        codec.decompress(counted(), bytes(data))
+    with pytest.raises(ValueError, match="must lie in 0"):
+        codec.compress(counted(), codes_of(64, 64, 10**6))
 
 
 def test_the_command_compresses_and_decompresses(tmp_path, monkeypatch, capsys):
@@ -217,7 +310,11 @@ def test_the_command_compresses_and_decompresses(tmp_path, monkeypatch, capsys):
         np.asarray(Image.open(f"{name}/photo.png")) for name in ("decompressed", "reconstructed")
     ]
     assert np.array_equal(*images)
-    capsys.readouterr()
+    save_model(Path("prior.safetensors"), sure_prior().model.float(), name="sure")
+    option += ["--prior", "prior.safetensors"]
+    assert main(["compress", "photo.png", "-o", "shorter.sit", *option]) == 0
+    assert "photo.png: the prior does not help" in capsys.readouterr().err
+    assert Path("shorter.sit").read_bytes() == Path("compressed/photo.sit").read_bytes()
     Path("cut.sit").write_bytes(Path("compressed/photo.sit").read_bytes()[: size // 2])
     assert main(["decompress", "cut.sit", *option]) == 0
     assert "cut.sit was cut off: its first" in capsys.readouterr().err

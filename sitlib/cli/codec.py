@@ -12,17 +12,18 @@ from sitlib.cli.images import outputs_of
 from sitlib.model import tiling
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.prior import Prior
 from sitlib.strict import require
 
 
-def load_models(options: argparse.Namespace) -> tuple[SpectralTokenizer, codec.Prior | None]:
+def load_models(options: argparse.Namespace) -> tuple[SpectralTokenizer, Prior | None]:
     """The tokenizer of the options, and the prior, if they name one."""
     name = options.tokenizer or TOKENIZER
     tokenizer, _ = files.load_checkpoint(name, SpectralTokenizer, options.device)
     if options.prior is None:
         return tokenizer, None
     model, _ = files.load_checkpoint(options.prior, AutoregressiveModel, options.device)
-    return tokenizer, codec.Prior(model)
+    return tokenizer, Prior(model)
 
 
 def compress(options: argparse.Namespace) -> int:
@@ -35,6 +36,8 @@ def compress(options: argparse.Namespace) -> int:
         data = codec.compress(tokenizer, encoded, prior)
         with files.atomic_write(target) as partial:
             partial.write_bytes(data)
+        if prior is not None and not codec.has_prior(data):
+            tqdm.write(f"sit: {path}: the prior does not help, and is not needed", file=sys.stderr)
         squares = encoded.codes[0].numel() / tokenizer.config.tokens_per_scale
         plain = squares * tokenizer.config.bits(len(encoded.codes)) / 8  # bytes
         pixels = image[0, 0].numel()
