@@ -21,6 +21,7 @@ from workbook.paths import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 IMPORTED_AS = {"pywavelets": "pywt", "pillow": "PIL", "pyyaml": "yaml", "ipython": "IPython"}
 IMPORTED_AS |= {"scikit-image": "skimage", "scikit-learn": "sklearn"}
+IMPORTED_AS |= {"pillow-jxl-plugin": "pillow_jxl"}
 
 
 def packages(requirements: list[str]) -> set[str]:
@@ -64,11 +65,12 @@ ROOMS = (
     "strict",
     "files",
     "model",
-    "codec",
     "data",
     "metrics",
     "train",
     "sample",
+    "prior",
+    "codec",
     "evaluate",
     "cli",
 )
