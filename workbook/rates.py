@@ -40,7 +40,8 @@ FORMATS: dict[str, list[dict[str, Any]]] = {
     "AVIF": [{"quality": q} for q in (5, 15, 25, 40, 55, 70, 85)],
     "JPEG XL": [{"quality": q, "effort": 7} for q in (1, 10, 25, 45, 65, 82, 93)],
 }
-SIDES = (96, 128, 192, 256, 320, 384, 512)  # px that a photograph is resized to, for a .sit file
+# Px to which a photograph is resized for a .sit file: one tile of every size, and four.
+SIDES = (32, 64, 128, 256, 496)
 SIDE_BYTES = 4  # that would say what it was resized from
 # Measure -> is more of it better.
 MEASURES = {"lpips_vgg": False, "lpips_alex": False, "psnr": True, "ms_ssim": True}
