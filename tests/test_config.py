@@ -117,7 +117,6 @@ REFUSED = [  # (key, value, sentence)
     ("tokenizer.variants.sit5_sc_second.codes_from", "sit4", "codes_from must be sit5_sc"),
     ("tokenizer.variants.sit5_sc_second.code_dim", 8, "code_dim cannot differ from sit5_sc"),
     # generators
-    ("data.size", 32, "needs a tokenizer of data.size 32 px"),
     ("autoregressive.variants.ar_sit4.tokenizer", "sit44", "did you mean 'sit4'"),
     ("autoregressive.variants.ar_sit4.tokenizer", "sit6", "sit6 is built for 128 px"),
     ("autoregressive.variants.ar_sit4.widht", 64, "did you mean 'width'"),

@@ -34,7 +34,7 @@ from workbook.evaluate.text import Judge
 from workbook.evaluate.text import prompts as evaluation_prompts
 from workbook.paths import resolve
 from workbook.profile import Profile
-from workbook.runs import AutoregressiveRun, DualEncoderRun
+from workbook.runs import AutoregressiveRun, CodesRun, DualEncoderRun
 
 FILE = "metrics/applications.json"
 FACTORS = (8, 4, 2)  # of upsampling
@@ -77,11 +77,11 @@ def text_task(profile: Profile) -> Task:
 
 def extra_task(profile: Profile) -> Task:
     """The extra photographs for the class-conditional model, whose classes are not theirs."""
-    settings, size = profile.tokenizer.evaluation, profile.data.size
-    extra = settings.sets["extra"]
+    variant, settings = profile.applications.class_generator, profile.tokenizer.evaluation
+    extra, size = settings.sets["extra"], CodesRun.of(profile, variant).tokenizer.data.size
     source = open_images(resolve(extra.source), "test")
     images, _, keys = held_out_views(source, extra.views, size, settings.seed, kind="wide")
-    return _task(profile, profile.applications.class_generator, images, None, keys)
+    return _task(profile, variant, images, None, keys)
 
 
 def enlarge(images: Tensor, size: int, way: str) -> Tensor:

@@ -232,14 +232,15 @@ class Profile:
 
     def _check_generator(self, variant: str) -> None:
         config, optimizer = self.autoregressive_variant(variant), self.generator_optimizer(variant)
-        section, size = self.generator_section(variant), self.data.size
+        section = self.generator_section(variant)
         name, is_text = f"{section.name}.{variant}", section is self.text
         self.sampler(variant)
         where, tokenizer = f"{section.name}.variants.{variant}.tokenizer", config.tokenizer
         require_known(tokenizer, self.tokenizer.variants, where)
-        built = self.tokenizer_variant(tokenizer).size
-        sentence = f"{name} needs a tokenizer of data.size {size} px, {tokenizer} is built for"
-        require(built == size, f"{sentence} {built} px")
+        built, first = self.tokenizer_variant(tokenizer).size, next(iter(section.variants))
+        size = self.tokenizer_variant(self.autoregressive_variant(first).tokenizer).size
+        sentence = f"{name} is judged beside {first} on images of {size} px, but its tokenizer"
+        require(built == size, f"{sentence} {tokenizer} is built for {built} px")
         which = "a model of the section text needs" if is_text else "only those of text have"
         sentence = f"{name}: `text` describes a text encoder, which {which}"
         require(is_text == (config.text is not None), sentence)
