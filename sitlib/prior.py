@@ -66,7 +66,7 @@ class Prior:
                 for codes in tile:
                     model.read_scale(state, codes[None])
                 logits = model.read_scale(state, any_codes, torch.ones_like(any_codes).bool())
-            steps = logits[0, :, :K].cpu() * STEPS
+            steps = logits[0].cpu() * STEPS
             distance = (steps - steps.floor() - 0.5).abs()
             if not ((distance >= margin) & (steps.abs() < LARGEST_LOGIT)).all():
                 raise TooClose

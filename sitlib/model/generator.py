@@ -200,7 +200,7 @@ class AutoregressiveModel(Pretrained):
     def read_scale(
         self, state: DecodeState, codes: Tensor, is_hidden: Tensor | None = None
     ) -> Tensor:
-        """Logits [B, N, K] of codes [B, N] of the next scale, of which some are hidden, bool [B, N].
+        """Logits [B, N, K_s] of codes [B, N] of the next scale, some of them hidden, bool [B, N].
 
         Without hidden ones the scale is finished: the state then stands at the one after it.
         """
@@ -215,7 +215,7 @@ class AutoregressiveModel(Pretrained):
         x_BNC = self.transformer(x_BNC, False, cache, **state.reading)
         if is_hidden is not None:
             cache.length -= n  # the next pass writes over what this one stored
-        return self._padded(in_weight_dtype(self.heads[book], x_BNC))
+        return in_weight_dtype(self.heads[book], x_BNC)
 
     def _next_logits(self, state: DecodeState, x_BTC: Tensor) -> Tensor:
         x_BTC = self.transformer(x_BTC, True, state.cache, **state.reading)

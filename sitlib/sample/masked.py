@@ -68,13 +68,14 @@ def _drawn(
     steps, is_hidden = len(uniform) // 2, torch.ones_like(codes, dtype=torch.bool)
     for step in range(1, steps + 1):
         read = codes.repeat(halves, 1), is_hidden.repeat(halves, 1)
-        logits = model.read_scale(state, *read)  # [halves B, N, K]
-        drawn, p = draw(logits, uniform[2 * step - 2], sampling, halves == 2)
-        codes = torch.where(is_hidden, drawn, codes)
+        logits = model.read_scale(state, *read).unflatten(0, (halves, -1))  # [halves, B, N, K]
+        logits = logits[:, is_hidden].flatten(0, 1)  # [halves M, K] of the M that are hidden
+        drawn, p = draw(logits, uniform[2 * step - 2][is_hidden], sampling, halves == 2)
+        codes = codes.masked_scatter(is_hidden, drawn)
         # The surest stay, with noise that falls to 0; codes that stayed before are sure.
         gumbel = -(-uniform[2 * step - 1].clamp(1e-9, 1 - 1e-6).log()).log()
         noise = sampling.choice_temperature * (1 - step / steps) * gumbel
-        sureness = (p.log() + noise).masked_fill(~is_hidden, math.inf)
+        sureness = torch.full_like(noise, math.inf).masked_scatter(is_hidden, p.log()) + noise
         rank = sureness.argsort(dim=1).argsort(dim=1)  # 0: the least sure
         is_hidden = rank < hidden_after(step, steps, codes.shape[1])
     return codes

@@ -6,12 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from sitlib.evaluate import decode, features_of, features_of_codes, reconstruct
+from sitlib.evaluate import decode, features_of, reconstruct
 from sitlib.metrics import reconstruction_values
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.sample.generate import generate
 from workbook.codes import load_codes
 from workbook.evaluate import generation
+from workbook.evaluate.text import Judge, prompts
 from workbook.profile import Profile
 
 
@@ -19,7 +20,8 @@ def by_passes(
     model: AutoregressiveModel, profile: Profile, variant: str, real: Tensor
 ) -> list[dict[str, Any]]:
     """Distances to real and to reconstructed images, and images a second, of a masked model for
-    several numbers of passes a scale; of one that writes code by code, once (None).
+    several numbers of passes a scale; of one that writes code by code, once (None). Of models of
+    texts R-precision, too.
     """
     settings = profile.generator_section(variant).evaluation
     tokenizer, usual = generation.tokenizer_of(profile, variant), profile.sampler(variant)
@@ -33,12 +35,16 @@ def by_passes(
         began = time.perf_counter()
         drawn = generate(model, asked, sampling).cpu()
         taken = time.perf_counter() - began
-        features = features_of_codes(tokenizer, drawn)
+        images = decode(tokenizer, drawn)
+        features = features_of([images])
         row = {"passes": count or None, "images_per_second": len(drawn) / taken}
         row |= generation.means(generation.distances(features, real, settings))
         row["to_reconstructions"] = generation.means(
             generation.distances(features, again, settings)
         )
+        if variant in profile.text.variants:
+            told = prompts(profile, "held_out")
+            row["r_precision"] = Judge(profile).retrieved(images, told)["r_precision"]
         rows.append(row)
     return rows
 
