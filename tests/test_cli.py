@@ -147,12 +147,16 @@ def test_a_second_decoder_reads_the_codes_of_the_first(photos):
 def test_samples_are_those_of_generate(home, kind, monkeypatch):
     monkeypatch.setattr("sitlib.cli.sample.BATCH", 2)
     prompt, stem = {"class": ("water", "water"), "text": ("A red bird!", "a-red-bird")}[kind]
-    options = shlex.split("--seed 3 --guidance 2.5 --temperature 0.8 --top-p 0.9 --count 3 --grid")
+    options = shlex.split(
+        "--seed 3 --guidance 2.5 --temperature 0.8 --top-p 0.9 --steps-per-scale 2 --count 3 --grid"
+    )
     assert main(["sample", f"--{kind}", prompt, *options]) == 0
     names = [f"{stem}-seed3-{index}.png" for index in range(3)]
     assert files_below("samples") == [*names, f"{stem}-seed3-grid.png"]
     variant = TOKENIZERS[kind]
-    sampling = replace(SAMPLING[kind], seed=3, guidance=2.5, temperature=0.8, top_p=0.9)
+    sampling = replace(
+        SAMPLING[kind], seed=3, guidance=2.5, temperature=0.8, top_p=0.9, steps_per_scale=2
+    )
     prompts = torch.full((3,), 1) if kind == "class" else [prompt] * 3
     drawn = tokenizer_of(variant).decode(generate(model_of(kind, variant), prompts, sampling))
     for name, image in zip(names, drawn, strict=True):

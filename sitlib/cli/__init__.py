@@ -27,7 +27,7 @@ exit codes: 0 all done; 1 something was not, which a sentence names; 2 wrong usa
 
 FILES = "inputs --output --overwrite"
 MODELS = "--class --text --model --tokenizer --device"
-SAMPLING = "--count --seed --guidance --temperature --top-p"
+SAMPLING = "--count --seed --guidance --temperature --top-p --steps-per-scale"
 
 
 def positive(text: str) -> int:
@@ -76,8 +76,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--seed": dict(type=int, help="sample i is a function of the seed and i"),
     "--guidance": dict(type=float, help="weight of classifier-free guidance; 1 is off"),
     "--temperature": dict(type=float, help="below 1: likelier codes, less variety"),
-    "--top-p": dict(type=float, help="draw among the likeliest codes of this share; 1 is off "
-                    "(defaults of these four: those of the checkpoint)"),
+    "--top-p": dict(type=float, help="draw among the likeliest codes of this share; 1 is off"),
+    "--steps-per-scale": dict(type=positive, metavar="K", help="passes in which a masked model draws "
+                    "a scale: more take longer (defaults of these five: those of the checkpoint)"),
     "sample --scales": dict(type=positive, metavar="K", help="stop after the first K scales: a "
                             "small preview of what the same seed gives in full"),
     "--grid": dict(action="store_true", help="also write all images as one"),
@@ -157,7 +158,7 @@ Of an image of another size its center is taken, as a square of the tokenizer's 
   sit edit photo.png --keep 2 --class snow
   sit edit apple.png --keep 1 --text "a green apple" --count 4"""),
     "evaluate": ("evaluate", "evaluated", "checkpoint data --output --overwrite --split --views "
-                 "--kind --size --seed --guidance --temperature --top-p --tokenizer --inception "
+                 f"--kind --size {SAMPLING.removeprefix('--count ')} --tokenizer --inception "
                  "--device", """\
 judge a tokenizer or a generator on images that it has never seen
 

@@ -33,7 +33,7 @@ def load_sampler(
     """Load a generator and its tokenizer -> both, and how to sample."""
     model, path = files.load_checkpoint(name, AutoregressiveModel, options.device)
     sampling = to_dict(model.config.sampling or SamplingConfig())
-    for key in ("seed", "guidance", "temperature", "top_p"):
+    for key in ("seed", "guidance", "temperature", "top_p", "steps_per_scale"):
         if (value := getattr(options, key)) is not None:
             sampling[key] = value
     try:
