@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from tiny import SAMPLING, TOKENIZERS, model_of, photographs, save_generator, tokenizer_of
 from torchvision.utils import save_image
 
+from sitlib import cli
 from sitlib.cli import build_parser, images, main
 from sitlib.cli.files import Jobs
 from sitlib.cli.images import codes_digest
@@ -42,6 +43,7 @@ def home(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "home")
     monkeypatch.setattr(images, "cached_lpips", lambda net: Path("no weights").read_bytes())
     monkeypatch.setattr(images, "TOKENIZER", "sit5_sc")
+    monkeypatch.setitem(cli.GENERATORS, "text", "ar_captioned_sit4_sc")
     return tmp_path / "home"
 
 

@@ -37,4 +37,4 @@ def test_the_examples_of_readme_and_docs_run_as_they_stand(examples):
     assert drawing["previews"].shape == (4, 3, 8, 8)
     assert torch.equal(drawing["finished"], drawing["codes"])  # the same seed goes on alike
     assert applying["shown"].images.shape == (8, 3, 8, 8)
-    assert all(applying[name].shape == (1, 3, 64, 64) for name in ("apple", "large", "green"))
+    assert all(applying[name].shape == (1, 3, 128, 128) for name in ("apple", "large", "green"))

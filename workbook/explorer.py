@@ -20,10 +20,10 @@ from torch import Tensor
 
 from sitlib.data import ImageError, decode_rgb, rgb_to_tensor
 from sitlib.model.config import SamplingConfig
+from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.wavelets import dwt2, idwt2, max_levels
 from sitlib.sample.applications import edit, preview, refine
-from workbook.applications import Task
 from workbook.figures.core import image_grid, picture_uri, show
 from workbook.site.examples import pyramid_mosaic
 
@@ -244,9 +244,11 @@ def _sampler_controls(sampling: SamplingConfig) -> dict[str, widgets.ValueWidget
     return controls
 
 
-def edit_panel(task: Task, pictures: Pictures, caption: str) -> Panel:
+def edit_panel(
+    model: AutoregressiveModel, tokenizer: SpectralTokenizer, pictures: Pictures, caption: str
+) -> Panel:
     """Keep the coarse scales of an image, and sample the others for another caption."""
-    model, tokenizer, sampling = task.model, task.tokenizer, task.sampling
+    sampling = model.config.sampling or SamplingConfig()
     S = tokenizer.geometry.num_scales
     controls = {
         "name": pictures.menu("image"),
@@ -266,9 +268,11 @@ def edit_panel(task: Task, pictures: Pictures, caption: str) -> Panel:
     return Panel(controls, draw, examples)
 
 
-def prompt_panel(task: Task, prompt: str, count: int = 8) -> Panel:
+def prompt_panel(
+    model: AutoregressiveModel, tokenizer: SpectralTokenizer, prompt: str, count: int = 8
+) -> Panel:
     """Cheap previews of several samples of a prompt, and a button under each that finishes it."""
-    model, tokenizer, sampling = task.model, task.tokenizer, task.sampling
+    sampling = model.config.sampling or SamplingConfig()
     S, previews = tokenizer.geometry.num_scales, None
     controls = {
         "prompt": widgets.Text(prompt, description="prompt", continuous_update=False),

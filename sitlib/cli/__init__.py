@@ -15,8 +15,8 @@ from sitlib import __version__
 
 ALL = "all"  # a value of --scales
 TOKENIZER = "photos-256"  # of this package
-# By the names under which the workbook trains them.
-GENERATORS = {"class": "ar_sit5_sc", "text": "ar_captioned_sit4_sc"}
+# For texts of this package; for classes by the name under which the workbook trains it.
+GENERATORS = {"class": "ar_sit5_sc", "text": "emoji-text"}
 
 DESCRIPTION = """\
 Spectral Image Tokenizer: photographs as codes from coarse to fine, and new images drawn code by
