@@ -52,6 +52,10 @@ def project(tmp_path) -> Path:
     row = {"group": "headline", "title": "ViT-VQGAN", "seeds": seeds, "photographs": ["a", "b"]}
     row |= {"tokens": 64, "bits": 576.0, "parameters": 10**6, "flops_per_image": 10**8}
     write(metrics / "study/rows/vit_vqgan.json", row)
+    written = {s: {"nats_per_image": 10 + s, "half_written": {"psnr": 20 + s}} for s in (0, 1)}
+    write(metrics / "study/generators/emoji_by_place.json", {"seeds": written})
+    masked = {"nats_per_image": 9, "by_passes": []}
+    write(metrics / "study/generators/emoji_masked.json", {"seeds": {0: masked}})
     (tmp_path / "params.yaml").write_text(
         "profile: quick\ntokenizers: [vit_vqgan-seed0, vit_vqgan-seed1, sit4-seed0, sit4-seed1]\n"
         "generators: {ar_sit4-seed0: 0}\ndecoded_again: {}\ntext_generators: {}\n"
@@ -91,6 +95,7 @@ def test_readme_tells_the_numbers_of_the_results(project):
         results.write_results(project)
         text = (project / "README.md").read_text()
         assert "| ViT-VQGAN | 576 | 1.0 | 0.400 [" in text and text.endswith("\nAfter.")
+        assert "image by place 10.5; PSNR" in text and "codes by place 20.5." in text
         assert text.count("| model | bits |") == 1 and "have not been tested yet: SIT-4" in text
     committed = results.read_json(ROOT / "metrics/results.json")
     readme = (ROOT / "README.md").read_text()

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -192,7 +193,22 @@ def study(root: Path) -> dict[str, Any]:
         if row["group"] in ("choice", "recipe"):
             trials[row["of"]] += len(row["seeds"])
     named = {label(variant): count for variant, count in trials.items()}
-    return {"reconstruction": table, "claims": verdicts(rows, load_claims()), "trials": named}
+    tested = {"claims": verdicts(rows, load_claims()), "orders": orders(folder / "generators")}
+    return {"reconstruction": table, "trials": named, **tested}
+
+
+def orders(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Images -> order of writing -> means over seeds: nats, and dB of what was half written."""
+    means: dict[str, dict[str, dict[str, float]]] = {}
+    for name, result in read_results(folder).items():
+        images, _, order = name.partition("_")
+        seeds = list(result["seeds"].values())
+        if "half_written" in seeds[0]:  # a masked model has no such order
+            means.setdefault(images, {})[order.replace("_", " ")] = {
+                "nats_per_image": fmean(seed["nats_per_image"] for seed in seeds),
+                "half_written_psnr": fmean(seed["half_written"]["psnr"] for seed in seeds),
+            }
+    return means
 
 
 def said_of_study(results: Mapping[str, Any]) -> list[str]:
@@ -208,6 +224,13 @@ def said_of_study(results: Mapping[str, Any]) -> list[str]:
         for v in verdicts
     }
     said = [f"{verdicts[v]}: {'; '.join(found)}." for v, found in names.items() if found]
+    for images, of in results["orders"].items():
+        nats = (f"{order} {means['nats_per_image']:.1f}" for order, means in of.items())
+        psnr = (f"{order} {means['half_written_psnr']:.1f}" for order, means in of.items())
+        said.append(
+            f"The order of writing alone ({images}, the same codes and transformer): nats per held-out image "
+            f"{', '.join(nats)}; PSNR in dB of images finished from half of their codes {', '.join(psnr)}."
+        )
     trials = "; ".join(f"{name}: {count}" for name, count in results["trials"].items())
     return [*said, f"Trainings by which settings were chosen, on other photographs. {trials}."]
 
