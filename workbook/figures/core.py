@@ -121,13 +121,8 @@ def show(figure: Figure, alt: str, caption: str = "", name: str = "") -> None:
         raise ValueError("show(figure, alt) needs a sentence that says what the figure shows.")
     about = {"alt": alt, "caption": caption, "name": name}
     about = {key: " ".join(text.split()) for key, text in about.items() if text}
-    picture = small_picture(png(figure))
-    data = {
-        "image/png" if picture.startswith(PNG) else "image/jpeg": base64.b64encode(
-            picture
-        ).decode(),
-        "text/plain": about.get("caption", about["alt"]),
-    }
+    kind, picture = _encoded(png(figure))
+    data = {kind: picture, "text/plain": about.get("caption", about["alt"])}
     if vectors := svg(figure):
         data["image/svg+xml"] = vectors
     plt.close(figure)  # or the inline backend draws it again at the end of the cell
@@ -158,9 +153,14 @@ def picture_uri(image: Any, scale: int = 1) -> str:
     pixels = as_pixels(image[None])[0].repeat(scale, 0).repeat(scale, 1)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
-    picture = small_picture(buffer.getvalue())
-    kind = "png" if picture.startswith(PNG) else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+    return "data:{};base64,{}".format(*_encoded(buffer.getvalue()))
+
+
+def _encoded(data: bytes) -> tuple[str, str]:
+    """The media type of `small_picture` of a PNG, and its bytes in base64."""
+    picture = small_picture(data)
+    kind = "image/png" if picture.startswith(PNG) else "image/jpeg"
+    return kind, base64.b64encode(picture).decode()
 
 
 def image_grid(
