@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_codec import codes_of, counted, sure_prior
+from test_codec import counted
 from tiny import photographs
 
-from workbook import rates
-from workbook.rates import FORMATS, bd_rate, entropy_coded, through_codes, through_format
+from workbook.rates import FORMATS, bd_rate, through_codes, through_format
 
 
 def curve(bits, quality):
@@ -48,12 +47,3 @@ def test_a_file_of_codes_may_be_of_the_resized_image():
     torch.testing.assert_close(decoded, tokenizer.reconstruct(image[None])[0])
     small, smaller, _ = through_codes(image, tokenizer, 32)
     assert small < size and smaller.shape == image.shape and min(seconds) > 0
-
-
-def test_what_an_entropy_model_saves_is_measured_on_files_that_it_wrote(monkeypatch):
-    monkeypatch.setattr(rates, "encode_image", lambda *_: codes_of(64, 64, 1))
-    found = entropy_coded(photographs(2), counted(), sure_prior())
-    assert found["files_with_prior"] == 1 and found["prior"] < 0.5 * found["frequencies"]
-    monkeypatch.setattr(rates, "encode_image", lambda *_: codes_of(64, 64, 0))
-    found = entropy_coded(photographs(2), counted(), sure_prior())
-    assert found["files_with_prior"] == 0 and found["prior"] == found["frequencies"]

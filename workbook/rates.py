@@ -18,7 +18,6 @@ from tqdm import tqdm
 from sitlib import codec
 from sitlib.data import held_out_views, open_images
 from sitlib.metrics import fetch_weights, lpips_per_image, psnr_per_image
-from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tiling import decode_codes, encode_image
 from sitlib.model.tokenizer import SpectralTokenizer
 from workbook.paths import resolve
@@ -27,7 +26,7 @@ from workbook.profile import Profile
 with suppress(ImportError):  # of the extra `lab`
     import pillow_jxl  # noqa: F401 - teaches Pillow the format
 
-TOKENIZER, PRIOR = "photos-256", "photos-class"
+TOKENIZER = "photos-256"
 SETS = ("landscapes", "things", "extra")  # folders in data/
 COUNT = 10  # held-out photographs of each, at most
 # Options of Pillow, from few bytes to many.
@@ -49,16 +48,15 @@ MEASURES = {"lpips_vgg": False, "lpips_alex": False, "psnr": True, "ms_ssim": Tr
 
 
 def rates(_: Profile) -> dict[str, Any]:
-    """Means over held-out photographs, of every format and setting; what entropy models save."""
+    """Means over held-out photographs, of every format and setting."""
     fetch_weights()
     tokenizer = SpectralTokenizer.from_pretrained(TOKENIZER)
-    prior = codec.Prior(AutoregressiveModel.from_pretrained(PRIOR))
-    size, sets = tokenizer.sizes[-1], {}
+    size, images = tokenizer.sizes[-1], []
     for name in SETS:
         source = open_images(resolve(f"data/{name}"), "test")
         count = min(COUNT, len(source))
-        sets[name] = held_out_views(source, count, size, 0, kind="center")[0]
-    photographs = torch.cat(list(sets.values()))
+        images.append(held_out_views(source, count, size, 0, kind="center")[0])
+    photographs = torch.cat(images)
     curves = {
         name: [measured(photographs, str(options), through_format, name, options) for options in of]
         for name, of in FORMATS.items()
@@ -68,42 +66,7 @@ def rates(_: Profile) -> dict[str, Any]:
     ]
     plain = tokenizer.config.bits() / size**2
     protocol = {"photographs": len(photographs), "size": size, "views": "center", "sets": SETS}
-    models = [{"set": name, **entropy_coded(x, tokenizer, prior)} for name, x in sets.items()]
-    names = {"tokenizer": TOKENIZER, "prior": PRIOR}
-    return {
-        "curves": curves,
-        "entropy_models": models,
-        "bits_of_codes": plain,
-        **names,
-        "protocol": protocol,
-    }
-
-
-def entropy_coded(
-    photographs: Tensor, tokenizer: SpectralTokenizer, prior: codec.Prior
-) -> dict[str, float]:
-    """Mean bits per pixel of .sit files by frequencies and by the prior, and seconds to write and
-    to read one with the prior.
-    """
-    sizes, seconds, has_prior = np.zeros(2), np.zeros(2), 0
-    for image in tqdm(photographs, "entropy models"):
-        codes = encode_image(tokenizer, image[None])
-        start = time.perf_counter()
-        file = codec.compress(tokenizer, codes, prior)
-        written = time.perf_counter()
-        codec.decompress(tokenizer, file, prior)
-        seconds += written - start, time.perf_counter() - written
-        sizes += len(codec.compress(tokenizer, codes)), len(file)
-        has_prior += codec.has_prior(file)
-    by_frequencies, by_prior = (8 * sizes / photographs[:, 0].numel()).tolist()
-    encoding, decoding = (seconds / len(photographs)).tolist()
-    return {
-        "frequencies": by_frequencies,
-        "prior": by_prior,
-        "files_with_prior": has_prior / len(photographs),
-        "seconds_to_encode": encoding,
-        "seconds_to_decode": decoding,
-    }
+    return {"curves": curves, "bits_of_codes": plain, "tokenizer": TOKENIZER, "protocol": protocol}
 
 
 def measured(photographs: Tensor, setting: str, through: Any, *how: Any) -> dict[str, Any]:
