@@ -26,6 +26,8 @@ def test_bd_rate_is_the_mean_difference_of_logarithms(measure):
     first, second = curve([2, 4, 8], [1, 2, 3]), curve(2 ** np.array([0.4, 0.8, 1.6]), [0.5, 1, 2])
     assert bd_rate(first, second, measure) == pytest.approx(100 * (2**0.3 - 1))
     assert bd_rate(theirs[::-1], theirs, measure) == pytest.approx(0)
+    wasteful = curve([*bits, 0.9], [20, 24, 29, 33, 28])  # more bits for less than 0.5 give
+    assert bd_rate(wasteful, theirs, measure) == pytest.approx(0)
     assert bd_rate(curve([1, 2], [40, 50]), theirs, measure) is None
 
 

@@ -52,7 +52,8 @@ def project(tmp_path) -> Path:
     row = {"group": "headline", "title": "ViT-VQGAN", "seeds": seeds, "photographs": ["a", "b"]}
     row |= {"tokens": 64, "bits": 576.0, "parameters": 10**6, "flops_per_image": 10**8}
     write(metrics / "study/rows/vit_vqgan.json", row)
-    written = {s: {"nats_per_image": 10 + s, "half_written": {"psnr": 20 + s}} for s in (0, 1)}
+    distance = {"half_written": {}, "to_reconstructions": {"fd_lite0": 20}}
+    written = {s: {"nats_per_image": 10 + s, **distance} for s in (0, 1)}
     write(metrics / "study/generators/emoji_by_place.json", {"seeds": written})
     masked = {"nats_per_image": 9, "by_passes": []}
     write(metrics / "study/generators/emoji_masked.json", {"seeds": {0: masked}})
@@ -95,7 +96,7 @@ def test_readme_tells_the_numbers_of_the_results(project):
         results.write_results(project)
         text = (project / "README.md").read_text()
         assert "| ViT-VQGAN | 576 | 1.0 | 0.400 [" in text and text.endswith("\nAfter.")
-        assert "image by place 10.5; PSNR" in text and "codes by place 20.5." in text
+        assert "image by place 10.5; FD-Lite0 of samples to reconstructions by place 20;" in text
         assert text.count("| model | bits |") == 1 and "have not been tested yet: SIT-4" in text
     committed = results.read_json(ROOT / "metrics/results.json")
     readme = (ROOT / "README.md").read_text()

@@ -131,14 +131,15 @@ def bd_rate(
     """Mean difference in bits (%) at equal quality, below 0 if ours need fewer; None: none is equal.
 
     Bjøntegaard's (VCEG-M33) over the qualities that both reach, with monotone cubic interpolation
-    of the logarithm of bits.
+    of the logarithm of bits. Points that fewer bits of the same format surpass are left out.
     """
     sign = 1 if MEASURES[measure] else -1
     curves = []
     for points in (ours, theirs):
-        pairs = sorted((sign * point[measure], point["bits_per_pixel"]) for point in points)
-        quality, bits = np.array(pairs).T
-        curves.append(PchipInterpolator(quality, np.log(bits)))
+        pairs = sorted((point["bits_per_pixel"], sign * point[measure]) for point in points)
+        bits, quality = np.array(pairs).T
+        is_best = quality > np.r_[-np.inf, np.maximum.accumulate(quality)[:-1]]
+        curves.append(PchipInterpolator(quality[is_best], np.log(bits[is_best])))
     low, high = max(curve.x[0] for curve in curves), min(curve.x[-1] for curve in curves)
     if low >= high:
         return None

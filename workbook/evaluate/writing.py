@@ -29,6 +29,7 @@ def by_passes(
     images = generation.held_out_images(profile, variant)
     again = features_of(reconstruct(tokenizer, part)[1] for part in images)
     counts = [1, 2, 4, 8, model.config.tokens_per_scale] if model.config.transformer.masked else [0]
+    judge = Judge(profile) if variant in profile.text.variants else None
     rows = []
     for count in counts:
         sampling = replace(usual, steps_per_scale=count) if count else usual
@@ -42,9 +43,9 @@ def by_passes(
         row["to_reconstructions"] = generation.means(
             generation.distances(features, again, settings)
         )
-        if variant in profile.text.variants:
+        if judge is not None:
             told = prompts(profile, "held_out")
-            row["r_precision"] = Judge(profile).retrieved(images, told)["r_precision"]
+            row["r_precision"] = judge.retrieved(images, told)["r_precision"]
         rows.append(row)
     return rows
 

@@ -29,7 +29,8 @@ TABLES = {
     "generators": ("Class-conditional samples against held-out views", GENERATOR_METRICS),
     "captioned_tokenizers": ("Tokenizers of captioned images", RECONSTRUCTION),
     "text_generators": (
-        "Text-conditional samples; right caption among 100",
+        "Text-conditional samples; right caption among 100. A distance below that of the "
+        "reconstructions is no success: 04b says why",
         GENERATOR_METRICS,
     ),
 }
@@ -98,7 +99,7 @@ def front_page(
     ]
     captions = {
         "reconstruction": "Tokenizers of the study, mean over seeds and held-out photographs",
-        "headline": "Ratios to the model over ViT-VQGAN's codes",
+        "headline": "Generators, one seed of each: ratios to the model over ViT-VQGAN's codes (x), and %",
     }
     headline = {"reconstruction": narrow(results), "headline": results["headline"]}
     headline = {key: html_table(x, captions[key]) for key, x in headline.items() if x}

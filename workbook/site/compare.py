@@ -104,9 +104,10 @@ def headline(generators: Runs, throughput: Sequence[Mapping[str, Any]]) -> list[
     if set(TEXT) <= generators.keys():
         for name in TEXT:
             ceilings = generators[name][0]["kinds"]["held_out"]
+            chance = ceilings["samples"]["chance"]
             above, real = (ceilings[kind]["r_precision"] for kind in ("reconstruction", "real"))
             ours = with_interval(*r_precision(generators[name], "held_out"), 1)
-            ours += f" (reconstructions {above:.1f}, real images {real:.1f})"
+            ours += f" (chance {chance:.0f}, reconstructions {above:.1f}, real images {real:.1f})"
             add(name, "captions recognised, new names, % ↑", None, ours)
     for row in throughput:
         if row["geometry"] == "paper" and row["paper_ratio"]:

@@ -28,12 +28,13 @@ from workbook.profile import load_profile
 from workbook.site.compare import BASELINE, RECONSTRUCTION, Runs, headline, with_interval
 
 TOKENIZER_METRICS = (*METRICS, *GENERATION_METRICS, "lite0_score", "usage", "bits_per_pixel")
+EQUAL_BITS = "vit_vqgan_bits"  # row of the study
 NATS = ("nats_per_token", "nats_per_image")
 GENERATOR_METRICS = ("r_precision_seen", "r_precision_held_out", *GENERATION_METRICS, *NATS)
 PACKAGES = ("torch", "torchvision", "numpy", "pywavelets", "lpips", "torchmetrics", "dvc")
 MARKS = ("<!-- results -->", "<!-- end of results -->")
 NARROW = ("model", "bits", "parameters, M", "LPIPS-VGG ↓", "PSNR, dB ↑")
-NARROW += ("LPIPS, x ViT-VQGAN's", "in the paper")
+NARROW += ("LPIPS, x ViT-VQGAN's", "in the paper", "x at equal bits")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -163,11 +164,14 @@ def study(root: Path) -> dict[str, Any]:
     found = read_results(folder / "rows")
     rows = {name: found[name] for name in listed if name in found and finished_seeds(found[name])}
     paper, table = {row.variant: row.lpips for row in RECONSTRUCTION[:4]}, []
+    # ViT-VQGAN, and the same with as many bits as five scales have.
+    baselines = {round(rows[n]["bits"]): rows[n] for n in (BASELINE, EQUAL_BITS) if n in rows}
     for name, row in rows.items():
         if row["group"] != "headline" or BASELINE not in rows:
             continue
         vgg, psnr = interval(row, "lpips_vgg"), interval(row, "psnr")
         ratio = vgg.value / interval(rows[BASELINE], "lpips_vgg").value
+        equal = baselines.get(round(row["bits"]))
         table.append(
             {
                 "model": row["title"],
@@ -184,6 +188,9 @@ def study(root: Path) -> dict[str, Any]:
                 "FD-Lite0 ↓": f"{mean(row, 'fd_lite0'):.0f}",
                 "LPIPS, x ViT-VQGAN's": f"{ratio:.2f}",
                 "in the paper": f"{paper[name] / paper[BASELINE]:.2f}" if name in paper else "",
+                "x at equal bits": f"{vgg.value / interval(equal, 'lpips_vgg').value:.2f}"
+                if equal
+                else "",
             }
         )
     trials = Counter(
@@ -198,7 +205,7 @@ def study(root: Path) -> dict[str, Any]:
 
 
 def orders(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Images -> order of writing -> means over seeds: nats, and dB of what was half written."""
+    """Images -> order of writing -> means over seeds of nats and of distances of samples."""
     means: dict[str, dict[str, dict[str, float]]] = {}
     for name, result in read_results(folder).items():
         images, _, order = name.partition("_")
@@ -206,30 +213,31 @@ def orders(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
         if "half_written" in seeds[0]:  # a masked model has no such order
             means.setdefault(images, {})[order.replace("_", " ")] = {
                 "nats_per_image": fmean(seed["nats_per_image"] for seed in seeds),
-                "half_written_psnr": fmean(seed["half_written"]["psnr"] for seed in seeds),
+                "fd_to_reconstructions": fmean(s["to_reconstructions"]["fd_lite0"] for s in seeds),
             }
     return means
 
 
 def said_of_study(results: Mapping[str, Any]) -> list[str]:
-    """A sentence for each verdict, the claims of the paper that have it; and the trials."""
+    """A sentence for each verdict, the claims that have it, the paper's first; orders, and trials."""
     verdicts = {
-        "holds": "Of the paper's claims these hold here",
-        "the other way round": "These came out the other way round here",
-        "not told apart": "These cannot be told from chance",
-        "not run": "These have not been tested yet",
+        "holds": "these hold here",
+        "the other way round": "these came out the other way round here",
+        "not told apart": "these cannot be told from chance",
+        "not run": "these have not been tested yet",
     }
-    names = {
-        v: [n for n, c in results["claims"].items() if c["paper"] and c["verdict"] == v]
-        for v in verdicts
-    }
-    said = [f"{verdicts[v]}: {'; '.join(found)}." for v, found in names.items() if found]
+    said, claims = [], results["claims"]
+    for whose, is_paper in (("Of the paper's claims", True), ("Of the other claims", False)):
+        for verdict, sentence in verdicts.items():
+            of = [n for n, c in claims.items() if (c["paper"], c["verdict"]) == (is_paper, verdict)]
+            if of and (is_paper or verdict != "not run"):
+                said.append(f"{whose} {sentence}: {'; '.join(of)}.")
     for images, of in results["orders"].items():
         nats = (f"{order} {means['nats_per_image']:.1f}" for order, means in of.items())
-        psnr = (f"{order} {means['half_written_psnr']:.1f}" for order, means in of.items())
+        fd = (f"{order} {means['fd_to_reconstructions']:.0f}" for order, means in of.items())
         said.append(
             f"The order of writing alone ({images}, the same codes and transformer): nats per held-out image "
-            f"{', '.join(nats)}; PSNR in dB of images finished from half of their codes {', '.join(psnr)}."
+            f"{', '.join(nats)}; FD-Lite0 of samples to reconstructions {', '.join(fd)}; less is better."
         )
     trials = "; ".join(f"{name}: {count}" for name, count in results["trials"].items())
     return [*said, f"Trainings by which settings were chosen, on other photographs. {trials}."]
