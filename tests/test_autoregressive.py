@@ -73,7 +73,9 @@ def test_logits_are_those_of_a_loop_over_positions_with_the_codebook_of_their_sc
         inputs.append(model.class_embedding.weight[cond])
     places = [(0.0, 0.0)]  # the prefix; the grid begins at (1, 1)
     for scale, place in (divmod(position, 4) for position in ORDERS[order]):
-        x = model.code_embedding[book_of[scale]].weight[codes[:, scale, place]]
+        embedding = model.code_embedding[book_of[scale]]
+        table = embedding.vectors @ embedding.embed.weight.T if kind == "text" else embedding.weight
+        x = table[codes[:, scale, place]]
         x = x + model.scale_embedding.weight[scale]
         if positions == "learned":
             x = x + model.position_embedding.weight[place]
@@ -85,7 +87,11 @@ def test_logits_are_those_of_a_loop_over_positions_with_the_codebook_of_their_sc
     logits = model(codes, cond)
     assert logits.shape == (2, 3, 4, 20) and len(model.heads) == len(model.code_embedding) == books
     for step, (scale, place) in enumerate(divmod(position, 4) for position in ORDERS[order]):
-        expected = model.heads[book_of[scale]](x_BTC[:, step])
+        x, book = x_BTC[:, step], book_of[scale]
+        expected = model.heads[book](x)
+        if kind == "text":
+            embedding = model.code_embedding[book]
+            expected += x @ embedding.score.weight.T @ embedding.vectors.T
         torch.testing.assert_close(logits[:, scale, place], expected)
     assert logits.std() > 0.1  # the comparison is not one of zeros
 

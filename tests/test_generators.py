@@ -42,6 +42,9 @@ def codes_of(variant):
 def train(variant, folder, engine=ONE_PROCESS, optimizer=None, model=None, pictures=None):
     run, (codes, captions) = AutoregressiveRun.of(PROFILE, variant, 0), codes_of(variant)
     run = replace(run, model=replace(run.model, **(model or {})))
+    c = run.codes.tokenizer.model
+    rng, sizes = torch.Generator().manual_seed(0), c.codebook_sizes[: c.num_codebooks]
+    books = [torch.randn(K, c.code_dim, generator=rng) for K in sizes]
     return training.train_generator(
         generators.model_config(run, codes, captions),
         replace(run.optimizer, **(optimizer or {})),
@@ -49,6 +52,7 @@ def train(variant, folder, engine=ONE_PROCESS, optimizer=None, model=None, pictu
         codes.train_labels,
         seed=0,
         folder=folder,
+        codebooks=books if run.model.code_vectors else (),
         captions=captions.captions if captions else None,
         names=captions.names if captions else None,
         engine=engine,

@@ -39,17 +39,24 @@ LLAMA = {"norm": "rms", "mlp": "swiglu", "bias": False, "qk_norm": True}
 
 
 def fresh_generator(kind="class", num_scales=3, tokens_per_scale=4, books=2, codes=20, **changes):
-    """A model for the condition `kind`, "class" or "text", as it is made."""
+    """A model for the condition `kind`, "class" or "text", as it is made. With texts it knows codes by
+    vectors, so that all is tested with and without these.
+    """
+    code_dim = 6 if kind == "text" else 0
     values = {"tokenizer": "sit4", "layers": 2, "width": 16, "heads": 2, "mlp_ratio": 2.0}
     values |= {"norm": "layer", "mlp": "gelu", "bias": True, "qk_norm": False, "pos_emb": "learned"}
     values |= {"dropout": 0.0, "condition_dropout": 0.1, "code_noise": 0.0, "text_noise": 0}
     values["text"] = TextEncoderConfig(1, 300, TEXTS.max_tokens) if kind == "text" else None
-    config = AutoregressiveConfig(**values | changes)
+    config = AutoregressiveConfig(**values | changes, code_vectors=code_dim > 0)
     condition = ([], TEXTS.to_json()) if kind == "text" else (CLASSES, None)
     torch.manual_seed(0)
     codes = [codes] * num_scales if isinstance(codes, int) else codes
     sizes = (num_scales, tokens_per_scale, codes, books)
-    return AutoregressiveModel(CodeModelConfig(config, *sizes, *condition)).eval()
+    config = CodeModelConfig(config, *sizes, *condition, code_dim=code_dim)
+    model = AutoregressiveModel(config).eval()
+    if code_dim:
+        model.set_codebooks([torch.randn(size, code_dim) for size in codes[:books]])
+    return model
 
 
 def new_generator(*arguments, **changes):

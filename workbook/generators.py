@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from sitlib.data import CaptionedImages
@@ -53,6 +54,7 @@ def trained_generator(
             codes.train_labels,
             seed=seed,
             folder=folder,
+            codebooks=codebooks_of(profile, variant) if run.model.code_vectors else (),
             captions=texts.captions if texts else None,
             names=texts.names if texts else None,
             engine=profile.engine,
@@ -92,7 +94,14 @@ def config_over(
     require(tokenizer.grid_sizes is None, "no model writes codes of a tokenizer with grid_sizes")
     books = min(tokenizer.num_codebooks, tokenizer.num_scales)
     sizes = (tokenizer.num_scales, tokenizer.tokens_per_scale, tokenizer.codebook_sizes, books)
-    return CodeModelConfig(shape, *sizes, classes, texts, sampling)
+    code_dim = tokenizer.code_dim if shape.code_vectors else 0
+    return CodeModelConfig(shape, *sizes, classes, texts, sampling, code_dim)
+
+
+def codebooks_of(profile: Profile, variant: str) -> list[Tensor]:
+    """Vectors [K, D] of all codes that a generator of the profile writes, of each codebook."""
+    books = tokenizer_of_codes(profile, variant).model.codebooks
+    return [book.lookup(torch.arange(book.num_codes)).detach() for book in books]
 
 
 def samples_shown(

@@ -181,6 +181,9 @@ class AutoregressiveConfig:
     # Ours: writes a scale at a time, in `SamplingConfig.steps_per_scale` passes. It learns to predict
     # hidden codes of a scale from its others (MaskGIT, arXiv 2202.04200) and all coarser scales.
     masked: bool = False
+    # Ours: codes are read and scored through their vectors in the tokenizer's codebooks; otherwise
+    # every code has an embedding and output weights of its own alone.
+    code_vectors: bool = False
     text: TextEncoderConfig | None = None  # None: told a class
 
     def __post_init__(self):

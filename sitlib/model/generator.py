@@ -5,7 +5,9 @@ in another `order`, which only the sequence has; all codes and logits that come 
 A model knows which code comes next from the scale and place of the one that it reads.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,6 @@ from sitlib.model.config import AutoregressiveConfig, SamplingConfig
 from sitlib.model.pretrained import Pretrained
 from sitlib.model.sequence import BlockOptions, KVCache, Sight, Transformer, rope_freqs
 from sitlib.model.text import TextEncoder, TextTokenizer
-from sitlib.model.transformer import in_weight_dtype
 
 EMBEDDING_STD = 0.5  # of every embedding: the size of what the first block adds to it
 
@@ -34,6 +35,32 @@ class CodeModelConfig:
     classes: list[str]  # names of the classes; empty in a text-conditional model
     text_tokenizer: str | None  # `TextTokenizer.to_json()`; None in a class-conditional model
     sampling: SamplingConfig | None = None  # what `generate` does by default
+    code_dim: int = 0  # of the vectors of codes; 0: each code has an embedding of its own
+
+
+class VectorEmbedding(nn.Module):
+    """Embeddings [..., C] of codes, linear in their vectors, the rows of `vectors` [K, D].
+
+    So what is learned of a code holds for codes like it, of which little data shows few each (the
+    embedding is VAR's, arXiv 2404.02905; scores in the same way are ours).
+    """
+
+    vectors: Tensor
+
+    def __init__(self, num_codes: int, code_dim: int, width: int):
+        super().__init__()
+        self.register_buffer("vectors", torch.zeros(num_codes, code_dim))  # `set_codebooks`
+        self.embed = nn.Linear(code_dim, width, bias=False)
+        self.score = nn.Linear(width, code_dim, bias=False)
+        nn.init.normal_(self.embed.weight, std=EMBEDDING_STD / code_dim**0.5)
+        nn.init.zeros_(self.score.weight)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return self.embed(F.embedding(codes, self.vectors))
+
+    def scores(self, x: Tensor) -> Tensor:
+        """What [..., C] adds to the logits [..., K] of codes."""
+        return self.score(x) @ self.vectors.to(x.dtype).T
 
 
 @dataclass
@@ -84,7 +111,10 @@ class AutoregressiveModel(Pretrained):
             if not config.classes:
                 raise ValueError("a class-conditional model needs at least one class name.")
             self.class_embedding = nn.Embedding(self.no_class + 1, c.width)
-        self.code_embedding = nn.ModuleList(nn.Embedding(K, c.width) for K in book_sizes)
+        embedding = partial(VectorEmbedding, code_dim=config.code_dim, width=c.width)
+        if not config.code_dim:
+            embedding = partial(nn.Embedding, embedding_dim=c.width)
+        self.code_embedding = nn.ModuleList(map(embedding, book_sizes))
         self.scale_embedding = nn.Embedding(config.num_scales, c.width)
         self.position_embedding = nn.Embedding(n, c.width) if c.pos_emb == "learned" else None
         for module in self.modules():
@@ -105,6 +135,13 @@ class AutoregressiveModel(Pretrained):
         self.heads = nn.ModuleList(nn.Linear(c.width, K, bias=c.bias) for K in book_sizes)
         for parameter in self.heads.parameters():
             nn.init.zeros_(parameter)  # the first predictions are uniform
+
+    @torch.no_grad()
+    def set_codebooks(self, codebooks: Sequence[Tensor]) -> None:
+        """Take the vectors [K, D] of all codes from the codebooks of the tokenizer."""
+        for embedding, vectors in zip(self.code_embedding, codebooks, strict=True):
+            assert isinstance(embedding, VectorEmbedding)
+            embedding.vectors.copy_(vectors / vectors.square().mean().sqrt())
 
     # -- likelihood ---------------------------------------------------------------------------
 
@@ -130,8 +167,8 @@ class AutoregressiveModel(Pretrained):
         x_BTC = F.dropout(x_BTC, self.config.transformer.dropout, self.training)
         x_BTC = self.transformer(x_BTC, self.hidden is None, **reading, **self._rotary(places))
         x_BTC = x_BTC[:, -self.num_tokens :].index_select(1, order.argsort())  # of codes [S N]
-        parts = zip(self.heads, x_BTC.tensor_split(self._book_edges, dim=1), strict=True)
-        logits = [self._padded(head(x)) for head, x in parts]
+        parts = enumerate(x_BTC.tensor_split(self._book_edges, dim=1))
+        logits = [self._padded(self._logits(book, x)) for book, x in parts]
         return torch.cat(logits, dim=1).unflatten(1, codes.shape[1:])
 
     def nats_per_token(self, codes: Tensor, cond: Tensor) -> Tensor:
@@ -215,12 +252,22 @@ class AutoregressiveModel(Pretrained):
         x_BNC = self.transformer(x_BNC, False, cache, **state.reading)
         if is_hidden is not None:
             cache.length -= n  # the next pass writes over what this one stored
-        return in_weight_dtype(self.heads[book], x_BNC)
+        return self._exact_logits(book, x_BNC)
 
     def _next_logits(self, state: DecodeState, x_BTC: Tensor) -> Tensor:
         x_BTC = self.transformer(x_BTC, True, state.cache, **state.reading)
-        head = self.heads[self.codebook_of[state.cache.length - 1]]
-        return self._padded(in_weight_dtype(head, x_BTC[:, -1]))
+        book = self.codebook_of[state.cache.length - 1]
+        return self._padded(self._exact_logits(book, x_BTC[:, -1]))
+
+    def _logits(self, book: int, x: Tensor) -> Tensor:
+        """Logits [..., K_s] of the codes of a codebook."""
+        logits, embedding = self.heads[book](x), self.code_embedding[book]
+        return logits + embedding.scores(x) if isinstance(embedding, VectorEmbedding) else logits
+
+    def _exact_logits(self, book: int, x: Tensor) -> Tensor:
+        """The same without autocast: no later layer mends the rounding of the last one."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self._logits(book, x.to(self.scale_embedding.weight.dtype))
 
     def _padded(self, logits: Tensor) -> Tensor:
         """Logits [..., K_s] of a codebook as those of the largest, whose other codes never occur.

@@ -28,6 +28,7 @@ def train_generator(
     *,
     seed: int,
     folder: Path,
+    codebooks: Sequence[Tensor] = (),
     captions: Sequence[Sequence[str]] | None = None,
     names: Sequence[str] | None = None,
     pictures: Callable[[AutoregressiveModel], Tensor] | None = None,
@@ -38,6 +39,7 @@ def train_generator(
     Args:
         codes: code maps [M, S, N] int64.
         labels: class ids [M]; for a text-conditional model the image [M] that each map is of.
+        codebooks: vectors [K, D] of each codebook, if the model has `code_vectors`.
         captions, names: of each image, for a text-conditional model: texts, of which a step draws
             one, and what the image shows: names come equally often.
         pictures: draws images [P, 3, H, W] with the model, every `engine.images_every` steps.
@@ -48,6 +50,8 @@ def train_generator(
     run |= {"codes": list(codes.shape), "seed": seed}
     set_seed(seed)
     module = AutoregressiveModel(config)
+    if config.code_dim:
+        module.set_codebooks(codebooks)
     texts = module.text_tokenizer
     tokens = [texts.encode(list(x), truncate=True) for x in captions or []] if texts else []
     draw = code_map_draws(codes, labels, names, optimizer_config.batch_size, seed)
