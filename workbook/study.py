@@ -145,7 +145,7 @@ class Grid:
         values = vars(self.ladder[name])
         model = {key: values[key] for key in ("tokenizer", "layers", "width", "heads")}
         optimizer = {key: values[key] for key in ("steps", "batch_size", "learning_rate")}
-        optimizer["muon_learning_rate"] = 1.5 * values["learning_rate"]
+        optimizer["muon_learning_rate"] = 3 * values["learning_rate"]
         model["optimizer"] = optimizer
         return self._changed(name, ALONE | {"autoregressive.variants": {f"ar_{name}": model}})
 
