@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny import CAPTIONS, TEXTS
+from tiny import CAPTIONS, TEXTS, tokenizer_of
 
 from sitlib.data import CaptionedImages
+from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.train import generator as training
 from sitlib.train.config import ONE_PROCESS
@@ -79,6 +80,21 @@ def test_a_masked_model_learns_to_fill_in_scales(tmp_path, variant):
     with torch.no_grad():
         right = model(codes, cond, is_hidden).argmax(-1) == codes
     assert right[is_hidden].float().mean() > 0.8
+
+
+def test_a_model_reads_codes_by_the_vectors_that_the_tokenizer_decodes(monkeypatch):
+    """All of them scaled to a variance of one."""
+    tokenizer, variant = tokenizer_of("sit5_sc"), "ar_sit5_sc"
+    c = tokenizer.config
+    monkeypatch.setattr(generators, "tokenizer_of_codes", lambda *_: Trained(tokenizer, [], None))
+    books = generators.codebooks_of(PROFILE, variant)
+    shape = AutoregressiveRun.of(PROFILE, variant, 0).model
+    model = AutoregressiveModel(generators.config_over(c, shape, ["a"]))
+    model.set_codebooks(books)
+    codes = torch.stack([torch.arange(8) % K for K in c.codebook_sizes])[None]  # [1, S, 8]
+    for scale, vectors in enumerate(tokenizer.embed_codes(codes)[0].detach()):
+        read = model.code_embedding[c.codebook_of[scale]].vectors[codes[0, scale]]
+        torch.testing.assert_close(read, vectors * c.code_dim**0.5)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
