@@ -201,7 +201,16 @@ def study(root: Path) -> dict[str, Any]:
             trials[row["of"]] += len(row["seeds"])
     named = {label(variant): count for variant, count in trials.items()}
     tested = {"claims": verdicts(rows, load_claims()), "orders": orders(folder / "generators")}
+    tested["code_vectors"] = code_vectors(folder / "generator_trials")
     return {"reconstruction": table, "trials": named, **tested}
+
+
+def code_vectors(folder: Path) -> dict[str, list[float]]:
+    """Model -> nats per image with embeddings of each code's own, and by vectors of codes."""
+    found = read_results(folder)
+    trials = [found[name]["models"] for name in ("own_embeddings", "muon") if name in found]
+    models = trials[0] if len(trials) == 2 else ()
+    return {label(m): [trial[m]["nats_per_image"] for trial in trials] for m in models}
 
 
 def orders(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
@@ -238,6 +247,12 @@ def said_of_study(results: Mapping[str, Any]) -> list[str]:
         said.append(
             f"The order of writing alone ({images}, the same codes and transformer): nats per held-out image "
             f"{', '.join(nats)}; FD-Lite0 of samples to reconstructions {', '.join(fd)}; less is better."
+        )
+    if vectors := results["code_vectors"]:
+        pairs = (f"{name} {by:.1f} ({own:.1f})" for name, (own, by) in vectors.items())
+        said.append(
+            "Nats per image of generators that know codes by their vectors in the codebook (in brackets: by embeddings of each "
+            f"code's own), at equal steps (02c): {', '.join(pairs)}; less is better."
         )
     trials = "; ".join(f"{name}: {count}" for name, count in results["trials"].items())
     return [*said, f"Trainings by which settings were chosen, on other photographs. {trials}."]
