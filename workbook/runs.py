@@ -27,6 +27,7 @@ from torch import nn
 
 from sitlib.files import Row, load_model, read_csv, read_metadata, save_model, write_csv
 from sitlib.model.config import AutoregressiveConfig, TokenizerConfig
+from sitlib.model.pretrained import CHECKPOINT
 from sitlib.strict import digest, to_dict
 from sitlib.train.checkpoint import locked
 from sitlib.train.config import (
@@ -163,7 +164,7 @@ def train_or_load(
         ValueError: processes could not be started, or one failed; what they printed stands above.
     """
     key, name = digest(run), f"{variant}-seed{run.seed}"
-    model_file = resolve(f"models/{kind}/{name}/model.safetensors")
+    model_file = resolve(f"models/{kind}/{name}/{CHECKPOINT}")
     curve_file = resolve(f"metrics/curves/{kind}/{name}.csv")
     states = resolve(f".ckpt/{kind}-{name}")
 
@@ -178,7 +179,7 @@ def train_or_load(
         if is_there():
             return load()
         own = resolve(f"scratch/{kind}/{name}-{key}")
-        model_file, curve_file = own / "model.safetensors", own / "curve.csv"
+        model_file, curve_file = own / CHECKPOINT, own / "curve.csv"
         states = resolve(f".ckpt/{kind}-{own.name}")
         if is_there():
             return load()
