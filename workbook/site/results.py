@@ -213,14 +213,18 @@ def code_vectors(folder: Path) -> dict[str, list[float]]:
     return {label(m): [trial[m]["nats_per_image"] for trial in trials] for m in models}
 
 
+# First word of a generator of the study -> the images, and how it knows their codes.
+ORDERED = {"own": "photographs, embeddings of each code's own"}
+
+
 def orders(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
     """Images -> order of writing -> means over seeds of nats and of distances of samples."""
     means: dict[str, dict[str, dict[str, float]]] = {}
     for name, result in read_results(folder).items():
         images, _, order = name.partition("_")
         seeds = list(result["seeds"].values())
-        if list(result["changes"])[0].endswith(".order"):
-            means.setdefault(images, {})[order.replace("_", " ")] = {
+        if any(key.endswith(".order") for key in result["changes"]):
+            means.setdefault(ORDERED.get(images, images), {})[order.replace("_", " ")] = {
                 "nats_per_image": fmean(seed["nats_per_image"] for seed in seeds),
                 "fd_to_reconstructions": fmean(s["to_reconstructions"]["fd_lite0"] for s in seeds),
             }
