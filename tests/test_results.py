@@ -53,10 +53,11 @@ def project(tmp_path) -> Path:
     row |= {"tokens": 64, "bits": 576.0, "parameters": 10**6, "flops_per_image": 10**8}
     write(metrics / "study/rows/vit_vqgan.json", row)
     distance = {"half_written": {}, "to_reconstructions": {"fd_lite0": 20}}
+    by_place = {"text.common.order": "by_place"}
     written = {s: {"nats_per_image": 10 + s, **distance} for s in (0, 1)}
-    write(metrics / "study/generators/emoji_by_place.json", {"seeds": written})
+    write(metrics / "study/generators/emoji_by_place.json", {"changes": by_place, "seeds": written})
     masked = {"nats_per_image": 9, "by_passes": []}
-    write(metrics / "study/generators/emoji_masked.json", {"seeds": {0: masked}})
+    write(metrics / "study/generators/emoji_masked.json", {"changes": {}, "seeds": {0: masked}})
     (tmp_path / "params.yaml").write_text(
         "profile: quick\ntokenizers: [vit_vqgan-seed0, vit_vqgan-seed1, sit4-seed0, sit4-seed1]\n"
         "generators: {ar_sit4-seed0: 0}\ndecoded_again: {}\ntext_generators: {}\n"

@@ -22,8 +22,8 @@ from torch import Tensor, from_numpy
 
 STRIP = 1024  # rows of pixels at a time
 MIN_SIDE = 8  # px; smaller ones are tracking pixels and placeholders
-IMAGE_SUFFIXES = {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff"}
-IMAGE_SUFFIXES |= {"ppm", "pgm", "pbm", "jp2", "avif"}
+IMAGE_SUFFIXES = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff")
+IMAGE_SUFFIXES += ("ppm", "pgm", "pbm", "jp2", "avif")
 MAX_NAMED = 20  # images that a warning names
 PROFILE = "icc_profile"  # name of the color profile in the `info` of Pillow's images
 
