@@ -156,8 +156,8 @@ def gather(root: Path) -> dict[str, Any]:
 
 
 def study(root: Path) -> dict[str, Any]:
-    """`reconstruction`, the headline's rows as cells; `claims`, their verdicts; `trials`, trainings
-    by which settings of a model were chosen.
+    """`reconstruction`, the headline's rows as cells; `trials`, trainings by which settings of a
+    model were chosen; `claims`, their verdicts; `orders` of writing and `code_vectors` as below.
     """
     listed = read_yaml(resolve("study/params.yaml"))["rows"]
     folder = root / "metrics/study"
@@ -200,9 +200,13 @@ def study(root: Path) -> dict[str, Any]:
         if row["group"] in ("choice", "recipe"):
             trials[row["of"]] += len(row["seeds"])
     named = {label(variant): count for variant, count in trials.items()}
-    tested = {"claims": verdicts(rows, load_claims()), "orders": orders(folder / "generators")}
-    tested["code_vectors"] = code_vectors(folder / "generator_trials")
-    return {"reconstruction": table, "trials": named, **tested}
+    return {
+        "reconstruction": table,
+        "trials": named,
+        "claims": verdicts(rows, load_claims()),
+        "orders": orders(folder / "generators"),
+        "code_vectors": code_vectors(folder / "generator_trials"),
+    }
 
 
 def code_vectors(folder: Path) -> dict[str, list[float]]:
