@@ -218,7 +218,7 @@ def code_vectors(folder: Path) -> dict[str, list[float]]:
 
 
 # First word of a generator of the study -> the images, and how it knows their codes.
-ORDERED = {"own": "photographs, embeddings of each code's own"}
+ORDERED = {"own": "photographs, with embeddings of each code's own"}
 
 
 def orders(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
@@ -253,7 +253,7 @@ def said_of_study(results: Mapping[str, Any]) -> list[str]:
         nats = (f"{order} {means['nats_per_image']:.1f}" for order, means in of.items())
         fd = (f"{order} {means['fd_to_reconstructions']:.0f}" for order, means in of.items())
         said.append(
-            f"The order of writing alone ({images}, the same codes and transformer): nats per held-out image "
+            f"The order of writing alone, the same codes and transformer ({images}): nats per held-out image "
             f"{', '.join(nats)}; FD-Lite0 of samples to reconstructions {', '.join(fd)}; less is better."
         )
     if vectors := results["code_vectors"]:
