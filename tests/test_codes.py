@@ -109,7 +109,7 @@ class TestShards:
 
     def test_killed_ranks_are_continued_by_any_number(self, tmp_path):
         sizes, work = (3,) * 24, tmp_path / ".codes.unfinished"
-        ranks = start(tmp_path / "codes", sizes, seconds=0.03)
+        ranks = start(tmp_path / "codes", sizes, seconds=0.3)
         while len(list(work.glob("*.safetensors"))) < 8:
             time.sleep(0.002)
         for process in ranks:

@@ -249,6 +249,7 @@ def tiny_generator(profile, variant, seed):
     config = config_over(run.codes.tokenizer.model, shape, classes, texts)
     torch.manual_seed(seed)
     model = AutoregressiveModel(config).eval()
+    model.set_codebooks([torch.randn(head.out_features, config.code_dim) for head in model.heads])
     for head in model.heads:
         torch.nn.init.normal_(head.weight, std=0.5)
     return SimpleNamespace(model=model)
