@@ -95,6 +95,8 @@ def test_a_model_reads_codes_by_the_vectors_that_the_tokenizer_decodes(monkeypat
     for scale, vectors in enumerate(tokenizer.embed_codes(codes)[0].detach()):
         read = model.code_embedding[c.codebook_of[scale]].vectors[codes[0, scale]]
         torch.testing.assert_close(read, vectors * c.code_dim**0.5)
+    with pytest.raises(ValueError, match="needs codebooks of shapes"):
+        model.set_codebooks(books[1:])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -19,6 +19,7 @@ from sitlib.model.config import AutoregressiveConfig, SamplingConfig
 from sitlib.model.pretrained import Pretrained
 from sitlib.model.sequence import BlockOptions, KVCache, Sight, Transformer, rope_freqs
 from sitlib.model.text import TextEncoder, TextTokenizer
+from sitlib.strict import require
 
 EMBEDDING_STD = 0.5  # of every embedding: the size of what the first block adds to it
 
@@ -138,10 +139,15 @@ class AutoregressiveModel(Pretrained):
 
     @torch.no_grad()
     def set_codebooks(self, codebooks: Sequence[Tensor]) -> None:
-        """Take the vectors [K, D] of all codes from the codebooks of the tokenizer."""
-        for embedding, vectors in zip(self.code_embedding, codebooks, strict=True):
-            assert isinstance(embedding, VectorEmbedding)
-            embedding.vectors.copy_(vectors / vectors.square().mean().sqrt())
+        """Take the vectors [K, D] of all codes from the codebooks of the tokenizer.
+
+        A new model with `code_dim` needs them; checkpoints hold them. Raises ValueError for others.
+        """
+        kept = [book.vectors for book in self.code_embedding if isinstance(book, VectorEmbedding)]
+        shapes, given = ([tuple(x.shape) for x in vectors] for vectors in (kept, codebooks))
+        require(shapes == given, f"the model needs codebooks of shapes {shapes}, not {given}.")
+        for vectors, codebook in zip(kept, codebooks, strict=True):
+            vectors.copy_(codebook / codebook.square().mean().sqrt())
 
     # -- likelihood ---------------------------------------------------------------------------
 

@@ -50,8 +50,7 @@ def train_generator(
     run |= {"codes": list(codes.shape), "seed": seed}
     set_seed(seed)
     module = AutoregressiveModel(config)
-    if config.code_dim:
-        module.set_codebooks(codebooks)
+    module.set_codebooks(codebooks)
     texts = module.text_tokenizer
     tokens = [texts.encode(list(x), truncate=True) for x in captions or []] if texts else []
     draw = code_map_draws(codes, labels, names, optimizer_config.batch_size, seed)

@@ -260,7 +260,7 @@ def said_of_study(results: Mapping[str, Any]) -> list[str]:
         pairs = (f"{name} {by:.1f} ({own:.1f})" for name, (own, by) in vectors.items())
         said.append(
             "Nats per image of generators that know codes by their vectors in the codebook (in brackets: by embeddings of each "
-            f"code's own), at equal steps (02c): {', '.join(pairs)}; less is better."
+            f"code's own), one seed, at equal steps, of photographs split off (02c): {', '.join(pairs)}; less is better."
         )
     trials = "; ".join(f"{name}: {count}" for name, count in results["trials"].items())
     return [*said, f"Trainings by which settings were chosen, on other photographs. {trials}."]
