@@ -153,6 +153,10 @@ def test_a_row_is_trained_and_judged_with_every_seed(own_folder, monkeypatch, we
     first, second = result["seeds"].values()
     assert first["psnr"] != second["psnr"] and 0 <= first["usage"] <= 100
     assert len(first["by_photograph"]["lpips_vgg"]) == len(result["photographs"])
+    assert len(first["preview_psnr"]) == 4 and first["preview_psnr"][-1] == pytest.approx(
+        first["psnr"]
+    )
+    assert sum(first["error_by_scale"]) > 0 and len(first["error_by_scale"]) == 4
     assert 0 < first["coded_bits"] < result["bits"] + 64  # hardly trained codes are no more even
     assert result["parameters"] > 1000 and result["flops_per_image"] > 1e6
     assert not list((own_folder / "scratch/tokenizer").glob("row_row-*"))  # models are not kept

@@ -16,9 +16,17 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from sitlib.data import training_views
-from sitlib.evaluate import decode, encode, features_of, held_out_nats, reconstruct
+from sitlib.evaluate import (
+    decode,
+    encode,
+    error_by_scale,
+    features_of,
+    held_out_nats,
+    reconstruct,
+)
 from sitlib.files import atomic_write, write_json
 from sitlib.metrics import (
     METRICS,
@@ -27,6 +35,7 @@ from sitlib.metrics import (
     coded_bits,
     evaluate_reconstructions,
     frechet_distance,
+    reconstruction_values,
 )
 from sitlib.metrics.weights import fetch_weights
 from sitlib.model.config import STRICT
@@ -201,6 +210,8 @@ def judged(profile: Profile, name: str, seeds: Sequence[int]) -> dict[str, Any]:
         by_seed[str(seed)] = {
             **{metric: scores[metric] for metric in (*METRICS, "by_photograph")},
             "fd_lite0": frechet_distance(features_of([reconstructions]), originals),
+            "error_by_scale": error_by_scale(views, reconstructions).mean(0).tolist(),
+            "preview_psnr": preview_psnr(trained.model, codes, views),
             "coded_bits": coded_bits(codes, frequencies, config),
             "usage": min(book["usage"] for book in usage["codebooks"].values()),
             "seconds": trained.curve["seconds"][-1],
@@ -208,6 +219,20 @@ def judged(profile: Profile, name: str, seeds: Sequence[int]) -> dict[str, Any]:
     runs = [TokenizerRun.of(profile, name, seed) for seed in seeds]
     steps = profile.tokenizer_training(name).optimizer.steps
     return {"run": digest(*runs), "steps": steps, **about, "seeds": by_seed}
+
+
+@torch.no_grad()
+def preview_psnr(tokenizer: SpectralTokenizer, codes: Tensor, views: Tensor) -> list[float]:
+    """PSNR (dB) of the image of the first 1 ... S scales that a tokenizer decodes from all codes
+    [V, S, N], against the views [V, 3, H, H] averaged to its size.
+    """
+    values = []
+    for part, images in zip(codes.split(64), views.split(64), strict=True):
+        patches = tokenizer.decode_latents(tokenizer.embed_codes(part))
+        previews = [tokenizer.to_images(patches[: k + 1]).clamp(0, 1) for k in range(len(patches))]
+        pairs = [(avg_pool2d(images, images.shape[-1] // x.shape[-1]), x) for x in previews]
+        values.append([reconstruction_values(*pair, metrics=["psnr"])["psnr"] for pair in pairs])
+    return [torch.cat(of_size).mean().item() for of_size in zip(*values, strict=True)]
 
 
 def distances_to_held_out(images: Tensor, profile: Profile, variant: str) -> dict[str, Any]:
