@@ -19,7 +19,8 @@ def row(values, *, names="012", failed=(), photographs="p"):
         for name, v in zip(names, values, strict=False)
     }
     seeds |= {name: {"failed": "the loss is not finite"} for name in failed}
-    return {"photographs": [f"{photographs}{i}" for i in range(values.shape[1])], "seeds": seeds}
+    names = [f"{photographs}{i}" for i in range(values.shape[1])]
+    return {"steps": 1400, "photographs": names, "seeds": seeds}
 
 
 def scores(rng, mean, *, seed_sd, photo_sd, pair_sd=0.0, count=3, photographs=23):
@@ -112,6 +113,10 @@ class TestContrasts:
         rows = {"a": row(np.tile(a, (3, 1))), "b": row(np.tile(a + difference, (3, 1)))}
         found = contrast(rows, minus("b", "a"))
         self.agrees(found, stats.ttest_1samp(difference, 0))
+        told = contrast(rows, {"a": 1, "b": -1})
+        for other in ({"steps": 700}, {"photographs": ["another"]}):  # do not say how these vary
+            others = {str(k): row(level(20, 20.0, 20.1 + k)) | other for k in range(9)}
+            assert contrast(rows | others, {"a": 1, "b": -1}) == told
         rows["b"]["photographs"][0] = "another"
         with pytest.raises(ValueError, match="same photographs"):
             contrast(rows, minus("b", "a"))

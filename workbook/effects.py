@@ -80,16 +80,24 @@ def interval(row: Row, metric: str) -> Estimate:
 def contrast(rows: Rows, weights: Mapping[str, float], metric: str = "psnr") -> Estimate:
     """The sum of rows by `weights`, row -> weight, as a mean over seeds and photographs.
 
-    A variance over seeds is moderated by `seed_prior`. Where a row has one seed, the interval is
-    infinite; where one has no result, the value is NaN.
+    A variance over seeds is moderated by `seed_prior` of all rows of as many steps that were judged
+    on the same photographs. Where a row has one seed, the interval is infinite; where one has no
+    result, the value is NaN.
     """
     if not all(name in rows and finished_seeds(rows[name]) for name in weights):
         return Estimate(np.nan)
-    same = len({tuple(rows[name]["photographs"]) for name in weights}) == 1
+    first = rows[next(iter(weights))]
+    same = all(rows[name]["photographs"] == first["photographs"] for name in weights)
     require(same, "Rows that are compared must have been judged on the same photographs.")
     terms = [(weight, _scores(rows[name], metric)) for name, weight in weights.items()]
-    estimate = _estimate(terms, seed_prior(rows, metric))
+    estimate = _estimate(terms, seed_prior(alike(rows, first), metric))
     return estimate if estimate.seeds > 1 else Estimate(estimate.value, seeds=estimate.seeds)
+
+
+def alike(rows: Rows, row: Row) -> Rows:
+    """Rows of as many steps as a row, judged on the same photographs."""
+    keys = ("steps", "photographs")
+    return {name: of for name, of in rows.items() if all(of[key] == row[key] for key in keys)}
 
 
 def seed_prior(rows: Rows, metric: str) -> tuple[float, float]:

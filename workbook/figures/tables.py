@@ -35,7 +35,7 @@ COLUMNS = {
     name: Column(m.title, m.digits, "max" if m.higher_is_better else "min", m.factor)
     for name, m in {**METRICS, **GENERATION_METRICS}.items()
 } | {
-    "usage": Column("codes used, %", 1, "max"),
+    "usage": Column("codes used, least used codebook, %", 1, "max"),
     "lite0_score": Column("Lite0 score", 2, "max"),
     "bits_per_pixel": Column("bits per pixel", 3),
     "r_precision_seen": Column("R-precision, seen names, %", 1, "max"),

@@ -20,7 +20,13 @@ from workbook.params import split_run
 from workbook.paths import ROOT, resolve
 from workbook.profile import Profile
 from workbook.site.render import TEMPLATES, Markdown, Page, notebook_page, stored
-from workbook.site.results import GENERATOR_METRICS, narrow, read_json, said_of_study, write_results
+from workbook.site.results import (
+    GENERATOR_METRICS,
+    findings,
+    read_json,
+    said_of_study,
+    write_results,
+)
 
 # key of results.json -> caption, and columns
 RECONSTRUCTION = (*METRICS, "fd_lite0", "usage")
@@ -97,15 +103,11 @@ def front_page(
         for key, about in TABLES.items()
         if results.get(key)
     ]
-    captions = {
-        "reconstruction": "Tokenizers of the study, mean over seeds and held-out photographs",
-        "headline": "Generators, one seed of each: ratios to the model over ViT-VQGAN's codes (x), and %",
-    }
-    headline = {"reconstruction": narrow(results), "headline": results["headline"]}
-    headline = {key: html_table(x, captions[key]) for key, x in headline.items() if x}
     body = TEMPLATES.get_template("front.html.j2").render(
-        headline=headline,
-        claims=said_of_study(results),
+        findings=[
+            html_table(rows, caption, digits=1) for caption, rows in findings(results).items()
+        ],
+        said=said_of_study(results),
         overview=stored(overview.read_bytes(), figures) if overview.exists() else None,
         examples=read_json(examples) if examples.exists() else None,
         reports=reports,

@@ -1,7 +1,7 @@
 """Models beside their baseline and beside the paper, with bootstrap intervals over photographs."""
 
+import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ class Reported(NamedTuple):
 
     variant: str  # our name of the model
     size: int  # px
-    lpips: float
+    lpips: float | None
     psnr: float | None = None  # dB
     fid: float | None = None
 
@@ -83,6 +83,13 @@ def r_precision(seeds: Sequence[Scores], kind: str, baseline: Sequence[Scores] =
     return float((ours - theirs).mean()), *paired_interval(ours, theirs, range(len(ours)))
 
 
+def distance_ratio(ours: Scores, theirs: Scores) -> str:
+    """Ratio of FD-Lite0, with a standard error over photographs as if both were independent."""
+    shares = [scores["jackknife"]["fd_lite0"] / scores["fd_lite0"] for scores in (ours, theirs)]
+    value = ours["fd_lite0"] / theirs["fd_lite0"]
+    return f"x {value:.2f} ± {value * math.hypot(*shares):.2f}"
+
+
 def headline(generators: Runs, throughput: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The paper's changes against ViT-VQGAN beside ours: model, measure, paper, ours."""
     rows = []
@@ -95,12 +102,10 @@ def headline(generators: Runs, throughput: Sequence[Mapping[str, Any]]) -> list[
         if other not in generators:
             continue
         for title, key in (("real images", None), ("their reconstructions", "to_reconstructions")):
-            ours, theirs = (
-                fmean((seed[key] if key else seed)["fd_lite0"] for seed in generators[name])
-                for name in (variant, other)
-            )
+            ours, theirs = (generators[n][0] for n in (variant, other))
+            ours, theirs = (scores[key] if key else scores for scores in (ours, theirs))
             paper = f"x {fids[0] / fids[1]:.2f}" if fids and not key else None
-            add(variant, f"distance to {title} ↓", paper, f"x {ours / theirs:.2f}")
+            add(variant, f"distance to {title} ↓", paper, distance_ratio(ours, theirs))
     if set(TEXT) <= generators.keys():
         for name in TEXT:
             ceilings = generators[name][0]["kinds"]["held_out"]

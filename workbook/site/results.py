@@ -29,12 +29,13 @@ from workbook.site.compare import BASELINE, RECONSTRUCTION, Runs, headline, with
 
 TOKENIZER_METRICS = (*METRICS, *GENERATION_METRICS, "lite0_score", "usage", "bits_per_pixel")
 EQUAL_BITS = "vit_vqgan_bits"  # row of the study
+OF_PAPER = {"sit5_sc": "sit5_sc_paper"}  # variant that is ours -> row of the study as in the paper
 NATS = ("nats_per_token", "nats_per_image")
 GENERATOR_METRICS = ("r_precision_seen", "r_precision_held_out", *GENERATION_METRICS, *NATS)
 PACKAGES = ("torch", "torchvision", "numpy", "pywavelets", "lpips", "torchmetrics", "dvc")
 MARKS = ("<!-- results -->", "<!-- end of results -->")
-NARROW = ("model", "bits", "parameters, M", "LPIPS-VGG ↓", "PSNR, dB ↑")
-NARROW += ("LPIPS, x ViT-VQGAN's", "in the paper", "x at equal bits")
+NARROW = ("model", "bits", "parameters, M", "MFLOP", "LPIPS-VGG ↓", "PSNR, dB ↑")
+NARROW += ("LPIPS-VGG, x ViT-VQGAN's", "in the paper", "x at equal bits")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -157,13 +158,13 @@ def gather(root: Path) -> dict[str, Any]:
 
 def study(root: Path) -> dict[str, Any]:
     """`reconstruction`, the headline's rows as cells; `trials`, trainings by which settings of a
-    model were chosen; `claims`, their verdicts; `orders` of writing and `code_vectors` as below.
+    model were chosen; `claims`, their verdicts; `orders` of writing, as below.
     """
     listed = read_yaml(resolve("study/params.yaml"))["rows"]
     folder = root / "metrics/study"
     found = read_results(folder / "rows")
     rows = {name: found[name] for name in listed if name in found and finished_seeds(found[name])}
-    paper, table = {row.variant: row.lpips for row in RECONSTRUCTION[:4]}, []
+    paper, table = {OF_PAPER.get(r.variant, r.variant): r.lpips for r in RECONSTRUCTION[:4]}, []
     # ViT-VQGAN, and the same with as many bits as five scales have.
     baselines = {round(rows[n]["bits"]): rows[n] for n in (BASELINE, EQUAL_BITS) if n in rows}
     for name, row in rows.items():
@@ -186,7 +187,7 @@ def study(root: Path) -> dict[str, Any]:
                 "PSNR, dB ↑": with_interval(*psnr[:3]),
                 "SSIM ↑": f"{interval(row, 'ssim').value:.3f}",
                 "FD-Lite0 ↓": f"{mean(row, 'fd_lite0'):.0f}",
-                "LPIPS, x ViT-VQGAN's": f"{ratio:.2f}",
+                "LPIPS-VGG, x ViT-VQGAN's": f"{ratio:.2f}",
                 "in the paper": f"{paper[name] / paper[BASELINE]:.2f}" if name in paper else "",
                 "x at equal bits": f"{vgg.value / interval(equal, 'lpips_vgg').value:.2f}"
                 if equal
@@ -205,81 +206,97 @@ def study(root: Path) -> dict[str, Any]:
         "trials": named,
         "claims": verdicts(rows, load_claims()),
         "orders": orders(folder / "generators"),
-        "code_vectors": code_vectors(folder / "generator_trials"),
     }
-
-
-def code_vectors(folder: Path) -> dict[str, list[float]]:
-    """Model -> nats per image with embeddings of each code's own, and by vectors of codes."""
-    found = read_results(folder)
-    trials = [found[name]["models"] for name in ("own_embeddings", "muon") if name in found]
-    models = trials[0] if len(trials) == 2 else ()
-    return {label(m): [trial[m]["nats_per_image"] for trial in trials] for m in models}
 
 
 # First word of a generator of the study -> the images, and how it knows their codes.
-ORDERED = {"own": "photographs, with embeddings of each code's own"}
+ORDERED = {"own": "photographs, embeddings of each code's own"}
 
 
-def orders(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Images -> order of writing -> means over seeds of nats and of distances of samples."""
-    means: dict[str, dict[str, dict[str, float]]] = {}
-    for name, result in read_results(folder).items():
+def orders(folder: Path) -> list[dict[str, Any]]:
+    """Rows of images and order of writing: means over seeds."""
+    rows, found = [], read_results(folder)
+    for name in read_yaml(resolve("study/params.yaml"))["generators"]:
         images, _, order = name.partition("_")
-        seeds = list(result["seeds"].values())
-        if any(key.endswith(".order") for key in result["changes"]):
-            means.setdefault(ORDERED.get(images, images), {})[order.replace("_", " ")] = {
-                "nats_per_image": fmean(seed["nats_per_image"] for seed in seeds),
-                "fd_to_reconstructions": fmean(s["to_reconstructions"]["fd_lite0"] for s in seeds),
+        if name in found and any(key.endswith(".order") for key in found[name]["changes"]):
+            seeds = list(found[name]["seeds"].values())
+            row = {"images": ORDERED.get(images, images), "order": order.replace("_", " ")}
+            row |= {
+                "nats per image ↓": [seed["nats_per_image"] for seed in seeds],
+                "FD-Lite0 to reconstructions ↓": [
+                    seed["to_reconstructions"]["fd_lite0"] for seed in seeds
+                ],
+                "finished from half of the codes, dB ↑": [
+                    seed["half_written"]["psnr"] for seed in seeds
+                ],
             }
-    return means
+            rows.append(
+                {k: round(fmean(v), 1) if isinstance(v, list) else v for k, v in row.items()}
+            )
+    return rows
+
+
+def claim_rows(claims: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Rows of claims: the contrast in the claim's measure with its interval, and the verdict."""
+    rows = []
+    for name, claim in claims.items():
+        digits, unit = (2, " dB") if claim["measure"] == "psnr" else (3, "")
+        bounds = claim["value"], claim["low"], claim["high"]
+        difference = with_interval(*bounds, digits, "+") + unit if claim["seeds"] else ""
+        rows.append({"claim": name, "difference": difference, "here": claim["verdict"]})
+    return rows
 
 
 def said_of_study(results: Mapping[str, Any]) -> list[str]:
-    """A sentence for each verdict, the claims that have it, the paper's first; orders, and trials."""
-    verdicts = {
-        "holds": "these hold here",
-        "the other way round": "these came out the other way round here",
-        "not told apart": "these cannot be told from chance",
-        "not run": "these have not been tested yet",
-    }
-    said, claims = [], results["claims"]
-    for whose, is_paper in (("Of the paper's claims", True), ("Of the other claims", False)):
-        for verdict, sentence in verdicts.items():
-            of = [n for n, c in claims.items() if (c["paper"], c["verdict"]) == (is_paper, verdict)]
-            if of and (is_paper or verdict != "not run"):
-                said.append(f"{whose} {sentence}: {'; '.join(of)}.")
-    for images, of in results["orders"].items():
-        nats = (f"{order} {means['nats_per_image']:.1f}" for order, means in of.items())
-        fd = (f"{order} {means['fd_to_reconstructions']:.0f}" for order, means in of.items())
-        said.append(
-            f"The order of writing alone, the same codes and transformer ({images}): nats per held-out image "
-            f"{', '.join(nats)}; FD-Lite0 of samples to reconstructions {', '.join(fd)}; less is better."
-        )
-    if vectors := results["code_vectors"]:
-        pairs = (f"{name} {by:.1f} ({own:.1f})" for name, (own, by) in vectors.items())
-        said.append(
-            "Nats per image of generators that know codes by their vectors in the codebook (in brackets: by embeddings of each "
-            f"code's own), one seed, at equal steps, of photographs split off (02c): {', '.join(pairs)}; less is better."
-        )
+    """How our own claims fared, and how many trainings settings were chosen by."""
+    said = []
+    for verdict, sentence in {
+        "holds": "hold here",
+        "the other way round": "came out the other way round",
+        "not told apart": "cannot be told from chance",
+    }.items():
+        claims = results["claims"].items()
+        of = [n for n, c in claims if (c["paper"], c["verdict"]) == (False, verdict)]
+        if of:
+            said.append(
+                f"Of claims that the paper does not make, these {sentence}: {'; '.join(of)}."
+            )
     trials = "; ".join(f"{name}: {count}" for name, count in results["trials"].items())
     return [*said, f"Trainings by which settings were chosen, on other photographs. {trials}."]
 
 
-def narrow(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows of the headline with as few columns as README and front page have room for."""
-    return [{key: row[key] for key in NARROW} for row in results["reconstruction"]]
+def findings(results: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Caption -> rows: the tables of README and front page, with as few columns as they have room
+    for.
+    """
+    paper = {name: claim for name, claim in results["claims"].items() if claim["paper"]}
+    tables = {
+        "The paper's claims, as differences of LPIPS-VGG (below 0: better) with intervals of 95 %; "
+        "verdicts count how many claims there are": claim_rows(paper),
+        "Tokenizers: means over seeds and held-out photographs": [
+            {key: row[key] for key in NARROW} for row in results["reconstruction"]
+        ],
+        "Generators, one seed of each: ratios to the model over ViT-VQGAN's codes (x), and %": results[
+            "headline"
+        ],
+        "The order of writing alone, with the same codes and transformer: means over seeds": results[
+            "orders"
+        ],
+    }
+    return {caption: rows for caption, rows in tables.items() if rows}
 
 
 def with_results(text: str, results: Mapping[str, Any]) -> str:
     """README's text with the results between the two marks."""
     before, rest = text.split(MARKS[0])
     _, after = rest.split(MARKS[1])
-    lines = ["", *(f"- {sentence}" for sentence in said_of_study(results))]
-    for rows in (narrow(results), results["headline"]):
-        if rows:
-            lines += ["", f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|"]
-            lines += [f"| {' | '.join(map(format_value, row.values()))} |" for row in rows]
+    lines = []
+    for caption, rows in findings(results).items():
+        lines += ["", f"{caption}.", "", f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|"]
+        lines += [
+            f"| {' | '.join(format_value(x, digits=1) for x in row.values())} |" for row in rows
+        ]
+    lines += ["", *(f"- {sentence}" for sentence in said_of_study(results))]
     return "\n".join([before + MARKS[0], *lines, MARKS[1] + after])
 
 
