@@ -21,7 +21,7 @@ class Reported(NamedTuple):
 
     variant: str  # our name of the model
     size: int  # px
-    lpips: float | None
+    lpips: float
     psnr: float | None = None  # dB
     fid: float | None = None
 
