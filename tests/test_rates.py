@@ -1,13 +1,22 @@
 """Bits beside quality: files of every format, and the mean difference of two curves."""
 
+from functools import partial
+
 import numpy as np
 import pytest
-import torch
 import torch.nn.functional as F
 from test_codec import counted
 from tiny import photographs
 
-from workbook.rates import FORMATS, bd_rate, through_codes, through_format
+from workbook.rates import (
+    FORMATS,
+    bd_rate,
+    bd_rate_interval,
+    measured,
+    resized,
+    through_codes,
+    through_format,
+)
 
 
 def curve(bits, quality):
@@ -43,9 +52,30 @@ def test_more_bytes_of_a_format_are_closer_to_the_image(name):
     assert all(decoded.shape == image.shape for _, decoded, _ in points)
 
 
-def test_a_file_of_codes_may_be_of_the_resized_image():
-    tokenizer, image = counted(), photographs(1)[0]
-    size, decoded, seconds = through_codes(image, tokenizer, 64)
-    torch.testing.assert_close(decoded, tokenizer.reconstruct(image[None])[0])
-    small, smaller, _ = through_codes(image, tokenizer, 32)
-    assert small < size and smaller.shape == image.shape and min(seconds) > 0
+def test_an_interval_is_over_photographs_that_both_formats_are_measured_on():
+    rng = np.random.default_rng(1)
+    difficulty, noise = rng.normal(0, 2, 30), rng.normal(0, 0.3, 30)
+
+    def points(factor, noise):
+        return [
+            {"each": {"bits_per_pixel": factor * 2.0**k + 0 * noise, "psnr": 20 + 5 * k + noise}}
+            for k in range(5)
+        ]
+
+    widths = []  # how hard photographs are is common to both, noise is not
+    for of_ours in (0, noise):
+        low, high = bd_rate_interval(points(1, difficulty + of_ours), points(2, difficulty), "psnr")
+        assert low - 1e-6 <= -50 <= high + 1e-6  # half the bits at equal quality
+        widths.append(high - low)
+    assert widths[0] < 0.01 < 0.3 < widths[1]
+
+
+def test_a_file_may_be_of_the_resized_image(weights_folder):
+    tokenizer = counted()
+    images = [F.interpolate(photographs(1), 192, mode="bicubic")[0].clamp(0, 1)]
+    through = partial(through_codes, tokenizer=tokenizer)
+    whole, small = (measured(images, ".sit", "", through, side) for side in (0, 64))
+    assert small["bits_per_pixel"] < whole["bits_per_pixel"] and small["each"]["psnr"]
+    decoded = tokenizer.reconstruct(resized(images[0], (64, 64))[None])[0]
+    error = (resized(decoded, (192, 192)) - images[0]).square().mean()
+    assert small["psnr"] == pytest.approx(float(-10 * error.log10()), rel=1e-3)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ def examples(trained, tmp_path, monkeypatch):
     (tmp_path / "models").symlink_to(trained)
     monkeypatch.chdir(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (270, 300, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save("photo.jpg")
+    Path("docs").mkdir()
+    Image.fromarray(pixels).save("docs/photo.jpg")
     return found
 
 

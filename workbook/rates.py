@@ -2,21 +2,21 @@
 
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 from tqdm import tqdm
 
 from sitlib import codec
-from sitlib.data import held_out_views, open_images
+from sitlib.data import held_out_positions, held_out_views, open_images
 from sitlib.metrics import fetch_weights, lpips_per_image, psnr_per_image
 from sitlib.model.tiling import decode_codes, encode_image
 from sitlib.model.tokenizer import SpectralTokenizer
@@ -26,9 +26,11 @@ from workbook.profile import Profile
 with suppress(ImportError):  # of the extra `lab`
     import pillow_jxl  # noqa: F401 - teaches Pillow the format
 
+# An image [3, H, W] -> bytes of its file, what it holds, seconds to write and to read it.
+Through = Callable[[Tensor], tuple[int, Tensor, list[float]]]
 TOKENIZER = "photos-256"
 SETS = ("landscapes", "things", "extra")  # folders in data/
-COUNT = 10  # held-out photographs of each, at most
+LARGE, LARGE_SIDE = 8, 1000  # photographs in their own size, of so many px on the longer side
 # Options of Pillow, from few bytes to many.
 FORMATS: dict[str, list[dict[str, Any]]] = {
     "JPEG": [{"quality": q, "optimize": True} for q in (1, 4, 8, 15, 30, 55, 85)],
@@ -40,56 +42,94 @@ FORMATS: dict[str, list[dict[str, Any]]] = {
     "AVIF": [{"quality": q} for q in (5, 15, 25, 40, 55, 70, 85)],
     "JPEG XL": [{"quality": q, "effort": 7} for q in (1, 10, 25, 45, 65, 82, 93)],
 }
-# Px to which a photograph is resized for a .sit file: one tile of every size, and four.
-SIDES = (32, 64, 128, 256, 496)
+# A photograph may be resized before a file is written of it, and back after: .sit files to squares of
+# so many px, others to half the side, with these of their options.
+SIDES, HALVED = (32, 64, 128, 256), slice(2, 6)
 SIDE_BYTES = 4  # that would say what it was resized from
+RESAMPLES = 200
 # Measure -> is more of it better.
 MEASURES = {"lpips_vgg": False, "lpips_alex": False, "psnr": True, "ms_ssim": True}
 
 
 def rates(_: Profile) -> dict[str, Any]:
-    """Means over held-out photographs, of every format and setting."""
+    """Every format and setting on all held-out photographs at the size of the tokenizer (`curves`),
+    and on some large ones in their own size (`large`).
+    """
     fetch_weights()
     tokenizer = SpectralTokenizer.from_pretrained(TOKENIZER)
-    size, images = tokenizer.sizes[-1], []
+    size, photographs, large = tokenizer.sizes[-1], [], []
     for name in SETS:
         source = open_images(resolve(f"data/{name}"), "test")
-        count = min(COUNT, len(source))
-        images.append(held_out_views(source, count, size, 0, kind="center")[0])
-    photographs = torch.cat(images)
-    curves = {
-        name: [measured(photographs, str(options), through_format, name, options) for options in of]
-        for name, of in FORMATS.items()
-    }
-    curves[".sit"] = [
-        measured(photographs, f"{side} px", through_codes, tokenizer, side) for side in SIDES
-    ]
+        photographs += held_out_views(source, len(source), size, 0, kind="center")[0]
+        whole = (source[i].image / 255 for i in held_out_positions(source, len(source), 0))
+        large += [image for image in whole if max(image.shape) >= LARGE_SIDE]
+    large = large[:LARGE]
+    curves: dict[str, list[dict[str, Any]]] = {}
+    of_large: dict[str, list[dict[str, Any]]] = {}
+    for name, settings in FORMATS.items():
+        files = {str(x): partial(through_format, name=name, options=x) for x in settings}
+        curves[name] = [measured(photographs, name, *file) for file in files.items()]
+        for setting, through in [*files.items()][HALVED]:
+            point = measured(photographs, name, f"{setting}, halved", through, size // 2)
+            curves[name].append(point)
+        of_large[name] = [measured(large, name, *file) for file in [*files.items()][:5]]
+    through = partial(through_codes, tokenizer=tokenizer)
+    curves[".sit"] = [measured(photographs, ".sit", f"{x} px", through, x) for x in SIDES]
+    of_large[".sit"] = [measured(large, ".sit", "own size", through)]
     plain = tokenizer.config.bits() / size**2
-    protocol = {"photographs": len(photographs), "size": size, "views": "center", "sets": SETS}
-    return {"curves": curves, "bits_of_codes": plain, "tokenizer": TOKENIZER, "protocol": protocol}
-
-
-def measured(photographs: Tensor, setting: str, through: Any, *how: Any) -> dict[str, Any]:
-    """A point of a curve: means over photographs [B, 3, H, W] of bits per pixel and `MEASURES`."""
-    sizes, decoded, seconds = [], [], np.zeros(2)  # of encoding, of decoding
-    for image in tqdm(photographs, f"{how[0] if isinstance(how[0], str) else '.sit'}, {setting}"):
-        size, again, taken = through(image, *how)
-        sizes.append(size)
-        decoded.append(again)
-        seconds += taken
-    made = torch.stack(decoded)
-    values = {
-        "lpips_vgg": lpips_per_image(made, photographs, "vgg"),
-        "lpips_alex": lpips_per_image(made, photographs),
-        "psnr": psnr_per_image(made, photographs),
-        "ms_ssim": multiscale_structural_similarity_index_measure(
-            made, photographs, data_range=1.0, reduction="none"
-        ),
+    protocol: dict[str, Any] = {
+        "photographs": len(photographs),
+        "size": size,
+        "views": "center",
+        "sets": SETS,
     }
-    point = {"setting": setting, "bits_per_pixel": 8 * np.mean(sizes) / photographs[0, 0].numel()}
-    point |= {name: float(value.mean()) for name, value in values.items()}
+    protocol |= {"large": [list(image.shape[:0:-1]) for image in large]}
+    return {
+        "curves": curves,
+        "large": of_large,
+        "bits_of_codes": plain,
+        "tokenizer": TOKENIZER,
+        "protocol": protocol,
+    }
+
+
+def measured(
+    photographs: Sequence[Tensor], name: str, setting: str, through: Through, side: int = 0
+) -> dict[str, Any]:
+    """A point of a curve: bits per pixel and `MEASURES` of photographs [3, H, W], their means and
+    `each`; with `side`, of files of the photographs resized to squares of so many px.
+    """
+    each, seconds = [], np.zeros(2)  # of encoding, of decoding
+    for image in tqdm(photographs, f"{name}, {setting}"):
+        given = resized(image, (side, side)) if side else image
+        size, decoded, taken = through(given)
+        size += SIDE_BYTES * (given.shape != image.shape)
+        pair = resized(decoded, image.shape[1:])[None], image[None]
+        values = {
+            "bits_per_pixel": 8 * size / image[0].numel(),
+            "lpips_vgg": lpips_per_image(*pair, "vgg"),
+            "lpips_alex": lpips_per_image(*pair),
+            "psnr": psnr_per_image(*pair),
+            "ms_ssim": multiscale_structural_similarity_index_measure(*pair, data_range=1.0),
+        }
+        each.append({key: float(f"{float(value):.4g}") for key, value in values.items()})
+        seconds += taken
+    by_key = {key: [values[key] for values in each] for key in each[0]}
     encoding, decoding = (seconds / len(photographs)).tolist()
-    return point | {"seconds_to_encode": encoding, "seconds_to_decode": decoding}
+    return {
+        "setting": setting,
+        **{key: float(np.mean(values)) for key, values in by_key.items()},
+        "seconds_to_encode": encoding,
+        "seconds_to_decode": decoding,
+        "each": by_key,
+    }
+
+
+def resized(image: Tensor, size: Sequence[int]) -> Tensor:
+    """An image [3, H, W] in [0, 1] at another size (bicubic, with antialiasing)."""
+    if tuple(image.shape[1:]) == tuple(size):
+        return image
+    return F.interpolate(image[None], size, mode="bicubic", antialias=True)[0].clamp(0, 1)
 
 
 def through_format(
@@ -107,22 +147,22 @@ def through_format(
     return len(file.getvalue()), decoded.permute(2, 0, 1) / 255, seconds
 
 
-def through_codes(
-    image: Tensor, tokenizer: SpectralTokenizer, side: int
-) -> tuple[int, Tensor, list[float]]:
-    """The same of a .sit file of the image resized to a square of `side` px, and back."""
-    start, size = time.perf_counter(), image.shape[1:]
-
-    def resized(x: Tensor, size: Sequence[int]) -> Tensor:
-        is_same = tuple(x.shape[2:]) == tuple(size)
-        return x if is_same else F.interpolate(x, size, mode="bicubic", antialias=True).clamp(0, 1)
-
-    file = codec.compress(tokenizer, encode_image(tokenizer, resized(image[None], (side, side))))
+def through_codes(image: Tensor, tokenizer: SpectralTokenizer) -> tuple[int, Tensor, list[float]]:
+    """The same of a .sit file."""
+    start = time.perf_counter()
+    file = codec.compress(tokenizer, encode_image(tokenizer, image[None]))
     written = time.perf_counter()
-    small = decode_codes(tokenizer, codec.decompress(tokenizer, file)[0])
-    decoded = resized(small, size)[0]
-    more = SIDE_BYTES * (side != size[0])
-    return len(file) + more, decoded, [written - start, time.perf_counter() - written]
+    decoded = decode_codes(tokenizer, codec.decompress(tokenizer, file)[0])[0]
+    return len(file), decoded, [written - start, time.perf_counter() - written]
+
+
+def best(points: Sequence[Mapping[str, Any]], measure: str) -> list[Mapping[str, Any]]:
+    """Points by bits, without those that no more bits of the same format surpass."""
+    sign, found = 1 if MEASURES[measure] else -1, []
+    for point in sorted(points, key=lambda point: point["bits_per_pixel"]):
+        if not found or sign * (point[measure] - found[-1][measure]) > 0:
+            found.append(point)
+    return found
 
 
 def bd_rate(
@@ -130,18 +170,34 @@ def bd_rate(
 ) -> float | None:
     """Mean difference in bits (%) at equal quality, below 0 if ours need fewer; None: none is equal.
 
-    Bjøntegaard's (VCEG-M33) over the qualities that both reach, with monotone cubic interpolation
-    of the logarithm of bits. Points that fewer bits of the same format surpass are left out.
+    Bjøntegaard's (VCEG-M33) over the qualities that both reach, with straight lines between the
+    logarithms of bits of the `best` points.
     """
     sign = 1 if MEASURES[measure] else -1
-    curves = []
-    for points in (ours, theirs):
-        pairs = sorted((point["bits_per_pixel"], sign * point[measure]) for point in points)
-        bits, quality = np.array(pairs).T
-        is_best = quality > np.r_[-np.inf, np.maximum.accumulate(quality)[:-1]]
-        curves.append(PchipInterpolator(quality[is_best], np.log(bits[is_best])))
-    low, high = max(curve.x[0] for curve in curves), min(curve.x[-1] for curve in curves)
+    lines = []
+    for points in (best(ours, measure), best(theirs, measure)):
+        pairs = [(np.log(point["bits_per_pixel"]), sign * point[measure]) for point in points]
+        lines.append(np.array(pairs).T)
+    low, high = max(line[1, 0] for line in lines), min(line[1, -1] for line in lines)
     if low >= high:
         return None
-    first, second = (float(curve.integrate(low, high)) / (high - low) for curve in curves)
+    x = np.unique(np.r_[low, high, *(line[1] for line in lines)].clip(low, high))
+    first, second = (np.trapezoid(np.interp(x, *line[::-1]), x) / (high - low) for line in lines)
     return 100 * float(np.expm1(first - second))
+
+
+def bd_rate_interval(
+    ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], measure: str
+) -> tuple[float, float]:
+    """95 % bootstrap interval of `bd_rate` over photographs, the same for both."""
+    count, rng = len(ours[0]["each"][measure]), np.random.default_rng(0)
+    rates = []
+    for _ in range(RESAMPLES):
+        drawn = rng.integers(count, size=count)
+        first, second = (
+            [{k: float(np.mean(np.take(x, drawn))) for k, x in p["each"].items()} for p in points]
+            for points in (ours, theirs)
+        )
+        rates.append(bd_rate(first, second, measure))
+    low, high = np.percentile([rate for rate in rates if rate is not None], [2.5, 97.5])
+    return float(low), float(high)

@@ -104,9 +104,10 @@ def front_page(
         if results.get(key)
     ]
     body = TEMPLATES.get_template("front.html.j2").render(
-        findings=[
-            html_table(rows, caption, digits=1) for caption, rows in findings(results).items()
-        ],
+        findings={
+            name: html_table(rows, caption, digits=1)
+            for name, (caption, rows) in findings(results).items()
+        },
         said=said_of_study(results),
         overview=stored(overview.read_bytes(), figures) if overview.exists() else None,
         examples=read_json(examples) if examples.exists() else None,

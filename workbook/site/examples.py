@@ -3,6 +3,7 @@
 The pages are made from these files, so that making pages anew needs no model.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,6 @@ from sitlib.files import write_json
 from sitlib.metrics import lpips_per_image, psnr_per_image
 from sitlib.model.tiling import decode_codes, encode_image
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.model.wavelets import dwt2
 from workbook.figures.core import ORANGE, picture_uri, png, style
 from workbook.names import label
 from workbook.params import pipeline_params, seeds_by_variant
@@ -90,7 +90,7 @@ def overview(tokenizer: SpectralTokenizer, image: Tensor, name: str) -> Figure:
     """Photograph [3, H, W] in [0, 1], its pyramid with patches, its codes, its reconstruction."""
     config = tokenizer.config
     codes = tokenizer.encode(image[None])[0]  # [S, N]
-    scales = [x[0] for x in dwt2(image[None], config.wavelet, config.levels)]
+    scales = [x[0] for x in tokenizer.geometry.forward(image[None])]
     pictures = [image, pyramid_mosaic(scales), None, tokenizer.decode(codes[None])[0]]
     titles = ["photograph", "wavelet pyramid", "codes", "reconstruction"]
     notes = [
@@ -119,22 +119,21 @@ def overview(tokenizer: SpectralTokenizer, image: Tensor, name: str) -> Figure:
                 axes[1].plot([left + at] * 2, [top - 0.5, top + side - 0.5], **look)
 
     axis, step = axes[2], grid + 1
-    for s, scale_codes in enumerate(codes.tolist()):  # coloured numbers, two columns of grids
-        row, column = divmod(s, 2)
-        axis.text(column * step, row * step + 0.4, f"scale {s + 1}", fontsize=8, va="bottom")
-        for k, code in enumerate(scale_codes):
-            x, y = column * step + k % grid, row * step + 0.5 + k // grid
-            tone = code / max(config.codebook_sizes[s] - 1, 1)
-            axis.add_patch(plt.Rectangle((x, y), 0.94, 0.94, color=plt.get_cmap("viridis")(tone)))
-            look = {"ha": "center", "va": "center", "color": "white" if tone < 0.7 else "black"}
-            axis.text(x + 0.47, y + 0.5, str(code), fontsize=5, **look)
-    side = max(2, -(-len(codes) // 2)) * step
-    axis.set(xlim=(0, side), ylim=(side, 0), aspect="equal")
+    axis, step, columns = axes[2], 1.2 * grid, math.isqrt(len(codes) - 1) + 1
+    rows = -(-len(codes) // columns)
+    for s, scale_codes in enumerate(codes):  # a colour for each code
+        row, column = divmod(s, columns)
+        left, top = column * step, (row + 0.15) * step
+        axis.text(left, top - 0.02 * step, f"scale {s + 1}", fontsize=8, va="bottom")
+        box = (left, left + grid, top + grid, top)
+        tones = scale_codes.view(grid, grid) / max(config.codebook_sizes[s] - 1, 1)
+        axis.imshow(tones, extent=box, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+    axis.set(xlim=(0, columns * step), ylim=((rows + 0.15) * step, 0), aspect="equal")
     return figure
 
 
 def write_examples(profile: Profile) -> None:
-    """Write reports/examples.json and reports/overview.png of the tokenizers in params.yaml.
+    """Write reports/examples.json of the tokenizers in params.yaml, and reports/overview.png.
 
     The photographs are the first held-out ones of each class.
 
@@ -166,6 +165,5 @@ def write_examples(profile: Profile) -> None:
     for photograph, view in zip(content["photographs"], large[shown], strict=True):
         photograph["file"] = growing(packaged, view)
     write_json(resolve("reports/examples.json"), content)
-    name = "sit4" if "sit4" in tokenizers else list(tokenizers)[-1]
-    picture = png(overview(tokenizers[name], views[shown[0]], label(name)))
+    picture = png(overview(packaged, large[shown[0]], "SIT-SC-5 of the package"))
     resolve("reports/overview.png").write_bytes(picture)

@@ -265,25 +265,19 @@ def said_of_study(results: Mapping[str, Any]) -> list[str]:
     return [*said, f"Trainings by which settings were chosen, on other photographs. {trials}."]
 
 
-def findings(results: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Caption -> rows: the tables of README and front page, with as few columns as they have room
-    for.
-    """
+def findings(results: Mapping[str, Any]) -> dict[str, tuple[str, list[dict[str, Any]]]]:
+    """Name -> caption and rows of the tables of README and front page."""
     paper = {name: claim for name, claim in results["claims"].items() if claim["paper"]}
-    tables = {
-        "The paper's claims, as differences of LPIPS-VGG (below 0: better) with intervals of 95 %; "
-        "verdicts count how many claims there are": claim_rows(paper),
-        "Tokenizers: means over seeds and held-out photographs": [
-            {key: row[key] for key in NARROW} for row in results["reconstruction"]
-        ],
-        "Generators, one seed of each: ratios to the model over ViT-VQGAN's codes (x), and %": results[
-            "headline"
-        ],
-        "The order of writing alone, with the same codes and transformer: means over seeds": results[
-            "orders"
-        ],
+    captions = {
+        "claims": "The paper's claims about tokenizers, as differences of LPIPS-VGG (below 0: better) with "
+        "intervals of 95 %; verdicts count how many claims there are",
+        "reconstruction": "Tokenizers: means over seeds and held-out photographs",
+        "headline": "Generators, one seed of each: ratios to the model over ViT-VQGAN's codes (x), and %",
+        "orders": "The order of writing alone, with the same codes and transformer: means over seeds",
     }
-    return {caption: rows for caption, rows in tables.items() if rows}
+    narrow = [{key: row[key] for key in NARROW} for row in results["reconstruction"]]
+    shown = {**results, "claims": claim_rows(paper), "reconstruction": narrow}
+    return {name: (caption, shown[name]) for name, caption in captions.items() if shown[name]}
 
 
 def with_results(text: str, results: Mapping[str, Any]) -> str:
@@ -291,7 +285,7 @@ def with_results(text: str, results: Mapping[str, Any]) -> str:
     before, rest = text.split(MARKS[0])
     _, after = rest.split(MARKS[1])
     lines = []
-    for caption, rows in findings(results).items():
+    for caption, rows in findings(results).values():
         lines += ["", f"{caption}.", "", f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|"]
         lines += [
             f"| {' | '.join(format_value(x, digits=1) for x in row.values())} |" for row in rows
