@@ -16,7 +16,7 @@ STEPS = 32  # in a nat: logits are rounded to them
 # Of a step. Kernels, threads and orders of sums were seen to differ by 1.5e-13; about one in a
 # hundred photographs of 12 megapixels has a logit so close to where rounding changes.
 MARGIN = 1e-11
-LARGEST_LOGIT = 2**20  # steps: far below where float64 is coarser than the margin
+LARGEST_LOGIT = 2**12  # steps, 128 nats: up to there float64 is 20 times as fine as the margin
 FLOOR = 64  # the share of all codes alike is 1 / (FLOOR + 1): no code is free, none costs too much
 EXACT = Context(prec=30)
 # Weights of logits so many steps below the largest, rounded alike on every machine.
@@ -66,11 +66,11 @@ class Prior:
                 for codes in tile:
                     model.read_scale(state, codes[None])
                 logits = model.read_scale(state, any_codes, torch.ones_like(any_codes).bool())
-            steps = logits[0].cpu() * STEPS
-            distance = (steps - steps.floor() - 0.5).abs()
+            exact = logits[0].cpu() * STEPS
+            steps, distance = exact.round(), (exact - exact.floor() - 0.5).abs()
             if not ((distance >= margin) & (steps.abs() < LARGEST_LOGIT)).all():
                 raise TooClose
-            steps = steps.round().long()
+            steps = steps.long()
             below = (steps.amax(1, keepdim=True) - steps).clamp(max=len(WEIGHTS) - 1)
             weights = WEIGHTS[below]
             weights += 1 + weights.sum(1, keepdim=True) // (FLOOR * K)

@@ -216,9 +216,10 @@ def test_a_prior_says_the_same_on_machines_whose_sums_end_otherwise(monkeypatch)
         torch.set_default_dtype(torch.float32)
     assert all(np.array_equal(*pair) for pair in zip(first, again, strict=True))
     assert seen == {torch.float64} and prior_module.WEIGHTS.sum() == 545302907
+    assert np.spacing(prior_module.LARGEST_LOGIT - 0.5) < prior_module.MARGIN / 20
 
 
-@pytest.mark.parametrize("logit", [math.nan, math.inf, 1e17])
+@pytest.mark.parametrize("logit", [math.nan, math.inf, 1e17, 128.5])
 def test_logits_that_cannot_be_trusted_are_not_used(logit, monkeypatch):
     given = codes_of(64, 64, 1)
     assert codec.compress(counted(), given, sure_prior(logit=logit)) == codec.compress(
