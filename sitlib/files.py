@@ -38,14 +38,14 @@ class DiskError(OSError):
 
 @contextmanager
 def atomic_write(path: str | Path, shared: bool = False) -> Iterator[Path]:
-    """Yield a path in a temporary folder; rename it to `path` once its content is on the disk.
+    """Yield a path in a hidden folder beside `path`; rename it to `path` once it is on the disk.
 
     Folders are made, and what a killed process left is removed; not where the file is `shared`, as
     a cache is: then several processes may write it at a time, each in a temporary folder of its
     own. Raises DiskError if it cannot be written; a file that was there before still is.
     """
     path = Path(path)
-    work = path.with_name(f"{path.name}{f'.{uuid4().hex[:8]}' if shared else ''}.partial")
+    work = path.with_name(f".{path.name}{f'.{uuid4().hex[:8]}' if shared else ''}.partial")
     partial = work / path.name  # a folder, because safetensors puts a temporary file beside it
     try:
         shutil.rmtree(work, ignore_errors=True)

@@ -98,12 +98,12 @@ class TestShards:
     def test_unfinished_shards_of_another_run_are_refused(self, tmp_path):
         work, made = tmp_path / ".codes.unfinished", []
         work.mkdir()
-        (work / "train-00001.safetensors.partial").touch()  # where a folder has to be made
+        (work / ".train-00001.safetensors.partial").touch()  # where a folder has to be made
         with pytest.raises(DiskError, match="train-00001.safetensors could not be written"):
             write(tmp_path / "codes", run="a")
         with pytest.raises(DataError, match="unfinished codes of another run"):
             write(tmp_path / "codes", run="b")
-        (work / "train-00001.safetensors.partial").unlink()
+        (work / ".train-00001.safetensors.partial").unlink()
         write(tmp_path / "codes", run="a", made=made)
         assert made == [1, 2]
 

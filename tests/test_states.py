@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sitlib.data.decode import list_files
 from sitlib.files import (
     DiskError,
     atomic_write,
@@ -167,10 +168,12 @@ def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path):
     path = tmp_path / "codes.safetensors"
     if (writer := os.fork()) == 0:
         with atomic_write(path) as file:
+            file.touch()
             (file.parent / ".tmpNUKkLi").touch()  # safetensors' own file beside the one asked for
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(writer, 0)
-    assert not path.exists()
+    assert not path.exists() and [*tmp_path.rglob(path.name)]
+    assert list_files(tmp_path, {"safetensors"}) == []  # what is left is no input of a command
     write_tensors(path, {"codes": torch.zeros(2)}, {})
     assert [*tmp_path.rglob("*")] == [path]
 
