@@ -389,5 +389,8 @@ def test_the_largest_batch_has_its_keys_and_values_in_half_of_the_free_memory(mo
     for free, expected in ((0, 1), (2**50, 1024)):
         memory["SC_AVPHYS_PAGES"] = free // 4096
         assert max_batch_size(model, 3, 1) == expected
+    memory["SC_AVPHYS_PAGES"] = 2**24 // 4096
+    batch = max_batch_size(fresh_generator(kind, masked=True, codes=1000), 3, 1)
+    assert batch > 1 and 8 * 4 * batch * 4 * 1000 <= 2**24 / 2  # a masked one scores a whole scale
     monkeypatch.delattr(os, "sysconf")  # as on Windows
     assert 1 <= max_batch_size(model, 3, 1) <= 1024

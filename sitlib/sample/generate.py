@@ -180,7 +180,8 @@ def max_batch_size(model: AutoregressiveModel, scales: int, halves: int) -> int:
         dtype = torch.get_autocast_dtype(device.type)
     length = scales * config.tokens_per_scale + (c.text.max_tokens if c.text else 0)
     row_bytes = 2 * c.layers * c.width * length * dtype.itemsize
-    row_bytes += 8 * max(config.codebook_sizes) * parameter.element_size()
+    at_once = config.tokens_per_scale if c.masked else 1  # codes that a pass scores
+    row_bytes += at_once * 8 * max(config.codebook_sizes) * parameter.element_size()
     if parameter.is_cuda:  # memory that PyTorch keeps of earlier batches is free, too
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free = torch.cuda.mem_get_info(device)[0] + kept
