@@ -88,6 +88,30 @@ def test_one_pass_draws_from_the_likelihood_of_a_scale():
         assert torch.equal(codes[:, scale], logits.argmax(-1))
 
 
+def hidden_in_each_pass(model, sampling, monkeypatch):
+    """What is hidden [N] in every pass over the first scale of a sample."""
+    read, passes = type(model).read_scale, []
+
+    def noted(self, state, codes, is_hidden=None):
+        passes.extend([] if is_hidden is None else is_hidden[:1])
+        return read(self, state, codes, is_hidden)
+
+    monkeypatch.setattr(type(model), "read_scale", noted)
+    generate(model, torch.tensor([1]), sampling, scales=1)
+    return torch.stack(passes)
+
+
+@pytest.mark.parametrize("filters", [{"top_k": 1}, {"temperature": 1e-4}, {"min_p": 0.99}])
+def test_the_surest_stay_by_the_models_own_probabilities(filters, monkeypatch):
+    model = masked()
+    p = model(random_codes(model, 1), torch.tensor([1]))[0, 0, :, :20].softmax(-1).amax(-1)
+    greedy = SamplingConfig(**filters, steps_per_scale=3, choice_temperature=0)
+    left = hidden_in_each_pass(model, greedy, monkeypatch)[1]
+    assert set(left.nonzero().flatten().tolist()) == set(
+        p.argsort()[: hidden_after(1, 3, 9)].tolist()
+    )
+
+
 def test_scales_are_shown_as_they_are_finished():
     model, shown = masked(), []
     tokenizer = type("Shows", (), {"decode": lambda self, codes: codes.clone()})()

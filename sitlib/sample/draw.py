@@ -10,7 +10,7 @@ from sitlib.model.config import SamplingConfig
 def draw(
     logits: Tensor, uniform: Tensor, sampling: SamplingConfig, guided: bool
 ) -> tuple[Tensor, Tensor]:
-    """Codes and their probabilities [B], at numbers `uniform` [B] in [0, 1).
+    """Codes [B], at numbers `uniform` [B] in [0, 1), and the logits [B, K] after guidance.
 
     Logits are [B, K]; if `guided`, [2 B, K]: with the condition, then without.
     """
@@ -18,9 +18,7 @@ def draw(
         with_condition, without = logits.chunk(2)
         logits = torch.lerp(without, with_condition, sampling.guidance)
     filters = sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p
-    probs = filtered_probabilities(logits, *filters)
-    codes = sample_codes(probs, uniform)
-    return codes, probs.gather(1, codes[:, None])[:, 0]
+    return sample_codes(filtered_probabilities(logits, *filters), uniform), logits
 
 
 def filtered_probabilities(

@@ -70,9 +70,11 @@ def _drawn(
         read = codes.repeat(halves, 1), is_hidden.repeat(halves, 1)
         logits = model.read_scale(state, *read).unflatten(0, (halves, -1))  # [halves, B, N, K]
         logits = logits[:, is_hidden].flatten(0, 1)  # [halves M, K] of the M that are hidden
-        drawn, p = draw(logits, uniform[2 * step - 2][is_hidden], sampling, halves == 2)
+        drawn, logits = draw(logits, uniform[2 * step - 2][is_hidden], sampling, halves == 2)
         codes = codes.masked_scatter(is_hidden, drawn)
-        # The surest stay, with noise that falls to 0; codes that stayed before are sure.
+        # The surest stay, by the model's own probability, with noise that falls to 0; codes that
+        # stayed before are sure.
+        p = logits.float().softmax(-1).gather(1, drawn[:, None])
         gumbel = -(-uniform[2 * step - 1].clamp(1e-9, 1 - 1e-6).log()).log()
         noise = sampling.choice_temperature * (1 - step / steps) * gumbel
         sureness = torch.full_like(noise, math.inf).masked_scatter(is_hidden, p.log()) + noise
