@@ -1,5 +1,6 @@
 """Masked models: what a code may depend on, the cache, samples that follow from their seeds."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -110,6 +111,12 @@ def test_the_surest_stay_by_the_models_own_probabilities(filters, monkeypatch):
     assert set(left.nonzero().flatten().tolist()) == set(
         p.argsort()[: hidden_after(1, 3, 9)].tolist()
     )
+
+
+def test_every_pass_uncovers_something(monkeypatch):
+    many = replace(SAMPLING, steps_per_scale=50)
+    counts = hidden_in_each_pass(masked(), many, monkeypatch).sum(1).tolist()
+    assert counts[0] == 9 and all(more > less for more, less in itertools.pairwise(counts))
 
 
 def test_scales_are_shown_as_they_are_finished():

@@ -64,9 +64,13 @@ def _drawn(
     sampling: SamplingConfig,
     uniform: Tensor,
 ) -> Tensor:
-    """Codes [B, N] of the next scale, in half as many passes as there are numbers [2 k, B, N]."""
-    steps, is_hidden = len(uniform) // 2, torch.ones_like(codes, dtype=torch.bool)
+    """Codes [B, N] of the next scale, in half as many passes as numbers [2 k, B, N], or fewer."""
+    steps, count = len(uniform) // 2, codes.shape[1]
+    is_hidden = torch.ones_like(codes, dtype=torch.bool)
     for step in range(1, steps + 1):
+        left = hidden_after(step, steps, count)
+        if left == hidden_after(step - 1, steps, count):
+            continue  # nothing of this pass would stay
         read = codes.repeat(halves, 1), is_hidden.repeat(halves, 1)
         logits = model.read_scale(state, *read).unflatten(0, (halves, -1))  # [halves, B, N, K]
         logits = logits[:, is_hidden].flatten(0, 1)  # [halves M, K] of the M that are hidden
@@ -79,5 +83,5 @@ def _drawn(
         noise = sampling.choice_temperature * (1 - step / steps) * gumbel
         sureness = torch.full_like(noise, math.inf).masked_scatter(is_hidden, p.log()) + noise
         rank = sureness.argsort(dim=1).argsort(dim=1)  # 0: the least sure
-        is_hidden = rank < hidden_after(step, steps, codes.shape[1])
+        is_hidden = rank < left
     return codes
