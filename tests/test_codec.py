@@ -251,6 +251,17 @@ def test_a_file_with_a_prior_needs_that_prior():
     assert codec.compress(counted(), encoded(), sure_prior()) == file_of()  # it would be longer
 
 
+def test_a_prior_is_known_by_what_it_computes():
+    """Files stay readable where defaults of sampling, names and training's settings change."""
+    model = model_of("class", masked=True)
+    changed = replace(model.config.transformer, tokenizer="other", dropout=0.5, code_noise=0.1)
+    changes = {"sampling": SamplingConfig(seed=5), "classes": ["a", "b", "c"]}
+    assert Prior(copy_of(model, transformer=changed, **changes)).digest == prior_of().digest
+    assert Prior(copy_of(model).half().float()).digest != prior_of().digest
+    other = copy_of(model, transformer=replace(model.config.transformer, heads=4))
+    assert Prior(other).digest != prior_of().digest
+
+
 @pytest.mark.parametrize("code", [0, 1])
 def test_what_a_prior_is_sure_of_takes_little_and_comes_back(code):
     """Also codes that leave no byte of payload, and sizes that a file can only just pay for."""
