@@ -1,5 +1,6 @@
 """`.sit` files: exact, small, cut off or damaged anywhere."""
 
+import copy
 import math
 import random
 from contextlib import suppress
@@ -124,6 +125,15 @@ def test_other_tokenizers_versions_and_files_are_told():
         codec.decompress(counted(), b"\xff\xd8\xff")
     with pytest.raises(ValueError, match="7 bytes too many"):
         codec.decompress(counted(), file_of() + b"garbage")
+
+
+def test_a_tokenizer_is_known_by_its_values_in_any_precision():
+    assert codec.decompress(copy.deepcopy(counted()).double(), file_of())[1]
+    rounded = copy.deepcopy(counted()).bfloat16()
+    data = codec.compress(rounded, encoded())
+    assert codec.decompress(copy.deepcopy(rounded).float(), data)[1]
+    with pytest.raises(ValueError, match="another tokenizer"):
+        codec.decompress(counted(), data)
 
 
 def test_threads_do_not_change_a_file():

@@ -290,10 +290,14 @@ class SpectralTokenizer(Pretrained):
 
 
 def codes_digest(tokenizer: SpectralTokenizer) -> str:
-    """16 hexadecimal digits of all weights but the decoder's: those on which codes depend."""
+    """16 hexadecimal digits of all weights but the decoder's: those on which codes depend.
+
+    Of their values in float32, whatever dtype holds them.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(tokenizer.state_dict().items()):
         if name.split(".")[0] not in DECODER_MODULES:
+            tensor = tensor.float() if tensor.is_floating_point() else tensor
             digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
