@@ -38,6 +38,7 @@ coder = cast(Any, constriction).stream
 MAGIC, STATIC, WITH_PRIOR = b"SIT", 1, 2
 FIELDS = struct.Struct(">3sB4sHH")
 LARGEST = 2**16 - 1  # px of a side
+MOST_PIXELS = 2 * 89_478_485  # of an image: what Pillow reads
 Law = tuple[Any, ...]  # what the coder takes: one distribution, or a family and its parameters
 
 
@@ -47,7 +48,7 @@ def compress(tokenizer: SpectralTokenizer, image: ImageCodes, prior: Prior | Non
     With a prior, if that makes it shorter and all machines can read it; else by frequencies.
     """
     H, W = image.size
-    require(max(H, W) <= LARGEST, f"a side of {max(H, W)} px is more than {LARGEST}.")
+    check_size(image.size)
     tiles = Tiles.of(tokenizer, image.size)
     shape = tiles.num_scales, tiles.rows * tiles.columns * tokenizer.config.tokens_per_scale
     require(tuple(image.codes.shape) == shape, f"codes of {W}x{H} px are {list(shape)}.")
@@ -67,6 +68,13 @@ def compress(tokenizer: SpectralTokenizer, image: ImageCodes, prior: Prior | Non
     fields = FIELDS.pack(MAGIC, version, name, H, W) + _leb128(len(payload))
     sums = [_checksum(scale, b"" if i else fields) for i, scale in enumerate(codes)]
     return fields + struct.pack(f">{len(sums)}H", *sums) + payload
+
+
+def check_size(size: Sequence[int]) -> None:
+    """Raise ValueError for an image of (H, W) px that is larger than those of files."""
+    most = f"a .sit file has at most {LARGEST} px a side and {MOST_PIXELS} in all"
+    H, W = size
+    require(max(size) <= LARGEST and H * W <= MOST_PIXELS, f"{most}, not {W}x{H}.")
 
 
 def has_prior(data: bytes) -> bool:
@@ -97,6 +105,7 @@ def decompress(
     require(name == _name(tokenizer, prior), f"{other}: give that one ({name.hex()}...).")
     damaged = "this .sit file is damaged"
     require(min(H, W) > 0, f"{damaged}: {W}x{H} px.")
+    check_size((H, W))
     length, end = _read_leb128(data, FIELDS.size)
     fields, tiles = data[:end], Tiles.of(tokenizer, (H, W))
     start = end + 2 * tiles.num_scales

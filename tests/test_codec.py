@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+import struct
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -109,10 +110,10 @@ def test_flipped_bits_are_never_a_wrong_picture():
 
 
 def test_an_enormous_size_needs_an_enormous_file():
-    data = bytearray(file_of())
-    data[8:12] = b"\xff\xff\xff\xff"
-    with pytest.raises(ValueError, match="too few for 65535x65535 px"):
-        codec.decompress(counted(), bytes(data))
+    for size, sentence in ((13_377, "too few for 13377x13377"), (32_767, "not 32767x32767")):
+        data = file_of()[:8] + struct.pack(">2H", size, size) + file_of()[12:]
+        with pytest.raises(ValueError, match=sentence):
+            codec.decompress(counted(), data)
 
 
 def test_other_tokenizers_versions_and_files_are_told():
@@ -287,7 +288,7 @@ def test_what_a_prior_is_sure_of_takes_little_and_comes_back(code):
 def test_a_size_that_the_bytes_cannot_pay_for_is_not_computed(monkeypatch):
     """Whatever length the file claims: the prior is never asked."""
     data = codec.compress(counted(), codes_of(600, 500, 1), sure_prior())
-    bomb = data[:8] + b"\xff" * 4 + codec._leb128(2**34) + data[13:40]
+    bomb = data[:8] + struct.pack(">2H", 13_377, 13_377) + codec._leb128(2**34) + data[13:40]
     monkeypatch.setattr(Prior, "laws", lambda *_: pytest.fail("a tile was computed"))
     with pytest.raises(ValueError, match="cut off in its first scale"):
         codec.decompress(counted(), bomb, sure_prior())
