@@ -354,6 +354,10 @@ def test_the_command_compresses_and_decompresses(tmp_path, monkeypatch, capsys):
     assert main(["decompress", "cut.sit", *option]) == 0
     assert "cut.sit was cut off: its first" in capsys.readouterr().err
     assert Image.open("decompressed/cut.png").width < 150
+    Image.new("RGB", (65_536, 1)).save("wide.png")
+    monkeypatch.setattr("sitlib.model.tiling.encode_image", lambda *_: pytest.fail("encoded"))
+    assert main(["compress", "wide.png", *option]) == 1
+    assert "at most 65535 px a side" in capsys.readouterr().err
     Path("other.sit").write_bytes(b"something else")
     assert main(["decompress", "other.sit", *option]) == 1
     assert "this is no .sit file" in capsys.readouterr().err

@@ -32,6 +32,7 @@ def compress(options: argparse.Namespace) -> int:
     def work(path: Path, target: Path) -> list[str]:
         jobs.reserve(target)
         image = files.read_image(path)
+        codec.check_size(image.shape[2:])
         encoded = tiling.encode_image(tokenizer, image)
         data = codec.compress(tokenizer, encoded, prior)
         with files.atomic_write(target) as partial:
