@@ -278,6 +278,20 @@ def test_a_broken_file_is_named_and_the_others_are_done(photos, capsys):
     assert files_below("codes") == ["a.safetensors", "below/b.safetensors"]
 
 
+def test_an_image_that_needs_too_much_memory_is_named_and_the_others_are_done(
+    photos, monkeypatch, capsys
+):
+    def encode(tokenizer, image):
+        if image.shape[3] == 150:
+            np.zeros(2**62, np.uint8)
+        return encode_image(tokenizer, image)
+
+    monkeypatch.setattr(images.tiling, "encode_image", encode)
+    assert main(["encode", "photos"]) == 1
+    assert "photos/a.png: it needs more memory than there is" in capsys.readouterr().err
+    assert files_below("codes") == ["below/b.safetensors"]
+
+
 DAMAGE = [
     {"size": [3000, 4000]},
     {"size": [-8, 8]},

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 import random
 import struct
 from contextlib import suppress
@@ -361,3 +362,8 @@ def test_the_command_compresses_and_decompresses(tmp_path, monkeypatch, capsys):
     Path("other.sit").write_bytes(b"something else")
     assert main(["decompress", "other.sit", *option]) == 1
     assert "this is no .sit file" in capsys.readouterr().err
+    Path("sparse.sit").write_bytes(b"SIT\x01")
+    os.truncate("sparse.sit", 20 * 2**30)
+    monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("it was read"))
+    assert main(["decompress", "sparse.sit", *option]) == 1
+    assert "sparse.sit: this is no .sit file: it has more than" in capsys.readouterr().err

@@ -209,7 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ImportError as error:
         print(f"sit: {error}: sit doctor says what is missing", file=sys.stderr)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         print(f"sit: {sentence(error)}", file=sys.stderr)
     return 1
 
@@ -218,6 +218,8 @@ def sentence(error: Exception) -> str:
     """One line for an error; of one of the operating system, file and reason without number."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
     return " ".join(str(error).split())
 
 

@@ -53,6 +53,8 @@ def decompress(options: argparse.Namespace) -> int:
 
     def work(path: Path, target: Path) -> list[str]:
         require(path.is_file(), "there is no such file")
+        most = f"this is no .sit file: it has more than {codec.MOST_BYTES} bytes"
+        require(path.stat().st_size <= codec.MOST_BYTES, most)
         encoded, is_whole = codec.decompress(tokenizer, path.read_bytes(), prior)
         if not is_whole:
             left = f"its first {len(encoded.codes)} scales are whole"

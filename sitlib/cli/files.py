@@ -112,7 +112,7 @@ class Jobs:
             except DiskError as error:  # the next ones would find no room either
                 bar.close()
                 raise ValueError(str(error)) from None
-            except (ValueError, OSError) as error:
+            except (ValueError, OSError, MemoryError) as error:
                 failed += 1
                 tqdm.write(f"sit: {path}: {sentence(error)}", file=sys.stderr)
         if failed and count > 1:
