@@ -121,8 +121,9 @@ def test_other_tokenizers_versions_and_files_are_told():
     other = SpectralTokenizer(replace(tokenizer_of().config, code_dim=8)).eval()
     with pytest.raises(ValueError, match="another tokenizer"):
         codec.decompress(other, file_of())
-    with pytest.raises(ValueError, match="version 9 of the format, and this reads 1 and 2"):
-        codec.decompress(counted(), file_of()[:3] + b"\x09" + file_of()[4:])
+    for version in (1, 9):
+        with pytest.raises(ValueError, match=f"version {version} of the format, and this reads 3"):
+            codec.decompress(counted(), file_of()[:3] + bytes([version]) + file_of()[4:])
     with pytest.raises(ValueError, match=r"no \.sit file"):
         codec.decompress(counted(), b"\xff\xd8\xff")
     with pytest.raises(ValueError, match="7 bytes too many"):
@@ -327,6 +328,18 @@ def test_damage_of_a_whole_file_is_not_told_as_a_cut():
         codec.decompress(counted(), bytes(data))
     with pytest.raises(ValueError, match="must lie in 0"):
         codec.compress(counted(), codes_of(64, 64, 10**6))
+
+
+def test_a_wrong_scale_is_seen_by_the_checksums_after_it():
+    """Even if its own fits by chance, and the file is cut off."""
+    wrong = replace(encoded(), codes=encoded().codes.clone())
+    wrong.codes[0] = wrong.codes[0].flip(0)
+    data = codec.compress(counted(), wrong)
+    assert data[:13] == file_of()[:13] and data[13:15] != file_of()[13:15]
+    data = data[:15] + file_of()[15:23] + data[23:]  # its first checksum, the others of the right one
+    for end in (len(data), len(data) - 1):
+        with pytest.raises(ValueError, match="damaged: the checksum of scale 2 is wrong"):
+            codec.decompress(counted(), data[:end])
 
 
 def test_the_command_compresses_and_decompresses(tmp_path, monkeypatch, capsys):
