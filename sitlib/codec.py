@@ -1,10 +1,11 @@
 """`.sit`: an image file whose every prefix is the image at a smaller size.
 
-It holds the codes of a tokenizer, scale after scale, coded by their frequencies in training, or by
-what a `Prior` expects of them. All numbers are big-endian:
+It holds the codes of a tokenizer, scale after scale, coded in the shortest of three ways: by their
+frequencies in training, by what a `Prior` expects of them, or as if all were equally frequent.
+All numbers are big-endian:
 
     3 bytes     "SIT"
-    1           version of the format: 3, or 4 with a prior
+    1           version of the format: 3 with frequencies, 4 with a prior, 5 with neither
     4           tokenizer: the first bytes of `codes_digest`; with a prior, of a hash of both
     2, 2        height and width, px
     1 to 5      bytes of the payload, LEB128
@@ -37,18 +38,19 @@ from sitlib.sample.applications import check_same_codes
 from sitlib.strict import require
 
 coder = cast(Any, constriction).stream
-MAGIC, STATIC, WITH_PRIOR = b"SIT", 3, 4
+MAGIC, FREQUENCIES, WITH_PRIOR, UNIFORM = b"SIT", 3, 4, 5
 FIELDS = struct.Struct(">3sB4sHH")
 LARGEST = 2**16 - 1  # px of a side
 MOST_PIXELS = 2 * 89_478_485  # of an image: what Pillow reads
 MOST_BYTES = 2**26  # of a file that `sit decompress` reads: 3 bits for each of so many pixels
 Law = tuple[Any, ...]  # what the coder takes: one distribution, or a family and its parameters
+Expected = list[np.ndarray] | Prior  # probabilities of each scale's codes, or what gives them
 
 
 def compress(tokenizer: SpectralTokenizer, image: ImageCodes, prior: Prior | None = None) -> bytes:
     """The file of an image's codes, of all scales; ValueError for codes of another tokenizer.
 
-    With a prior, if that makes it shorter and all machines can read it; else by frequencies.
+    With a prior, if that makes it shorter and all machines can read it.
     """
     H, W = image.size
     check_size(image.size)
@@ -57,7 +59,9 @@ def compress(tokenizer: SpectralTokenizer, image: ImageCodes, prior: Prior | Non
     require(tuple(image.codes.shape) == shape, f"codes of {W}x{H} px are {list(shape)}.")
     check_codes(image.codes[None], tokenizer.config.codebook_sizes)
     codes = image.codes.cpu().int().numpy()
-    payload, version = _payload(tokenizer, codes, None), STATIC
+    versions = {version: _expected(tokenizer, version, None) for version in (FREQUENCIES, UNIFORM)}
+    payloads = [(_payload(tokenizer, codes, p), version) for version, p in versions.items()]
+    payload, version = min(payloads, key=lambda pair: len(pair[0]))
     if prior is not None:
         check_same_codes(prior.model, tokenizer)
         by_tile = codes[:, _by_tile(tokenizer, tiles)]
@@ -96,10 +100,9 @@ def decompress(
     require(data[:3] == MAGIC, "this is no .sit file.")
     require(len(data) > FIELDS.size, "this .sit file ends in its header.")
     _, version, name, H, W = FIELDS.unpack_from(data)
-    is_known = version in (STATIC, WITH_PRIOR)
     sentence = f"this .sit file is of version {version} of the format, and this reads "
-    require(is_known, f"{sentence}{STATIC} and {WITH_PRIOR}.")
-    if version == STATIC:
+    require(FREQUENCIES <= version <= UNIFORM, f"{sentence}{FREQUENCIES} to {UNIFORM}.")
+    if version != WITH_PRIOR:
         prior = None
     else:
         require(prior is not None, "this .sit file was written with a prior: give the same one.")
@@ -120,9 +123,10 @@ def decompress(
     # No code takes less than the likeliest, so enormous sizes need enormous files, and scales that
     # the bytes cannot pay for are not tried.
     count = tiles.rows * tiles.columns * tokenizer.config.tokens_per_scale
+    expected = _expected(tokenizer, version, prior)
     bits = [least_bits(K) for K in tokenizer.config.codebook_sizes]
-    if prior is None:
-        bits = [-np.log2(p.max()) for p in probabilities(tokenizer)]
+    if not isinstance(expected, Prior):  # whose probabilities the coder rounds
+        bits = [-0.99 * np.log2(p.max()) for p in expected]
     least = count * np.cumsum(bits[: tiles.num_scales]) / 8 - 8  # bytes
     require(least[-1] <= length, f"{damaged}: {length} bytes are too few for {W}x{H} px.")
     decoders = [_decoder(payload, missing) for missing in (b"\0", b"\xff")[: 1 + is_cut]]
@@ -131,7 +135,7 @@ def decompress(
     for scale, checksum in enumerate(sums):
         codes = None
         if least[scale] <= len(payload):
-            codes = _read_scale(tokenizer, prior, scales, count, decoders, encoder)
+            codes = _read_scale(tokenizer, expected, scales, count, decoders, encoder)
         if codes is None:
             break
         crc = _checksum(crc, codes)
@@ -171,30 +175,36 @@ def probabilities(tokenizer: SpectralTokenizer) -> list[np.ndarray]:
     return [(row / row.sum()).astype(np.float32) for row in smoothed]
 
 
+def _expected(tokenizer: SpectralTokenizer, version: int, prior: Prior | None) -> Expected:
+    """What a file of this version expects of its codes."""
+    if version == UNIFORM:
+        return [np.full(K, 1 / K, np.float32) for K in tokenizer.config.codebook_sizes]
+    return prior or probabilities(tokenizer)
+
+
 def _laws(
     tokenizer: SpectralTokenizer,
-    prior: Prior | None,
+    expected: Expected,
     coarser: Sequence[np.ndarray] | np.ndarray,
     count: int,
     margin: float = 0.0,
 ) -> Iterator[tuple[int, Law]]:
     """How `count` codes of the next scale are coded, part after part: so many codes, by this law."""
-    if prior is None:
-        p = probabilities(tokenizer)[len(coarser)]
-        yield count, (coder.model.Categorical(p, perfect=False),)
+    if not isinstance(expected, Prior):
+        yield count, (coder.model.Categorical(expected[len(coarser)], perfect=False),)
         return
     n = tokenizer.config.tokens_per_scale
     given = np.array(coarser, np.int64).reshape(len(coarser), count // n, n)
-    for p in prior.laws(given, margin):
+    for p in expected.laws(given, margin):
         yield n, (coder.model.Categorical(perfect=False), p)
 
 
-def _payload(tokenizer: SpectralTokenizer, codes: np.ndarray, prior: Prior | None) -> bytes:
+def _payload(tokenizer: SpectralTokenizer, codes: np.ndarray, expected: Expected) -> bytes:
     """The coded bytes of codes [k, M N]; `TooClose` where a prior is not sure of every reader."""
     encoder = coder.queue.RangeEncoder()
     for scale, of_scale in enumerate(codes):
         start = 0
-        for count, law in _laws(tokenizer, prior, codes[:scale], len(of_scale), MARGIN):
+        for count, law in _laws(tokenizer, expected, codes[:scale], len(of_scale), MARGIN):
             encoder.encode(of_scale[start : start + count], *law)
             start += count
     return _bytes_of(encoder)
@@ -202,7 +212,7 @@ def _payload(tokenizer: SpectralTokenizer, codes: np.ndarray, prior: Prior | Non
 
 def _read_scale(
     tokenizer: SpectralTokenizer,
-    prior: Prior | None,
+    expected: Expected,
     coarser: list[np.ndarray],
     count: int,
     decoders: list[Any],
@@ -211,7 +221,7 @@ def _read_scale(
     """`count` codes of the next scale, encoded again beside it; None if the decoders differ."""
     parts = []
     with suppress(TooClose):  # of a prior that has written no file
-        for number, law in _laws(tokenizer, prior, coarser, count):
+        for number, law in _laws(tokenizer, expected, coarser, count):
             amount = () if len(law) > 1 else (number,)
             try:
                 codes, *others = (decoder.decode(*law, *amount) for decoder in decoders)
