@@ -1,4 +1,4 @@
-"""`.sit`: an image file whose every prefix is the image at a smaller size.
+"""`.sit`: an image file that, cut off after any scale, is the image at a smaller size.
 
 It holds the codes of a tokenizer, scale after scale, coded in the shortest of three ways: by their
 frequencies in training, by what a `Prior` expects of them, or as if all were equally frequent.

@@ -123,7 +123,7 @@ its weights are there.
   sit reconstruct photo.jpg --compare
   sit reconstruct photos/ --scales all"""),
     "compress": ("codec", "compressed", f"{FILES} --tokenizer --prior --device", """\
-make images small files, every prefix of which is the image at a smaller size
+make images small files that, cut off after any scale, are the image at a smaller size
 
 A .sit file holds the codes of a tokenizer, coarsest scale first, coded by their frequencies or by
 what a generator expects of them.
