@@ -374,6 +374,13 @@ def test_the_command_compresses_and_decompresses(tmp_path, monkeypatch, capsys):
     assert main(["decompress", "cut.sit", *option]) == 0
     assert "cut.sit was cut off: its first" in capsys.readouterr().err
     assert Image.open("decompressed/cut.png").width < 150
+    full = replace(counted().config, decoder_attention="full")
+    save_model(Path("full.safetensors"), SpectralTokenizer(full))
+    main(["compress", "photo.png", "-o", "full.sit", "--tokenizer", "full.safetensors"])
+    Path("cut.sit").write_bytes(Path("full.sit").read_bytes()[: size // 2])
+    assert main(["decompress", "cut.sit", "--tokenizer", "full.safetensors"]) == 1
+    said = capsys.readouterr().err
+    assert "was cut off, and this tokenizer needs all scales" in said and "smaller" not in said
     Image.new("RGB", (65_536, 1)).save("wide.png")
     monkeypatch.setattr("sitlib.model.tiling.encode_image", lambda *_: pytest.fail("encoded"))
     assert main(["compress", "wide.png", *option]) == 1

@@ -56,6 +56,8 @@ def decompress(options: argparse.Namespace) -> int:
         most = f"this is no .sit file: it has more than {codec.MOST_BYTES} bytes"
         require(path.stat().st_size <= codec.MOST_BYTES, most)
         encoded, is_whole = codec.decompress(tokenizer, path.read_bytes(), prior)
+        needs_all = tokenizer.config.decoder_attention == "full"
+        require(is_whole or not needs_all, "it was cut off, and this tokenizer needs all scales")
         if not is_whole:
             left = f"its first {len(encoded.codes)} scales are whole"
             tqdm.write(
