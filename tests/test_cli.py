@@ -365,6 +365,13 @@ def test_nothing_is_overwritten_unless_asked_for(photos, capsys):
     assert pixels("reconstructed/below/b.png").shape == (65, 70, 3)
     assert main(["reconstruct", "photos", "--overwrite"]) == 0
     assert pixels("reconstructed/a.png").shape == (70, 150, 3)
+    # What is in the way of one output stops no other.
+    (photos / "c.png").write_bytes((photos / "below/b.png").read_bytes())
+    Path("taken/a.png").mkdir(parents=True)
+    Path("taken/below").touch()
+    assert main(["reconstruct", "photos", "-o", "taken", "--overwrite"]) == 1
+    assert capsys.readouterr().err.count("cannot be written, as a folder has its name, or a") == 2
+    assert files_below("taken") == ["below", "c.png"]
     # Nor a file beside by the next input.
     (photos / "a-compare.png").write_bytes((photos / "below/b.png").read_bytes())
     inputs = ["photos/a.png", "photos/a-compare.png"]

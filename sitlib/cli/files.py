@@ -92,6 +92,9 @@ class Jobs:
                 raise ValueError(f"{path} would replace an input: name another folder with -o")
             if path in self.reserved:
                 raise ValueError(f"{path} was just written for another input: use another folder")
+            if path.is_dir() or any(above.is_file() for above in path.parents):
+                taken = "a folder has its name, or a file that of its folder"
+                raise ValueError(f"{path} cannot be written, as {taken}: name another with -o")
             if path.exists() and not self.options.overwrite:
                 raise ValueError(f"{path} is there already; --overwrite replaces it")
         self.reserved.update(paths)
