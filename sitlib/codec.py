@@ -107,8 +107,9 @@ def decompress(
     else:
         require(prior is not None, "this .sit file was written with a prior: give the same one.")
         check_same_codes(cast(Prior, prior).model, tokenizer)
-    other = f"this .sit file was written with another tokenizer{' or prior' if prior else ''}"
-    require(name == _name(tokenizer, prior), f"{other}: give that one ({name.hex()}...).")
+    which = " or prior: give the same" if prior else f": give that one (digest {name.hex()}...)"
+    other = f"this .sit file was written with another tokenizer{which}."
+    require(name == _name(tokenizer, prior), other)
     damaged = "this .sit file is damaged"
     require(min(H, W) > 0, f"{damaged}: {W}x{H} px.")
     check_size((H, W))

@@ -381,6 +381,11 @@ def test_the_command_compresses_and_decompresses(tmp_path, monkeypatch, capsys):
     assert main(["decompress", "cut.sit", "--tokenizer", "full.safetensors"]) == 1
     said = capsys.readouterr().err
     assert "was cut off, and this tokenizer needs all scales" in said and "smaller" not in said
+    other = ["--tokenizer", "full.safetensors"]
+    assert main(["decompress", "compressed/photo.sit", "-o", "x.png", *other]) == 1
+    digest = capsys.readouterr().err.split("give that one (digest ")[1][:8]
+    assert main(["describe", "model.safetensors"]) == 0
+    assert f"digest      {digest}" in capsys.readouterr().out
     Image.new("RGB", (65_536, 1)).save("wide.png")
     monkeypatch.setattr("sitlib.model.tiling.encode_image", lambda *_: pytest.fail("encoded"))
     assert main(["compress", "wide.png", *option]) == 1

@@ -76,7 +76,7 @@ def describe(options: argparse.Namespace) -> int:
     from sitlib.cli.files import KINDS, find_checkpoint
     from sitlib.files import load_model, read_metadata
     from sitlib.model.generator import AutoregressiveModel
-    from sitlib.model.tokenizer import SpectralTokenizer
+    from sitlib.model.tokenizer import SpectralTokenizer, codes_digest
 
     path = find_checkpoint(options.checkpoint, *KINDS.values())
     metadata = read_metadata(path)
@@ -98,6 +98,7 @@ def describe(options: argparse.Namespace) -> int:
         rows["draws"] = f"classes {', '.join(classes)}" if classes else "texts"
         rows["sampling"] = str(model.config.sampling)
     else:
+        rows["digest"] = f"{codes_digest(model)}, which files of codes and .sit files name"
         rows["sizes"] = f"{', '.join(map(str, model.sizes))} px; others in tiles"
     for title, text in rows.items():
         print(f"{title:<12}{text}")
