@@ -149,16 +149,12 @@ def test_a_second_decoder_reads_the_codes_of_the_first(photos):
 def test_samples_are_those_of_generate(home, kind, monkeypatch):
     monkeypatch.setattr("sitlib.cli.sample.BATCH", 2)
     prompt, stem = {"class": ("water", "water"), "text": ("A red bird!", "a-red-bird")}[kind]
-    options = shlex.split(
-        "--seed 3 --guidance 2.5 --temperature 0.8 --top-p 0.9 --steps-per-scale 2 --count 3 --grid"
-    )
+    options = shlex.split("--seed 3 --guidance 2.5 --temperature 0.8 --top-p 0.9 --count 3 --grid")
     assert main(["sample", f"--{kind}", prompt, *options]) == 0
     names = [f"{stem}-seed3-{index}.png" for index in range(3)]
     assert files_below("samples") == [*names, f"{stem}-seed3-grid.png"]
     variant = TOKENIZERS[kind]
-    sampling = replace(
-        SAMPLING[kind], seed=3, guidance=2.5, temperature=0.8, top_p=0.9, steps_per_scale=2
-    )
+    sampling = replace(SAMPLING[kind], seed=3, guidance=2.5, temperature=0.8, top_p=0.9)
     prompts = torch.full((3,), 1) if kind == "class" else [prompt] * 3
     drawn = tokenizer_of(variant).decode(generate(model_of(kind, variant), prompts, sampling))
     for name, image in zip(names, drawn, strict=True):
@@ -166,6 +162,15 @@ def test_samples_are_those_of_generate(home, kind, monkeypatch):
     grid = pixels(f"samples/{stem}-seed3-grid.png")
     assert grid.shape == (130, 130, 3) and (grid[66:, 66:] == 255).all()
     assert (grid[66:, :64] == pixels(f"samples/{names[2]}")).all()
+
+
+def test_a_masked_model_takes_a_number_of_passes(home):
+    save_generator(home / "masked.safetensors", "class", "sit5_sc", masked=True)
+    options = ["--model", "masked.safetensors", "--steps-per-scale", "2", "-o", "x.png"]
+    assert main(["sample", "--class", "water", *options]) == 0
+    sampling = replace(SAMPLING["class"], steps_per_scale=2)
+    codes = generate(model_of("class", masked=True), torch.tensor([1]), sampling)
+    assert_shows("x.png", tokenizer_of().decode(codes)[0])
 
 
 def test_a_preview_is_small_and_the_checkpoint_says_how_to_sample(home):
@@ -211,6 +216,7 @@ REFUSED = {
     "sample --class water --temperature 0": (2, "temperature must be greater than 0"),
     "sample --class water --temperature 1e-40": (2, "temperature must be greater than 0"),
     "sample --class water --guidance 1e38": (2, "guidance must be less than"),
+    "sample --class water --steps-per-scale 2": (2, "ar_sit5_sc draws code after code"),
     "encode loop.png": (1, "loop.png: there is no such file"),
     "encode ~no-one/a.png": (1, "~no-one/a.png: there is no such file"),
     "sample --class water --count 2 -o x.png": (2, "several will be written"),

@@ -131,9 +131,9 @@ def photographs(count=4):
     return held_out_views(open_images(ROOT / "data/extra", "test"), count, 64, 0)[0]
 
 
-def save_generator(path, kind, variant):
+def save_generator(path, kind, variant, **changes):
     """Save a tiny model that names its tokenizer and how to sample, as trained ones do."""
-    model = model_of(kind, variant)
+    model = model_of(kind, variant, **changes)
     transformer = replace(model.config.transformer, tokenizer=variant)
     copy = copy_of(model, transformer=transformer, sampling=SAMPLING[kind])
     save_model(path, copy, name=f"autoregressive/{path.parent.name}")

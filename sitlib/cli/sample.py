@@ -32,6 +32,9 @@ def load_sampler(
 ) -> tuple[AutoregressiveModel, SpectralTokenizer, SamplingConfig]:
     """Load a generator and its tokenizer -> both, and how to sample."""
     model, path = files.load_checkpoint(name, AutoregressiveModel, options.device)
+    if options.steps_per_scale and not model.config.transformer.masked:
+        sequential = f"{name} draws code after code: it takes no --steps-per-scale"
+        raise argparse.ArgumentError(None, sequential)
     sampling = to_dict(model.config.sampling or SamplingConfig())
     for key in ("seed", "guidance", "temperature", "top_p", "steps_per_scale"):
         if (value := getattr(options, key)) is not None:
