@@ -16,7 +16,7 @@ from datetime import datetime
 import ipywidgets
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from tiny import encoded, model_of, photographs, tokenizer_of
 
 from workbook.explorer import WAVELETS, Pictures, codes_panel, edit_panel, wavelet_panel
@@ -60,6 +60,16 @@ def test_an_image_without_a_band_lacks_that_band_and_nothing_else(wavelet, level
     assert (whole - rest).abs().max() > 0.02
 
 
+def test_the_wavelet_panel_shows_what_is_left_of_the_coefficients_and_where_details_are():
+    image = torch.full((3, 64, 64), 0.5)
+    image[:, 41, 13] = 0.9
+    panel = wavelet_panel(Pictures(64, {"a dot": image}))
+    drawn = panel.draw(**panel.values() | {"zeroed": (3, -1)})
+    _, coefficients, restored, part = drawn.values()
+    assert (coefficients[:, 32:] == 0.5).all() and (coefficients[:, :, 32:] == 0.5).all()
+    assert part.shape == (3, 16, 16) and part.max() == restored.max() > 0.55
+
+
 def test_an_edit_keeps_what_it_says_and_answers_an_empty_caption_in_words():
     panel = edit_panel(model_of("text"), tokenizer_of(), pictures(), "a red cat")
     live, values = panel.live(), panel.values()
@@ -93,13 +103,14 @@ def test_images_follow_the_controls_and_the_figure_shows_every_example(number):
     panel = (wavelet_panel(pictures()), codes_panel(tokenizer_of(), pictures()))[number]
     live = panel.live()
     before = shown(live)
-    name, value = (("zeroed", (3, -1)), ("kept", 1))[number]
+    name, value, count = (("zeroed", (3, -1), 4), ("kept", 1, 3))[number]
     panel.controls[name].value = value
     after = shown(live)
-    assert len(before) == len(after) == 3 and before[0] == after[0] and before[-1] != after[-1]
+    assert len(before) == len(after) == count
+    assert before[0] == after[0] and before[-1] != after[-1]
     content = base64.b64decode(after[-1].partition(",")[2])
     assert Image.open(io.BytesIO(content)).size == (192, 192)
-    assert len(panel.static().images) == 3 * len(panel.examples)
+    assert len(panel.static().images) == count * len(panel.examples)
 
 
 def test_an_image_of_the_user_joins_every_menu_and_is_shown():
@@ -178,7 +189,7 @@ def test_the_explorer_lives_in_jupyterlab(browser, lab, tmp_path):
     panels = page.locator(".jupyter-widgets.widget-vbox", has=page.locator(".widget-slider"))
     bands, scales, _, prompts = panels.all()
     expect(bands).to_contain_text(re.compile(r"drawn in \d+ ms"))
-    expect(bands.locator("img")).to_have_count(3)
+    expect(bands.locator("img")).to_have_count(4)
 
     @contextmanager
     def changes(image):
@@ -186,8 +197,8 @@ def test_the_explorer_lives_in_jupyterlab(browser, lab, tmp_path):
         yield
         expect(image).not_to_have_attribute("src", before)
 
-    image, mosaic, restored = bands.locator("img").all()
-    with changes(restored):
+    image, mosaic, _, enlarged = bands.locator("img").all()
+    with changes(enlarged):
         bands.locator("select").last.select_option("details 3 of 3")
     with changes(mosaic):
         bands.get_by_role("slider").first.press("ArrowLeft")
@@ -204,6 +215,12 @@ def test_the_explorer_lives_in_jupyterlab(browser, lab, tmp_path):
     if SCREENSHOTS is not None:
         for panel in (bands, scales):
             panel.locator("select").first.select_option("landscapes 1")
-        page.wait_for_timeout(1000)
+        bands.locator("select").last.select_option("details 2 of 2")
         for panel, name in zip(panels.all(), ("bands", "scales", "edits", "prompts"), strict=True):
-            panel.screenshot(path=ROOT / SCREENSHOTS / f"explorer-{name}.png")
+            # As wide as its images, so that little of the picture is white.
+            page.set_viewport_size({"width": 1250 if name == "bands" else 1060, "height": 1000})
+            page.wait_for_timeout(1000)
+            path = ROOT / SCREENSHOTS / f"explorer-{name}.png"
+            panel.screenshot(path=path)
+            picture = Image.open(path).convert("RGB")
+            picture.crop(ImageOps.invert(picture).getbbox()).save(path, optimize=True)

@@ -173,7 +173,6 @@ def wavelet_panel(pictures: Pictures) -> Panel:
     def draw(name: str, wavelet: str, levels: int, zeroed: tuple[int, int]) -> Drawing:
         image = pictures.images[name]
         scales = dwt2(image[None], wavelet, levels)
-        mosaic = pyramid_mosaic([x[0] for x in scales])
         scale, third = zeroed
         if third >= 0 and scale <= levels:
             scales[scale] = scales[scale].clone()
@@ -181,15 +180,29 @@ def wavelet_panel(pictures: Pictures) -> Panel:
         elif 0 <= scale <= levels:
             scales[scale] = torch.zeros_like(scales[scale])
         restored = idwt2(scales, wavelet)[0]
-        return {"image": image, "coefficients": mosaic, "without the band": restored}
+        return {
+            "image": image,
+            "coefficients": pyramid_mosaic([x[0] for x in scales]),
+            "without the band": restored,
+            "a part of it, enlarged": restored[_liveliest(image)],
+        }
 
     examples = {
         "Haar": {},
         "Haar, finest details zeroed": {"zeroed": (3, -1)},
         "Haar, coarsest details zeroed": {"zeroed": (1, -1)},
-        "CDF 9/7, finest details zeroed": {"wavelet": "bior4.4", "zeroed": (3, -1)},
+        "CDF 9/7 with finest details zeroed": {"wavelet": "bior4.4", "zeroed": (3, -1)},
     }
     return Panel(controls, draw, examples)
+
+
+def _liveliest(image: Tensor) -> tuple[slice, slice, slice]:
+    """Where an image [3, H, H] has most of its finest details: a square of a quarter of its side."""
+    side = image.shape[-1] // 8  # of the square, in details
+    details = dwt2(image[None], "haar", 1)[1].square().sum(1)  # [1, H/2, H/2]
+    sums = F.avg_pool2d(details, side, stride=1)[0]
+    top, left = (2 * place for place in divmod(int(sums.argmax()), sums.shape[-1]))
+    return slice(None), slice(top, top + 2 * side), slice(left, left + 2 * side)
 
 
 def _bands(levels: int) -> dict[str, tuple[int, int]]:
