@@ -38,8 +38,8 @@ COLUMNS = {
     "usage": Column("codes used, least used codebook, %", 1, "max"),
     "lite0_score": Column("Lite0 score", 2, "max"),
     "bits_per_pixel": Column("bits per pixel", 3),
-    "r_precision_seen": Column("R-precision, seen names, %", 1, "max"),
-    "r_precision_held_out": Column("R-precision, new names, %", 1, "max"),
+    "r_precision_seen": Column("seen names, %", 1, "max"),
+    "r_precision_held_out": Column("new names, %", 1, "max"),
     "nats_per_token": Column("nats per token", 3),  # codes of two tokenizers do not compare
     "nats_per_image": Column("nats per image", 1),
     "parameters": Column("parameters, M", 2, factor=1e-6),
