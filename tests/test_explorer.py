@@ -214,8 +214,10 @@ def test_the_explorer_lives_in_jupyterlab(browser, lab, tmp_path):
     expect(prompts.get_by_text("preview 2 finished")).to_be_visible()
     if SCREENSHOTS is not None:
         for panel in (bands, scales):
-            panel.locator("select").first.select_option("landscapes 1")
-        bands.locator("select").last.select_option("details 2 of 2")
+            with changes(panel.locator("img").first), changes(panel.locator("img").last):
+                panel.locator("select").first.select_option("landscapes 1")
+        with changes(mosaic):
+            bands.locator("select").last.select_option("details 2 of 2")
         for panel, name in zip(panels.all(), ("bands", "scales", "edits", "prompts"), strict=True):
             # As wide as its images, so that little of the picture is white.
             page.set_viewport_size({"width": 1250 if name == "bands" else 1060, "height": 1000})
