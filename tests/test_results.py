@@ -98,7 +98,7 @@ def test_readme_tells_the_numbers_of_the_results(project):
     for _ in range(2):
         results.write_results(project)
         text = (project / "README.md").read_text()
-        assert "| ViT-VQGAN | 576 | 1.0 | 0.400 [" in text and text.endswith("\nAfter.")
+        assert "| ViT-VQGAN | 576 | 1.0 | 100 | 0.400 [" in text and text.endswith("\nAfter.")
         assert "| emoji | by place | 10.5 | 20.0 | 25.0 |" in text
         assert "| SIT-5 reconstructs better than ViT-VQGAN |  | not run |" in text
         assert text.count("| model | bits |") == 1
