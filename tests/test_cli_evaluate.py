@@ -13,16 +13,16 @@ from tiny import CLASSES, tokenizer_of
 from sitlib.cli import main
 from sitlib.data import held_out_positions, open_images
 from sitlib.metrics import psnr_per_image
+from sitlib.metrics.weights import WeightsError
 from sitlib.sample.generate import generate
 from workbook.paths import ROOT
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, trained, weights_folder):
-    """A folder with models, LPIPS weights, and eight photographs of three classes."""
+    """A folder with models, and eight photographs of three classes; LPIPS has its weights."""
     home = tmp_path_factory.mktemp("home")
     (home / "models").symlink_to(trained)
-    (home / "weights").symlink_to(weights_folder)
     source = open_images(ROOT / "data/landscapes", "test")
     for number in range(8):
         folder = home / "photos/test" / CLASSES[number % 3]
@@ -101,6 +101,24 @@ def test_what_was_judged_before_is_kept(run, capsys):
     run("sit4", "photos")
     assert main(["evaluate", "sit4", "photos"]) == 1
     assert "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lacking", ["LPIPS", "Inception"])
+def test_networks_that_are_missing_are_told_before_anything_is_computed(
+    run, monkeypatch, capsys, tmp_path, lacking
+):
+    def inception():
+        raise WeightsError("FID and Inception score need torch-fidelity.")
+
+    monkeypatch.setattr("sitlib.cli.evaluate.generate", None)
+    monkeypatch.setattr("sitlib.cli.evaluate.InceptionMetrics", inception)
+    arguments, said = ["ar_sit5_sc", "photos", "--inception"], "need torch-fidelity"
+    if lacking == "LPIPS":
+        monkeypatch.setattr("sitlib.cli.evaluate.open_images", None)
+        monkeypatch.setenv("SITLIB_WEIGHTS", str(tmp_path))
+        arguments, said = ["sit5_sc", "photos"], "run `sit doctor --fetch`"
+    assert main(["evaluate", *arguments, "-o", "missing.json"]) == 1
+    assert said in capsys.readouterr().err
 
 
 def test_a_generator_is_judged_by_samples_of_the_classes_of_the_views(run, monkeypatch):

@@ -31,7 +31,7 @@ def test_examples_in_help_are_taken_by_the_parser(name):
         assert build_parser().parse_args(shlex.split(line)[1:]).command == name
 
 
-def test_every_check_runs_here(capsys):
+def test_every_check_runs_here(weights_folder, capsys):
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(doctor.CHECKS) + 1 and lines[-1] == "everything needed is there"
@@ -52,6 +52,21 @@ def test_what_is_missing_is_told_with_a_remedy(monkeypatch, capsys, name, value,
     assert main(["doctor"]) == 1
     said = capsys.readouterr().out
     assert sentence in said and said.endswith("1 needed missing\n")
+
+
+def test_what_evaluation_lacks_is_told_and_fetched(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SITLIB_WEIGHTS", str(tmp_path))
+    assert main(["doctor"]) == 0  # all other commands do without
+    said = capsys.readouterr().out
+    assert f"{tmp_path}/alexnet_lpips.safetensors -> sit doctor --fetch" in said
+
+    def fetch():
+        for name in ("alexnet", "vgg16"):
+            (tmp_path / f"{name}_lpips.safetensors").touch()
+
+    monkeypatch.setattr("sitlib.metrics.fetch_weights", fetch)
+    assert main(["doctor", "--fetch"]) == 0
+    assert f"ok       evaluation: networks of LPIPS in {tmp_path}" in capsys.readouterr().out
 
 
 def test_a_machine_without_torch_is_examined_to_the_end():

