@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,16 @@ def test_a_tokenizer_is_judged_on_the_middle_of_every_image(run, capsys):
     assert f"{scores['psnr']:.2f}" in table and "evaluated/sit5_sc-seed0-photos.json" in table
     small = run("sit5_sc", "photos", "--size", "32")
     assert small["manifest"]["reference"]["size"] == 32 and "lpips_vgg" not in small["scores"]
+
+
+def test_where_nothing_names_splits_all_images_are_judged_unless_one_is_chosen(run, tmp_path):
+    for path in Path("photos").rglob("*.png"):
+        shutil.copy(path, tmp_path)
+    for options, split, count in (([], "all", 8), (["--split", "train"], "train", 7)):
+        target = f"{tmp_path.name}.json"
+        assert main(["evaluate", "sit4", str(tmp_path), *options, "-o", target, "--overwrite"]) == 0
+        reference = json.loads(Path(target).read_text())["manifest"]["reference"]
+        assert (reference["split"], reference["photographs"]) == (split, count)
 
 
 def test_the_hash_is_of_the_pixels_that_were_judged(run):

@@ -290,6 +290,7 @@ class TestShards:
         write_shard(tmp_path / "photos.tar", *samples[:200])
         train, test = (set(open_images(tmp_path, split).keys) for split in ("train", "test"))
         assert not train & test and len(train | test) == 200 and 8 <= len(test) <= 35
+        assert train | test == set(open_images(tmp_path, "all").keys)
         write_shard(tmp_path / "more.tar", *samples[200:])
         assert test <= set(open_images(tmp_path, "test").keys)  # more images move no old one
 
@@ -337,6 +338,7 @@ class TestFolders:
             (tmp_path / f"{number}.JPG").write_bytes(jpeg("red"))
         train, test = open_images(tmp_path, "train"), open_images(tmp_path, "test")
         assert len(train) == 2 and len(test) == 1  # never empty
+        assert len(open_images(tmp_path, "all")) == 3
         assert train.labels.tolist() == [-1, -1] and train[0].class_name is None
         with pytest.raises(DataError, match="None of the 2 images .* has a class"):
             train.labeled()

@@ -86,7 +86,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
                    "square of this side (default: the image must have a fitting size)"),
     "data": dict(type=path, metavar="DATA", help="folder of images or of WebDataset shards"),
     "results": dict(type=path, nargs="+", metavar="FILE", help="files of sit evaluate"),
-    "--split": dict(default="test", help="of the data (default: %(default)s)"),
+    "--split": dict(help="of the data (default: test; all images where no folder or shard names "
+                    "splits, and --split test is what training holds back of these)"),
     "--views": dict(type=positive, metavar="N", help="default: one of every image"),
     "--kind": dict(choices=("center", "wide", "crops"), default="center", help="views: the largest "
                    "square in the middle, a random one nearly as large, or of any size (default: "

@@ -14,7 +14,7 @@ import torch
 from sitlib import evaluate as judge
 from sitlib.cli import files
 from sitlib.cli.sample import load_sampler
-from sitlib.data import ImageSource, held_out_positions, open_captioned, open_images
+from sitlib.data import ImageSource, has_splits, held_out_positions, open_captioned, open_images
 from sitlib.files import read_json, read_metadata, sha256_of, write_json
 from sitlib.metrics import GENERATION_METRICS, METRICS, InceptionMetrics
 from sitlib.metrics.weights import TRUNKS, load_trunk
@@ -44,6 +44,7 @@ def evaluate(options: argparse.Namespace) -> int:
     is_generator = read_metadata(path).get("class") == AutoregressiveModel.__name__
     for net in () if is_generator else TRUNKS:  # a missing one is an error before all else
         load_trunk(net)
+    options.split = options.split or ("test" if has_splits(folder) else "all")
     source, digest = open_images(folder, options.split), hashlib.sha256()
     count = options.views or len(source)
     require(count > 1, f"{source.where} has one image: give --views 2 or more.")

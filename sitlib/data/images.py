@@ -5,8 +5,8 @@ A data set is a folder and needs no code. Accepted are
 - images: `split/class/name.jpg`, `class/name.jpg` or `name.jpg` (no classes). The folder of a
   split may end in a year (`train2017`, as in MS-COCO; of several, the last is taken).
 Splits are written in any of the ways in `SPLITS`, in upper or lower case. Where nothing names them,
-a hash of every key sends about 10 % of the images to "test". "val" is taken for a "test" that is
-missing or has no classes, as in ImageNet.
+a hash of every key sends about 10 % of the images to "test", and "all" are all of them. "val" is
+taken for a "test" that is missing or has no classes, as in ImageNet.
 """
 
 import json
@@ -223,15 +223,17 @@ def source_of(samples: list[Sample], class_names: list[str], where: str) -> Imag
     return ImageSource(usable, class_names, where, cache, unusable)
 
 
+def has_splits(source: str | Path) -> bool:
+    """False where nothing names splits, so that a hash divides the images; raises DataError."""
+    return "all" not in _splits(source, "test")
+
+
 def find_split(source: str | Path, split: str) -> tuple[list[Sample], list[str]]:
     """Images of one split, and the classes of all splits; DataError if nothing is there."""
-    path = Path(source).expanduser().absolute()
-    if not str(source).strip() or not path.exists():  # an unset variable of a shell
-        raise DataError(f"There are no images: neither a folder nor a shard is at {str(source)!r}.")
-    splits, split = _splits(path, split), SPLIT_OF.get(split.lower(), split)
+    splits, split = _splits(source, split), SPLIT_OF.get(split.lower(), split)
     names = [name for name in STAND_INS.get(split, (split,)) if name in splits]
     if not names:
-        raise DataError(f"There is no split {split!r} in {path}, only {sorted(splits)}.")
+        raise DataError(f"There is no split {split!r} in {source}, only {sorted(splits)}.")
     if names[0] == "test" and {s.class_name for s in splits["test"]} <= {None}:
         names = names[1:] or names
     classes = {s.class_name for s in chain(*splits.values()) if s.class_name is not None}
@@ -239,8 +241,11 @@ def find_split(source: str | Path, split: str) -> tuple[list[Sample], list[str]]
     return splits[names[0]], sorted(classes, key=lambda c: c.zfill(9) if c.isdigit() else c)
 
 
-def _splits(path: Path, split: str) -> dict[str, list[Sample]]:
-    """Images of all splits: as the names of shards or folders say, or divided by a hash."""
+def _splits(source: str | Path, split: str) -> dict[str, list[Sample]]:
+    """Images of all splits: as the names of shards or folders say, or divided by a hash, and all."""
+    path = Path(source).expanduser().absolute()
+    if not str(source).strip() or not path.exists():  # an unset variable of a shell
+        raise DataError(f"There are no images: neither a folder nor a shard is at {str(source)!r}.")
     check_manifests(path)
     shards = sorted(path.glob("*.tar")) if path.is_dir() else [path]
     folders = split_folders(path, split) if path.is_dir() else {}
@@ -254,7 +259,7 @@ def _splits(path: Path, split: str) -> dict[str, list[Sample]]:
             if len(below := split_folders(child)) > 1:  # a class may be called "train", not two
                 raise DataError(f"{child} holds the splits {', '.join(below)}: give that folder.")
         if samples := _samples(path, path):
-            return divide(samples)
+            return divide(samples) | {"all": samples}
         kinds = "shards (*.tar) nor images (split/class/name.jpg, class/name.jpg or name.jpg)"
         raise DataError(f"{path} holds neither {kinds}, only {sorted(os.listdir(path))[:8]}.")
     shards_of = defaultdict(list)
@@ -263,7 +268,8 @@ def _splits(path: Path, split: str) -> dict[str, list[Sample]]:
         named = (word if word == split else SPLIT_OF.get(word.lower()) for word in words)
         shards_of[next(filter(None, named), "")].append(shard)
     if set(shards_of) == {""}:
-        return divide(read_shards(shards))
+        samples = read_shards(shards)
+        return divide(samples) | {"all": samples}
     if unnamed := shards_of[""]:
         warnings.warn(f"{path} has shards of no split, which are not read: {unnamed}", stacklevel=2)
     return {name: read_shards(members) for name, members in shards_of.items() if name}
