@@ -10,11 +10,13 @@ import pytest
 import torch
 from PIL import Image
 from tiny import CLASSES, tokenizer_of
+from torch.cuda import get_device_name
 
 from sitlib.cli import main
 from sitlib.data import held_out_positions, open_images
 from sitlib.metrics import psnr_per_image
 from sitlib.metrics.weights import WeightsError
+from sitlib.model.transformer import best_device
 from sitlib.sample.generate import generate
 from workbook.paths import ROOT
 
@@ -61,15 +63,18 @@ def test_a_tokenizer_is_judged_on_the_middle_of_every_image(run, capsys):
     scores, manifest = result["scores"], result["manifest"]
     assert scores["psnr"] == pytest.approx(float(expected), abs=1e-4)
     assert {"lpips_alex", "lpips_vgg", "ssim", "fd_lite0", "kid", "border"} <= scores.keys()
+    assert manifest["device"] == ("cpu" if best_device().type == "cpu" else get_device_name())
     assert manifest["task"] == "reconstructions" and manifest["protocol"]["images"] == 8
     assert manifest["reference"] | {"sha256": ""} == {
         **{"folder": "photos", "split": "test", "kind": "center", "size": 64, "views": 8},
+        "resize": "bicubic, antialiased (Pillow, reducing_gap=1.5)",
         **{"photographs": 8, "seed": 0, "sha256": ""},
     }
     table = capsys.readouterr().out
     assert f"{scores['psnr']:.2f}" in table and "evaluated/sit5_sc-seed0-photos.json" in table
     small = run("sit5_sc", "photos", "--size", "32")
     assert small["manifest"]["reference"]["size"] == 32 and "lpips_vgg" not in small["scores"]
+    assert small["manifest"]["reference"]["resize"].endswith(", averaged down")
 
 
 def test_where_nothing_names_splits_all_images_are_judged_unless_one_is_chosen(run, tmp_path):

@@ -165,8 +165,8 @@ Of an image of another size its center is taken, as a square of the tokenizer's 
                  "--device", """\
 judge a tokenizer or a generator on images that it has never seen
 
-Writes scores, and a manifest of what they depend on: weights, images by hash, views, sampler,
-precision, versions. Samples are drawn for the classes of the images, or for their names.
+Writes scores, and a manifest of what they depend on: weights, images by hash, views and how they
+were resized, sampler, precision, device, versions. Samples are drawn for the classes of the images, or for their names.
 Tokenizers are judged by LPIPS, too: sit doctor --fetch fetches its networks.
 
   sit evaluate photos-256 data/landscapes

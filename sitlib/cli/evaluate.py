@@ -14,12 +14,20 @@ import torch
 from sitlib import evaluate as judge
 from sitlib.cli import files
 from sitlib.cli.sample import load_sampler
-from sitlib.data import ImageSource, has_splits, held_out_positions, open_captioned, open_images
+from sitlib.data import (
+    RESIZING,
+    ImageSource,
+    has_splits,
+    held_out_positions,
+    open_captioned,
+    open_images,
+)
 from sitlib.files import read_json, read_metadata, sha256_of, write_json
 from sitlib.metrics import GENERATION_METRICS, METRICS, InceptionMetrics
 from sitlib.metrics.weights import TRUNKS, load_trunk
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.model.transformer import best_device
 from sitlib.sample.generate import generate
 from sitlib.strict import require, to_dict
 
@@ -56,10 +64,12 @@ def evaluate(options: argparse.Namespace) -> int:
         "weights": {"name": path.resolve().parent.name, "sha256": sha256_of(path)},
         "reference": {
             **{"folder": folder.name, "split": options.split, "kind": options.kind, "size": size},
+            "resize": RESIZING + (", averaged down" if options.size else ""),
             **{"views": count, "photographs": photographs, "seed": SEED},
             "sha256": digest.hexdigest(),
         },
         "protocol": scores.pop("protocol") | protocol,
+        "device": _name(torch.device(options.device or best_device())),
         "versions": judge.versions(),
     }
     for key in ("photographs", "counts", "by_photograph"):
@@ -122,6 +132,10 @@ def _samples(
         scores |= inception.compute(seed=SEED)
     protocol = {"precision": _precision(tokenizer.device), "prompts": told}
     return size, protocol | {"sampler": to_dict(sampling)}, scores
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def _precision(device: torch.device) -> str:

@@ -4,6 +4,7 @@ from sitlib.data.captions import CaptionedImages, emoji_captions, open_captioned
 from sitlib.data.decode import DataError, ImageError, decode_image, decode_rgb, rgb_to_tensor
 from sitlib.data.images import ImageSource, has_splits, hold_back, mixed, open_images
 from sitlib.data.loader import (
+    RESIZING,
     TokenShards,
     held_out_positions,
     held_out_views,

@@ -30,6 +30,7 @@ from sitlib.files import read_json, write_json, write_tensors
 Value = TypeVar("Value")
 # float32 [B, 3, size, size] in [0, 1]; labels, int64 [B] (-1: no class); keys of the images
 Views = tuple[Tensor, Tensor, list[str]]
+RESIZING = "bicubic, antialiased (Pillow, reducing_gap=1.5)"  # of views, in manifests
 # Streams of random numbers, so that two uses of one seed never share draws.
 _ORDER, _VIEW, _HELD_OUT_ORDER, _HELD_OUT_VIEW = range(4)
 
