@@ -326,15 +326,17 @@ def test_codes_that_contradict_themselves_are_named_and_the_others_are_done(phot
     assert files_below("decoded") == ["sound.png"] and "Traceback" not in said
 
 
-def test_names_need_not_be_utf8_and_a_text_needs_no_letters(photos, capsys):
+def test_names_need_not_be_utf8_and_a_text_needs_no_letters_and_may_be_long(photos, capsys):
     name = os.fsdecode(b"caf\xe9.png")
     (photos / "a.png").rename(photos / name)
     assert main(["encode", f"photos/{name}"]) == main(["decode", "codes"]) == 0
     assert files_below("decoded") == ["caf\N{REPLACEMENT CHARACTER}.png"]
-    for text in ("\N{RED APPLE}", "\N{GREEN APPLE}"):
+    long = "two green birds and a blue dog that sleeps and a red cat and a"
+    for text in ("\N{RED APPLE}", "\N{GREEN APPLE}", f"{long} dog", f"{long} bird"):
         assert main(["sample", "--text", text]) == 0
     assert main(["sample", "--class", "Mountain"]) == 0
-    assert len({Path(file).name.lower() for file in files_below("samples")}) == 3
+    names = {Path(file).name.lower() for file in files_below("samples")}
+    assert len(names) == 5 and max(map(len, names)) < 80
 
 
 def test_a_line_of_pixels_is_not_enlarged_without_end_and_a_model_may_lie_anywhere(home):

@@ -73,7 +73,7 @@ def _prompts(classes: list[str], options: argparse.Namespace) -> Prompts:
     known = [c.lower() for c in classes]
     if name.lower() not in known:
         listed = f"{', '.join(classes)}{nearest(name, classes)}"
-        raise ValueError(f"This model does not know the class {name}; it knows {listed}.")
+        raise ValueError(f"This model does not know the class {name[:60]}; it knows {listed}.")
     return torch.full((options.count,), known.index(name.lower()))
 
 
@@ -85,7 +85,9 @@ def sample(options: argparse.Namespace) -> int:
     model, tokenizer, sampling, prompts = load_generator(options)
     assert prompts is not None  # the parser requires one
     text = options.class_name or options.text
-    words = re.sub(r"[\W_]+", "-", text.lower()).strip("-")[:60] or f"text-{digest(text)[:8]}"
+    words = re.sub(r"[\W_]+", "-", text.lower()).strip("-")
+    if not 0 < len(words) <= 60:
+        words = f"{words[:50] or 'text'}-{digest(text)[:8]}"
     scales = f"-scales{options.scales}" if options.scales else ""
     target = jobs.folder / f"{words}-seed{sampling.seed}{scales}.png"
     numbers = [f"{i:0{len(str(options.count - 1))}}" for i in range(options.count)]
