@@ -145,23 +145,24 @@ def test_a_second_decoder_reads_the_codes_of_the_first(photos):
 # -- drawing -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["class", "text"])
-def test_samples_are_those_of_generate(home, kind, monkeypatch):
+@pytest.mark.parametrize("kind, count, columns", [("class", 8, 4), ("text", 5, 3)])
+def test_samples_are_those_of_generate(home, kind, count, columns, monkeypatch):
     monkeypatch.setattr("sitlib.cli.sample.BATCH", 2)
     prompt, stem = {"class": ("water", "water"), "text": ("A red bird!", "a-red-bird")}[kind]
-    options = shlex.split("--seed 3 --guidance 2.5 --temperature 0.8 --top-p 0.9 --count 3 --grid")
-    assert main(["sample", f"--{kind}", prompt, *options]) == 0
-    names = [f"{stem}-seed3-{index}.png" for index in range(3)]
+    options = shlex.split("--seed 3 --guidance 2.5 --temperature 0.8 --top-p 0.9 --grid")
+    assert main(["sample", f"--{kind}", prompt, "--count", str(count), *options]) == 0
+    names = [f"{stem}-seed3-{index}.png" for index in range(count)]
     assert files_below("samples") == [*names, f"{stem}-seed3-grid.png"]
     variant = TOKENIZERS[kind]
     sampling = replace(SAMPLING[kind], seed=3, guidance=2.5, temperature=0.8, top_p=0.9)
-    prompts = torch.full((3,), 1) if kind == "class" else [prompt] * 3
+    prompts = torch.full((count,), 1) if kind == "class" else [prompt] * count
     drawn = tokenizer_of(variant).decode(generate(model_of(kind, variant), prompts, sampling))
     for name, image in zip(names, drawn, strict=True):
         assert_shows(f"samples/{name}", image)
     grid = pixels(f"samples/{stem}-seed3-grid.png")
-    assert grid.shape == (130, 130, 3) and (grid[66:, 66:] == 255).all()
-    assert (grid[66:, :64] == pixels(f"samples/{names[2]}")).all()
+    assert grid.shape == (130, 66 * columns - 2, 3)
+    assert (grid[66:, :64] == pixels(f"samples/{names[columns]}")).all()
+    assert (grid[66:, -64:] == 255).all() == (count < 2 * columns)
 
 
 def test_a_masked_model_takes_a_number_of_passes(home):

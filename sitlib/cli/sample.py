@@ -103,11 +103,17 @@ def sample(options: argparse.Namespace) -> int:
             tqdm.write(str(targets[len(images)]))
             images.append(image)
     if options.grid:
-        columns = math.ceil(math.sqrt(len(images)))
+        columns = columns_of(len(images))
         grid = make_grid(images, columns, padding=GAP, pad_value=1.0)[:, GAP:-GAP, GAP:-GAP]
         files.write_image(targets[-1], grid)
         print(targets[-1])
     return 0
+
+
+def columns_of(count: int) -> int:
+    """Columns of a grid of images; no cell is empty if a shape of at most 1:3 has none."""
+    full = (c for c in range(1, count + 1) if count % c == 0 and count <= c * c <= 3 * count)
+    return next(full, math.ceil(math.sqrt(count)))
 
 
 def redraw(options: argparse.Namespace) -> int:
