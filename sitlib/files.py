@@ -136,20 +136,20 @@ def load_model(path: str | Path, cls: type[Model]) -> Model:
         raise FileNotFoundError(f"There is no checkpoint {path}: train it first (make repro).")
     metadata = read_metadata(path)
     if (name := metadata.get("class", "no class at all")) != cls.__name__:
-        raise ValueError(f"{path.name} names {name} in its metadata, not {cls.__name__}.")
+        raise ValueError(f"{path} names {name} in its metadata, not {cls.__name__}.")
     weights, config_type = load_file(path), get_type_hints(cls.__init__)["config"]
     for wrapper in ("_orig_mod.", "module.", "model."):  # of torch.compile, DDP, Lightning
         consume_prefix_in_state_dict_if_present(weights, wrapper)
     try:
-        model = cls(from_dict(config_type, metadata["config"], path.name))
+        model = cls(from_dict(config_type, metadata["config"], "config"))
     except (ConfigError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{path.name} is of another version of sitlib: {reason}") from None
+        raise ValueError(f"{path} is of another version of sitlib: {reason}") from None
     if wrong := misfits(weights, model.state_dict()):
-        raise ValueError(f"{path.name} is of another version of sitlib: {wrong}.")
+        raise ValueError(f"{path} is of another version of sitlib: {wrong}.")
     model.load_state_dict(weights)
     if not all(weight.isfinite().all() for weight in weights.values()):
-        raise ValueError(f"{path.name} has weights that are not finite: its training failed.")
+        raise ValueError(f"{path} has weights that are not finite: its training failed.")
     return model.eval()
 
 

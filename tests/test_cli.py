@@ -245,7 +245,11 @@ REFUSED = {
     "encode empty": (1, "In empty no file's name ends in"),
     "reconstruct photos -o photos --overwrite": (1, "would replace an input"),
     "decode ../models/tokenizer/sit4-seed0/model.safetensors": (1, "it holds SpectralTokenizer"),
-    "decode torn.safetensors": (1, "not a whole safetensors file"),
+    "decode torn.safetensors": (1, "sit: torn.safetensors is not a whole safetensors file"),
+    "encode torn.safetensors": (1, "torn.safetensors: it cannot be decoded (cannot identify image"),
+    "encode torn.safetensors -o torn.safetensors": (1, "sit: torn.safetensors is no image"),
+    "encode photos --tokenizer photos": (1, "sit: photos holds no model.safetensors."),
+    "describe empty": (1, "holds no model.safetensors, only model.bin: safetensors alone are"),
     "decode codes.safetensors --tokenizer sit4": (1, "tokenizer/sit4-seed0 has other weights"),
 }
 
@@ -254,6 +258,7 @@ REFUSED = {
 def test_what_is_refused_is_told_in_a_sentence_and_nothing_is_written(photos, capsys, arguments):
     code, sentence = REFUSED[arguments]
     (photos.parent / "empty").mkdir()
+    Path("empty/model.bin").touch()
     Path("loop.png").symlink_to("loop.png")
     Path("torn.safetensors").write_bytes(b"no tensors")
     if "codes." in arguments:
@@ -323,7 +328,7 @@ def test_codes_that_contradict_themselves_are_named_and_the_others_are_done(phot
     assert main(["decode", "codes"]) == 1
     said = capsys.readouterr().err
     for name in (*range(len(DAMAGE)), "foreign"):
-        assert f"sit: codes/{name}.safetensors: " in said
+        assert f"sit: codes/{name}.safetensors" in said
     assert files_below("decoded") == ["sound.png"] and "Traceback" not in said
 
 

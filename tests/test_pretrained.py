@@ -69,11 +69,15 @@ def test_what_is_sent_to_the_hub_comes_back(tmp_path, monkeypatch):
     [
         ("photos-265", "'photos-265' is no model of this package .photos-256., no folder.*mean"),
         ("photos-256", "is not a whole safetensors file"),
+        ("photographs", "photographs holds no model.safetensors, only old.pt: safetensors alone"),
     ],
 )
 def test_other_names_are_refused(tmp_path, monkeypatch, name, sentence):
     monkeypatch.setattr(pretrained, "PACKAGED", tmp_path)
-    (tmp_path / "photos-256").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for folder in ("photos-256", "photographs"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "photographs/old.pt").touch()
     (tmp_path / "photos-256/model.safetensors").write_bytes(b"PK")
     with pytest.raises(ValueError, match=sentence):
         SpectralTokenizer.from_pretrained(name)

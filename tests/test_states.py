@@ -191,6 +191,7 @@ def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path):
         ("no JSON", "other metadata than sitlib writes"),
         ("[]", "other metadata than sitlib writes"),
         ('{"class": "Weights"}', "is of another version"),
+        ('{"class": "Weights", "config": {"count": "four"}}', "sitlib: config: count must be"),
         ('{"class": "Other"}', "names Other in its metadata"),
         ('{"class": "Weights", "config": {"count": 1}}', "weights that are not finite"),
     ],
@@ -201,7 +202,7 @@ def test_what_is_no_checkpoint_of_ours_is_told(tmp_path, content, sentence):
         path.write_bytes(content)
     else:
         save_file({"weights": torch.tensor([math.nan])}, path, {"about": content})
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=f"{path} .*{sentence}"):
         load_model(path, Weights)
     with pytest.raises(FileNotFoundError, match="There is no checkpoint"):
         load_model(tmp_path, Weights)
@@ -211,7 +212,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
     path, weights = tmp_path / "model.safetensors", {f"old.{i}": torch.ones(1) for i in range(5)}
     about = {"about": json.dumps({"class": "Weights", "config": {"count": 4}})}
     save_file(weights, path, about)
-    sentence = r"missing weights; unexpected old\.0, old\.1, old\.2 and 2 more"
+    sentence = rf"{path} is .*missing weights; unexpected old\.0, old\.1, old\.2 and 2 more"
     with pytest.raises(ValueError, match=sentence):
         load_model(path, Weights)
     save_file({"weights": torch.ones(3)}, path, about)

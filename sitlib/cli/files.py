@@ -15,7 +15,7 @@ from tqdm import tqdm
 from sitlib.cli import sentence
 from sitlib.files import DiskError, Model, atomic_write, load_model
 from sitlib.model.generator import AutoregressiveModel
-from sitlib.model.pretrained import CHECKPOINT, PACKAGED
+from sitlib.model.pretrained import CHECKPOINT, PACKAGED, checkpoint_in
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import best_device
 from sitlib.strict import nearest, require
@@ -89,6 +89,7 @@ class Jobs:
         paths = [target.with_name(f"{stem}-{variant}{suffix}") for variant in variants] or [target]
         for path in paths:
             if os.path.realpath(path) in self.inputs:
+                require(suffix not in (CODES, SUFFIX), f"{path} is no image")
                 raise ValueError(f"{path} would replace an input: name another folder with -o")
             if path in self.reserved:
                 raise ValueError(f"{path} was just written for another input: use another folder")
@@ -117,7 +118,9 @@ class Jobs:
                 raise ValueError(str(error)) from None
             except (ValueError, OSError, MemoryError) as error:
                 failed += 1
-                tqdm.write(f"sit: {path}: {sentence(error)}", file=sys.stderr)
+                said = sentence(error)
+                said = said if said.startswith(f"{path} ") else f"{path}: {said}"
+                tqdm.write(f"sit: {said}", file=sys.stderr)
         if failed and count > 1:
             print(f"sit: {count - failed} of {count} done", file=sys.stderr)
         return min(failed, 1)
@@ -171,6 +174,8 @@ def find_checkpoint(name: str, *kinds: str) -> Path:
     for file in (path, *(run / CHECKPOINT for run in (path, *runs, PACKAGED / name))):
         if file.is_file():
             return file
+    if path.is_dir():
+        return checkpoint_in(path)
     places = (*folders, PACKAGED)
     files = [file for folder in places for file in sorted(folder.glob(f"*/{CHECKPOINT}"))]
     known = list(dict.fromkeys(file.parent.name.removesuffix("-seed0") for file in files))

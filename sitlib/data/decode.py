@@ -108,7 +108,7 @@ def decode_rgb(source: bytes | str | PathLike, *, min_side: int = MIN_SIDE) -> I
         raise
     except Exception as error:  # decoders raise nearly anything: OSError, SyntaxError, struct.error
         reason = " ".join(str(error).split()) or type(error).__name__
-        reason = reason.split(" <_io.BytesIO")[0]  # Pillow prints the address of the buffer
+        reason = re.sub("(?<=cannot identify image file) .*", "", reason)  # its name
         raise ImageError(f"it cannot be decoded ({reason})") from error
     if min(image.size) < min_side:
         raise ImageError(f"it has only {image.width}x{image.height} pixels, needs {min_side}")

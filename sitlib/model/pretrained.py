@@ -11,7 +11,7 @@ from sitlib.strict import nearest, require, to_dict
 
 CHECKPOINT = "model.safetensors"
 PACKAGED = Path(__file__).parents[1] / "weights"  # a folder of each model that comes along
-
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")  # as others write weights
 
 CARD = """---
 {{ card_data }}
@@ -21,6 +21,14 @@ CARD = """---
 `from_pretrained` loads it; config.json has all of its settings.
 """
 ABOUT = {"library_name": "sitlib", "license": "apache-2.0", "model_card_template": CARD}
+
+
+def checkpoint_in(folder: Path) -> Path:
+    """The checkpoint of a folder; ValueError, which names pickles that are there, if it has none."""
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    others = f", only {', '.join(pickles)}: safetensors alone are read" if pickles else ""
+    require((folder / CHECKPOINT).is_file(), f"{folder} holds no {CHECKPOINT}{others}.")
+    return folder / CHECKPOINT
 
 
 class Pretrained(nn.Module, ModelHubMixin, paper_url="https://arxiv.org/abs/2412.09607", **ABOUT):
@@ -38,7 +46,7 @@ class Pretrained(nn.Module, ModelHubMixin, paper_url="https://arxiv.org/abs/2412
         name = str(pretrained_model_name_or_path)
         for folder in (PACKAGED / name, Path(name)):
             if folder.is_dir():
-                return load_model(folder / CHECKPOINT, cls)
+                return load_model(checkpoint_in(folder), cls)
         known = sorted(path.parent.name for path in PACKAGED.glob(f"*/{CHECKPOINT}"))
         sentence = f"{name!r} is no model of this package ({', '.join(known) or 'it has none'}"
         require(name.count("/") == 1, f"{sentence}), no folder, no Hub id{nearest(name, known)}.")
