@@ -26,7 +26,8 @@ from sitlib.strict import require
 
 GAP = 8  # px between images side by side
 LARGEST_LPIPS = 4_000_000  # px; a larger image would take gigabytes of memory
-SMALLEST_SHOWN = 256  # px high; smaller originals are enlarged where images stand side by side
+SMALLEST_SHOWN = 256  # px high; smaller originals are enlarged where images stand side by side,
+LONGEST_SHOWN = 2000  # but not to a longer side
 COSTS = ("size", "scales", "codes", "bits/px")  # columns of the tables
 
 
@@ -193,7 +194,7 @@ def _shown(image: Tensor, original: Sequence[int]) -> Tensor:
     if (shrink := (height * width / LARGEST_LPIPS) ** 0.5) > 1:
         size = max(1, round(height / shrink)), max(1, round(width / shrink))
     else:
-        factor = max(1, min(SMALLEST_SHOWN // height, math.floor(1 / shrink)))
+        factor = max(1, min(SMALLEST_SHOWN // height, LONGEST_SHOWN // max(height, width)))
         size = height * factor, width * factor
     is_large = image.shape[2] > size[0]
     how = "bilinear" if is_large else "nearest-exact"
