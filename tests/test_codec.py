@@ -357,7 +357,7 @@ def test_the_command_compresses_and_decompresses(tmp_path, monkeypatch, capsys):
     assert main(["compress", "photo.png", *option]) == 0
     header, line = capsys.readouterr().out.splitlines()
     size = Path("compressed/photo.sit").stat().st_size
-    assert header.split() == ["size", "bytes", "bits/px", "saved", "file"]
+    assert header.split() == ["size", "bytes", "bits/px", "file"]
     assert line.split()[:3] == ["150x90", str(size), f"{8 * size / (150 * 90):.3f}"]
     assert main(["decompress", "compressed/photo.sit", *option]) == 0
     assert main(["reconstruct", "photo.png", *option]) == 0

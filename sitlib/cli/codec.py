@@ -39,13 +39,10 @@ def compress(options: argparse.Namespace) -> int:
             partial.write_bytes(data)
         if prior is not None and not codec.has_prior(data):
             tqdm.write(f"sit: {path}: the prior does not help, and is not needed", file=sys.stderr)
-        squares = encoded.codes[0].numel() / tokenizer.config.tokens_per_scale
-        plain = squares * tokenizer.config.bits(len(encoded.codes)) / 8  # bytes
-        pixels = image[0, 0].numel()
-        cells = f"{8 * len(data) / pixels:.3f}", f"{100 * (1 - len(data) / plain):.1f} %"
-        return [files.row(files.size_of(image), len(data), *cells, target)]
+        per_pixel = 8 * len(data) / image[0, 0].numel()
+        return [files.row(files.size_of(image), len(data), f"{per_pixel:.3f}", target)]
 
-    return jobs.run(work, "size", "bytes", "bits/px", "saved", "file")
+    return jobs.run(work, "size", "bytes", "bits/px", "file")
 
 
 def decompress(options: argparse.Namespace) -> int:
