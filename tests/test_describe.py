@@ -2,6 +2,7 @@
 
 import importlib.util
 import resource
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -45,6 +46,15 @@ def test_parameters_by_part_are_those_of_the_model_and_of_a_second_decoder_few_l
     assert found.tokens == 64 and found.cache_bytes == 0
     parts = second.cost.parameters
     assert parts["decoder"] + parts["unembed"] < second.cost.learning < second.parameters
+
+
+def test_without_the_packages_of_the_lab_a_sentence_says_how_to_install_them():
+    """In a process of its own, in which nbformat cannot be imported."""
+    code = "import runpy, sys; sys.modules['nbformat'] = None; sys.argv[1:] = ['describe', 'paper']"
+    code += "; runpy.run_module('workbook', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "pip install '.[lab]'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not done.stdout
 
 
 # -- operations ------------------------------------------------------------------------------------

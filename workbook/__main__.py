@@ -20,13 +20,17 @@ from typing import Any
 import yaml
 
 from sitlib.files import write_json
-from workbook.code_hashes import read_notebook
-from workbook.errors import command
-from workbook.machine import lock_hash, machine
-from workbook.params import pipeline_params, split_run
-from workbook.paths import resolve
-from workbook.profile import Profile, load_profile
-from workbook.stages import FUNCTIONS, NOTEBOOKS, changed, inputs, stale_code
+
+try:
+    from workbook.code_hashes import read_notebook
+    from workbook.errors import command
+    from workbook.machine import lock_hash, machine
+    from workbook.params import pipeline_params, split_run
+    from workbook.paths import resolve
+    from workbook.profile import Profile, load_profile
+    from workbook.stages import FUNCTIONS, NOTEBOOKS, changed, inputs, stale_code
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}: in a clone of this repository, pip install '.[lab]' for the workbook.")
 
 NAMING = ("run", "row", "rung", "trial")  # keys whose values name the outputs of a stage
 UNTIMED = ("prepare", "report")  # the one takes no time, the other shows the times
