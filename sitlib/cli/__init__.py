@@ -68,7 +68,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--compare": dict(action="store_true", help="also write original and result side by side"),
     "--class": dict(dest="class_name", metavar="NAME",
                     help="a class of photographs, such as mountain; an unknown one lists all"),
-    "--text": dict(help='what the image shows, such as "an emoji of a red apple"'),
+    "--text": dict(help='what the image shows, such as "an emoji of a cat face"'),
     "--model": dict(type=path, metavar="NAME|PATH", help="a trained generator by name, or a "
                     f"checkpoint's path (default: {GENERATORS['class']}; "
                     f"with --text {GENERATORS['text']})"),
@@ -143,7 +143,7 @@ make images of .sit files again, also of files that were cut off
 draw new images of a class or a text
 
   sit sample --class mountain --count 8 --grid
-  sit sample --text "an emoji of a red apple" --seed 3
+  sit sample --text "an emoji of a cat face" --seed 3
   sit sample --class water --count 16 --scales 2"""),
     "upsample": ("sample", "upsampled", f"{FILES} {MODELS} {SAMPLING} --size", """\
 draw the details that small images lack
