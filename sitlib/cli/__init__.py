@@ -95,8 +95,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "evaluate --size": dict(type=positive, metavar="PX", help="of tokenizers: views averaged down "
                             "to this side (default: the full size)"),
     "--inception": dict(action="store_true", help="FID and Inception score, too (extra inception)"),
-    "--fetch": dict(action="store_true", help="first fetch the networks of LPIPS, which sit evaluate "
-                    "measures with: 64 MB, once"),
+    "--fetch": dict(action="store_true", help="first fetch the networks of LPIPS, with which sit "
+                    "evaluate measures: 64 MB, once"),
     "--keep": dict(type=int, default=2, metavar="K", help="scales that stay as "
                    "they are, coarsest first (default: %(default)s)"),
 }
@@ -166,8 +166,8 @@ Of an image of another size its center is taken, as a square of the tokenizer's 
 judge a tokenizer or a generator on images that it has never seen
 
 Writes scores, and a manifest of what they depend on: weights, images by hash, views and how they
-were resized, sampler, precision, device, versions. Samples are drawn for the classes of the images, or for their names.
-Tokenizers are judged by LPIPS, too: sit doctor --fetch fetches its networks.
+were resized, sampler, precision, device, versions. Samples are drawn for the classes of the images,
+or for their names. Tokenizers are judged by LPIPS, too: sit doctor --fetch fetches its networks.
 
   sit evaluate photos-256 data/landscapes
   sit evaluate ar_sit5_sc data/landscapes --views 400"""),

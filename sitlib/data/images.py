@@ -242,7 +242,7 @@ def find_split(source: str | Path, split: str) -> tuple[list[Sample], list[str]]
 
 
 def _splits(source: str | Path, split: str) -> dict[str, list[Sample]]:
-    """Images of all splits: as the names of shards or folders say, or divided by a hash, and all."""
+    """Images of all splits: as names of shards or folders say, or divided by a hash, and "all"."""
     path = Path(source).expanduser().absolute()
     if not str(source).strip() or not path.exists():  # an unset variable of a shell
         raise DataError(f"There are no images: neither a folder nor a shard is at {str(source)!r}.")

@@ -53,7 +53,7 @@ def weights_folder() -> Path:
 
 
 def trunk_file(net: str, folder: str | Path | None = None) -> Path:
-    """Where the trunk "alex" or "vgg" is in `folder` (default: `weights_folder`), fetched or not."""
+    """Path of the trunk "alex" or "vgg" in `folder` (default: `weights_folder`), fetched or not."""
     return Path(folder or weights_folder()) / f"{TRUNKS[net][0].lower()}_lpips.safetensors"
 
 

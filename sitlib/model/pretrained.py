@@ -24,7 +24,7 @@ ABOUT = {"library_name": "sitlib", "license": "apache-2.0", "model_card_template
 
 
 def checkpoint_in(folder: Path) -> Path:
-    """The checkpoint of a folder; ValueError, which names pickles that are there, if it has none."""
+    """The checkpoint of a folder; if it has none, a ValueError that names pickles in its place."""
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     others = f", only {', '.join(pickles)}: safetensors alone are read" if pickles else ""
     require((folder / CHECKPOINT).is_file(), f"{folder} holds no {CHECKPOINT}{others}.")
