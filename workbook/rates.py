@@ -77,19 +77,18 @@ def rates(_: Profile) -> dict[str, Any]:
     curves[".sit"] = [measured(photographs, ".sit", f"{x} px", through, x) for x in SIDES]
     of_large[".sit"] = [measured(large, ".sit", "own size", through)]
     plain = tokenizer.config.bits() / size**2
-    protocol: dict[str, Any] = {
-        "photographs": len(photographs),
-        "size": size,
-        "views": "center",
-        "sets": SETS,
-    }
-    protocol |= {"large": [list(image.shape[:0:-1]) for image in large]}
     return {
         "curves": curves,
         "large": of_large,
         "bits_of_codes": plain,
         "tokenizer": TOKENIZER,
-        "protocol": protocol,
+        "protocol": {
+            "photographs": len(photographs),
+            "size": size,
+            "views": "center",
+            "sets": SETS,
+            "large": [list(image.shape[:0:-1]) for image in large],
+        },
     }
 
 

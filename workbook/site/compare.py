@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -83,10 +84,16 @@ def r_precision(seeds: Sequence[Scores], kind: str, baseline: Sequence[Scores] =
     return float((ours - theirs).mean()), *paired_interval(ours, theirs, range(len(ours)))
 
 
-def distance_ratio(ours: Scores, theirs: Scores) -> str:
-    """Ratio of FD-Lite0, with a standard error over photographs as if both were independent."""
-    shares = [scores["jackknife"]["fd_lite0"] / scores["fd_lite0"] for scores in (ours, theirs)]
-    value = ours["fd_lite0"] / theirs["fd_lite0"]
+def distance_ratio(ours: Sequence[Scores], theirs: Sequence[Scores], to: str = "") -> str:
+    """Ratio of FD-Lite0, means over seeds, with a standard error over photographs as if both were
+    independent; `to`: "to_reconstructions" for that to reconstructed references.
+    """
+    means, shares = [], []
+    for seeds in (ours, theirs):
+        scores = [seed[to] if to else seed for seed in seeds]
+        means.append(fmean(seed["fd_lite0"] for seed in scores))
+        shares.append(fmean(seed["jackknife"]["fd_lite0"] for seed in scores) / means[-1])
+    value = means[0] / means[1]
     return f"x {value:.2f} ± {value * math.hypot(*shares):.2f}"
 
 
@@ -101,11 +108,10 @@ def headline(generators: Runs, throughput: Sequence[Mapping[str, Any]]) -> list[
         other, *fids = FID.get(variant, ("ar_vit_vqgan",))
         if other not in generators:
             continue
-        for title, key in (("real images", None), ("their reconstructions", "to_reconstructions")):
-            ours, theirs = (generators[n][0] for n in (variant, other))
-            ours, theirs = (scores[key] if key else scores for scores in (ours, theirs))
-            paper = f"x {fids[0] / fids[1]:.2f}" if fids and not key else None
-            add(variant, f"distance to {title} ↓", paper, distance_ratio(ours, theirs))
+        for title, to in (("real images", ""), ("their reconstructions", "to_reconstructions")):
+            paper = f"x {fids[0] / fids[1]:.2f}" if fids and not to else None
+            ours = distance_ratio(generators[variant], generators[other], to)
+            add(variant, f"distance to {title} ↓", paper, ours)
     if set(TEXT) <= generators.keys():
         for name in TEXT:
             ceilings = generators[name][0]["kinds"]["held_out"]
