@@ -50,6 +50,42 @@ def trained(tmp_path_factory):
     return models
 
 
+@pytest.fixture
+def home(trained, tmp_path, monkeypatch):
+    """An empty working directory below one with models, without LPIPS weights."""
+    from sitlib import cli
+    from sitlib.cli import images
+
+    (tmp_path / "models").symlink_to(trained)
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    monkeypatch.setattr(images, "cached_lpips", lambda net: Path("no weights").read_bytes())
+    monkeypatch.setattr(images, "TOKENIZER", "sit5_sc")
+    monkeypatch.setitem(cli.GENERATORS, "text", "ar_captioned_sit4_sc")
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def photos(home):
+    """Two photographs of sides that no tokenizer takes, and their centers of 64 and 8 px."""
+    import torch.nn.functional as F
+    from PIL import Image
+    from tiny import photographs
+    from torchvision.utils import save_image
+
+    from sitlib.data import open_images
+    from workbook.paths import ROOT
+
+    (home / "photos/below").mkdir(parents=True)
+    source = open_images(ROOT / "data/extra", "test")
+    for name, box in (("a.png", (0, 0, 150, 70)), ("below/b.png", (30, 40, 100, 105))):
+        picture = source[0].image.permute(1, 2, 0).numpy()
+        Image.fromarray(picture).crop(box).save(home / "photos" / name)
+    for size in (64, 8):
+        save_image(F.avg_pool2d(photographs(1), 64 // size), home / f"{size}.png")
+    return home / "photos"
+
+
 @pytest.fixture(scope="session")
 def browser():
     """An installed Chromium, driven by Playwright; tests in it are skipped where there is none."""

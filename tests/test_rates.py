@@ -42,7 +42,7 @@ def test_bd_rate_is_the_mean_difference_of_logarithms(measure):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_more_bytes_of_a_format_are_closer_to_the_image(name):
-    if name == "JPEG XL":
+    if name == "JXL":
         pytest.importorskip("pillow_jxl")
     image = F.interpolate(photographs(1), 128, mode="bicubic")[0].clamp(0, 1)
     points = [through_format(image, name, options) for options in FORMATS[name]]

@@ -32,7 +32,14 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f"{error}: in a clone of this repository, pip install '.[lab]' for the workbook.")
 
-NAMING = ("run", "row", "rung", "trial")  # keys whose values name the outputs of a stage
+NAMING = (
+    "run",
+    "row",
+    "rung",
+    "trial",
+    "generator",
+    "format",
+)  # keys whose values name the outputs of a stage
 UNTIMED = ("prepare", "report")  # the one takes no time, the other shows the times
 
 

@@ -31,17 +31,18 @@ Through = Callable[[Tensor], tuple[int, Tensor, list[float]]]
 TOKENIZER = "photos-256"
 SETS = ("landscapes", "things", "extra")  # folders in data/
 LARGE, LARGE_SIDE = 8, 1000  # photographs in their own size, of so many px on the longer side
-# Options of Pillow, from few bytes to many.
+# Pillow's names and options, from few bytes to many.
 FORMATS: dict[str, list[dict[str, Any]]] = {
     "JPEG": [{"quality": q, "optimize": True} for q in (1, 4, 8, 15, 30, 55, 85)],
-    "JPEG 2000": [
+    "JPEG2000": [
         {"quality_mode": "rates", "quality_layers": [x], "irreversible": True, "no_jp2": True}
         for x in (200, 120, 80, 50, 30, 18, 10)
     ],
-    "WebP": [{"quality": q, "method": 6} for q in (0, 8, 20, 40, 60, 80, 92)],
+    "WEBP": [{"quality": q, "method": 6} for q in (0, 8, 20, 40, 60, 80, 92)],
     "AVIF": [{"quality": q} for q in (5, 15, 25, 40, 55, 70, 85)],
-    "JPEG XL": [{"quality": q, "effort": 7} for q in (1, 10, 25, 45, 65, 82, 93)],
+    "JXL": [{"quality": q, "effort": 7} for q in (1, 10, 25, 45, 65, 82, 93)],
 }
+TITLES = {"JPEG2000": "JPEG 2000", "JXL": "JPEG XL", "WEBP": "WebP", "sit": ".sit"}
 # A photograph may be resized before a file is written of it, and back after: .sit files to squares of
 # so many px, others to half the side, with these of their options.
 SIDES, HALVED = (32, 64, 128, 256), slice(2, 6)
@@ -51,9 +52,9 @@ RESAMPLES = 200
 MEASURES = {"lpips_vgg": False, "lpips_alex": False, "psnr": True, "ms_ssim": True}
 
 
-def rates(_: Profile) -> dict[str, Any]:
-    """Every format and setting on all held-out photographs at the size of the tokenizer (`curves`),
-    and on some large ones in their own size (`large`).
+def rates(_: Profile, format: str) -> dict[str, Any]:
+    """A format with every setting: on all held-out photographs at the size of the tokenizer
+    (`curve`), and on some large ones in their own size (`large`).
     """
     fetch_weights()
     tokenizer = SpectralTokenizer.from_pretrained(TOKENIZER)
@@ -64,23 +65,22 @@ def rates(_: Profile) -> dict[str, Any]:
         whole = (source[i].image / 255 for i in held_out_positions(source, len(source), 0))
         large += [image for image in whole if max(image.shape) >= LARGE_SIDE]
     large = large[:LARGE]
-    curves: dict[str, list[dict[str, Any]]] = {}
-    of_large: dict[str, list[dict[str, Any]]] = {}
-    for name, settings in FORMATS.items():
-        files = {str(x): partial(through_format, name=name, options=x) for x in settings}
-        curves[name] = [measured(photographs, name, *file) for file in files.items()]
+    if format == "sit":
+        through = partial(through_codes, tokenizer=tokenizer)
+        curve = [measured(photographs, format, f"{x} px", through, x) for x in SIDES]
+        of_large = [measured(large, format, "own size", through)]
+    else:
+        files = {str(x): partial(through_format, name=format, options=x) for x in FORMATS[format]}
+        curve = [measured(photographs, format, *file) for file in files.items()]
         for setting, through in [*files.items()][HALVED]:
-            point = measured(photographs, name, f"{setting}, halved", through, size // 2)
-            curves[name].append(point)
-        of_large[name] = [measured(large, name, *file) for file in [*files.items()][:5]]
-    through = partial(through_codes, tokenizer=tokenizer)
-    curves[".sit"] = [measured(photographs, ".sit", f"{x} px", through, x) for x in SIDES]
-    of_large[".sit"] = [measured(large, ".sit", "own size", through)]
-    plain = tokenizer.config.bits() / size**2
+            point = measured(photographs, format, f"{setting}, halved", through, size // 2)
+            curve.append(point)
+        of_large = [measured(large, format, *file) for file in [*files.items()][:5]]
     return {
-        "curves": curves,
+        "title": TITLES.get(format, format),
+        "curve": curve,
         "large": of_large,
-        "bits_of_codes": plain,
+        "bits_of_codes": tokenizer.config.bits() / size**2,
         "tokenizer": TOKENIZER,
         "protocol": {
             "photographs": len(photographs),
@@ -137,9 +137,7 @@ def through_format(
     """Bytes of a file of an image [3, H, W], what it holds, seconds to write and to read it."""
     pixels = Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
     start = time.perf_counter()
-    pixels.save(
-        file := io.BytesIO(), "JXL" if name == "JPEG XL" else name.replace(" ", ""), **options
-    )
+    pixels.save(file := io.BytesIO(), name, **options)
     written = time.perf_counter()
     decoded = torch.from_numpy(np.array(Image.open(file).convert("RGB")))
     seconds = [written - start, time.perf_counter() - written]

@@ -64,7 +64,7 @@ FUNCTIONS = {
     ),
     "rung": Function("study", "run_rung", "study/ladder/{rung}"),
     "generator": Function("study", "run_generator", "study/generators/{generator}"),
-    "rates": Function("rates", "rates", "study/rates"),
+    "rates": Function("rates", "rates", "study/rates/{format}"),
     "efficiency": Function("costs", "efficiency", "study/cost"),
     "examples": Function("site.examples", "write_examples"),
     "report": Function("site.build", "write_report"),
