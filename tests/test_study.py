@@ -13,12 +13,10 @@ from tiny import fresh_generator, model_of, photographs, random_codes, tokenizer
 from sitlib.data import TokenShards, open_images
 from sitlib.evaluate import features_of
 from sitlib.files import read_json
-from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample.generate import generate
 from sitlib.strict import ConfigError, from_dict, to_dict
 from workbook import runs, study
 from workbook.codes import Codes
-from workbook.diffusion import trained_diffusion, velocity_error
 from workbook.effects import load_claims
 from workbook.evaluate import writing
 from workbook.paths import ROOT
@@ -27,7 +25,6 @@ from workbook.study import (
     Generator,
     Grid,
     Row,
-    Rung,
     Trials,
     load_grid,
 )
@@ -47,8 +44,8 @@ TRIALS = Trials({"vit_vqgan": {}, "sit4": {}}, {"data.validation_percent": 30}, 
 ROW = Row("test", "sit4", changes=SMALL, seeds=[0, 1])
 
 
-def grid(rows=None, ladder=None, generators=None, trials=TRIALS):
-    return Grid("smoke", trials, GENERATOR_TRIALS, rows or {}, ladder or {}, generators or {})
+def grid(rows=None, generators=None, trials=TRIALS):
+    return Grid("smoke", trials, GENERATOR_TRIALS, rows or {}, generators or {})
 
 
 @pytest.fixture
@@ -84,17 +81,6 @@ def test_every_claim_is_about_rows_with_several_seeds():
         assert sum(claim.rows.values()) == pytest.approx(0)
 
 
-def test_every_rung_is_a_model_and_families_have_the_same_sizes():
-    shapes = {}
-    for name, rung in GRID.ladder.items():
-        profile = GRID.rung_profile(name)
-        config = profile.autoregressive_variant(f"ar_{name}")
-        assert config.tokenizer == rung.tokenizer
-        assert profile.generator_optimizer(f"ar_{name}").steps == rung.steps
-        shapes.setdefault(name.rpartition("_")[2], set()).add((config.layers, config.width))
-    assert len(shapes) >= 4 and all(len(sizes) == 1 for sizes in shapes.values())
-
-
 def test_every_generator_is_the_profile_but_for_itself():
     usual = load_profile(GRID.profile)
     for name, entry in GRID.generators.items():
@@ -115,7 +101,7 @@ def test_every_generator_is_the_profile_but_for_itself():
     [
         (lambda: GRID.row_profile("sit4_ourss"), "did you mean 'sit4_ours'"),
         (lambda: grid({"x": Row("x", "sit4", changes={"gird": 4})}).row_profile("x"), "x.*gird"),
-        (lambda: from_dict(Grid, to_dict(GRID) | {"ladder": {"x": {}}}), "ladder.x.*kind"),
+        (lambda: from_dict(Grid, to_dict(GRID) | {"rows": {"x": {}}}), "rows.x.*group"),
         (
             lambda: from_dict(Generator, {"of": "ar_sit4", "changes": {"data.flip": False}}),
             r"are of autoregressive or text, not data\.flip",
@@ -216,21 +202,6 @@ def test_a_training_that_fails_is_a_result(own_folder, monkeypatch):
     study.judge_row(load_profile("smoke"), "row")
     result = read_json(own_folder / "metrics/study/rows/row.json")
     assert result["seeds"] == {"0": {"failed": "the loss is not finite at step 7"}}
-
-
-def test_a_diffusion_model_is_trained_once_and_loaded_again(own_folder):
-    rung = Rung("diffusion", "sit4", 1, 16, 2, 1e-3, 3, 4)
-    profile = grid(ladder={"tiny": rung}).rung_profile("tiny")
-    tokenizer = SpectralTokenizer(profile.tokenizer_variant("sit4")).eval()
-    train, held_out = (torch.randint(64, (count, 4, 16)) for count in (12, 5))
-    labels = torch.zeros(12).long()
-    codes = Codes(cast(TokenShards, train), labels, held_out, labels[:5], ["a"])
-    first, again = (trained_diffusion(profile, "ar_tiny", 0, codes, tokenizer) for _ in range(2))
-    assert first.curve == again.curve and first.model.config.shape.width == rung.width
-    torch.testing.assert_close(first.model.state_dict(), again.model.state_dict(), atol=0, rtol=0)
-    # Hardly trained, it says about 0, so the error is the variance of the velocity.
-    error = velocity_error(first.model, tokenizer.embed_codes(held_out), labels[:5])
-    assert error == pytest.approx(2.0, abs=0.35)
 
 
 def test_a_generator_is_judged_with_every_seed_and_without_sweeps(monkeypatch):

@@ -1,4 +1,4 @@
-"""The study in `study/params.yaml`: tokenizers at several seeds, trials of recipes, sizes, texts.
+"""The study in `study/params.yaml`: tokenizers at several seeds, trials of recipes, generators.
 
 Each entry is the profile with changes, trained and judged; its result is one JSON file.
 `python -m workbook.study` writes the list of all results, `study/results.csv`.
@@ -6,21 +6,18 @@ Each entry is the profile with changes, trained and judged; its result is one JS
 
 import hashlib
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from sitlib.data import training_views
 from sitlib.evaluate import (
-    decode,
     encode,
     error_by_scale,
     features_of,
@@ -41,14 +38,11 @@ from sitlib.metrics.weights import fetch_weights
 from sitlib.model.config import STRICT
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transformer import best_device
-from sitlib.sample.generate import generate
 from sitlib.strict import digest, from_dict, require, require_known, to_dict
 from workbook.codes import load_codes
 from workbook.describe import flops
-from workbook.diffusion import trained_diffusion, velocity_error
 from workbook.errors import command
 from workbook.evaluate import generation
-from workbook.evaluate.generation import sampled_labels
 from workbook.evaluate.writing import by_passes, half_written
 from workbook.generators import trained_generator
 from workbook.params import changed, merge, read_yaml
@@ -87,21 +81,6 @@ class Trials:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Rung:
-    """One size of one kind of model over the codes of a tokenizer variant of the profile."""
-
-    kind: Literal["autoregressive", "diffusion"]
-    tokenizer: str
-    layers: PositiveInt
-    width: PositiveInt
-    heads: PositiveInt
-    learning_rate: PositiveFloat
-    steps: PositiveInt
-    batch_size: PositiveInt
-    sampling_steps: PositiveInt = 25  # of a diffusion model, two evaluations each
-
-
-@dataclass(frozen=True, config=STRICT)
 class Generator:
     """A model over codes of the pipeline, `of` the profile, that is trained otherwise."""
 
@@ -117,13 +96,12 @@ class Generator:
 
 @dataclass(frozen=True, config=STRICT)
 class Grid:
-    """Content of study/params.yaml. Models are `row_<row>`, `<trial>_<variant>`, `ar_<rung>`."""
+    """Content of study/params.yaml. Models are `row_<row>`, `<trial>_<variant>`."""
 
     profile: str  # where everything comes from that is not said here
     trials: Trials
     generator_trials: Trials  # of the class-conditional models
     rows: dict[str, Row]
-    ladder: dict[str, Rung]
     generators: dict[str, Generator]
 
     def __post_init__(self):
@@ -147,16 +125,6 @@ class Grid:
         trials = self.generator_trials
         require_known(name, trials.changes, "trial of generators")
         return self._changed(name, ALONE | trials.common | trials.changes[name])
-
-    def rung_profile(self, name: str) -> Profile:
-        """The profile with a model of the rung's size as its only generator."""
-        require_known(name, self.ladder, "rung")
-        values = vars(self.ladder[name])
-        model = {key: values[key] for key in ("tokenizer", "layers", "width", "heads")}
-        optimizer = {key: values[key] for key in ("steps", "batch_size", "learning_rate")}
-        optimizer["muon_learning_rate"] = 3 * values["learning_rate"]
-        model["optimizer"] = optimizer
-        return self._changed(name, ALONE | {"autoregressive.variants": {f"ar_{name}": model}})
 
     def generator_profile(self, name: str) -> Profile:
         """The profile with the changes of a generator."""
@@ -233,57 +201,6 @@ def preview_psnr(tokenizer: SpectralTokenizer, codes: Tensor, views: Tensor) -> 
         pairs = [(avg_pool2d(images, images.shape[-1] // x.shape[-1]), x) for x in previews]
         values.append([reconstruction_values(*pair, metrics=["psnr"])["psnr"] for pair in pairs])
     return [torch.cat(of_size).mean().item() for of_size in zip(*values, strict=True)]
-
-
-def distances_to_held_out(images: Tensor, profile: Profile, variant: str) -> dict[str, Any]:
-    """Distances of samples to the held-out views of a variant."""
-    references = features_of(generation.held_out_images(profile, variant), "held_out")
-    settings = profile.autoregressive.evaluation
-    return generation.distances(features_of([images]), references, settings)
-
-
-def run_rung(_: Profile, rung: str) -> dict[str, Any]:
-    """Train and judge a rung. Its loss is nats per image, or the mean squared error of velocities;
-    the operations of sampling are those of an image without guidance.
-    """
-    grid, variant = load_grid(), f"ar_{rung}"
-    profile, shape = grid.rung_profile(rung), grid.ladder[rung]
-    sampling = profile.autoregressive.sampling
-    codes, tokenizer_seed = load_codes(profile, variant), profile.autoregressive.tokenizer_seed
-    tokenizer = trained_tokenizer(profile, shape.tokenizer, tokenizer_seed).model
-    held_out, classes = codes.held_out, codes.held_out_labels
-    labels = sampled_labels(profile, profile.autoregressive.evaluation.samples)
-    if shape.kind == "autoregressive":
-        trained, passes = trained_generator(profile, variant, 0), 1
-        loss = held_out_nats(trained.model, held_out, classes)["nats_per_image"]
-        forward = partial(trained.model, held_out[:1], classes[:1])
-        began = time.perf_counter()
-        samples = generate(trained.model, labels, sampling)
-    else:
-        trained = trained_diffusion(profile, variant, 0, codes, tokenizer)
-        passes = 2 * shape.sampling_steps - 1  # Heun's method, but for its last step
-        vectors = tokenizer.embed_codes(held_out).detach()
-        loss = velocity_error(trained.model, vectors, classes)
-        forward = partial(trained.model, vectors[:1], torch.zeros(1), classes[:1])
-        began, guidance = time.perf_counter(), (sampling.guidance, sampling.seed)
-        drawn = trained.model.sample(labels, shape.sampling_steps, *guidance)
-        samples = tokenizer.quantize(drawn).codes
-    images, sampling_seconds = decode(tokenizer, samples), time.perf_counter() - began
-    with torch.no_grad():
-        operations = flops(forward)
-    return {
-        **vars(shape),
-        "run": digest(AutoregressiveRun.of(profile, variant, 0)),
-        "parameters": sum(p.numel() for p in trained.model.parameters()),
-        # Without embeddings and heads.
-        "block_parameters": sum(p.numel() for p in trained.model.transformer.parameters()),
-        "training_flops": 3 * operations * shape.steps * shape.batch_size,
-        "sampling_flops": passes * operations,
-        "held_out_loss": loss,
-        "seconds": trained.curve["seconds"][-1],
-        "sampling_seconds": sampling_seconds,
-        **distances_to_held_out(images, profile, variant),
-    }
 
 
 def run_generator(_: Profile, generator: str) -> dict[str, Any]:
