@@ -29,7 +29,7 @@ help: ## this list
 repro: .venv/installed ## run every stage of the pipeline that is not up to date, then see reports/index.html
 	python -m workbook.run_stages dvc.yaml $(if $(JOBS),--jobs $(JOBS)) --alone throughput
 
-tokenizer: .venv/installed ## train only the tokenizer that the command sit uses by default
+tokenizer: .venv/installed ## train only SIT-SC-5 of the pipeline
 	OMP_NUM_THREADS=1 python -m dvc repro train_tokenizer@sit5_sc-seed0
 
 test: lint ## check style and types, then run the tests
@@ -39,7 +39,7 @@ lab: .venv/installed ## open JupyterLab on the notebooks
 	python -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 # Results are of two processes of one thread each; what is finished stays so when it is interrupted.
-study: .venv/installed ## run what the study has no result of yet: seeds, steps, orders, ablations, sizes (many hours for all)
+study: .venv/installed ## run what the study has no result of yet: seeds, steps, orders, ablations (many hours for all)
 	python -m workbook.run_stages study/dvc.yaml --jobs 2 --alone efficiency
 	python -m workbook.study # the list of results
 	python -m dvc repro tokenizer_recipe ablations scaling report

@@ -10,7 +10,8 @@ of MS-COCO, and its pipeline runs there, so the results of the project itself ar
 same command goes on where it was stopped.
 
 On CPUs, sampling from models of 700M parameters takes hours, and the second decoder's 1.27 billion
-parameters, their gradients, moments and average need 42 GB, swap included. `--layers 1` leaves one
+parameters, their gradients, moments and average need 42 GB, swap included, and models and states 80 GB
+on the disk. `--layers 1` leaves one
 block of every stack, so that what remains is checked in an hour or two, two stages at a time.
 """
 
@@ -24,7 +25,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from PIL import Image
 
@@ -35,8 +35,6 @@ from workbook.profile import Profile, read_yaml
 from workbook.study import RESULTS
 
 FOLDER = ROOT / "scratch/paper-dry-run"
-# GB for the whole depth on a CPU: 41 were measured; models and two states, estimated.
-MEMORY, DISK = 42, 80
 IMAGES = 8  # of every split
 SIDE = 576  # px of the images' shorter side: more than the largest of the profile, 512
 # What the dry run has less of than profiles/paper.yaml, by section
@@ -178,37 +176,6 @@ def run(folder: Path, jobs: int) -> int:
     return subprocess.run([sys.executable, "-m", *command], cwd=folder, env=environment).returncode
 
 
-def summary(folder: Path) -> str:
-    """What was run, by stage and in seconds."""
-    headline = json.loads((folder / "metrics/results.json").read_text())
-    seconds = sorted(headline["seconds"].items(), key=lambda item: -item[1])
-    rows = [f"{stage:56} {taken:8.1f} s" for stage, taken in seconds]
-    minutes = sum(taken for _, taken in seconds) / 60
-    pages = len(list((folder / "reports/pages").glob("*.html")))
-    total = f"{len(rows)} timed stages of profile {headline['profile']}: {minutes:.1f} min"
-    return "\n".join([*rows, f"{total}; {pages} pages in {folder.relative_to(ROOT)}/reports"])
-
-
-def lacking(memory: float, disk: float, is_begun: bool) -> str | None:
-    """A sentence if the whole depth would run out of memory or disk, both in GB."""
-    if memory >= MEMORY and (is_begun or disk >= DISK):  # once begun, some of the disk is used
-        return None
-    return (
-        f"On a CPU the whole depth takes {MEMORY} GB of memory, of which half may be swap, and "
-        f"{DISK} GB on the disk; here are {memory:.0f} and {disk:.0f}. Make room, or run stacks of "
-        "one block: make paper-dry-run LAYERS=1."
-    )
-
-
-def memory_and_swap() -> float:
-    """GB; without end where the system does not tell."""
-    file = Path("/proc/meminfo")
-    if not file.exists():
-        return float("inf")
-    sizes = dict(line.split(":") for line in file.read_text().splitlines())
-    return sum(int(sizes[name].split()[0]) for name in ("MemTotal", "SwapTotal")) * 1024 / 1e9
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -217,15 +184,9 @@ def main() -> None:
     layers = parser.parse_args().layers
     if layers is not None and layers < 1:
         parser.error(f"--layers must be at least 1, it is {layers}")
-    is_begun, free = (FOLDER / "models").exists(), shutil.disk_usage(ROOT).free / 1e9
-    sentence = lacking(memory_and_swap(), free, is_begun)
-    if sentence and not layers and not torch.cuda.is_available():
-        sys.exit(sentence)
     prepare(FOLDER, layers)
     # Stages of one block have room for two at a time: some 6 GB.
-    if status := run(FOLDER, 2 if layers else 1):
-        sys.exit(status)
-    print(summary(FOLDER))
+    sys.exit(run(FOLDER, 2 if layers else 1))
 
 
 if __name__ == "__main__":

@@ -83,13 +83,13 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setattr(hashing, "ROOT", tmp_path)
 
     def hashes(*cells):
-        hashing._module.cache_clear()
+        hashing.module.cache_clear()
         written = [nbformat.v4.new_code_cell(source) for source in cells]
         nbformat.write(nbformat.v4.new_notebook(cells=written), tmp_path / "01_x.ipynb")
         return notebook_hashes(tmp_path / "01_x.ipynb")
 
     yield tmp_path / "sitlib", hashes
-    hashing._module.cache_clear()
+    hashing.module.cache_clear()
 
 
 def test_a_change_reaches_those_that_import_it_and_no_other(project):
@@ -103,7 +103,7 @@ def test_a_change_reaches_those_that_import_it_and_no_other(project):
     second = hashes(*cells)
     assert [name for name in first if first[name] != second[name]] == ["sitlib/low.py"]
     (package / "style.css").write_text("b {}")
-    hashing._module.cache_clear()
+    hashing.module.cache_clear()
     assert code_hashes(["sitlib/styled.py"]) != styled
     assert hashes(*cells) == second != hashes(*cells, "print(1)")
 

@@ -20,22 +20,22 @@ from typing import Any
 import yaml
 
 from sitlib.files import write_json
+from sitlib.strict import require
 
 try:
-    from workbook.code_hashes import read_notebook
+    from workbook import code_hashes
     from workbook.errors import command
     from workbook.machine import lock_hash, machine
     from workbook.params import pipeline_params, split_run
     from workbook.paths import resolve
     from workbook.profile import Profile, load_profile
-    from workbook.stages import FUNCTIONS, NOTEBOOKS, changed, inputs, stale_code
+    from workbook.stages import FUNCTIONS, NOTEBOOKS, changed, stage_hashes, stale
 except ModuleNotFoundError as error:
     sys.exit(f"{error}: in a clone of this repository, pip install '.[lab]' for the workbook.")
 
 NAMING = (
     "run",
     "row",
-    "rung",
     "trial",
     "generator",
     "format",
@@ -44,23 +44,15 @@ UNTIMED = ("prepare", "report")  # the one takes no time, the other shows the ti
 
 
 def values(arguments: Sequence[str]) -> dict[str, Any]:
-    """Keys and values of `key=value` arguments: YAML (`0` an int, `[a, b]` a list) in which `1e-4`
-    is a float.
+    """Keys and values of `key=value` arguments, in YAML: `0` is an int, `[a, b]` a list.
 
     Raises:
         ValueError: an argument is not of this form.
     """
-    found = {}
-    for argument in arguments:
-        key, _, text = argument.partition("=")
-        if not re.match(r"\w+=.", argument) or key in found:
-            raise ValueError(f"{argument!r} is not of the form key=value, or a key is there twice.")
-        try:
-            is_float = re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text)
-            found[key] = float(text) if is_float else yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ValueError(f"{text!r} is not a YAML value: quote it.") from None
-    return found
+    wrong = ", ".join(text for text in arguments if not re.match(r"\w+=.", text))
+    require(not wrong, f"{wrong}: arguments are of the form key=value.")
+    pairs = (argument.partition("=") for argument in arguments)
+    return {key: yaml.safe_load(text) for key, _, text in pairs}
 
 
 def call(function: Callable, stage: str, *arguments: Any, **keys: Any) -> Any:
@@ -76,7 +68,7 @@ def run(stage: str, keys: Mapping[str, Any]) -> None:
     """Run a stage, and record how long it took, and where, in `metrics/seconds`.
 
     Raises:
-        ValueError: there is no such stage, the keys are not its own, or an input changed while it
+        ValueError: there is no such stage, the keys are not its own, or its code changed while it
             ran.
     """
     if stage not in NOTEBOOKS and stage not in FUNCTIONS:
@@ -86,14 +78,15 @@ def run(stage: str, keys: Mapping[str, Any]) -> None:
     keys = {key: value for key, value in keys.items() if key != "profile"}
     names = [str(keys[key]) for key in NAMING if key in keys]
     record: dict[str, Any] = {"stage": "@".join([stage, *names])}
-    if edited := stale_code(stage):
+    if edited := stale(stage, profile):
         raise ValueError(f"Edited since this run of the pipeline began: {edited}. Start it again.")
-    before, began = inputs(stage, keys), time.perf_counter()
+    before, began = stage_hashes(stage), time.perf_counter()
     if stage in NOTEBOOKS:
         record["report"] = run_stage_notebook(stage, profile, keys)
     else:
         run_function(stage, load_profile(profile), keys)
-    if edited := changed(before, inputs(stage, keys)):
+    code_hashes.module.cache_clear()
+    if edited := changed(before, stage_hashes(stage)):
         raise ValueError(
             f"Edited while {record['stage']} ran: {edited}. What it made may be of either version, "
             "so it does not count: run it again."
@@ -130,7 +123,7 @@ def run_stage_notebook(stage: str, profile: str, keys: Mapping[str, Any]) -> str
     report = "-".join([path.stem, *(str(keys[key]) for key in NAMING if key in keys)])
     parameters = split(keys) if "run" in keys else dict(keys)
     usual = {"profile": profile, "pipeline": True, "live": False}  # where a notebook has them
-    names = parameters_cell(read_notebook(path))
+    names = parameters_cell(code_hashes.read_notebook(path))
     parameters = {name: usual[name] for name in usual if name in names} | parameters
     run_notebook(path, resolve(f"reports/{report}.ipynb"), parameters)
     return report

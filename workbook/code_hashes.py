@@ -71,8 +71,11 @@ def imported(tree: ast.AST) -> set[str]:
 
 
 @cache
-def _module(file: str) -> tuple[str, frozenset[str]]:
-    """Hash of a module and of the style files that it names, and the files that it imports."""
+def module(file: str) -> tuple[str, frozenset[str]]:
+    """Hash of a module and of the style files that it names, and the files that it imports.
+
+    Read once; `module.cache_clear()` forgets it.
+    """
     path = ROOT / file
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -98,7 +101,7 @@ def code_hashes(files: Iterable[str], without: tuple[str, ...] = ()) -> dict[str
     while queue:
         file = queue.pop()
         if file not in hashes and not file.startswith(without):
-            hashes[file], imports = _module(file)
+            hashes[file], imports = module(file)
             queue += imports
     return dict(sorted(hashes.items()))
 

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 
-# Told by name, because modules that raise them import torch, which takes seconds.
+# Told by name: to import all modules that raise them takes seconds.
 SENTENCES = ("StateError", "NotebookFailed", "DiskError")
 
 

@@ -1,7 +1,4 @@
-"""The machine and the lock file that results are of, recorded with every stage.
-
-Told without torch, which takes seconds to import.
-"""
+"""The machine and the lock file that results are of, recorded with every stage."""
 
 import hashlib
 import os

@@ -285,7 +285,7 @@ class Profile:
         training = ("loss", "adversarial", "optimizer", "codes_from", "starts_from", "data")
         changes = {key: x for key, x in variants[variant].items() if key not in training}
         base, first = variants[variant].get("codes_from"), variant.removesuffix("_second")
-        sentence = f"{where}.codes_from must be {first}, on which the stage of this name depends"
+        sentence = f"{where}.codes_from must be {first}, whose codes a variant of this name keeps"
         require(base == first or variant == first, f"{sentence}, it is {base}")
         if base is None:
             return _changed(self.tokenizer.common, changes, where)
