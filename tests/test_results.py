@@ -192,7 +192,7 @@ def test_the_site_shows_results_and_links_every_report(project):
         ("pages/03b_generation_results.html", "Demo of a run"),
         ("pages/scale.html", "Scale &amp; size"),
     ]
-    assert "<dd>2 min 30 s</dd>" in train and "<dd>SIT-4</dd>" in train and "<msup>" in train
+    assert "model SIT-4, seed 0, duration 2 min 30 s" in train and "<msup>" in train
     assert 'href="02_train-sit4-seed0.html">next</a>' in train and train.count("Up is better.") == 1
     assert "profile smoke" in train and 'href="../index.html#run">run' in pages["scale.html"]
     for html in pages.values():

@@ -178,13 +178,13 @@ def build(root: Path) -> None:
         given = re.search('^profile = "(.+)"', tagged[0].source, re.M) if tagged else None
         model, seed = split_run(run) if run else ("", "")
         rows = {
-            "Notebook": f"notebooks/{name}.ipynb",
-            "Profile": given[1] if given else results["run"]["profile"],
-            "Model": label(model),
-            "Seed": str(seed),
-            "Duration": duration(seconds[path.stem]) if path.stem in seconds else "",
+            "notebook": f"notebooks/{name}.ipynb",
+            "profile": given[1] if given else results["run"]["profile"],
+            "model": label(model),
+            "seed": str(seed),
+            "duration": duration(seconds[path.stem]) if path.stem in seconds else "",
         }
-        rows = {key: text for key, text in rows.items() if text} | environment(results["run"])
+        rows = {key: text for key, text in rows.items() if text}
         markdown, figures = Markdown(relink(root / "notebooks")), pages / "figures"
         page = notebook_page(places[path], notebook, markdown, figures, run, rows)
         reports.setdefault(name, []).append(page)

@@ -1,27 +1,6 @@
 "use strict";
 (() => {
-  const root = document.documentElement;
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
-
-  // Light or dark: what the system asks for, until the reader chooses; the choice holds for all pages where the browser keeps it.
-  const kept = { get: () => { try { return localStorage.getItem("theme"); } catch { return null; } },
-                 set: (value) => { try { localStorage.setItem("theme", value); } catch { /* a browser that keeps nothing */ } } };
-  if (kept.get()) root.dataset.theme = kept.get();
-  const system = matchMedia("(prefers-color-scheme: dark)");
-  const dark = () => (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
-  const themes = all("[data-theme-switch]");
-  const nameThemes = () => themes.forEach((button) => {
-    button.hidden = false;
-    button.textContent = dark() ? "Light" : "Dark";
-    button.setAttribute("aria-label", `Switch to ${dark() ? "light" : "dark"} colours`);
-  });
-  themes.forEach((button) => button.addEventListener("click", () => {
-    root.dataset.theme = dark() ? "light" : "dark";
-    kept.set(root.dataset.theme);
-    nameThemes();
-  }));
-  system.addEventListener("change", nameThemes);
-  nameThemes();
 
   // All code of a page at once.
   all("button[data-code]").forEach((button) => button.addEventListener("click", () => {

@@ -1,4 +1,4 @@
-"""`metrics/results.json`: the numbers that the front page, the notebooks and README tell.
+"""`metrics/results.json`: the numbers that the front page and README tell.
 
 Every run's metrics are gathered into one file, with what they were measured on. A value is
 `{"mean", "std", "seeds"}` over the seeds of a variant; std is null for one seed.
