@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sitlib.model.config import AutoregressiveConfig, SamplingConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig
+from sitlib.model.transformer import best_device
 from sitlib.sample.draw import filtered_probabilities, sample_codes
 from sitlib.sample.generate import generate
 
@@ -79,6 +80,8 @@ def seconds(call: Callable, times: int = 1) -> float:
     start = time.perf_counter()
     for _ in range(times):
         call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
@@ -121,6 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("every number must be at least 1, and tokens a multiple of 4.")
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
+    torch.set_default_device(best_device())
     model, labels = our_model(options), torch.zeros(options.batch, dtype=torch.int64)
     step, masked = products_of_step(options), our_model(options, masked=True)
     by_scale = {
@@ -136,7 +140,8 @@ def main(arguments: list[str] | None = None) -> None:
         "GPT-2 generate, default": hugging_face(options),
         UNCACHED: lambda: without_cache(model, labels),
     }
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32, {vars(options)}")
+    about = f"{best_device()}, {torch.get_num_threads()} threads, float32"
+    print(f"torch {torch.__version__}, {about}, {vars(options)}")
     times: dict[str, list[float]] = {name: [] for name in (*calls, "products", "cache")}
     for call in list(calls.values())[:2]:
         call()  # warms up

@@ -26,7 +26,7 @@ if [ "$scale" = tiny ]; then
 else
     files="tests/test_captured.py tests/test_engine.py" train=480
     filter="gpu or cuda or scores or compile or waits"
-    sampling="--layers 24 --width 1024 --heads 16 --codes 8192 --tokens 1024 --batch 16 --rounds 1"
+    sampling="--layers 12 --width 1024 --heads 16 --codes 8192 --tokens 512 --batch 16 --rounds 1"
 fi
 part machine 60 python scripts/gpu_check.py machine
 part tests 90 python -m pytest -q $files -k "$filter"

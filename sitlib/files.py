@@ -171,7 +171,9 @@ def misfits(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> st
 
 
 def write_json(path: str | Path, values: Any, digits: int = 6) -> None:
-    """Write plain values as indented JSON, floats with so many significant digits, NaN as null."""
+    """Write plain values as indented JSON, floats with so many significant digits, NaN and infinity as
+    null.
+    """
     rounded = json.loads(
         json.dumps(values),
         parse_float=lambda text: float(f"{float(text):.{digits}g}"),

@@ -23,6 +23,7 @@ from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig, code_nats
 from sitlib.model.sequence import rope_freqs
 from sitlib.model.text import TextTokenizer
+from sitlib.strict import ConfigError, from_dict, to_dict
 from workbook.profile import load_profile
 
 ORDERS = {  # positions in codes [S = 3, N = 4], as they follow one another
@@ -208,6 +209,20 @@ def test_a_checkpoint_predicts_the_same_and_knows_its_condition_and_sampling(
     assert again.config == model.config and not again.training
     codes, cond = random_codes(model), condition_of(again, 0, 1)
     assert torch.equal(again(codes, cond), model(codes, cond))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"num_scales": "3"}, "num_scales"),
+        ({"num_scale": 3}, "num_scale"),
+        ({"classes": [], "text_tokenizer": "{}"}, "give both or neither"),
+    ],
+)
+def test_a_configuration_that_contradicts_itself_is_refused(changes, sentence):
+    values = to_dict(new_generator("class").config)
+    with pytest.raises(ConfigError, match=sentence):
+        from_dict(CodeModelConfig, values | changes)
 
 
 # -- sizes of the paper's models --------------------------------------------------------------

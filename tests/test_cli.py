@@ -186,6 +186,7 @@ REFUSED = {
     "encode loop.png": (1, "loop.png: there is no such file"),
     "encode ~no-one/a.png": (1, "~no-one/a.png: there is no such file"),
     "sample --class water --count 2 -o x.png": (2, "several will be written"),
+    "edit 64.png --count 2 -o x.png": (2, "several will be written"),
     "reconstruct photos -o x.png": (2, "names one file, but there are 2 inputs"),
     "upsample photos/a.png --size 100": (2, "is none of [4, 8, 16, 32]"),
     "upsample photos/a.png --size 12": (2, "is none of [4, 8, 16, 32]"),

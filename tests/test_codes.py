@@ -87,7 +87,13 @@ class TestShards:
 
     def test_finished_is_not_made_again_and_another_run_replaces_it(self, tmp_path):
         made = []
-        for run, sizes in (("a", (3, 5, 4)), ("a", (3, 5, 4)), ("b", (2, 2))):
+        precise = {"crop": 0.12345678, "size": (8, 8)}  # JSON has fewer types
+        for run, sizes in (
+            ("a", (3, 5, 4)),
+            ("a", (3, 5, 4)),
+            (precise, (2, 2)),
+            (precise, (2, 2)),
+        ):
             write(tmp_path / "codes", sizes, made=made, run=run)
         assert len(made) == 5 and len(TokenShards(tmp_path / "codes", "train")) == 4
         assert [path.name for path in tmp_path.iterdir()] == ["codes"]

@@ -82,6 +82,8 @@ class TestDecoding:
         assert np.all(composited[:, :10] == 255) and np.all(composited[:, 10:] == [0, 0, 200])
         grey = Image.merge("LA", [Image.new("L", (16, 16), 0), Image.new("L", (16, 16), 128)])
         assert np.all(np.abs(pixels(encoded(grey)).astype(int) - 127) <= 1)
+        deep = Image.fromarray(np.array([[0, 0, 30000] * 3] * 8, np.uint16))
+        assert (pixels(encoded(deep, transparency=0))[0, :3, 0] == [255, 255, 117]).all()
 
     def test_exif_orientation_is_applied(self):
         undo = {3: lambda a: a[::-1, ::-1], 6: lambda a: np.rot90(a, -1), 8: np.rot90, 2: np.fliplr}

@@ -276,6 +276,8 @@ def test_without_standardization_coefficients_are_those_of_pixels_around_zero(ch
     [
         ({"grid_sizes": [4, 4, 4]}, r"4 multiples of grid_size 4 that divide \[8, 8, 16, 32\]"),
         ({"grid_sizes": [4, 4, 4, 6]}, "grid_sizes must be 4 multiples"),
+        ({"grid_sizes": [16, 4, 4, 4], "transform": "pyramid"}, r"divide \[8, 16, 32, 64\]"),
+        ({"num_codes": 1}, "greater than or equal to 2"),
         ({"grid_sizes": [16, 4, 4, 4]}, "grid_sizes must be 4 multiples"),
         ({"grid_sizes": [4, 4, 4, 8], "scale_mixing": True}, "full attention and no mixing"),
         ({"grid_sizes": [4, 4, 4, 8], **CAUSAL}, "full attention and no mixing"),

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sitlib.model.patchify import TRANSFORMS
 from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.model.transforms import TRANSFORMS
 from sitlib.model.wavelets import dwt2, idwt2, orthonormal_gains
 from workbook.profile import load_profile
 

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from sitlib import codec
 from sitlib.cli import TOKENIZER, files
-from sitlib.cli.images import outputs_of
+from sitlib.cli.images import write_images
 from sitlib.model import tiling
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.tokenizer import SpectralTokenizer
@@ -60,11 +60,6 @@ def decompress(options: argparse.Namespace) -> int:
             tqdm.write(
                 f"sit: {path} was cut off: {left}, which give a smaller image", file=sys.stderr
             )
-        lines = []
-        for scales, file in outputs_of(jobs, target, tokenizer, len(encoded.codes)):
-            image = files.to_bytes(tiling.decode_strips(tokenizer, encoded, scales))
-            files.write_image(file, image[0])
-            lines.append(files.row(files.size_of(image), scales, file))
-        return lines
+        return write_images(jobs, target, tokenizer, encoded)
 
     return jobs.run(work, "size", "scales", "file")

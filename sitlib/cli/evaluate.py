@@ -55,7 +55,7 @@ def evaluate(options: argparse.Namespace) -> int:
     options.split = options.split or ("test" if has_splits(folder) else "all")
     source, digest = open_images(folder, options.split), hashlib.sha256()
     count = options.views or len(source)
-    require(count > 1, f"{source.where} has one image: give --views 2 or more.")
+    require(count > 1, "one view cannot be judged: give --views 2 or more.")
     judged = _samples if is_generator else _reconstructions
     size, protocol, scores = judged(options, path, source, count, digest)
     photographs = len(set(held_out_positions(source, count, SEED)))

@@ -89,14 +89,21 @@ def decode(options: argparse.Namespace) -> int:
         require(known["codes"] == origin["codes"], f"{other}: {remedy}")
         needed, given = tiling.Tiles.of(tokenizer, encoded.size).num_scales, len(encoded.codes)
         require(given == needed, f"it has {given} scales instead of {needed}: encode it again")
-        lines = []
-        for scales, file in outputs_of(jobs, target, tokenizer, len(encoded.codes)):
-            image = files.to_bytes(tiling.decode_strips(tokenizer, encoded, scales))
-            files.write_image(file, image[0])
-            lines.append(files.row(files.size_of(image), scales, file))
-        return lines
+        return write_images(jobs, target, tokenizer, encoded)
 
     return jobs.run(work, "size", "scales", "file")
+
+
+def write_images(
+    jobs: files.Jobs, target: Path, tokenizer: SpectralTokenizer, encoded: tiling.ImageCodes
+) -> list[str]:
+    """Decode and write the images of the numbers of scales that were asked for; a row of each."""
+    rows = []
+    for scales, file in outputs_of(jobs, target, tokenizer, len(encoded.codes)):
+        image = files.to_bytes(tiling.decode_strips(tokenizer, encoded, scales))
+        files.write_image(file, image[0])
+        rows.append(files.row(files.size_of(image), scales, file))
+    return rows
 
 
 def reconstruct(options: argparse.Namespace) -> int:

@@ -79,9 +79,7 @@ def _prompts(classes: list[str], options: argparse.Namespace) -> Prompts:
 
 def sample(options: argparse.Namespace) -> int:
     jobs = files.Jobs(options)
-    if jobs.file and (options.count > 1 or options.grid):
-        several = f"-o {jobs.file} names one file, but several will be written"
-        raise argparse.ArgumentError(None, several)
+    _require_one_output(jobs, options.count + options.grid)
     model, tokenizer, sampling, prompts = load_generator(options)
     assert prompts is not None  # the parser requires one
     text = options.class_name or options.text
@@ -110,6 +108,13 @@ def sample(options: argparse.Namespace) -> int:
     return 0
 
 
+def _require_one_output(jobs: files.Jobs, count: int) -> None:
+    """Refuse the name of one file for several."""
+    if jobs.file and count > 1:
+        several = f"-o {jobs.file} names one file, but several will be written"
+        raise argparse.ArgumentError(None, several)
+
+
 def columns_of(count: int) -> int:
     """Columns of a grid of images; no cell is empty if a shape of at most 1:3 has none."""
     full = (c for c in range(1, count + 1) if count % c == 0 and count <= c * c <= 3 * count)
@@ -131,6 +136,7 @@ def redraw(options: argparse.Namespace) -> int:
                 None, f"--size {size} is none of {small}, which it enlarges"
             )
     variants = [*map(str, range(options.count))] if options.count > 1 else []
+    _require_one_output(jobs, options.count)
 
     def work(path: Path, target: Path) -> list[str]:
         targets = jobs.reserve(target, *variants)

@@ -125,7 +125,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         if values.min() < 0 or values.max() > 65535:
             raise ImageError(f"its values {values.min()}..{values.max()} do not fit 16 bits")
         # Pillow's own conversion clips at 255.
+        clear = image.info.get("transparency")  # a value of 16 bits
         image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+        if clear is not None:
+            image.putalpha(Image.fromarray(((values != clear) * 255).astype(np.uint8)))
     if image.mode == "F":
         raise ImageError("its floating point values have no defined white")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:

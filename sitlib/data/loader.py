@@ -5,6 +5,7 @@ would have seen, and nothing is stored for it. Of R processes, rank r makes its 
 `training_views(source, R * t + r, B / R, ...)`.
 """
 
+import json
 import math
 import os
 import shutil
@@ -252,14 +253,14 @@ def make_shards(
         for split, count in num_batches.items()
         for first in range(0, count, per_shard)
     }
-    manifest = {**run, "shards": list(shards)}
+    manifest = json.loads(json.dumps({**run, "shards": list(shards)}))  # tuples are lists there
     if read_manifest(folder) == manifest:
         return
     work = folder.with_name(f".{folder.name}.unfinished")
     if read_manifest(work) not in ({}, manifest):
         raise DataError(f"{work} holds unfinished codes of another run: finish or remove it.")
     if rank == 0:
-        write_json(work / "manifest.json", manifest)
+        write_json(work / "manifest.json", manifest, digits=17)
     dtype = torch.uint16 if num_codes <= 2**16 else torch.int32
     for name in list(shards)[rank::world_size]:
         if not (work / name).exists():

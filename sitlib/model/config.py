@@ -18,7 +18,7 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # no sile
 Attention = Literal["full", "scale_causal"]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 VocabularySize = Annotated[int, Field(ge=300)]  # 256 bytes and some merges
-TextLength = Annotated[int, Field(ge=2)]
+TwoOrMore = Annotated[int, Field(ge=2)]
 
 
 def check_width(width: int, heads: int, mlp_ratio: float = 1.0, prefix: str = "") -> None:
@@ -59,7 +59,7 @@ class TokenizerConfig:
     num_codebooks: PositiveInt = 2
     quantizer: str = "codebook"  # a name in sitlib.model.quantizer.QUANTIZERS
     # In each codebook (SIT, ViT-VQGAN); or in that of every scale, the coarsest first (ours).
-    num_codes: PositiveInt | list[PositiveInt] = 8192
+    num_codes: TwoOrMore | list[TwoOrMore] = 8192
     code_dim: PositiveInt = 32  # of the l2-normalized lookup space (ViT-VQGAN)
     # Others are for comparison, and described in sitlib.model.transforms.
     transform: Literal["wavelet", "lifted_wavelet", "pyramid", "pyramid_nearest"] = "wavelet"
@@ -98,7 +98,9 @@ class TokenizerConfig:
             sentence = "typed_parameters separate needs details, and full attention on both sides"
             require(is_full and self.levels > 0, sentence)
         if (grids := self.grid_sizes) is not None:
-            sides = [self.size >> self.levels - max(s - 1, 0) for s in range(self.levels + 1)]
+            # Details of wavelets are as large as the scale before, those of a pyramid twice.
+            lag = 0 if self.transform.startswith("pyramid") else 1
+            sides = [self.size >> self.levels - max(s - lag, 0) for s in range(self.levels + 1)]
             pairs = zip(sides, grids, strict=False)
             fits = all(side % grid == grid % self.grid_size == 0 for side, grid in pairs)
             sentence = f"grid_sizes must be {len(sides)} multiples of grid_size {self.grid_size}"
@@ -142,7 +144,7 @@ class TextEncoderConfig:
 
     layers: PositiveInt = 12
     vocab_size: VocabularySize = 16000  # token ids of the BPE that is trained on the captions
-    max_tokens: TextLength = 128  # longest text, its end included
+    max_tokens: TwoOrMore = 128  # longest text, its end included
 
 
 @dataclass(frozen=True, config=STRICT)

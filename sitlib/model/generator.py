@@ -5,17 +5,19 @@ in another `order`, which only the sequence has; all codes and logits that come 
 A model knows which code comes next from the scale and place of the one that it reads.
 """
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from sitlib.model.config import AutoregressiveConfig, SamplingConfig
+from sitlib.model.config import STRICT, AutoregressiveConfig, SamplingConfig
 from sitlib.model.pretrained import Pretrained
 from sitlib.model.sequence import BlockOptions, KVCache, Sight, Transformer, rope_freqs
 from sitlib.model.text import TextEncoder, TextTokenizer
@@ -24,7 +26,7 @@ from sitlib.strict import require
 EMBEDDING_STD = 0.5  # of every embedding: the size of what the first block adds to it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class CodeModelConfig:
     """All that a checkpoint stores besides weights: transformer, codes, condition, sampling."""
 
@@ -37,6 +39,10 @@ class CodeModelConfig:
     text_tokenizer: str | None  # `TextTokenizer.to_json()`; None in a class-conditional model
     sampling: SamplingConfig | None = None  # what `generate` does by default
     code_dim: int = 0  # of the vectors of codes; 0: each code has an embedding of its own
+
+    def __post_init__(self):
+        is_both = (self.text_tokenizer is None) == (self.transformer.text is None)
+        require(is_both, "text_tokenizer and transformer.text go together: give both or neither")
 
 
 class VectorEmbedding(nn.Module):
@@ -64,7 +70,7 @@ class VectorEmbedding(nn.Module):
         return self.score(x) @ self.vectors.to(x.dtype).T
 
 
-@dataclass
+@dataclasses.dataclass
 class DecodeState:
     """Everything that decoding one token after another keeps between two steps."""
 
@@ -302,9 +308,8 @@ class AutoregressiveModel(Pretrained):
         return torch.cat([prefix_B1C, codes_BtC], dim=1), reading | self._rotary(self.order[:-1])
 
     def _embed_codes(self, codes_BT: Tensor) -> Tensor:
-        """Embeddings [B, T, C] of codes of the first scales."""
-        edges = [edge for edge in self._book_edges if edge < codes_BT.shape[1]]
-        parts = zip(self.code_embedding, codes_BT.tensor_split(edges, 1), strict=False)
+        """Embeddings [B, T, C] of the codes of all scales."""
+        parts = zip(self.code_embedding, codes_BT.tensor_split(self._book_edges, 1), strict=True)
         return torch.cat([embedding(codes) for embedding, codes in parts], dim=1)
 
     def _embed_condition(self, cond: Tensor) -> tuple[Tensor, dict[str, Any]]:

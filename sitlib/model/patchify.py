@@ -44,7 +44,7 @@ class SpectralGeometry:
     L levels give S = L + 1 scales: scale 1 is LL, scales 2 ... S are the details, coarsest first.
     All scales have the same grid of N = grid_size^2 tokens, so that a token covers one part of the
     image at every scale. Zero levels give ViT-VQGAN's pixel patches. The side of the image, `size`
-    px, is a multiple of grid_size * 2^levels. Another transform is a subclass in `TRANSFORMS`.
+    px, is a multiple of grid_size * 2^levels. `sitlib.model.transforms` has others.
     `grids`, if given, are tokens per side of each scale; `num_scales` then counts runs of N tokens.
     """
 
@@ -100,7 +100,3 @@ class SpectralGeometry:
         """The inverse of `patchify`, also of the first scales alone."""
         triples = zip(patches, self.scales, self.grids, strict=False)
         return [unpatchify(x, self.patch_size(s), columns) for x, s, columns in triples]
-
-
-# TokenizerConfig.transform -> class; `sitlib.model.transforms` adds what SIT is compared with.
-TRANSFORMS: dict[str, type[SpectralGeometry]] = {"wavelet": SpectralGeometry}

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sitlib.model.sequence import Block, BlockOptions
-from sitlib.model.transformer import BLOCKS, SequenceLayout
+from sitlib.model.transformer import SequenceLayout
 
 
 class SeparateBlocks(nn.ModuleList):
@@ -22,6 +22,3 @@ class SeparateBlocks(nn.ModuleList):
             kv = block.cross.encode_context(normed)  # pyrefly: ignore[missing-attribute]
             outputs.append(block(x, causal=False, context=(*kv, None)))
         return outputs
-
-
-BLOCKS["separate"] = SeparateBlocks

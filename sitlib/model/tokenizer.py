@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sitlib.model.config import TokenizerConfig
-from sitlib.model.patchify import TRANSFORMS
 from sitlib.model.pretrained import Pretrained
 from sitlib.model.quantizer import QUANTIZERS, Codebook, Quantized
 from sitlib.model.transformer import ADTransformer, in_weight_dtype, inference_autocast
+from sitlib.model.transforms import TRANSFORMS
 from sitlib.model.wavelets import check_images
 from sitlib.strict import require
 

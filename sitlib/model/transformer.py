@@ -5,7 +5,7 @@ AD is approximation and detail: norms, q, k, v and MLP exist twice, for tokens o
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -104,10 +104,6 @@ class ADBlock(nn.Module):
         return [x + mlp_out(F.gelu(mlp_in(norm(x)))) for x, norm, mlp_in, mlp_out in modules]
 
 
-# TokenizerConfig.typed_parameters -> blocks; `sitlib.model.separate` adds some.
-BLOCKS: dict[bool | str, Callable[..., nn.Module]] = {"mlp": partial(ADBlock, qkv_types=1)}
-
-
 def init_blocks(blocks: nn.ModuleList, branches: int = 2) -> None:
     """Initialize the linear layers of blocks with `branches` residual branches each."""
     for name, linear in blocks.named_modules():
@@ -180,7 +176,10 @@ class ADTransformer(nn.Module):
         self.scale_mixing = None
         if scale_mixing and num_scales > 1:
             self.scale_mixing = ScaleMixing(num_scales, dim, causal=attention == "scale_causal")
-        block, shape = BLOCKS.get(typed, ADBlock), (dim, num_heads, mlp_ratio, num_types)
+        block = partial(ADBlock, qkv_types=1) if typed == "mlp" else ADBlock
+        if typed == "separate":
+            from sitlib.model.separate import SeparateBlocks as block  # it imports this module
+        shape = dim, num_heads, mlp_ratio, num_types
         self.blocks = nn.ModuleList(block(*shape) for _ in range(num_layers))
         self.norm = nn.ModuleList(nn.LayerNorm(dim) for _ in range(num_types))
         init_blocks(self.blocks, branches=3 if typed == "separate" else 2)

@@ -6,7 +6,7 @@ Each replaces the DWT of `SpectralGeometry` and is exactly invertible.
 import torch.nn.functional as F
 from torch import Tensor
 
-from sitlib.model.patchify import TRANSFORMS, SpectralGeometry
+from sitlib.model.patchify import SpectralGeometry
 from sitlib.model.wavelets import haar, inverse_haar
 
 
@@ -67,7 +67,9 @@ class LiftedWaveletGeometry(PyramidGeometry):
         return image
 
 
-TRANSFORMS |= {
+# TokenizerConfig.transform -> class.
+TRANSFORMS: dict[str, type[SpectralGeometry]] = {
+    "wavelet": SpectralGeometry,
     "lifted_wavelet": LiftedWaveletGeometry,
     "pyramid": PyramidGeometry,
     "pyramid_nearest": NearestPyramidGeometry,

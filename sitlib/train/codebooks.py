@@ -3,6 +3,7 @@
 Every process gives its own latents and codes; all of them move their codes alike.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import cast
 
@@ -47,12 +48,22 @@ def initialize_codebooks(tokenizer: SpectralTokenizer, images: Tensor) -> None:
             start_codes(codebook, z)
 
 
-def take_over_codes(tokenizer: SpectralTokenizer, base: SpectralTokenizer) -> None:
-    """Copy and freeze the encoder and codebooks of another tokenizer: only the decoder learns."""
+def _require_alike(
+    tokenizer: SpectralTokenizer,
+    base: SpectralTokenizer,
+    may_differ: Callable[[str], bool],
+    only: str,
+) -> None:
+    """Raise ValueError if other keys of two tokenizers' configurations differ."""
     theirs = asdict(base.config)
     differs = (key for key, value in asdict(tokenizer.config).items() if value != theirs[key])
-    different = [key for key in differs if not key.startswith("decoder_")]
-    require(not different, f"{different} of the two tokenizers differ; only decoder_* may.")
+    wrong = [key for key in differs if not may_differ(key)]
+    require(not wrong, f"{wrong} of the two tokenizers differ; only {only} may.")
+
+
+def take_over_codes(tokenizer: SpectralTokenizer, base: SpectralTokenizer) -> None:
+    """Copy and freeze the encoder and codebooks of another tokenizer: only the decoder learns."""
+    _require_alike(tokenizer, base, lambda key: key.startswith("decoder_"), "decoder_*")
     state = base.state_dict().items()
     frozen = {key: x for key, x in state if key.split(".")[0] not in DECODER_MODULES}
     tokenizer.load_state_dict(tokenizer.state_dict() | frozen)
@@ -62,11 +73,8 @@ def take_over_codes(tokenizer: SpectralTokenizer, base: SpectralTokenizer) -> No
 
 def take_over_weights(tokenizer: SpectralTokenizer, base: SpectralTokenizer) -> None:
     """Copy all weights of another tokenizer; positions are interpolated where its grid differs."""
-    theirs = asdict(base.config)
-    differs = {key for key, value in asdict(tokenizer.config).items() if value != theirs[key]}
-    different = sorted(differs - {"size", "grid_size", "refine"})
-    allowed = "only size, grid_size, refine may"
-    require(not different, f"{different} of the two tokenizers differ; {allowed}.")
+    resized = "size", "grid_size", "refine"
+    _require_alike(tokenizer, base, resized.__contains__, ", ".join(resized))
     new = {name: x for name, x in tokenizer.state_dict().items() if name.startswith("refine.")}
     state = new | base.state_dict()
     for name in ("encoder.pos_emb", "decoder.pos_emb"):  # [S g^2, C]

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from sitlib.model.config import STRICT, Probability, TextLength, VocabularySize
+from sitlib.model.config import STRICT, Probability, TwoOrMore, VocabularySize
 from sitlib.model.dual_encoder import DualEncoderShape
 from sitlib.strict import require
 
@@ -168,7 +168,7 @@ class DualEncoderConfig(DualEncoderShape):
 
     optimizer: OptimizerConfig = field(kw_only=True)
     vocab_size: VocabularySize = 1024
-    max_tokens: TextLength = 48
+    max_tokens: TwoOrMore = 48
     image_size: Annotated[int, Field(ge=32, le=224)] = 96  # px at which EfficientNet-Lite0 looks
     # Blurred or blocky versions of every training image, besides the clean one.
     degraded_views: NonNegativeInt = 3

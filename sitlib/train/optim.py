@@ -84,7 +84,10 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
-    """The nearest matrices with singular values near 1 (0.7 to 1.2 after five steps), [N, R, C].
+    """Matrices [N, R, C] with the same singular vectors, and singular values nearer to 1.
+
+    After three steps 0.7 to 1.2 for four times as many columns as rows; of square Gaussian ones the
+    smallest stay small (0.01 at 128 x 128, 0.1 after five).
 
     On a GPU products are bf16, as in torch.optim.Muon; a CPU without bf16 products takes twice
     the time for them, so there they keep the dtype of the matrices.
