@@ -97,16 +97,18 @@ WHAT = {  # of every set: what it is, and its licence
 }
 
 
-def table(header: list[str], rows: list[list]) -> str:
-    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *cells])
+def table(columns: dict[str, str], records: list[dict]) -> str:
+    """Rows of records: title of a column -> its key in them."""
+    rows = [["" if r[key] is None else str(r[key]) for key in columns.values()] for r in records]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *rows])
 
 
 def class_table(records: list[dict]) -> str:
     count = Counter((record["class"] or "(none)", record["split"]) for record in records)
     names = sorted({name for name, _ in count}, key=lambda name: (name == "(none)", name))
-    rows = [[name, count[name, "train"], count[name, "test"]] for name in names]
-    return table(["class", "train", "test"], rows)
+    splits = {split: split for split in ("train", "test")}
+    rows = [{"class": name} | {split: count[name, split] for split in splits} for name in names]
+    return table({"class": "class"} | splits, rows)
 
 
 def write_readme(out: Path, words_of_class: dict[str, tuple[str, ...]], mit: str) -> None:
@@ -127,38 +129,25 @@ def write_readme(out: Path, words_of_class: dict[str, tuple[str, ...]], mit: str
         megabytes = sum(shard.stat().st_size for shard in shards) / 1e6
         sizes = [len(of_set), splits["train"], splits["test"], f"{megabytes:.1f}"]
         summary.append(f"| {' | '.join(map(str, [f'`{name}`', *sizes, what, licence]))} |")
-    land_header = ["image", "class", "split", "licence", "author", "contact", "note in the package"]
-    extra_header = ["image", "title", "source", "licence", "author", "page", "changes"]
-    land = [
-        [r[name] for name in ("key", "class", "split", "licence", "author", "contact", "note")]
-        for r in records["landscapes"]
-    ]
-    extra = [
-        [r["key"], r["title"], f"{r['package']}, {r['file']}"]
-        + [r[name] for name in ("licence", "author", "contact", "changes")]
-        for r in records["extra"]
-    ]
-    things_header = [
-        "image",
-        "split",
-        "licence",
-        "author",
-        "page",
-        "note in the package",
-        "changes",
-    ]
-    things = [
-        [r[name] for name in ("key", "split", "licence", "author", "contact", "note", "changes")]
-        for r in records["things"]
-    ]
+    for record in records["extra"]:
+        record["source"] = f"{record['package']}, {record['file']}"
+
+    def columns(text: str) -> dict[str, str]:
+        """Titles of columns, with " | " between them; most are the keys."""
+        keys = {"image": "key", "page": "contact", "note in the package": "note"}
+        return {title: keys.get(title, title) for title in text.split(" | ")}
+
+    land = columns("image | class | split | licence | author | contact | note in the package")
+    extra = columns("image | title | source | licence | author | page | changes")
+    things = columns("image | split | licence | author | page | note in the package | changes")
     text = README.format(
         summary="\n".join(summary),
         words=", ".join(f"{name} ({', '.join(words)})" for name, words in words_of_class.items()),
         land_classes=class_table(records["landscapes"]),
         emoji_classes=class_table(records["emoji"]),
-        extra_table=table(extra_header, extra),
-        land_table=table(land_header, land),
-        things_table=table(things_header, things),
+        extra_table=table(extra, records["extra"]),
+        land_table=table(land, records["landscapes"]),
+        things_table=table(things, records["things"]),
         mit=mit,
     )
     (out / "README.md").write_text(text, encoding="utf-8")

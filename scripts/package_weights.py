@@ -15,6 +15,7 @@ from typing import Any
 
 from sitlib.cli import main as sit
 from sitlib.files import load_model, read_csv, read_json, read_metadata, save_model, write_json
+from sitlib.metrics import METRICS
 from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel
 from sitlib.model.pretrained import CHECKPOINT, PACKAGED
@@ -22,8 +23,10 @@ from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.sample.generate import generate
 from sitlib.strict import to_dict
 from workbook.evaluate.text import KINDS, Judge, prompts
+from workbook.figures.tables import markdown_table
 from workbook.machine import machine
 from workbook.profile import load_profile
+from workbook.site.compare import with_interval
 
 CARD = """---
 library_name: sitlib
@@ -79,12 +82,12 @@ def package(run: Path, name: str, options: argparse.Namespace) -> None:
         model.config = replace(model.config, transformer=transformer, sampling=sampling)
     save_model(folder / CHECKPOINT, model.half(), name=name)
     write_json(folder / "config.json", to_dict(model.config))
-    rows = []
+    results = {}
     for data in map(Path, options.data):
         scores = folder / f"scores-{data.name}.json"
         if sit(["evaluate", str(folder), str(data), "-o", str(scores), "--overwrite"]):
             raise SystemExit(f"{name} could not be judged on {data}")
-        rows.append((data.name, read_json(scores)))
+        results[data.name] = read_json(scores)
     notes = BORDER
     if is_generator:
         notes = DISTANCES.format(
@@ -116,7 +119,7 @@ def package(run: Path, name: str, options: argparse.Namespace) -> None:
         start=f", started from {options.start}" if options.start else "",
         images=options.images,
         groups="names" if is_generator else "photographs",
-        table=table(rows),
+        table=table(results),
         notes=notes,
         limits=options.limits,
     )
@@ -141,44 +144,38 @@ def recognised(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def names_table(scores: dict[str, Any]) -> str:
-    lines = [
-        "| recognised, % | samples | reconstructions | real images | chance |",
-        "|---" * 5 + "|",
-    ]
+    rows = []
     for kind, of in scores["kinds"].items():
-        cells = [f"{of[x]['r_precision']:.1f}" for x in ("samples", "reconstruction", "real")]
-        low, high = of["samples"]["interval"]
-        cells[0] += f" [{low:.1f}, {high:.1f}]"
-        chance = f"{of['samples']['chance']:.0f}"
-        lines.append(f"| {' | '.join([KINDS[kind], *cells, chance])} |")
-    return "\n".join(lines)
+        shares = {key: f"{of[key]['r_precision']:.1f}" for key in ("reconstruction", "real")}
+        drawn = with_interval(of["samples"]["r_precision"], *of["samples"]["interval"], digits=1)
+        rows.append({"recognised, %": KINDS[kind], "samples": drawn})
+        rows[-1] |= {"reconstructions": shares["reconstruction"], "real images": shares["real"]}
+        rows[-1]["chance"] = f"{of['samples']['chance']:.0f}"
+    return markdown_table(rows)
 
 
-def table(rows: list[tuple[str, dict[str, Any]]]) -> str:
+def table(results: dict[str, dict[str, Any]]) -> str:
     """Scores of every set in Markdown."""
-    if rows[0][1]["manifest"]["task"] == "samples":
-        lines = [
-            "| set | samples | FD-Lite0 | KID x 1000 | FD to reconstructions |",
-            "|---|---|---|---|---|",
-        ]
-        for name, result in rows:
-            s, n = result["scores"], result["manifest"]["reference"]["views"]
-            again = f"{s['to_reconstructions']['fd_lite0']:.1f}"
-            for what, of, near in (("", s, again), (", reconstructions", s["reconstruction"], "")):
-                distances = f"{of['fd_lite0']:.1f} | {1000 * of['kid']:.2f} | {near}"
-                lines.append(f"| {name}{what} | {n} | {distances} |")
-        return "\n".join(lines)
-    lines = ["| set | images | px | PSNR, dB | LPIPS-Alex | LPIPS-VGG | border |"]
-    lines.append("|---" * 7 + "|")
-    for name, result in rows:
+    rows = []
+    for name, result in results.items():
         scores, reference = result["scores"], result["manifest"]["reference"]
-        cells = [name, str(reference["views"]), str(reference["size"])]
+        if result["manifest"]["task"] == "samples":
+            again = f"{scores['to_reconstructions']['fd_lite0']:.1f}"
+            kinds = (("", scores, again), (", reconstructions", scores["reconstruction"], ""))
+            for what, of, near in kinds:
+                row = {"set": name + what, "samples": reference["views"]}
+                row |= {
+                    "FD-Lite0": f"{of['fd_lite0']:.1f}",
+                    "KID x 1000": f"{1000 * of['kid']:.2f}",
+                }
+                rows.append(row | {"FD to reconstructions": near})
+            continue
+        row = {"set": name, "images": reference["views"], "px": reference["size"]}
         for key, digits in (("psnr", 2), ("lpips_alex", 3), ("lpips_vgg", 3)):
-            low, high = scores["intervals"][key]
-            cells.append(f"{scores[key]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
-        cells.append(f"{scores['border']:.2f} ({scores['border_originals']:.2f})")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            row[METRICS[key].title] = with_interval(scores[key], *scores["intervals"][key], digits)
+        row["border"] = f"{scores['border']:.2f} ({scores['border_originals']:.2f})"
+        rows.append(row)
+    return markdown_table(rows)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,7 @@ import re
 from typing import Any
 
 WORDS = {"vit-vqgan": "ViT-VQGAN", "sit": "SIT", "ar": "AR"}
-NOTES = {
-    "captioned_": "captioned",
-    "_ours(?=_|$)": "ours",
-    "_second(?=_|$)": "second decoder",
-}
+NOTES = {"captioned_": "captioned", "_ours(?=_|$)": "ours", "_second(?=_|$)": "second decoder"}
 SIT = re.compile(r"sit(\d+)(?:_(sce|scd|sc))?(?=_|$)")
 SEED = re.compile(r"-(?:seed)?(\d+)$")
 

@@ -238,12 +238,9 @@ def bars_of(values: Sequence[float], intervals: Sequence[Sequence[float]]) -> li
 
 def smoothed(values: np.ndarray, window: int) -> np.ndarray:
     """Centred moving average over `window` values, shorter at both ends."""
-    if window <= 1:
-        return values
-    sums, index = np.concatenate([[0.0], np.cumsum(values)]), np.arange(len(values))
-    low = np.maximum(index - window // 2, 0)
-    high = np.minimum(index + (window - 1) // 2 + 1, len(values))
-    return (sums[high] - sums[low]) / (high - low)
+    ones = np.ones(max(window, 1))
+    count = np.convolve(np.ones(len(values)), ones, "same")
+    return np.convolve(values, ones, "same") / count
 
 
 def curves(

@@ -1,4 +1,4 @@
-"""Result tables in HTML, of plain elements (GitHub removes styles), and as text."""
+"""Result tables in HTML, of plain elements (GitHub removes styles), in Markdown and as text."""
 
 import math
 import statistics
@@ -136,6 +136,12 @@ def html_table(rows: Rows, caption: str, *, digits: Digits = None, best: Best = 
             "</tbody>\n</table>",
         ]
     )
+
+
+def markdown_table(rows: Rows, digits: Digits = None) -> str:
+    """The same table in Markdown, without a caption."""
+    head, *body = [[text for text, _ in line] for line in _grid(rows, digits, None)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *body))
 
 
 def text_table(rows: Rows, caption: str, *, digits: Digits = None, best: Best = None) -> str:

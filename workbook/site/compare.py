@@ -14,7 +14,6 @@ Scores = Mapping[str, Any]  # metrics of one run, as the evaluation stages write
 Runs = Mapping[str, Sequence[Scores]]  # variant -> metrics of its seeds
 Interval = tuple[float, float, float]  # value, lower and upper bound at 95 %
 BASELINE = "vit_vqgan"
-PAPER_SIZE = 256  # px
 
 
 class Reported(NamedTuple):

@@ -118,7 +118,6 @@ def overview(tokenizer: SpectralTokenizer, image: Tensor, name: str) -> Figure:
                 axes[1].plot([left - 0.5, left + side - 0.5], [top + at] * 2, **look)
                 axes[1].plot([left + at] * 2, [top - 0.5, top + side - 0.5], **look)
 
-    axis, step = axes[2], grid + 1
     axis, step, columns = axes[2], 1.2 * grid, math.isqrt(len(codes) - 1) + 1
     rows = -(-len(codes) // columns)
     for s, scale_codes in enumerate(codes):  # a colour for each code

@@ -19,7 +19,7 @@ import yaml
 from sitlib.files import write_json
 from sitlib.metrics import GENERATION_METRICS, METRICS
 from workbook.effects import finished_seeds, interval, load_claims, mean, read_results, verdicts
-from workbook.figures.tables import format_value, spread
+from workbook.figures.tables import markdown_table, spread
 from workbook.machine import lock_hash, machine
 from workbook.names import label
 from workbook.params import read_yaml, seeds_by_variant
@@ -286,10 +286,7 @@ def with_results(text: str, results: Mapping[str, Any]) -> str:
     _, after = rest.split(MARKS[1])
     lines = []
     for caption, rows in findings(results).values():
-        lines += ["", f"{caption}.", "", f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|"]
-        lines += [
-            f"| {' | '.join(format_value(x, digits=1) for x in row.values())} |" for row in rows
-        ]
+        lines += ["", f"{caption}.", "", markdown_table(rows, digits=1)]
     lines += ["", *(f"- {sentence}" for sentence in said_of_study(results))]
     return "\n".join([before + MARKS[0], *lines, MARKS[1] + after])
 
