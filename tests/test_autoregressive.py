@@ -19,9 +19,9 @@ from tiny import (
 )
 
 from sitlib.files import load_model, save_model
+from sitlib.model.block import rope_freqs
 from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig, code_nats
-from sitlib.model.sequence import rope_freqs
 from sitlib.model.text import TextTokenizer
 from sitlib.strict import ConfigError, from_dict, to_dict
 from workbook.profile import load_profile

@@ -10,8 +10,8 @@ from tiny import LLAMA, class_and_text, condition_of, copy_of, generator, random
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from sitlib.model.block import KVCache
 from sitlib.model.config import SamplingConfig
-from sitlib.model.sequence import KVCache
 from sitlib.sample import generate as sampling
 from sitlib.sample.cuda_graphs import GraphedDecoder, kind_of_step
 from sitlib.sample.generate import generate, with_cast_layers
@@ -75,7 +75,7 @@ def test_weights_that_are_cast_once_compute_what_autocast_computes_logits_in_flo
     assert once.dtype == torch.float32 and not torch.equal(once, once.bfloat16().float())
     assert 0 < (once - expected).abs().mean() < 0.05 * expected.std()
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    assert cast.transformer.blocks[0].mlp_in.weight.dtype == torch.bfloat16
+    assert cast.transformer.blocks[0].mlp_in[0].weight.dtype == torch.bfloat16
     assert cast.heads[0].weight is model.heads[0].weight
 
 

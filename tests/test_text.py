@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sitlib.model.sequence import BlockOptions
+from sitlib.model.block import BlockOptions
 from sitlib.model.text import TextEncoder, TextTokenizer
 
 CAPTIONS = ["a cat on a mat", "the cat sat", "A hat, a bat", "that fat rat"]
@@ -184,13 +184,13 @@ def test_it_is_a_transformer_encoder_of_torch():
     )
     reference = nn.TransformerEncoder(layer, 3, nn.LayerNorm(16, dtype=torch.float64), False).eval()
     for ours, theirs in zip(encoder.transformer.blocks, reference.layers, strict=True):
-        theirs.self_attn.in_proj_weight.copy_(ours.qkv.weight)
-        theirs.self_attn.in_proj_bias.copy_(ours.qkv.bias)
+        theirs.self_attn.in_proj_weight.copy_(ours.qkv[0].weight)
+        theirs.self_attn.in_proj_bias.copy_(ours.qkv[0].bias)
         theirs.self_attn.out_proj.load_state_dict(ours.attention_out.state_dict())
-        theirs.linear1.load_state_dict(ours.mlp_in.state_dict())
-        theirs.linear2.load_state_dict(ours.mlp_out.state_dict())
-        theirs.norm1.load_state_dict(ours.attention_norm.state_dict())
-        theirs.norm2.load_state_dict(ours.mlp_norm.state_dict())
+        theirs.linear1.load_state_dict(ours.mlp_in[0].state_dict())
+        theirs.linear2.load_state_dict(ours.mlp_out[0].state_dict())
+        theirs.norm1.load_state_dict(ours.attention_norm[0].state_dict())
+        theirs.norm2.load_state_dict(ours.mlp_norm[0].state_dict())
     reference.norm.load_state_dict(encoder.transformer.norm.state_dict())
     tokens = padded([[5, 9, 2, 7], [3], [1, 1, 1, 2, 3, 4]], 6)
     embedded = encoder.token_embedding.weight[tokens] + encoder.position_embedding.weight[:6]

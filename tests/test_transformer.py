@@ -6,15 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sitlib.model.sequence import (
+from sitlib.model.block import (
     BlockOptions,
     CrossAttention,
     KVCache,
-    Transformer,
     apply_rotary_emb,
+    attend,
     rope_freqs,
+    scale_causal,
+    sdpa,
 )
-from sitlib.model.transformer import ADTransformer, SequenceLayout, attend, sdpa
+from sitlib.model.sequence import Transformer
+from sitlib.model.transformer import ADTransformer
 
 OPTIONS = {
     "default": BlockOptions(),
@@ -28,15 +31,15 @@ learned_and_rotary = pytest.mark.parametrize("rotary", [False, True], ids=["lear
 CONTEXT_MASK = torch.tensor([[True, True, False, True, False], [True, False, False, False, False]])
 
 
-def mask_of(layout):
+def mask_of(attention, num_scales, tokens_per_scale):
     """[T, T], True where the row may see the column, from the definitions."""
-    position = torch.arange(layout.num_scales * layout.tokens_per_scale)
-    scale = position // layout.tokens_per_scale
+    position = torch.arange(num_scales * tokens_per_scale)
+    scale = position // tokens_per_scale
     return {
         "full": torch.ones(len(position), len(position), dtype=torch.bool),
         "scale_causal": scale[:, None] >= scale[None],
         "causal": position[:, None] >= position[None],
-    }[layout.attention]
+    }[attention]
 
 
 def naive_attention(q, k, v, mask):
@@ -64,21 +67,20 @@ def assert_same_with_gradients(ours, reference, inputs):
         torch.testing.assert_close(one, other)
 
 
-layouts = st.builds(
-    SequenceLayout,
-    num_scales=st.integers(1, 4),
-    tokens_per_scale=st.integers(1, 5),
-    attention=st.sampled_from(["full", "scale_causal", "causal"]),
-)
-
-
 @settings(max_examples=30, deadline=None)
-@given(layouts, st.integers(0, 1000))
-def test_attention_without_a_mask_equals_masked_attention(layout, seed):
+@given(
+    st.sampled_from(["full", "scale_causal", "causal"]),
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.integers(0, 1000),
+)
+def test_attention_without_a_mask_equals_masked_attention(attention, scales, tokens, seed):
     torch.manual_seed(seed)
-    q, k, v = randn(3, 2, 2, layout.num_scales * layout.tokens_per_scale, 4, requires_grad=True)
-    reference = naive_attention(q, k, v, mask_of(layout))
-    assert_same_with_gradients(attend(q, k, v, layout), reference, (q, k, v))
+    q, k, v = randn(3, 2, 2, scales * tokens, 4, requires_grad=True)
+    reference = naive_attention(q, k, v, mask_of(attention, scales, tokens))
+    sight = scale_causal(scales, tokens) if attention == "scale_causal" else None
+    ours = attend(q, k, v, sight, is_causal=attention == "causal")
+    assert_same_with_gradients(ours, reference, (q, k, v))
 
 
 def test_attention_on_a_cpu_is_in_float32_under_autocast_and_so_are_its_gradients():
@@ -117,8 +119,8 @@ def heads_of(x, num_heads):
 
 
 def typed(modules, types, x):
-    """Every token through the module of its type; types None: one module for all."""
-    one_each = [modules if kind is None else modules[kind] for kind in types or x.shape[1] * [None]]
+    """Every token through the module of its type; types None: one type for all."""
+    one_each = [modules[kind] for kind in types or x.shape[1] * [0]]
     return torch.stack([module(x[:, i]) for i, module in enumerate(one_each)], dim=1)
 
 
@@ -154,14 +156,14 @@ def places_of(length):
 @pytest.mark.parametrize("attention", ["full", "causal"])
 def test_a_transformer_and_its_gradients_are_those_of_the_definitions(options, rotary, attention):
     torch.manual_seed(0)
-    model, mask = loud(Transformer(2, 16, 2, 2.5, options=options)), SequenceLayout(1, 8, attention)
+    model, mask = loud(Transformer(2, 16, 2, 2.5, options=options)), mask_of(attention, 1, 8)
     x, context = randn(2, 8, 16, requires_grad=True), randn(2, 5, 16, requires_grad=True)
     angles = naive_angles(places_of(8), 8) if rotary else None
     rope = torch.stack([angles.cos(), angles.sin()]) if rotary else None
     read = model.encode_context(context, CONTEXT_MASK) if options.cross_attention else None
     reference = x
     for block in model.blocks:
-        reference = naive_block(block, options, reference, mask_of(mask), None, angles, context)
+        reference = naive_block(block, options, reference, mask, None, angles, context)
     inputs = [x, *model.parameters(), *([context] if options.cross_attention else [])]
     ours = model(x, attention == "causal", rope_2TF=rope, context=read)
     assert_same_with_gradients(ours, model.norm(reference), inputs)
@@ -175,7 +177,7 @@ def test_an_adtransformer_is_mixing_positions_typed_blocks_and_norms(attention, 
     model = loud(ADTransformer(3, 2, 16, 2, 2, 2.0, *options))
     assert len(model.blocks[0].qkv) == (1 if own == "mlp" else num_types)
     x, types = randn(2, 12, 16, requires_grad=True), [0] * 4 + [num_types - 1] * 8
-    mask, weight = mask_of(SequenceLayout(3, 4, attention)), model.scale_mixing.weight
+    mask, weight = mask_of(attention, 3, 4), model.scale_mixing.weight
     if attention == "scale_causal":
         weight = weight * torch.ones(3, 3).tril()[:, None, :, None]
     mixed = torch.einsum("scid,bind->bsnc", weight, x.unflatten(1, (3, 4))).flatten(1, 2)

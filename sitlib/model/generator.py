@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from sitlib.model.block import BlockOptions, KVCache, Sight, rope_freqs
 from sitlib.model.config import STRICT, AutoregressiveConfig, SamplingConfig
 from sitlib.model.pretrained import Pretrained
-from sitlib.model.sequence import BlockOptions, KVCache, Sight, Transformer, rope_freqs
+from sitlib.model.sequence import Transformer
 from sitlib.model.text import TextEncoder, TextTokenizer
 from sitlib.strict import require
 

@@ -7,18 +7,15 @@ AD is approximation and detail: norms, q, k, v and MLP exist twice, for tokens o
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# Gradients of cuDNN's attention with a mask can be NaN on Hopper GPUs (pytorch issue 196678), and
-# it prepares itself for every new shape. Flash and memory-efficient attention remain.
-torch.backends.cuda.enable_cudnn_sdp(False)
+from sitlib.model.block import Block, BlockOptions, init_blocks, scale_causal
 
 
 def best_device() -> torch.device:
@@ -38,87 +35,6 @@ def in_weight_dtype(layers: nn.Module, x: Tensor) -> Tensor:
     """`layers(x)` without autocast: no later layer mends the rounding of the first and last."""
     with torch.autocast(x.device.type, enabled=False):
         return layers(x.to(next(layers.parameters()).dtype))
-
-
-@dataclass(frozen=True)
-class SequenceLayout:
-    """Runs of tokens, one for each scale, and who sees whom."""
-
-    num_scales: int
-    tokens_per_scale: int
-    # scale_causal: own and coarser scales; causal: itself and earlier tokens.
-    attention: Literal["full", "scale_causal", "causal"] = "full"
-
-
-def sdpa(q: Tensor, k: Tensor, v: Tensor, **options) -> Tensor:
-    """PyTorch's attention of [B, H, T, D]; on a CPU in float32, also under autocast."""
-    # In bf16 the backward pass took eight times as long (torch 2.14, Xeon with AMX).
-    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **options)
-    return F.scaled_dot_product_attention(q, k, v, **options)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, layout: SequenceLayout) -> Tensor:
-    """Softmax attention of [B, H, T, D] under a layout, with no mask in memory.
-
-    Scale-causal attention is one call per scale: its queries see all keys of its own and coarser
-    scales. That is exact, and the fastest kernels take no mask.
-    """
-    if layout.attention == "scale_causal" and layout.num_scales > 1:
-        N, outputs = layout.tokens_per_scale, []
-        for scale, q_scale in enumerate(q.split(N, dim=2), 1):
-            y = sdpa(q_scale, k[:, :, : scale * N], v[:, :, : scale * N])
-            outputs.append(y.transpose(1, 2))  # [B, N, H, D], as the kernel leaves it: no copy
-        return torch.cat(outputs, dim=1).transpose(1, 2)
-    return sdpa(q, k, v, is_causal=layout.attention == "causal")
-
-
-class ADBlock(nn.Module):
-    """Pre-norm attention and MLP; each type of token has its own, but for `attention_out`."""
-
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, num_types: int = 2, qkv_types=2):
-        super().__init__()
-        hidden, types = int(dim * mlp_ratio), range(num_types)
-        self.num_heads = num_heads
-        self.attention_norm = nn.ModuleList(nn.LayerNorm(dim) for _ in types[:qkv_types])
-        self.qkv = nn.ModuleList(nn.Linear(dim, 3 * dim) for _ in types[:qkv_types])
-        self.attention_out = nn.Linear(dim, dim)
-        self.mlp_norm = nn.ModuleList(nn.LayerNorm(dim) for _ in types)
-        self.mlp_in = nn.ModuleList(nn.Linear(dim, hidden) for _ in types)
-        self.mlp_out = nn.ModuleList(nn.Linear(hidden, dim) for _ in types)
-
-    def forward(self, x_by_type: list[Tensor], layout: SequenceLayout) -> list[Tensor]:
-        """Tokens [B, T_t, C] of each type present -> the same shapes."""
-        modules = zip(x_by_type, [*self.attention_norm] * 2, [*self.qkv] * 2, strict=False)
-        qkv = torch.cat([linear(norm(x)) for x, norm, linear in modules], dim=1)  # [B, T, 3C]
-        q, k, v = (
-            x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, H, T, D]
-            for x in qkv.chunk(3, dim=-1)
-        )
-        y = attend(q, k, v, layout).transpose(1, 2).flatten(2)  # [B, T, C]
-        y_by_type = self.attention_out(y).split([x.shape[1] for x in x_by_type], dim=1)
-        x_by_type = [x + y for x, y in zip(x_by_type, y_by_type, strict=True)]
-
-        modules = zip(x_by_type, self.mlp_norm, self.mlp_in, self.mlp_out, strict=False)
-        return [x + mlp_out(F.gelu(mlp_in(norm(x)))) for x, norm, mlp_in, mlp_out in modules]
-
-
-def init_blocks(blocks: nn.ModuleList, branches: int = 2) -> None:
-    """Initialize the linear layers of blocks with `branches` residual branches each."""
-    for name, linear in blocks.named_modules():
-        if not isinstance(linear, nn.Linear):
-            continue
-        # Unit gain (LeCun). The usual fixed 0.02 is a quarter of it at width 128.
-        nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
-        if linear.bias is not None:
-            nn.init.zeros_(linear.bias)
-        with torch.no_grad():
-            if ".qkv" in name:  # keys like queries: similar tokens attend (arXiv 2305.09828)
-                query, key, _ = linear.weight.chunk(3)
-                key.add_(query).mul_(0.5**0.5)
-            if name.endswith("attention_out") or ".mlp_out" in name:  # GPT-2's rule for depth
-                linear.weight /= (branches * len(blocks)) ** 0.5
 
 
 class ScaleMixing(nn.Module):
@@ -142,6 +58,25 @@ class ScaleMixing(nn.Module):
         x_BNSC = x.unflatten(1, (num_scales, -1)).transpose(1, 2)
         mixed = F.linear(x_BNSC.flatten(2), weight).unflatten(2, (num_scales, -1))
         return x + mixed.transpose(1, 2).flatten(1, 2)
+
+
+class SeparateBlocks(nn.ModuleList):
+    """Two transformers joined by cross-attention, the variant that SIT rejected: tokens attend to
+    their own type, then to the other as it comes in here; nothing is shared.
+    """
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, num_types: int):
+        shape, options = (dim, num_heads, mlp_ratio), BlockOptions(cross_attention=True)
+        super().__init__(Block(*shape, options=options) for _ in range(num_types))
+
+    def forward(self, x_by_type: list[Tensor], **_: Any) -> list[Tensor]:
+        """Tokens [B, T_t, C] of both types, with full attention -> the same shapes."""
+        outputs = []
+        for block, x, other in zip(self, x_by_type, reversed(x_by_type), strict=True):
+            normed = F.layer_norm(other, other.shape[-1:])  # gain and bias: in the linear layer
+            kv = block.cross.encode_context(normed)  # pyrefly: ignore[missing-attribute]
+            outputs += block([x], context=(*kv, None))
+        return outputs
 
 
 class ADTransformer(nn.Module):
@@ -176,18 +111,19 @@ class ADTransformer(nn.Module):
         self.scale_mixing = None
         if scale_mixing and num_scales > 1:
             self.scale_mixing = ScaleMixing(num_scales, dim, causal=attention == "scale_causal")
-        block = partial(ADBlock, qkv_types=1) if typed == "mlp" else ADBlock
-        if typed == "separate":
-            from sitlib.model.separate import SeparateBlocks as block  # it imports this module
-        shape = dim, num_heads, mlp_ratio, num_types
-        self.blocks = nn.ModuleList(block(*shape) for _ in range(num_layers))
+        block, shape = SeparateBlocks, (dim, num_heads, mlp_ratio)
+        if typed != "separate":
+            block = partial(Block, qkv_types=1 if typed == "mlp" else num_types)
+        blocks = (block(*shape, num_types=num_types) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.ModuleList(nn.LayerNorm(dim) for _ in range(num_types))
         init_blocks(self.blocks, branches=3 if typed == "separate" else 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens [B, k N, C] of the first k scales, coarsest first -> [B, k N, C]."""
         T, N, A = x.shape[1], self.tokens_per_scale, self.approximation_tokens
-        layout = SequenceLayout(T // N, N, self.attention)
+        is_causal = self.attention == "scale_causal" and T > N
+        sight = scale_causal(T // N, N) if is_causal else None
         if self.scale_mixing is not None:
             x = self.scale_mixing(x, T // N)
         x = x + self.pos_emb[:T]
@@ -197,9 +133,9 @@ class ADTransformer(nn.Module):
         x_by_type = list(x.split(lengths, dim=1))
         for block in self.blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x_by_type = checkpoint(block, x_by_type, layout, use_reentrant=False)
+                x_by_type = checkpoint(block, x_by_type, use_reentrant=False, sight=sight)
             else:
-                x_by_type = block(x_by_type, layout)
+                x_by_type = block(x_by_type, sight=sight)
         return torch.cat([norm(x) for x, norm in zip(x_by_type, self.norm, strict=False)], dim=1)
 
 

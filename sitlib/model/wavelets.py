@@ -5,7 +5,7 @@ splits LL again (Mallat, IEEE PAMI 11(7), 1989). Borders are periodic: as many v
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
@@ -14,27 +14,26 @@ import torch
 from torch import Tensor
 
 
-def haar(x: Tensor, gain: float = 0.25) -> tuple[Tensor, Tensor]:
+def haar(x: Tensor) -> tuple[Tensor, Tensor]:
     """One Haar level: [B, C, 2h, 2w] -> LL [B, C, h, w], details [B, 3C, h, w].
 
-    With gain 1/4, LL is the mean of 2x2 pixels. H answers to horizontal edges, V to vertical
+    LL is the mean of 2x2 pixels. H answers to horizontal edges, V to vertical
     ones, D to diagonals; each is given for all channels before the next.
     """
     left, right = x[..., 0::2], x[..., 1::2]
-    low, high = gain * (left + right), gain * (left - right)  # along rows: [B, C, 2h, w]
+    low, high = 0.25 * (left + right), 0.25 * (left - right)  # along rows: [B, C, 2h, w]
     low_top, low_bottom = low[..., 0::2, :], low[..., 1::2, :]
     high_top, high_bottom = high[..., 0::2, :], high[..., 1::2, :]
     H, V, D = low_top - low_bottom, high_top + high_bottom, high_top - high_bottom
     return low_top + low_bottom, torch.cat([H, V, D], dim=1)
 
 
-def inverse_haar(LL: Tensor, details: Tensor, gain: float = 1.0) -> Tensor:
-    """LL [B, C, h, w], details [B, 3C, h, w] -> [B, C, 2h, 2w]; inverts `haar` of gain 1/4."""
+def inverse_haar(LL: Tensor, details: Tensor) -> Tensor:
+    """LL [B, C, h, w], details [B, 3C, h, w] -> [B, C, 2h, 2w]; inverts `haar`."""
     H, V, D = details.chunk(3, dim=1)
     low = torch.stack([LL + V, LL - V], dim=-1).flatten(-2)  # columns interleaved: [B, C, h, 2w]
     high = torch.stack([H + D, H - D], dim=-1).flatten(-2)
-    x = torch.stack([low + high, low - high], dim=-2).flatten(-3, -2)  # then rows
-    return x if gain == 1 else gain * x
+    return torch.stack([low + high, low - high], dim=-2).flatten(-3, -2)  # then rows
 
 
 def dwt2(images: Tensor, wavelet: str = "haar", levels: int = 3) -> list[Tensor]:
@@ -56,7 +55,7 @@ def dwt2(images: Tensor, wavelet: str = "haar", levels: int = 3) -> list[Tensor]
     LL, details = _at_least_float32(images), []
     with torch.autocast(images.device.type, enabled=False):  # keep the dtype of the images
         for _ in range(levels):
-            LL, detail = _apply(_split, analysis, LL)
+            LL, detail = _split(LL, analysis)
             details.append(detail)
     return [x.to(images.dtype) for x in (LL, *reversed(details))]
 
@@ -82,7 +81,7 @@ def idwt2(coefficients: Sequence[Tensor], wavelet: str = "haar") -> Tensor:
     images = _at_least_float32(LL)
     with torch.autocast(images.device.type, enabled=False):
         for x in details:
-            images = _apply(_merge, synthesis, images, _at_least_float32(x))
+            images = _merge(images, _at_least_float32(x), synthesis)
     return images.to(LL.dtype)
 
 
@@ -113,9 +112,7 @@ def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-# --- One level of any filter bank, and its gradient -----------------------------------------------
-# Splitting with correlation kernels g is linear, and its transpose is merging with the same g: each
-# is the other's gradient. Its inverse is merging with the synthesis kernels.
+# --- One level of any filter bank -----------------------------------------------------------------
 
 Filters = tuple[tuple[float, ...], tuple[float, ...]]  # low-pass, high-pass
 
@@ -137,51 +134,20 @@ def filters_of(wavelet: str) -> tuple[Filters, Filters]:
 
 def _split(x: Tensor, filters: Filters) -> tuple[Tensor, Tensor]:
     """[B, C, 2h, 2w] -> LL [B, C, h, w], details [B, 3C, h, w]."""
-    if len(filters[0]) == 2:  # Haar, by whatever name; gain 1/4, or 1 as the transpose of a merge
-        return haar(x, round(filters[0][0] ** 2, 12))
+    if len(filters[0]) == 2:  # Haar, by whatever name
+        return haar(x)
     low, high = _analyze(x, -1, filters)
     (LL, H), (V, D) = _analyze(low, -2, filters), _analyze(high, -2, filters)
     return LL, torch.cat([H, V, D], dim=1)
 
 
 def _merge(LL: Tensor, details: Tensor, filters: Filters) -> Tensor:
-    """The transpose of `_split` with the same filters; its inverse with the synthesis filters."""
+    """The inverse of `_split`, given the synthesis filters."""
     if len(filters[0]) == 2:
-        return inverse_haar(LL, details, round(filters[0][0] ** 2, 12))
+        return inverse_haar(LL, details)
     H, V, D = details.chunk(3, dim=1)
     low, high = _synthesize(LL, H, -2, filters), _synthesize(V, D, -2, filters)
     return _synthesize(low, high, -1, filters)
-
-
-class _Linear(torch.autograd.Function):
-    """`_split` or `_merge` of the inputs, each of which is the other's gradient."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(function, filters, *inputs):  # pyrefly: ignore[bad-override]
-        return function(*inputs, filters)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.function, ctx.filters = inputs[:2]
-
-    @staticmethod
-    def backward(ctx, *grads):
-        transpose = _merge if ctx.function is _split else _split
-        grad = _Linear.apply(transpose, ctx.filters, *grads)
-        return None, None, *(grad if isinstance(grad, tuple) else (grad,))
-
-    @staticmethod
-    def jvp(ctx, _function, _filters, *tangents):  # pyrefly: ignore[bad-override]
-        return _Linear.apply(ctx.function, ctx.filters, *tangents)
-
-
-def _apply(function: Callable, filters: Filters, *inputs: Tensor) -> Any:
-    """Apply a map with its own gradient; the compiler, which cannot take its jvp, derives one."""
-    if torch.compiler.is_compiling():
-        return function(*inputs, filters)
-    return _Linear.apply(function, filters, *inputs)
 
 
 # PyWavelets' alignment, for a kernel g of length n, all indices modulo the side:
@@ -205,7 +171,7 @@ def _analyze(x: Tensor, dim: int, filters: Filters) -> list[Tensor]:
 
 
 def _synthesize(low: Tensor, high: Tensor, dim: int, filters: Filters) -> Tensor:
-    """The transpose of `_analyze`: twice as long as the bands along `dim`."""
+    """The transpose of `_analyze` with the same kernels: twice as long as the bands along `dim`."""
     half = low.shape[dim]
     kernels, offset = _periodize(filters, 2 * half)
     before, after = (len(kernels[0]) - 1 - offset) // 2, (offset + 1) // 2
@@ -232,7 +198,7 @@ def _weighted_sum(terms: list[tuple[Tensor, float]]) -> Tensor:
     (first, tap), *rest = [term for term in terms if term[1] != 0]
     total = first * tap
     for x, tap in rest:
-        total.add_(x, alpha=tap)
+        total = total.add(x, alpha=tap)
     return total
 
 

@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from sitlib.data import prefetch
 from sitlib.files import Row
-from sitlib.model.sequence import Block, ContextProjection, Transformer
-from sitlib.model.transformer import ADBlock, ADTransformer
+from sitlib.model.block import Block, ContextProjection
+from sitlib.model.sequence import Transformer
+from sitlib.model.transformer import ADTransformer
 from sitlib.strict import require
 from sitlib.train.checkpoint import States, locked
 from sitlib.train.config import ONE_PROCESS, EngineConfig, OptimizerConfig
@@ -86,7 +87,7 @@ class TrainLoop(AbstractContextManager):
         for part in module.train().modules():
             if isinstance(part, (ADTransformer, Transformer)):
                 part.gradient_checkpointing = self.engine.gradient_checkpointing
-            if isinstance(part, (ADBlock, Block)) and self.engine.compile and has_gpu:
+            if isinstance(part, Block) and self.engine.compile and has_gpu:
                 part.compile()
         if self.engine.strategy == "fsdp":
             self.whole = copy.deepcopy(module)
