@@ -14,10 +14,11 @@ from tiny import TEXTS, new_generator
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sitlib.model.block import Block, BlockOptions, scale_causal
 from sitlib.model.config import TextEncoderConfig
-from sitlib.model.sequence import Block, BlockOptions, Transformer
+from sitlib.model.sequence import Transformer
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.model.transformer import ADBlock, ADTransformer, SequenceLayout
+from sitlib.model.transformer import ADTransformer
 from sitlib.strict import ConfigError, from_dict, to_dict
 from sitlib.train import loop as training
 from sitlib.train.checkpoint import StateError
@@ -174,11 +175,13 @@ def test_blocks_that_read_texts_compile_and_are_computed_again_whatever_the_leng
 
 def test_a_block_compiles_as_one_graph():
     torch.manual_seed(0)
-    block = ADBlock(32, 2, 4.0)
+    block = Block(32, 2, num_types=2, qkv_types=2)
     x_by_type = [torch.randn(2, 4, 32), torch.randn(2, 8, 32)]
-    layout = SequenceLayout(3, 4, "scale_causal")
+    sight = scale_causal(3, 4)
     compiled = torch.compile(block, backend="eager", fullgraph=True)
-    for ours, theirs in zip(compiled(x_by_type, layout), block(x_by_type, layout), strict=True):
+    for ours, theirs in zip(
+        compiled(x_by_type, sight=sight), block(x_by_type, sight=sight), strict=True
+    ):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -301,7 +304,7 @@ def test_settings_that_cannot_be_are_refused(changes, sentence):
 
 def test_a_cpu_computes_in_bf16_if_it_multiplies_matrices_in_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for kind, chosen in (("amx_bf16", "bf16"), ("avx512_bf16", "no")):
+    for kind, chosen in (("amx_bf16", "bf16"), ("avx512_bf16", "bf16"), ("avx512_f", "no")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda kind=kind: {kind: True})
         assert (precision("bf16"), precision("auto")) == ("bf16", chosen)
     with pytest.raises(ValueError, match="fp16 needs a GPU"):

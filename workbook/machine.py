@@ -42,7 +42,7 @@ def _auto_precision(gpus: list[tuple[str, float]]) -> Literal["no", "fp16", "bf1
     """As sitlib's `precision` decides it."""
     if gpus:
         return "bf16" if gpus[0][1] >= 8 else "fp16"
-    return "bf16" if "amx_bf16" in _cpu_info("flags").split() else "no"
+    return "bf16" if {"amx_bf16", "avx512_bf16"} & {*_cpu_info("flags").split()} else "no"
 
 
 def _gpus() -> list[tuple[str, float]]:

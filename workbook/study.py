@@ -140,6 +140,7 @@ class Grid:
         return self._changed(name, changes | ALONE | alone)
 
     def _changed(self, name: str, changes: dict[str, Any]) -> Profile:
+        changes = changes | {"engine.precision": "no"}  # results of all machines compare
         values = changed(to_dict(load_profile(self.profile)), changes)
         return from_dict(Profile, values, f"{GRID}: {name}")
 

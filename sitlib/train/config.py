@@ -189,7 +189,7 @@ class EngineConfig:
     No part of what names a run: a model trained on eight GPUs is found again on one.
     """
 
-    # auto: bf16 on GPUs and CPUs (AMX) that have it, fp16 on other GPUs, no on other CPUs.
+    # auto: bf16 on GPUs and CPUs (AMX, AVX512-BF16) that have it, fp16 on other GPUs, no on other CPUs.
     precision: Precision = "auto"
     # single: one process. ddp: a whole model in each process, batches are shared. fsdp: weights,
     # gradients and moments of generators are sharded too; tokenizers are trained as with ddp.

@@ -63,7 +63,8 @@ def precision(wanted: Precision) -> Literal["no", "fp16", "bf16"]:
     if wanted != "auto":
         return wanted
     if not has_gpu:
-        return "bf16" if torch.cpu.get_capabilities().get("amx_bf16", False) else "no"
+        can = torch.cpu.get_capabilities()
+        return "bf16" if can.get("amx_bf16") or can.get("avx512_bf16") else "no"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
