@@ -117,7 +117,6 @@ def _at_least_float32(x: Tensor) -> Tensor:
 Filters = tuple[tuple[float, ...], tuple[float, ...]]  # low-pass, high-pass
 
 
-@torch.compiler.assume_constant_result  # PyWavelets cannot be traced
 def filters_of(wavelet: str) -> tuple[Filters, Filters]:
     """Analysis and synthesis kernels of unit DC gain."""
     name = str(wavelet).lower()
@@ -130,6 +129,11 @@ def filters_of(wavelet: str) -> tuple[Filters, Filters]:
     low, high = (tuple(tap / root for tap in reversed(taps)) for taps in (bank.dec_lo, bank.dec_hi))
     synthesis = tuple(tap * root for tap in bank.rec_lo), tuple(tap * root for tap in bank.rec_hi)
     return (low, high), synthesis
+
+
+# PyWavelets cannot be traced. `torch.compiler.assume_constant_result` says the same, and imports
+# the compiler, for which every command would wait a second.
+filters_of._dynamo_marked_constant = True  # pyrefly: ignore[missing-attribute]
 
 
 def _split(x: Tensor, filters: Filters) -> tuple[Tensor, Tensor]:
