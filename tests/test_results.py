@@ -50,6 +50,7 @@ def project(tmp_path) -> Path:
         for seed in "01"
     }
     row = {"group": "headline", "title": "ViT-VQGAN", "seeds": seeds, "photographs": ["a", "b"]}
+    row["steps"] = 1400
     row |= {"tokens": 64, "bits": 576.0, "parameters": 10**6, "flops_per_image": 10**8}
     write(metrics / "study/rows/vit_vqgan.json", row)
     distance = {"half_written": {"psnr": 25}, "to_reconstructions": {"fd_lite0": 20}}
@@ -105,6 +106,18 @@ def test_readme_tells_the_numbers_of_the_results(project):
     committed = results.read_json(ROOT / "metrics/results.json")
     readme = (ROOT / "README.md").read_text()
     assert results.with_results(readme, committed) == readme
+
+
+def test_models_are_compared_after_as_many_steps_each():
+    values = {"sit4": (1400, 0.5), "sit4_350": (350, 0.66), "vit_vqgan_350": (350, 0.6)}
+    values |= {"vit_vqgan": (1400, 0.4), "sit4_books": (1400, 9.0), "sit4_700": (700, 0.5)}
+    rows = {
+        name: {"group": group, "steps": steps, "seeds": {"0": {"lpips_vgg": x}}}
+        for name, (steps, x) in values.items()
+        for group in ["steps" if name[-1] == "0" else "headline"]
+    }
+    expected = {"model": "SIT-4 of the paper", "350 steps": "1.10", "1,400 steps": "1.25"}
+    assert results.lengths(rows) == [expected]
 
 
 def test_missing_and_broken_files_are_named(project):

@@ -18,7 +18,15 @@ import yaml
 
 from sitlib.files import write_json
 from sitlib.metrics import GENERATION_METRICS, METRICS
-from workbook.effects import finished_seeds, interval, load_claims, mean, read_results, verdicts
+from workbook.effects import (
+    Rows,
+    finished_seeds,
+    interval,
+    load_claims,
+    mean,
+    read_results,
+    verdicts,
+)
 from workbook.figures.tables import markdown_table, spread
 from workbook.machine import lock_hash, machine
 from workbook.names import label
@@ -33,6 +41,8 @@ OF_PAPER = {"sit5_sc": "sit5_sc_paper"}  # variant that is ours -> row of the st
 NATS = ("nats_per_token", "nats_per_image")
 GENERATOR_METRICS = ("r_precision_seen", "r_precision_held_out", *GENERATION_METRICS, *NATS)
 PACKAGES = ("torch", "torchvision", "numpy", "pywavelets", "lpips", "torchmetrics", "dvc")
+# Rows that are trained for longer and shorter, too.
+LENGTHS = {BASELINE: "ViT-VQGAN", "sit4": "SIT-4 of the paper", "sit4_ours": "SIT-4, ours"}
 MARKS = ("<!-- results -->", "<!-- end of results -->")
 NARROW = ("model", "bits", "parameters, M", "MFLOP", "LPIPS-VGG ↓", "PSNR, dB ↑")
 NARROW += ("LPIPS-VGG, x ViT-VQGAN's", "in the paper", "x at equal bits")
@@ -158,7 +168,8 @@ def gather(root: Path) -> dict[str, Any]:
 
 def study(root: Path) -> dict[str, Any]:
     """`reconstruction`, the headline's rows as cells; `trials`, trainings by which settings of a
-    model were chosen; `claims`, their verdicts; `orders` of writing, as below.
+    model were chosen; `claims`, their verdicts; `lengths` of training and `orders` of writing, as
+    below.
     """
     listed = read_yaml(resolve("study/params.yaml"))["rows"]
     folder = root / "metrics/study"
@@ -205,8 +216,33 @@ def study(root: Path) -> dict[str, Any]:
         "reconstruction": table,
         "trials": named,
         "claims": verdicts(rows, load_claims()),
+        "lengths": lengths(rows),
         "orders": orders(folder / "generators"),
     }
+
+
+def ladder(rows: Rows) -> dict[str, dict[int, dict[str, Any]]]:
+    """Model of `LENGTHS` -> number of steps -> scores of seed 0 after so many."""
+    return {
+        model: {
+            row["steps"]: row["seeds"]["0"]
+            for name, row in sorted(rows.items(), key=lambda item: item[1]["steps"])
+            if name == model or (row["group"] == "steps" and name.rpartition("_")[0] == model)
+        }
+        for model in LENGTHS
+    }
+
+
+def lengths(rows: Rows) -> list[dict[str, str]]:
+    """Rows of models: LPIPS-VGG over that of ViT-VQGAN after as many steps."""
+    scores = {m: {n: x["lpips_vgg"] for n, x in of.items()} for m, of in ladder(rows).items()}
+    base = scores.pop(BASELINE)
+    return [
+        {"model": LENGTHS[model]}
+        | {f"{n:,} steps": f"{x / base[n]:.2f}" for n, x in of_model.items() if n in base}
+        for model, of_model in scores.items()
+        if len(of_model) > 1
+    ]
 
 
 # First word of a generator of the study -> the images, and how it knows their codes.
@@ -272,6 +308,8 @@ def findings(results: Mapping[str, Any]) -> dict[str, tuple[str, list[dict[str, 
         "claims": "The paper's claims about tokenizers, as differences of LPIPS-VGG (below 0: better) with "
         "intervals of 95 %; verdicts count how many claims there are",
         "reconstruction": "Tokenizers: means over seeds and held-out photographs",
+        "lengths": "LPIPS-VGG over that of ViT-VQGAN after as many steps: where a model is ahead (below 1) "
+        "hangs on how long it is trained (one seed)",
         "headline": "Generators, one seed of each: ratios to the model over ViT-VQGAN's codes (x), and %",
         "orders": "The order of writing alone, with the same codes and transformer: means over seeds",
     }
