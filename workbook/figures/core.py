@@ -37,6 +37,7 @@ COLOURS = {
     "vit_vqgan": ORANGE,
     "sit4": BLUE,
     "sit4_ours": SKY,
+    "sit4_ours_lifted": "#661100",
     "sit4_scd": "#117733",
     "sit5": GREEN,
     "sit5_sc": PURPLE,

@@ -43,6 +43,7 @@ GENERATOR_METRICS = ("r_precision_seen", "r_precision_held_out", *GENERATION_MET
 PACKAGES = ("torch", "torchvision", "numpy", "pywavelets", "lpips", "torchmetrics", "dvc")
 # Rows that are trained for longer and shorter, too.
 LENGTHS = {BASELINE: "ViT-VQGAN", "sit4": "SIT-4 of the paper", "sit4_ours": "SIT-4, ours"}
+LENGTHS |= {"sit4_ours_lifted": "SIT-4, ours, with bilinear prediction"}
 MARKS = ("<!-- results -->", "<!-- end of results -->")
 NARROW = ("model", "bits", "parameters, M", "MFLOP", "LPIPS-VGG ↓", "PSNR, dB ↑")
 NARROW += ("LPIPS-VGG, x ViT-VQGAN's", "in the paper", "x at equal bits")
