@@ -237,6 +237,27 @@ def bars_of(values: Sequence[float], intervals: Sequence[Sequence[float]]) -> li
     return [[abs(bounds[side] - value) for value, bounds in pairs] for side in (0, 1)]
 
 
+def forest(found: Mapping[str, Mapping[str, Any]], zero: str) -> Figure:
+    """Estimates of LPIPS-VGG and PSNR with their intervals, a row each: name -> metric -> estimate.
+
+    Blue: better than 0, red: worse, grey: not told apart. `zero` says what 0 means.
+    """
+    titles = ["LPIPS-VGG (left is better)", "PSNR, dB (right is better)"]
+    figure, axes = panels(titles, width=4.6, height=0.34 * len(found) + 1.1, sharey=True)
+    for axis, metric, better in zip(axes, ("lpips_vgg", "psnr"), (-1, 1), strict=True):
+        axis.axvline(0, color="black", linewidth=0.8)
+        for row, estimate in enumerate(of[metric] for of in found.values()):
+            is_told = estimate.low > 0 or estimate.high < 0
+            tone = (BLUE if better * estimate.value > 0 else VERMILLION) if is_told else "#7A7A7A"
+            axis.plot([estimate.low, estimate.high], [row, row], color=tone, linewidth=2)
+            axis.plot(estimate.value, row, "o", color=tone, markersize=6)
+        axis.set_xlabel(f"difference; 0 = {zero}")
+        axis.grid(axis="y", visible=False)
+    axes[0].set_yticks(range(len(found)), list(found))
+    axes[0].set_ylim(len(found) - 0.5, -0.5)
+    return figure
+
+
 def smoothed(values: np.ndarray, window: int) -> np.ndarray:
     """Centred moving average over `window` values, shorter at both ends."""
     ones = np.ones(max(window, 1))
