@@ -140,7 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
         "GPT-2 generate, default": hugging_face(options),
         UNCACHED: lambda: without_cache(model, labels),
     }
-    about = f"{best_device()}, {torch.get_num_threads()} threads, float32"
+    about = f"{best_device()}, {torch.get_num_threads()} threads, float32 (sitlib on a GPU: bf16)"
     print(f"torch {torch.__version__}, {about}, {vars(options)}")
     times: dict[str, list[float]] = {name: [] for name in (*calls, "products", "cache")}
     for call in list(calls.values())[:2]:

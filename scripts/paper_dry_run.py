@@ -10,9 +10,9 @@ of MS-COCO, and its pipeline runs there, so the results of the project itself ar
 same command goes on where it was stopped.
 
 On CPUs, sampling from models of 700M parameters takes hours, and the second decoder's 1.27 billion
-parameters, their gradients, moments and average need 42 GB, swap included, and models and states 80 GB
-on the disk. `--layers 1` leaves one
-block of every stack, so that what remains is checked in an hour or two, two stages at a time.
+parameters, their gradients, moments and average need 42 GB, swap included, and models and states
+80 GB on the disk: nothing warns of less. `--layers 1` leaves one block of every stack, so that what
+remains is checked in an hour or two, two stages at a time.
 """
 
 import argparse

@@ -19,6 +19,7 @@ from workbook.machine import machine
 from workbook.params import pipeline_params
 from workbook.paths import ROOT
 from workbook.profile import load_profile
+from workbook.rates import FORMATS
 from workbook.run_stages import reason_of
 from workbook.stages import FUNCTIONS, NOTEBOOKS, stage_hashes
 
@@ -49,22 +50,32 @@ def test_a_stage_depends_on_what_it_runs_and_on_what_is_there(name):
             assert (ROOT / dependency).exists()
 
 
+def test_every_format_of_files_has_its_stage():
+    listed = yaml.safe_load((ROOT / "study/dvc.yaml").read_text())["stages"]["rates"]["foreach"]
+    assert set(listed) == {"sit", *FORMATS}
+
+
+def test_to_import_a_model_does_not_import_the_compiler():
+    code = "import sys, sitlib.model.generator, sitlib.codec; assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 # -- a stage as a command ----------------------------------------------------------------------
 
 
-def test_code_that_is_edited_while_a_stage_runs_fails_it(monkeypatch, tmp_path):
+def test_code_that_is_edited_while_a_stage_runs_fails_it(monkeypatch, tmp_path, request):
     (tmp_path / "workbook/evaluate").mkdir(parents=True)
     edited = tmp_path / "workbook/evaluate/text.py"
     edited.write_text("x = 1")
     monkeypatch.setattr(code_hashes, "ROOT", tmp_path)
     code_hashes.module.cache_clear()
+    request.addfinalizer(code_hashes.module.cache_clear)
     edit = "workbook.evaluate.text.trained_dual_encoder"
     monkeypatch.setattr(edit, lambda profile: edited.write_text("x = 2"))
     with pytest.raises(
         ValueError, match="Edited while dual_encoder ran: workbook/evaluate/text.py"
     ):
         main.run("dual_encoder", {"profile": "smoke"})
-    code_hashes.module.cache_clear()
 
 
 def test_what_changes_after_the_pipeline_began_fails_the_stage_at_once(monkeypatch, tmp_path):
@@ -79,7 +90,7 @@ def test_what_changes_after_the_pipeline_began_fails_the_stage_at_once(monkeypat
     assert stages.stale("throughput", "smoke") == "sitlib/new.py"
     changed = to_dict(load_profile("smoke")) | {"data": {}}
     monkeypatch.setattr(stages, "to_dict", lambda _: changed)
-    assert stages.stale("throughput", "smoke") == "data, sitlib/new.py"
+    assert stages.stale("throughput", "smoke") == "data in the profile smoke, sitlib/new.py"
 
 
 @pytest.mark.parametrize(

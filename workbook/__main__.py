@@ -33,13 +33,8 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f"{error}: in a clone of this repository, pip install '.[lab]' for the workbook.")
 
-NAMING = (
-    "run",
-    "row",
-    "trial",
-    "generator",
-    "format",
-)  # keys whose values name the outputs of a stage
+# Keys whose values name the outputs of a stage.
+NAMING = ("run", "row", "trial", "generator", "format")
 UNTIMED = ("prepare", "report")  # the one takes no time, the other shows the times
 
 
@@ -52,7 +47,10 @@ def values(arguments: Sequence[str]) -> dict[str, Any]:
     wrong = ", ".join(text for text in arguments if not re.match(r"\w+=.", text))
     require(not wrong, f"{wrong}: arguments are of the form key=value.")
     pairs = (argument.partition("=") for argument in arguments)
-    return {key: yaml.safe_load(text) for key, _, text in pairs}
+    try:
+        return {key: yaml.safe_load(text) for key, _, text in pairs}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{' '.join(arguments)}: a value is no YAML, quote it.") from error
 
 
 def call(function: Callable, stage: str, *arguments: Any, **keys: Any) -> Any:

@@ -126,9 +126,10 @@ def prepare(profile: Profile) -> None:
             file.write_text(text, encoding="utf-8")
 
 
-# -- edits while the pipeline runs -------------------------------------------------------------
-# DVC looks at the dependencies of a stage when it ends, so what is edited during a long training
-# would be taken for what was trained (https://github.com/iterative/dvc/issues/11058).
+# -- edits of code while the pipeline runs -----------------------------------------------------
+# DVC looks at the dependencies of a stage when it ends, so code that is edited during a long training
+# would be taken for what was trained (https://github.com/iterative/dvc/issues/11058). Entries of
+# study/params.yaml are not looked at: their results say what they are of.
 
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
@@ -144,4 +145,7 @@ def stale(stage: str, profile: str) -> str | None:
     if "DVC_STAGE" not in os.environ or not all(path.exists() for path in told):
         return None
     code, values = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in told)
-    return changed(code | values, stage_hashes(stage) | to_dict(load_profile(profile)))
+    now = to_dict(load_profile(profile))
+    keys = {f"{key} in the profile {profile}": (values.get(key), now[key]) for key in now}
+    told, found = ({key: pair[i] for key, pair in keys.items()} for i in range(2))
+    return changed(code | told, stage_hashes(stage) | found)

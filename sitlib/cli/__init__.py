@@ -201,7 +201,8 @@ def main(arguments: list[str] | None = None) -> int:
         options = build_parser().parse_args(arguments)
     except SystemExit as stop:  # argparse has printed help or what is wrong
         return int(stop.code or 0)
-    if getattr(options, "device", None) == "cpu":  # where networks that judge images go, too
+    # Networks that judge images go there, too; not where a program calls this function.
+    if arguments is None and getattr(options, "device", None) == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     try:
         module = importlib.import_module(f"sitlib.cli.{COMMANDS[options.command][0]}")

@@ -124,6 +124,7 @@ def columns_of(count: int) -> int:
 def redraw(options: argparse.Namespace) -> int:
     """Draw --count versions of every input image, made a square of --size, for `edit` the full."""
     jobs = files.Jobs(options)
+    _require_one_output(jobs, options.count)
     model, tokenizer, sampling, prompts = load_generator(options)
     full = tokenizer.sizes[-1]
     if options.command == "edit":
@@ -136,7 +137,6 @@ def redraw(options: argparse.Namespace) -> int:
                 None, f"--size {size} is none of {small}, which it enlarges"
             )
     variants = [*map(str, range(options.count))] if options.count > 1 else []
-    _require_one_output(jobs, options.count)
 
     def work(path: Path, target: Path) -> list[str]:
         targets = jobs.reserve(target, *variants)

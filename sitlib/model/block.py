@@ -61,7 +61,7 @@ class BlockOptions:
     mlp: Literal["gelu", "swiglu"] = "gelu"  # SwiGLU (arXiv 2002.05202): half as many weights again
     bias: bool = True  # of linear layers and LayerNorm
     qk_norm: bool = False  # of each head, so that attention cannot saturate (arXiv 2302.05442)
-    cross_attention: bool = False  # a second attention before the MLP, which reads a `Context`
+    cross_attention: bool = False  # a second attention before the MLP, which reads another sequence
 
     def make_norm(self, dim: int) -> nn.Module:
         return nn.LayerNorm(dim, bias=self.bias) if self.norm == "layer" else nn.RMSNorm(dim)
@@ -204,10 +204,10 @@ class Block(nn.Module):
         """Tokens [B, T_t, C] of each type that is present -> the same shapes.
 
         Args:
-            causal, sight: who sees whom; default: all see all.
+            causal, sight: who sees whom, one of them; default: all see all.
             cache, layer: where keys and values of earlier tokens are, and these are stored.
             rope_2TF: `rope_freqs` of these tokens.
-            mask_BT: False for padding, which no token sees (not with `causal`).
+            mask_BT: False for padding, which no token sees (with neither of the two).
             context: keys and values of another sequence, and a mask of it, for cross-attention.
         """
         count = len(x_by_type)

@@ -260,6 +260,8 @@ def forest(found: Mapping[str, Mapping[str, Any]], zero: str) -> Figure:
 
 def smoothed(values: np.ndarray, window: int) -> np.ndarray:
     """Centred moving average over `window` values, shorter at both ends."""
+    if not len(values):
+        return values
     ones = np.ones(max(window, 1))
     count = np.convolve(np.ones(len(values)), ones, "same")
     return np.convolve(values, ones, "same") / count

@@ -191,7 +191,7 @@ def notebook_page(
             outputs = outputs_of(cell, figures, markdown)
             cells.append({"source": cell.source, "is_given": is_given, "outputs": outputs})
             named |= {x["picture"].get("name"): x["picture"] for x in outputs if "picture" in x}
-    body = TEMPLATES.get_template("notebook.html.j2").render(cells=cells, facts=facts)
+    body = TEMPLATES.get_template("notebook.html.j2").render(cells=cells)
     return Page(address, body, run, facts or {}, named)
 
 

@@ -222,28 +222,28 @@ def study(root: Path) -> dict[str, Any]:
     }
 
 
-def ladder(rows: Rows) -> dict[str, dict[int, dict[str, Any]]]:
+def by_steps(rows: Rows) -> dict[str, dict[int, dict[str, Any]]]:
     """Model of `LENGTHS` -> number of steps -> scores of seed 0 after so many."""
     return {
         model: {
             row["steps"]: row["seeds"]["0"]
             for name, row in sorted(rows.items(), key=lambda item: item[1]["steps"])
             if name == model or (row["group"] == "steps" and name.rpartition("_")[0] == model)
+            if "lpips_vgg" in row["seeds"].get("0", {})
         }
         for model in LENGTHS
     }
 
 
 def lengths(rows: Rows) -> list[dict[str, str]]:
-    """Rows of models: LPIPS-VGG over that of ViT-VQGAN after as many steps."""
-    scores = {m: {n: x["lpips_vgg"] for n, x in of.items()} for m, of in ladder(rows).items()}
-    base = scores.pop(BASELINE)
-    return [
-        {"model": LENGTHS[model]}
-        | {f"{n:,} steps": f"{x / base[n]:.2f}" for n, x in of_model.items() if n in base}
-        for model, of_model in scores.items()
-        if len(of_model) > 1
-    ]
+    """Rows of models: LPIPS-VGG over that of ViT-VQGAN after as many steps, of two at least."""
+    scores = {m: {n: x["lpips_vgg"] for n, x in of.items()} for m, of in by_steps(rows).items()}
+    base, table = scores.pop(BASELINE), []
+    for model, of_model in scores.items():
+        ratios = {f"{n:,} steps": f"{x / base[n]:.2f}" for n, x in of_model.items() if n in base}
+        if len(ratios) > 1:
+            table.append({"model": LENGTHS[model], **ratios})
+    return table
 
 
 # First word of a generator of the study -> the images, and how it knows their codes.
@@ -309,8 +309,8 @@ def findings(results: Mapping[str, Any]) -> dict[str, tuple[str, list[dict[str, 
         "claims": "The paper's claims about tokenizers, as differences of LPIPS-VGG (below 0: better) with "
         "intervals of 95 %; verdicts count how many claims there are",
         "reconstruction": "Tokenizers: means over seeds and held-out photographs",
-        "lengths": "LPIPS-VGG over that of ViT-VQGAN after as many steps: where a model is ahead (below 1) "
-        "hangs on how long it is trained (one seed)",
+        "lengths": "LPIPS-VGG over that of ViT-VQGAN after as many steps of training (one seed; below 1 "
+        "the model is ahead)",
         "headline": "Generators, one seed of each: ratios to the model over ViT-VQGAN's codes (x), and %",
         "orders": "The order of writing alone, with the same codes and transformer: means over seeds",
     }
