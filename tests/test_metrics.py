@@ -136,7 +136,7 @@ class TestReconstruction:
 class TestCodebooks:
     @given(
         seed=st.integers(0, 2**31),
-        num_codes=st.integers(1, 40),
+        num_codes=st.integers(2, 40),
         shape=st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 16)),
         per_scale=st.booleans(),
     )
