@@ -145,7 +145,9 @@ def stale(stage: str, profile: str) -> str | None:
     if "DVC_STAGE" not in os.environ or not all(path.exists() for path in told):
         return None
     code, values = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in told)
-    now = to_dict(load_profile(profile))
-    keys = {f"{key} in the profile {profile}": (values.get(key), now[key]) for key in now}
-    told, found = ({key: pair[i] for key, pair in keys.items()} for i in range(2))
-    return changed(code | told, stage_hashes(stage) | found)
+
+    def named(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {f"{key} in the profile {profile}": value for key, value in values.items()}
+
+    now = stage_hashes(stage) | named(to_dict(load_profile(profile)))
+    return changed(code | named(values), now)
