@@ -52,7 +52,7 @@ autoregressive.optimizer: *few
 autoregressive.variants.ar_sit4_improved.optimizer: {steps: 2, batch_size: 2}
 autoregressive.evaluation:
   {samples: 4, reference_views: 4, kid_subset_size: 2, neighbors: 1, guidance_sweep: [1.0, 1.5],
-   top_p_sweep: [], sweep_samples: 4, throughput_batch_size: 1}
+   top_p_sweep: [], sweep_samples: 4}
 text.codes: {held_out_views: 8}
 text.optimizer: *few
 text.evaluation: {prompts: 4, candidates: 4, kid_subset_size: 2, neighbors: 1}
@@ -150,7 +150,7 @@ def prepare(folder: Path, layers: int | None) -> None:
     file = folder / "profiles/paper.yaml"  # with every default, without a base
     profile = to_dict(from_dict(Profile, read_yaml(file), file.name))
     write(file, scaled(profile, layers))
-    params = read(folder / "params/paper.yaml") | {"throughput_rounds": 1}
+    params = read(folder / "params/paper.yaml") | {"throughput": {"rounds": 1, "batch_size": 1}}
     for name, variants in VARIANTS.items():
         params[name] = {f"{v}-seed0": params[name][f"{v}-seed0"] for v in variants}
     write(folder / "params.yaml", params)

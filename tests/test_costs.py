@@ -45,13 +45,12 @@ def test_images_have_the_size_that_is_asked_for(name, told, monkeypatch):
     of_each = costs.geometries(SMOKE)
     small = of_each["profile"][0], of_each[told][1]
     monkeypatch.setattr(costs, "geometries", lambda _: {told: small})
-    draw = costs.sampler(SMOKE, name, told)
-    batch_size = SMOKE.autoregressive.evaluation.throughput_batch_size
+    draw = costs.sampler(SMOKE, name, told, 2)
     for share in costs.SHARES:
-        assert draw(share).shape == (batch_size, 3, 64 // share, 64 // share)
+        assert draw(share).shape == (2, 3, 64 // share, 64 // share)
 
 
 def test_the_peak_of_another_process_is_its_own():
     ballast = torch.ones(300_000_000, dtype=torch.uint8)  # this process has a peak of 300 MB more
-    peak = costs.in_own_process(costs.sampling_peaks, SMOKE, costs.BASELINE, "profile")["1"]
+    peak = costs.in_own_process(costs.sampling_peaks, SMOKE, costs.BASELINE, "profile", 4)["1"]
     assert 0.5 < peak < 200 and len(ballast)

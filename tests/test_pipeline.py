@@ -199,7 +199,7 @@ def workspace(tmp_path_factory):
         "decoded_again": {
             "ar_sit5_sc_second-seed0": {"of": "ar_sit5_sc-seed0", "decoder": "sit5_sc_second-seed0"}
         },
-        "throughput_rounds": 1,
+        "throughput": {"rounds": 1, "batch_size": 4},
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]

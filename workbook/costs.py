@@ -194,7 +194,7 @@ def geometries(
     return {"profile": (configs, shape), "paper": (paper, text)}
 
 
-def sampler(profile: Profile, name: str, geometry: str) -> Callable[[int], Tensor]:
+def sampler(profile: Profile, name: str, geometry: str, batch_size: int) -> Callable[[int], Tensor]:
     """A function that draws and decodes a batch of images at 1 / share of the full size.
 
     Over scale-causal codes it stops after the scales that the size needs and decodes only these;
@@ -205,7 +205,6 @@ def sampler(profile: Profile, name: str, geometry: str) -> Callable[[int], Tenso
     config, device = configs[name], best_device()
     tokenizer = SpectralTokenizer(config).eval().to(device)
     model = random_generator(shape, config).to(device)
-    batch_size = profile.autoregressive.evaluation.throughput_batch_size
     prompts = [CAPTION] * batch_size if shape.text else torch.zeros(batch_size).long()
 
     @torch.inference_mode()
@@ -217,12 +216,12 @@ def sampler(profile: Profile, name: str, geometry: str) -> Callable[[int], Tenso
     return draw
 
 
-def sampling_peaks(profile: Profile, name: str, geometry: str) -> dict[str, float]:
+def sampling_peaks(profile: Profile, name: str, geometry: str, batch_size: int) -> dict[str, float]:
     """Share of the size -> MB that drawing a batch needs at its peak beyond the models, here.
 
     A peak never goes down again, so the smallest images come first.
     """
-    draw, peaks = sampler(profile, name, geometry), {}
+    draw, peaks = sampler(profile, name, geometry, batch_size), {}
     on_gpu = best_device().type == "cuda"
     before = torch.cuda.memory_allocated() / 1e6 if on_gpu else peak_mb()
     for share in (1,) if name == BASELINE else SHARES[::-1]:
@@ -232,22 +231,22 @@ def sampling_peaks(profile: Profile, name: str, geometry: str) -> dict[str, floa
     return peaks
 
 
-def throughput(profile: Profile, rounds: int = 4) -> dict[str, Any]:
+def throughput(profile: Profile, rounds: int = 4, batch_size: int = 64) -> dict[str, Any]:
     """Images a second and peak memory of both models at every size, in both geometries.
 
     Args:
         rounds: in a single one, of dry runs, every time is taken once.
+        batch_size: images drawn at a time.
 
     Returns:
         `rows`, one for each geometry and size; `geometries`, what these are; `protocol`.
     """
-    batch_size = profile.autoregressive.evaluation.throughput_batch_size
     budget = ROUND_SECONDS if rounds > 1 else 0.0
     # The baseline does the same whatever the size, so it is measured once a round.
     cases = [*((OURS, share) for share in SHARES), (BASELINE, 1)]
     about, rows = {}, []
     for geometry, (configs, shape) in geometries(profile).items():
-        draw = {name: sampler(profile, name, geometry) for name in GENERATORS}
+        draw = {name: sampler(profile, name, geometry, batch_size) for name in GENERATORS}
         times: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
         for name, share in cases if rounds > 1 else ():  # warms up
             draw[name](share)
@@ -255,7 +254,10 @@ def throughput(profile: Profile, rounds: int = 4) -> dict[str, Any]:
             # There and back, so that a machine that grows slower or faster favours nobody.
             for name, share in cases[:: 1 if number % 2 == 0 else -1]:
                 times[name, share].append(seconds(partial(draw[name], share), budget))
-        peaks = {name: in_own_process(sampling_peaks, profile, name, geometry) for name in draw}
+        peaks = {
+            name: in_own_process(sampling_peaks, profile, name, geometry, batch_size)
+            for name in draw
+        }
         for share in SHARES:
             taken = {OURS: times[OURS, share], BASELINE: times[BASELINE, 1]}
             rate = {name: batch_size / statistics.median(x) for name, x in taken.items()}

@@ -83,7 +83,6 @@ class GenerationEvaluationConfig:
     guidance_sweep: list[float] = field(default_factory=list)  # weights to compare; may be empty
     top_p_sweep: list[TopP] = field(default_factory=list)
     sweep_samples: PositiveInt = 500  # at each of them
-    throughput_batch_size: PositiveInt = 64  # images at a time where speed is measured
     seed: NonNegativeInt = 0
 
     def __post_init__(self):
