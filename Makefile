@@ -39,7 +39,7 @@ lab: .venv/installed ## open JupyterLab on the notebooks
 	python -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 # Results are of two processes of one thread each; what is finished stays so when it is interrupted.
-study: .venv/installed ## run what the study has no result of yet: seeds, steps, orders, ablations (many hours for all)
+study: .venv/installed ## run what the study has no result of yet: seeds, steps, orders, ablations (14 hours for all)
 	python -m workbook.run_stages study/dvc.yaml --jobs 2 --alone efficiency
 	python -m workbook.study # the list of results
 	python -m dvc repro tokenizer_recipe ablations scaling report
