@@ -26,7 +26,8 @@ from sitlib.strict import from_dict, require
 from workbook.params import read_yaml
 from workbook.paths import resolve
 
-DRAWS = 100_000
+DRAWS = 400_000
+COUNTED = 0.5  # share of the degrees of freedom of a prior, which is an estimate, that counts
 MOST = 1000  # degrees of freedom of a prior: rows that vary alike
 Row = Mapping[str, Any]
 Rows = Mapping[str, Row]
@@ -73,11 +74,16 @@ def mean(row: Row, metric: str) -> float:
 
 
 def interval(row: Row, metric: str) -> Estimate:
-    """Mean over seeds and photographs; with one seed, its interval is over photographs alone."""
+    """Mean over seeds and photographs, of the row alone: `contrast` has what others say of seeds.
+
+    With one seed the interval is over photographs alone.
+    """
     return _estimate([(1.0, _scores(row, metric))])
 
 
-def contrast(rows: Rows, weights: Mapping[str, float], metric: str = "psnr") -> Estimate:
+def contrast(
+    rows: Rows, weights: Mapping[str, float], metric: str = "psnr", counted: float = COUNTED
+) -> Estimate:
     """The sum of rows by `weights`, row -> weight, as a mean over seeds and photographs.
 
     A variance over seeds is moderated by `seed_prior` of all rows of as many steps that were judged
@@ -90,7 +96,7 @@ def contrast(rows: Rows, weights: Mapping[str, float], metric: str = "psnr") -> 
     same = all(rows[name]["photographs"] == first["photographs"] for name in weights)
     require(same, "Rows that are compared must have been judged on the same photographs.")
     terms = [(weight, _scores(rows[name], metric)) for name, weight in weights.items()]
-    estimate = _estimate(terms, seed_prior(alike(rows, first), metric))
+    estimate = _estimate(terms, seed_prior(alike(rows, first), metric, counted))
     return estimate if estimate.seeds > 1 else Estimate(estimate.value, seeds=estimate.seeds)
 
 
@@ -100,12 +106,12 @@ def alike(rows: Rows, row: Row) -> Rows:
     return {name: of for name, of in rows.items() if all(of[key] == row[key] for key in keys)}
 
 
-def seed_prior(rows: Rows, metric: str) -> tuple[float, float]:
+def seed_prior(rows: Rows, metric: str, counted: float = COUNTED) -> tuple[float, float]:
     """What rows say together of the variance over seeds: degrees of freedom, and its size.
 
     Variances of rows are taken for draws from a scaled inverse chi-squared distribution (Smyth
     2004, doi 10.2202/1544-6115.1027, section 6.2): the more alike they are, the more degrees of
-    freedom. Half of these count, as they are an estimate; of fewer than three rows there are none.
+    freedom. `counted` of these count; of fewer than three rows there are none.
     """
     means = [_scores(row, metric).mean(1) for row in rows.values() if finished_seeds(row)]
     means = [scores for scores in means if len(scores) > 1 and np.ptp(scores) > 0]
@@ -116,7 +122,9 @@ def seed_prior(rows: Rows, metric: str) -> tuple[float, float]:
     spread = logs.var(ddof=1) - polygamma(1, half).mean()  # beyond what so few seeds explain
     spread = np.clip(spread, polygamma(1, MOST / 2), polygamma(1, 0.01))
     freedom = 2 * cast(float, brentq(lambda x: polygamma(1, x) - spread, 0.005, MOST))
-    return freedom / 2, float(np.exp(logs.mean() + digamma(freedom / 2) - np.log(freedom / 2)))
+    return counted * freedom, float(
+        np.exp(logs.mean() + digamma(freedom / 2) - np.log(freedom / 2))
+    )
 
 
 def _scores(row: Row, metric: str) -> NDArray:
@@ -156,14 +164,16 @@ def holm(p_values: ArrayLike) -> NDArray:
     return adjusted
 
 
-def verdicts(rows: Rows, claims: Mapping[str, Claim]) -> dict[str, dict[str, Any]]:
+def verdicts(
+    rows: Rows, claims: Mapping[str, Claim], counted: float = COUNTED
+) -> dict[str, dict[str, Any]]:
     """Each claim, its estimate, `holm`, its p-value adjusted for all claims, and `verdict`."""
-    found = [contrast(rows, claim.rows, claim.measure) for claim in claims.values()]
+    found = [contrast(rows, claim.rows, claim.measure, counted) for claim in claims.values()]
     table, adjusted = {}, holm([estimate.p for estimate in found]).tolist()
     for (name, claim), estimate, p in zip(claims.items(), found, adjusted, strict=True):
         is_better = (estimate.value > 0) == METRICS[claim.measure].higher_is_better
         verdict = "holds" if is_better else "the other way round"
-        verdict = verdict if p < 1 - LEVEL else "not told apart" if estimate.seeds else "not run"
+        verdict = verdict if p < 1 - LEVEL else "undecided" if estimate.seeds else "not run"
         table[name] = {**vars(claim), **estimate._asdict(), "holm": p, "verdict": verdict}
     return table
 

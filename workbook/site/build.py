@@ -24,7 +24,8 @@ from workbook.site.results import (
     GENERATOR_METRICS,
     findings,
     read_json,
-    said_of_study,
+    said_of_trials,
+    summary_of_findings,
     write_results,
 )
 
@@ -108,7 +109,8 @@ def front_page(
             name: html_table(rows, caption, digits=1)
             for name, (caption, rows) in findings(results).items()
         },
-        said=said_of_study(results),
+        summary=summary_of_findings(results),
+        trials=said_of_trials(results),
         overview=stored(overview.read_bytes(), figures) if overview.exists() else None,
         examples=read_json(examples) if examples.exists() else None,
         reports=reports,
