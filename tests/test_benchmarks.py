@@ -1,57 +1,21 @@
-"""The benchmark of sampling counts what it says; the check of a GPU runs, scaled down, on a CPU."""
+"""The benchmark of sampling runs beside its peers; the check of a GPU runs, scaled down, on a CPU."""
 
-import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
-from argparse import Namespace
 
 import pytest
-import torch
+from tiny import script
 
-from workbook.describe import flops
 from workbook.paths import ROOT
 
 SIZES = {"layers": 2, "width": 16, "heads": 2, "codes": 32, "tokens": 8, "batch": 3, "rounds": 1}
 
 
-@pytest.fixture(scope="module")
-def sampling():
-    """benchmarks/sampling.py as a module."""
-    spec = importlib.util.spec_from_file_location("sampling", ROOT / "benchmarks/sampling.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@torch.no_grad()
-def test_the_loop_without_a_cache_computes_what_the_one_with_a_cache_does(sampling):
-    model = sampling.our_model(Namespace(**SIZES))
-    for head in model.heads:  # which start at zero
-        torch.nn.init.normal_(head.weight)
-    codes, labels = torch.randint(SIZES["codes"], (3, 8)), torch.zeros(3, dtype=torch.int64)
-    state, logits = model.prefill(labels)
-    for position in range(8):
-        torch.testing.assert_close(sampling.next_logits(model, codes[:, :position], labels), logits)
-        if position < 7:
-            logits = model.decode_one_token(state, codes[:, position])
-
-
-@torch.no_grad()
-def test_the_limit_counts_every_product_of_a_step_and_every_byte_of_the_cache(sampling):
-    options, labels = Namespace(**SIZES), torch.zeros(3, dtype=torch.int64)
-    model = sampling.our_model(options)
-    modules = [*model.transformer.modules(), *model.heads]
-    linear = [m.weight.numel() for m in modules if isinstance(m, torch.nn.Linear)]
-    assert flops(sampling.products_of_step(options)) == 2 * options.batch * sum(linear)
-    cache = model.prefill(labels, options.tokens)[0].cache
-    one_position = 4 * sum(layer.numel() for layer in cache.layers) / cache.capacity
-    assert sampling.cache_bytes(options) == one_position * sum(range(1, options.tokens + 1))
-
-
-def test_ratios_to_peers_and_to_the_limit_are_printed(sampling, capsys, monkeypatch):
+def test_ratios_to_peers_and_to_the_limit_are_printed(capsys, monkeypatch):
+    sampling = script("benchmarks/sampling.py")
     pytest.importorskip("transformers")
     sampling.main([f"--{name}={value}" for name, value in SIZES.items()])
     printed = capsys.readouterr().out

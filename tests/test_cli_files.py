@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -13,12 +11,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_cli import files_below, pixels
+from tiny import python
 
 from sitlib.cli import build_parser, images, main
 from sitlib.cli.files import Jobs
 from sitlib.files import DiskError, read_metadata, write_tensors
 from sitlib.model.tiling import encode_image
-from workbook.paths import ROOT
 
 
 def test_a_broken_file_is_named_and_the_others_are_done(photos, capsys):
@@ -104,9 +102,8 @@ def test_large_images_pass_in_strips(home):
         Image.fromarray(np.full((side, side, 3), 200, np.uint8)).save(f"{side}.png")
         code += f"\nassert main(['reconstruct', '{side}.png', '--scales', '4,5', '--compare']) == 0"
         code += "\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"  # KiB so far
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "SITLIB_WEIGHTS": str(home)}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    done = python(code, home, SITLIB_WEIGHTS=str(home))
+    assert done.returncode == 0, done.stderr
     small, large = (int(line) for line in done.stdout.splitlines() if line.isdecimal())
     assert pixels("reconstructed/1225-compare.png").shape[0] == 1000
     assert large - small < 100_000

@@ -1,13 +1,11 @@
 """`sit --help`, at once, and `sit doctor`, which a broken package does not stop."""
 
 import shlex
-import subprocess
-import sys
 
 import pytest
+from tiny import python
 
 from sitlib.cli import COMMANDS, build_parser, doctor, main
-from workbook.paths import ROOT
 
 
 def test_help_is_there_at_once():
@@ -17,8 +15,7 @@ def test_help_is_there_at_once():
         "heavy = {'torch', 'numpy', 'yaml', 'pydantic', 'PIL'} & set(sys.modules)\n"
         "sys.exit(f'{heavy} are imported' if heavy else main(['--help']))"
     )
-    run = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 60}
-    done = subprocess.run([sys.executable, "-c", code], **run)
+    done = python(code)
     assert done.returncode == 0, done.stderr
     assert all(f"\n    {name}" in done.stdout for name in COMMANDS)
 
@@ -73,7 +70,7 @@ def test_a_machine_without_torch_is_examined_to_the_end():
     """In a process of its own, in which torch cannot be imported."""
     code = "import sys; sys.modules['torch'] = None\n"
     code += "from sitlib.cli import main; sys.exit(main(['doctor']))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = python(code)
     assert done.returncode == 1 and done.stderr == ""
     assert len(done.stdout.splitlines()) == len(doctor.CHECKS) + 1
     assert "missing  torch_pair" in done.stdout

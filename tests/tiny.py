@@ -1,8 +1,14 @@
 """Small untrained models; generators have weights that are far from uniform predictions."""
 
+import importlib.util
 import io
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,6 +84,28 @@ def encoded(image, format="PNG", **options) -> bytes:
     return file.getvalue()
 
 
+def python(code, cwd=ROOT, timeout=120, **environment):
+    """Run code in a process of its own, with more variables of the environment."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    command, options = [sys.executable, "-c", code], {"capture_output": True, "text": True}
+    return subprocess.run(command, cwd=cwd, env=environment, timeout=timeout, **options)
+
+
+def interruptible(command):
+    """A process that Ctrl-C ends, even if a shell had the tests, as its job, ignore that."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, preexec_fn=listening, **options)
+
+
+def script(path):
+    """A file that is not of a package, as a module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def random_codes(model, batch=2):
     c = model.config
     rng = torch.Generator().manual_seed(1)
@@ -91,6 +119,10 @@ def condition_of(model, *numbers):
     if model.text_tokenizer is None:
         return torch.tensor(numbers)
     return model.text_tokenizer.encode([CAPTIONS[number] for number in numbers])
+
+
+def prompts_of(kind, count=3):
+    return torch.arange(count) % 3 if kind == "class" else CAPTIONS[:count]
 
 
 def copy_of(model, **changes):
