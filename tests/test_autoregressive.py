@@ -1,26 +1,12 @@
 """The generator: what a code may depend on, orders, cache against no cache, conditions, sizes."""
 
 import itertools
-from dataclasses import replace
 
 import pytest
+import tiny
 import torch
-from tiny import (
-    LLAMA,
-    TEXTS,
-    class_and_text,
-    class_rotary,
-    condition_of,
-    double,
-    fresh_generator,
-    generator,
-    new_generator,
-    random_codes,
-)
 
-from sitlib.files import load_model, save_model
 from sitlib.model.block import rope_freqs
-from sitlib.model.config import SamplingConfig
 from sitlib.model.generator import AutoregressiveModel, CodeModelConfig, code_nats
 from sitlib.model.text import TextTokenizer
 from sitlib.strict import ConfigError, from_dict, to_dict
@@ -30,20 +16,8 @@ ORDERS = {  # positions in codes [S = 3, N = 4], as they follow one another
     "coarse_to_fine": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11],
     "fine_to_coarse": [8, 9, 10, 11, 4, 5, 6, 7, 0, 1, 2, 3],
     "by_place": [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11],
-    "random": [
-        9,
-        2,
-        7,
-        4,
-        5,
-        11,
-        0,
-        3,
-        6,
-        10,
-        8,
-        1,
-    ],  # checkpoints do not hold it: it must never change
+    # Checkpoints do not hold it: it must never change.
+    "random": [9, 2, 7, 4, 5, 11, 0, 3, 6, 10, 8, 1],
 }
 CASES = [
     *itertools.product(["class", "text"], [1, 2, 3], ["learned", "rotary"], ["coarse_to_fine"]),
@@ -63,8 +37,8 @@ def test_logits_are_those_of_a_loop_over_positions_with_the_codebook_of_their_sc
     kind, books, positions, order
 ):
     """Inputs and heads from their definitions; the transformer itself is tested elsewhere."""
-    model = double(generator(kind, books=books, pos_emb=positions, order=order))
-    codes, cond = random_codes(model), condition_of(model, 0, 2)
+    model = tiny.double(tiny.generator(kind, books=books, pos_emb=positions, order=order))
+    codes, cond = tiny.random_codes(model), tiny.condition_of(model, 0, 2)
     book_of = {1: [0, 0, 0], 2: [0, 1, 1], 3: [0, 1, 2]}[books]
     context, inputs = None, []
     if kind == "text":
@@ -97,12 +71,12 @@ def test_logits_are_those_of_a_loop_over_positions_with_the_codebook_of_their_sc
     assert logits.std() > 0.1  # the comparison is not one of zeros
 
 
-@class_rotary
+@tiny.class_rotary
 @every_order
 @torch.no_grad()
 def test_a_code_depends_on_all_earlier_codes_and_the_condition_only(kind, positions, order):
-    model = generator(kind, pos_emb=positions, order=order)
-    codes, cond = random_codes(model), condition_of(model, 0, 2)
+    model = tiny.generator(kind, pos_emb=positions, order=order)
+    codes, cond = tiny.random_codes(model), tiny.condition_of(model, 0, 2)
     before = model(codes, cond).flatten(1, 2)
     for step, position in enumerate(ORDERS[order], 1):
         changed = codes.flatten(1).clone()
@@ -111,7 +85,7 @@ def test_a_code_depends_on_all_earlier_codes_and_the_condition_only(kind, positi
         earlier, later = ORDERS[order][:step], ORDERS[order][step:]
         assert torch.equal(after[:, earlier], before[:, earlier])
         assert ((after - before)[:, later].abs().amax((0, 2)) > 1e-4).all()
-    other = model(codes, condition_of(model, 1, 1)).flatten(1, 2)
+    other = model(codes, tiny.condition_of(model, 1, 1)).flatten(1, 2)
     assert (other - before).abs().amax(2).min() > 1e-4
 
 
@@ -120,7 +94,7 @@ def test_a_code_depends_on_all_earlier_codes_and_the_condition_only(kind, positi
 def test_probabilities_of_all_sequences_sum_to_one(order):
     """So nats of a model are those of a distribution over the same codes, whatever the order."""
     sizes = {"num_scales": 2, "tokens_per_scale": 4, "codes": [3, 2]}
-    model = double(new_generator(**sizes, pos_emb="rotary", order=order))
+    model = tiny.double(tiny.new_generator(**sizes, pos_emb="rotary", order=order))
     every = [*itertools.product(*[range(3)] * 4, *[range(2)] * 4)]
     codes = torch.tensor(every).view(-1, 2, 4)
     logits = model(codes, torch.zeros(len(codes), dtype=torch.int64))
@@ -131,35 +105,37 @@ def test_probabilities_of_all_sequences_sum_to_one(order):
 
 @every_case
 def test_every_parameter_learns(kind, books, positions, order):
-    model = new_generator(kind, books=books, pos_emb=positions, order=order).train()
-    cond = condition_of(model, *[0, 1, 2, 0, 1, 2, 0, 1])
-    model.nats_per_token(random_codes(model, 8), cond).mean().backward()
+    model = tiny.new_generator(kind, books=books, pos_emb=positions, order=order).train()
+    cond = tiny.condition_of(model, *[0, 1, 2, 0, 1, 2, 0, 1])
+    model.nats_per_token(tiny.random_codes(model, 8), cond).mean().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         assert parameter.grad.any(), name
 
 
-@class_and_text
+@tiny.class_and_text
 @torch.no_grad()
 def test_nats_are_cross_entropy_and_those_of_a_fresh_model_uniform(kind):
-    model = generator(kind)
-    codes, cond = random_codes(model), condition_of(model, 0, 2)
+    model = tiny.generator(kind)
+    codes, cond = tiny.random_codes(model), tiny.condition_of(model, 0, 2)
     nats = -model(codes, cond).double().log_softmax(-1).gather(-1, codes[..., None])[..., 0]
     mean = model.nats_per_token(codes, cond).double()
     torch.testing.assert_close(mean, nats.mean((0, 2)), atol=1e-5, rtol=0)
-    for options in ({}, LLAMA):
-        assert not fresh_generator(kind, **options)(codes, cond).any()
+    for options in ({}, tiny.LLAMA):
+        assert not tiny.fresh_generator(kind, **options)(codes, cond).any()
 
 
 # -- decoding, one token after another --------------------------------------------------------
 
 
 @every_case
-@pytest.mark.parametrize("options", [{}, LLAMA], ids=["default", "llama"])
+@pytest.mark.parametrize("options", [{}, tiny.LLAMA], ids=["default", "llama"])
 @torch.no_grad()
 def test_cached_logits_equal_uncached_ones(kind, books, positions, order, options):
-    model = double(generator(kind, books=books, pos_emb=positions, order=order, **options))
-    codes, cond = random_codes(model), condition_of(model, 0, 2)
+    model = tiny.double(
+        tiny.generator(kind, books=books, pos_emb=positions, order=order, **options)
+    )
+    codes, cond = tiny.random_codes(model), tiny.condition_of(model, 0, 2)
     expected = model(codes, cond).flatten(1, 2)[:, ORDERS[order]]
     codes_BT = codes.flatten(1)[:, ORDERS[order]]
     for given in (0, 1, 4, 11):
@@ -175,11 +151,11 @@ def test_cached_logits_equal_uncached_ones(kind, books, positions, order, option
 # -- conditions -------------------------------------------------------------------------------
 
 
-@class_and_text
+@tiny.class_and_text
 @torch.no_grad()
 def test_an_empty_condition_says_nothing_and_may_stand_beside_others(kind):
-    model = generator(kind)
-    codes, cond = random_codes(model, 3)[:1].repeat(3, 1, 1), condition_of(model, 0, 1, 2)
+    model = tiny.generator(kind)
+    codes, cond = tiny.random_codes(model, 3)[:1].repeat(3, 1, 1), tiny.condition_of(model, 0, 1, 2)
     empty = model.unconditional(cond)
     assert empty.shape == cond.shape and empty.dtype == cond.dtype
     logits = model(codes, empty)
@@ -189,7 +165,7 @@ def test_an_empty_condition_says_nothing_and_may_stand_beside_others(kind):
     if kind == "class":
         assert empty.tolist() == [model.no_class] * 3 == [3, 3, 3]
     else:  # its end alone
-        assert empty[:, 0].tolist() == [TEXTS.end] * 3 and not empty[:, 1:].any()
+        assert empty[:, 0].tolist() == [tiny.TEXTS.end] * 3 and not empty[:, 1:].any()
     # As in training: some of a batch are hidden.
     is_hidden = torch.tensor([False, True, False])
     mixed = torch.where(is_hidden if kind == "class" else is_hidden[:, None], empty, cond)
@@ -197,32 +173,12 @@ def test_an_empty_condition_says_nothing_and_may_stand_beside_others(kind):
     torch.testing.assert_close(model(codes, mixed), expected, atol=1e-4, rtol=0)
 
 
-@class_rotary
-@torch.no_grad()
-def test_a_checkpoint_predicts_the_same_and_knows_its_condition_and_sampling(
-    tmp_path, kind, positions
-):
-    model = new_generator(kind, pos_emb=positions)
-    model.config = replace(model.config, sampling=SamplingConfig(top_k=3, guidance=2.0))
-    save_model(tmp_path / "model.safetensors", model, name="a run")
-    again = load_model(tmp_path / "model.safetensors", AutoregressiveModel)
-    assert again.config == model.config and not again.training
-    codes, cond = random_codes(model), condition_of(again, 0, 1)
-    assert torch.equal(again(codes, cond), model(codes, cond))
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"num_scales": "3"}, "num_scales"),
-        ({"num_scale": 3}, "num_scale"),
-        ({"classes": [], "text_tokenizer": "{}"}, "give both or neither"),
-    ],
-)
-def test_a_configuration_that_contradicts_itself_is_refused(changes, sentence):
-    values = to_dict(new_generator("class").config)
-    with pytest.raises(ConfigError, match=sentence):
-        from_dict(CodeModelConfig, values | changes)
+def test_a_configuration_that_contradicts_itself_is_refused():
+    values = to_dict(tiny.new_generator("class").config)
+    both = {"classes": [], "text_tokenizer": "{}"}
+    for changes, sentence in (({"num_scales": "3"}, "num_scales"), (both, "give both or neither")):
+        with pytest.raises(ConfigError, match=sentence):
+            from_dict(CodeModelConfig, values | changes)
 
 
 # -- sizes of the paper's models --------------------------------------------------------------

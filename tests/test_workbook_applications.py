@@ -7,24 +7,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from test_applications import PLAIN, model_of, tokenizer_of
-from test_applications import photographs as extra_photographs
+from tiny import PLAIN, model_of, photographs, tokenizer_of
 
 from workbook.applications import choice_scores, enlarge
 from workbook.evaluate import generation
 from workbook.evaluate.generation import GREY, generation_frames
 
 
-@pytest.fixture(scope="module")
-def photographs():
-    return extra_photographs(6)
-
-
-def test_enlarging_is_what_pillow_does(photographs):
-    small = F.avg_pool2d(photographs, 8)
+def test_enlarging_is_what_pillow_does():
+    small = F.avg_pool2d(photographs(6), 8)
     pixels = (64 + small * 128).round()  # Pillow clips bytes between its two passes
-    enlarged = enlarge(pixels / 255, 64, "lanczos")
-    for image, result in zip(pixels.byte(), enlarged, strict=True):
+    for image, result in zip(pixels.byte(), enlarge(pixels / 255, 64, "lanczos"), strict=True):
         image = Image.fromarray(image.permute(1, 2, 0).numpy())
         expected = np.array(image.resize((64, 64), Image.Resampling.LANCZOS))
         expected = torch.from_numpy(expected).permute(2, 0, 1) / 255
