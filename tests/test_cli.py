@@ -157,9 +157,9 @@ def test_upsampling_and_editing_are_those_of_the_library(photos, capsys):
     assert main(["upsample", "8.png", *shared]) == 0
     assert main(["edit", "64.png", "--keep", "3", *shared]) == 0
     for name, drawn in expected.items():
+        assert not torch.equal(*drawn)
         for index, image in enumerate(drawn):
             assert_shows(f"{name}-{index}.png", image)
-        assert (pixels(f"{name}-0.png") != pixels(f"{name}-1.png")).any()
     assert main(["edit", "64.png", "--keep", "5", "-o", "same.png"]) == 0  # nothing is drawn
     assert main(["reconstruct", "64.png", "-o", "whole.png"]) == 0
     assert (pixels("same.png") == pixels("whole.png")).all()
@@ -175,45 +175,35 @@ def test_upsampling_and_editing_are_those_of_the_library(photos, capsys):
 # -- refusals ----------------------------------------------------------------------------------
 
 REFUSED = {
-    "": (2, "required: COMMAND"),
-    "encode": (2, "required: FILE"),
-    "sample": (2, "one of the arguments --class --text is required"),
-    "sample --class a --text b": (2, "not allowed with"),
     "sample --class water --temperature 0": (2, "temperature must be greater than 0"),
     "sample --class water --temperature 1e-40": (2, "temperature must be greater than 0"),
-    "sample --class water --guidance 1e38": (2, "guidance must be less than"),
     "sample --class water --steps-per-scale 2": (2, "ar_sit5_sc draws code after code"),
-    "encode loop.png": (1, "loop.png: there is no such file"),
-    "encode ~no-one/a.png": (1, "~no-one/a.png: there is no such file"),
     "sample --class water --count 2 -o x.png": (2, "several will be written"),
-    "edit 64.png --count 2 -o x.png": (2, "several will be written"),
     "reconstruct photos -o x.png": (2, "names one file, but there are 2 inputs"),
     "upsample photos/a.png --size 100": (2, "is none of [4, 8, 16, 32]"),
-    "upsample photos/a.png --size 12": (2, "is none of [4, 8, 16, 32]"),
-    "reconstruct photos/a.png --scales 1,0": (2, "'0' is not a whole number above 0"),
-    "reconstruct photos/a.png --device abacus": (2, "invalid choice"),
     "reconstruct photos/a.png -o x.hdf": (2, "-o x.hdf: HDF5 save handler not installed"),
-    "reconstruct photos/a.png -o x.xbm": (2, "-o x.xbm: cannot write mode RGB as XBM"),
     "encode photos/a.png -o x.png": (2, "give a file such as name.safetensors, or x.png/"),
     "decode codes.safetensors -o -": (2, "give a file such as name.png"),
-    "encode photos -o ''": (2, "argument -o/--output: is empty"),
     "encode photos --tokenizer sit44": (1, "did you mean 'sit4'?"),
     "encode photos --tokenizer ../models/autoregressive/ar_sit5_sc-seed0": (1, "not Spectral"),
     "sample --class water --tokenizer sit4": (1, "the codes of another tokenizer"),
     "sample --class watr": (1, "it knows mountain, water, city (did you mean 'water'?)"),
     "sample --class x --model ar_captioned_sit4_sc": (1, "draws texts, not classes"),
-    "sample --text x --model ar_sit5_sc": (1, "draws classes, not texts"),
     "sample --text ' '": (1, "is empty"),
     "reconstruct photos/a.png --scales 6": (1, "it has 5 scales, not 6"),
     "reconstruct photos/a.png --tokenizer sit4 --scales 2": (1, "cannot be decoded alone"),
     "upsample 8.png --model ar_sit4.safetensors": (1, "of one size only"),
+    "encode loop.png": (1, "loop.png: there is no such file"),
+    "encode ~no-one/a.png": (1, "~no-one/a.png: there is no such file"),
+    "encode photos -o ''": (2, "argument -o/--output: is empty"),
+    "encode torn.safetensors -o torn.safetensors": (1, "sit: torn.safetensors is no image"),
+    "sample --class water --guidance 1e38": (2, "guidance must be less than"),
     "encode nothing.png": (1, "nothing.png: there is no such file"),
     "encode empty": (1, "In empty no file's name ends in"),
     "reconstruct photos -o photos --overwrite": (1, "would replace an input"),
     "decode ../models/tokenizer/sit4-seed0/model.safetensors": (1, "it holds SpectralTokenizer"),
     "decode torn.safetensors": (1, "sit: torn.safetensors is not a whole safetensors file"),
     "encode torn.safetensors": (1, "torn.safetensors: it cannot be decoded (cannot identify image"),
-    "encode torn.safetensors -o torn.safetensors": (1, "sit: torn.safetensors is no image"),
     "encode photos --tokenizer photos": (1, "sit: photos holds no model.safetensors."),
     "describe empty": (1, "holds no model.safetensors, only model.bin: safetensors alone are"),
     "decode codes.safetensors --tokenizer sit4": (1, "tokenizer/sit4-seed0 has other weights"),
