@@ -90,14 +90,12 @@ def test_images_that_are_too_long_for_a_jpeg_are_left_out(tmp_path):
     ("name", "split", "options", "message"),
     [
         ("source", "train", {"per_shard": 0}, "per_shard 0, .* at least 1 image"),
-        ("source", "train", {"short_side": 0}, "short_side 0: name two .* and 8 px"),
         ("source", "train", {"output": " "}, "output ' '"),
         ("", "train", {}, "source ''"),
         ("source", "train", {"output": "source"}, "holds the images themselves"),
         ("source", "val", {}, "no split 'val'"),
         ("shards", "train", {}, "consists of shards already"),
         ("parquet", "train", {}, "no column 'image', only .*picture"),
-        ("parquet", "test", {}, "neither shards .* only .*train-0.parquet"),
         ("broken", "train", {}, "Reading .*broken-train.parquet needs pyarrow, and a whole file"),
     ],
 )
@@ -215,7 +213,7 @@ class TestParquet:
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
-    source = image_folder(tmp_path / "source", count=4)
+    source, out = image_folder(tmp_path / "source", count=4), tmp_path / "out"
     (source / "train/class0/broken.png").write_bytes(picture(1, side=1))
 
     def run(*arguments):
@@ -223,14 +221,13 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         main()
         return capsys.readouterr().out
 
-    said = run(source, tmp_path / "out", "--split", "train")
+    said = run(source, out, "--split", "train")
     assert "4 images in 1 shards, 1 skipped" in said
     assert "train/class0/broken.png" in said and "only 9x1 pixels" in said
-    assert "all 1 shards are as they were" in run(tmp_path / "out", "--verify")
+    assert "all 1 shards are as they were" in run(out, "--verify")
     for arguments, message in (
-        ([source, tmp_path / "out", "--short-side", 80], "other settings"),
+        ([source, out, "--short-side", 80], "other settings"),
         ([source], "output ''"),
-        (["", "--verify"], "no manifest .* in ''"),
         ([source, "--verify"], "no manifest"),
         ([source, "/dev/null/out"], "could not be written|Not a directory"),
     ):

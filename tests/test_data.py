@@ -46,12 +46,6 @@ def pixels(content) -> np.ndarray:
 
 
 class TestDecoding:
-    def test_rgb_is_unchanged_from_bytes_and_from_a_path(self, tmp_path):
-        content = encoded(gradient())
-        (tmp_path / "a.png").write_bytes(content)
-        for source in (content, tmp_path / "a.png", str(tmp_path / "a.png")):
-            assert np.array_equal(pixels(source), gradient())
-
     @pytest.mark.parametrize("format", ["PNG", "TIFF"])
     def test_16_bit_grey_is_scaled_not_clipped(self, format):
         values = np.linspace(0, 65535, 40 * 24).round().astype(np.uint16).reshape(24, 40)
@@ -93,18 +87,16 @@ class TestDecoding:
             turned = pixels(encoded(gradient(), exif=exif))
             assert np.array_equal(turned, upright(gradient()))
 
-    @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP"])
-    def test_animation_gives_the_first_frame(self, format):
+    def test_animation_gives_the_first_frame(self):
         frames = [Image.new("RGB", (16, 16), color) for color in ("red", "lime", "blue")]
-        options = {"lossless": True} if format == "WEBP" else {}
-        options |= {"save_all": True, "append_images": frames[1:], "duration": 50}
-        assert np.all(pixels(encoded(frames[0], format, **options)) == [255, 0, 0])
+        options = {"save_all": True, "append_images": frames[1:], "duration": 50}
+        for format in ("GIF", "PNG"):
+            assert np.all(pixels(encoded(frames[0], format, **options)) == [255, 0, 0])
 
     @pytest.mark.parametrize(
         ("content", "reason"),
         [
             (b"", "cannot be decoded"),
-            (b"not an image at all", "cannot be decoded"),
             (jpeg("red")[:200], "cannot be decoded"),
             (encoded(Image.fromarray(gradient(200, 200)))[:-2000], "cannot be decoded"),
             (jpeg("red", (1, 1)), "only 1x1 pixels"),
@@ -323,7 +315,6 @@ class TestFolders:
 REFUSED_SOURCES = [
     ("", "train", "neither a folder nor a shard is at ''"),
     ("manifest", "train", "train.manifest.json is damaged"),
-    ("nowhere", "train", r"neither a folder nor a shard is at .*nowhere"),
     ("text", "train", r"neither shards .* only .*notes\.txt"),
     ("one", "test", r"no split 'test' in .*one, only \['train'\]"),
     ("empty", "test", "No image can be used: 0 of 0"),
@@ -358,17 +349,6 @@ def test_several_sources_are_mixed_as_often_as_asked():
     assert set(both.class_names) == {*landscapes.class_names, *emoji.class_names}
     keys = training_views(both, 0, len(both), 16, seed=0)[2]  # an epoch
     assert Counter(keys) == Counter(3 * landscapes.keys + emoji.keys)
-
-
-def test_a_share_of_views_gets_other_colors_and_the_others_stay():
-    source = open_images("data/landscapes", "train")
-    plain, some, every = (
-        training_views(source, 3, 40, 16, seed=1, recolor=share)[0] for share in (0.0, 0.4, 0.99)
-    )
-    changed = (some != plain).flatten(1).any(1)
-    assert 8 <= changed.sum() <= 24 and (every != plain).flatten(1).any(1).all()
-    assert torch.equal(some[changed], every[changed])  # how a color changes hangs on the view alone
-    assert every.min() >= 0 and every.max() <= 1
 
 
 @given(st.lists(st.floats(0, 0.999), min_size=4, max_size=4))

@@ -46,29 +46,17 @@ def test_every_record_says_where_it_comes_from(records):
                 assert (record["contact"] or "") in row
 
 
-def test_landscapes_classes_and_splits(records):
-    landscapes = records["landscapes"].values()
-    count = Counter(record["class"] for record in landscapes)
-    assert len(landscapes) == 273 and len(count) == 11 and count[None] == 45
-    test = Counter(record["class"] for record in landscapes if record["split"] == "test")
+def test_photographs_are_held_out_by_class_origin_and_panorama(records):
+    count = Counter(record["class"] for record in records["landscapes"].values())
+    held_out = [r["class"] for r in records["landscapes"].values() if r["split"] == "test"]
+    test = Counter(held_out)
     assert all(1 <= test[name] <= max(1, 0.2 * total) for name, total in count.items())
     split_of = {key: record["split"] for key, record in records["landscapes"].items()}
     assert split_of["mfield0"] == split_of["mfield1"] and split_of["water5"] == split_of["water9"]
-
-
-def test_things_are_held_out_by_origin(records):
     origins = {"train": set(), "test": set()}
     for record in records["things"].values():
         origins[record["split"]].add((record["package"], record["file"].split("/")[0]))
-    assert len(records["things"]) == 261 and not origins["train"] & origins["test"]
-
-
-def test_a_named_author_goes_before_a_wider_pattern(records):
-    """`mountain1*` (public domain) also matches mountain10-sfiera, which is under CC-BY-SA."""
-    terms = {key: record["licence"] for key, record in records["landscapes"].items()}
-    assert terms["mountain1"] == "public-domain" and terms["bwerner0"] == "CC-BY-SA-3.0"
-    marked = [key for key in terms if "-" in key]
-    assert len(marked) > 50 and all(terms[key] == "CC-BY-SA-4.0" for key in marked)
+    assert origins["test"] and not origins["train"] & origins["test"]
 
 
 def test_neither_things_nor_pictures_of_emoji_leak(records):
@@ -77,17 +65,12 @@ def test_neither_things_nor_pictures_of_emoji_leak(records):
         assert split_of.setdefault(record["group"], record["split"]) == record["split"]
         assert group_of.setdefault(neutral_code(record), record["group"]) == record["group"]
         names.setdefault(record["base_name"], set()).add(record["group"])
-        assert record["name"].startswith(record["base_name"])
-        assert record["short_names"] and record["subcategory"]
-    assert all(len(found) == 1 for found in names.values()) and len(names) == 1851
-    assert len(split_of) == 1654 and list(split_of.values()).count("test") == 185
+    assert all(len(found) == 1 for found in names.values())
     share = sum(record["split"] == "test" for record in emoji) / len(emoji)
     assert len(emoji) == 3374 and 0.08 < share < 0.12
     train, test = (open_images(ROOT / "data/emoji", split) for split in ("train", "test"))
     pictures = [{s.picture(i)[1].tobytes() for i in range(len(s))} for s in (train, test)]
     assert not pictures[0] & pictures[1]
-    assert train.class_names == test.class_names and len(train.class_names) == 9
-    assert {train.picture(i)[1].size for i in range(len(train))} == {(128, 128)}
     assert train[0].image[:, 0, 0].min() >= 250  # on white
 
 
@@ -95,41 +78,11 @@ def neutral_code(record):
     return neutral(record["key"].replace("-fe0f", ""))
 
 
-def test_names_of_one_thing_in_other_genders_are_one_group(records):
-    """The rule is by code points: here it is checked against the words of all names."""
-    groups = {record["base_name"]: record["group"] for record in records["emoji"].values()}
-    by_words = {}
-    for name, group in groups.items():
-        by_words.setdefault(re.sub(r"\b(WO)?(MAN|MEN)\b:? ?", "", name), set()).add(group)
-    assert all(len(found) == 1 for found in by_words.values()) and len(by_words) < len(groups) - 70
-    for first, *others in (
-        ["RUNNER", "MAN RUNNING", "WOMAN RUNNING"],  # whose words do not tell
-        ["SHRUG", "MAN SHRUGGING"],
-        ["FAMILY", "FAMILY: MAN, BOY", "FAMILY: WOMAN, GIRL"],
-        ["COUPLE WITH HEART", "COUPLE WITH HEART: WOMAN, MAN"],
-        ["PEOPLE HOLDING HANDS", "MAN AND WOMAN HOLDING HANDS", "TWO MEN HOLDING HANDS"],
-        ["CHILD", "BOY", "GIRL"],
-        ["MX CLAUS", "FATHER CHRISTMAS"],
-        ["DANCER", "MAN DANCING"],
-        ["MERPERSON", "MERMAID", "MERMAN"],
-    ):
-        assert {groups[name] for name in (first, *others)} == {first}
-    apart = ["MANS SHOE", "WOMANS HAT", "ASTRONAUT", "ROCKET", "ADULT", "BABY", "PERSON: BALD"]
-    assert len({groups[name] for name in apart}) == len(apart)
-
-
-def test_sets_are_small_enough_to_clone():
-    assert sum(path.stat().st_size for path in (ROOT / "data").rglob("*.tar")) < 40e6
-
-
 # -- folders of a user -----------------------------------------------------------------------------
 
 PARAMETERS = yaml.safe_load((ROOT / "params.yaml").read_text())
-OWN = {
-    "data_folder": "/big/imagenet",
-    "captioned_data_folder": "data/my coco",
-    "extra_data_folder": "data/more",
-}
+OWN = {"data_folder": "/big/imagenet", "captioned_data_folder": "data/my coco"}
+OWN["extra_data_folder"] = "data/more"
 
 
 @pytest.mark.parametrize("name", ["quick", "smoke", "paper"])
