@@ -2,11 +2,10 @@
 
 import ast
 import json
-import subprocess
-import sys
 
 import nbformat
 import pytest
+from tiny import python
 
 from workbook import code_hashes as hashing
 from workbook import stages
@@ -29,19 +28,14 @@ def area(width, height=1):
     "before, after, is_same",
     [
         ('"""About the module."""\n', '"""Another text,\n\nof several lines."""\n', True),
-        ('"""About the module."""\n', "", True),
         ('    """Width times height."""\n', "", True),
         ("# Why it is so.\n", "", True),
         ("  # pixels", "  # in pixels", True),
         ("area(width, height=1)", "area(\n    width, height=1  # one row\n)", True),
-        ("width * height + len(text)", "width*height + len(text)", True),
-        ("width * height", "width + height", False),
         ("height=1", "height=2", False),
-        ("height=1", "height=None", False),
         ("not a comment", "not  a comment", False),
         ("{height}}", "{width}}", False),
         ("import os\n", "", False),
-        ("    return", "    if width:\n        return", False),
         ('"""Width times height."""', 'area = """Width times height."""', False),
     ],
 )
@@ -56,13 +50,7 @@ def test_every_module_that_a_stage_loads_is_hashed():
     modules = [name[:-3].replace("/", ".") for name in hashed if ":" not in name]
     imports = ", ".join(name.removesuffix(".__init__") for name in modules)
     loaded = "[m.__file__ for n, m in sys.modules.items() if n.startswith(('sitlib', 'workbook'))]"
-    done = subprocess.run(
-        [sys.executable, "-c", f"import json, sys, {imports}\nprint(json.dumps({loaded}))"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = python(f"import json, sys, {imports}\nprint(json.dumps({loaded}))")
     files = {file.removeprefix(f"{ROOT}/") for file in json.loads(done.stdout)}
     missing = [file for file in files - set(hashed) if not file.startswith(stages.FETCHING)]
     assert len(files) > 10 and not missing
@@ -72,12 +60,8 @@ def test_every_module_that_a_stage_loads_is_hashed():
 def project(tmp_path, monkeypatch):
     """A package of three modules, and a function that writes a notebook and hashes it."""
     (tmp_path / "sitlib").mkdir()
-    files = {
-        "low.py": "x = 1\n",
-        "high.py": "def f():\n    from sitlib.low import x\n",
-        "styled.py": 'STYLE = "style.css"\n',
-        "style.css": "a {}",
-    }
+    files = {"low.py": "x = 1\n", "high.py": "def f():\n    from sitlib.low import x\n"}
+    files |= {"styled.py": 'STYLE = "style.css"\n', "style.css": "a {}"}
     for name, text in files.items():
         (tmp_path / "sitlib" / name).write_text(text)
     monkeypatch.setattr(hashing, "ROOT", tmp_path)
@@ -137,11 +121,3 @@ def test_notebooks_are_kept_without_outputs():
     notebooks = [read_notebook(path) for path in (ROOT / "notebooks").glob("*.ipynb")]
     code = [cell for notebook in notebooks for cell in notebook.cells if cell.cell_type == "code"]
     assert code and not any(cell.outputs or cell.execution_count for cell in code)
-
-
-@pytest.mark.parametrize("content", [b"{broken", b"[]", b'{"cells": 3}', b"\xff\xfe", b""])
-def test_a_file_that_is_no_notebook_is_named(content, tmp_path):
-    path = tmp_path / "x.ipynb"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match="x.ipynb is not a readable notebook"):
-        read_notebook(path)

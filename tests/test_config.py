@@ -47,85 +47,50 @@ def test_every_profile_has_a_baseline_of_as_many_tokens(name):
     assert (baseline.num_scales, sit4.num_scales) == (1, 4)
     assert baseline.tokens_per_scale == 4 * sit4.tokens_per_scale
     assert from_dict(Profile, to_dict(profile)) == profile
-    for variant in profile.autoregressive.variants:
-        assert profile.generator_section(variant) is profile.autoregressive
-        assert profile.autoregressive_variant(variant).text is None
-    for variant in profile.text.variants:
-        assert profile.generator_section(variant) is profile.text
-        assert profile.autoregressive_variant(variant).text.max_tokens > 1
+    for variant in [*profile.autoregressive.variants, *profile.text.variants]:
+        is_told_texts = profile.autoregressive_variant(variant).text is not None
+        assert is_told_texts == (variant in profile.text.variants)
 
 
 CAUSAL = "tokenizer.variants.captioned_sit4_sc"
 REFUSED = [  # (key, value, sentence)
     # unknown and missing keys, wrong types
-    (
-        "tokenizer.loss.lipps",
-        0.1,
-        "tokenizer.loss.lipps is not a known key (did you mean 'lpips'?)",
-    ),
-    ("tokenizer.evaluation.sets.emoji.veiws", 4, "did you mean 'views'"),
-    ("text.common.text.layer", 1, "did you mean 'layers'"),
+    ("tokenizer.loss.lipps", 0.1, "loss.lipps is not a known key (did you mean 'lpips'?)"),
     ("data.source", KeyError, "quick.yaml: data.source is missing; add it."),
     ("data.size", "64", "data.size must be a valid integer, it is '64'."),
-    ("data.size", 64.0, "valid integer"),
     ("tokenizer.optimizer.learning_rate", "1e-3", "write 1.0e-3"),
-    ("tokenizer.optimizer.learning_rate", float("inf"), "must be a finite number"),
-    ("autoregressive.common.bias", 1, "valid boolean"),
-    ("autoregressive.evaluation.guidance_sweep", 1.5, "valid array"),
-    ("tokenizer.variants.a/b", {}, "must match pattern"),
     ("tokenizer.common.encoder_attention", "causal", "'full' or 'scale_causal'"),
     # numbers out of their range
     ("tokenizer.optimizer.steps", 0, "tokenizer.optimizer.steps must be greater than 0, it is 0."),
-    ("text.common.text.vocab_size", 299, "must be greater than or equal to 300"),
-    ("text.evaluation.top_p_sweep", [0.5, 1.5], "top_p_sweep.1 must be less than or equal to 1"),
-    ("text.samplers.ar_captioned_vit_vqgan.top_p", 0.0, "top_p must be greater than 0"),
-    ("applications.temperatures", [], "at least 1 item"),
     # combinations in a section
     ("tokenizer.optimizer.checkpoint_every", 30, "must be a multiple of log_every"),
     ("tokenizer.optimizer.warmup_steps", 9999, "must lie in 0 ... steps = 1400"),
     ("tokenizer.optimizer.final_learning_rate", 1.0, "must lie in 0 ... learning_rate"),
     ("text.evaluation.candidates", 100_000, "candidates 100000 are drawn from the"),
-    ("text.evaluation.kid_subset_size", 100_000, "kid_subset_size must lie in 2 ... 184"),
-    ("autoregressive.evaluation.neighbors", 100_000, "neighbors must lie in 1 ... 499"),
-    ("applications.repeated", 10**6, "repeated must not be more than images = 150"),
     ("text.dual_encoder.heads", 3, "must be a multiple of heads 3"),
     ("engine.strategy", "fsdp", "there is one: set single"),
     ("engine.processes", 2, "2 processes need strategy: ddp or fsdp"),
+    ("engine.trackers", ["tensorbored"], "tensorboard"),
+    ("engine", {"strategy": "fsdp", "processes": 2, "images_every": 9}, "set images_every: 0"),
     ("engine", {"strategy": "ddp", "processes": 3}, "3 processes share every batch equally"),
     # tokenizers
     ("tokenizer.variants.sit4.grid_size", 5, "multiple of grid_size * 2^levels = 40"),
-    ("tokenizer.common.encoder_heads", 3, "must be a multiple of encoder_heads 3"),
-    ("tokenizer.common.quantizer", "codebok", "'codebok' is not known: take codebook"),
     ("tokenizer.common.wavelet", "harr", "'harr' is not a discrete wavelet: use haar"),
-    ("tokenizer.common.mlp_ratio", 0.001, "leaves no unit of encoder_width 128"),
     ("tokenizer.common.num_codes", 100_000, "raise data.normalization_views or lower num_codes"),
     ("tokenizer.variants.sit4.num_codebooks", 3, "2 (approximation, details) or 4 (one for every"),
-    ("tokenizer.variants.vit_vqgan.transform", "pyramid", "transform pyramid needs levels"),
-    (
-        CAUSAL,
-        {"transform": "lifted_wavelet", "wavelet": "db2"},
-        "lifted_wavelet is of haar, not db2",
-    ),
-    ("tokenizer.loss.multiscale", 0.1, "needs levels and decoder_attention: scale_causal"),
+    (CAUSAL, {"transform": "lifted_wavelet", "wavelet": "db2"}, "is of haar, not db2"),
     ("tokenizer.variants.sit4.loss", {"lipps": 0.1}, "did you mean 'lpips'"),
-    ("tokenizer.variants.sit4.optimizer", None, "keys in which the variant differs, it is None"),
     (f"{CAUSAL}.adversarial", {"weight": 0.1, "start": 99_999}, "adversarial term would never act"),
     (f"{CAUSAL}.data", {"sorce": "data/emoji"}, "did you mean 'source'"),
     (f"{CAUSAL}.data", {"size": 32}, "data.size: views are as large as the tokenizer"),
     ("tokenizer.variants.sit4.codes_from", "sit55", "did you mean 'sit5'"),
     ("tokenizer.variants.sit4.codes_from", "sit5_sc_second", "has codes of another variant itself"),
-    ("tokenizer.variants.sit5_sc_second.codes_from", "sit4", "codes_from must be sit5_sc"),
-    ("tokenizer.variants.sit5_sc_second.code_dim", 8, "code_dim cannot differ from sit5_sc"),
     # generators
     ("autoregressive.variants.ar_sit4.tokenizer", "sit44", "did you mean 'sit4'"),
     ("autoregressive.variants.ar_sit4.tokenizer", "sit6", "sit6 is built for 128 px"),
-    ("autoregressive.variants.ar_sit4.widht", 64, "did you mean 'width'"),
     ("autoregressive.common.text_noise", 2, "but this model is told classes"),
-    ("autoregressive.variants.ar_sit4.optimizer", {"steps": 10}, "must lie in 0 ... steps = 10"),
     ("autoregressive.samplers", {"ar_sit44": {}}, "did you mean 'ar_sit4'"),
-    ("text.samplers", {"ar_sit4": {}}, "text.samplers: 'ar_sit4' is not known"),
     ("text.common.text", None, "which a model of the section text needs"),
-    ("autoregressive.variants.ar_sit4.text", {}, "which only those of text have"),
     ("text.variants.ar_sit4", {}, "autoregressive.variants and text.variants both have ar_sit4"),
     # applications
     ("applications.text_generator", "ar_sit5_sc", "applications.text_generator: 'ar_sit5_sc'"),
@@ -224,9 +189,8 @@ def test_a_tokenizer_variant_may_differ_in_everything_and_have_images_of_its_own
 
 def test_a_generator_variant_may_have_its_own_optimizer_sampler_and_text_encoder():
     values = change("autoregressive.variants.ar_sit4.optimizer", {"steps": 1000, "beta2": 0.9})
-    values["text"]["variants"]["ar_captioned_sit4_sc"] |= {
-        "text": {"layers": 3, "vocab_size": 300, "max_tokens": 2}
-    }
+    text = {"layers": 3, "vocab_size": 300, "max_tokens": 2}
+    values["text"]["variants"]["ar_captioned_sit4_sc"] |= {"text": text}
     values["text"]["samplers"] = {"ar_captioned_vit_vqgan": {"top_p": 0.7, "guidance": 3.0}}
     profile = from_dict(Profile, values)
     usual = QUICK.autoregressive.optimizer

@@ -6,9 +6,7 @@ import pytest
 import torch
 import tree
 import yaml
-from PIL import Image
 
-from sitlib.data import open_images, training_views
 from sitlib.metrics import METRICS, Metric, evaluate_reconstructions
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import from_dict, to_dict
@@ -32,18 +30,8 @@ def test_a_variant_is_a_line_and_runs():
     (name, variant), *_ = SNIPPETS[0].items()
     assert name == "sit4_sc"
     tokenizer = smoke(variant)
-    images = torch.rand(2, 3, 64, 64)
-    assert tokenizer.reconstruct(images).shape == images.shape
+    assert tokenizer.reconstruct(torch.rand(2, 3, 64, 64)).shape == (2, 3, 64, 64)
     assert tokenizer.sizes == [8, 16, 32, 64]  # as scale-causal attention promises
-
-
-@pytest.mark.parametrize("wavelet", ["bior4.4", "sym4", "coif1"])
-def test_a_wavelet_is_a_parameter(wavelet):
-    tokenizer = smoke({"levels": 3, "grid_size": 4, "wavelet": wavelet})
-    images = torch.rand(1, 3, 64, 64)
-    assert torch.allclose(
-        tokenizer.to_images(tokenizer.normalized_patches(images)), images, atol=1e-4
-    )
 
 
 def test_an_ablation_is_a_line():
@@ -52,18 +40,6 @@ def test_an_ablation_is_a_line():
     values["rows"][name] = row
     found = from_dict(Grid, values).row_profile(name).tokenizer_variant(f"row_{name}")
     assert found.wavelet == "sym4" and not found.scale_mixing
-
-
-def test_a_data_set_is_a_folder(tmp_path):
-    for kind in ("cat", "dog"):
-        for number in range(20):
-            path = tmp_path / kind / f"{number}.png"
-            path.parent.mkdir(exist_ok=True)
-            Image.new("RGB", (80, 70), (number * 10, 100, 200)).save(path)
-    train, test = (open_images(str(tmp_path), split) for split in ("train", "test"))
-    assert len(train) + len(test) == 40 and len(test) > 0
-    views, classes, _ = training_views(train, 0, 8, 64, 0, kind="crops", min_crop=0.5, flip=True)
-    assert views.shape == (8, 3, 64, 64) and set(classes.tolist()) <= {0, 1}
 
 
 def test_a_metric_is_a_function_and_an_entry(monkeypatch):
