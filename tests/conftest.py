@@ -8,12 +8,8 @@ import pytest
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long pipeline test first, then other slow ones: the other worker does the rest meanwhile."""
-    items.sort(
-        key=lambda item: (
-            "test_the_pipeline_runs" not in item.name,
-            item.get_closest_marker("slow") is None,
-        )
-    )
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    items.sort(key=lambda item: "test_the_pipeline_runs" not in item.name)
 
 
 @pytest.fixture(scope="session")
