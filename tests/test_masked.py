@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import CAPTIONS, class_and_text, condition_of, fresh_generator, random_codes
+from tiny import class_and_text, condition_of, fresh_generator, prompts_of, random_codes
 
 from sitlib.model.config import SamplingConfig
 from sitlib.sample.generate import generate
@@ -24,10 +24,6 @@ def masked(kind="class", **changes):
         if parameter.ndim >= 2 or name == "hidden":
             torch.nn.init.normal_(parameter, std=0.4)
     return model.double()
-
-
-def prompts(kind):
-    return CAPTIONS[:3] if kind == "text" else torch.tensor([0, 2, 1])
 
 
 @class_and_text
@@ -64,7 +60,7 @@ def test_scale_by_scale_with_a_cache_is_one_pass_over_all(kind, pos_emb):
 @class_and_text
 def test_samples_follow_from_seed_and_index(kind):
     model = masked(kind)
-    asked = prompts(kind)
+    asked = prompts_of(kind)
     codes = generate(model, asked, SAMPLING)
     assert codes.shape == (3, 3, 9) and len(codes.unique()) > 9
     assert torch.equal(codes, generate(model, asked, replace(SAMPLING, batch_size=0)))
@@ -108,9 +104,8 @@ def test_the_surest_stay_by_the_models_own_probabilities(filters, monkeypatch):
     p = model(random_codes(model, 1), torch.tensor([1]))[0, 0, :, :20].softmax(-1).amax(-1)
     greedy = SamplingConfig(**filters, steps_per_scale=3, choice_temperature=0)
     left = hidden_in_each_pass(model, greedy, monkeypatch)[1]
-    assert set(left.nonzero().flatten().tolist()) == set(
-        p.argsort()[: hidden_after(1, 3, 9)].tolist()
-    )
+    unsure = p.argsort()[: hidden_after(1, 3, 9)]
+    assert left.nonzero().flatten().tolist() == sorted(unsure.tolist())
 
 
 def test_every_pass_uncovers_something(monkeypatch):
@@ -130,12 +125,6 @@ def test_scales_are_shown_as_they_are_finished():
         generate(model, torch.tensor([0]), SAMPLING, prefix_codes=codes[:1], written=12)
     with pytest.raises(ValueError, match="masked models write coarse_to_fine"):
         masked(order="random")
-
-
-@pytest.mark.parametrize(("steps", "count"), [(1, 16), (8, 256), (16, 16)])
-def test_the_cosine_schedule_uncovers_all(steps, count):
-    left = [hidden_after(step, steps, count) for step in range(steps + 1)]
-    assert left[0] == count and left[-1] == 0 and left == sorted(left, reverse=True)
 
 
 def test_every_scale_has_something_to_predict():
