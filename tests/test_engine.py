@@ -1,9 +1,7 @@
 """The engine: many processes as one; memory, precision and speed; what is shown."""
 
 import json
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
 
 import processes
@@ -12,22 +10,16 @@ import torch
 from PIL import Image
 from tiny import TEXTS, new_generator
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sitlib.model.block import Block, BlockOptions
 from sitlib.model.config import TextEncoderConfig
 from sitlib.model.sequence import Transformer
 from sitlib.model.transformer import ADTransformer
-from sitlib.train import loop as training
 from sitlib.train.checkpoint import StateError
 from sitlib.train.config import ONE_PROCESS
 from sitlib.train.distributed import make_accelerator, precision
-from sitlib.train.loop import TrainLoop
 from sitlib.train.tokenizer import PICTURES
 from workbook.paths import ROOT
-from workbook.profile import load_profile
-
-SMOKE = load_profile("smoke")
 
 
 @pytest.mark.parametrize("what", [processes.tokenizer, processes.generator])
@@ -118,8 +110,6 @@ def test_recomputed_activations_give_the_same_gradients(make):
 
 
 FAST = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
-
-
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 every_device = pytest.mark.parametrize("device", DEVICES)
 
@@ -158,74 +148,6 @@ def test_blocks_that_read_texts_compile_and_are_computed_again_whatever_the_leng
             for ours, theirs in zip(compiled.parameters(), plain.parameters(), strict=True):
                 if theirs.grad is not None:
                     torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-4)
-
-
-class Waits(TorchDispatchMode):
-    """Refuses what a GPU has to be waited for: numbers that Python reads, and results whose size
-    depends on numbers."""
-
-    names = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount", "_unique2")
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        places = args[1] if name in ("index", "index_put", "index_put_") else ()
-        if name in self.names or any(x is not None and x.dtype == torch.bool for x in places):
-            raise RuntimeError(f"{name} waits")
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def nothing_waits():
-    """Waiting for the GPU is an error; on a CPU, what would wait for one."""
-    if not torch.cuda.is_available():
-        with Waits():
-            yield
-        return
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-def adversary(folder, **optimizer):
-    """Codes restart on GPUs only: a CPU first looks how many are needed."""
-    restarts = 2 * torch.cuda.is_available()
-    settings = {"lpips": 0.0, "reset_dead_codes_after": restarts, "multiscale": 0.3}
-    optimizer = {"steps": 6, "batch_size": 8, "checkpoint_every": 3, **optimizer}
-    return processes.adversary(folder, ONE_PROCESS, loss=settings, optimizer=optimizer)
-
-
-@pytest.mark.parametrize(
-    "what",
-    [
-        adversary,
-        partial(processes.generator, engine=ONE_PROCESS),
-        partial(processes.captioned, engine=replace(ONE_PROCESS, gradient_checkpointing=True)),
-    ],
-    ids=["tokenizer with a discriminator", "model of classes", "model of texts"],
-)
-def test_between_rows_of_the_curve_nothing_waits_for_the_gpu(tmp_path, monkeypatch, what):
-    """From the first loss of a step to that of the next; the steps that write rows may wait."""
-    real, guarded, guard = TrainLoop.steps, [], ExitStack()
-
-    def steps(self, *arguments):
-        for step, microbatches in real(self, *arguments):
-            guard.close()
-            if (step + 1) % 3:
-                guarded.append(step)
-                guard.enter_context(nothing_waits())
-            yield step, microbatches
-
-    monkeypatch.setattr(TrainLoop, "steps", steps)
-    # The schedule reads a number that is never on a GPU.
-    monkeypatch.setattr(training, "learning_rate_factor", lambda step, config: 1.0)
-    with guard:
-        _, rows = what(tmp_path, log_every=3)
-    assert guarded == [0, 1, 3, 4] and [row["step"] for row in rows] == [3, 6]
-    if what is adversary:
-        assert rows[-1]["adversarial"] and rows[-1]["discriminator"]
-        assert rows[-1]["restarted"] > 0 or not torch.cuda.is_available()
 
 
 # -- what is shown while it trains -----------------------------------------------------------------
