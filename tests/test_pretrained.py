@@ -1,12 +1,10 @@
 """Trained models by name, of a folder, and of the Hub."""
 
 import json
-import shutil
 
-import huggingface_hub.hub_mixin as hub
 import pytest
 import torch
-from tiny import fresh_generator, random_codes, tokenizer_of
+from tiny import fresh_generator, tokenizer_of
 
 from sitlib.model import pretrained
 from sitlib.model.generator import AutoregressiveModel
@@ -43,25 +41,6 @@ def test_a_model_comes_back_from_its_folder_from_the_package_and_from_the_hub(
         assert asked == {"repo": "user/model", "revision": "v2"}
     with pytest.raises(ValueError, match="names SpectralTokenizer in its metadata"):
         AutoregressiveModel.from_pretrained("spectraltokenizer")
-
-
-def test_what_is_sent_to_the_hub_comes_back(tmp_path, monkeypatch):
-    class Api:
-        def __init__(self, token=None):
-            pass
-
-        def create_repo(self, repo_id, **_):
-            return type("Url", (), {"repo_id": repo_id})
-
-        def upload_folder(self, *, folder_path, **_):
-            shutil.copytree(folder_path, tmp_path / "sent")
-
-    monkeypatch.setattr(hub, "HfApi", Api)
-    model = fresh_generator()
-    model.push_to_hub("user/model")
-    again = AutoregressiveModel.from_pretrained(tmp_path / "sent")
-    codes = random_codes(model, 2)
-    assert torch.equal(again(codes, torch.tensor([0, 1])), model(codes, torch.tensor([0, 1])))
 
 
 @pytest.mark.parametrize(

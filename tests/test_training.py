@@ -187,17 +187,6 @@ def test_a_full_disk_ends_with_a_sentence_and_the_last_good_state(
     assert_equal(fit(tmp_path / "full"), fit(tmp_path / "whole"))
 
 
-def test_a_second_run_of_the_same_states_is_refused_while_the_first_lives(tmp_path):
-    def greedy(module, batch, step):
-        if step == 2:
-            with pytest.raises(StateError, match=f"is being trained by process {os.getpid()} on "):
-                fit(tmp_path / "states")
-        return loss(module, batch, step)
-
-    fit(tmp_path / "states", greedy)
-    fit(tmp_path / "states")  # free again
-
-
 def test_another_run_in_the_folder_is_refused_with_what_differs(tmp_path):
     run = {"model": {"width": 8, "name": "a"}, "seed": 0}
     fit(tmp_path / "states", run=run)
@@ -246,23 +235,6 @@ def base(tmp_path_factory):
     return train("sit5_sc", tmp_path_factory.mktemp("base"))[0]
 
 
-def test_a_killed_second_decoder_ends_with_the_same_bits(tmp_path, monkeypatch, base):
-    """Whole tokenizers are killed in tests/test_states.py."""
-    whole, real = train("sit5_sc_second", tmp_path / "whole", base), tokenizer.training_views
-
-    def killed(images, step, *arguments, **options):
-        if step == 7:
-            raise KeyboardInterrupt
-        return real(images, step, *arguments, **options)
-
-    monkeypatch.setattr(tokenizer, "training_views", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train("sit5_sc_second", tmp_path / "killed", base)
-    monkeypatch.undo()
-    assert states(tmp_path / "killed")
-    assert_equal(train("sit5_sc_second", tmp_path / "killed", base), whole)
-
-
 def test_a_base_is_given_to_runs_that_ask_for_it_and_to_no_others(tmp_path, base):
     for variant, given in (("sit5_sc_second", None), ("sit5_sc", base)):
         with pytest.raises(ValueError, match="needs the tokenizer `base`"):
@@ -271,33 +243,19 @@ def test_a_base_is_given_to_runs_that_ask_for_it_and_to_no_others(tmp_path, base
 
 def test_a_training_starts_from_a_smaller_one(tmp_path, base):
     """At four times the pixels it is as good as the base from the first step on; alone it is not."""
-    changes = {"size": 128, "grid_size": 8}
-    config = replace(base.config, **changes)
-    usual = replace(SMOKE.tokenizer_training("sit5_sc"), starts_from="sit5_sc")
-    usual = replace(usual, loss=replace(usual.loss, lpips=0.0))
-    optimizer = replace(usual.optimizer, steps=1, warmup_steps=1, log_every=1, checkpoint_every=1)
-    usual = replace(usual, optimizer=replace(optimizer, batch_size=4))
+    config, usual = replace(base.config, size=128, grid_size=8), SMOKE.tokenizer_training("sit5_sc")
+    settings = {"steps": 1, "warmup_steps": 1, "log_every": 1, "checkpoint_every": 1}
+    optimizer = replace(usual.optimizer, batch_size=4, **settings)
+    alone = replace(usual, optimizer=optimizer, loss=replace(usual.loss, lpips=0.0))
+    from_base = replace(alone, starts_from="sit5_sc")
     data = replace(SMOKE.data, size=128)
     images = open_images(resolve(data.source), "train")
-    options = {"seed": 0, "folder": tmp_path}
-    _, (row,) = tokenizer.train_tokenizer(config, usual, data, images, base=base, **options)
-    alone = replace(usual, starts_from=None)
-    options["folder"] = tmp_path / "alone"
-    _, (other,) = tokenizer.train_tokenizer(config, alone, data, images, **options)
-    assert row["l2"] < 0.7 * other["l2"]
+
+    def first_row(config, training, folder, **options):
+        options |= {"seed": 0, "folder": tmp_path / folder}
+        return tokenizer.train_tokenizer(config, training, data, images, **options)[1][0]
+
+    row = first_row(config, from_base, "base", base=base)
+    assert row["l2"] < 0.7 * first_row(config, alone, "alone")["l2"]
     with pytest.raises(ValueError, match="code_dim.* differ"):
-        tokenizer.train_tokenizer(
-            replace(config, code_dim=8), usual, data, images, base=base, **options
-        )
-
-
-@pytest.mark.parametrize(
-    ("variant", "details"),
-    [("sit4", ["details"]), ("sit4_ours", ["details_2", "details_3", "details_4"])],
-)
-def test_every_row_of_the_curve_tells_how_codebooks_are_used(tmp_path, variant, details):
-    _, rows = train(variant, tmp_path)
-    scales = [f"scale_{scale}" for scale in (1, 2, 3, 4)]
-    for name in ("approximation", *details, *scales):
-        assert all(0 < row[f"usage_{name}"] <= 100 for row in rows)
-        assert all(1 <= row[f"perplexity_{name}"] <= 64 for row in rows)
+        first_row(replace(config, code_dim=8), from_base, "other", base=base)

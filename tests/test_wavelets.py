@@ -1,7 +1,5 @@
 """The wavelet transform, and those it is compared with: PyWavelets, block means, exact inverses."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import pywt
@@ -10,20 +8,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.model.transforms import TRANSFORMS
 from sitlib.model.wavelets import dwt2, idwt2, orthonormal_gains
-from workbook.profile import load_profile
 
 # Only the truncated Meyer filters, "dmey", do not reconstruct exactly (nor in PyWavelets).
 INVERTIBLE = [name for name in pywt.wavelist(kind="discrete") if name != "dmey"]
-TRANSFORMED = [
-    ("wavelet", "haar"),
-    ("wavelet", "bior4.4"),
-    ("lifted_wavelet", "haar"),
-    ("pyramid", "haar"),
-    ("pyramid_nearest", "haar"),
-]
+HAAR_ONLY = ("lifted_wavelet", "pyramid", "pyramid_nearest")
+TRANSFORMED = [("wavelet", "haar"), ("wavelet", "bior4.4"), *((name, "haar") for name in HAAR_ONLY)]
 
 
 def random_images(*shape, dtype=torch.float32, seed=0):
@@ -82,19 +73,7 @@ def test_orthonormal_gains_keep_the_energy(wavelet):
     torch.testing.assert_close(energy, images.square().sum())
 
 
-# -- gradients, dtypes, compilers, devices ---------------------------------------------------------
-
-
-@pytest.mark.parametrize("wavelet", ["haar", "db2", "bior4.4"])
-def test_gradients(wavelet):
-    images = random_images(1, 2, 4, 8, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: tuple(dwt2(x, wavelet, 2)), images)
-    assert torch.autograd.gradgradcheck(lambda x: tuple(s**2 for s in dwt2(x, wavelet, 1)), images)
-    scales = [scale.detach().requires_grad_() for scale in dwt2(images, wavelet, 2)]
-    assert torch.autograd.gradcheck(lambda *x: idwt2(x, wavelet), scales)
-    assert torch.autograd.gradgradcheck(lambda *x: idwt2(x[:2], wavelet) ** 2, scales[:2])
-    dwt2(images, wavelet, 2)[0].sum().backward()  # also where only some scales are used
-    assert_near(images.grad, torch.full_like(images, 1 / 16), 1e-12)
+# -- dtypes, compilers, devices ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("wavelet", ["haar", "bior4.4"])
@@ -118,29 +97,13 @@ def test_half_precision_is_rounded_once(wavelet):
 
 
 @pytest.mark.parametrize("wavelet", ["haar", "bior2.2"])
-def test_function_transforms_and_the_compiler_go_through(wavelet):
+def test_the_compiler_goes_through(wavelet):
     def energy(x):
         return sum(scale.square().sum() for scale in dwt2(x, wavelet, 2))
 
-    x, tangent = random_images(2, 3, 16, 16).requires_grad_(), random_images(2, 3, 16, 16)
-    energy(x).backward()
-    assert torch.allclose(torch.func.grad(energy)(x), x.grad)
-    assert len(dwt2(x, wavelet, np.int64(2))) == 3
+    x = random_images(2, 3, 16, 16)
     compiled = torch.compile(energy, fullgraph=True, backend="eager")
     assert torch.allclose(compiled(x), energy(x))
-    one_by_one = torch.func.vmap(lambda image: dwt2(image[None], wavelet, 2)[0][0])(x)
-    assert torch.allclose(one_by_one, dwt2(x, wavelet, 2)[0], atol=1e-6)
-    moved = torch.func.jvp(lambda x: dwt2(x, wavelet, 2)[1], (x,), (tangent,))[1]
-    assert torch.allclose(moved, dwt2(tangent, wavelet, 2)[1], atol=1e-6)
-
-
-@pytest.mark.parametrize("wavelet", ["haar", "db2"])
-def test_memory_layout_does_not_matter(wavelet):
-    images = random_images(5, 3, 16, 32)
-    for same in (images.to(memory_format=torch.channels_last), images.mT.contiguous().mT):
-        found = dwt2(same, wavelet, 2)
-        torch.testing.assert_close(found, dwt2(images, wavelet, 2))
-        torch.testing.assert_close(idwt2(found, wavelet), images)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -161,13 +124,9 @@ def zeros(*shape, dtype=torch.float32):
     [
         (lambda: dwt2(zeros(1, 3, 60, 64), "haar", 3), "3 levels of 60x64 px: .* at most 2 levels"),
         (lambda: dwt2(zeros(3, 64, 64), "haar", 2), r"floating point tensor \[B, C, H, W\]"),
-        (lambda: dwt2(zeros(1, 3, 64, 64), "haar", -1), "-1 levels of 64x64"),
         (lambda: dwt2(zeros(1, 3, 8, 8, dtype=torch.uint8)), r"images.float\(\) / 255"),
         (lambda: dwt2(zeros(1, 3, 8, 8), "bior44"), "bior4.4"),
-        (lambda: dwt2(zeros(1, 3, 8, 8), "mexh"), "not a discrete wavelet"),
-        (lambda: idwt2([zeros(1, 3, 8, 8)], None), "haar, db2"),
         (lambda: idwt2(zeros(1, 3, 4, 4)), "must be a list"),
-        (lambda: idwt2([zeros(3, 4, 4)]), "LL must be"),
         (lambda: idwt2([zeros(1, 3, 4, 4), zeros(1, 9, 8, 8)]), "scale 2 must be .* without a gap"),
         (lambda: idwt2([zeros(1, 3, 4, 4), zeros(1, 9, 4, 4).double()]), "float32.*not .*float64"),
     ],
@@ -232,37 +191,3 @@ def test_lifted_details_are_those_of_pywavelets_less_those_of_the_enlarged_appro
         expected = details - np.concatenate(predicted, axis=1) / 2
         assert_near(ours[scale], torch.from_numpy(expected), 1e-12)
     assert_near(ours[0], torch.from_numpy(LL), 1e-12)
-
-
-def test_each_scale_may_have_a_grid_of_its_own():
-    images, grids = random_images(2, 3, 64, 64, dtype=torch.float64), [8, 4, 4, 2]
-    geometry = geometry_of("wavelet", grid_size=2, grids=grids)
-    patches = geometry.patchify(geometry.forward(images))
-    assert [x.shape[1:] for x in patches] == [(64, 3), (16, 36), (16, 144), (4, 2304)]
-    assert geometry.num_scales * geometry.tokens_per_scale == 100
-    assert_near(geometry.inverse(geometry.unpatchify(patches)), images, 1e-12)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"transform": "pyramid"},
-        {"transform": "pyramid_nearest"},
-        {"transform": "lifted_wavelet"},
-        {"typed_parameters": "mlp", "standardize": False},
-    ],
-)
-def test_tokenizers_of_every_kind_run_and_a_scale_causal_one_keeps_to_its_scales(changes):
-    causal = {"encoder_attention": "scale_causal", "decoder_attention": "scale_causal"}
-    config = replace(load_profile("smoke").tokenizer_variant("sit4"), **causal, **changes)
-    torch.manual_seed(0)
-    tokenizer, images = SpectralTokenizer(config), torch.rand(2, 3, 64, 64)
-    tokenizer.fit_normalization(images)
-    assert_near(tokenizer.to_images(tokenizer.normalized_patches(images)), images, 1e-5)
-    output = tokenizer(images)
-    assert output.reconstruction.shape == images.shape and output.codes.shape == (2, 4, 16)
-    output.reconstruction.mean().backward()
-    codes = tokenizer.encode(images)
-    first = tokenizer.decode(codes, scales=2)
-    codes[:, 2:] = 0
-    assert torch.allclose(first, tokenizer.decode(codes, scales=2))
