@@ -8,15 +8,7 @@ import torch.nn.functional as F
 from test_codec import counted
 from tiny import photographs
 
-from workbook.rates import (
-    FORMATS,
-    bd_rate,
-    bd_rate_interval,
-    measured,
-    resized,
-    through_codes,
-    through_format,
-)
+from workbook import rates
 
 
 def curve(bits, quality):
@@ -30,26 +22,14 @@ def curve(bits, quality):
 def test_bd_rate_is_the_mean_difference_of_logarithms(measure):
     bits = np.array([0.1, 0.2, 0.5, 1.1])
     theirs = curve(bits, [20, 24, 29, 33])
-    assert bd_rate(curve(bits / 2, [20, 24, 29, 33]), theirs, measure) == pytest.approx(-50)
+    assert rates.bd_rate(curve(bits / 2, [20, 24, 29, 33]), theirs, measure) == pytest.approx(-50)
     # Straight lines: log2 bits = q against 0.8 q, on 1 ... 2: 0.3 of a bit on average.
     first, second = curve([2, 4, 8], [1, 2, 3]), curve(2 ** np.array([0.4, 0.8, 1.6]), [0.5, 1, 2])
-    assert bd_rate(first, second, measure) == pytest.approx(100 * (2**0.3 - 1))
-    assert bd_rate(theirs[::-1], theirs, measure) == pytest.approx(0)
+    assert rates.bd_rate(first, second, measure) == pytest.approx(100 * (2**0.3 - 1))
+    assert rates.bd_rate(theirs[::-1], theirs, measure) == pytest.approx(0)
     wasteful = curve([*bits, 0.9], [20, 24, 29, 33, 28])  # more bits for less than 0.5 give
-    assert bd_rate(wasteful, theirs, measure) == pytest.approx(0)
-    assert bd_rate(curve([1, 2], [40, 50]), theirs, measure) is None
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_more_bytes_of_a_format_are_closer_to_the_image(name):
-    if name == "JXL":
-        pytest.importorskip("pillow_jxl")
-    image = F.interpolate(photographs(1), 128, mode="bicubic")[0].clamp(0, 1)
-    points = [through_format(image, name, options) for options in FORMATS[name]]
-    sizes = [size for size, _, _ in points]
-    errors = [float((decoded - image).square().mean()) for _, decoded, _ in points]
-    assert sizes == sorted(sizes) and errors[0] > 4 * errors[-1]
-    assert all(decoded.shape == image.shape for _, decoded, _ in points)
+    assert rates.bd_rate(wasteful, theirs, measure) == pytest.approx(0)
+    assert rates.bd_rate(curve([1, 2], [40, 50]), theirs, measure) is None
 
 
 def test_an_interval_is_over_photographs_that_both_formats_are_measured_on():
@@ -64,7 +44,9 @@ def test_an_interval_is_over_photographs_that_both_formats_are_measured_on():
 
     widths = []  # how hard photographs are is common to both, noise is not
     for of_ours in (0, noise):
-        low, high = bd_rate_interval(points(1, difficulty + of_ours), points(2, difficulty), "psnr")
+        low, high = rates.bd_rate_interval(
+            points(1, difficulty + of_ours), points(2, difficulty), "psnr"
+        )
         assert low - 1e-6 <= -50 <= high + 1e-6  # half the bits at equal quality
         widths.append(high - low)
     assert widths[0] < 0.01 < 0.3 < widths[1]
@@ -73,9 +55,9 @@ def test_an_interval_is_over_photographs_that_both_formats_are_measured_on():
 def test_a_file_may_be_of_the_resized_image(weights_folder):
     tokenizer = counted()
     images = [F.interpolate(photographs(1), 192, mode="bicubic")[0].clamp(0, 1)]
-    through = partial(through_codes, tokenizer=tokenizer)
-    whole, small = (measured(images, ".sit", "", through, side) for side in (0, 64))
+    through = partial(rates.through_codes, tokenizer=tokenizer)
+    whole, small = (rates.measured(images, ".sit", "", through, side) for side in (0, 64))
     assert small["bits_per_pixel"] < whole["bits_per_pixel"] and small["each"]["psnr"]
-    decoded = tokenizer.reconstruct(resized(images[0], (64, 64))[None])[0]
-    error = (resized(decoded, (192, 192)) - images[0]).square().mean()
+    decoded = tokenizer.reconstruct(rates.resized(images[0], (64, 64))[None])[0]
+    error = (rates.resized(decoded, (192, 192)) - images[0]).square().mean()
     assert small["psnr"] == pytest.approx(float(-10 * error.log10()), rel=1e-3)
