@@ -9,7 +9,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from tiny import interruptible
 
 from workbook import run_notebook as runner
 from workbook.paths import ROOT
@@ -52,9 +53,7 @@ def command(folder: Path, name: str, parameters: str = "{}") -> list[str]:
     return [sys.executable, "-c", PROGRAM, *paths, parameters]
 
 
-def run(
-    cells: list, folder: Path, name: str, parameters: str = "{}"
-) -> subprocess.CompletedProcess:
+def run(cells: list, folder: Path, name: str, parameters: str = "{}"):
     """Run a notebook in a process of its own, as a stage of the pipeline does."""
     folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(new_notebook(cells=cells), folder / f"{name}.ipynb")
@@ -132,15 +131,7 @@ def test_a_stopped_run_takes_its_kernel_along(number, status, tmp_path):
     source = f"import os, time\nopen({str(pid)!r}, 'w').write(str(os.getpid()))\n"
     cells = [new_code_cell(source + "print('up')\ntime.sleep(60)")]
     nbformat.write(new_notebook(cells=cells), tmp_path / "04_long.ipynb")
-    process = subprocess.Popen(
-        command(tmp_path, "04_long"),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell has its background jobs ignore SIGINT, and what they start ignores it too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = interruptible(command(tmp_path, "04_long"))
     assert process.stdout.readline() == "up\n"
     process.send_signal(number)
     _, said = process.communicate(timeout=120)
@@ -176,10 +167,3 @@ def test_progress_lines_go_and_results_stay():
     bars = "epoch 1\r 10%|#  | 1/10 [00:01<00:09, 1.0it/s]\n37it [00:01, 30it/s]\nstep 5/9 ETA 0:12\r\n"
     assert runner.without_progress(f"loss 0.5\n{bars}done\r\n") == "loss 0.5\ndone\n"
     assert runner.without_progress("50 %|x\nBETA 3\n\n") == "50 %|x\nBETA 3\n\n"
-
-
-def test_widget_outputs_are_dropped():
-    data = {runner.WIDGET: {"model_id": "1"}, "text/plain": "  0%|"}
-    notebook = new_notebook(cells=[new_code_cell("x", outputs=[new_output("display_data", data)])])
-    runner.clean(notebook)
-    assert notebook.cells[0].outputs == []

@@ -8,6 +8,7 @@ import time
 
 import pytest
 from filelock import FileLock
+from tiny import interruptible
 
 from workbook import params, run_stages
 from workbook.paths import ROOT, resolve
@@ -85,14 +86,7 @@ def test_an_interruption_ends_the_stages_and_is_a_sentence(tmp_path):
         "    print('up', p.pid, flush=True)\n    return p, Path('log')\n"
         "r.start = start\ncommand(lambda: r.run_stages(['a'], {'a': set()}, 1))\n"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = interruptible([sys.executable, "-c", code])
     child = int(process.stdout.readline().split()[1])
     time.sleep(1)
     process.send_signal(signal.SIGINT)

@@ -21,12 +21,13 @@ LAYOUTS = list({page.stem.split("-")[0]: page for page in PAGES}.values())
 RESULTS = Path("pages/02b_tokenizer_results.html")
 API = Path("api/sitlib/model/tokenizer.html")
 # One page of each kind for the checks that take long: a front page, results, a training run.
-KINDS = [
-    INDEX,
-    Path("pages/03c_sampling_speed.html"),
-    Path("pages/02a_tokenizer_training-sit4-seed0.html"),
-]
+RESULT, TRAINING = "03c_sampling_speed", "02a_tokenizer_training-sit4-seed0"
+KINDS = [INDEX, *(Path(f"pages/{name}.html") for name in (RESULT, TRAINING))]
 BY_STEM = {"ids": lambda file: file.stem}
+
+
+def is_near(url: str) -> bool:
+    return url.startswith(("file:", "data:"))
 
 
 @pytest.fixture
@@ -42,12 +43,7 @@ def open_page(browser):
         page.on("console", lambda said: said.type == "error" and troubles.append(said.text))
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("requestfailed", lambda request: troubles.append(f"missing: {request.url[:200]}"))
-        page.on(
-            "request",
-            lambda request: (
-                request.url.startswith(("file:", "data:")) or troubles.append(request.url)
-            ),
-        )
+        page.on("request", lambda one: is_near(one.url) or troubles.append(one.url))
         page.goto((REPORTS / file).as_uri())
         return page
 
