@@ -383,3 +383,13 @@ def test_the_command_says_what_is_wrong_with_a_file(photo, capsys, monkeypatch):
     monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("it was read"))
     told = said("decompress", "sparse.sit", *photo)
     assert "sparse.sit: this is no .sit file: it has more than" in told
+
+
+def test_threads_do_not_change_a_file():
+    threads = torch.get_num_threads()
+    files = []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        files.append(codec.compress(counted(), encode_image(counted(), photographs(1))))
+    torch.set_num_threads(threads)
+    assert files[0] == files[1]

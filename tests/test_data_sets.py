@@ -129,3 +129,26 @@ def test_stages_depend_on_the_folders_of_params(tmp_path):
         assert sum(path.endswith(("imagenet", "my coco")) for path in deps[name]) == 2
     assert any("/big/imagenet" in path for path in deps["real_features"])
     assert any("my coco" in path for path in deps["real_text_features"])
+
+
+def test_names_of_one_thing_in_other_genders_are_one_group(records):
+    """The rule is by code points: here it is checked against the words of all names."""
+    groups = {record["base_name"]: record["group"] for record in records["emoji"].values()}
+    by_words = {}
+    for name, group in groups.items():
+        by_words.setdefault(re.sub(r"\b(WO)?(MAN|MEN)\b:? ?", "", name), set()).add(group)
+    assert all(len(found) == 1 for found in by_words.values()) and len(by_words) < len(groups) - 70
+    for first, *others in (
+        ["RUNNER", "MAN RUNNING", "WOMAN RUNNING"],  # whose words do not tell
+        ["SHRUG", "MAN SHRUGGING"],
+        ["FAMILY", "FAMILY: MAN, BOY", "FAMILY: WOMAN, GIRL"],
+        ["COUPLE WITH HEART", "COUPLE WITH HEART: WOMAN, MAN"],
+        ["PEOPLE HOLDING HANDS", "MAN AND WOMAN HOLDING HANDS", "TWO MEN HOLDING HANDS"],
+        ["CHILD", "BOY", "GIRL"],
+        ["MX CLAUS", "FATHER CHRISTMAS"],
+        ["DANCER", "MAN DANCING"],
+        ["MERPERSON", "MERMAID", "MERMAN"],
+    ):
+        assert {groups[name] for name in (first, *others)} == {first}
+    apart = ["MANS SHOE", "WOMANS HAT", "ASTRONAUT", "ROCKET", "ADULT", "BABY", "PERSON: BALD"]
+    assert len({groups[name] for name in apart}) == len(apart)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from workbook import effects
-from workbook.effects import Claim, contrast, holm, interval, power_law, verdicts
+from workbook.effects import Claim, contrast, holm, interval, power_law, seed_prior, verdicts
 
 
 def row(values, *, names="012", failed=(), photographs="p"):
@@ -97,6 +97,15 @@ class TestContrasts:
         held = np.mean([e.low < 0 < e.high for e in together])
         widths = [np.mean([e.high - e.low for e in found]) for found in (alone, together)]
         assert 0.93 <= held <= 0.99 and widths[1] < 0.75 * widths[0]
+
+    def test_the_prior_of_variances_is_that_which_drew_them(self):
+        rng = np.random.default_rng(7)
+        sds = np.sqrt(0.04 * 6 / rng.chisquare(6, 4000))
+        rows = {str(i): row(level(*rng.normal(24, sd, 3))) for i, sd in enumerate(sds)}
+        freedom, size = seed_prior(rows, "psnr")
+        assert freedom == pytest.approx(3, rel=0.2) and size == pytest.approx(0.04, rel=0.1)
+        alike = {str(i): row(level(*rng.normal(24, 0.2, 3))) for i in range(500)}
+        assert seed_prior(alike, "psnr")[0] > 10
 
     def test_photographs_are_paired(self):
         rng = np.random.default_rng(2)

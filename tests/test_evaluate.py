@@ -253,3 +253,22 @@ def test_each_kind_of_prompts_is_what_its_title_says():
     assert seen.names == known.names and torch.equal(seen.images, known.images)
     assert seen.known == known.captions and set(known.captions) <= captions
     assert not set(seen.captions) & captions
+
+
+def test_r_precision_is_the_share_of_right_samples(monkeypatch):
+    """Image i shows caption i by its brightness, but for three that show none."""
+    captions, names = [f"known {i}" for i in range(8)], [str(i) for i in range(8)]
+    positions = SimpleNamespace(encode=lambda x, **_: torch.tensor([captions.index(t) for t in x]))
+    model = SimpleNamespace(
+        text_tokenizer=positions, similarity=lambda shown, asked: (shown[:, None] == asked).float()
+    )
+    monkeypatch.setattr(text, "trained_dual_encoder", lambda _: SimpleNamespace(model=model))
+    monkeypatch.setattr(text.Judge, "features", lambda self, images, _: images[:, 0, 0, 0])
+    shown = torch.tensor([100.0, 100, 100, 3, 4, 5, 6, 7])
+    told = text.Prompts(["new words"] * 8, captions, names, shown.view(8, 1, 1, 1))
+    profile = with_evaluation(PROFILE, "text", candidates=4, prompts=8, kid_subset_size=2)
+    scores = text.Judge(profile).retrieved(told.images, told)
+    # Where nothing fits, all four candidates share the first place.
+    assert scores["chance"] == 25 and scores["by_prompt"] == [25.0] * 3 + [100.0] * 5
+    low, high = scores["interval"]
+    assert low < scores["r_precision"] == np.mean(scores["by_prompt"]) < high

@@ -63,7 +63,9 @@ def project(tmp_path) -> Path:
         "profile: quick\ntokenizers: [vit_vqgan-seed0, vit_vqgan-seed1, sit4-seed0, sit4-seed1]\n"
         "generators: {ar_sit4-seed0: 0}\ndecoded_again: {}\ntext_generators: {}\n"
     )
-    (tmp_path / "README.md").write_text("Before.\n{}\n{}\n{}\n{}\nAfter.".format(*sum(results.MARKS.values(), ())))
+    (tmp_path / "README.md").write_text(
+        "Before.\n{}\n{}\n{}\n{}\nAfter.".format(*sum(results.MARKS.values(), ()))
+    )
     return tmp_path
 
 

@@ -8,9 +8,10 @@ from typing import cast
 
 import pytest
 import torch
-from tiny import fresh_generator, model_of, random_codes, tokenizer_of
+from tiny import fresh_generator, model_of, photographs, random_codes, tokenizer_of
 
 from sitlib.data import TokenShards, open_images
+from sitlib.evaluate import features_of
 from sitlib.files import read_json
 from sitlib.sample.generate import generate
 from sitlib.strict import ConfigError, from_dict, to_dict
@@ -204,3 +205,21 @@ def test_the_list_has_every_result_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "LIST", tmp_path / "results.csv")
     study.write_list()
     assert (tmp_path / "results.csv").read_text() == committed
+
+
+def test_a_masked_model_is_measured_at_several_passes_and_another_once(monkeypatch, weights_folder):
+    profile, tokenizer = load_profile("smoke"), tokenizer_of()
+    c, views = tokenizer.config, photographs(12)
+    sizes = (c.num_scales, c.tokens_per_scale, c.num_codebooks, c.codebook_sizes)
+    monkeypatch.setattr(writing.generation, "tokenizer_of", lambda *_: tokenizer)
+    monkeypatch.setattr(writing.generation, "held_out_images", lambda *_: [views])
+    asked = torch.arange(12) % 3
+    monkeypatch.setattr(writing.generation, "asked_in_sweeps", lambda *_: asked)
+    real = features_of([views])
+    for is_masked, passes in ((True, [1, 2, 4, 8, 16]), (False, [None])):
+        model = fresh_generator("class", *sizes, width=32, masked=is_masked)
+        rows = writing.by_passes(model, profile, "ar_sit5_sc", real)
+        assert [row["passes"] for row in rows] == passes
+        for row in rows:
+            assert row["images_per_second"] > 0
+            assert row["fd_lite0"] != row["to_reconstructions"]["fd_lite0"]

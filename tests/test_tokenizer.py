@@ -320,3 +320,12 @@ def test_scales_may_have_codebooks_of_different_sizes():
     for wrong in ({"num_codes": [32, 16, 8]}, {"num_codebooks": 2}):
         with pytest.raises(ValueError, match="one for every scale"):
             replace(tokenizer.config, **wrong)
+
+
+@pytest.mark.parametrize("changes", [{}, {"levels": 0}, {"transform": "pyramid"}])
+def test_without_standardization_coefficients_are_those_of_pixels_around_zero(changes):
+    tokenizer, images = started("sit4", standardize=False, **changes)
+    geometry = tokenizer.geometry
+    expected = geometry.patchify(geometry.forward(2 * images - 1))
+    assert_near(tokenizer.normalized_patches(images), expected, 1e-5)
+    assert_near(tokenizer.to_images(expected), images, 1e-5)
