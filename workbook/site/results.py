@@ -304,9 +304,9 @@ def summary_of_findings(results: Mapping[str, Any]) -> list[str]:
     if lengths := [row for row in results["lengths"] if row["model"] == LENGTHS["sit4"]]:
         (start, first), *_, (end, last) = [*lengths[0].items()][1:]
         said.append(
-            f"LPIPS-VGG of SIT-4 as published goes from {first} of that of ViT-VQGAN with as many bits after {start} "
-            f"of training to {last} after {end}; in the paper it is "
-            f"{RECONSTRUCTION[1].lpips / RECONSTRUCTION[0].lpips:.2f}, after 500,000 on ImageNet, which nothing here explains."
+            f"SIT-4 as published has x {first} the LPIPS-VGG of ViT-VQGAN with as many bits after {start} of training, "
+            f"x {last} after {end}; in the paper x {RECONSTRUCTION[1].lpips / RECONSTRUCTION[0].lpips:.2f} after "
+            "500,000 on ImageNet, which nothing here explains."
         )
     reasons = {
         "A bilinear prediction helps Haar": "What it lacks here is a smooth prediction. LPIPS-VGG changes by {} (below 0 "
