@@ -296,10 +296,9 @@ def summary_of_findings(results: Mapping[str, Any]) -> list[str]:
     """What came out, in a few sentences: as many as there are results for."""
     said, claims = [], results["claims"]
     found = Counter(claim["verdict"] for claim in claims.values() if claim["paper"])
-    if tested := found.total() - found["not run"]:
+    if verdicts_found := [f"{n} {name}" for name, n in found.items() if name != "not run"]:
         said.append(
-            f"Of the paper's claims about tokenizers {tested} were tested here: {found['holds']} hold, "
-            f"{found['the other way round']} came out the other way round, {found['undecided']} are undecided."
+            f"The paper's claims about tokenizers, as tested here: {', '.join(verdicts_found)}."
         )
     if lengths := [row for row in results["lengths"] if row["model"] == LENGTHS["sit4"]]:
         (start, first), *_, (end, last) = [*lengths[0].items()][1:]
