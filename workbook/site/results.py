@@ -374,7 +374,7 @@ def with_results(text: str, results: Mapping[str, Any]) -> str:
 
 def write_results(root: Path) -> None:
     """Write metrics/results.json, and its headline into README.md."""
-    results = gather(root)
-    write_json(root / "metrics/results.json", results)
+    write_json(root / "metrics/results.json", gather(root))
+    results = read_json(root / "metrics/results.json")  # rounded there: both tell the same
     readme = root / "README.md"
     readme.write_text(with_results(readme.read_text("utf-8"), results), encoding="utf-8")
