@@ -159,8 +159,10 @@ def run_stages(
 
     ready: list[str] = []
     running: dict[str, tuple[subprocess.Popen, Path]] = {}
-    attempts, failed, done = dict.fromkeys(stages, 0), [], 0
-    bar = tqdm(total=sum(work.values()), bar_format=BAR, ncols=120, smoothing=0, mininterval=10)
+    began: dict[str, float] = {}
+    attempts, failed, done, finished = dict.fromkeys(stages, 0), [], 0, 0.0
+    options = {"bar_format": BAR, "ncols": 120, "smoothing": 0, "mininterval": 10, "miniters": 0}
+    bar = tqdm(total=sum(work.values()), **options)
     try:
         while sorter.is_active():
             ready = sorted([*ready, *sorter.get_ready()], key=way, reverse=True)
@@ -169,12 +171,12 @@ def run_stages(
                 if len(running) < (1 if is_alone else jobs) and not alone & {*map(short, running)}:
                     ready.remove(stage)
                     running[stage] = start(stage, None if is_alone else threads)
+                    began[stage] = time.monotonic()
             if not running:
                 break  # what is left waits for stages that failed
             bar.set_description_str(f"{done} of {len(stages)} stages", refresh=False)
             bar.set_postfix_str(", ".join(map(short, running)), refresh=False)
             time.sleep(0.5)
-            bar.update(0)
             for stage, (process, log) in [*running.items()]:
                 if process.poll() is None:
                     continue
@@ -183,7 +185,7 @@ def run_stages(
                 if process.returncode == 0:
                     sorter.done(stage)
                     done += 1
-                    bar.update(work[stage])
+                    finished += work[stage]
                 elif attempts[stage] < ATTEMPTS and any(sign in output for sign in BUSY):
                     ready.append(stage)
                 else:
@@ -191,6 +193,9 @@ def run_stages(
                     last = output.decode(errors="replace").strip().splitlines()[-3:]
                     title = f"{stage} failed; {log.relative_to(ROOT)} ends with:"
                     tqdm.write("\n  ".join([title, *last]))
+            # A stage at work counts for as long as it runs, at most for what it took the last time.
+            at_work = (min(time.monotonic() - began[s], work[s]) for s in running)
+            bar.update(finished + sum(at_work) - bar.n)
     finally:
         bar.close()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):  # as Ctrl-C, then harder
