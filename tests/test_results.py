@@ -50,7 +50,7 @@ def project(tmp_path) -> Path:
         for seed in "01"
     }
     row = {"group": "headline", "title": "ViT-VQGAN", "seeds": seeds, "photographs": ["a", "b"]}
-    row["steps"] = 1400
+    row |= {"steps": 1400, "protocol": {"images": 400, "size": [64, 64]}}
     row |= {"tokens": 64, "bits": 576.0, "parameters": 10**6, "flops_per_image": 10**8}
     write(metrics / "study/rows/vit_vqgan.json", row)
     distance = {"half_written": {"psnr": 25}, "to_reconstructions": {"fd_lite0": 20}}
@@ -91,8 +91,9 @@ def test_readme_tells_the_numbers_of_the_results(project):
         text = (project / "README.md").read_text()
         assert "| ViT-VQGAN | 576 | 570 | 1.0 | 100 | 0.400 [" in text and text.endswith("\nAfter.")
         assert "| emoji | by place | 10.5 | 20.0 | 25.0 |" in text
-        assert "| SIT-5 reconstructs better than ViT-VQGAN |  |  | not run |" in text
+        assert "| SIT-5 reconstructs better than ViT-VQGAN |  |  |  | not run |" in text
         assert text.count("| model | bits |") == 1
+        assert "2 seeds, 1,400 steps, 400 crops of 2 held-out photographs, 64 px" in text
     committed = results.read_json(ROOT / "metrics/results.json")
     readme = (ROOT / "README.md").read_text()
     assert results.with_results(readme, committed) == readme

@@ -225,13 +225,6 @@ def test_what_does_not_fit_can_be_scrolled_by_keyboard(open_page):
     page.wait_for_function("box => box.scrollLeft > 0", arg=table.element_handle())
 
 
-def test_the_api_is_searched_without_a_network(open_page):
-    page = open_page(Path("api/sitlib.html"))
-    page.get_by_role("searchbox").fill("scale causal attention")
-    page.locator(".search-result").first.wait_for()
-    assert "attention" in page.locator("main").text_content().lower() and page.troubles == []
-
-
 def test_on_paper_the_page_is_light_and_without_controls(open_page):
     page = open_page(INDEX, scheme="dark")
     page.emulate_media(media="print", color_scheme="dark")

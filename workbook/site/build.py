@@ -24,6 +24,7 @@ from workbook.site.results import (
     GENERATOR_METRICS,
     findings,
     read_json,
+    said_of_alex,
     said_of_trials,
     summary_of_findings,
     write_results,
@@ -64,7 +65,7 @@ def environment(run: Mapping[str, Any]) -> dict[str, str]:
     commit, dirty, _ = run["revision"].partition("-dirty")
     return {
         "Hardware": "; ".join(machines),
-        "Precision": "; ".join(dict.fromkeys(precisions)),
+        "Precision": f"{'; '.join(dict.fromkeys(precisions))} (the study's rows: float32)",
         "Versions": ", ".join(f"{name} {number}" for name, number in run["versions"].items()),
         **({"Lock file": run["lock"]} if run.get("lock") else {}),
         "Gathered at commit": commit + (", with uncommitted changes" if dirty else ""),
@@ -110,7 +111,7 @@ def front_page(
             for name, (caption, rows) in findings(results).items()
         },
         summary=summary_of_findings(results),
-        trials=said_of_trials(results),
+        trials=f"{said_of_alex(results)} {said_of_trials(results)}",
         overview=stored(overview.read_bytes(), figures) if overview.exists() else None,
         examples=read_json(examples) if examples.exists() else None,
         reports=reports,
@@ -128,7 +129,13 @@ def write_report(_: Profile) -> None:
     """Results in one file, the pages of all reports, the front page and the API documentation."""
     write_results(ROOT)
     shutil.rmtree(resolve("reports/api"), ignore_errors=True)
-    pages = ["-m", "pdoc", "-d", "google", "--no-show-source", "-o", "reports/api", "sitlib"]
+    options = [
+        "-d",
+        "google",
+        "--no-show-source",
+        "--no-search",
+    ]  # an index has as many MB as pages
+    pages = ["-m", "pdoc", *options, "-o", "reports/api", "sitlib"]
     subprocess.run([sys.executable, *pages], check=True, cwd=ROOT)
     for file in (file for file in resolve("reports/api").rglob("*") if file.is_file()):
         text = file.read_text("utf-8")  # default values are paths of this machine

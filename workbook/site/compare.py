@@ -43,7 +43,12 @@ TEXT = "ar_captioned_sit4_sc", "ar_captioned_vit_vqgan"
 
 
 def with_interval(value: float, low: float, high: float, digits: int = 2, sign: str = "") -> str:
-    """Format as "0.83 [0.81, 0.85]"; `sign="+"` shows the sign of positive numbers."""
+    """Format as "0.83 [0.81, 0.85]"; `sign="+"` shows the sign of positive numbers.
+
+    Numbers are taken with six digits, which files of results have: a tie is rounded alike
+    before and after it was in one.
+    """
+    value, low, high = (float(f"{x:.6g}") for x in (value, low, high))
     return f"{value:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 
