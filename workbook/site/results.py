@@ -344,7 +344,7 @@ def summary_of_findings(results: Mapping[str, Any]) -> list[str]:
         )
     if LENGTHS["sit4_ours_lifted"] in ratios:
         said.append(
-            f"The same of our SIT-4, with this prediction and more: {ratios[LENGTHS['sit4_ours_lifted']]} (one seed)."
+            f"LPIPS-VGG of our SIT-4, which has this prediction and more, over that of ViT-VQGAN: {ratios[LENGTHS['sit4_ours_lifted']]} (one seed)."
         )
     for row in results.get("headline", [])[:1]:
         said.append(
