@@ -45,6 +45,11 @@ PACKAGES = ("torch", "torchvision", "numpy", "pywavelets", "lpips", "torchmetric
 # Rows that are trained for longer and shorter, too.
 LENGTHS = {BASELINE: "ViT-VQGAN", "sit4": "SIT-4 of the paper", "sit4_ours": "SIT-4, ours"}
 LENGTHS |= {"sit4_ours_lifted": "SIT-4, ours, with bilinear prediction"}
+VERDICTS = {
+    "holds": "Holds",
+    "the other way round": "The other way round",
+    "undecided": "Undecided",
+}
 MARKS = {name: (f"<!-- {name} -->", f"<!-- end of {name} -->") for name in ("summary", "results")}
 NARROW = ("model", "bits", "entropy-coded", "parameters, M", "MFLOP", "LPIPS-VGG ↓", "PSNR, dB ↑")
 NARROW += ("LPIPS-VGG, x ViT-VQGAN's", "in the paper", "x at equal bits")
@@ -313,10 +318,14 @@ def claim_rows(claims: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
 def summary_of_findings(results: Mapping[str, Any]) -> list[str]:
     """What came out, in a few sentences: as many as there are results for."""
     said, claims = [], results["claims"]
-    found = Counter(claim["verdict"] for claim in claims.values() if claim["paper"])
-    if verdicts_found := [f"{n} {name}" for name, n in found.items() if name != "not run"]:
+    found = {
+        title: [name for name, of in claims.items() if of["paper"] and of["verdict"] == verdict]
+        for verdict, title in VERDICTS.items()
+    }
+    if any(found.values()):
+        each = (f"{title}: {'; '.join(names) or 'none'}" for title, names in found.items())
         said.append(
-            f"The paper's claims about tokenizers, as tested here by LPIPS-VGG: {', '.join(verdicts_found)}."
+            f"The paper's claims about tokenizers, as tested here by LPIPS-VGG. {'. '.join(each)}."
         )
     ratios = {}  # of each model: "x 1.00, 1.05 after 350, 700 steps"
     for row in results["lengths"]:
