@@ -87,7 +87,7 @@ def test_every_link_leads_somewhere(file):
         assert not anchor or f'id="{anchor}"' in target.read_text(), url
 
 
-def test_examples_are_what_the_tokenizer_makes_of_the_photographs():
+def test_examples_are_what_the_tokenizer_makes_of_the_photographs(weights_folder):
     tokenizer, views = tokenizer_of(), photographs(2)
     made = examples({"sit5_sc": tokenizer}, views, ["one", "two"])
     assert made["names"] == {"original": "the original", "sit5_sc": "SIT-SC-5"}
