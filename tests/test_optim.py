@@ -1,4 +1,4 @@
-"""Muon beside torch.optim.Muon, AdamW for everything else.
+"""Muon beside an SVD and torch.optim.Muon, AdamW for everything else.
 
 Adafactor: beside the published equations in float64.
 """
@@ -9,11 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from sitlib.train.config import EngineConfig, OptimizerConfig
 from sitlib.train.loop import TrainLoop
-from sitlib.train.optim import Adafactor, forget_moments, make_optimizer
+from sitlib.train.optim import NS_STEPS, Adafactor, forget_moments, make_optimizer, orthogonalize
 
 CONFIG = OptimizerConfig(
     algorithm="muon", steps=8, warmup_steps=0, learning_rate=1e-3, muon_learning_rate=0.02,
@@ -48,6 +50,20 @@ def take_steps(pairs):
         for step in range(CONFIG.steps):
             set_gradients(network, step)
             optimizer.step()
+
+
+@given(rows=st.integers(1, 20), columns=st.integers(1, 20), seed=st.integers(0, 2**31))
+@settings(max_examples=30, deadline=None)
+def test_singular_values_become_one_and_singular_vectors_stay(rows, columns, seed):
+    rng = torch.Generator().manual_seed(seed)
+    matrices = torch.randn(3, rows, columns, generator=rng, dtype=torch.float64)
+    U, S, Vh = torch.linalg.svd(matrices, full_matrices=False)
+    for steps, share in ((NS_STEPS, 0.5), (5, 0.2)):  # lift values from this share of the largest
+        given_values = torch.diag_embed(S.clamp_min(share * S[:, :1]))
+        made = U.mT @ orthogonalize(U @ given_values @ Vh, steps) @ Vh.mT
+        values = made.diagonal(dim1=1, dim2=2)
+        assert values.min() > 0.6 and values.max() < 1.25
+        torch.testing.assert_close(made, torch.diag_embed(values), atol=1e-9, rtol=0)
 
 
 def test_steps_are_those_of_torch(monkeypatch):

@@ -40,6 +40,7 @@ def project(tmp_path) -> Path:
             values = tokenizer_metrics(psnr + seed, None if variant == "vit_vqgan" else 0.3)
             write(metrics / f"tokenizer/{variant}-seed{seed}.json", values)
     generator = {"fd_lite0": 120.5, "kid": 0.0123, "protocol": {"samples": 512}}
+    generator["memorisation"] = {"share_below_5th": 0.125}
     write(metrics / "generation/ar_sit4-seed0.json", generator)
     write(metrics / "seconds/weights.json", {"stage": "weights", "seconds": 30.5})
     timed = {"stage": "train@sit4-0", "report": "02_train-sit4-seed0", "seconds": 150.0}

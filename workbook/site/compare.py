@@ -124,6 +124,14 @@ def headline(generators: Runs, throughput: Sequence[Mapping[str, Any]]) -> list[
             ours = with_interval(*r_precision(generators[name], "held_out"), 1)
             ours += f" (chance {chance:.0f}, reconstructions {above:.1f}, real images {real:.1f})"
             add(name, "captions recognised, new names, % ↑", None, ours)
+    for name, (seed, *_) in generators.items():
+        near = f"{100 * seed['memorisation']['share_below_5th']:.1f}"
+        add(
+            name,
+            "nearer to a training view than 95 % of held-out ones, % (5 by chance) ↓",
+            None,
+            near,
+        )
     for row in throughput:
         if row["geometry"] == "paper" and row["paper_ratio"]:
             variant = next(iter(row["images_per_second"]))

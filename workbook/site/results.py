@@ -45,6 +45,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "pywavelets", "lpips", "torchmetric
 # Rows that are trained for longer and shorter, too.
 LENGTHS = {BASELINE: "ViT-VQGAN", "sit4": "SIT-4 of the paper", "sit4_ours": "SIT-4, ours"}
 LENGTHS |= {"sit4_ours_lifted": "SIT-4, ours, with bilinear prediction"}
+COSTS = ("bits", "parameters", "flops_per_image")
 VERDICTS = {
     "holds": "Holds",
     "the other way round": "The other way round",
@@ -239,12 +240,12 @@ def study(root: Path) -> dict[str, Any]:
 
 
 def with_costs(claim: dict[str, Any], rows: Rows) -> dict[str, Any]:
-    """A verdict with the contrast in other measures, `also`, and what the first row costs, times
-    the second, `costs`: parameters, operations."""
+    """A verdict with the contrast in other measures, `also`, and what the first row has, times the
+    second, `costs`: bits, parameters, operations."""
     if not claim["seeds"]:
         return claim | {"costs": []}
     second, first = sorted(claim["rows"], key=claim["rows"].get)
-    costs = [rows[first][key] / rows[second][key] for key in ("parameters", "flops_per_image")]
+    costs = [rows[first][key] / rows[second][key] for key in COSTS]
     also = {key: contrast(rows, claim["rows"], key)[:3] for key in ("lpips_alex", "psnr")}
     return claim | {"also": also, "costs": costs}
 
@@ -310,7 +311,9 @@ def claim_rows(claims: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
         p = "< 0.001" if claim["holm"] < 0.001 else f"{claim['holm']:.3f}"
         told = {"difference": difference, "p": p if claim["seeds"] else ""}
         if "costs" in claim:
-            told["parameters, operations"] = ", ".join(f"x {cost:.2f}" for cost in claim["costs"])
+            told["bits, parameters, operations"] = ", ".join(
+                f"x {cost:.2f}" for cost in claim["costs"]
+            )
         rows.append({"claim": name, **told, "here": claim["verdict"]})
     return rows
 
@@ -318,64 +321,68 @@ def claim_rows(claims: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
 def summary_of_findings(results: Mapping[str, Any]) -> list[str]:
     """What came out, in a few sentences: as many as there are results for."""
     said, claims = [], results["claims"]
-    found = {
-        title: [name for name, of in claims.items() if of["paper"] and of["verdict"] == verdict]
-        for verdict, title in VERDICTS.items()
-    }
+    difference = {row["claim"]: row["difference"] for row in claim_rows(claims)}
+    found = {title: [] for title in VERDICTS.values()}
+    for name, claim in claims.items():
+        if claim["paper"] and claim["verdict"] in VERDICTS:
+            bits = claim["costs"][0]
+            notes = [f"{bits:.2f} times the bits"] if abs(bits - 1) > 0.005 else []
+            notes += [f"p {claim['holm']:.3f}"] if claim["verdict"] != "undecided" else []
+            note = f" ({', '.join(notes)})" if notes else ""
+            found[VERDICTS[claim["verdict"]]].append(name + note)
     if any(found.values()):
         each = (f"{title}: {'; '.join(names) or 'none'}" for title, names in found.items())
         said.append(
-            f"The paper's claims about tokenizers, as tested here by LPIPS-VGG. {'. '.join(each)}."
+            "The paper's claims about tokenizers, as tested here by LPIPS-VGG, a distance to the photograph as a network sees it "
+            f"(lower is better). {'. '.join(each)}."
         )
-    ratios = {}  # of each model: "x 1.00, 1.05 after 350, 700 steps"
+    ratios = {}  # of each model: after the shortest training, the largest, after the longest
     for row in results["lengths"]:
-        (_, model), *rest = row.items()
-        steps = ", ".join(key.removesuffix(" steps") for key, _ in rest)
-        ratios[model] = f"x {', '.join(value for _, value in rest)} after {steps} steps"
-    if LENGTHS["sit4"] in ratios:
+        (_, model), *of_steps = row.items()
+        largest = max(of_steps, key=lambda item: float(item[1]))
+        chosen = dict.fromkeys([of_steps[0], largest, of_steps[-1]])
+        ratios[model] = ", ".join(f"x {ratio} after {steps}" for steps, ratio in chosen)
+    if ours := ratios.get(LENGTHS["sit4"]):
         said.append(
-            "With the paper's architecture, trained as all models here, SIT-4's LPIPS-VGG, over that of ViT-VQGAN with as many bits, "
-            f"is {ratios[LENGTHS['sit4']]} (one seed; the tables have three). The paper has x "
+            "With the paper's architecture, trained as all models here, the LPIPS-VGG of SIT-4, over that of ViT-VQGAN with as many "
+            f"bits, is {ours} (one seed, the largest ratio among them; the tables have three seeds). The paper has x "
             f"{RECONSTRUCTION[1].lpips / RECONSTRUCTION[0].lpips:.2f}, on ImageNet at 256 px."
         )
-    lifted, own = (
-        "A bilinear prediction helps Haar",
-        "Own parameters for approximation and details help",
-    )
+    lifted = "A bilinear prediction helps Haar"
+    own = "Own parameters for approximation and details help"
     behind = "SIT-4 reconstructs better than ViT-VQGAN at as many bits"
     if all(claims[name]["seeds"] for name in (lifted, own, behind)):
-        parts = {row["claim"]: row["difference"] for row in claim_rows(claims)}
-        said.append(
-            f"If its details are what a bilinear enlargement of the coarser scale leaves over, LPIPS-VGG changes by {parts[lifted]} "
-            f"(below 0 is better) and PSNR by {with_interval(*claims[lifted]['also']['psnr'], sign='+')} dB (SIT-4 less ViT-VQGAN: "
-            f"{parts[behind]}, {claims[behind]['also']['psnr'][0]:+.2f} dB); parameters of their own for approximation and details change "
-            f"LPIPS-VGG by {parts[own]}."
+        change, gap = (
+            (difference[name], f"{with_interval(*claims[name]['also']['psnr'], sign='+')} dB")
+            for name in (lifted, behind)
         )
-    if LENGTHS["sit4_ours_lifted"] in ratios:
         said.append(
-            f"LPIPS-VGG of our SIT-4, which has this prediction and more, over that of ViT-VQGAN: {ratios[LENGTHS['sit4_ours_lifted']]} (one seed)."
+            "Why, as far as it can be told: if the details of SIT-4 are what a bilinear enlargement of the coarser scale leaves over, "
+            f"LPIPS-VGG changes by {change[0]} and PSNR by {change[1]}; SIT-4 less ViT-VQGAN is {' and '.join(gap)}. Parameters of their own for "
+            f"approximation and details change LPIPS-VGG by {difference[own]}."
         )
+    if ours := ratios.get(LENGTHS["sit4_ours_lifted"]):
+        said.append(f"Our SIT-4, with this prediction and more, has {ours} (one seed).")
     for row in results.get("headline", [])[:1]:
         said.append(
             f"Images of {row['model']} are {row['ours']} as far (FD-Lite0, one seed) from real ones as those of a model over "
             f"ViT-VQGAN's codes (FID {row['paper']} in the paper)."
         )
-    known = {
-        "photographs": "known by their vectors",
-        ORDERED["own"]: "with embeddings of their own",
+    titles = {
+        "photographs": "photographs, codes known by their vectors",
+        ORDERED["own"]: "photographs, codes with embeddings of their own",
+        "emoji": "emoji",
     }
-    key, foreseen = "nats per image ↓", []
-    for images, how in known.items():
+    key, fewest = "nats per image ↓", []
+    for images, title in titles.items():
         of = {row["order"]: row[key] for row in results["orders"] if row["images"] == images}
         if len(of) > 1 and "coarse to fine" in of:
             best = min(of, key=lambda order: of[order])
-            foreseen.append(
-                f"{how}, {best} ({of[best]} nats an image; coarse to fine {of['coarse to fine']})"
-            )
-    if foreseen:
+            fewest.append(f"{title}: {best} ({of[best]}; coarse to fine {of['coarse to fine']})")
+    if fewest:
         said.append(
-            f"The order in which codes of photographs are foreseen best is, {'; '.join(foreseen)} (one tokenizer, three seeds of "
-            "the model). What coarse to fine gives is an image at any time."
+            "The order of writing in which codes take the fewest nats an image (one tokenizer, three seeds of the model): "
+            f"{'; '.join(fewest)}. What coarse to fine gives is an image at any time."
         )
     return said
 
@@ -410,13 +417,14 @@ def findings(results: Mapping[str, Any]) -> dict[str, tuple[str, list[dict[str, 
     )
     captions = {
         "claims": "The paper's claims about tokenizers, as differences of LPIPS-VGG (below 0: better) with 95 % "
-        f"intervals of each alone; parameters and operations of the first, times those of the second; p and verdict by Holm's "
+        f"intervals of each alone; bits, parameters and operations of the first, times those of the second; p and verdict by Holm's "
         f"method over all {len(claims)} claims, ours included. {results['measured']}",
-        "own_claims": "Claims of ours, likewise (dB: of PSNR, above 0 is better)",
         "reconstruction": f"Tokenizers: means over seeds and photographs. {results['measured']}",
         "lengths": "LPIPS-VGG over that of ViT-VQGAN after as many steps of training (one seed; below 1 "
         "the model is ahead)",
-        "headline": "Generators, one seed of each: ratios to the model over ViT-VQGAN's codes (x), and %",
+        "own_claims": "Claims of ours, likewise (dB: of PSNR, above 0 is better)",
+        "headline": "Generators, one seed of each: ratios to the model over ViT-VQGAN's codes (x), and %; images a second: "
+        "random weights, at most 256 px, 1,024 codes",
         "orders": "The order of writing alone, with the same codes and transformer: means over three seeds of "
         "it, one tokenizer for each kind of images",
     }
