@@ -96,7 +96,7 @@ def overview(tokenizer: SpectralTokenizer, image: Tensor, name: str) -> Figure:
     notes = [
         f"{config.size} x {config.size} px",
         f"{len(codes)} scales, {codes.shape[1]} patches in each",
-        f"{codes.numel()} codes of {config.bits():.0f} bits, coarse to fine",
+        f"{codes.numel():,} codes, {config.bits():,.0f} bits in all, coarse to fine",
         f"{name}, {config.bits() / config.size**2:.2f} bits per pixel",
     ]
     figure, axes = plt.subplots(1, 4, figsize=(11.5, 3.5))
