@@ -13,7 +13,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from workbook.figures import tables
 from workbook.machine import machine
 from workbook.paths import ROOT
-from workbook.site import build, render, results
+from workbook.site import build, findings, render, results
 
 SVG = '<svg width="72pt" height="36pt" viewBox="0 0 72 36"></svg>'
 
@@ -65,7 +65,7 @@ def project(tmp_path) -> Path:
         "generators: {ar_sit4-seed0: 0}\ndecoded_again: {}\ntext_generators: {}\n"
     )
     (tmp_path / "README.md").write_text(
-        "Before.\n{}\n{}\n{}\n{}\nAfter.".format(*sum(results.MARKS.values(), ()))
+        "Before.\n{}\n{}\n{}\n{}\nAfter.".format(*sum(findings.MARKS.values(), ()))
     )
     return tmp_path
 
@@ -88,7 +88,7 @@ def test_results_gather_every_listed_run(project):
 
 def test_readme_tells_the_numbers_of_the_results(project):
     for _ in range(2):
-        results.write_results(project)
+        findings.write_results(project)
         text = (project / "README.md").read_text()
         assert "| ViT-VQGAN | 576 | 570 | 1.0 | 100 | 0.400 [" in text and text.endswith("\nAfter.")
         assert "| emoji | by place | 10.5 | 20.0 | 25.0 |" in text
@@ -97,7 +97,7 @@ def test_readme_tells_the_numbers_of_the_results(project):
         assert "2 seeds, 1,400 steps, 400 crops of 2 held-out photographs, 64 px" in text
     committed = results.read_json(ROOT / "metrics/results.json")
     readme = (ROOT / "README.md").read_text()
-    assert results.with_results(readme, committed) == readme
+    assert findings.with_results(readme, committed) == readme
 
 
 def test_models_are_compared_after_as_many_steps_each():
@@ -115,7 +115,7 @@ def test_models_are_compared_after_as_many_steps_each():
 def test_missing_and_broken_files_are_named(project):
     with pytest.raises(ValueError, match=r"no metrics/results\.json"):
         build.build(project)
-    results.write_results(project)
+    findings.write_results(project)
     (project / "reports").mkdir()
     (project / "reports/01_x.ipynb").write_text("{")
     with pytest.raises(ValueError, match=r"01_x\.ipynb is not a readable notebook"):
@@ -178,7 +178,7 @@ def test_the_site_shows_results_and_links_every_report(project):
     for stem in ("03b_generation_results", "02_train-sit4-seed0", "02_train-vit_vqgan-seed0"):
         nbformat.write(executed_notebook(), reports / f"{stem}.ipynb")
     (docs / "scale.md").write_text("# Scale & size\n\n[run](../reports/index.html#run)\n\n## One\n")
-    results.write_results(project)
+    findings.write_results(project)
     written = []
     for _ in range(2):
         build.build(project)

@@ -19,16 +19,15 @@ from workbook.names import label
 from workbook.params import split_run
 from workbook.paths import ROOT, resolve
 from workbook.profile import Profile
-from workbook.site.render import TEMPLATES, Markdown, Page, notebook_page, stored
-from workbook.site.results import (
-    GENERATOR_METRICS,
+from workbook.site.findings import (
     findings,
-    read_json,
     said_of_alex,
     said_of_trials,
     summary_of_findings,
     write_results,
 )
+from workbook.site.render import TEMPLATES, Markdown, Page, notebook_page, stored
+from workbook.site.results import GENERATOR_METRICS, read_json
 
 # key of results.json -> caption, and columns
 RECONSTRUCTION = (*METRICS, "fd_lite0", "usage")

@@ -1,0 +1,175 @@
+"""What came out, in words and tables: for README, the front page and notebook 02b.
+
+Everything is made from `metrics/results.json`; README's part stands between marks.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sitlib.files import write_json
+from workbook.figures.tables import markdown_table
+from workbook.site.compare import RECONSTRUCTION, with_interval
+from workbook.site.results import LENGTHS, ORDERED, gather, read_json
+
+VERDICTS = {
+    "holds": "Holds",
+    "the other way round": "The other way round",
+    "undecided": "Undecided",
+}
+MARKS = {name: (f"<!-- {name} -->", f"<!-- end of {name} -->") for name in ("summary", "results")}
+NARROW = ("model", "bits", "entropy-coded", "parameters, M", "MFLOP", "LPIPS-VGG ↓", "PSNR, dB ↑")
+NARROW += ("LPIPS-VGG, x ViT-VQGAN's", "in the paper", "x at equal bits")
+
+
+def claim_rows(claims: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Rows of claims: the contrast in the claim's measure with its interval, and the verdict."""
+    rows = []
+    for name, claim in claims.items():
+        digits, unit = (2, " dB") if claim["measure"] == "psnr" else (3, "")
+        bounds = claim["value"], claim["low"], claim["high"]
+        difference = with_interval(*bounds, digits, "+") + unit if claim["seeds"] else ""
+        p = "< 0.001" if claim["holm"] < 0.001 else f"{claim['holm']:.3f}"
+        told = {"difference": difference, "p": p if claim["seeds"] else ""}
+        if "costs" in claim:
+            told["bits, parameters, operations"] = ", ".join(
+                f"x {cost:.2f}" for cost in claim["costs"]
+            )
+        rows.append({"claim": name, **told, "here": claim["verdict"]})
+    return rows
+
+
+def summary_of_findings(results: Mapping[str, Any]) -> list[str]:
+    """What came out, in a few sentences: as many as there are results for."""
+    said, claims = [], results["claims"]
+    difference = {row["claim"]: row["difference"] for row in claim_rows(claims)}
+    found = {title: [] for title in VERDICTS.values()}
+    for name, claim in claims.items():
+        if claim["paper"] and claim["verdict"] in VERDICTS:
+            bits = claim["costs"][0]
+            notes = [f"{bits:.2f} times the bits"] if abs(bits - 1) > 0.005 else []
+            notes += [f"p {claim['holm']:.3f}"] if claim["verdict"] != "undecided" else []
+            note = f" ({', '.join(notes)})" if notes else ""
+            found[VERDICTS[claim["verdict"]]].append(name + note)
+    if any(found.values()):
+        each = (f"{title}: {'; '.join(names) or 'none'}" for title, names in found.items())
+        said.append(
+            "The paper's claims about tokenizers, as tested here by LPIPS-VGG, a distance to the photograph as a network sees it "
+            f"(lower is better). {'. '.join(each)}."
+        )
+    ratios = {}  # of each model: after the shortest training, the largest, after the longest
+    for row in results["lengths"]:
+        (_, model), *of_steps = row.items()
+        largest = max(of_steps, key=lambda item: float(item[1]))
+        chosen = dict.fromkeys([of_steps[0], largest, of_steps[-1]])
+        ratios[model] = ", ".join(f"x {ratio} after {steps}" for steps, ratio in chosen)
+    if ours := ratios.get(LENGTHS["sit4"]):
+        said.append(
+            "With the paper's architecture, trained as all models here, the LPIPS-VGG of SIT-4, over that of ViT-VQGAN with as many "
+            f"bits, is {ours} (one seed, the largest ratio among them; the tables have three seeds). The paper has x "
+            f"{RECONSTRUCTION[1].lpips / RECONSTRUCTION[0].lpips:.2f}, on ImageNet at 256 px."
+        )
+    lifted = "A bilinear prediction helps Haar"
+    own = "Own parameters for approximation and details help"
+    behind = "SIT-4 reconstructs better than ViT-VQGAN at as many bits"
+    if all(claims[name]["seeds"] for name in (lifted, own, behind)):
+        change, gap = (
+            (difference[name], f"{with_interval(*claims[name]['also']['psnr'], sign='+')} dB")
+            for name in (lifted, behind)
+        )
+        said.append(
+            "Why, as far as it can be told: if the details of SIT-4 are what a bilinear enlargement of the coarser scale leaves over, "
+            f"LPIPS-VGG changes by {change[0]} and PSNR by {change[1]}; SIT-4 less ViT-VQGAN is {' and '.join(gap)}. Parameters of their own for "
+            f"approximation and details change LPIPS-VGG by {difference[own]}."
+        )
+    if ours := ratios.get(LENGTHS["sit4_ours_lifted"]):
+        said.append(f"Our SIT-4, with this prediction and more, has {ours} (one seed).")
+    for row in results.get("headline", [])[:1]:
+        said.append(
+            f"Images of {row['model']} are {row['ours']} as far (FD-Lite0, one seed) from real ones as those of a model over "
+            f"ViT-VQGAN's codes (FID {row['paper']} in the paper)."
+        )
+    titles = {
+        "photographs": "photographs, codes known by their vectors",
+        ORDERED["own"]: "photographs, codes with embeddings of their own",
+        "emoji": "emoji",
+    }
+    key, fewest = "nats per image ↓", []
+    for images, title in titles.items():
+        of = {row["order"]: row[key] for row in results["orders"] if row["images"] == images}
+        if len(of) > 1 and "coarse to fine" in of:
+            best = min(of, key=lambda order: of[order])
+            fewest.append(f"{title}: {best} ({of[best]}; coarse to fine {of['coarse to fine']})")
+    if fewest:
+        said.append(
+            "The order of writing in which codes take the fewest nats an image (one tokenizer, three seeds of the model): "
+            f"{'; '.join(fewest)}. What coarse to fine gives is an image at any time."
+        )
+    return said
+
+
+def said_of_alex(results: Mapping[str, Any]) -> str:
+    """The paper's claims that read otherwise by LPIPS-Alex, each alone."""
+    otherwise = []
+    for name, claim in results["claims"].items():
+        if claim["paper"] and claim["seeds"]:
+            value, low, high = claim["also"]["lpips_alex"]
+            is_other = claim["verdict"] == "undecided" or value * claim["value"] < 0
+            if is_other and low * high > 0:
+                otherwise.append(f"{name}: {with_interval(value, low, high, 3, '+')}")
+    return (
+        "The paper does not name its LPIPS network. By LPIPS-Alex, which is a part of every model's loss, these claims of the paper's "
+        f"read otherwise, each taken alone: {'; '.join(otherwise) or 'none'}."
+    )
+
+
+def said_of_trials(results: Mapping[str, Any]) -> str:
+    """How many trainings settings of each model were chosen by."""
+    trials = "; ".join(f"{name} {count}" for name, count in results["trials"].items())
+    return f"Trainings by which settings were chosen, on photographs of their own: {trials}. 02c tells of older ones."
+
+
+def findings(results: Mapping[str, Any]) -> dict[str, tuple[str, list[dict[str, Any]]]]:
+    """Name -> caption and rows of the tables of README and front page."""
+    claims = results["claims"]
+    of_paper, ours = (
+        claim_rows({name: claim for name, claim in claims.items() if claim["paper"] == paper})
+        for paper in (True, False)
+    )
+    captions = {
+        "claims": "The paper's claims about tokenizers, as differences of LPIPS-VGG (below 0: better) with 95 % "
+        f"intervals of each alone; bits, parameters and operations of the first, times those of the second; p and verdict by Holm's "
+        f"method over all {len(claims)} claims, ours included. {results['measured']}",
+        "reconstruction": f"Tokenizers: means over seeds and photographs. {results['measured']}",
+        "lengths": "LPIPS-VGG over that of ViT-VQGAN after as many steps of training (one seed; below 1 "
+        "the model is ahead)",
+        "own_claims": "Claims of ours, likewise (dB: of PSNR, above 0 is better)",
+        "headline": "Generators, one seed of each: ratios to the model over ViT-VQGAN's codes (x), and %; images a second: "
+        "random weights, at most 256 px, 1,024 codes",
+        "orders": "The order of writing alone, with the same codes and transformer: means over three seeds of "
+        "it, one tokenizer for each kind of images",
+    }
+    narrow = [{key: row[key] for key in NARROW} for row in results["reconstruction"]]
+    shown = {**results, "claims": of_paper, "own_claims": ours, "reconstruction": narrow}
+    return {name: (of, shown[name]) for name, of in captions.items() if shown.get(name)}
+
+
+def with_results(text: str, results: Mapping[str, Any]) -> str:
+    """README's text with the results between their marks."""
+    tables = []
+    for caption, rows in findings(results).values():
+        tables += ["", f"{caption}.", "", markdown_table(rows, digits=1)]
+    tables += ["", said_of_alex(results), "", said_of_trials(results)]
+    short = [f"- {sentence}" for sentence in summary_of_findings(results)]
+    for lines, (start, end) in zip((short, tables), MARKS.values(), strict=True):
+        before, rest = text.split(start)
+        text = "\n".join([before + start, *lines, end + rest.split(end)[1]])
+    return text
+
+
+def write_results(root: Path) -> None:
+    """Write metrics/results.json, and its headline into README.md."""
+    write_json(root / "metrics/results.json", gather(root))
+    results = read_json(root / "metrics/results.json")  # rounded there: both tell the same
+    readme = root / "README.md"
+    readme.write_text(with_results(readme.read_text("utf-8"), results), encoding="utf-8")
