@@ -124,7 +124,8 @@ def headline(generators: Runs, throughput: Sequence[Mapping[str, Any]]) -> list[
             ours = with_interval(*r_precision(generators[name], "held_out"), 1)
             ours += f" (chance {chance:.0f}, reconstructions {above:.1f}, real images {real:.1f})"
             add(name, "captions recognised, new names, % ↑", None, ours)
-    for name, (seed, *_) in generators.items():
+    judged = {name: of[0] for name, of in generators.items() if "memorisation" in of[0]}
+    for name, seed in judged.items():
         near = f"{100 * seed['memorisation']['share_below_5th']:.1f}"
         add(
             name,
