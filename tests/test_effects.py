@@ -107,6 +107,14 @@ class TestContrasts:
         alike = {str(i): row(level(*rng.normal(24, 0.2, 3))) for i in range(500)}
         assert seed_prior(alike, "psnr")[0] > 10
 
+    def test_a_row_of_seeds_that_happen_to_agree_moves_the_prior_little(self):
+        rng = np.random.default_rng(8)
+        sds = 0.2 * np.sqrt(4 / rng.chisquare(4, 24))
+        rows = {str(i): row(level(*rng.normal(24, sd, 3))) for i, sd in enumerate(sds)}
+        before = seed_prior(rows, "psnr")
+        after = seed_prior(rows | {"agreed": row(level(24, 24.001, 24.002))}, "psnr")
+        assert after == pytest.approx(before, rel=0.35)
+
     def test_photographs_are_paired(self):
         rng = np.random.default_rng(2)
         a, difference = rng.normal(24, 3, 23), rng.normal(0.1, 0.2, 23)

@@ -10,13 +10,13 @@ the fewest degrees of freedom count.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic.dataclasses import dataclass
-from scipy.optimize import brentq
-from scipy.special import digamma, polygamma
+from scipy.optimize import minimize
+from scipy.special import betaln
 
 from sitlib.files import read_json
 from sitlib.metrics import METRICS
@@ -110,21 +110,28 @@ def seed_prior(rows: Rows, metric: str, counted: float = COUNTED) -> tuple[float
     """What rows say together of the variance over seeds: degrees of freedom, and its size.
 
     Variances of rows are taken for draws from a scaled inverse chi-squared distribution (Smyth
-    2004, doi 10.2202/1544-6115.1027, section 6.2): the more alike they are, the more degrees of
-    freedom. `counted` of these count; of fewer than three rows there are none.
+    2004, doi 10.2202/1544-6115.1027): the more alike they are, the more degrees of freedom. Those
+    measured then follow a scaled F distribution, fitted by maximum likelihood, which no single row
+    of seeds that happen to agree can move far; moments of their logarithms, Smyth's fit, it can.
+    `counted` of the degrees count; of fewer than three rows there are none.
     """
     means = [_scores(row, metric).mean(1) for row in rows.values() if finished_seeds(row)]
     means = [scores for scores in means if len(scores) > 1 and np.ptp(scores) > 0]
     if len(means) < 3:
         return 0.0, 0.0
-    half = np.array([len(scores) - 1 for scores in means]) / 2
-    logs = np.log([scores.var(ddof=1) for scores in means]) - digamma(half) + np.log(half)
-    spread = logs.var(ddof=1) - polygamma(1, half).mean()  # beyond what so few seeds explain
-    spread = np.clip(spread, polygamma(1, MOST / 2), polygamma(1, 0.01))
-    freedom = 2 * cast(float, brentq(lambda x: polygamma(1, x) - spread, 0.005, MOST))
-    return counted * freedom, float(
-        np.exp(logs.mean() + digamma(freedom / 2) - np.log(freedom / 2))
-    )
+    own = np.array([len(scores) - 1 for scores in means])
+    measured = np.array([scores.var(ddof=1) for scores in means])
+
+    def surprise(logs: NDArray) -> float:
+        freedom, size = np.exp(logs)
+        ratio = own * measured / (freedom * size)  # of the density's logarithm, what depends on it
+        terms = own * np.log(ratio) - (own + freedom) * np.log1p(ratio)
+        return float(np.sum(betaln(own / 2, freedom / 2) - terms / 2))
+
+    bounds = np.log([[0.02, MOST], [measured.min() / 100, measured.max() * 100]])
+    fit = minimize(surprise, np.log([4, np.median(measured)]), bounds=bounds)
+    freedom, size = np.exp(fit.x)
+    return counted * float(freedom), float(size)
 
 
 def _scores(row: Row, metric: str) -> NDArray:
