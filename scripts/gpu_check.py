@@ -1,8 +1,7 @@
-"""Parts of scripts/gpu_check.sh: `scripts/gpu_check.py machine|precision|fsdp|steps|train`."""
+"""Parts of scripts/gpu_check.sh: `scripts/gpu_check.py machine|precision|steps|train`."""
 
 import argparse
 import gc
-import os
 import tempfile
 import time
 from dataclasses import replace
@@ -14,7 +13,6 @@ from sitlib.files import save_model, write_csv, write_json
 from sitlib.metrics.weights import weights_folder
 from sitlib.model.sequence import Transformer
 from sitlib.train.config import ONE_PROCESS, EngineConfig
-from sitlib.train.distributed import join_processes
 from sitlib.train.loop import train_module
 from sitlib.train.optim import make_optimizer
 from sitlib.train.tokenizer import train_tokenizer
@@ -60,18 +58,6 @@ def precision(_: argparse.Namespace) -> None:
         print(f"precision {name}: loss {fit(replace(ONE_PROCESS, precision=name)):.4f}")
     if HAS_GPU:
         print(f"compiled: loss {fit(replace(ONE_PROCESS, compile=True)):.4f}")
-
-
-def fsdp(_: argparse.Namespace) -> None:
-    """Train a sharded model in one process, which profiles do not allow: it only costs time."""
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29571"}
-    join_processes()
-    for name in ("no", "bf16"):
-        engine = replace(ONE_PROCESS, precision=name)
-        object.__setattr__(engine, "strategy", "fsdp")
-        print(f"FSDP, precision {name}: loss {fit(engine):.4f}")
-    torch.distributed.destroy_process_group()
 
 
 def steps(options: argparse.Namespace) -> None:
@@ -151,7 +137,7 @@ def train(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parts = {part.__name__: part for part in (precision, fsdp, steps, train)}
+    parts = {part.__name__: part for part in (precision, steps, train)}
     parser.add_argument("part", choices=["machine", *parts])
     parser.add_argument("--scale", choices=["tiny", "full"], default="full")
     parser.add_argument("--out", default="scratch/gpu_check")

@@ -31,7 +31,6 @@ fi
 part machine 60 python scripts/gpu_check.py machine
 part tests 90 python -m pytest -q $files -k "$filter"
 part precision 60 python scripts/gpu_check.py precision --scale "$scale"
-[ "$scale" = tiny ] || part fsdp 60 python scripts/gpu_check.py fsdp
 part steps 90 python scripts/gpu_check.py steps --scale "$scale" --out "$out"
 part sampling 60 python benchmarks/sampling.py $sampling
 left=$((585 - SECONDS)) # of ten minutes

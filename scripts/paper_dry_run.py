@@ -61,7 +61,7 @@ applications:
   {images: 4, temperatures: [1.0], repeated: 1, samples: 2, previews: 2, preview_prompts: 2,
    rounds: 1, kid_subset_size: 2}
 # One process without GPU; activation checkpointing stays as it is.
-engine: {strategy: single, processes: 1, micro_batch_size: 1, data_workers: 0, images_every: 0}
+engine: {processes: 1, micro_batch_size: 1, data_workers: 0, images_every: 0}
 """)
 # Of params/paper.yaml these run: what params.yaml lists, the paper's larger model, 512 px, and a second
 # decoder of a text-conditional model.

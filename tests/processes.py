@@ -7,11 +7,8 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from unittest import mock
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, DistributedType, PartialState
 from accelerate.utils import set_seed
 from torch import nn
 
@@ -66,7 +63,6 @@ def generator(
     """A small model over random codes, `changes` of its optimizer; it may stop amid a step."""
     shape = replace(PROFILE.autoregressive_variant(variant), dropout=0.0, layers=2)
     settings = {"steps": 6, "batch_size": 8, "log_every": 1, "checkpoint_every": 3, **changes}
-    settings = {"algorithm": "adamw"} | settings  # which FSDP shards, too
     optimizer = replace(PROFILE.autoregressive.optimizer, **settings)
     set_seed(0)
     condition, texts, captions = (["a", "b"], None), None, ["a red cat", "two dogs", "a hat"]
@@ -105,37 +101,23 @@ def in_two_processes(*arguments, timeout: float) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, timeout=timeout, **options)
 
 
-def cpu_accelerator(fsdp_plugin=None, **options) -> Accelerator:
-    """An accelerator that shards on CPUs too; Accelerate itself does so on GPUs only."""
-    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
-    accelerator = Accelerator(fsdp_plugin=fsdp_plugin, **options)
-    if fsdp_plugin is not None:
-        kind = {"distributed_type": DistributedType.FSDP}
-        AcceleratorState._shared_state |= {**kind, "fsdp_plugin": fsdp_plugin}
-        PartialState._shared_state |= kind
-    return accelerator
-
-
-@mock.patch("sitlib.train.distributed.Accelerator", cpu_accelerator)
 def main() -> None:
     """Everything that needs two processes, one thing after another: starting them takes longer."""
     folder = Path(sys.argv[1])
     join_processes()
-    two = replace(ONE_PROCESS, processes=2, strategy="ddp")
-    sharded = replace(two, strategy="fsdp")
+    two = replace(ONE_PROCESS, processes=2)
     results = {
-        "tokenizer-ddp": tokenizer(folder / "tokenizer", two),
-        "adversary-ddp": adversary(folder / "adversary", two),
+        "tokenizer": tokenizer(folder / "tokenizer", two),
+        "adversary": adversary(folder / "adversary", two),
     }
     tracked = replace(two, micro_batch_size=2, trackers=["tensorboard"])
-    results["generator-ddp"] = generator(folder / "ddp", tracked)
+    results["generator"] = generator(folder / "ddp", tracked)
     assert torch.distributed.is_initialized(), "results are not written yet"
+    recomputed = replace(two, gradient_checkpointing=True, micro_batch_size=2)
     with contextlib.suppress(KeyboardInterrupt):
-        generator(folder / "fsdp", sharded, stop_at=4)
-    assert (folder / "fsdp/states/step-00000003").exists()
-    results["generator-fsdp"] = generator(folder / "fsdp", sharded)
-    recomputed = replace(sharded, gradient_checkpointing=True, micro_batch_size=2)
-    results["captioned-fsdp"] = captioned(folder / "captioned", recomputed)
+        captioned(folder / "captioned", recomputed, stop_at=4)
+    assert (folder / "captioned/states/step-00000003").exists()
+    results["captioned"] = captioned(folder / "captioned", recomputed)
     for name, (model, rows) in results.items():
         torch.save(model.state_dict(), folder / f"{name}-{rank()}.pt")
         (folder / f"{name}-{rank()}.json").write_text(json.dumps(rows))

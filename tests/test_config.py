@@ -68,8 +68,6 @@ REFUSED = [  # (key, value, sentence)
     ("tokenizer.optimizer.final_learning_rate", 1.0, "must lie in 0 ... learning_rate"),
     ("text.evaluation.candidates", 100_000, "candidates 100000 are drawn from the"),
     ("text.dual_encoder.heads", 3, "must be a multiple of heads 3"),
-    ("engine.strategy", "fsdp", "there is one: set single"),
-    ("engine.processes", 2, "2 processes need strategy: ddp or fsdp"),
     ("engine.trackers", ["tensorbored"], "tensorboard"),
     ("text.evaluation.kid_subset_size", 100_000, "kid_subset_size must lie in 2 ... 184"),
     ("autoregressive.evaluation.neighbors", 100_000, "neighbors must lie in 1 ... 499"),
@@ -84,8 +82,7 @@ REFUSED = [  # (key, value, sentence)
     ("autoregressive.variants.ar_sit4.optimizer", {"steps": 10}, "must lie in 0 ... steps = 10"),
     ("text.samplers", {"ar_sit4": {}}, "text.samplers: 'ar_sit4' is not known"),
     ("autoregressive.variants.ar_sit4.text", {}, "which only those of text have"),
-    ("engine", {"strategy": "fsdp", "processes": 2, "images_every": 9}, "set images_every: 0"),
-    ("engine", {"strategy": "ddp", "processes": 3}, "3 processes share every batch equally"),
+    ("engine", {"processes": 3}, "3 processes share every batch equally"),
     # tokenizers
     ("tokenizer.variants.sit4.grid_size", 5, "multiple of grid_size * 2^levels = 40"),
     ("tokenizer.common.wavelet", "harr", "'harr' is not a discrete wavelet: use haar"),

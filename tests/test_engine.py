@@ -15,7 +15,6 @@ from sitlib.model.block import Block, BlockOptions
 from sitlib.model.config import TextEncoderConfig
 from sitlib.model.sequence import Transformer
 from sitlib.model.transformer import ADTransformer
-from sitlib.train.checkpoint import StateError
 from sitlib.train.config import ONE_PROCESS
 from sitlib.train.distributed import make_accelerator, precision
 from sitlib.train.tokenizer import PICTURES
@@ -32,7 +31,7 @@ def test_batches_are_the_same_whoever_makes_them_and_in_however_many_parts(tmp_p
 
 @pytest.mark.parametrize(("at_a_time", "parts"), [(0, 1), (12, 1), (11, 2), (5, 3)])
 def test_a_share_passes_in_as_few_equal_parts_as_memory_permits(at_a_time, parts):
-    engine = replace(ONE_PROCESS, strategy="ddp", processes=2, micro_batch_size=at_a_time)
+    engine = replace(ONE_PROCESS, processes=2, micro_batch_size=at_a_time)
     assert engine.accumulation(24) == parts
 
 
@@ -52,8 +51,8 @@ def assert_alike(ours, theirs):
 
 
 def test_two_processes_train_what_one_trains(tmp_path):
-    """Weights, codebooks, restarts, adversary, texts and curve: with DDP, accumulated too, and
-    sharded with a kill (gloo on CPUs)."""
+    """Weights, codebooks, restarts, adversary, texts and curve: with DDP, accumulated and
+    killed (gloo on CPUs)."""
     result = processes.in_two_processes(ROOT / "tests/processes.py", tmp_path, timeout=180)
     assert result.returncode == 0, result.stderr[-3000:]
     one = {
@@ -66,29 +65,19 @@ def test_two_processes_train_what_one_trains(tmp_path):
     restarted = [row["restarted"] for row in one["tokenizer"][1]]
     assert sum(restarted) > 0 and restarted[0] == 0
     assert all(row["adversarial"] and row["discriminator"] for row in one["adversary"][1][3:])
-    names = "tokenizer-ddp", "adversary-ddp", "generator-ddp", "generator-fsdp", "captioned-fsdp"
-    for name in names:
+    for name in ("tokenizer", "adversary", "generator", "captioned"):
         weights, others = (torch.load(tmp_path / f"{name}-{rank}.pt") for rank in (0, 1))
         assert all(torch.equal(value, others[key]) for key, value in weights.items()), name
         rows = json.loads((tmp_path / f"{name}-0.json").read_text())
-        assert_alike((weights, rows), one[name.split("-")[0]])
+        assert_alike((weights, rows), one[name])
 
 
 def test_more_processes_than_there_are_and_trackers_that_are_not_there_are_refused(tmp_path):
     with pytest.raises(ValueError, match="asks for 2 processes and there are 1"):
-        make_accelerator(replace(ONE_PROCESS, strategy="ddp", processes=2), tmp_path)
+        make_accelerator(replace(ONE_PROCESS, processes=2), tmp_path)
     if find_spec("aim") is None:
         with pytest.raises(ValueError, match=r"engine\.trackers: aim: install the package"):
             make_accelerator(replace(ONE_PROCESS, trackers=["aim", "tensorboard"]), tmp_path)
-
-
-def test_a_state_of_one_process_is_gone_on_from_and_one_of_sharded_models_refused(tmp_path):
-    processes.generator(tmp_path, ONE_PROCESS)
-    (state,) = (tmp_path / "states").glob("step-*")
-    progress = json.loads((state / "progress.json").read_text())
-    (state / "progress.json").write_text(json.dumps(progress | {"strategy": "fsdp"}))
-    with pytest.raises(StateError, match="state of engine.strategy fsdp: set that, or remove the"):
-        processes.generator(tmp_path, ONE_PROCESS)
 
 
 # -- memory and speed ------------------------------------------------------------------------------

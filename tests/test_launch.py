@@ -15,7 +15,7 @@ from workbook.paths import ROOT
 from workbook.profile import load_profile
 from workbook.runs import launch_command, stream
 
-EIGHT = replace(ONE_PROCESS, strategy="ddp", processes=8)
+EIGHT = replace(ONE_PROCESS, processes=8)
 
 
 def test_one_machine_is_started_with_torchrun_and_several_with_srun(monkeypatch):

@@ -8,13 +8,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sitlib.train.config import EngineConfig, OptimizerConfig
-from sitlib.train.loop import TrainLoop
+from sitlib.train.config import OptimizerConfig
 from sitlib.train.optim import NS_STEPS, Adafactor, forget_moments, make_optimizer, orthogonalize
 
 CONFIG = OptimizerConfig(
@@ -84,14 +82,6 @@ def test_all_other_weights_move_as_with_adamw_to_the_bit():
     pairs = zip(networks[0].named_parameters(), networks[1].parameters(), strict=True)
     for (name, mine), reference in pairs:
         assert torch.equal(mine, reference) != ("blocks" in name and mine.ndim == 2), name
-
-
-@pytest.mark.parametrize("config", [CONFIG, ADAFACTOR], ids=lambda config: config.algorithm)
-def test_sharded_matrices_are_refused(tmp_path, monkeypatch, config):
-    monkeypatch.setattr("sitlib.train.loop.make_accelerator", lambda *_: Accelerator())
-    loop = TrainLoop(config, tmp_path, {}, engine=EngineConfig(strategy="fsdp", processes=2))
-    with pytest.raises(ValueError, match=f"{config.algorithm} takes whole: set algorithm: adamw"):
-        loop.prepare(Network(), config)
 
 
 # -- Adafactor -------------------------------------------------------------------------------------

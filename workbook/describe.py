@@ -240,9 +240,9 @@ class Description:
     optimizer: OptimizerConfig
     cost: Cost
     copies: int  # in a state: weights, moments (the second of Adafactor is small), an average
-    state_bytes: int  # all but the weights; FSDP's share
+    state_bytes: int  # all but the weights
     extra_gradient_bytes: int  # in DDP's buckets, and whole ones of earlier micro-batches
-    gpu_bytes: int  # all that a step needs, less the weights that other processes hold
+    gpu_bytes: int  # all that a step needs
     cache_bytes: int  # KV cache of one sample; 0 for tokenizers
 
     @property
@@ -264,9 +264,8 @@ def descriptions(profile: Profile, variants: Sequence[str] | None = None) -> lis
         require_known(name, names, "variant")
     costs: dict[str, Cost] = {}  # variants that differ in their data cost the same
     engine, described = profile.engine, []
-    is_sharded, is_ddp = engine.strategy == "fsdp", engine.strategy == "ddp"
     for name in tqdm(variants, "describing", unit="model", leave=False, disable=None):
-        if is_tokenizer := name in profile.tokenizer.variants:  # never sharded
+        if name in profile.tokenizer.variants:
             codes, training = profile.tokenizer_variant(name), profile.tokenizer_training(name)
             optimizer, cache = training.optimizer, 0
             about = [codes, training.loss, training.adversarial, training.codes_from is None]
@@ -284,14 +283,11 @@ def descriptions(profile: Profile, variants: Sequence[str] | None = None) -> lis
         if (key := digest(about, batch)) not in costs:
             subject = partial(subject_of, profile, name, batch)
             costs[key] = cost(subject, engine.precision, engine.gradient_checkpointing)
-        found, shards = costs[key], 1 if is_tokenizer or not is_sharded else engine.world_size
+        found = costs[key]
         copies = 2 + (optimizer.algorithm != "adafactor") + (optimizer.ema_decay > 0)
-        state = (copies - 1) * FLOAT32 * found.learning // shards
-        has_buckets = is_ddp or (is_sharded and is_tokenizer)
-        gradients = (has_buckets + (parts > 1)) * FLOAT32 * found.learning
-        # Gradients are in the peak as they are made, and only then sent away.
-        elsewhere = found.weight_bytes - found.weight_bytes // shards
-        gpu = found.peak_bytes + state + gradients - elsewhere
+        state = (copies - 1) * FLOAT32 * found.learning
+        gradients = ((engine.world_size > 1) + (parts > 1)) * FLOAT32 * found.learning
+        gpu = found.peak_bytes + state + gradients
         tokens = codes.num_scales * codes.tokens_per_scale
         demands = found, copies, state, gradients, gpu, cache
         described.append(Description(name, tokens, batch, optimizer, *demands))
@@ -376,7 +372,7 @@ def describe(
         )
     precision = "bf16" if engine.precision == "auto" else engine.precision
     print(
-        f"Profile {title}: {world} x {gpu}, {engine.strategy}, precision {precision}, "
+        f"Profile {title}: {world} x {gpu}, precision {precision}, "
         f"activations {'recomputed' if engine.gradient_checkpointing else 'kept'}.\n"
         f"{rate / 1e12:.0f} TFLOP/s on each: {utilization:.0%} of the {peak:.0f} of its data sheet."
     )

@@ -247,9 +247,6 @@ class Profile:
         require(not is_text or not self.tokenizer_data(tokenizer).validation_percent, sentence)
         sentence = f"{name}: text_noise is of texts, but this model is told classes"
         require(is_text or not config.text_noise, sentence)
-        plain = not optimizer.ema_decay and optimizer.algorithm == "adamw"
-        sentence = f"engine.strategy fsdp needs ema_decay: 0.0, algorithm: adamw of {name} (or ddp)"
-        require(self.engine.strategy != "fsdp" or plain, sentence)
         self._check_shares(name, optimizer)
 
     def _check_shares(self, name: str, optimizer: OptimizerConfig) -> None:

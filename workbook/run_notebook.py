@@ -132,9 +132,9 @@ class _KernelManager(AsyncKernelManager):
     def _this_python(self) -> KernelSpecManager:
         return _ThisPython(parent=self)
 
-    async def start_kernel(self, **options: Any) -> None:
+    async def _async_launch_kernel(self, kernel_cmd: list[str], **options: Any) -> None:
         with open(self.said, "w") as file:
-            await self._async_start_kernel(**options, stderr=file)
+            await super()._async_launch_kernel(kernel_cmd, **options, stderr=file)
 
 
 @contextmanager

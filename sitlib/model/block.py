@@ -128,10 +128,6 @@ def apply_rotary_emb(x_BHTD: Tensor, rope_2TF: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-class ContextProjection(nn.Linear):
-    """Keys and values of a context, for all layers before the first block runs: FSDP's own unit."""
-
-
 class CrossAttention(nn.Module):
     """Pre-norm attention of tokens to another sequence, of which keys and values are given."""
 
@@ -140,7 +136,7 @@ class CrossAttention(nn.Module):
         self.num_heads = num_heads
         self.norm = options.make_norm(dim)
         self.query = nn.Linear(dim, dim, bias=options.bias)
-        self.key_value = ContextProjection(dim, 2 * dim, bias=options.bias)
+        self.key_value = nn.Linear(dim, 2 * dim, bias=options.bias)
         self.attention_out = nn.Linear(dim, dim, bias=options.bias)
 
     def encode_context(self, context_BLC: Tensor) -> tuple[Tensor, Tensor]:

@@ -58,13 +58,11 @@ def locked(path: Path, what: str = "This very run is being trained") -> Iterator
 class States:
     """The states of one run in its folder: `run.json`, and the newest one in `step-*`.
 
-    The accelerator has what is saved; a state of other plain values `run` is refused. Only runs of
-    sharded models (FSDP) can read their states.
+    The accelerator has what is saved; a state of other plain values `run` is refused.
     """
 
-    def __init__(self, folder: Path, accelerator: Accelerator, run: dict[str, Any], sharded: bool):
+    def __init__(self, folder: Path, accelerator: Accelerator, run: dict[str, Any]):
         self.folder, self.accelerator, self.run = folder, accelerator, json.loads(json.dumps(run))
-        self.strategy = "fsdp" if sharded else "single or ddp"
 
         # Names of weights do not tell how many processes there were.
         def without_wrapper(models: list, weights: list, _: str) -> None:
@@ -74,9 +72,8 @@ class States:
         def unwrap(models: list, _: str) -> None:
             models[:] = [accelerator.unwrap_model(model) for model in models]
 
-        if not sharded:
-            accelerator.register_save_state_pre_hook(without_wrapper)
-            accelerator.register_load_state_pre_hook(unwrap)
+        accelerator.register_save_state_pre_hook(without_wrapper)
+        accelerator.register_load_state_pre_hook(unwrap)
 
     def load(self) -> tuple[int, list[Row]]:
         """Restore the newest state; (its step, its curve), or (0, []) where there is none."""
@@ -93,10 +90,6 @@ class States:
         if differences:
             other = f"step {progress['step']} of another run ({'; '.join(differences)})"
             remedy = "remove it to begin anew, or give another folder."
-            raise StateError(f"{self.folder} holds {other}: {remedy}")
-        if progress["strategy"] != self.strategy:
-            other = f"a state of engine.strategy {progress['strategy']}"
-            remedy = "set that, or remove the folder to begin anew."
             raise StateError(f"{self.folder} holds {other}: {remedy}")
         scaler = self.accelerator.scaler
         if not (state / "scaler.pt").is_file():  # of a device without one; here it begins anew
@@ -116,8 +109,8 @@ class States:
             self.accelerator.save_state(str(partial))
             barrier()
             if rank() == 0:
-                progress = {"step": step, "strategy": self.strategy, "rows": rows}
-                (partial / "progress.json").write_text(json.dumps(progress))
+                progress = json.dumps({"step": step, "rows": rows})
+                (partial / "progress.json").write_text(progress)
                 for path in [*partial.rglob("*"), partial]:
                     fsync(path)
         # Writers of tensors report a full disk in ways of their own.

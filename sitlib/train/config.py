@@ -191,10 +191,8 @@ class EngineConfig:
 
     # auto: bf16 on GPUs and CPUs (AMX, AVX512-BF16) that have it, fp16 on other GPUs, no on other CPUs.
     precision: Precision = "auto"
-    # single: one process. ddp: a whole model in each process, batches are shared. fsdp: weights,
-    # gradients and moments of generators are sharded too; tokenizers are trained as with ddp.
-    strategy: Literal["single", "ddp", "fsdp"] = "single"
-    processes: PositiveInt = 1  # on every machine, one for each GPU
+    # On every machine, one for each GPU; each has a whole model, and its share of every batch (DDP).
+    processes: PositiveInt = 1
     machines: PositiveInt = 1
     # Most samples that pass a model at a time in one process; gradients of the rest are accumulated
     # before the update. 0 = a process's whole share of a batch.
@@ -205,15 +203,6 @@ class EngineConfig:
     trackers: list[Tracker] = field(default_factory=list)  # besides the curve's CSV file
     # Steps between sample grids or reconstructions, under scratch/images and in trackers; 0 = none.
     images_every: NonNegativeInt = 0
-
-    def __post_init__(self):
-        strategy, count = self.strategy, self.world_size
-        sentence = f"{count} processes need strategy: ddp or fsdp, it is single"
-        require(strategy != "single" or count == 1, sentence)
-        sentence = "strategy: fsdp shards over several processes, and there is one: set single"
-        require(strategy != "fsdp" or count > 1, sentence)
-        sentence = "images_every needs whole models, strategy fsdp shards them: set images_every: 0"
-        require(strategy != "fsdp" or not self.images_every, sentence)
 
     @property
     def world_size(self) -> int:

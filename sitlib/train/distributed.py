@@ -1,6 +1,5 @@
 """Processes and devices of training: ranks, precision, and Accelerate as configured."""
 
-import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -9,9 +8,8 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
-from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from sitlib.train.config import EngineConfig, Precision
 
@@ -76,26 +74,12 @@ def make_accelerator(config: EngineConfig, tracker_folder: Path) -> Accelerator:
         raise ValueError(f"the engine asks for {counts}: {remedy}")
     # Accelerate keeps settings in global state; the next run of this process may have others.
     AcceleratorState._reset_state()
-    os.environ.pop("ACCELERATE_USE_FSDP", None)
-    dtype, fsdp = precision(config.precision), None
-    if config.strategy == "fsdp":
-        compute = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": None}[dtype]
-        fsdp = FullyShardedDataParallelPlugin(
-            # Gradients are summed in float32, over processes and over microbatches.
-            mixed_precision_policy=MixedPrecisionPolicy(compute, reduce_dtype=torch.float32),
-            fsdp_version=2,
-            reshard_after_forward=True,
-            auto_wrap_policy="transformer_based_wrap",
-            state_dict_type="FULL_STATE_DICT",
-            cpu_ram_efficient_loading=False,
-        )
     accelerator = Accelerator(
-        mixed_precision=dtype,
+        mixed_precision=precision(config.precision),
         cpu=not torch.cuda.is_available(),
         step_scheduler_with_optimizer=False,  # the schedule counts updates, not samples
         log_with=list(config.trackers) or None,
         project_dir=str(tracker_folder),
-        fsdp_plugin=fsdp,
         # Buffers are equal on all processes, because what changes them is.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )

@@ -1,6 +1,5 @@
 """The training loop: models on devices, batches, curve, resumable states, trackers, pictures."""
 
-import copy
 import re
 import time
 import warnings
@@ -15,17 +14,15 @@ import torch
 from accelerate.utils import recursively_apply, send_to_device
 from PIL import Image
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from sitlib.data import prefetch
 from sitlib.files import Row
-from sitlib.model.block import Block, ContextProjection
+from sitlib.model.block import Block
 from sitlib.model.sequence import Transformer
 from sitlib.model.transformer import ADTransformer
-from sitlib.strict import require
 from sitlib.train.checkpoint import States, locked
 from sitlib.train.config import ONE_PROCESS, EngineConfig, OptimizerConfig
 from sitlib.train.distributed import broadcast_object, make_accelerator, rank, world_size
@@ -59,12 +56,11 @@ class TrainLoop(AbstractContextManager):
         self.name = re.sub(r"[^\w.]+", "-", f"{title} {folder.name.partition('-')[0]}")
         self.accelerator = make_accelerator(engine, Path(log_folder, "trackers"))
         self.device = self.accelerator.device
-        self.states = States(folder, self.accelerator, run, sharded=engine.strategy == "fsdp")
+        self.states = States(folder, self.accelerator, run)
         self.first_step = 0
         self.rows: list[Row] = []
         self.prepared: dict[nn.Module, tuple[torch.optim.Optimizer, LRScheduler, float]] = {}
         self.averages: list[tuple[AveragedModel, nn.Module, float]] = []
-        self.whole: nn.Module | None = None  # a copy of a sharded model
         self.pending: list[Logged] = []  # of the steps since the last row
         self.float32_products = torch.get_float32_matmul_precision()
         if torch.cuda.is_available():  # in TF32, as convolutions are by default
@@ -80,23 +76,13 @@ class TrainLoop(AbstractContextManager):
     def prepare(
         self, module: nn.Module, config: OptimizerConfig
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """A module and its optimizer, moved, wrapped, sharded and compiled as configured."""
-        sentence = f"fsdp shards what {config.algorithm} takes whole: set algorithm: adamw"
-        require(self.engine.strategy != "fsdp" or config.algorithm == "adamw", sentence)
+        """A module and its optimizer, moved, wrapped and compiled as configured."""
         has_gpu = torch.cuda.is_available()
         for part in module.train().modules():
             if isinstance(part, (ADTransformer, Transformer)):
                 part.gradient_checkpointing = self.engine.gradient_checkpointing
             if isinstance(part, Block) and self.engine.compile and has_gpu:
                 part.compile()
-        if self.engine.strategy == "fsdp":
-            self.whole = copy.deepcopy(module)
-            # Weights of these are gathered while they compute, and no longer.
-            classes = {type(part) for part in module.modules()}
-            units = [unit.__name__ for unit in (Block, ContextProjection) if unit in classes]
-            cast(Any, self.accelerator.state.fsdp_plugin).transformer_cls_names_to_wrap = units
-            # Of the logits, which nobody changes in place.
-            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
         optimizer = make_optimizer(module, config)
         schedule = LambdaLR(optimizer, partial(learning_rate_factor, config=config))
         schedule = self.accelerator.prepare_scheduler(schedule)
@@ -184,7 +170,7 @@ class TrainLoop(AbstractContextManager):
         optimizer.step()
         optimizer.zero_grad()  # at once: loss scaling touches the gradients of all models
         schedule.step()
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return norm
 
     def is_log_step(self, step: int) -> bool:
         """True where a row of the curve ends: values that need the GPU to be waited for."""
@@ -212,8 +198,7 @@ class TrainLoop(AbstractContextManager):
 
     def require_finite(self, values: Iterable[Tensor], what: str) -> None:
         """Raise FloatingPointError where a number is infinite or none."""
-        shards = (x.to_local() if isinstance(x, DTensor) else x for x in values)
-        if not torch.stack([shard.isfinite().all() for shard in shards]).all():
+        if not torch.stack([x.isfinite().all() for x in values]).all():
             remedy = "lower the learning rate or the clip_norm"
             raise FloatingPointError(f"{self.title}: {what} not finite: {remedy}.")
 
@@ -230,18 +215,11 @@ class TrainLoop(AbstractContextManager):
                 layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
                 tracker.log_images({"images": row_HWC[None]}, step=step, **layout)
 
-    def trained(self, module: Module, model: nn.Module) -> Module:
-        """`module` with its trained, averaged weights; where `model` is sharded, a whole copy."""
+    def take_averages(self) -> None:
+        """Put the averaged weights into the modules, which are trained."""
         for average, averaged, _ in self.averages:
             for parameter, mean in zip(averaged.parameters(), average.parameters(), strict=True):
                 parameter.data.copy_(mean)
-        if self.whole is None:
-            return module
-        weights = self.whole.state_dict()
-        for name, weight in model.state_dict().items():
-            # Gathered on the device: nccl cannot send what lies on the CPU, as this copy does.
-            weights[name].copy_(weight.full_tensor() if isinstance(weight, DTensor) else weight)
-        return cast(Module, self.whole)
 
 
 def train_module(
@@ -282,7 +260,8 @@ def train_module(
             if after_update is not None:
                 after_update()
             loop.log({**mean_values(logged), "gradient_norm": grad_norm})
-        return loop.trained(module, model), loop.rows
+        loop.take_averages()
+        return module, loop.rows
 
 
 def split(batch: Any, count: int) -> list[Any]:

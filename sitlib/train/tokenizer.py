@@ -1,6 +1,5 @@
 """Training a tokenizer: `train_tokenizer` shows the whole step, top to bottom."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from sitlib.train.codebooks import (
     take_over_codes,
     take_over_weights,
 )
-from sitlib.train.config import ONE_PROCESS, DataConfig, EngineConfig, TokenizerTraining
+from sitlib.train.config import DataConfig, TokenizerTraining
 from sitlib.train.discriminator import (
     Discriminator,
     adversarial_weight,
@@ -46,7 +45,6 @@ def train_tokenizer(
     *,
     seed: int,
     folder: Path,
-    engine: EngineConfig = ONE_PROCESS,
     base: SpectralTokenizer | None = None,
     **options: Any,
 ) -> tuple[SpectralTokenizer, list[Row]]:
@@ -54,7 +52,6 @@ def train_tokenizer(
 
     Args:
         data: how views are cut.
-        engine: devices and processes. A tokenizer is never sharded: its codebooks change in place.
         base: the tokenizer that `training.codes_from` (then only the decoder is trained) or
             `training.starts_from` names.
         folder, options: as for `TrainLoop`.
@@ -62,7 +59,6 @@ def train_tokenizer(
     keeps_codes = training.codes_from is not None
     if (keeps_codes or training.starts_from is not None) != (base is not None):
         raise ValueError("a run with `codes_from` or `starts_from` needs the tokenizer `base`.")
-    options["engine"] = replace(engine, strategy="ddp") if engine.strategy == "fsdp" else engine
     losses, adversarial, optimizer_config = training.loss, training.adversarial, training.optimizer
     run = {"model": to_dict(config), "training": to_dict(training)}
     run |= {"data": {**to_dict(data), "images": len(images)}, "seed": seed}
@@ -173,7 +169,7 @@ def train_tokenizer(
                 values |= codebook_use(used, config)
                 counts.zero_()
             loop.log(values)
-        loop.trained(tokenizer, model)
+        loop.take_averages()
         if not keeps_codes:
             tokenizer.count_codes(views_at(0, data.normalization_views).to(loop.device))
     return tokenizer, loop.rows
