@@ -39,7 +39,8 @@ def project(tmp_path) -> Path:
         for seed in (0, 1):
             values = tokenizer_metrics(psnr + seed, None if variant == "vit_vqgan" else 0.3)
             write(metrics / f"tokenizer/{variant}-seed{seed}.json", values)
-    generator = {"fd_lite0": 120.5, "kid": 0.0123, "protocol": {"samples": 512}}
+    protocol = {"samples": 512, "reference_images": 512, "top_p": 0.9, "guidance": 1.5}
+    generator = {"fd_lite0": 120.5, "kid": 0.0123, "protocol": protocol}
     generator["memorisation"] = {"share_below_5th": 0.125}
     write(metrics / "generation/ar_sit4-seed0.json", generator)
     write(metrics / "seconds/weights.json", {"stage": "weights", "seconds": 30.5})
@@ -55,6 +56,7 @@ def project(tmp_path) -> Path:
     row |= {"tokens": 64, "bits": 576.0, "parameters": 10**6, "flops_per_image": 10**8}
     write(metrics / "study/rows/vit_vqgan.json", row)
     distance = {"half_written": {"psnr": 25}, "to_reconstructions": {"fd_lite0": 20}}
+    distance["protocol"] = protocol
     by_place = {"text.common.order": "by_place"}
     written = {s: {"nats_per_image": 10 + s, **distance} for s in (0, 1)}
     write(metrics / "study/generators/emoji_by_place.json", {"changes": by_place, "seeds": written})
@@ -91,7 +93,7 @@ def test_readme_tells_the_numbers_of_the_results(project):
         findings.write_results(project)
         text = (project / "README.md").read_text()
         assert "| ViT-VQGAN | 576 | 570 | 1.0 | 100 | 0.400 [" in text and text.endswith("\nAfter.")
-        assert "| emoji | by place | 10.5 | 20.0 | 25.0 |" in text
+        assert "| emoji | by place | 512 | 10.5 | 20.0 | 25.0 |" in text
         assert "| SIT-5 reconstructs better than ViT-VQGAN |  |  |  | not run |" in text
         assert text.count("| model | bits |") == 1
         assert "2 seeds, 1,400 steps, 400 crops of 2 held-out photographs, 64 px" in text

@@ -28,7 +28,7 @@ from workbook.paths import resolve
 
 DRAWS = 400_000
 COUNTED = 0.5  # share of the degrees of freedom of a prior, which is an estimate, that counts
-MOST = 1000  # degrees of freedom of a prior: rows that vary alike
+MOST = 1000  # degrees of freedom of a fit: rows that vary alike
 Row = Mapping[str, Any]
 Rows = Mapping[str, Row]
 
@@ -131,7 +131,8 @@ def seed_prior(rows: Rows, metric: str, counted: float = COUNTED) -> tuple[float
     bounds = np.log([[0.02, MOST], [measured.min() / 100, measured.max() * 100]])
     fit = minimize(surprise, np.log([4, np.median(measured)]), bounds=bounds)
     freedom, size = np.exp(fit.x)
-    return counted * float(freedom), float(size)
+    # With its own, no row has more than all of them together (as in limma).
+    return min(counted * float(freedom), float(own.sum() - own.mean())), float(size)
 
 
 def _scores(row: Row, metric: str) -> NDArray:

@@ -21,7 +21,6 @@ from workbook.paths import ROOT, resolve
 from workbook.profile import Profile
 from workbook.site.findings import (
     findings,
-    said_of_alex,
     said_of_trials,
     summary_of_findings,
     write_results,
@@ -110,7 +109,7 @@ def front_page(
             for name, (caption, rows) in findings(results).items()
         },
         summary=summary_of_findings(results),
-        trials=f"{said_of_alex(results)} {said_of_trials(results)}",
+        trials=said_of_trials(results),
         overview=stored(overview.read_bytes(), figures) if overview.exists() else None,
         examples=read_json(examples) if examples.exists() else None,
         reports=reports,

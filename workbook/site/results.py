@@ -9,6 +9,7 @@ import platform
 import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +19,7 @@ import yaml
 
 from sitlib.metrics import GENERATION_METRICS, METRICS
 from workbook.effects import (
+    Claim,
     Rows,
     contrast,
     finished_seeds,
@@ -211,7 +213,7 @@ def study(root: Path) -> dict[str, Any]:
         if row["group"] in ("choice", "recipe"):
             trials[row["of"]] += len(row["seeds"])
     named = {label(variant): count for variant, count in trials.items()}
-    measured = ""
+    measured, claims = "", judged(rows, load_claims())
     if BASELINE in rows:
         of = rows[BASELINE]
         measured = (
@@ -222,12 +224,26 @@ def study(root: Path) -> dict[str, Any]:
         "measured": measured,
         "reconstruction": table,
         "trials": named,
-        "claims": {
-            name: with_costs(claim, rows) for name, claim in verdicts(rows, load_claims()).items()
-        },
+        "claims": claims,
+        "otherwise": {key: otherwise(rows, claims, key) for key in ("lpips_alex", "psnr")},
         "lengths": lengths(rows),
         "orders": orders(folder / "generators"),
     }
+
+
+def otherwise(rows: Rows, told: dict[str, dict[str, Any]], measure: str) -> dict[str, dict]:
+    """Verdicts on the paper's claims where `measure`, in place of each claim's own, tells another."""
+    claims = {name: replace(claim, measure=measure) for name, claim in load_claims().items()}
+    return {
+        name: {key: other[key] for key in ("verdict", "holm", "costs")}
+        for name, other in judged(rows, claims).items()
+        if other["paper"] and other["verdict"] != told[name]["verdict"]
+    }
+
+
+def judged(rows: Rows, claims: Mapping[str, Claim]) -> dict[str, dict[str, Any]]:
+    """`verdicts` with costs."""
+    return {name: with_costs(claim, rows) for name, claim in verdicts(rows, claims).items()}
 
 
 def with_costs(claim: dict[str, Any], rows: Rows) -> dict[str, Any]:
@@ -277,6 +293,7 @@ def orders(folder: Path) -> list[dict[str, Any]]:
         if name in found and any(key.endswith(".order") for key in found[name]["changes"]):
             seeds = list(found[name]["seeds"].values())
             row = {"images": ORDERED.get(images, images), "order": order.replace("_", " ")}
+            row["samples"] = seeds[0]["protocol"]["samples"]
             row |= {
                 "nats per image ↓": [seed["nats_per_image"] for seed in seeds],
                 "FD-Lite0 to reconstructions ↓": [
