@@ -5,7 +5,7 @@ Results are dictionaries for JSON. `sit evaluate` and the workbook's tables are 
 """
 
 import hashlib
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Any, cast
 
@@ -194,14 +194,3 @@ def hashed(parts: Iterable[Views], digest: "hashlib._Hash") -> Iterator[Views]:
 def versions() -> dict[str, str]:
     """Versions of the packages that numbers depend on."""
     return {name: version(name) for name in ("sitlib", "torch", "torchvision", "pillow")}
-
-
-def check_comparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
-    """Raise ValueError where two manifests differ in task, reference or protocol; samplers may."""
-    for section in ("task", "reference", "protocol"):
-        a, b = (
-            {section: x} if isinstance(x, str) else x for x in (first[section], second[section])
-        )
-        for key in sorted({*a, *b} - {"sampler"}):
-            sentence = f"{section}: {key} is {a.get(key)!r} of one and {b.get(key)!r} of the other"
-            require(a.get(key) == b.get(key), f"{sentence}.")

@@ -1,4 +1,4 @@
-"""`sit evaluate` and `sit compare`: numbers of plain code, manifests that say what they are of."""
+"""`sit evaluate`: numbers of plain code, manifests that say what they are of."""
 
 import hashlib
 import json
@@ -93,24 +93,6 @@ def test_the_hash_is_of_the_pixels_that_were_judged(run):
     pixels = torch.from_numpy(centers(64))[positions].permute(0, 3, 1, 2).contiguous()
     assert first == hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
     assert first != run("sit5_sc", "photos", "--kind", "wide")["manifest"]["reference"]["sha256"]
-
-
-def test_only_what_compares_is_compared(run, capsys):
-    run("sit4", "photos")
-    run("sit5_sc", "photos")
-    files = [f"evaluated/{name}-seed0-photos.json" for name in ("sit4", "sit5_sc")]
-    capsys.readouterr()
-    assert main(["compare", *files]) == 0
-    header, *rows = capsys.readouterr().out.splitlines()
-    assert header.split() == ["sit4-seed0", "sit5_sc-seed0"]
-    assert [row.split()[0] for row in rows[:2]] == ["PSNR,", "SSIM"]
-    run("sit5_sc", "photos", "--views", "6")
-    assert main(["compare", *files]) == 1
-    assert "reference: photographs is 8 of one and 6 of the other" in capsys.readouterr().err
-    for content in ("[1]", "{", '{"manifest": {}, "scores": {}}'):
-        Path("other.json").write_text(content)
-        assert main(["compare", files[0], "other.json"]) == 1
-        assert "other.json is not a file of sit evaluate" in capsys.readouterr().err
 
 
 def test_what_was_judged_before_is_kept(run, capsys):

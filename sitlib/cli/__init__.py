@@ -85,7 +85,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--size": dict(type=positive, metavar="PX", help="first make the center of an image a "
                    "square of this side (default: the image must have a fitting size)"),
     "data": dict(type=path, metavar="DATA", help="folder of images or of WebDataset shards"),
-    "results": dict(type=path, nargs="+", metavar="FILE", help="files of sit evaluate"),
     "--split": dict(help="of the data (default: test; all images where no folder or shard names "
                     "splits, and --split test is what training holds back of these)"),
     "--views": dict(type=positive, metavar="N", help="default: one of every image"),
@@ -171,12 +170,6 @@ or for their names. Tokenizers are judged by LPIPS, too: sit doctor --fetch fetc
 
   sit evaluate photos-256 data/landscapes
   sit evaluate ar_sit5_sc data/landscapes --views 400"""),
-    "compare": ("evaluate", None, "results", """\
-show files of sit evaluate side by side, if they compare
-
-Task, images, views and protocol must be equal; weights and samplers may differ.
-
-  sit compare evaluated/sit5_sc-seed0-landscapes.json evaluated/sit4-seed0-landscapes.json"""),
     "describe": ("doctor", None, "checkpoint", """\
 say what a checkpoint holds: class, parameters, scales, tokens, bits, sizes
 

@@ -1,4 +1,4 @@
-"""`sit evaluate` and `sit compare`: a model's scores on a folder of images, and how they were got.
+"""`sit evaluate`: a model's scores on a folder of images, and how they were got.
 
 The file that is written has a `manifest` beside the `scores`; scores compare only where manifests
 agree in what was judged and how.
@@ -22,7 +22,7 @@ from sitlib.data import (
     open_captioned,
     open_images,
 )
-from sitlib.files import read_json, read_metadata, sha256_of, write_json
+from sitlib.files import read_metadata, sha256_of, write_json
 from sitlib.metrics import GENERATION_METRICS, METRICS, InceptionMetrics
 from sitlib.metrics.weights import TRUNKS, load_trunk
 from sitlib.model.generator import AutoregressiveModel
@@ -75,7 +75,9 @@ def evaluate(options: argparse.Namespace) -> int:
     for key in ("photographs", "counts", "by_photograph"):
         scores.pop(key, None)
     write_json(target, {"manifest": manifest, "scores": scores})
-    _print(target)
+    for key, (title, digits, factor) in ROWS.items():
+        if scores.get(key) is not None:
+            print(f"{title:20} {factor * scores[key]:>10.{digits}f}")
     print(target)
     return 0
 
@@ -141,40 +143,3 @@ def _name(device: torch.device) -> str:
 def _precision(device: torch.device) -> str:
     """Of the model's products: see `inference_autocast`."""
     return "float32" if device.type == "cpu" else f"{device.type}, mixed"
-
-
-def compare(options: argparse.Namespace) -> int:
-    """Scores of several files of `sit evaluate` side by side."""
-    results = [Path(name) for name in options.results]
-    _print(*results)
-    return 0
-
-
-def _print(*results: Path) -> None:
-    """Print scores of files side by side; ValueError unless their manifests agree."""
-    contents = [_read(path) for path in results]
-    for content, path in zip(contents[1:], results[1:], strict=True):
-        try:
-            judge.check_comparable(contents[0]["manifest"], content["manifest"])
-        except ValueError as error:
-            raise ValueError(f"{results[0]} and {path} do not compare: {error}") from None
-    names = [content["manifest"]["weights"]["name"] for content in contents]
-    width = max(16, *(len(name) for name in names))
-    print(f"{'':20}", *(f"{name:>{width}}" for name in names))
-    for key, (title, digits, factor) in ROWS.items():
-        values = [content["scores"].get(key) for content in contents]
-        if any(value is not None for value in values):
-            cells = ["-" if value is None else f"{factor * value:.{digits}f}" for value in values]
-            print(f"{title:20}", *(f"{cell:>{width}}" for cell in cells))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = read_json(path)
-    except ValueError:
-        content = None
-    if isinstance(content, dict) and isinstance(content.get("manifest"), dict):
-        needed = {"task", "weights", "reference", "protocol"}
-        if needed <= content["manifest"].keys() and "scores" in content:
-            return content
-    raise ValueError(f"{path} is not a file of sit evaluate.")
