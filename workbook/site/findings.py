@@ -147,7 +147,7 @@ def findings(results: Mapping[str, Any]) -> dict[str, tuple[str, list[dict[str, 
     sampled = [
         f"{how['samples']} samples against {how['reference_images']} held-out views, top-p {of_each(how['top_p'])}, guidance "
         f"{of_each(how['guidance'])}"
-        for how in map(results["protocol"].get, ("generators", "text_generators"))
+        for how in map(results.get("protocol", {}).get, ("generators", "text_generators"))
         if how
     ]
     captions = {
