@@ -58,6 +58,7 @@ Held-out images of each set, never seen in training; brackets are 95 % bootstrap
 **Limits.** {limits}
 """
 
+SAMPLER = ("top_p", "guidance", "choice_temperature")
 BORDER = """`border` is the mean difference of pixels across the borders of tokens over that inside them, beside
 the originals' own: above it the grid can be seen, below it borders are smoother than the image."""
 DISTANCES = """FD-Lite0 and KID compare as many samples with real images, and with what the tokenizer leaves of
@@ -76,24 +77,27 @@ def package(run: Path, name: str, options: argparse.Namespace) -> None:
     model = load_model(path, cls)
     if is_generator:  # its tokenizer is found by name
         transformer = replace(model.config.transformer, tokenizer=options.tokenizer)
-        chosen = {key: getattr(options, key) for key in ("top_p", "guidance")}
+        chosen = {key: getattr(options, key) for key in SAMPLER}
         chosen = {key: value for key, value in chosen.items() if value is not None}
         sampling = replace(model.config.sampling or SamplingConfig(), **chosen)
         model.config = replace(model.config, transformer=transformer, sampling=sampling)
     save_model(folder / CHECKPOINT, model.half(), name=name)
     write_json(folder / "config.json", to_dict(model.config))
-    results = {}
+    results, model_has_texts = {}, is_generator and model.text_tokenizer is not None
     for data in map(Path, options.data):
         scores = folder / f"scores-{data.name}.json"
-        if sit(["evaluate", str(folder), str(data), "-o", str(scores), "--overwrite"]):
+        views = ["--views", options.views] if options.views else []
+        if sit(["evaluate", str(folder), str(data), "-o", str(scores), "--overwrite", *views]):
             raise SystemExit(f"{name} could not be judged on {data}")
         results[data.name] = read_json(scores)
     notes = BORDER
     if is_generator:
         notes = DISTANCES.format(
             sampler=f"top-p {sampling.top_p:g}, guidance {sampling.guidance:g}"
+            + f", {sampling.steps_per_scale} passes a scale, choice temperature "
+            f"{sampling.choice_temperature:g}" * model.config.transformer.masked
         )
-        if model.text_tokenizer is not None:
+        if model_has_texts:
             scores, asked = recognised(name, options), load_profile(options.profile).text.evaluation
             write_json(folder / "scores-names.json", scores)
             found = RECOGNISED.format(candidates=asked.candidates)
@@ -118,7 +122,7 @@ def package(run: Path, name: str, options: argparse.Namespace) -> None:
         profile=f"profiles/{options.profile}.yaml",
         start=f", started from {options.start}" if options.start else "",
         images=options.images,
-        groups="names" if is_generator else "photographs",
+        groups="names" if model_has_texts else "photographs",
         table=table(results),
         notes=notes,
         limits=options.limits,
@@ -185,8 +189,11 @@ if __name__ == "__main__":
     parser.add_argument("--data", nargs="+", default=["data/landscapes"])
     parser.add_argument("--profile", default="overnight")
     parser.add_argument("--tokenizer", help="packaged tokenizer of a generator")
-    parser.add_argument("--top-p", type=float, help="of a generator's sampler")
-    parser.add_argument("--guidance", type=float)
+    for key in SAMPLER:
+        parser.add_argument(
+            f"--{key.replace('_', '-')}", type=float, help="of a generator's sampler"
+        )
+    parser.add_argument("--views", help="of every set (default: one of every image)")
     parser.add_argument("--start", help="what training started from")
     parser.add_argument("--cores", default=1, type=int)
     for text in ("about", "images", "limits"):

@@ -58,6 +58,7 @@ def home(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(images, "cached_lpips", lambda net: Path("no weights").read_bytes())
     monkeypatch.setattr(images, "TOKENIZER", "sit5_sc")
     monkeypatch.setitem(cli.GENERATORS, "text", "ar_captioned_sit4_sc")
+    monkeypatch.setitem(cli.GENERATORS, "class", "ar_sit5_sc")
     return tmp_path / "home"
 
 

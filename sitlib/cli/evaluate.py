@@ -102,6 +102,7 @@ def _samples(
     require(options.size is None, "--size is of tokenizers: samples have the size of their model.")
     inception = InceptionMetrics() if options.inception else None  # before samples are drawn
     model, tokenizer, sampling = load_sampler(str(path), options)
+    source = source.labeled() if model.config.classes else source
     positions = held_out_positions(source, count, SEED)
     if model.config.classes:
         names = [source.samples[position].class_name for position in positions]
