@@ -39,7 +39,13 @@ def project(tmp_path) -> Path:
         for seed in (0, 1):
             values = tokenizer_metrics(psnr + seed, None if variant == "vit_vqgan" else 0.3)
             write(metrics / f"tokenizer/{variant}-seed{seed}.json", values)
-    protocol = {"samples": 512, "reference_images": 512, "top_p": 0.9, "guidance": 1.5}
+    protocol = {
+        "samples": 512,
+        "reference_images": 512,
+        "reference_size": 64,
+        "top_p": 0.9,
+        "guidance": 1.5,
+    }
     generator = {"fd_lite0": 120.5, "kid": 0.0123, "protocol": protocol}
     generator["memorisation"] = {"share_below_5th": 0.125}
     write(metrics / "generation/ar_sit4-seed0.json", generator)

@@ -60,7 +60,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--tokenizer": dict(type=path, metavar="NAME|PATH", help="a trained one by name, or a "
                         f"checkpoint's path (default: that of the codes or model, or {TOKENIZER})"),
     "--prior": dict(type=path, metavar="NAME|PATH", help="a masked generator over the tokenizer's "
-                    "codes, such as photos-class, which makes files smaller; to read them takes it again"),
+                    "codes, such as photos-class, which makes files smaller; to read them takes "
+                    "it again"),
     "--device": dict(choices=("cpu", "cuda"), help="default: cuda where there is one"),
     "--scales": dict(type=scales, metavar="K", help="use the first K scales only, for an image of "
                      "half the side for every scale left out; several as 1,2,3, or all"),
@@ -147,7 +148,8 @@ draw new images of a class or a text
 draw the details that small images lack
 
 Takes squares of the sizes of a scale-causal tokenizer's first scales: 16, 32, 64 or 128 px for
-photos-class, half of that for emoji-text. Without --class or --text anything is drawn that the model has learned.
+photos-class, half of that for emoji-text. Without --class or --text anything is drawn that the
+model has learned.
 
   sit upsample small.png --class mountain
   sit upsample emoji.png --size 8 --text "a red apple" """),

@@ -145,8 +145,8 @@ def findings(results: Mapping[str, Any]) -> dict[str, tuple[str, list[dict[str, 
         for paper in (True, False)
     )
     sampled = [
-        f"{how['samples']} samples against {how['reference_images']} held-out views, top-p {of_each(how['top_p'])}, guidance "
-        f"{of_each(how['guidance'])}"
+        f"{how['samples']} samples against {how['reference_images']} held-out views of {how['reference_size']} px, "
+        f"top-p {of_each(how['top_p'])}, guidance {of_each(how['guidance'])}"
         for how in map(results.get("protocol", {}).get, ("generators", "text_generators"))
         if how
     ]
@@ -158,8 +158,8 @@ def findings(results: Mapping[str, Any]) -> dict[str, tuple[str, list[dict[str, 
         "lengths": "LPIPS-VGG over that of ViT-VQGAN after as many steps of training (one seed; below 1 "
         "the model is ahead)",
         "own_claims": "Claims of ours, likewise (dB: of PSNR, above 0 is better)",
-        "headline": "Generators, one seed of each, 64 px: ratios to the model over ViT-VQGAN's codes (x), and %. The tokenizers of "
-        "AR-SIT-SC-5 and AR-SIT-SC-4 are ours, with more parameters, the first with more bits (03b, 04b). Distances are FD-Lite0 of "
+        "headline": "Generators, one seed of each: ratios to the model over ViT-VQGAN's codes (x), and %; what their tokenizers have "
+        "more of: 03b, 04b. Distances are FD-Lite0 of "
         f"{' or, captioned, '.join(sampled)}; ± is a standard error over photographs or names, brackets are over names. Images a second: random "
         "weights on a CPU, 1,024 codes of 256 px; the baseline draws them all whatever the size",
         "orders": "The order of writing alone, with the same codes and transformer: means over three seeds of "
