@@ -42,7 +42,7 @@ MAGIC, FREQUENCIES, WITH_PRIOR, UNIFORM = b"SIT", 3, 4, 5
 FIELDS = struct.Struct(">3sB4sHH")
 LARGEST = 2**16 - 1  # px of a side
 MOST_PIXELS = 2 * 89_478_485  # of an image: what Pillow reads
-MOST_BYTES = 2**26  # of a file that `sit decompress` reads: 3 bits for each of so many pixels
+MOST_BYTES = 2**25  # of a file that `sit decompress` reads: 1.5 bits for each of so many pixels
 Law = tuple[Any, ...]  # what the coder takes: one distribution, or a family and its parameters
 Expected = list[np.ndarray] | Prior  # probabilities of each scale's codes, or what gives them
 

@@ -51,11 +51,12 @@ def home(trained, tmp_path, monkeypatch):
     """An empty working directory below one with models, without LPIPS weights."""
     from sitlib import cli
     from sitlib.cli import images
+    from sitlib.metrics import networks
 
     (tmp_path / "models").symlink_to(trained)
     (tmp_path / "home").mkdir()
     monkeypatch.chdir(tmp_path / "home")
-    monkeypatch.setattr(images, "cached_lpips", lambda net: Path("no weights").read_bytes())
+    monkeypatch.setattr(networks, "cached_lpips", lambda net: Path("no weights").read_bytes())
     monkeypatch.setattr(images, "TOKENIZER", "sit5_sc")
     monkeypatch.setitem(cli.GENERATORS, "text", "ar_captioned_sit4_sc")
     monkeypatch.setitem(cli.GENERATORS, "class", "ar_sit5_sc")

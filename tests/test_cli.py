@@ -15,7 +15,7 @@ from sitlib.cli import images, main
 from sitlib.cli.images import codes_digest
 from sitlib.data import decode_image
 from sitlib.files import read_metadata, save_model
-from sitlib.metrics import lpips_per_image
+from sitlib.metrics import lpips_per_image, networks
 from sitlib.metrics.networks import cached_lpips
 from sitlib.model.tiling import decode_codes, encode_image, pad
 from sitlib.model.tokenizer import SpectralTokenizer
@@ -88,7 +88,7 @@ def test_the_table_of_reconstructions_and_the_images_side_by_side(photos, capsys
 
 
 def test_lpips_is_shown_where_its_weights_are(weights_folder, photos, monkeypatch, capsys):
-    monkeypatch.setattr(images, "cached_lpips", cached_lpips)
+    monkeypatch.setattr(networks, "cached_lpips", cached_lpips)
     assert main(["reconstruct", "photos/a.png"]) == 0
     header, row = capsys.readouterr().out.splitlines()
     pair = (decode_image(f"{folder}/a.png")[None] / 255 for folder in ("reconstructed", "photos"))

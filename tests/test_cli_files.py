@@ -13,10 +13,12 @@ from safetensors.torch import load_file, save_file
 from test_cli import files_below, pixels
 from tiny import python
 
+from sitlib import codec
 from sitlib.cli import build_parser, images, main
 from sitlib.cli.files import Jobs
 from sitlib.files import DiskError, read_metadata, write_tensors
 from sitlib.model.tiling import encode_image
+from sitlib.model.tokenizer import SpectralTokenizer
 
 
 def test_a_broken_file_is_named_and_the_others_are_done(photos, capsys):
@@ -107,6 +109,19 @@ def test_large_images_pass_in_strips(home):
     small, large = (int(line) for line in done.stdout.splitlines() if line.isdecimal())
     assert pixels("reconstructed/1225-compare.png").shape[0] == 1000
     assert large - small < 100_000
+
+
+def test_the_largest_file_that_is_read_takes_a_gibibyte_at_most(home):
+    """Of memory, PyTorch included: a size and a length that it may have, and nothing but zeros."""
+    H, W = codec.LARGEST, codec.MOST_PIXELS // codec.LARGEST
+    name = codec._name(SpectralTokenizer.from_pretrained("photos-256"), None)
+    fields = codec.FIELDS.pack(codec.MAGIC, codec.UNIFORM, name, H, W) + codec._leb128(2**30)
+    Path("bomb.sit").write_bytes(fields.ljust(codec.MOST_BYTES, b"\0"))
+    code = "import resource; from sitlib.cli import main; print(main(['decompress', 'bomb.sit']))"
+    code += "\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"  # KiB
+    done = python(code, home)
+    code, peak = (int(line) for line in done.stdout.splitlines() if line.isdecimal())
+    assert code == 1 and peak < 2**20 and "damaged" in done.stderr
 
 
 def test_nothing_is_overwritten_unless_asked_for(photos, capsys):

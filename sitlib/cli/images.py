@@ -18,8 +18,6 @@ from torch import Tensor
 
 from sitlib.cli import ALL, TOKENIZER, files
 from sitlib.files import read_metadata, write_tensors
-from sitlib.metrics import lpips_per_image
-from sitlib.metrics.networks import cached_lpips
 from sitlib.model import tiling
 from sitlib.model.tokenizer import SpectralTokenizer, codes_digest
 from sitlib.strict import require
@@ -107,6 +105,10 @@ def write_images(
 
 
 def reconstruct(options: argparse.Namespace) -> int:
+    # Its packages take two seconds and 250 MB, which the other commands do without.
+    from sitlib.metrics import lpips_per_image
+    from sitlib.metrics.networks import cached_lpips
+
     jobs = files.Jobs(options)
     name = options.tokenizer or TOKENIZER
     tokenizer, _ = files.load_checkpoint(name, SpectralTokenizer, options.device)
