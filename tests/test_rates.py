@@ -32,6 +32,13 @@ def test_bd_rate_is_the_mean_difference_of_logarithms(measure):
     assert rates.bd_rate(curve([1, 2], [40, 50]), theirs, measure) is None
 
 
+def test_between_points_the_quality_is_on_a_line_over_the_logarithm_of_bits():
+    points = curve([1, 4, 8, 16], [20, 24, 23, 26])  # the third is surpassed by the second
+    assert rates.at_bits(points, 2, "psnr") == pytest.approx(22)
+    assert rates.at_bits(points, 8, "psnr") == pytest.approx(25)
+    assert rates.at_bits(points, 17, "psnr") is rates.at_bits(points, 0.9, "psnr") is None
+
+
 def test_an_interval_is_over_photographs_that_both_formats_are_measured_on():
     rng = np.random.default_rng(1)
     difficulty, noise = rng.normal(0, 2, 30), rng.normal(0, 0.3, 30)
@@ -44,8 +51,10 @@ def test_an_interval_is_over_photographs_that_both_formats_are_measured_on():
 
     widths = []  # how hard photographs are is common to both, noise is not
     for of_ours in (0, noise):
-        low, high = rates.bd_rate_interval(
-            points(1, difficulty + of_ours), points(2, difficulty), "psnr"
+        low, high = rates.bootstrapped(
+            partial(rates.bd_rate, measure="psnr"),
+            points(1, difficulty + of_ours),
+            points(2, difficulty),
         )
         assert low - 1e-6 <= -50 <= high + 1e-6  # half the bits at equal quality
         widths.append(high - low)

@@ -183,18 +183,34 @@ def bd_rate(
     return 100 * float(np.expm1(first - second))
 
 
-def bd_rate_interval(
-    ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], measure: str
+def at_bits(points: Sequence[Mapping[str, Any]], bits: float, measure: str) -> float | None:
+    """What the `best` points reach at so many bits per pixel, on straight lines between them over
+    the logarithm of bits; None outside.
+    """
+    points = best(points, measure)
+    x = [np.log(point["bits_per_pixel"]) for point in points]
+    if not x[0] <= np.log(bits) <= x[-1]:
+        return None
+    return float(np.interp(np.log(bits), x, [point[measure] for point in points]))
+
+
+def bootstrapped(
+    statistic: Callable[..., float | None], *curves: Sequence[Mapping[str, Any]]
 ) -> tuple[float, float]:
-    """95 % bootstrap interval of `bd_rate` over photographs, the same for both."""
-    count, rng = len(ours[0]["each"][measure]), np.random.default_rng(0)
-    rates = []
+    """95 % bootstrap interval of a statistic of curves over photographs, the same for all curves.
+
+    Raises ValueError for a statistic that no drawing has.
+    """
+    count, rng, found = len(curves[0][0]["each"]["bits_per_pixel"]), np.random.default_rng(0), []
     for _ in range(RESAMPLES):
         drawn = rng.integers(count, size=count)
-        first, second = (
+        means = (
             [{k: float(np.mean(np.take(x, drawn))) for k, x in p["each"].items()} for p in points]
-            for points in (ours, theirs)
+            for points in curves
         )
-        rates.append(bd_rate(first, second, measure))
-    low, high = np.percentile([rate for rate in rates if rate is not None], [2.5, 97.5])
+        found.append(statistic(*means))
+    known = [value for value in found if value is not None]
+    if not known:
+        raise ValueError("the curves have no quality or bits in common.")
+    low, high = np.percentile(known, [2.5, 97.5])
     return float(low), float(high)
