@@ -4,7 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -38,15 +38,26 @@ def minus(first, second):
     return {first: 1.0, second: -1.0}
 
 
-@pytest.fixture
-def few_draws(monkeypatch):
-    """Simulations have many intervals, each of which may be a little rough."""
-    monkeypatch.setattr(effects, "DRAWS", 5000)
+@given(
+    scales=st.tuples(st.floats(0, 1), st.just(1.0)),
+    freedoms=st.tuples(st.floats(2, 50), st.floats(2, 50)),
+    size=st.floats(0.1, 30),
+)
+@settings(max_examples=15, deadline=None)
+def test_errors_of_seeds_and_photographs_add_up_as_drawn_ones_do(scales, freedoms, size):
+    found = effects.error_beyond(size, [*zip(scales, freedoms, strict=True)])
+    rng = np.random.default_rng(0)
+    drawn = sum(s * rng.standard_t(f, 400_000) for s, f in zip(scales, freedoms, strict=True))
+    p = np.mean(abs(drawn) >= size)
+    assert found == pytest.approx(p, abs=4 * np.sqrt((p + 1e-5) / 400_000))
+    assert effects.error_beyond(0, [*zip(scales, freedoms, strict=True)]) == pytest.approx(1)
+    alone = 2 * stats.t.sf(size, freedoms[1])
+    assert effects.error_beyond(size, [(1e-12, 2.0), (1.0, freedoms[1])]) == pytest.approx(alone)
 
 
 class TestIntervals:
     @pytest.mark.parametrize("seed_sd, photo_sd", [(0.1, 2.0), (1.0, 3.0), (1.0, 1.0), (1.0, 0.1)])
-    def test_three_seeds_cover_the_truth_as_often_as_they_say(self, few_draws, seed_sd, photo_sd):
+    def test_three_seeds_cover_the_truth_as_often_as_they_say(self, seed_sd, photo_sd):
         rng = np.random.default_rng(0)
         sds = {"seed_sd": seed_sd, "photo_sd": photo_sd, "pair_sd": 0.2}
         found = [interval(row(scores(rng, 24, **sds)), "psnr") for _ in range(300)]
@@ -82,7 +93,7 @@ class TestContrasts:
         assert found[1:3] == pytest.approx(stats.t.interval(0.95, 2, value, error), abs=0.01)
         assert found.p == pytest.approx(2 * stats.t.sf(value / error, 2), rel=0.03)
 
-    def test_few_seeds_are_helped_by_what_all_rows_say_of_variances(self, few_draws):
+    def test_few_seeds_are_helped_by_what_all_rows_say_of_variances(self):
         """Variances differ by row, some tenfold: intervals keep to their level and are narrower."""
         rng, alone, together = np.random.default_rng(6), [], []
         for _ in range(150):
@@ -129,7 +140,7 @@ class TestContrasts:
         with pytest.raises(ValueError, match="same photographs"):
             contrast(rows, minus("b", "a"))
 
-    def test_seeds_and_photographs_add_up_in_an_effect_of_a_factorial(self, few_draws):
+    def test_seeds_and_photographs_add_up_in_an_effect_of_a_factorial(self):
         rng, found = np.random.default_rng(3), []
         weights = {"a": 0.5, "b": 0.5, "c": -0.5, "d": -0.5}
         for _ in range(300):
@@ -173,7 +184,7 @@ class TestVerdicts:
         assert table["better"]["p"] < table["better"]["holm"] < 0.05
         assert table["costs"]["value"] == -table["worse"]["value"]
 
-    def test_few_studies_of_equal_rows_tell_any_apart(self, few_draws):
+    def test_few_studies_of_equal_rows_tell_any_apart(self):
         rng, names = np.random.default_rng(5), [f"row{i}" for i in range(10)]
         claims = {name: Claim(minus(name, "base"), "psnr") for name in names}
         told = 0

@@ -14,6 +14,7 @@ from workbook.figures import tables
 from workbook.machine import machine
 from workbook.paths import ROOT
 from workbook.site import build, findings, render, results
+from workbook.site.compare import headline
 
 SVG = '<svg width="72pt" height="36pt" viewBox="0 0 72 36"></svg>'
 
@@ -42,6 +43,7 @@ def project(tmp_path) -> Path:
     protocol = {
         "samples": 512,
         "reference_images": 512,
+        "reference_groups": 35,
         "reference_size": 64,
         "top_p": 0.9,
         "guidance": 1.5,
@@ -92,6 +94,21 @@ def test_results_gather_every_listed_run(project):
     assert (row["model"], row["seeds"]) == ("ViT-VQGAN", 2)
     assert row["LPIPS-VGG, x ViT-VQGAN's"] == "1.00"
     assert gathered["claims"]["SIT-5 reconstructs better than ViT-VQGAN"]["verdict"] == "not run"
+
+
+def test_the_headline_has_other_metrics_samplers_and_trainings():
+    def model(fd, kid):
+        own = {"fd_lite0": fd, "kid": kid, "jackknife": {"fd_lite0": 0.0, "kid": 0.3 * kid}}
+        sweep = [{"fd_lite0": fd}, {"fd_lite0": fd / fd**0.5}]
+        return own | {"to_reconstructions": own, "top_p_sweep": sweep, "guidance_sweep": []}
+
+    runs = {"ar_vit_vqgan": [model(100.0, 0.2)], "ar_sit4": [model(400.0, 0.3)]}
+    again = {name: model(50.0, 0.1) for name in runs}
+    first, second = headline(runs, [], again)
+    assert (first["ours"], first["KID"]) == ("x 4.00 ± 0.00", "x 1.50 ± 0.64")
+    assert (first["other samplers"], first["trained again"]) == ("x 2.00 to 4.00", "x 1.00")
+    assert second["ours"] == "x 4.00 ± 0.00" and not second["other samplers"]
+    assert headline(runs, [], {})[0]["trained again"] == ""
 
 
 def test_readme_tells_the_numbers_of_the_results(project):

@@ -1,8 +1,8 @@
 """Rows of the study, contrasts between them, and verdicts on claims.
 
-Other seeds and other photographs would change a score; both errors add up. Each is drawn from
-Student's t with its own degrees of freedom (parametric hierarchical bootstrap, Behrens-Fisher), as
-resamples of three seeds never lie beyond them; tests simulate how often intervals hold the truth.
+Other seeds and other photographs would change a score; both errors add up. Each is distributed as
+Student's t with its own degrees of freedom (Behrens-Fisher), as a bootstrap of three seeds never
+lies beyond them; tests simulate how often intervals hold the truth.
 Photographs count alike, with few or many views.
 A row's variance over seeds is its own, moderated by those of all rows; of the rows of a contrast,
 the fewest degrees of freedom count.
@@ -15,8 +15,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic.dataclasses import dataclass
-from scipy.optimize import minimize
-from scipy.special import betaln
+from scipy.optimize import brentq, minimize
+from scipy.special import betaln, stdtr
+from scipy.stats import t as students_t
 
 from sitlib.files import read_json
 from sitlib.metrics import METRICS
@@ -26,7 +27,6 @@ from sitlib.strict import from_dict, require
 from workbook.params import read_yaml
 from workbook.paths import resolve
 
-DRAWS = 400_000
 COUNTED = 0.5  # share of the degrees of freedom of a prior, which is an estimate, that counts
 MOST = 1000  # degrees of freedom of a fit: rows that vary alike
 Row = Mapping[str, Any]
@@ -154,14 +154,26 @@ def _estimate(terms: list[tuple[float, NDArray]], prior: tuple[float, float] = (
         parts.append(((weights**2 * variances / counts).sum(), freedom + counts.min() - 1))
     if photographs > 1:
         parts.append((by_photograph.var(ddof=1) / photographs, photographs - 1))
-    rng, errors = np.random.default_rng(0), np.zeros(DRAWS)
-    for variance, freedom in parts:
-        errors += (variance + 1e-30) ** 0.5 * rng.standard_t(freedom, DRAWS)
     if not parts:
         return Estimate(value, seeds=int(counts.min()))
-    half = float(np.quantile(abs(errors), LEVEL))
-    p = (1 + np.sum(abs(errors) >= abs(value))) / (1 + DRAWS)
-    return Estimate(value, value - half, value + half, float(p), int(counts.min()))
+    scales = sorted(((variance + 1e-30) ** 0.5, freedom) for variance, freedom in parts)
+    most = 1e6 * scales[-1][0]
+    half = float(brentq(lambda error: error_beyond(error, scales) - (1 - LEVEL), 0, most))  # type: ignore[arg-type]
+    p = error_beyond(abs(value), scales)
+    return Estimate(value, value - half, value + half, p, int(counts.min()))
+
+
+def error_beyond(size: float, scales: Sequence[tuple[float, float]]) -> float:
+    """Probability that a sum of one or two Student's t, of ascending (scale, degrees of freedom),
+    is at least so large, with either sign.
+    """
+    (scale, freedom), *smaller = scales[::-1]
+    if not smaller:
+        return float(2 * stdtr(freedom, -size / scale))
+    z, step = np.linspace(-14, 14, 2801, retstep=True)  # x = sinh z: far into the tails
+    x, ((other, own),) = np.sinh(z), smaller
+    density = students_t.pdf(x, own) * np.cosh(z) * step
+    return float(2 * np.sum(density * stdtr(freedom, (other * x - size) / scale)))
 
 
 def holm(p_values: ArrayLike) -> NDArray:

@@ -180,6 +180,7 @@ def measure_codes(
     of_names = "the held-out images with these names"
     scores["protocol"] |= {
         "references": of_names if variant in profile.text.variants else views,
+        "reference_groups": len(set(groups)),  # photographs, or names
         "reference_folder": data.folder,
         "reference_size": data.size,
         **{name: getattr(sampling, name) for name in SAMPLER},

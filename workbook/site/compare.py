@@ -88,25 +88,44 @@ def r_precision(seeds: Sequence[Scores], kind: str, baseline: Sequence[Scores] =
     return float((ours - theirs).mean()), *paired_interval(ours, theirs, range(len(ours)))
 
 
-def distance_ratio(ours: Sequence[Scores], theirs: Sequence[Scores], to: str = "") -> str:
-    """Ratio of FD-Lite0, means over seeds, with a standard error over photographs as if both were
-    independent; `to`: "to_reconstructions" for that to reconstructed references.
+def distance_ratio(
+    ours: Sequence[Scores], theirs: Sequence[Scores], to: str = "", metric: str = "fd_lite0"
+) -> str:
+    """Ratio of distances, means over seeds, with a standard error over photographs as if both were
+    independent; `to`: "to_reconstructions" for those to reconstructed references.
     """
     means, shares = [], []
     for seeds in (ours, theirs):
         scores = [seed[to] if to else seed for seed in seeds]
-        means.append(fmean(seed["fd_lite0"] for seed in scores))
-        shares.append(fmean(seed["jackknife"]["fd_lite0"] for seed in scores) / means[-1])
+        means.append(fmean(seed[metric] for seed in scores))
+        shares.append(fmean(seed["jackknife"][metric] for seed in scores) / means[-1])
     value = means[0] / means[1]
     return f"x {value:.2f} ± {value * math.hypot(*shares):.2f}"
 
 
-def headline(generators: Runs, throughput: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The paper's changes against ViT-VQGAN beside ours: model, measure, paper, ours."""
+def sampler_range(ours: Sequence[Scores], theirs: Sequence[Scores]) -> str:
+    """Lowest and highest ratio of FD-Lite0 where both models have the same sampler of a sweep."""
+    ratios = [
+        fmean(seed[sweep][k]["fd_lite0"] for seed in ours)
+        / fmean(seed[sweep][k]["fd_lite0"] for seed in theirs)
+        for sweep in ("top_p_sweep", "guidance_sweep")
+        for k in range(len(ours[0].get(sweep, [])))
+    ]
+    return f"x {min(ratios):.2f} to {max(ratios):.2f}" if ratios else ""
+
+
+def headline(
+    generators: Runs, throughput: Sequence[Mapping[str, Any]], retrained: Mapping[str, Scores]
+) -> list[dict[str, Any]]:
+    """The paper's changes against ViT-VQGAN beside ours: model, measure, paper, ours, and of
+    distances what another metric, samplers and trainings, `retrained`, give.
+    """
     rows = []
 
-    def add(variant: str, measure: str, paper: str | None, ours: str) -> None:
-        rows.append({"model": label(variant), "measure": measure, "paper": paper, "ours": ours})
+    def add(variant: str, measure: str, paper: str | None, ours: str, **more: str) -> None:
+        row = {"model": label(variant), "measure": measure, "paper": paper, "ours": ours}
+        others = {key: more.get(key, "") for key in ("KID", "other samplers", "trained again")}
+        rows.append(row | others)
 
     for variant in (name for name in generators if name.startswith(("ar_sit", TEXT[0]))):
         other, *fids = FID.get(variant, ("ar_vit_vqgan",))
@@ -114,8 +133,15 @@ def headline(generators: Runs, throughput: Sequence[Mapping[str, Any]]) -> list[
             continue
         for title, to in (("real images", ""), ("their reconstructions", "to_reconstructions")):
             paper = f"x {fids[0] / fids[1]:.2f}" if fids and not to else None
-            ours = distance_ratio(generators[variant], generators[other], to)
-            add(variant, f"distance to {title} ↓", paper, ours)
+            pair, more = (generators[variant], generators[other]), {}
+            more["KID"] = distance_ratio(*pair, to, "kid")
+            if not to:
+                more["other samplers"] = sampler_range(*pair)
+            if {variant, other} <= retrained.keys():
+                again = [retrained[name] for name in (variant, other)]
+                first, second = ((of[to] if to else of)["fd_lite0"] for of in again)
+                more["trained again"] = f"x {first / second:.2f}"
+            add(variant, f"distance to {title} ↓", paper, distance_ratio(*pair, to), **more)
     if set(TEXT) <= generators.keys():
         for name in TEXT:
             ceilings = generators[name][0]["kinds"]["held_out"]

@@ -38,6 +38,7 @@ from workbook.profile import load_profile
 from workbook.site.compare import BASELINE, RECONSTRUCTION, Runs, headline, with_interval
 
 TOKENIZER_METRICS = (*METRICS, *GENERATION_METRICS, "lite0_score", "usage", "bits_per_pixel")
+MEASURES = ("lpips_vgg", "lpips_alex", "psnr")  # by which claims are judged
 EQUAL_BITS = "vit_vqgan_bits"  # row of the study
 OF_PAPER = {"sit5_sc": "sit5_sc_paper"}  # variant that is ours -> row of the study as in the paper
 NATS = ("nats_per_token", "nats_per_image")
@@ -143,6 +144,7 @@ def gather(root: Path) -> dict[str, Any]:
     }
     records = [read_json(path) for path in sorted((metrics / "seconds").glob("*.json"))]
     throughput = metrics / "throughput.json"
+    retrained = metrics / "study/retrained.json"  # the pipeline's models, trained once more
     return {
         "run": {
             "profile": params["profile"],
@@ -158,6 +160,7 @@ def gather(root: Path) -> dict[str, Any]:
         "headline": headline(
             generators | text_generators,
             read_json(throughput)["rows"] if throughput.exists() else [],
+            read_json(retrained)["generators"] if retrained.exists() else {},
         ),
         **{
             name: summary(group, TOKENIZER_METRICS if "tokenizers" in name else GENERATOR_METRICS)
@@ -225,23 +228,29 @@ def study(root: Path) -> dict[str, Any]:
         "reconstruction": table,
         "trials": named,
         "claims": claims,
-        "otherwise": {key: otherwise(rows, claims, key) for key in ("lpips_alex", "psnr")},
+        "otherwise": otherwise(rows, claims),
         "lengths": lengths(rows),
         "orders": orders(folder / "generators"),
     }
 
 
-def otherwise(rows: Rows, told: dict[str, dict[str, Any]], measure: str) -> dict[str, dict]:
-    """Verdicts on the paper's claims where `measure`, in place of each claim's own, tells another."""
-    claims = {name: replace(claim, measure=measure) for name, claim in load_claims().items()}
-    return {
-        name: {key: other[key] for key in ("verdict", "holm", "costs")}
-        for name, other in judged(rows, claims).items()
-        if other["paper"] and other["verdict"] != told[name]["verdict"]
-    }
+def otherwise(rows: Rows, told: dict[str, dict[str, Any]]) -> dict[str, dict[str, dict]]:
+    """Measure -> verdicts on the paper's claims that this measure, in place of each claim's own,
+    turns, by Holm over all claims in all of `MEASURES`.
+    """
+    found = {key: {} for key in MEASURES[1:]}
+    for (name, key), other in judged(rows, in_every_measure(load_claims())).items():
+        if key in found and other["paper"] and other["verdict"] != told[name]["verdict"]:
+            found[key][name] = {k: other[k] for k in ("verdict", "holm", "costs")}
+    return found
 
 
-def judged(rows: Rows, claims: Mapping[str, Claim]) -> dict[str, dict[str, Any]]:
+def in_every_measure(claims: Mapping[str, Claim]) -> dict[tuple[str, str], Claim]:
+    """(Claim, measure) -> the claim in each of `MEASURES`."""
+    return {(n, key): replace(of, measure=key) for n, of in claims.items() for key in MEASURES}
+
+
+def judged(rows: Rows, claims: Mapping[Any, Claim]) -> dict[Any, dict[str, Any]]:
     """`verdicts` with costs."""
     return {name: with_costs(claim, rows) for name, claim in verdicts(rows, claims).items()}
 
