@@ -42,7 +42,7 @@ MAGIC, FREQUENCIES, WITH_PRIOR, UNIFORM = b"SIT", 3, 4, 5
 FIELDS = struct.Struct(">3sB4sHH")
 LARGEST = 2**16 - 1  # px of a side
 MOST_PIXELS = 2 * 89_478_485  # of an image: what Pillow reads
-MOST_BYTES = 2**25  # of a file that `sit decompress` reads: 1.5 bits for each of so many pixels
+MOST_BYTES = 2**24  # of a file that `sit decompress` reads: 0.75 bits for each of so many pixels
 Law = tuple[Any, ...]  # what the coder takes: one distribution, or a family and its parameters
 Expected = list[np.ndarray] | Prior  # probabilities of each scale's codes, or what gives them
 
@@ -136,7 +136,8 @@ def decompress(
     for scale, checksum in enumerate(sums):
         codes = None
         if least[scale] <= len(payload):
-            codes = _read_scale(tokenizer, expected, scales, count, decoders, encoder)
+            most = len(payload) + 8  # bytes that codes may take, for those at hand cannot say more
+            codes = _read_scale(tokenizer, expected, scales, count, decoders, encoder, most)
         if codes is None:
             break
         crc = _checksum(crc, codes)
@@ -218,8 +219,11 @@ def _read_scale(
     count: int,
     decoders: list[Any],
     encoder: Any,
+    most: int,
 ) -> np.ndarray | None:
-    """`count` codes of the next scale, encoded again beside it; None if the decoders differ."""
+    """`count` codes of the next scale, encoded again beside it; None if the decoders differ, or all
+    codes so far take more than `most` bytes.
+    """
     parts = []
     with suppress(TooClose):  # of a prior that has written no file
         for number, law in _laws(tokenizer, expected, coarser, count):
@@ -231,6 +235,8 @@ def _read_scale(
             if any(not np.array_equal(codes, other) for other in others):
                 return None
             encoder.encode(codes, *law)
+            if 4 * encoder.num_words() > most:
+                return None
             parts.append(codes)
         return np.concatenate(parts)
     return None

@@ -45,7 +45,10 @@ def atomic_write(path: str | Path, shared: bool = False) -> Iterator[Path]:
     own. Raises DiskError if it cannot be written; a file that was there before still is.
     """
     path = Path(path)
-    work = path.with_name(f".{path.name}{f'.{uuid4().hex[:8]}' if shared else ''}.partial")
+    name = path.name
+    if len(os.fsencode(name)) > 230:  # of 255: names that are legal themselves
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    work = path.with_name(f".{name}{f'.{uuid4().hex[:8]}' if shared else ''}.partial")
     partial = work / path.name  # a folder, because safetensors puts a temporary file beside it
     try:
         shutil.rmtree(work, ignore_errors=True)

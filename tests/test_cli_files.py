@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import struct
 import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +13,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_cli import files_below, pixels
-from tiny import python
+from tiny import model_of, python, tokenizer_of
 
 from sitlib import codec
 from sitlib.cli import build_parser, images, main
 from sitlib.cli.files import Jobs
 from sitlib.files import DiskError, read_metadata, write_tensors
-from sitlib.model.tiling import encode_image
+from sitlib.model.tiling import Tiles, encode_image
 from sitlib.model.tokenizer import SpectralTokenizer
+from sitlib.prior import Prior, least_bits
 
 
 def test_a_broken_file_is_named_and_the_others_are_done(photos, capsys):
@@ -121,7 +124,41 @@ def test_the_largest_file_that_is_read_takes_a_gibibyte_at_most(home):
     code += "\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"  # KiB
     done = python(code, home)
     code, peak = (int(line) for line in done.stdout.splitlines() if line.isdecimal())
-    assert code == 1 and peak < 2**20 and "damaged" in done.stderr
+    assert code == 1 and "damaged" in done.stderr
+    assert peak < 2**20
+
+
+def test_a_payload_of_zeros_is_refused_after_its_first_tiles(monkeypatch):
+    """Whatever the prior says, zeros are read as code 0, so that anybody can write the checksums."""
+    tokenizer = tokenizer_of("sit5_sc")
+    prior = Prior(model_of("class", masked=True))
+    tiles = Tiles.of(tokenizer, (640, 640))
+    count = tiles.rows * tiles.columns * tokenizer.config.tokens_per_scale
+    least = sum(count * least_bits(K) / 8 for K in tokenizer.config.codebook_sizes)
+    payload = bytes(int(least) + 1)
+    fields = codec.FIELDS.pack(
+        codec.MAGIC, codec.WITH_PRIOR, codec._name(tokenizer, prior), 640, 640
+    )
+    fields += codec._leb128(len(payload))
+    crc, sums, zeros = zlib.crc32(fields), b"", np.zeros(count, np.int32)
+    for _ in range(tiles.num_scales):
+        crc = codec._checksum(crc, zeros)
+        sums += struct.pack(">H", crc & 0xFFFF)
+    tiles_read, laws = [], Prior.laws
+    monkeypatch.setattr(
+        Prior, "laws", lambda *args: (tiles_read.append(p) or p for p in laws(*args))
+    )
+    with pytest.raises(ValueError, match="damaged in scale 1"):
+        codec.decompress(tokenizer, fields + sums + payload, prior)
+    assert len(tiles_read) < 5 < tiles.rows * tiles.columns
+
+
+def test_a_name_as_long_as_names_may_be_is_no_reason_to_stop(photos, capsys):
+    shutil.copy(photos / "a.png", photos / f"{'L' * 251}.png")
+    assert main(["compress", "photos", "nowhere", "x" * 300]) == 1
+    said = capsys.readouterr().err
+    assert "nowhere: there is no such file" in said and "3 of 5 done" in said
+    assert Path(f"compressed/photos/{'L' * 251}.sit").is_file()
 
 
 def test_nothing_is_overwritten_unless_asked_for(photos, capsys):

@@ -55,8 +55,11 @@ class Jobs:
         places: dict[Path, Path] = {}  # input file -> its place below the output folder
         inputs = [Path(name) for name in getattr(options, "inputs", [])]
         for path in inputs:
-            found = self._inside(path) if path.is_dir() else [path]
-            root = path if path.is_dir() and len(inputs) == 1 else path.parent
+            is_folder = os.path.isdir(
+                path
+            )  # False, too, where nobody may look: told when it is read
+            found = self._inside(path) if is_folder else [path]
+            root = path if is_folder and len(inputs) == 1 else path.parent
             places |= {file: file.relative_to(root) for file in found}
         if self.file and len(places) > 1:
             several = f"-o {self.file} names one file, but there are {len(places)} inputs"
@@ -119,7 +122,7 @@ class Jobs:
             except (ValueError, OSError, MemoryError) as error:
                 failed += 1
                 said = sentence(error)
-                said = said if said.startswith(f"{path} ") else f"{path}: {said}"
+                said = said if said.startswith((f"{path} ", f"{path}: ")) else f"{path}: {said}"
                 tqdm.write(f"sit: {said}", file=sys.stderr)
         if failed and count > 1:
             print(f"sit: {count - failed} of {count} done", file=sys.stderr)

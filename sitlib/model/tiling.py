@@ -15,7 +15,7 @@ from torch import Tensor
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import require
 
-BATCH = 64  # tiles at a time
+BATCH = 8  # tiles at a time, of 256 px 100 MB in the widest layer
 SMALLEST_GRID = 8  # tokens per side of tiles that share one
 
 
@@ -110,9 +110,12 @@ def decode_strips(
     for row, codes in enumerate(image.codes.unflatten(1, grid).split(g, dim=1), 1):  # [k, g, K g]
         squares = torch.stack(codes.split(g, dim=2)).flatten(2)  # [K, k, N]
         squares = torch.cat([tokenizer.decode(batch, scales) for batch in squares.split(BATCH)])
-        strip = squares[:1]
-        for square in squares[1:]:
-            strip = faded(strip, square[None], shared, dim=3)
+        pieces = [squares[:1]]
+        for square in squares[1:]:  # of what stands, only the last square's edge changes
+            done = pieces[-1].shape[3] - shared
+            pair = faded(pieces[-1], square[None], shared, dim=3)
+            pieces[-1:] = pair.split([done, pair.shape[3] - done], dim=3)
+        strip = torch.cat(pieces, dim=3)
         strip = strip if above is None else faded(above, strip, shared, dim=2)
         if shared and row < tiles.rows:  # the last rows are shared with the next strip
             strip, above = strip[:, :, :-shared], strip[:, :, -shared:]
