@@ -32,7 +32,7 @@ import numpy as np
 import torch
 
 from sitlib.model.tiling import ImageCodes, Tiles
-from sitlib.model.tokenizer import SpectralTokenizer, check_codes, codes_digest
+from sitlib.model.tokenizer import SpectralTokenizer, are_integers, check_codes, codes_digest
 from sitlib.prior import MARGIN, Prior, TooClose, least_bits
 from sitlib.sample.applications import check_same_codes
 from sitlib.strict import require
@@ -56,7 +56,8 @@ def compress(tokenizer: SpectralTokenizer, image: ImageCodes, prior: Prior | Non
     check_size(image.size)
     tiles = Tiles.of(tokenizer, image.size)
     shape = tiles.num_scales, tiles.rows * tiles.columns * tokenizer.config.tokens_per_scale
-    require(tuple(image.codes.shape) == shape, f"codes of {W}x{H} px are {list(shape)}.")
+    is_fit = tuple(image.codes.shape) == shape and are_integers(image.codes)
+    require(is_fit, f"codes of {W}x{H} px are integers {list(shape)}.")
     check_codes(image.codes[None], tokenizer.config.codebook_sizes)
     codes = image.codes.cpu().int().numpy()
     versions = {version: _expected(tokenizer, version, None) for version in (FREQUENCIES, UNIFORM)}
@@ -78,10 +79,11 @@ def compress(tokenizer: SpectralTokenizer, image: ImageCodes, prior: Prior | Non
 
 
 def check_size(size: Sequence[int]) -> None:
-    """Raise ValueError for an image of (H, W) px that is larger than those of files."""
-    most = f"a .sit file has at most {LARGEST} px a side and {MOST_PIXELS} in all"
+    """Raise ValueError for an image of (H, W) px that no file can have."""
+    most = f"a .sit file has 1 to {LARGEST} px a side and at most {MOST_PIXELS} in all"
     H, W = size
-    require(max(size) <= LARGEST and H * W <= MOST_PIXELS, f"{most}, not {W}x{H}.")
+    is_possible = min(size) >= 1 and max(size) <= LARGEST and H * W <= MOST_PIXELS
+    require(is_possible, f"{most}, not {W}x{H}.")
 
 
 def has_prior(data: bytes) -> bool:
@@ -111,7 +113,6 @@ def decompress(
     other = f"this .sit file was written with another tokenizer{which}."
     require(name == _name(tokenizer, prior), other)
     damaged = "this .sit file is damaged"
-    require(min(H, W) > 0, f"{damaged}: {W}x{H} px.")
     check_size((H, W))
     length, end = _read_leb128(data, FIELDS.size)
     fields, tiles = data[:end], Tiles.of(tokenizer, (H, W))

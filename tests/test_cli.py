@@ -182,6 +182,7 @@ REFUSED = {
     "reconstruct photos -o x.png": (2, "names one file, but there are 2 inputs"),
     "upsample photos/a.png --size 100": (2, "is none of [4, 8, 16, 32]"),
     "reconstruct photos/a.png -o x.hdf": (2, "-o x.hdf: HDF5 save handler not installed"),
+    "reconstruct photos/a.png -o x.ico": (2, "-o x.ico: give a file such as name.png"),
     "encode photos/a.png -o x.png": (2, "give a file such as name.safetensors, or x.png/"),
     "decode codes.safetensors -o -": (2, "give a file such as name.png"),
     "encode photos --tokenizer sit44": (1, "did you mean 'sit4'?"),

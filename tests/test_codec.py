@@ -120,7 +120,10 @@ def test_flipped_bits_are_never_a_wrong_picture(has_prior):
             codec.decompress(counted(), bytes(broken), prior)
 
 
-def test_an_enormous_size_needs_an_enormous_file():
+def test_sizes_and_codes_of_no_image_are_refused():
+    for changes in ({"size": (0, 64)}, {"size": (-1, 64)}, {"codes": encoded().codes + 0.5}):
+        with pytest.raises(ValueError, match="1 to 65535 px|are integers"):
+            codec.compress(counted(), replace(encoded(), **changes))
     for size, sentence in ((13_377, "too few for 13377x13377"), (32_767, "not 32767x32767")):
         data = file_of()[:8] + struct.pack(">2H", size, size) + file_of()[12:]
         with pytest.raises(ValueError, match=sentence):
@@ -375,7 +378,7 @@ def test_the_command_says_what_is_wrong_with_a_file(photo, capsys, monkeypatch):
     assert f"digest      {digest}" in capsys.readouterr().out
     Image.new("RGB", (65_536, 1)).save("wide.png")
     monkeypatch.setattr("sitlib.model.tiling.encode_image", lambda *_: pytest.fail("encoded"))
-    assert "at most 65535 px a side" in said("compress", "wide.png", *photo)
+    assert "1 to 65535 px a side" in said("compress", "wide.png", *photo)
     Path("other.sit").write_bytes(b"something else")
     assert "this is no .sit file" in said("decompress", "other.sit", *photo)
     Path("sparse.sit").write_bytes(b"SIT\x01")

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic.dataclasses import dataclass
-from scipy.optimize import brentq, minimize
+from scipy.optimize import minimize, root_scalar
 from scipy.special import betaln, stdtr
 from scipy.stats import t as students_t
 
@@ -158,7 +158,8 @@ def _estimate(terms: list[tuple[float, NDArray]], prior: tuple[float, float] = (
         return Estimate(value, seeds=int(counts.min()))
     scales = sorted(((variance + 1e-30) ** 0.5, freedom) for variance, freedom in parts)
     most = 1e6 * scales[-1][0]
-    half = float(brentq(lambda error: error_beyond(error, scales) - (1 - LEVEL), 0, most))  # type: ignore[arg-type]
+    found = root_scalar(lambda x: error_beyond(x, scales) - (1 - LEVEL), bracket=(0, most))
+    half = float(found.root)
     p = error_beyond(abs(value), scales)
     return Estimate(value, value - half, value + half, p, int(counts.min()))
 

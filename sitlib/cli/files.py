@@ -22,7 +22,9 @@ from sitlib.strict import nearest, require
 
 KINDS = {SpectralTokenizer: "tokenizer", AutoregressiveModel: "autoregressive"}  # below models/
 CODES, SUFFIX = ".safetensors", ".sit"  # of files of codes, of compressed images
+# By suffix; icons have sizes of their own, whatever the image has.
 FORMATS = {k: name for k, name in Image.registered_extensions().items() if name in Image.SAVE}
+FORMATS = {k: name for k, name in FORMATS.items() if name not in ("ICO", "ICNS")}
 
 
 class Jobs:
@@ -55,9 +57,7 @@ class Jobs:
         places: dict[Path, Path] = {}  # input file -> its place below the output folder
         inputs = [Path(name) for name in getattr(options, "inputs", [])]
         for path in inputs:
-            is_folder = os.path.isdir(
-                path
-            )  # False, too, where nobody may look: told when it is read
+            is_folder = os.path.isdir(path)  # False where nobody may look: told when it is read
             found = self._inside(path) if is_folder else [path]
             root = path if is_folder and len(inputs) == 1 else path.parent
             places |= {file: file.relative_to(root) for file in found}

@@ -15,7 +15,7 @@ from torch import Tensor
 from sitlib.model.tokenizer import SpectralTokenizer
 from sitlib.strict import require
 
-BATCH = 8  # tiles at a time, of 256 px 100 MB in the widest layer
+BATCH = 8  # tiles at a time: of 256 px, 100 MB in the widest layer
 SMALLEST_GRID = 8  # tokens per side of tiles that share one
 
 

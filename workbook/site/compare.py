@@ -155,7 +155,7 @@ def headline(
         near = f"{100 * seed['memorisation']['share_below_5th']:.1f}"
         add(
             name,
-            "nearer to a training view than 95 % of held-out ones, % (5 by chance) ↓",
+            "nearer to a training view than 95 % of held-out ones, % (5 by chance)",
             None,
             near,
         )

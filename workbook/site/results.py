@@ -144,7 +144,10 @@ def gather(root: Path) -> dict[str, Any]:
     }
     records = [read_json(path) for path in sorted((metrics / "seconds").glob("*.json"))]
     throughput = metrics / "throughput.json"
-    retrained = metrics / "study/retrained.json"  # the pipeline's models, trained once more
+    speed = read_json(throughput) if throughput.exists() else {}
+    retrained = metrics / "study/retrained.json"  # the models of a profile, trained once more
+    again = read_json(retrained) if retrained.exists() else {}
+    again = again if again.get("profile") == params["profile"] else {}
     return {
         "run": {
             "profile": params["profile"],
@@ -159,14 +162,15 @@ def gather(root: Path) -> dict[str, Any]:
         **study(root),
         "headline": headline(
             generators | text_generators,
-            read_json(throughput)["rows"] if throughput.exists() else [],
-            read_json(retrained)["generators"] if retrained.exists() else {},
+            speed.get("rows", []),
+            again.get("generators", {}),
         ),
         **{
             name: summary(group, TOKENIZER_METRICS if "tokenizers" in name else GENERATOR_METRICS)
             for name, group in groups.items()
         },
-        "protocol": {name: protocol(group) for name, group in groups.items()},
+        "protocol": {name: protocol(group) for name, group in groups.items()}
+        | {"throughput": speed.get("geometries", {}).get("paper", {}), "trained again": again},
     }
 
 
