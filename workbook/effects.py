@@ -20,7 +20,7 @@ from scipy.special import betaln, stdtr
 from scipy.stats import t as students_t
 
 from sitlib.files import read_json
-from sitlib.metrics import METRICS
+from sitlib.metrics import GENERATION_METRICS, METRICS
 from sitlib.metrics.statistics import LEVEL
 from sitlib.model.config import STRICT
 from sitlib.strict import from_dict, require
@@ -48,7 +48,7 @@ class Claim:
     """It holds if the sum of rows by these weights is on the better side of 0 in its measure."""
 
     rows: dict[str, float]
-    measure: Literal["psnr", "ssim", "lpips_vgg", "lpips_alex"] = "lpips_vgg"
+    measure: Literal["psnr", "ssim", "lpips_vgg", "lpips_alex", "fd_lite0"] = "lpips_vgg"
     paper: bool = False  # the paper claims it
 
 
@@ -86,7 +86,8 @@ def contrast(
 ) -> Estimate:
     """The sum of rows by `weights`, row -> weight, as a mean over seeds and photographs.
 
-    A variance over seeds is moderated by `seed_prior` of all rows of as many steps that were judged
+    Of fd_lite0, which is of all photographs together, seeds are the only error. A variance over
+    seeds is moderated by `seed_prior` of all rows of as many steps that were judged
     on the same photographs. Where a row has one seed, the interval is infinite; where one has no
     result, the value is NaN.
     """
@@ -192,7 +193,8 @@ def verdicts(
     found = [contrast(rows, claim.rows, claim.measure, counted) for claim in claims.values()]
     table, adjusted = {}, holm([estimate.p for estimate in found]).tolist()
     for (name, claim), estimate, p in zip(claims.items(), found, adjusted, strict=True):
-        is_better = (estimate.value > 0) == METRICS[claim.measure].higher_is_better
+        measure = (METRICS | GENERATION_METRICS)[claim.measure]
+        is_better = (estimate.value > 0) == measure.higher_is_better
         verdict = "holds" if is_better else "the other way round"
         verdict = verdict if p < 1 - LEVEL else "undecided" if estimate.seeds else "not run"
         table[name] = {**vars(claim), **estimate._asdict(), "holm": p, "verdict": verdict}

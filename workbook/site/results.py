@@ -38,7 +38,7 @@ from workbook.profile import load_profile
 from workbook.site.compare import BASELINE, RECONSTRUCTION, Runs, headline, with_interval
 
 TOKENIZER_METRICS = (*METRICS, *GENERATION_METRICS, "lite0_score", "usage", "bits_per_pixel")
-MEASURES = ("lpips_vgg", "lpips_alex", "psnr")  # by which claims are judged
+MEASURES = ("lpips_vgg", "lpips_alex", "psnr", "fd_lite0")  # by which claims are judged
 EQUAL_BITS = "vit_vqgan_bits"  # row of the study
 OF_PAPER = {"sit5_sc": "sit5_sc_paper"}  # variant that is ours -> row of the study as in the paper
 NATS = ("nats_per_token", "nats_per_image")
@@ -239,13 +239,13 @@ def study(root: Path) -> dict[str, Any]:
 
 
 def otherwise(rows: Rows, told: dict[str, dict[str, Any]]) -> dict[str, dict[str, dict]]:
-    """Measure -> verdicts on the paper's claims that this measure, in place of each claim's own,
-    turns, by Holm over all claims in all of `MEASURES`.
+    """Measure -> verdicts on claims that this measure, in place of each claim's own, turns, by
+    Holm over all claims in all of `MEASURES`.
     """
     found = {key: {} for key in MEASURES[1:]}
     for (name, key), other in judged(rows, in_every_measure(load_claims())).items():
-        if key in found and other["paper"] and other["verdict"] != told[name]["verdict"]:
-            found[key][name] = {k: other[k] for k in ("verdict", "holm", "costs")}
+        if key in found and other["verdict"] != told[name]["verdict"]:
+            found[key][name] = {k: other[k] for k in ("paper", "verdict", "holm", "costs")}
     return found
 
 
