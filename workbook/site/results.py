@@ -206,7 +206,7 @@ def study(root: Path) -> dict[str, Any]:
                 "PSNR, dB ↑": with_interval(*psnr[:3]),
                 "SSIM ↑": f"{interval(row, 'ssim').value:.3f}",
                 "FD-Lite0 ↓": f"{mean(row, 'fd_lite0'):.0f}",
-                "LPIPS-VGG, x ViT-VQGAN's": f"{ratio:.2f}",
+                "LPIPS-VGG, x first row": f"{ratio:.2f}",
                 "in the paper": f"{paper[name] / paper[BASELINE]:.2f}" if name in paper else "",
                 "x at equal bits": f"{vgg.value / interval(equal, 'lpips_vgg').value:.2f}"
                 if equal
@@ -245,7 +245,7 @@ def otherwise(rows: Rows, told: dict[str, dict[str, Any]]) -> dict[str, dict[str
     found = {key: {} for key in MEASURES[1:]}
     for (name, key), other in judged(rows, in_every_measure(load_claims())).items():
         if key in found and other["verdict"] != told[name]["verdict"]:
-            found[key][name] = {k: other[k] for k in ("paper", "verdict", "holm", "costs")}
+            found[key][name] = {k: other[k] for k in ("verdict", "holm")}
     return found
 
 
