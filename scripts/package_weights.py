@@ -62,8 +62,7 @@ SAMPLER = ("top_p", "guidance", "choice_temperature")
 BORDER = """`border` is the mean difference of pixels across the borders of tokens over that inside them, beside
 the originals' own: above it the grid can be seen, below it borders are smoother than the image."""
 DISTANCES = """FD-Lite0 and KID compare as many samples with real images, and with what the tokenizer leaves of
-these, which has a row of its own: no generator over its codes can be expected to be nearer. Sampler:
-{sampler}."""
+these, which has a row of its own; ± is a jackknife over photographs or names. Sampler: {sampler}."""
 RECOGNISED = """An image is recognised if a dual encoder, trained on real images and on what the tokenizer leaves of
 them, finds its caption the most similar one among {candidates} of different names. What it recognises of the real
 images, and of their reconstructions, is the ceiling."""
@@ -86,7 +85,7 @@ def package(run: Path, name: str, options: argparse.Namespace) -> None:
     results, model_has_texts = {}, is_generator and model.text_tokenizer is not None
     for data in map(Path, options.data):
         scores = folder / f"scores-{data.name}.json"
-        views = ["--views", options.views] if options.views else []
+        views = ["--views", options.views, "--kind", "wide"] if options.views else []
         if sit(["evaluate", str(folder), str(data), "-o", str(scores), "--overwrite", *views]):
             raise SystemExit(f"{name} could not be judged on {data}")
         results[data.name] = read_json(scores)
@@ -164,13 +163,15 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     for name, result in results.items():
         scores, reference = result["scores"], result["manifest"]["reference"]
         if result["manifest"]["task"] == "samples":
-            again = f"{scores['to_reconstructions']['fd_lite0']:.1f}"
+            near = scores["to_reconstructions"]
+            again = f"{near['fd_lite0']:.0f} ± {near['jackknife']['fd_lite0']:.0f}"
             kinds = (("", scores, again), (", reconstructions", scores["reconstruction"], ""))
             for what, of, near in kinds:
                 row = {"set": name + what, "samples": reference["views"]}
+                errors = of["jackknife"]
                 row |= {
-                    "FD-Lite0": f"{of['fd_lite0']:.1f}",
-                    "KID x 1000": f"{1000 * of['kid']:.2f}",
+                    "FD-Lite0": f"{of['fd_lite0']:.0f} ± {errors['fd_lite0']:.0f}",
+                    "KID x 1000": f"{1000 * of['kid']:.0f} ± {1000 * errors['kid']:.0f}",
                 }
                 rows.append(row | {"FD to reconstructions": near})
             continue

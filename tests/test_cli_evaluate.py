@@ -135,6 +135,25 @@ def test_a_generator_is_judged_by_samples_of_the_classes_of_the_views(run, monke
     assert scores["to_reconstructions"]["fd_lite0"] != scores["fd_lite0"]
 
 
+def test_a_photograph_has_one_center_and_only_those_with_a_class_count(run, tmp_path, capsys):
+    shutil.copytree("photos", tmp_path / "some")
+    loose = tmp_path / "some/test/loose.png"
+    shutil.copy(next(Path("photos").rglob("0.png")), loose)
+    arguments = [
+        "evaluate",
+        "ar_sit5_sc",
+        str(tmp_path / "some"),
+        "-o",
+        str(tmp_path / "scores.json"),
+    ]
+    assert main(arguments) == 0
+    reference = json.loads((tmp_path / "scores.json").read_text())["manifest"]["reference"]
+    assert (reference["views"], reference["photographs"]) == (8, 8)
+    assert main([*arguments, "--views", "9", "--overwrite"]) == 1
+    assert "8 of these images can be judged, and each has one center" in capsys.readouterr().err
+    assert main([*arguments, "--views", "9", "--kind", "wide", "--overwrite"]) == 0
+
+
 def test_other_classes_are_refused(run, capsys):
     assert main(["evaluate", "ar_sit5_sc", str(ROOT / "data/landscapes")]) == 1
     assert "It knows mountain, water, city." in capsys.readouterr().err

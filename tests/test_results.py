@@ -106,7 +106,10 @@ def test_the_headline_has_other_metrics_samplers_and_trainings():
     again = {name: model(50.0, 0.1) for name in runs}
     first, second = headline(runs, [], again)
     assert (first["ours"], first["KID"]) == ("x 4.00 ± 0.00", "x 1.50 ± 0.64")
-    assert (first["other samplers"], first["trained again"]) == ("x 2.00 to 4.00", "x 1.00")
+    assert (first["other samplers"], first["trained again"]) == (
+        "x 2.00 to 4.00",
+        "x 1.00 (KID x 1.00)",
+    )
     assert second["ours"] == "x 4.00 ± 0.00" and not second["other samplers"]
     assert headline(runs, [], {})[0]["trained again"] == ""
 
@@ -129,12 +132,14 @@ def test_models_are_compared_after_as_many_steps_each():
     values = {"sit4": (1400, 0.5), "sit4_350": (350, 0.66), "vit_vqgan_350": (350, 0.6)}
     values |= {"vit_vqgan": (1400, 0.4), "sit4_books": (1400, 9.0), "sit4_700": (700, 0.5)}
     rows = {
-        name: {"group": group, "steps": steps, "seeds": {"0": {"lpips_vgg": x}}}
+        name: {"group": group, "steps": steps, "seeds": {"0": {"lpips_vgg": x, "fd_lite0": x * x}}}
         for name, (steps, x) in values.items()
         for group in ["steps" if name[-1] == "0" else "headline"]
     }
-    expected = {"model": "SIT-4 of the paper", "350 steps": "1.10", "1,400 steps": "1.25"}
-    assert results.lengths(rows) == [expected]
+    vgg, fd = results.lengths(rows)
+    first = {"model": "SIT-4 of the paper", "measure": "LPIPS-VGG"}
+    assert vgg == first | {"350 steps": "1.10", "1,400 steps": "1.25"}
+    assert (fd["measure"], fd["350 steps"], fd["1,400 steps"]) == ("FD-Lite0", "1.21", "1.56")
 
 
 def test_missing_and_broken_files_are_named(project):

@@ -54,11 +54,8 @@ def evaluate(options: argparse.Namespace) -> int:
         load_trunk(net)
     options.split = options.split or ("test" if has_splits(folder) else "all")
     source, digest = open_images(folder, options.split), hashlib.sha256()
-    count = options.views or len(source)
-    require(count > 1, "one view cannot be judged: give --views 2 or more.")
     judged = _samples if is_generator else _reconstructions
-    size, protocol, scores = judged(options, path, source, count, digest)
-    photographs = len(set(held_out_positions(source, count, SEED)))
+    (size, count, photographs), protocol, scores = judged(options, path, source, digest)
     manifest = {
         "task": "samples" if is_generator else "reconstructions",
         "weights": {"name": path.resolve().parent.name, "sha256": sha256_of(path)},
@@ -82,28 +79,41 @@ def evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _positions(options: argparse.Namespace, source: ImageSource) -> list[int]:
+    """Positions of the photographs of all views: as many as asked for, or one of each."""
+    count = options.views or len(source)
+    require(count > 1, "one view cannot be judged: give --views 2 or more.")
+    is_new = options.kind != "center" or count <= len(source)
+    images = f"{len(source)} of these images can be judged"
+    require(is_new, f"{images}, and each has one center: give --kind wide, or fewer --views.")
+    return held_out_positions(source, count, SEED)
+
+
 def _reconstructions(
-    options: argparse.Namespace, path: Path, source: ImageSource, count: int, digest: Any
-) -> tuple[int, dict[str, Any], dict[str, Any]]:
-    """Size, protocol and scores of views after the tokenizer."""
+    options: argparse.Namespace, path: Path, source: ImageSource, digest: Any
+) -> tuple[tuple[int, int, int], dict[str, Any], dict[str, Any]]:
+    """Size, views and photographs; protocol and scores of views after the tokenizer."""
+    positions = _positions(options, source)
     tokenizer, _ = files.load_checkpoint(str(path), SpectralTokenizer, options.device)
-    full = tokenizer.sizes[-1]
+    full, count = tokenizer.sizes[-1], len(positions)
     views = judge.hashed(judge.view_parts(source, count, full, SEED, options.kind), digest)
     inception = InceptionMetrics() if options.inception else None
     options_of = {"seed": SEED, "inception": inception, "title": "reconstructions"}
     scores, _ = judge.reconstruction_scores(tokenizer, views, options.size, **options_of)
-    return options.size or full, {"precision": _precision(tokenizer.device)}, scores
+    of = (options.size or full, count, len(set(positions)))
+    return of, {"precision": _precision(tokenizer.device)}, scores
 
 
 def _samples(
-    options: argparse.Namespace, path: Path, source: ImageSource, count: int, digest: Any
-) -> tuple[int, dict[str, Any], dict[str, Any]]:
-    """Size, protocol and scores of samples for the classes, or the names, of the views."""
+    options: argparse.Namespace, path: Path, source: ImageSource, digest: Any
+) -> tuple[tuple[int, int, int], dict[str, Any], dict[str, Any]]:
+    """As `_reconstructions`, of samples for the classes, or the names, of the views."""
     require(options.size is None, "--size is of tokenizers: samples have the size of their model.")
     inception = InceptionMetrics() if options.inception else None  # before samples are drawn
     model, tokenizer, sampling = load_sampler(str(path), options)
     source = source.labeled() if model.config.classes else source
-    positions = held_out_positions(source, count, SEED)
+    positions = _positions(options, source)
+    count = len(positions)
     if model.config.classes:
         names = [source.samples[position].class_name for position in positions]
         other = sorted({str(name) for name in names} - {*model.config.classes})
@@ -134,7 +144,8 @@ def _samples(
             inception.add(views, real=True, title="views")
         scores |= inception.compute(seed=SEED)
     protocol = {"precision": _precision(tokenizer.device), "prompts": told}
-    return size, protocol | {"sampler": to_dict(sampling)}, scores
+    of = (size, count, len(set(positions)))
+    return of, protocol | {"sampler": to_dict(sampling)}, scores
 
 
 def _name(device: torch.device) -> str:

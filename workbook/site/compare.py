@@ -139,8 +139,9 @@ def headline(
                 more["other samplers"] = sampler_range(*pair)
             if {variant, other} <= retrained.keys():
                 again = [retrained[name] for name in (variant, other)]
-                first, second = ((of[to] if to else of)["fd_lite0"] for of in again)
-                more["trained again"] = f"x {first / second:.2f}"
+                first, second = (of[to] if to else of for of in again)
+                fd, kid = (first[key] / second[key] for key in ("fd_lite0", "kid"))
+                more["trained again"] = f"x {fd:.2f} (KID x {kid:.2f})"
             add(variant, f"distance to {title} ↓", paper, distance_ratio(*pair, to), **more)
     if set(TEXT) <= generators.keys():
         for name in TEXT:

@@ -176,8 +176,8 @@ def gather(root: Path) -> dict[str, Any]:
 
 def study(root: Path) -> dict[str, Any]:
     """`reconstruction`, the headline's rows as cells; `trials`, trainings by which settings of a
-    model were chosen; `claims`, their verdicts; `lengths` of training and `orders` of writing, as
-    below.
+    model were chosen; `by_optimizer`, a ratio of two of them; `claims`, their verdicts; `lengths`
+    of training and `orders` of writing, as below.
     """
     listed = read_yaml(resolve("study/params.yaml"))["rows"]
     folder = root / "metrics/study"
@@ -220,6 +220,12 @@ def study(root: Path) -> dict[str, Any]:
         if row["group"] in ("choice", "recipe"):
             trials[row["of"]] += len(row["seeds"])
     named = {label(variant): count for variant, count in trials.items()}
+    by_optimizer = {}  # of trials: LPIPS-VGG of the paper's SIT-4 over that of ViT-VQGAN
+    for title, name in {"Muon": "as_chosen", "AdamW": "adamw"}.items():
+        if of := read_results(folder / "trials").get(name):
+            first, second = (of["models"][model] for model in ("sit4", BASELINE))
+            ratio = mean(first, "lpips_vgg") / mean(second, "lpips_vgg")
+            by_optimizer[title] = {"ratio": ratio, "steps": first["steps"]}
     measured, claims = "", judged(rows, load_claims())
     if BASELINE in rows:
         of = rows[BASELINE]
@@ -231,6 +237,7 @@ def study(root: Path) -> dict[str, Any]:
         "measured": measured,
         "reconstruction": table,
         "trials": named,
+        "by_optimizer": by_optimizer,
         "claims": claims,
         "otherwise": otherwise(rows, claims),
         "lengths": lengths(rows),
@@ -284,13 +291,18 @@ def by_steps(rows: Rows) -> dict[str, dict[int, dict[str, Any]]]:
 
 
 def lengths(rows: Rows) -> list[dict[str, str]]:
-    """Rows of models: LPIPS-VGG over that of ViT-VQGAN after as many steps, of two at least."""
-    scores = {m: {n: x["lpips_vgg"] for n, x in of.items()} for m, of in by_steps(rows).items()}
-    base, table = scores.pop(BASELINE), []
-    for model, of_model in scores.items():
-        ratios = {f"{n:,} steps": f"{x / base[n]:.2f}" for n, x in of_model.items() if n in base}
-        if len(ratios) > 1:
-            table.append({"model": LENGTHS[model], **ratios})
+    """Rows of models: LPIPS-VGG, then FD-Lite0, over that of ViT-VQGAN after as many steps, of two
+    at least.
+    """
+    scores, table = by_steps(rows), []
+    base = scores.pop(BASELINE)
+    for key, title in {"lpips_vgg": "LPIPS-VGG", "fd_lite0": "FD-Lite0"}.items():
+        for model, of in scores.items():
+            ratios = {
+                f"{n:,} steps": f"{x[key] / base[n][key]:.2f}" for n, x in of.items() if n in base
+            }
+            if len(ratios) > 1:
+                table.append({"model": LENGTHS[model], "measure": title, **ratios})
     return table
 
 
